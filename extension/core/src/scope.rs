@@ -1,0 +1,71 @@
+//! The scope grammar, and which scope grants which.
+//!
+//! A scope is `segment(:segment)*` with segments `[a-z0-9][a-z0-9_.-]*`, at most 128 characters in all. A token may
+//! carry a scope, which grants exactly itself, or a wildcard `x:*`, which grants `x:` followed by anything at any
+//! depth but not `x` itself, or [`ADMIN`], which grants everything. There is no `*` on its own: all power has one name.
+//!
+//! Whatever is malformed, on either side, grants nothing and is granted by nothing.
+
+/// Characters of the longest scope, a wildcard's `:*` included.
+pub const MAX_SCOPE_LEN: usize = 128;
+/// The scope that grants every well-formed scope.
+pub const ADMIN: &str = "admin";
+
+/// Whether `s` is a concrete scope: `posts:read`, but not `posts:*`.
+pub fn is_scope(s: &[u8]) -> bool {
+    s.len() <= MAX_SCOPE_LEN && are_segments(s)
+}
+
+/// Whether `s` is something a token can carry: a concrete scope, or a wildcard `x:*` where `x` is a concrete scope.
+pub fn is_grantable(s: &[u8]) -> bool {
+    s.len() <= MAX_SCOPE_LEN && are_segments(s.strip_suffix(b":*").unwrap_or(s))
+}
+
+/// What every scope that the wildcard `s` grants begins with: `posts:` for `posts:*`. `None` unless `s` is a
+/// well-formed wildcard.
+pub fn wildcard_prefix(s: &[u8]) -> Option<&[u8]> {
+    let prefix = s.strip_suffix(b"*")?;
+    (prefix.ends_with(b":") && is_grantable(s)).then_some(prefix)
+}
+
+/// Whether carrying `granted` permits what asks for `required`.
+///
+/// `required` may be a wildcard too, and is then granted by whatever grants all of it: `x:*` grants `x:y:*`.
+#[inline]
+pub fn grants(granted: &[u8], required: &[u8]) -> bool {
+    covers(granted, required) && is_grantable(required)
+}
+
+/// Whether any of `granted` permits what asks for `required`, as [`grants`] of each.
+#[inline]
+pub fn any_grants<'a>(mut granted: impl Iterator<Item = &'a [u8]>, required: &[u8]) -> bool {
+    granted.any(|g| covers(g, required)) && is_grantable(required)
+}
+
+/// The comparison alone. Provided that `required` is well formed, `granted` then is too and needs no check of its own:
+/// either it is equal to `required`, or it is [`ADMIN`], or all of it but the final `*` begins `required` and ends with
+/// a colon, so that it consists of whole segments of `required` and is no longer than that.
+fn covers(granted: &[u8], required: &[u8]) -> bool {
+    if granted == required {
+        return true;
+    }
+    match granted.strip_suffix(b"*") {
+        Some(prefix) => prefix.ends_with(b":") && required.starts_with(prefix),
+        None => granted == ADMIN.as_bytes(),
+    }
+}
+
+/// Whether `s` is `segment(:segment)*`, of whatever length.
+fn are_segments(s: &[u8]) -> bool {
+    let mut at_start = true;
+    for &b in s {
+        at_start = match b {
+            b'a'..=b'z' | b'0'..=b'9' => false,
+            b'_' | b'.' | b'-' if !at_start => false,
+            b':' if !at_start => true,
+            _ => return false,
+        };
+    }
+    // Ends inside a segment: neither empty nor on a colon.
+    !at_start
+}

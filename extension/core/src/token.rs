@@ -1,0 +1,231 @@
+//! The token format: `<prefix>_<80 hex><8 hex>`.
+//!
+//! The 80 lower-case hexadecimal characters are 40 random bytes, the 8 after them the CRC-32 (IEEE 802.3) of those 80
+//! characters. The checksum turns most typos and junk away without a lookup, and lets a secret scanner confirm a find
+//! offline. It is no secret and covers neither the prefix nor the whole string: what authenticates a token is its
+//! [`digest`], which covers every byte of it.
+//!
+//! A prefix may itself contain `_`, so a token is always read from the right, where every length is fixed.
+
+use std::error::Error;
+use std::fmt;
+
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
+
+/// Random bytes in a token.
+pub const ENTROPY_LEN: usize = 40;
+/// Bytes of the stored digest (SHA-256).
+pub const DIGEST_LEN: usize = 32;
+/// Characters of the longest prefix.
+pub const MAX_PREFIX_LEN: usize = 16;
+/// The prefix of tokens whose issuer asked for none.
+pub const DEFAULT_PREFIX: &str = "tgt";
+
+/// What is stored in the token's place: the SHA-256 of the whole token.
+pub type Digest = [u8; DIGEST_LEN];
+
+const BODY_LEN: usize = 2 * ENTROPY_LEN;
+const CHECKSUM_LEN: usize = 8;
+const TAIL_LEN: usize = BODY_LEN + CHECKSUM_LEN;
+/// Characters of the body that a hint shows: enough to recognise a token in a list, 16 bits of its 320.
+const HINT_LEN: usize = 4;
+
+/// A token's prefix, `[a-z][a-z0-9_]{0,15}`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Prefix(String);
+
+impl Prefix {
+    /// Accepts a well-formed prefix; the error says what is wrong with any other.
+    pub fn parse(prefix: &str) -> Result<Prefix, PrefixError> {
+        if is_prefix(prefix.as_bytes()) {
+            return Ok(Prefix(prefix.to_owned()));
+        }
+        let length = prefix.chars().count();
+        Err(match prefix.chars().next() {
+            None => PrefixError::Empty,
+            Some(_) if length > MAX_PREFIX_LEN => PrefixError::TooLong { length },
+            Some(first) if !first.is_ascii_lowercase() => PrefixError::BadStart,
+            Some(_) => PrefixError::BadCharacter {
+                position: 1 + prefix
+                    .chars()
+                    .position(|c| !c.is_ascii() || !is_prefix_byte(c as u8))
+                    .unwrap_or_default(),
+            },
+        })
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for Prefix {
+    fn default() -> Self {
+        Prefix(DEFAULT_PREFIX.to_owned())
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why a prefix was refused.
+///
+/// The text never repeats what was passed: somebody will pass a whole token as the prefix one day, and the message
+/// goes to the server's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefixError {
+    Empty,
+    /// In characters.
+    TooLong {
+        length: usize,
+    },
+    BadStart,
+    /// The first character that is not allowed, counted from 1.
+    BadCharacter {
+        position: usize,
+    },
+}
+
+impl fmt::Display for PrefixError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PrefixError::Empty => f.write_str("a token prefix must not be empty"),
+            PrefixError::TooLong { length } => {
+                write!(f, "a token prefix has at most {MAX_PREFIX_LEN} characters, this one has {length}")
+            }
+            PrefixError::BadStart => {
+                f.write_str("a token prefix must begin with a lower-case letter (a to z)")
+            }
+            PrefixError::BadCharacter { position } => write!(
+                f,
+                "a token prefix may contain only a to z, 0 to 9 and \"_\"; character {position} is none of them"
+            ),
+        }
+    }
+}
+
+impl Error for PrefixError {}
+
+/// The parts of a well-formed token.
+///
+/// Has no `Debug`: the body is the secret, and a derived one would print it.
+#[derive(Clone, Copy)]
+pub struct Parsed<'a> {
+    pub prefix: &'a str,
+    /// The 80 hexadecimal characters between prefix and checksum.
+    pub body: &'a [u8],
+}
+
+impl Parsed<'_> {
+    /// What may be shown of the token: its prefix, `_` and the first 4 characters of the body.
+    pub fn hint(&self) -> String {
+        let mut hint = String::with_capacity(self.prefix.len() + 1 + HINT_LEN);
+        hint.push_str(self.prefix);
+        hint.push('_');
+        hint.extend(self.body.iter().take(HINT_LEN).copied().map(char::from));
+        hint
+    }
+}
+
+/// Takes a token apart; `None` if it is malformed in shape, prefix or checksum.
+///
+/// Upper-case hexadecimal is malformed: one token has one spelling, or its digest would not find it.
+#[inline]
+pub fn parse(token: &[u8]) -> Option<Parsed<'_>> {
+    let (head, tail) = token.split_last_chunk::<TAIL_LEN>()?;
+    let (b'_', prefix) = head.split_last()? else { return None };
+    if !is_prefix(prefix) || !is_lower_hex(tail) {
+        return None;
+    }
+    let (body, checksum) = tail.split_first_chunk::<BODY_LEN>()?;
+    if crc32fast::hash(body) != hex_value(checksum) {
+        return None;
+    }
+    Some(Parsed { prefix: std::str::from_utf8(prefix).ok()?, body })
+}
+
+/// The digest under which a token is stored and found. Takes any bytes; whether they are a token is for [`parse`].
+#[inline]
+pub fn digest(token: &[u8]) -> Digest {
+    Sha256::digest(token).into()
+}
+
+/// A token as it was just issued: the only time that its plaintext exists on our side.
+///
+/// Its memory is wiped when it is dropped, and `Debug` does not show it.
+pub struct Issued {
+    token: Zeroizing<String>,
+    hint_len: usize,
+}
+
+impl Issued {
+    /// The plaintext, for the answer to whoever asked for the token and for nothing else.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    pub fn digest(&self) -> Digest {
+        digest(self.token.as_bytes())
+    }
+
+    /// Same as [`Parsed::hint`].
+    pub fn hint(&self) -> String {
+        self.token[..self.hint_len].to_owned()
+    }
+}
+
+impl fmt::Debug for Issued {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Issued([redacted])")
+    }
+}
+
+/// Makes the token that these random bytes stand for.
+///
+/// `entropy` must come from the operating system's cryptographic generator, and be wiped by the caller afterwards.
+pub fn issue(prefix: &Prefix, entropy: &[u8; ENTROPY_LEN]) -> Issued {
+    let head_len = prefix.as_str().len() + 1;
+    // The full capacity from the start: a reallocation would leave a copy of the secret that nothing wipes.
+    let mut token = Zeroizing::new(String::with_capacity(head_len + TAIL_LEN));
+    token.push_str(prefix.as_str());
+    token.push('_');
+    push_hex(&mut token, entropy);
+    let checksum = crc32fast::hash(&token.as_bytes()[head_len..]);
+    push_hex(&mut token, &checksum.to_be_bytes());
+    Issued { token, hint_len: head_len + HINT_LEN }
+}
+
+fn is_prefix(prefix: &[u8]) -> bool {
+    prefix.len() <= MAX_PREFIX_LEN
+        && prefix.first().is_some_and(u8::is_ascii_lowercase)
+        && prefix.iter().all(|&b| is_prefix_byte(b))
+}
+
+fn is_prefix_byte(b: u8) -> bool {
+    matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_')
+}
+
+fn is_lower_hex(text: &[u8; TAIL_LEN]) -> bool {
+    // No early exit: a fold over a fixed length compiles to a handful of vector instructions.
+    text.iter().fold(true, |ok, &b| ok & (b.is_ascii_digit() | matches!(b, b'a'..=b'f')))
+}
+
+/// The number that hexadecimal digits spell, which the caller has checked to be such.
+fn hex_value(digits: &[u8]) -> u32 {
+    digits.iter().fold(0, |value, &b| {
+        let digit = if b.is_ascii_digit() { b - b'0' } else { b.wrapping_sub(b'a').wrapping_add(10) };
+        (value << 4) | u32::from(digit & 0xf)
+    })
+}
+
+fn push_hex(out: &mut String, bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for &b in bytes {
+        out.push(char::from(DIGITS[usize::from(b >> 4)]));
+        out.push(char::from(DIGITS[usize::from(b & 0xf)]));
+    }
+}
