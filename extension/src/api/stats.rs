@@ -1,0 +1,60 @@
+//! `memory_stats`: what `stats` shows of the shared memory.
+
+use crate::fmgr::{Call, sql_function};
+use crate::shmem;
+use crate::store::composite::{self, Composite};
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::pg_sys::Datum;
+use pgrx::{IntoDatum, JsonB, Uuid};
+use tollgate_core::status::Code;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+sql_function!(memory_stats);
+fn memory_stats(_call: &Call) -> Option<Datum> {
+    let Some(stats) = shmem::stats() else {
+        let detail =
+            "Off: tollgate is not in shared_preload_libraries, so uses are neither counted nor limited.";
+        return Some(composite::form(
+            Composite::MemoryStats,
+            [
+                VERSION.into_datum(),
+                false.into_datum(),
+                detail.into_datum(),
+                None,
+                None,
+                None,
+                None,
+                None,
+                None,
+                None,
+                None,
+            ],
+        ));
+    };
+    let detail = if stats.overflowed == 0 {
+        "On: every use since the server started was counted."
+    } else {
+        "On, but too small: some uses found no room. Raise tollgate.max_tracked_keys, or flush more often."
+    };
+    let outcomes = Code::ALL
+        .iter()
+        .map(|code| (code.as_str().to_owned(), stats.outcomes[code.index()].into()))
+        .collect();
+    Some(composite::form(
+        Composite::MemoryStats,
+        [
+            VERSION.into_datum(),
+            true.into_datum(),
+            detail.into_datum(),
+            TimestampWithTimeZone::try_from(stats.started_at).ok().into_datum(),
+            Uuid::from_bytes(stats.boot).into_datum(),
+            JsonB(serde_json::Value::Object(outcomes)).into_datum(),
+            stats.tracked.cast_signed().into_datum(),
+            stats.capacity.cast_signed().into_datum(),
+            stats.overflowed.cast_signed().into_datum(),
+            stats.generation.map(u64::cast_signed).into_datum(),
+            stats.closed_generation.map(u64::cast_signed).into_datum(),
+        ],
+    ))
+}

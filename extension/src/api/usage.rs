@@ -1,0 +1,59 @@
+//! `drain_usage` and `ack_usage`: the way of the counters out of shared memory. `apply_usage` is SQL.
+#![allow(unsafe_code)]
+
+use crate::error::OrRaise;
+use crate::fmgr::{Call, sql_function};
+use crate::shmem;
+use core::ffi::CStr;
+use pgrx::pg_sys::{self, Datum};
+use pgrx::prelude::*;
+use pgrx::{Inet, IntoDatum, Uuid};
+
+#[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
+fn drain_usage() -> TableIterator<
+    'static,
+    (
+        name!(node, String),
+        name!(boot, Uuid),
+        name!(generation, i64),
+        name!(token_id, Uuid),
+        name!(uses, i64),
+        name!(denials, i64),
+        name!(last_used_at, Option<TimestampWithTimeZone>),
+        name!(last_used_ip, Option<Inet>),
+    ),
+> {
+    let drained = shmem::drain().or_raise();
+    let node = node();
+    let boot = Uuid::from_bytes(drained.boot);
+    TableIterator::new(drained.rows.into_iter().map(move |row| {
+        (
+            node.clone(),
+            boot,
+            drained.generation.cast_signed(),
+            Uuid::from_bytes(row.token_id),
+            row.uses.cast_signed(),
+            row.denials.cast_signed(),
+            row.last_used.and_then(|(at, _)| TimestampWithTimeZone::try_from(at).ok()),
+            row.last_used.and_then(|(_, client)| client).map(|client| Inet(client.to_string())),
+        )
+    }))
+}
+
+sql_function!(ack_usage);
+fn ack_usage(call: &Call) -> Option<Datum> {
+    let generation: i64 = call.value(0)?;
+    shmem::acknowledge(generation.cast_unsigned()).or_raise().into_datum()
+}
+
+/// The server's name in `token_usage`: its `cluster_name`, else the identifier that a cluster shares with its standbys.
+fn node() -> String {
+    // SAFETY: a string setting of PostgreSQL: a C string or NULL.
+    let name = unsafe { pg_sys::cluster_name.as_ref().map(|start| CStr::from_ptr(start).to_string_lossy()) };
+    match name {
+        Some(name) if !name.is_empty() => name.into_owned(),
+        // SAFETY: reads a number from shared memory.
+        _ => unsafe { pg_sys::GetSystemIdentifier() }.to_string(),
+    }
+}

@@ -1,0 +1,188 @@
+//! `verify_api_token` and its kin: the hot path. Parse, checksum, digest, one index probe, checks, count.
+
+use crate::context::{self, Context};
+use crate::datum::{self, TextArray};
+use crate::error::Error;
+use crate::fmgr::{Call, sql_function};
+use crate::shmem::{self, Use};
+use crate::store::composite::{self, Composite};
+use crate::store::probe::{self, Column, TokenRow};
+use crate::sys;
+use pgrx::IntoDatum;
+use pgrx::pg_sys::Datum;
+use tollgate_core::net::Net;
+use tollgate_core::scope;
+use tollgate_core::status::{Code, decide};
+use tollgate_core::token::{self, Digest};
+
+sql_function!(verify_api_token);
+fn verify_api_token(call: &Call) -> Option<Datum> {
+    let request = Request::new(presented_digest(call), call);
+    Some(check(&request, Metering::Counted, verification))
+}
+
+sql_function!(verify_api_token_hash);
+fn verify_api_token_hash(call: &Call) -> Option<Datum> {
+    let digest = call.bytes(0).and_then(|bytes| bytes.try_into().ok());
+    let request = Request::new(digest, call);
+    Some(check(&request, Metering::Counted, verification))
+}
+
+sql_function!(authenticate);
+fn authenticate(call: &Call) -> Option<Datum> {
+    let request = Request::new(presented_digest(call), call);
+    let (code, accepted) = check(&request, Metering::Counted, |code, token| {
+        let accepted = token.filter(|_| code == Code::Valid);
+        (code, accepted.map(|token| (verification(code, Some(token)), context_of(token))))
+    });
+    let Some((row, context)) = accepted else { Error::refused(code).raise() };
+    context::establish(&context);
+    Some(row)
+}
+
+sql_function!(presented_token_has_scope);
+fn presented_token_has_scope(call: &Call) -> Option<Datum> {
+    let request =
+        Request { digest: presented_digest(call), required: Required::One(call.bytes(1)), client: None };
+    check(&request, Metering::Uncounted, |code, _| code == Code::Valid).into_datum()
+}
+
+struct Request<'a> {
+    /// `None` for what cannot be a token.
+    digest: Option<Digest>,
+    required: Required<'a>,
+    /// What the application saw, never the peer of the database connection.
+    client: Option<Net>,
+}
+
+enum Required<'a> {
+    Nothing,
+    /// NULL is granted by nothing.
+    One(Option<&'a [u8]>),
+    All(TextArray<'a>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Metering {
+    Counted,
+    Uncounted,
+}
+
+impl<'a> Request<'a> {
+    fn new(digest: Option<Digest>, call: &'a Call) -> Self {
+        Request {
+            digest,
+            required: call.text_array(1).map_or(Required::Nothing, Required::All),
+            client: call.bytes(2).and_then(datum::net),
+        }
+    }
+}
+
+/// The digest of the token in the first argument; `None` if it is malformed, which its checksum tells without a look-up.
+fn presented_digest(call: &Call) -> Option<Digest> {
+    let presented = call.bytes(0)?;
+    token::parse(presented).map(|_| token::digest(presented))
+}
+
+/// Decides on a request, counts the outcome, and hands the code and the row of a known token to `then`, which runs while
+/// the row's buffer is pinned.
+fn check<R>(request: &Request<'_>, metering: Metering, then: impl FnOnce(Code, Option<&TokenRow>) -> R) -> R {
+    let Some(digest) = &request.digest else {
+        if metering == Metering::Counted {
+            shmem::record(Code::Malformed, None);
+        }
+        return then(Code::Malformed, None);
+    };
+    probe::with_token(digest, |token| {
+        let now = sys::GetCurrentTimestamp();
+        let code = token.map_or(Code::NotFound, |token| judge(token, request, now));
+        if metering == Metering::Counted {
+            let used = Use { accepted: code == Code::Valid, at: now, client: request.client };
+            shmem::record(code, token.map(TokenRow::id).as_ref().map(|id| (id, used)));
+        }
+        then(code, token)
+    })
+}
+
+fn judge(token: &TokenRow, request: &Request<'_>, now: i64) -> Code {
+    let code = decide(
+        token.datum(Column::RevokedAt).is_some(),
+        token.datum(Column::DisabledAt).is_some(),
+        token.timestamp(Column::ExpiresAt),
+        now,
+        || address_allowed(token, request.client),
+        || scopes_granted(token, &request.required),
+    );
+    if code == Code::Valid && token.datum(Column::RateLimit).is_some() {
+        // Fails closed: a limit that is not kept must not look as if it were.
+        Error::limits_unsupported().raise();
+    }
+    code
+}
+
+fn address_allowed(token: &TokenRow, client: Option<Net>) -> bool {
+    let Some(networks) = token.array(Column::AllowedIps) else { return true };
+    client.is_some_and(|client| {
+        networks.present().filter_map(datum::net).any(|network| network.contains(&client))
+    })
+}
+
+fn scopes_granted(token: &TokenRow, required: &Required<'_>) -> bool {
+    let granted = |required: Option<&[u8]>| {
+        required.is_some_and(|required| {
+            token.array(Column::Scopes).is_some_and(|granted| scope::any_grants(granted.present(), required))
+        })
+    };
+    match required {
+        Required::Nothing => true,
+        Required::One(one) => granted(*one),
+        Required::All(all) => all.iter().all(granted),
+    }
+}
+
+/// The row that SQL sees. Of a refused token it tells the id and the expiry alone: a caller who forgets to look at
+/// `valid` must not be handed an identity.
+fn verification(code: Code, token: Option<&TokenRow>) -> Datum {
+    let accepted = token.filter(|_| code == Code::Valid);
+    let known = |column| token.and_then(|token| token.datum(column));
+    let granted = |column| accepted.and_then(|token| token.datum(column));
+    composite::form(
+        Composite::Verification,
+        [
+            (code == Code::Valid).into_datum(),
+            Some(Datum::from(CODES[code.index()].as_ptr())),
+            known(Column::Id),
+            granted(Column::UserId),
+            granted(Column::Name),
+            granted(Column::Scopes),
+            known(Column::ExpiresAt),
+            granted(Column::Metadata),
+            None,
+            None,
+            None,
+        ],
+    )
+}
+
+/// The codes as values of type text, so that none has to be made per call.
+static CODES: [[u8; 24]; Code::ALL.len()] = {
+    let mut texts = [[0; 24]; Code::ALL.len()];
+    let mut i = 0;
+    while i < Code::ALL.len() {
+        texts[Code::ALL[i].index()] = datum::short_text(Code::ALL[i].as_str());
+        i += 1;
+    }
+    texts
+};
+
+fn context_of(token: &TokenRow) -> Context {
+    let owned = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    Context {
+        token_id: token.id(),
+        user_id: token.text(Column::UserId).to_owned(),
+        scopes: token
+            .array(Column::Scopes)
+            .map_or_else(Vec::new, |scopes| scopes.present().map(owned).collect()),
+        expires_at: token.timestamp(Column::ExpiresAt),
+    }
+}

@@ -1,0 +1,118 @@
+//! The identity of a transaction: which token it has authenticated with.
+//!
+//! It is the value of one string setting, `tollgate.context`, set with GUC_ACTION_LOCAL. PostgreSQL then does by itself
+//! what an identity needs: it ends with the transaction (so it never outlives a turn in a connection pool), comes back at
+//! ROLLBACK TO SAVEPOINT, and is shipped to parallel workers. Nobody can forge it: the check hook takes a value only from
+//! `authenticate` (a flag of this module), from the leader of a parallel worker that is starting, or the empty one; a
+//! superuser's SET is refused like anyone's. The secret is not in it.
+#![allow(unsafe_code)]
+
+use crate::{compat, guc, sys};
+use core::cell::{Cell, RefCell};
+use core::ffi::{CStr, c_char, c_void};
+use core::sync::atomic::AtomicPtr;
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::ffi::CString;
+
+const NAME: &CStr = c"tollgate.context";
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Context {
+    pub(crate) token_id: [u8; 16],
+    pub(crate) user_id: String,
+    pub(crate) scopes: Vec<String>,
+    /// Microseconds since 2000-01-01, as `timestamptz`.
+    pub(crate) expires_at: Option<i64>,
+}
+
+static VALUE: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
+
+thread_local! {
+    /// True only while `establish` sets the setting.
+    static ESTABLISHING: Cell<bool> = const { Cell::new(false) };
+    /// The setting's value, parsed by the assign hook.
+    static CURRENT: RefCell<Option<Context>> = const { RefCell::new(None) };
+}
+
+pub(crate) fn init() {
+    let flags = pg_sys::GUC_NO_SHOW_ALL
+        | pg_sys::GUC_NO_RESET_ALL
+        | compat::GUC_NO_RESET
+        | pg_sys::GUC_NOT_IN_SAMPLE
+        | pg_sys::GUC_DISALLOW_IN_FILE
+        | pg_sys::GUC_DISALLOW_IN_AUTO_FILE;
+    // SAFETY: called once per process with static strings; the hooks keep to the contracts of their types.
+    unsafe {
+        pg_sys::DefineCustomStringVariable(
+            NAME.as_ptr(),
+            c"The authenticated token of this transaction.".as_ptr(),
+            c"Set by tollgate.authenticate() alone and empty outside of a transaction that called it, which is why it \
+              has no other default."
+                .as_ptr(),
+            VALUE.as_ptr(),
+            c"".as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            flags.cast_signed(),
+            Some(check),
+            Some(assign),
+            None,
+        );
+    }
+}
+
+/// Makes a verified token the identity of the transaction.
+pub(crate) fn establish(context: &Context) {
+    struct Permit;
+    impl Drop for Permit {
+        fn drop(&mut self) {
+            ESTABLISHING.set(false);
+        }
+    }
+
+    let value = serde_json::to_string(context).expect("strings and numbers always serialise");
+    let value = CString::new(value).expect("JSON escapes NUL");
+    ESTABLISHING.set(true);
+    let _permit = Permit;
+    guc::set_local(NAME, &value);
+}
+
+/// Reads the identity of the transaction; `None` if it has none, or its token has expired meanwhile.
+pub(crate) fn read<R>(reader: impl FnOnce(&Context) -> R) -> Option<R> {
+    CURRENT.with_borrow(|current| {
+        let context = current.as_ref()?;
+        if context.expires_at.is_some_and(|end| end <= sys::GetCurrentTimestamp()) {
+            return None;
+        }
+        Some(reader(context))
+    })
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check(
+    new: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: PostgreSQL passes a pointer to a C string or NULL; the flag is a plain variable of this process, true only
+    // while a parallel worker restores the state of its leader.
+    let (empty, from_leader) = unsafe {
+        let empty = (*new).as_ref().is_none_or(|start| CStr::from_ptr(start).is_empty());
+        (empty, pg_sys::InitializingParallelWorker)
+    };
+    if empty || from_leader || ESTABLISHING.get() {
+        return true;
+    }
+    guc::refuse_with_detail("It is set by tollgate.authenticate() alone.");
+    false
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn assign(new: *const c_char, _extra: *mut c_void) {
+    // SAFETY: PostgreSQL passes a C string or NULL.
+    let value = unsafe { new.as_ref().map(|start| CStr::from_ptr(start)) };
+    let context =
+        value.filter(|text| !text.is_empty()).and_then(|text| serde_json::from_slice(text.to_bytes()).ok());
+    CURRENT.set(context);
+}

@@ -1,0 +1,149 @@
+//! The errors users see: each a SQLSTATE, a sentence, a detail and a hint that says what the reader can do. None ever
+//! holds a token or a part of one.
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::{PgLogLevel, PgSqlErrorCode};
+use tollgate_core::status::Code;
+
+pub(crate) struct Error {
+    sqlstate: PgSqlErrorCode,
+    message: String,
+    detail: Option<String>,
+    hint: Option<String>,
+}
+
+impl Error {
+    fn new(sqlstate: PgSqlErrorCode, message: impl Into<String>) -> Self {
+        Error { sqlstate, message: message.into(), detail: None, hint: None }
+    }
+
+    fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// A bad argument: the detail names it, and what was wrong with it.
+    pub(crate) fn argument(name: &str, message: impl Into<String>, offence: &str, hint: &str) -> Self {
+        Error::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message)
+            .detail(format!("Argument: {name}{}{offence}.", if offence.is_empty() { "" } else { ", " }))
+            .hint(hint)
+    }
+
+    /// A token that `authenticate` refuses.
+    pub(crate) fn refused(code: Code) -> Self {
+        let (sqlstate, message, hint) = match code {
+            Code::InsufficientScope => (
+                PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+                "the token lacks a required scope",
+                "Present a token that was issued with every scope this operation requires.",
+            ),
+            Code::RateLimited => (
+                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                "the token is over its rate limit",
+                "Try again later.",
+            ),
+            Code::IpNotAllowed => (
+                PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+                "the token was refused",
+                "The token is bound to networks: pass the client's address as client_ip, and check that it lies in one of them.",
+            ),
+            Code::Malformed => (
+                PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+                "the token was refused",
+                "Pass the whole token as it was issued, without \"Bearer \", quotes or spaces around it.",
+            ),
+            _ => (
+                PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+                "the token was refused",
+                "Issue a new token with tollgate.create_api_token() if its user should still have access.",
+            ),
+        };
+        Error::new(sqlstate, message).detail(format!("Code: {}.", code.as_str())).hint(hint)
+    }
+
+    pub(crate) fn missing_scope(scope: &str, authenticated: bool) -> Self {
+        let error = Error::new(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            format!("permission denied: scope {scope:?} is required"),
+        );
+        if authenticated {
+            error
+                .detail("The token of this transaction does not grant it.")
+                .hint("Authenticate with a token that was issued with this scope.")
+        } else {
+            error
+                .detail("This transaction has no authenticated token.")
+                .hint("Call tollgate.authenticate(token) first, in the same transaction.")
+        }
+    }
+
+    /// A token that carries a limit, in a release that cannot keep it.
+    pub(crate) fn limits_unsupported() -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "rate limits are not supported by this release of Tollgate",
+        )
+        .detail("Argument: rate_limit.")
+        .hint("Leave rate_limit NULL.")
+    }
+
+    pub(crate) fn needs_preload(what: &str) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("{what} needs shared memory, and tollgate was not loaded at server start"),
+        )
+        .hint("Add tollgate to shared_preload_libraries in postgresql.conf and restart the server.")
+    }
+
+    pub(crate) fn too_many_databases(limit: usize) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            format!("usage of more than {limit} databases cannot be flushed by one server"),
+        )
+        .hint("Tollgate still verifies tokens here. Move databases to another server, or restart it if databases were dropped.")
+    }
+
+    /// Tables that are not laid out as this library knows them.
+    pub(crate) fn unknown_layout(detail: impl Into<String>) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "the tables of extension tollgate do not match the library that is loaded",
+        )
+        .detail(detail)
+        .hint("Run ALTER EXTENSION tollgate UPDATE, and restart the server if the library was replaced.")
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Error::new(PgSqlErrorCode::ERRCODE_INTERNAL_ERROR, message)
+    }
+
+    #[track_caller]
+    pub(crate) fn raise(self) -> ! {
+        let mut report = ErrorReport::new(self.sqlstate, self.message, "");
+        if let Some(detail) = self.detail {
+            report = report.set_detail(detail);
+        }
+        if let Some(hint) = self.hint {
+            report = report.set_hint(hint);
+        }
+        report.report(PgLogLevel::ERROR);
+        unreachable!("an ERROR does not return")
+    }
+}
+
+/// Raises the error of a `Result` as an ERROR of PostgreSQL.
+pub(crate) trait OrRaise<T> {
+    fn or_raise(self) -> T;
+}
+
+impl<T> OrRaise<T> for Result<T, Error> {
+    #[track_caller]
+    fn or_raise(self) -> T {
+        self.unwrap_or_else(|error| error.raise())
+    }
+}

@@ -1,0 +1,112 @@
+//! Settings. Each is checked when it is set, and says why its default is what it is.
+#![allow(unsafe_code)]
+
+use core::ffi::{CStr, c_char, c_int, c_void};
+use core::sync::atomic::{AtomicPtr, Ordering};
+use pgrx::prelude::*;
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
+use tollgate_core::token::{DEFAULT_PREFIX, Prefix};
+
+static MAX_TRACKED_KEYS: GucSetting<i32> = GucSetting::<i32>::new(131_072);
+static TOKEN_PREFIX: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
+
+pub(crate) fn init() {
+    // SAFETY: a plain read of a flag of this process; the strings are static, the hook keeps to the contract of its type.
+    unsafe {
+        if pg_sys::process_shared_preload_libraries_in_progress {
+            GucRegistry::define_int_guc(
+                c"tollgate.max_tracked_keys",
+                c"Number of tokens whose use can be counted between two flushes.",
+                c"128 bytes of shared memory each. The default takes 17 MB and suits a service of which no more than \
+                  131072 tokens are in use within seconds; what does not fit is verified all the same, but not counted.",
+                &MAX_TRACKED_KEYS,
+                1024,
+                64 * 1024 * 1024,
+                GucContext::Postmaster,
+                GucFlags::default(),
+            );
+        }
+        pg_sys::DefineCustomStringVariable(
+            c"tollgate.token_prefix".as_ptr(),
+            c"Prefix of the tokens that are issued.".as_ptr(),
+            c"A letter, then up to 15 letters, digits or underscores, all lower-case. The default names the issuer \
+              (Tollgate), so that secret scanners can recognise a token; set your product's own."
+                .as_ptr(),
+            TOKEN_PREFIX.as_ptr(),
+            c"tgt".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            0,
+            Some(check_token_prefix),
+            None,
+            None,
+        );
+    }
+}
+
+/// After the last setting is defined: what else is set under our name is a mistake, and is said to be one.
+pub(crate) fn reserve_prefix() {
+    // SAFETY: called once, from _PG_init, with a static string.
+    unsafe { pg_sys::MarkGUCPrefixReserved(c"tollgate".as_ptr()) };
+}
+
+pub(crate) fn max_tracked_keys() -> usize {
+    usize::try_from(MAX_TRACKED_KEYS.get()).unwrap_or(0)
+}
+
+pub(crate) fn token_prefix() -> Prefix {
+    let value = TOKEN_PREFIX.load(Ordering::Relaxed);
+    let text = if value.is_null() {
+        DEFAULT_PREFIX
+    } else {
+        // SAFETY: the variable of a string setting holds a C string that lives until the setting changes.
+        unsafe { CStr::from_ptr(value) }.to_str().unwrap_or(DEFAULT_PREFIX)
+    };
+    Prefix::parse(text).unwrap_or_else(|error| error!("tollgate.token_prefix: {error}"))
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_token_prefix(
+    new: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: PostgreSQL passes a pointer to a C string, which may be NULL.
+    let value = unsafe { (*new).as_ref().map(|start| CStr::from_ptr(start)) };
+    match value.and_then(|text| text.to_str().ok()).map(Prefix::parse) {
+        Some(Ok(_)) => true,
+        Some(Err(error)) => {
+            refuse_with_detail(&format!("{error}."));
+            false
+        }
+        None => false,
+    }
+}
+
+/// From within a check hook: why the value is refused.
+pub(crate) fn refuse_with_detail(detail: &str) {
+    // SAFETY: PostgreSQL reads the pointer right after the hook returned; the copy is made in the memory context of the
+    // statement.
+    unsafe {
+        let copy = pg_sys::palloc(detail.len() + 1).cast::<u8>();
+        core::ptr::copy_nonoverlapping(detail.as_ptr(), copy, detail.len());
+        *copy.add(detail.len()) = 0;
+        pg_sys::GUC_check_errdetail_string = copy.cast();
+    }
+}
+
+/// Sets a setting until the transaction ends.
+pub(crate) fn set_local(name: &CStr, value: &CStr) {
+    // SAFETY: both are C strings; PostgreSQL copies the value.
+    unsafe {
+        let _: c_int = pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_LOCAL,
+            true,
+            0,
+            false,
+        );
+    }
+}

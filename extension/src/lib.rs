@@ -1,0 +1,58 @@
+//! Tollgate: API tokens inside PostgreSQL. This file only wires the modules together.
+//!
+//! Where to look: what users call is in `api`, one function by the name SQL gives it; where our tables are touched, in
+//! `store`; where memory is shared between backends, in `shmem`; the identity of a transaction, in `context`; the rules
+//! themselves, free of PostgreSQL, in the crate `tollgate-core`. What needs secrecy, hashing or speed is written in Rust;
+//! statements over sets of rows are written in SQL, in `sql/schema`, where every object stands with its comment.
+
+use pgrx::prelude::*;
+
+mod api;
+mod compat;
+mod context;
+mod datum;
+mod error;
+mod fmgr;
+mod guc;
+mod shmem;
+mod store;
+mod sys;
+
+#[cfg(any(test, feature = "pg_test"))]
+mod tests;
+
+pgrx::pg_module_magic!(name, version);
+
+/// Called once per process when the library is loaded: by the postmaster if it is in `shared_preload_libraries`, else
+/// by each backend at its first use.
+#[allow(unsafe_code)]
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    guc::init();
+    context::init();
+    shmem::init();
+    guc::reserve_prefix();
+    store::init();
+}
+
+extension_sql_file!("../../sql/schema/install.sql", name = "install", bootstrap);
+extension_sql_file!("../../sql/schema/audit.sql", name = "audit", requires = ["install"]);
+extension_sql_file!("../../sql/schema/tokens.sql", name = "tokens", requires = ["audit"]);
+extension_sql_file!("../../sql/schema/scopes.sql", name = "scopes", requires = ["tokens"]);
+extension_sql_file!("../../sql/schema/usage.sql", name = "usage", requires = ["scopes"]);
+extension_sql_file!("../../sql/schema/verify.sql", name = "verify", requires = ["usage"]);
+extension_sql_file!("../../sql/schema/issue.sql", name = "issue", requires = ["verify"]);
+extension_sql_file!("../../sql/schema/housekeeping.sql", name = "housekeeping", requires = ["issue"]);
+extension_sql_file!("../../sql/schema/stats.sql", name = "stats", requires = ["housekeeping"]);
+extension_sql_file!("../../sql/schema/privileges.sql", name = "privileges", requires = ["stats"], finalize);
+
+/// What `cargo pgrx test` asks of the crate: the settings of its test server.
+#[cfg(test)]
+pub mod pg_test {
+    pub fn setup(_options: Vec<&str>) {}
+
+    #[must_use]
+    pub fn postgresql_conf_options() -> Vec<&'static str> {
+        vec!["shared_preload_libraries = 'tollgate'", "tollgate.max_tracked_keys = 16384"]
+    }
+}

@@ -1,0 +1,84 @@
+//! Rows of our composite types, formed from datums without a detour through text.
+#![allow(unsafe_code)]
+
+use super::relations;
+use crate::error::Error;
+use crate::sys;
+use core::cell::Cell;
+use core::ffi::CStr;
+use pgrx::pg_sys::{self, Datum};
+
+/// Our composite types. The discriminants index the cache.
+#[derive(Clone, Copy)]
+pub(crate) enum Composite {
+    Verification,
+    IssuedToken,
+    MemoryStats,
+}
+
+impl Composite {
+    pub(crate) const ALL: [Composite; 3] =
+        [Composite::Verification, Composite::IssuedToken, Composite::MemoryStats];
+    pub(crate) const COUNT: usize = Composite::ALL.len();
+
+    pub(crate) fn name(self) -> &'static CStr {
+        match self {
+            Composite::Verification => c"verification",
+            Composite::IssuedToken => c"issued_token",
+            Composite::MemoryStats => c"memory_stats",
+        }
+    }
+}
+
+thread_local! {
+    /// Row descriptors, copied to memory that lives as long as the backend, with the epoch they were read in.
+    static DESCRIPTORS: Cell<[Option<(u64, pg_sys::TupleDesc)>; Composite::COUNT]> = const { Cell::new([None; Composite::COUNT]) };
+}
+
+/// Forms a row with one value per column.
+pub(crate) fn form<const N: usize>(composite: Composite, columns: [Option<Datum>; N]) -> Datum {
+    let descriptor = descriptor(composite, N);
+    let mut values = columns.map(|column| column.unwrap_or(Datum::null()));
+    let mut nulls = columns.map(|column| column.is_none());
+    // SAFETY: the descriptor has N columns; each datum is of its column's type, as the callers' literals show beside the
+    // CREATE TYPE. The closure holds nothing that needs dropping.
+    unsafe {
+        sys::guarded(|| {
+            let tuple = sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
+            sys::HeapTupleHeaderGetDatum((*tuple).t_data)
+        })
+    }
+}
+
+fn descriptor(composite: Composite, columns: usize) -> pg_sys::TupleDesc {
+    let epoch = relations::epoch();
+    if let Some((read_in, descriptor)) = DESCRIPTORS.get()[composite as usize]
+        && read_in == epoch
+    {
+        return descriptor;
+    }
+    let relation = relations::relations().composites[composite as usize];
+    // SAFETY: the type of an existing relation; the copy is made in memory that is never freed.
+    let descriptor = unsafe {
+        let previous = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+        let descriptor = pg_sys::lookup_rowtype_tupdesc_copy(pg_sys::get_rel_type_id(relation), -1);
+        pg_sys::MemoryContextSwitchTo(previous);
+        descriptor
+    };
+    // SAFETY: just copied.
+    let natts = usize::try_from(unsafe { (*descriptor).natts }).unwrap_or(0);
+    if natts != columns {
+        Error::unknown_layout(format!(
+            "Type tollgate.{} has {natts} columns, the library knows {columns}.",
+            composite.name().to_string_lossy()
+        ))
+        .raise();
+    }
+    let mut all = DESCRIPTORS.get();
+    if let Some((_, stale)) = all[composite as usize].replace((epoch, descriptor)) {
+        // SAFETY: copied here before and used by nothing: rows carry their type's oid, not its descriptor.
+        unsafe { pg_sys::FreeTupleDesc(stale) };
+    }
+    DESCRIPTORS.set(all);
+    descriptor
+}

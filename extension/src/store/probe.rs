@@ -1,0 +1,225 @@
+//! The direct index probe: from a digest to the row of a token in one descent of one index.
+//!
+//! It reads with the latest snapshot, not the active one: in a REPEATABLE READ transaction an older snapshot would still
+//! show a token that has been revoked. It takes no lock on the row, assigns no transaction id and writes nothing, so it
+//! works in READ ONLY transactions and on standbys. The locks on table and index are kept until the transaction ends, as
+//! those of any query: a second verification in the transaction finds them held.
+#![allow(unsafe_code)]
+
+use super::relations::{self, Relations};
+use crate::datum;
+use crate::error::Error;
+use crate::sys;
+use core::cell::Cell;
+use core::ffi::CStr;
+use pgrx::pg_sys::{self, Datum};
+use tollgate_core::token::{DIGEST_LEN, Digest};
+
+/// Columns of `tollgate.api_tokens` by their place, counted from 0. Columns are only ever appended to the table.
+#[derive(Clone, Copy)]
+pub(crate) enum Column {
+    Id = 0,
+    TokenHash = 2,
+    UserId = 3,
+    Name = 4,
+    Scopes = 5,
+    Metadata = 6,
+    ExpiresAt = 7,
+    DisabledAt = 8,
+    RevokedAt = 9,
+    RateLimit = 10,
+    AllowedIps = 12,
+}
+
+/// What the library was written for; a table that was changed by hand is refused rather than misread.
+const EXPECTED: [(Column, &CStr, pg_sys::Oid); 11] = [
+    (Column::Id, c"id", pg_sys::UUIDOID),
+    (Column::TokenHash, c"token_hash", pg_sys::BYTEAOID),
+    (Column::UserId, c"user_id", pg_sys::TEXTOID),
+    (Column::Name, c"name", pg_sys::TEXTOID),
+    (Column::Scopes, c"scopes", pg_sys::TEXTARRAYOID),
+    (Column::Metadata, c"metadata", pg_sys::JSONBOID),
+    (Column::ExpiresAt, c"expires_at", pg_sys::TIMESTAMPTZOID),
+    (Column::DisabledAt, c"disabled_at", pg_sys::TIMESTAMPTZOID),
+    (Column::RevokedAt, c"revoked_at", pg_sys::TIMESTAMPTZOID),
+    (Column::RateLimit, c"rate_limit", pg_sys::INT4OID),
+    (Column::AllowedIps, c"allowed_ips", pg_sys::CIDRARRAYOID),
+];
+
+/// Room for the columns of this release and of later ones.
+const MAX_COLUMNS: usize = 40;
+
+/// The row of a token, as it lies in the shared buffer that is pinned meanwhile.
+pub(crate) struct TokenRow {
+    values: [Datum; MAX_COLUMNS],
+    nulls: [bool; MAX_COLUMNS],
+}
+
+impl TokenRow {
+    /// The value of a column, `None` for NULL.
+    pub(crate) fn datum(&self, column: Column) -> Option<Datum> {
+        (!self.nulls[column as usize]).then(|| self.values[column as usize])
+    }
+
+    /// The content of a column of type text.
+    pub(crate) fn text(&self, column: Column) -> &str {
+        core::str::from_utf8(self.varlena(column)).expect("text in a UTF-8 database")
+    }
+
+    /// A column of type text[] or cidr[]; one that is NULL is `None`.
+    pub(crate) fn array(&self, column: Column) -> Option<datum::TextArray<'_>> {
+        self.datum(column).map(|_| datum::TextArray::parse(self.varlena(column)))
+    }
+
+    /// Microseconds since 2000-01-01.
+    pub(crate) fn timestamp(&self, column: Column) -> Option<i64> {
+        self.datum(column).map(|datum| datum.value().cast_signed() as i64)
+    }
+
+    pub(crate) fn id(&self) -> [u8; 16] {
+        // SAFETY: a uuid is 16 bytes by reference, and id is NOT NULL.
+        unsafe { *self.values[Column::Id as usize].cast_mut_ptr::<[u8; 16]>() }
+    }
+
+    fn varlena(&self, column: Column) -> &[u8] {
+        // SAFETY: the column is of a varlena type (EXPECTED was checked), and the buffer stays pinned while this lives.
+        unsafe { datum::varlena(self.values[column as usize]) }
+    }
+}
+
+/// A digest as bytea: PostgreSQL's length word, then the bytes.
+#[repr(C)]
+struct DigestDatum {
+    length: u32,
+    digest: Digest,
+}
+
+thread_local! {
+    /// The scan key without its argument: looking up the comparison function costs as much as the comparison.
+    static KEY: Cell<Option<pg_sys::ScanKeyData>> = const { Cell::new(None) };
+    /// The epoch in which the table's columns were last checked.
+    static CHECKED_IN: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// An open scan. Plain pointers: on an ERROR the resource owner of the transaction releases what they point to.
+#[derive(Clone, Copy)]
+struct Scan {
+    table: pg_sys::Relation,
+    snapshot: pg_sys::Snapshot,
+    scan: pg_sys::SysScanDesc,
+    found: bool,
+    columns: usize,
+}
+
+/// Finds the token with a digest and lets `read` look at its row, which it must not keep.
+pub(crate) fn with_token<R>(digest: &Digest, read: impl FnOnce(Option<&TokenRow>) -> R) -> R {
+    let argument = DigestDatum { length: varlena_length(DIGEST_LEN), digest: *digest };
+    let mut key = scan_key();
+    key.sk_argument = Datum::from(&raw const argument);
+    let mut row = TokenRow { values: [Datum::null(); MAX_COLUMNS], nulls: [true; MAX_COLUMNS] };
+
+    let open = loop {
+        let relations = relations::relations();
+        let epoch = relations::epoch();
+        if CHECKED_IN.get() != Some(epoch) {
+            check_columns(&relations);
+        }
+        // SAFETY: oids of relations that the lock on the table keeps in place, an MVCC snapshot that stays registered until
+        // the scan has ended, and arrays with room for every column. The closure holds nothing that needs dropping.
+        let open = unsafe {
+            sys::guarded(|| {
+                let table = sys::table_open(relations.api_tokens, pg_sys::AccessShareLock.cast_signed());
+                // Waiting for the lock, we may have been told that the index is now another one.
+                if relations::epoch() != epoch {
+                    sys::table_close(table, pg_sys::AccessShareLock.cast_signed());
+                    return None;
+                }
+                let snapshot = sys::RegisterSnapshot(sys::GetLatestSnapshot());
+                let scan = sys::systable_beginscan(
+                    table,
+                    relations.token_hash_index,
+                    true,
+                    snapshot,
+                    1,
+                    &raw mut key,
+                );
+                let tuple = sys::systable_getnext(scan);
+                let descriptor = (*table).rd_att;
+                let columns = (*descriptor).natts as usize;
+                let found = !tuple.is_null();
+                if found && columns <= MAX_COLUMNS {
+                    sys::heap_deform_tuple(
+                        tuple,
+                        descriptor,
+                        row.values.as_mut_ptr(),
+                        row.nulls.as_mut_ptr(),
+                    );
+                }
+                Some(Scan { table, snapshot, scan, found, columns })
+            })
+        };
+        if let Some(open) = open {
+            break open;
+        }
+    };
+    if open.columns > MAX_COLUMNS {
+        Error::unknown_layout(format!("Table tollgate.api_tokens has {} columns.", open.columns)).raise();
+    }
+    let result = read(open.found.then_some(&row));
+    // SAFETY: ends what was begun above; `row` is not used any more.
+    unsafe {
+        sys::guarded(|| {
+            sys::systable_endscan(open.scan);
+            sys::UnregisterSnapshot(open.snapshot);
+            sys::table_close(open.table, pg_sys::NoLock.cast_signed());
+        });
+    }
+    result
+}
+
+/// `SET_VARSIZE` of a content of that many bytes.
+const fn varlena_length(content: usize) -> u32 {
+    let size = (content + 4) as u32;
+    if cfg!(target_endian = "little") { size << 2 } else { size }
+}
+
+fn scan_key() -> pg_sys::ScanKeyData {
+    KEY.get().unwrap_or_else(|| {
+        let mut key = pg_sys::ScanKeyData::default();
+        // SAFETY: fills a key that is ours, with memory that lives as long as the backend.
+        unsafe {
+            let previous = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
+            pg_sys::ScanKeyInit(
+                &raw mut key,
+                Column::TokenHash as i16 + 1,
+                pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
+                pg_sys::Oid::from(pg_sys::F_BYTEAEQ),
+                Datum::null(),
+            );
+            pg_sys::MemoryContextSwitchTo(previous);
+        }
+        KEY.set(Some(key));
+        key
+    })
+}
+
+fn check_columns(relations: &Relations) {
+    for (column, name, column_type) in EXPECTED {
+        let number = column as i16 + 1;
+        // SAFETY: look-ups in the system catalogue; the name is a palloc'ed C string or NULL.
+        let matches = unsafe {
+            let found = pg_sys::get_attname(relations.api_tokens, number, true);
+            !found.is_null()
+                && CStr::from_ptr(found) == name
+                && pg_sys::get_atttype(relations.api_tokens, number) == column_type
+        };
+        if !matches {
+            Error::unknown_layout(format!(
+                "Column {number} of tollgate.api_tokens is not {}.",
+                name.to_string_lossy()
+            ))
+            .raise();
+        }
+    }
+    CHECKED_IN.set(Some(relations::epoch()));
+}

@@ -1,0 +1,74 @@
+//! Which relations ours are. Their oids are looked up once per backend and again after any of them changed.
+#![allow(unsafe_code)]
+
+use super::composite::Composite;
+use crate::error::Error;
+use core::cell::Cell;
+use core::ffi::CStr;
+use pgrx::pg_sys::{self, Datum, Oid};
+use pgrx::prelude::*;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Relations {
+    pub(crate) api_tokens: Oid,
+    pub(crate) token_hash_index: Oid,
+    pub(crate) scopes: Oid,
+    /// By `Composite`.
+    pub(crate) composites: [Oid; Composite::COUNT],
+}
+
+thread_local! {
+    static CACHE: Cell<Option<Relations>> = const { Cell::new(None) };
+    /// Counts the invalidations, so that other caches can tell that they are stale.
+    static EPOCH: Cell<u64> = const { Cell::new(0) };
+}
+
+pub(crate) fn init() {
+    // SAFETY: called once per process; the callback only clears variables.
+    unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(invalidate), Datum::null()) };
+}
+
+/// Finds our relations.
+pub(crate) fn relations() -> Relations {
+    if let Some(found) = CACHE.get() {
+        return found;
+    }
+    // SAFETY: look-ups in the system catalogue by C strings.
+    let schema = unsafe { pg_sys::get_namespace_oid(c"tollgate".as_ptr(), true) };
+    let found = Relations {
+        api_tokens: in_schema(schema, c"api_tokens"),
+        token_hash_index: in_schema(schema, c"api_tokens_token_hash"),
+        scopes: in_schema(schema, c"scopes"),
+        composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
+    };
+    CACHE.set(Some(found));
+    found
+}
+
+/// How often any relation of ours may have changed.
+pub(crate) fn epoch() -> u64 {
+    EPOCH.get()
+}
+
+/// A relation of our schema.
+fn in_schema(schema: Oid, name: &CStr) -> Oid {
+    // SAFETY: a look-up in the system catalogue by a C string.
+    let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), schema) };
+    if oid == Oid::INVALID {
+        Error::unknown_layout(format!("There is no relation tollgate.{}.", name.to_string_lossy())).raise();
+    }
+    oid
+}
+
+/// Called by PostgreSQL whenever a relation changed, at any moment that takes a lock: it may only mark.
+#[pg_guard]
+unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
+    let ours = |cached: Relations| {
+        [cached.api_tokens, cached.token_hash_index, cached.scopes].contains(&relation)
+            || cached.composites.contains(&relation)
+    };
+    if relation == Oid::INVALID || CACHE.get().is_none_or(ours) {
+        CACHE.set(None);
+        EPOCH.set(EPOCH.get() + 1);
+    }
+}

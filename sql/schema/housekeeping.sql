@@ -1,0 +1,82 @@
+-- What time does to tokens: expiries are recorded, ended tokens are deleted. Called by the daemon, in bounded batches.
+
+CREATE FUNCTION tollgate.check_batch_size(batch_size integer) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF $1 IS NULL OR $1 NOT BETWEEN 1 AND 100000 THEN
+        RAISE EXCEPTION 'a batch has 1 to 100000 tokens'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: batch_size, of %s.', coalesce($1::text, 'NULL')),
+                  HINT = 'A small batch holds its locks for a short time; call again until less than a batch is returned.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.check_batch_size(integer) IS 'Raises 22023 unless a batch size is sensible. Internal.';
+
+CREATE FUNCTION tollgate.expire_tokens(batch_size integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    affected bigint;
+    one_id   uuid;
+    one_user text;
+BEGIN
+    PERFORM tollgate.check_batch_size($1);
+    WITH expired AS (
+        UPDATE tollgate.api_tokens t SET expired_at = clock_timestamp()
+            WHERE t.ctid = ANY (ARRAY(
+                SELECT d.ctid FROM tollgate.api_tokens d
+                WHERE d.expires_at <= clock_timestamp() AND d.expires_at IS NOT NULL AND d.expired_at IS NULL AND d.revoked_at IS NULL
+                ORDER BY d.expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))
+            RETURNING t.id, t.user_id, t.expires_at
+    ), logged AS (
+        INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
+            SELECT 'token.expired', e.id, e.user_id, jsonb_build_object('expires_at', e.expires_at) FROM expired e ORDER BY e.expires_at
+    )
+    SELECT count(*), (array_agg(e.id))[1], (array_agg(e.user_id))[1] INTO affected, one_id, one_user FROM expired e;
+    IF affected = 1 THEN
+        PERFORM tollgate.notify_token_event('token.expired', one_id, one_user, NULL, NULL);
+    ELSIF affected > 1 THEN
+        PERFORM tollgate.notify_token_event('token.expired', NULL, NULL, NULL, affected);
+    END IF;
+    RETURN affected;
+END
+$$;
+COMMENT ON FUNCTION tollgate.expire_tokens(integer) IS
+    'Records the expiry of tokens past their time, once each (event token.expired), and says how many; they were refused from that time on without it';
+
+CREATE FUNCTION tollgate.purge_tokens(retention interval DEFAULT '30 days', batch_size integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    affected bigint;
+BEGIN
+    PERFORM tollgate.check_batch_size($2);
+    IF $1 IS NULL OR now() - $1 > now() THEN
+        RAISE EXCEPTION 'a retention cannot be negative or NULL'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', coalesce($1::text, 'NULL')),
+                  HINT = 'Give how long tokens that have ended are kept, such as interval ''30 days''.';
+    END IF;
+    -- A token whose expiry is not recorded yet stays, or its event would be lost.
+    WITH purged AS (
+        DELETE FROM tollgate.api_tokens t
+            WHERE t.ctid = ANY (ARRAY(
+                SELECT d.ctid FROM tollgate.api_tokens d
+                WHERE (d.revoked_at IS NOT NULL OR d.expired_at IS NOT NULL) AND least(d.revoked_at, d.expires_at) <= now() - $1
+                ORDER BY least(d.revoked_at, d.expires_at) LIMIT $2 FOR UPDATE SKIP LOCKED))
+            RETURNING t.id, t.user_id, least(t.revoked_at, t.expires_at) AS ended_at
+    ), forgotten AS (
+        DELETE FROM tollgate.token_usage u USING purged p WHERE u.token_id = p.id
+    ), logged AS (
+        INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
+            SELECT 'token.purged', p.id, p.user_id, jsonb_build_object('ended_at', p.ended_at) FROM purged p ORDER BY p.ended_at
+    )
+    SELECT count(*) INTO affected FROM purged;
+    RETURN affected;
+END
+$$;
+COMMENT ON FUNCTION tollgate.purge_tokens(interval, integer) IS
+    'Deletes tokens that were revoked or expired longer ago than the retention, with their usage (event token.purged each), and says how many';

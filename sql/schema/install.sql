@@ -1,0 +1,22 @@
+-- The schema, and what must be true of a database before Tollgate may live in it.
+
+DO $$
+BEGIN
+    IF current_setting('server_encoding') <> 'UTF8' THEN
+        RAISE EXCEPTION 'Tollgate needs a database whose encoding is UTF8'
+            USING ERRCODE = 'feature_not_supported',
+                  DETAIL = format('This database is encoded in %s.', current_setting('server_encoding')),
+                  HINT = 'CREATE DATABASE … ENCODING ''UTF8'' TEMPLATE template0, then CREATE EXTENSION tollgate there.';
+    END IF;
+END
+$$;
+
+-- Plain CREATE: a schema of this name that somebody prepared beforehand is never adopted.
+CREATE SCHEMA tollgate;
+COMMENT ON SCHEMA tollgate IS 'Tollgate: API tokens issued, verified, scoped, metered, revoked and audited inside PostgreSQL';
+
+CREATE FUNCTION tollgate.acting_role() RETURNS text
+    LANGUAGE c STABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'acting_role';
+COMMENT ON FUNCTION tollgate.acting_role() IS
+    'The role that acts: the one of SET ROLE, else the one that logged in; not the owner of the SECURITY DEFINER function that is running. Internal.';

@@ -1,0 +1,98 @@
+-- The catalogue of scopes, and the grammar that decides what a scope grants.
+
+CREATE TABLE tollgate.scopes (
+    name        text        PRIMARY KEY,
+    description text        NOT NULL,
+    defined_at  timestamptz NOT NULL DEFAULT now(),
+    defined_by  text        NOT NULL DEFAULT tollgate.acting_role()
+);
+COMMENT ON TABLE tollgate.scopes IS 'The scopes that tokens may be issued with';
+SELECT pg_extension_config_dump('tollgate.scopes', '');
+
+CREATE FUNCTION tollgate.scope_grants(granted text[], required text) RETURNS boolean
+    LANGUAGE c IMMUTABLE PARALLEL SAFE STRICT
+    AS 'MODULE_PATHNAME', 'scope_grants';
+COMMENT ON FUNCTION tollgate.scope_grants(text[], text) IS
+    'Whether any of the granted scopes grants the required one: x:* grants x: followed by anything, admin grants everything, all else matches exactly; a malformed scope grants nothing and is never granted';
+
+CREATE FUNCTION tollgate.scope_is_valid(scope text) RETURNS boolean
+    LANGUAGE c IMMUTABLE PARALLEL SAFE STRICT
+    AS 'MODULE_PATHNAME', 'scope_is_valid';
+COMMENT ON FUNCTION tollgate.scope_is_valid(text) IS
+    'Whether a text is a scope: segment(:segment)*, each segment [a-z0-9][a-z0-9_.-]*, at most 128 characters, no wildcard. Internal.';
+
+CREATE FUNCTION tollgate.define_scope(name text, description text) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    changed boolean;
+BEGIN
+    IF $1 IS NULL OR NOT tollgate.scope_is_valid($1) THEN
+        RAISE EXCEPTION 'this is not a scope: %', coalesce(quote_literal(left($1, 140)), 'NULL')
+            USING ERRCODE = 'invalid_parameter_value',
+                  DETAIL = 'Argument: name.',
+                  HINT = 'A scope is one or more segments joined by ":", each of a-z, 0-9, "_", "." and "-" and beginning with a letter or digit, at most 128 characters in all; wildcards are granted, not defined.';
+    END IF;
+    IF $1 = 'admin' THEN
+        RAISE EXCEPTION 'the scope admin is built in and cannot be defined'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: name.',
+                  HINT = 'Tokens may be issued with it as it is; it grants every scope.';
+    END IF;
+    IF $2 IS NULL OR length($2) > 1000 THEN
+        RAISE EXCEPTION 'a scope needs a description of at most 1000 characters'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: description.',
+                  HINT = 'Say in a sentence what a token with this scope may do.';
+    END IF;
+
+    INSERT INTO tollgate.scopes AS s (name, description) VALUES ($1, $2)
+        ON CONFLICT ON CONSTRAINT scopes_pkey DO UPDATE SET description = excluded.description
+        WHERE s.description <> excluded.description;
+    changed := FOUND;
+    IF changed THEN
+        INSERT INTO tollgate.audit_log (event, detail)
+            VALUES ('scope.defined', jsonb_build_object('scope', $1, 'description', $2));
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.define_scope(text, text) IS
+    'Adds a scope to the catalogue, or changes its description; event scope.defined';
+
+CREATE FUNCTION tollgate.drop_scope(name text) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    carriers bigint;
+    example  text;
+BEGIN
+    -- With an older snapshot than the lock below, a token issued a moment ago would stay unseen.
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'drop_scope cannot run in a % transaction', current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state',
+                  HINT = 'Call it in a transaction with isolation level READ COMMITTED.';
+    END IF;
+    -- Whoever issues a token holds ROW SHARE on the catalogue until commit, so after this no token is on its way.
+    LOCK TABLE tollgate.scopes IN EXCLUSIVE MODE;
+
+    SELECT count(*), min(t.hint || ' (' || t.id || ')') INTO carriers, example
+        FROM tollgate.api_tokens t
+        WHERE $1 = ANY (t.scopes) AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now());
+    IF carriers > 0 THEN
+        RAISE EXCEPTION 'scope % cannot be dropped because % live token(s) carry it', quote_literal($1), carriers
+            USING ERRCODE = 'dependent_objects_still_exist',
+                  DETAIL = format('One of them is %s.', example),
+                  HINT = 'Revoke those tokens, or let them expire, then drop the scope.';
+    END IF;
+
+    DELETE FROM tollgate.scopes s WHERE s.name = $1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no scope %', coalesce(quote_literal(left($1, 140)), 'NULL')
+            USING ERRCODE = 'undefined_object', DETAIL = 'Argument: name.',
+                  HINT = 'Scopes are defined with tollgate.define_scope(name, description).';
+    END IF;
+    INSERT INTO tollgate.audit_log (event, detail) VALUES ('scope.dropped', jsonb_build_object('scope', $1));
+END
+$$;
+COMMENT ON FUNCTION tollgate.drop_scope(text) IS
+    'Removes a scope from the catalogue; refused (2BP01) while a live token carries it; event scope.dropped';

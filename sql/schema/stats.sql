@@ -1,0 +1,72 @@
+-- What an operator looks at.
+
+CREATE UNLOGGED TABLE tollgate.daemon_reports (
+    instance     uuid        PRIMARY KEY,
+    hostname     text        NOT NULL,
+    pid          integer     NOT NULL,
+    version      text        NOT NULL,
+    started_at   timestamptz NOT NULL,
+    last_seen_at timestamptz NOT NULL,
+    tasks        jsonb       NOT NULL
+) WITH (fillfactor = 50);
+COMMENT ON TABLE tollgate.daemon_reports IS 'The last report of each daemon; unlogged, because a report is worth nothing after a crash';
+
+CREATE VIEW tollgate.daemons AS
+    SELECT d.instance, d.hostname, d.pid, d.version, d.started_at, d.last_seen_at, d.tasks FROM tollgate.daemon_reports d;
+COMMENT ON VIEW tollgate.daemons IS 'The daemons that served this database within the last day, and how their tasks fare';
+
+CREATE FUNCTION tollgate.report_daemon(instance uuid, hostname text, pid integer, version text, started_at timestamptz, tasks jsonb)
+    RETURNS void
+    LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    DELETE FROM tollgate.daemon_reports d WHERE d.last_seen_at < now() - interval '1 day' AND d.instance <> $1;
+    INSERT INTO tollgate.daemon_reports (instance, hostname, pid, version, started_at, last_seen_at, tasks)
+        VALUES ($1, $2, $3, $4, $5, now(), $6)
+        ON CONFLICT ON CONSTRAINT daemon_reports_pkey DO UPDATE SET last_seen_at = excluded.last_seen_at, tasks = excluded.tasks;
+END;
+COMMENT ON FUNCTION tollgate.report_daemon(uuid, text, integer, text, timestamptz, jsonb) IS
+    'Takes a daemon''s report of itself; forgets daemons not heard of for a day';
+
+CREATE TYPE tollgate.memory_stats AS (
+    library_version   text,
+    metering          boolean,
+    metering_detail   text,
+    started_at        timestamptz,
+    boot              uuid,
+    verifications     jsonb,
+    tracked_keys      bigint,
+    max_tracked_keys  bigint,
+    overflowed        bigint,
+    generation        bigint,
+    closed_generation bigint
+);
+COMMENT ON TYPE tollgate.memory_stats IS 'What the shared memory of this server start holds';
+
+CREATE FUNCTION tollgate.memory_stats() RETURNS tollgate.memory_stats
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'memory_stats';
+COMMENT ON FUNCTION tollgate.memory_stats() IS 'The counters in shared memory, or why there are none. Internal: see stats()';
+
+CREATE FUNCTION tollgate.stats(
+        OUT library_version text, OUT extension_version text, OUT metering boolean, OUT metering_detail text,
+        OUT started_at timestamptz, OUT boot uuid, OUT verifications jsonb,
+        OUT tracked_keys bigint, OUT max_tracked_keys bigint, OUT overflowed bigint,
+        OUT generation bigint, OUT closed_generation bigint, OUT flushes bigint, OUT last_flush_at timestamptz,
+        OUT tokens_estimate bigint, OUT api_tokens_bytes bigint, OUT token_usage_bytes bigint, OUT audit_log_bytes bigint)
+    LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT m.library_version, (SELECT e.extversion FROM pg_extension e WHERE e.extname = 'tollgate'),
+           m.metering, m.metering_detail, m.started_at, m.boot, m.verifications,
+           m.tracked_keys, m.max_tracked_keys, m.overflowed, m.generation, m.closed_generation,
+           (SELECT coalesce(sum(f.flushes), 0)::bigint FROM tollgate.usage_flushes f),
+           (SELECT max(f.applied_at) FROM tollgate.usage_flushes f),
+           (SELECT greatest(c.reltuples, 0)::bigint FROM pg_class c WHERE c.oid = 'tollgate.api_tokens'::regclass),
+           pg_total_relation_size('tollgate.api_tokens'::regclass),
+           pg_total_relation_size('tollgate.token_usage'::regclass),
+           pg_total_relation_size('tollgate.audit_log'::regclass)
+    FROM tollgate.memory_stats() m;
+END;
+COMMENT ON FUNCTION tollgate.stats() IS
+    'One row of counters: verifications by code since the server started, shared-memory fill, flushes, table sizes; metering_detail says why usage is absent, if it is';

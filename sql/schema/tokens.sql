@@ -1,0 +1,64 @@
+-- The tokens themselves. Verification reads this table by its columns' numbers (extension/src/store/probe.rs): columns
+-- are only ever appended.
+
+CREATE TABLE tollgate.api_tokens (
+    id             uuid        NOT NULL CONSTRAINT api_tokens_pkey PRIMARY KEY,
+    created_at     timestamptz NOT NULL DEFAULT now(),
+    token_hash     bytea       NOT NULL CHECK (octet_length(token_hash) = 32),
+    user_id        text        NOT NULL CHECK (length(user_id) BETWEEN 1 AND 255),
+    name           text        NOT NULL CHECK (length(name) BETWEEN 1 AND 100),
+    scopes         text[]      NOT NULL,
+    metadata       jsonb       NOT NULL CHECK (jsonb_typeof(metadata) = 'object'),
+    expires_at     timestamptz,
+    disabled_at    timestamptz,
+    revoked_at     timestamptz,
+    rate_limit     integer     CHECK (rate_limit > 0),
+    rate_window    interval,
+    allowed_ips    cidr[],
+    hint           text        NOT NULL,
+    created_by     text        NOT NULL DEFAULT tollgate.acting_role(),
+    expired_at     timestamptz,
+    revoked_reason text,
+    parent_id      uuid,
+    rotated_from   uuid
+);
+COMMENT ON TABLE tollgate.api_tokens IS 'API tokens, by the SHA-256 digest of their plaintext, which is nowhere. Written only when somebody manages a token, never by verification';
+COMMENT ON COLUMN tollgate.api_tokens.token_hash IS 'sha256 of the whole token';
+COMMENT ON COLUMN tollgate.api_tokens.hint IS 'Prefix and first four characters, for people to recognise a token in a list';
+COMMENT ON COLUMN tollgate.api_tokens.expired_at IS 'When the expiry was recorded in the audit log; the token ended at expires_at';
+
+CREATE UNIQUE INDEX api_tokens_token_hash ON tollgate.api_tokens (token_hash);
+CREATE INDEX api_tokens_user ON tollgate.api_tokens (user_id);
+CREATE INDEX api_tokens_expiring ON tollgate.api_tokens (expires_at)
+    WHERE expires_at IS NOT NULL AND expired_at IS NULL AND revoked_at IS NULL;
+CREATE INDEX api_tokens_ended ON tollgate.api_tokens (least(revoked_at, expires_at))
+    WHERE revoked_at IS NOT NULL OR expired_at IS NOT NULL;
+SELECT pg_extension_config_dump('tollgate.api_tokens', '');
+
+CREATE TYPE tollgate.issued_token AS (
+    id         uuid,
+    token      text,
+    hint       text,
+    user_id    text,
+    name       text,
+    scopes     text[],
+    expires_at timestamptz,
+    created_at timestamptz
+);
+COMMENT ON TYPE tollgate.issued_token IS 'A token at the only moment its plaintext exists';
+
+CREATE TYPE tollgate.verification AS (
+    valid          boolean,
+    code           text,
+    token_id       uuid,
+    user_id        text,
+    name           text,
+    scopes         text[],
+    expires_at     timestamptz,
+    metadata       jsonb,
+    rate_limit     integer,
+    rate_remaining integer,
+    retry_after    interval
+);
+COMMENT ON TYPE tollgate.verification IS
+    'The outcome of a verification. Of a refused token only token_id and expires_at are told, so that a caller who forgets to look at valid is not given an identity';

@@ -1,0 +1,67 @@
+-- Verification and the context it sets. Written in Rust: one index probe, no SPI, nothing written.
+
+CREATE FUNCTION tollgate.verify_api_token(token text, required_scopes text[] DEFAULT NULL, client_ip inet DEFAULT NULL)
+    RETURNS tollgate.verification
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'verify_api_token';
+COMMENT ON FUNCTION tollgate.verify_api_token(text, text[], inet) IS
+    'Verifies a token: always one row, with valid and code; raises nothing for a bad token, takes no lock on its row, writes nothing';
+
+CREATE FUNCTION tollgate.verify_api_token_hash(token_hash bytea, required_scopes text[] DEFAULT NULL, client_ip inet DEFAULT NULL)
+    RETURNS tollgate.verification
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'verify_api_token_hash';
+COMMENT ON FUNCTION tollgate.verify_api_token_hash(bytea, text[], inet) IS
+    'Verifies a token by the SHA-256 digest of its plaintext (32 bytes), for callers that do not send the token itself';
+
+CREATE FUNCTION tollgate.authenticate(token text, required_scopes text[] DEFAULT NULL, client_ip inet DEFAULT NULL)
+    RETURNS tollgate.verification
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'authenticate';
+COMMENT ON FUNCTION tollgate.authenticate(text, text[], inet) IS
+    'Verifies a token and makes it the identity of this transaction; raises 28000 when it is refused, 42501 when it lacks a required scope, 53400 when it is over its limit';
+
+CREATE FUNCTION tollgate.token_has_scope(token text, scope text) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'presented_token_has_scope';
+COMMENT ON FUNCTION tollgate.token_has_scope(text, text) IS
+    'Whether a presented token is valid and grants a scope; a pure check that counts no use. A token bound to networks is refused here, because no address is given';
+
+CREATE FUNCTION tollgate.token_has_scope(scope text) RETURNS boolean
+    LANGUAGE c STABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'context_has_scope';
+COMMENT ON FUNCTION tollgate.token_has_scope(text) IS
+    'Whether the authenticated token grants a scope; false without one. For row-level-security policies';
+
+CREATE FUNCTION tollgate.token_has_any_scope(scopes text[]) RETURNS boolean
+    LANGUAGE c STABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'context_has_any_scope';
+COMMENT ON FUNCTION tollgate.token_has_any_scope(text[]) IS
+    'Whether the authenticated token grants at least one of the scopes; false without one';
+
+CREATE FUNCTION tollgate.token_has_all_scopes(scopes text[]) RETURNS boolean
+    LANGUAGE c STABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'context_has_all_scopes';
+COMMENT ON FUNCTION tollgate.token_has_all_scopes(text[]) IS
+    'Whether the authenticated token grants each of the scopes; false without one, and for an empty or NULL list';
+
+CREATE FUNCTION tollgate.require_scope(scope text) RETURNS void
+    LANGUAGE c STABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'require_scope';
+COMMENT ON FUNCTION tollgate.require_scope(text) IS
+    'Raises 42501 unless the authenticated token grants the scope';
+
+CREATE FUNCTION tollgate.current_token_id() RETURNS uuid
+    LANGUAGE c STABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'current_token_id';
+COMMENT ON FUNCTION tollgate.current_token_id() IS 'Id of the authenticated token; NULL without one';
+
+CREATE FUNCTION tollgate.current_user_id() RETURNS text
+    LANGUAGE c STABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'current_user_id';
+COMMENT ON FUNCTION tollgate.current_user_id() IS 'User of the authenticated token; NULL without one';
+
+CREATE FUNCTION tollgate.current_scopes() RETURNS text[]
+    LANGUAGE c STABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'current_scopes';
+COMMENT ON FUNCTION tollgate.current_scopes() IS 'Scopes of the authenticated token; NULL without one';
