@@ -19,16 +19,18 @@ CREATE FUNCTION tollgate.expire_tokens(batch_size integer DEFAULT 1000) RETURNS 
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    -- A variable, because the planner uses no index for a comparison with a volatile function.
+    due      timestamptz := clock_timestamp();
     affected bigint;
     one_id   uuid;
     one_user text;
 BEGIN
     PERFORM tollgate.check_batch_size($1);
     WITH expired AS (
-        UPDATE tollgate.api_tokens t SET expired_at = clock_timestamp()
+        UPDATE tollgate.api_tokens t SET expired_at = due
             WHERE t.ctid = ANY (ARRAY(
                 SELECT d.ctid FROM tollgate.api_tokens d
-                WHERE d.expires_at <= clock_timestamp() AND d.expires_at IS NOT NULL AND d.expired_at IS NULL AND d.revoked_at IS NULL
+                WHERE d.expires_at <= due AND d.expired_at IS NULL AND d.revoked_at IS NULL
                 ORDER BY d.expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))
             RETURNING t.id, t.user_id, t.expires_at
     ), logged AS (
