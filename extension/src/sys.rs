@@ -5,8 +5,10 @@
 //! [`guarded`], which takes one `sigsetjmp` for all of them.
 #![allow(unsafe_code)]
 
+use core::ffi::c_int;
 use pgrx::pg_sys::{
-    self, Datum, HeapTuple, LWLock, Oid, Relation, ScanKey, Snapshot, SysScanDesc, TupleDesc,
+    self, Datum, HeapTuple, IndexScanDesc, LWLock, Oid, Relation, ScanKey, Snapshot, TupleDesc,
+    TupleTableSlot,
 };
 
 /// Runs calls into PostgreSQL; an ERROR raised by any of them becomes a panic that carries the report.
@@ -25,17 +27,24 @@ unsafe extern "C-unwind" {
     pub(crate) fn GetLatestSnapshot() -> Snapshot;
     pub(crate) fn RegisterSnapshot(snapshot: Snapshot) -> Snapshot;
     pub(crate) fn UnregisterSnapshot(snapshot: Snapshot);
-    pub(crate) fn systable_beginscan(
-        heap: Relation,
-        index: Oid,
-        index_ok: bool,
-        snapshot: Snapshot,
-        nkeys: core::ffi::c_int,
-        key: ScanKey,
-    ) -> SysScanDesc;
-    pub(crate) fn systable_getnext(scan: SysScanDesc) -> HeapTuple;
-    pub(crate) fn systable_endscan(scan: SysScanDesc);
-    pub(crate) fn heap_deform_tuple(tuple: HeapTuple, desc: TupleDesc, values: *mut Datum, nulls: *mut bool);
+    pub(crate) fn index_open(index: Oid, lock: pg_sys::LOCKMODE) -> Relation;
+    pub(crate) fn index_close(index: Relation, lock: pg_sys::LOCKMODE);
+    pub(crate) fn index_rescan(
+        scan: IndexScanDesc,
+        keys: ScanKey,
+        nkeys: c_int,
+        orderbys: ScanKey,
+        norderbys: c_int,
+    );
+    pub(crate) fn index_getnext_slot(
+        scan: IndexScanDesc,
+        direction: pg_sys::ScanDirection::Type,
+        slot: *mut TupleTableSlot,
+    ) -> bool;
+    pub(crate) fn index_endscan(scan: IndexScanDesc);
+    pub(crate) fn table_slot_create(table: Relation, list: *mut *mut pg_sys::List) -> *mut TupleTableSlot;
+    pub(crate) fn slot_getsomeattrs_int(slot: *mut TupleTableSlot, columns: c_int);
+    pub(crate) fn ExecDropSingleTupleTableSlot(slot: *mut TupleTableSlot);
     pub(crate) fn heap_form_tuple(desc: TupleDesc, values: *mut Datum, nulls: *mut bool) -> HeapTuple;
     pub(crate) fn HeapTupleHeaderGetDatum(tuple: pg_sys::HeapTupleHeader) -> Datum;
 

@@ -75,13 +75,13 @@ BEGIN
     -- Whoever issues a token holds ROW SHARE on the catalogue until commit, so after this no token is on its way.
     LOCK TABLE tollgate.scopes IN EXCLUSIVE MODE;
 
-    SELECT count(*), min(t.hint || ' (' || t.id || ')') INTO carriers, example
+    SELECT count(*), min(t.id::text) INTO carriers, example
         FROM tollgate.api_tokens t
         WHERE $1 = ANY (t.scopes) AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now());
     IF carriers > 0 THEN
         RAISE EXCEPTION 'scope % cannot be dropped because % live token(s) carry it', quote_literal($1), carriers
             USING ERRCODE = 'dependent_objects_still_exist',
-                  DETAIL = format('One of them is %s.', example),
+                  DETAIL = format('One of them has the id %s.', example),
                   HINT = 'Revoke those tokens, or let them expire, then drop the scope.';
     END IF;
 

@@ -3,10 +3,11 @@
 //! It reads with the latest snapshot, not the active one: in a REPEATABLE READ transaction an older snapshot would still
 //! show a token that has been revoked. It takes no lock on the row, assigns no transaction id and writes nothing, so it
 //! works in READ ONLY transactions and on standbys. The locks on table and index are kept until the transaction ends, as
-//! those of any query: a second verification in the transaction finds them held.
+//! those of any query, so that a second verification in the transaction finds them held.
 #![allow(unsafe_code)]
 
 use super::relations::{self, Relations};
+use crate::compat;
 use crate::datum;
 use crate::error::Error;
 use crate::sys;
@@ -31,6 +32,9 @@ pub(crate) enum Column {
     AllowedIps = 12,
 }
 
+/// The last of them: rows are deformed up to it.
+const LAST_COLUMN: Column = Column::AllowedIps;
+
 /// What the library was written for; a table that was changed by hand is refused rather than misread.
 const EXPECTED: [(Column, &CStr, pg_sys::Oid); 11] = [
     (Column::Id, c"id", pg_sys::UUIDOID),
@@ -46,29 +50,30 @@ const EXPECTED: [(Column, &CStr, pg_sys::Oid); 11] = [
     (Column::AllowedIps, c"allowed_ips", pg_sys::CIDRARRAYOID),
 ];
 
-/// Room for the columns of this release and of later ones.
-const MAX_COLUMNS: usize = 40;
-
 /// The row of a token, as it lies in the shared buffer that is pinned meanwhile.
 pub(crate) struct TokenRow {
-    values: [Datum; MAX_COLUMNS],
-    nulls: [bool; MAX_COLUMNS],
+    slot: *const pg_sys::TupleTableSlot,
 }
 
 impl TokenRow {
     /// The value of a column, `None` for NULL.
     pub(crate) fn datum(&self, column: Column) -> Option<Datum> {
-        (!self.nulls[column as usize]).then(|| self.values[column as usize])
+        // SAFETY: the slot holds a row of which all columns up to the last one that we read are deformed.
+        unsafe {
+            let slot = &*self.slot;
+            (!*slot.tts_isnull.add(column as usize)).then(|| *slot.tts_values.add(column as usize))
+        }
     }
 
     /// The content of a column of type text.
     pub(crate) fn text(&self, column: Column) -> &str {
-        core::str::from_utf8(self.varlena(column)).expect("text in a UTF-8 database")
+        let content = self.varlena(column).expect("read only of columns that are NOT NULL");
+        core::str::from_utf8(content).expect("text in a UTF-8 database")
     }
 
     /// A column of type text[] or cidr[]; one that is NULL is `None`.
     pub(crate) fn array(&self, column: Column) -> Option<datum::TextArray<'_>> {
-        self.datum(column).map(|_| datum::TextArray::parse(self.varlena(column)))
+        self.varlena(column).map(datum::TextArray::parse)
     }
 
     /// Microseconds since 2000-01-01.
@@ -77,13 +82,14 @@ impl TokenRow {
     }
 
     pub(crate) fn id(&self) -> [u8; 16] {
-        // SAFETY: a uuid is 16 bytes by reference, and id is NOT NULL.
-        unsafe { *self.values[Column::Id as usize].cast_mut_ptr::<[u8; 16]>() }
+        let datum = self.datum(Column::Id).expect("id is NOT NULL");
+        // SAFETY: a uuid is 16 bytes by reference.
+        unsafe { *datum.cast_mut_ptr::<[u8; 16]>() }
     }
 
-    fn varlena(&self, column: Column) -> &[u8] {
+    fn varlena(&self, column: Column) -> Option<&[u8]> {
         // SAFETY: the column is of a varlena type (EXPECTED was checked), and the buffer stays pinned while this lives.
-        unsafe { datum::varlena(self.values[column as usize]) }
+        self.datum(column).map(|datum| unsafe { datum::varlena(datum) })
     }
 }
 
@@ -105,76 +111,71 @@ thread_local! {
 #[derive(Clone, Copy)]
 struct Scan {
     table: pg_sys::Relation,
+    index: pg_sys::Relation,
     snapshot: pg_sys::Snapshot,
-    scan: pg_sys::SysScanDesc,
+    scan: pg_sys::IndexScanDesc,
+    slot: *mut pg_sys::TupleTableSlot,
     found: bool,
-    columns: usize,
 }
 
-/// Finds the token with a digest and lets `read` look at its row, which it must not keep.
+/// Finds the token with a digest and lets `read` look at its row.
 pub(crate) fn with_token<R>(digest: &Digest, read: impl FnOnce(Option<&TokenRow>) -> R) -> R {
     let argument = DigestDatum { length: varlena_length(DIGEST_LEN), digest: *digest };
     let mut key = scan_key();
     key.sk_argument = Datum::from(&raw const argument);
-    let mut row = TokenRow { values: [Datum::null(); MAX_COLUMNS], nulls: [true; MAX_COLUMNS] };
-
     let open = loop {
         let relations = relations::relations();
         let epoch = relations::epoch();
         if CHECKED_IN.get() != Some(epoch) {
             check_columns(&relations);
         }
-        // SAFETY: oids of relations that the lock on the table keeps in place, an MVCC snapshot that stays registered until
-        // the scan has ended, and arrays with room for every column. The closure holds nothing that needs dropping.
-        let open = unsafe {
-            sys::guarded(|| {
-                let table = sys::table_open(relations.api_tokens, pg_sys::AccessShareLock.cast_signed());
-                // Waiting for the lock, we may have been told that the index is now another one.
-                if relations::epoch() != epoch {
-                    sys::table_close(table, pg_sys::AccessShareLock.cast_signed());
-                    return None;
-                }
-                let snapshot = sys::RegisterSnapshot(sys::GetLatestSnapshot());
-                let scan = sys::systable_beginscan(
-                    table,
-                    relations.token_hash_index,
-                    true,
-                    snapshot,
-                    1,
-                    &raw mut key,
-                );
-                let tuple = sys::systable_getnext(scan);
-                let descriptor = (*table).rd_att;
-                let columns = (*descriptor).natts as usize;
-                let found = !tuple.is_null();
-                if found && columns <= MAX_COLUMNS {
-                    sys::heap_deform_tuple(
-                        tuple,
-                        descriptor,
-                        row.values.as_mut_ptr(),
-                        row.nulls.as_mut_ptr(),
-                    );
-                }
-                Some(Scan { table, snapshot, scan, found, columns })
-            })
-        };
-        if let Some(open) = open {
+        // SAFETY: the closure holds nothing that needs dropping.
+        if let Some(open) = unsafe { sys::guarded(|| begin(&relations, epoch, &raw mut key)) } {
             break open;
         }
     };
-    if open.columns > MAX_COLUMNS {
-        Error::unknown_layout(format!("Table tollgate.api_tokens has {} columns.", open.columns)).raise();
-    }
+    let row = TokenRow { slot: open.slot };
     let result = read(open.found.then_some(&row));
-    // SAFETY: ends what was begun above; `row` is not used any more.
+    // SAFETY: ends what `begin` began, in the opposite order; `row` is not used any more.
     unsafe {
         sys::guarded(|| {
-            sys::systable_endscan(open.scan);
+            sys::index_endscan(open.scan);
+            sys::ExecDropSingleTupleTableSlot(open.slot);
             sys::UnregisterSnapshot(open.snapshot);
+            sys::index_close(open.index, pg_sys::NoLock.cast_signed());
             sys::table_close(open.table, pg_sys::NoLock.cast_signed());
         });
     }
     result
+}
+
+/// Descends the index and deforms the row found; `None` if the relations are no longer what they were looked up as.
+///
+/// # Safety
+///
+/// Only inside `sys::guarded`. The key stays in place until the scan is ended.
+unsafe fn begin(relations: &Relations, epoch: u64, key: pg_sys::ScanKey) -> Option<Scan> {
+    let lock = pg_sys::AccessShareLock.cast_signed();
+    // SAFETY: oids of relations that the lock on the table keeps in place, and an MVCC snapshot that stays registered until
+    // the scan has ended.
+    unsafe {
+        let table = sys::table_open(relations.api_tokens, lock);
+        // Waiting for the lock, we may have been told that the index is now another one.
+        if relations::epoch() != epoch {
+            sys::table_close(table, lock);
+            return None;
+        }
+        let index = sys::index_open(relations.token_hash_index, lock);
+        let snapshot = sys::RegisterSnapshot(sys::GetLatestSnapshot());
+        let slot = sys::table_slot_create(table, core::ptr::null_mut());
+        let scan = compat::index_beginscan(table, index, snapshot);
+        sys::index_rescan(scan, key, 1, core::ptr::null_mut(), 0);
+        let found = sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot);
+        if found {
+            sys::slot_getsomeattrs_int(slot, LAST_COLUMN as i32 + 1);
+        }
+        Some(Scan { table, index, snapshot, scan, slot, found })
+    }
 }
 
 /// `SET_VARSIZE` of a content of that many bytes.
@@ -191,7 +192,7 @@ fn scan_key() -> pg_sys::ScanKeyData {
             let previous = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
             pg_sys::ScanKeyInit(
                 &raw mut key,
-                Column::TokenHash as i16 + 1,
+                1, // the first column of the index
                 pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
                 pg_sys::Oid::from(pg_sys::F_BYTEAEQ),
                 Datum::null(),
