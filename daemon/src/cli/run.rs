@@ -1,0 +1,249 @@
+//! `tollgated run`: starts what runs in the background, waits for a reason to stop, stops.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
+use uuid::Uuid;
+
+use crate::config::RunOptions;
+use crate::db::{Database, Target};
+use crate::driver::{Board, Driver, Schedule, Signal};
+use crate::error::{Error, Result};
+use crate::shutdown::Shutdown;
+use crate::sql::Identity;
+use crate::tasks::{expire_tokens, flush_usage, heartbeat, publish_events, purge};
+use crate::{exit, listener};
+
+/// A run has a few statements, each of which the server cuts at its statement_timeout. A run that takes longer than
+/// these together waits for a server that will never answer.
+fn run_limit(target: &Target) -> Duration {
+    target.statement_timeout() * 4 + Duration::from_secs(30)
+}
+
+pub(super) async fn run(target: Target, options: RunOptions) -> Result<u8> {
+    options.validate()?;
+    // Before anything is started, so that no signal finds the default handler in place.
+    let mut signals = Signals::install()?;
+    let _pid_file = options.pid_file.as_deref().map(PidFile::write).transpose()?;
+    announce(&target, &options);
+
+    let limit = run_limit(&target);
+    let every = |period| Schedule { period, limit };
+    let database = Database::new(target)?;
+    let shutdown = Shutdown::default();
+    let board = Board::default();
+    let driver = Driver::new(shutdown.clone(), board.clone(), options.shutdown_grace);
+    let flush_now = Signal::default();
+    let events_came = Signal::default();
+    let batch_size = options.batch.batch_size;
+
+    shutdown.spawn(
+        "listener",
+        listener::run(database.clone(), vec![events_came.clone()], shutdown.token().clone()),
+    );
+    driver.start(
+        flush_usage::FlushUsage::new(database.clone()),
+        every(options.flush_interval),
+        flush_now.clone(),
+    );
+    driver.start(
+        publish_events::PublishEvents::new(database.clone(), options.subscription, batch_size),
+        every(options.publish_interval),
+        events_came,
+    );
+    driver.start(
+        expire_tokens::ExpireTokens::new(database.clone(), batch_size),
+        every(options.expire_interval),
+        Signal::default(),
+    );
+    driver.start(
+        purge::Purge::new(database.clone(), options.retention.retention, batch_size),
+        every(options.purge_interval),
+        Signal::default(),
+    );
+    driver.start(
+        heartbeat::Heartbeat::new(database, identity(), board),
+        every(heartbeat::PERIOD),
+        Signal::default(),
+    );
+
+    signals.until_stop(&shutdown, &flush_now).await;
+    Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await)
+}
+
+/// Drains, and says what did not come to its end.
+async fn stop(shutdown: &Shutdown, signals: &mut Signals, grace: Duration) -> u8 {
+    shutdown.begin();
+    let abandoned = tokio::select! {
+        drained = shutdown.drain(grace) => drained.err().map(|names| (names, "the grace is over")),
+        name = signals.stop_signal() => {
+            // Nothing more to wait for: who is asked a second time does not argue.
+            tracing::warn!(signal = name, "asked to stop again");
+            shutdown.drain(Duration::ZERO).await.err().map(|names| (names, "asked to stop at once"))
+        }
+    };
+    if let Some((names, why)) = &abandoned {
+        tracing::error!(stuck = names.join(", "), "{why}: stopped without waiting for {}", names.join(", "));
+    }
+    if let Some(fault) = shutdown.fault() {
+        tracing::error!("stopped because {fault}");
+        return exit::FAULT;
+    }
+    if abandoned.is_some() {
+        return exit::ABANDONED;
+    }
+    tracing::info!("stopped");
+    exit::OK
+}
+
+/// What this daemon is about to do, so that a log begins with the settings that explain the rest of it.
+fn announce(target: &Target, options: &RunOptions) {
+    let time = |duration| humantime::format_duration(duration).to_string();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        pid = std::process::id(),
+        database = target.describe(),
+        flush_interval = time(options.flush_interval),
+        expire_interval = time(options.expire_interval),
+        purge_interval = time(options.purge_interval),
+        retention = time(options.retention.retention),
+        publish_interval = time(options.publish_interval),
+        subscription = options.subscription,
+        batch_size = options.batch.batch_size,
+        statement_timeout = time(target.statement_timeout()),
+        shutdown_grace = time(options.shutdown_grace),
+        "starting"
+    );
+    let plaintext = target.plaintext_hosts();
+    if !plaintext.is_empty() {
+        tracing::warn!(
+            "the connection to {} is not encrypted: this version of tollgated does not speak TLS",
+            plaintext.join(", ")
+        );
+    }
+}
+
+fn identity() -> Identity {
+    Identity {
+        instance: Uuid::new_v4(),
+        hostname: gethostname::gethostname().to_string_lossy().into_owned(),
+        pid: i32::try_from(std::process::id()).unwrap_or_default(),
+        started_at: Timestamp::now(),
+    }
+}
+
+struct Signals {
+    terminate: UnixSignal,
+    interrupt: UnixSignal,
+    user1: UnixSignal,
+}
+
+impl Signals {
+    fn install() -> Result<Self> {
+        let handler = |kind| {
+            signal(kind)
+                .map_err(|error| Error::failed(format!("could not install a signal handler: {error}")))
+        };
+        Ok(Self {
+            terminate: handler(SignalKind::terminate())?,
+            interrupt: handler(SignalKind::interrupt())?,
+            user1: handler(SignalKind::user_defined1())?,
+        })
+    }
+
+    /// Serves signals until one asks to stop or something has failed.
+    async fn until_stop(&mut self, shutdown: &Shutdown, flush_now: &Signal) {
+        loop {
+            tokio::select! {
+                _ = self.user1.recv() => {
+                    tracing::info!(signal = "SIGUSR1", "flushing usage now");
+                    flush_now.wake();
+                }
+                _ = self.terminate.recv() => {
+                    tracing::info!(signal = "SIGTERM", "stopping");
+                    return;
+                }
+                _ = self.interrupt.recv() => {
+                    tracing::info!(signal = "SIGINT", "stopping");
+                    return;
+                }
+                () = shutdown.token().cancelled() => return,
+            }
+        }
+    }
+
+    async fn stop_signal(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Removed when dropped, unless another process has put its own id there by then.
+struct PidFile {
+    path: PathBuf,
+    content: String,
+}
+
+impl PidFile {
+    fn write(path: &Path) -> Result<Self> {
+        let content = format!("{}\n", std::process::id());
+        // Beside it and then renamed: whoever reads it never sees half of it.
+        let draft = path.with_extension(format!("{}.tmp", std::process::id()));
+        fs::File::create(&draft)
+            .and_then(|mut file| file.write_all(content.as_bytes()))
+            .and_then(|()| fs::rename(&draft, path))
+            .map_err(|error| {
+                let _ = fs::remove_file(&draft);
+                Error::usage(format!("could not write the --pid-file {}: {error}", path.display()))
+            })?;
+        Ok(Self { path: path.to_owned(), content })
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if fs::read_to_string(&self.path).is_ok_and(|content| content == self.content) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("tollgated-{}-{name}", std::process::id()))
+    }
+
+    #[test]
+    fn a_pid_file_holds_the_id_and_goes_with_the_process() {
+        let path = place("own.pid");
+        let file = PidFile::write(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap().trim(), std::process::id().to_string());
+        drop(file);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_pid_file_of_a_successor_is_left_alone() {
+        let path = place("successor.pid");
+        let file = PidFile::write(&path).unwrap();
+        fs::write(&path, "1\n").unwrap();
+        drop(file);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1\n");
+        fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_pid_file_that_cannot_be_written_is_named() {
+        let Err(error) = PidFile::write(Path::new("/nonexistent/dir/x.pid")) else { panic!("written") };
+        assert!(error.message().contains("/nonexistent/dir/x.pid"), "{error}");
+    }
+}

@@ -1,0 +1,324 @@
+//! `tollgated status`: the server's counters, the daemons, and how their tasks fare.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::db::Target;
+use crate::driver::{Outcome, Status};
+use crate::error::Result;
+use crate::{exit, output, sql};
+
+/// A daemon that was not heard of for longer counts as gone. It reports every ten seconds.
+const GONE_AFTER_SECONDS: f64 = 60.0;
+/// How many daemons that are gone are listed.
+const MOST_GONE: usize = 3;
+
+pub(super) async fn status(target: Target, json: bool) -> Result<u8> {
+    let session = target.connect().await?;
+    let stats = sql::stats(&*session).await?;
+    let daemons = sql::daemons(&*session).await?;
+    let healthy = daemons.iter().any(is_alive);
+    if json {
+        output::json(&json!({ "healthy": healthy, "stats": stats, "daemons": daemons }))?;
+    } else {
+        output::line(&describe(&stats, &daemons))?;
+    }
+    Ok(if healthy { exit::OK } else { exit::NO })
+}
+
+fn seconds_since_seen(daemon: &Value) -> Option<f64> {
+    daemon.get("seconds_since_seen").and_then(Value::as_f64)
+}
+
+fn is_alive(daemon: &Value) -> bool {
+    seconds_since_seen(daemon).is_some_and(|seconds| seconds <= GONE_AFTER_SECONDS)
+}
+
+fn describe(stats: &Value, daemons: &[Value]) -> String {
+    let mut text = output::facts(&server(stats));
+    if !daemons.iter().any(is_alive) {
+        text.push_str(
+            "\n\nNo daemon was seen within 60 s: start one with `tollgated run`. Until then usage is counted but not \
+             flushed, expiries are not recorded, and nothing is purged.",
+        );
+    }
+    let (alive, gone): (Vec<&Value>, Vec<&Value>) = daemons.iter().partition(|daemon| is_alive(daemon));
+    for daemon in alive {
+        text.push_str("\n\n");
+        text.push_str(&describe_daemon(daemon));
+    }
+    // The latest tell who served here last; a daemon that restarts in a loop would leave hundreds.
+    if !gone.is_empty() {
+        text.push_str("\n\ngone:");
+        for daemon in gone.iter().take(MOST_GONE) {
+            text.push_str("\n  ");
+            text.push_str(&headline(daemon));
+        }
+        if let Some(more @ 1..) = gone.len().checked_sub(MOST_GONE) {
+            text.push_str(&format!("\n  and {more} more within the last day"));
+        }
+    }
+    text
+}
+
+fn server(stats: &Value) -> Vec<(&'static str, String)> {
+    let text = |name| output::field(stats, name);
+    let metering = match stats.get("metering").and_then(Value::as_bool) {
+        Some(true) => format!("on since {}", output::moment(stats, "started_at")),
+        // The server's own words, which begin with "Off".
+        _ => text("metering_detail"),
+    };
+    let mut facts = vec![
+        ("extension", format!("{} (library {})", text("extension_version"), text("library_version"))),
+        ("metering", metering),
+        ("verifications", verifications(stats.get("verifications"))),
+    ];
+    if stats.get("tracked_keys").is_some_and(|keys| !keys.is_null()) {
+        facts.push((
+            "shared memory",
+            format!(
+                "{} of {} keys, {} overflowed",
+                text("tracked_keys"),
+                text("max_tracked_keys"),
+                text("overflowed")
+            ),
+        ));
+    }
+    facts.push((
+        "flushes",
+        format!("{}, last at {}", text("flushes"), output::moment(stats, "last_flush_at")),
+    ));
+    facts.push((
+        "tables",
+        format!(
+            "about {} tokens in {}, usage {}, audit log {}",
+            text("tokens_estimate"),
+            bytes(stats, "api_tokens_bytes"),
+            bytes(stats, "token_usage_bytes"),
+            bytes(stats, "audit_log_bytes")
+        ),
+    ));
+    facts
+}
+
+/// The codes that occurred, the most frequent first.
+fn verifications(counts: Option<&Value>) -> String {
+    let Some(Value::Object(counts)) = counts else { return "-".to_owned() };
+    let mut counts: Vec<(&str, u64)> =
+        counts.iter().filter_map(|(code, count)| Some((code.as_str(), count.as_u64()?))).collect();
+    counts.retain(|(_, count)| *count > 0);
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    if counts.is_empty() {
+        return "none since the server started".to_owned();
+    }
+    counts.iter().map(|(code, count)| format!("{count} {code}")).collect::<Vec<_>>().join(", ")
+}
+
+fn bytes(stats: &Value, name: &str) -> String {
+    match stats.get(name).and_then(Value::as_u64) {
+        Some(bytes) => indicatif::BinaryBytes(bytes).to_string(),
+        None => "-".to_owned(),
+    }
+}
+
+fn headline(daemon: &Value) -> String {
+    let text = |name| output::printable(&output::field(daemon, name));
+    let seen = match seconds_since_seen(daemon) {
+        Some(seconds) => {
+            format!("seen {} ago", humantime::format_duration(Duration::from_secs(seconds.max(0.0) as u64)))
+        }
+        None => "never seen".to_owned(),
+    };
+    format!(
+        "daemon {} on {}, process {}, started {}, {seen}",
+        text("version"),
+        text("hostname"),
+        text("pid"),
+        output::moment(daemon, "started_at"),
+    )
+}
+
+fn describe_daemon(daemon: &Value) -> String {
+    let mut description = headline(daemon);
+    let clock = Clock::of(daemon);
+    // Tasks of another version's daemon may look different. What cannot be read is no reason to show nothing.
+    let tasks = daemon.get("tasks").cloned().unwrap_or_default();
+    match serde_json::from_value::<BTreeMap<String, Status>>(tasks) {
+        Ok(tasks) => {
+            description.push('\n');
+            description.push_str(&output::table(
+                ["TASK", "LAST RUN", "TOOK", "OUTCOME", "ITEMS", "TOTAL", "FAILURES", "NEXT RUN", "REMARK"],
+                tasks.iter().map(|(name, status)| row(name, status, &clock)),
+            ));
+        }
+        Err(error) => description.push_str(&format!("\nits tasks cannot be read: {error}")),
+    }
+    description
+}
+
+fn row(name: &str, status: &Status, clock: &Clock) -> [String; 9] {
+    [
+        name.to_owned(),
+        clock.ago(status.last_started_at),
+        status.last_duration_ms.map_or("-".to_owned(), took),
+        status.last_outcome.map_or("-", Outcome::as_str).to_owned(),
+        status.last_items.to_string(),
+        status.items.to_string(),
+        status.consecutive_failures.to_string(),
+        clock.until(status.next_run_at),
+        remark(status, clock),
+    ]
+}
+
+fn remark(status: &Status, clock: &Clock) -> String {
+    let mut remarks = Vec::new();
+    // Most runs take milliseconds, and some always coincide with the report: only a long one is worth a word.
+    if status.running
+        && let Some(seconds @ 5..) = clock.seconds_before_report(status.last_started_at)
+    {
+        remarks.push(format!("running for {seconds}s"));
+    }
+    remarks.extend(status.last_error.clone());
+    remarks.extend(status.note.clone());
+    remarks.join("; ")
+}
+
+/// Turns the times in a daemon's report into "ago" and "in", by the daemon's own clock and the server's, so that the
+/// clock of whoever looks does not matter.
+struct Clock {
+    reported_at: Option<Timestamp>,
+    seconds_since: i64,
+}
+
+impl Clock {
+    fn of(daemon: &Value) -> Self {
+        Self {
+            reported_at: daemon.get("last_seen_at").and_then(Value::as_str).and_then(|at| at.parse().ok()),
+            seconds_since: seconds_since_seen(daemon).unwrap_or_default() as i64,
+        }
+    }
+
+    fn seconds_before_report(&self, time: Option<Timestamp>) -> Option<i64> {
+        Some(self.reported_at?.duration_since(time?).as_secs())
+    }
+
+    fn ago(&self, time: Option<Timestamp>) -> String {
+        match self.seconds_before_report(time) {
+            Some(seconds) => format!("{} ago", seconds_text(seconds + self.seconds_since)),
+            None => "-".to_owned(),
+        }
+    }
+
+    fn until(&self, time: Option<Timestamp>) -> String {
+        match self.seconds_before_report(time).map(|seconds| -seconds - self.seconds_since) {
+            Some(seconds @ 1..) => format!("in {}", seconds_text(seconds)),
+            // It has come since the report, or the next run is going on.
+            Some(_) => "due".to_owned(),
+            None => "-".to_owned(),
+        }
+    }
+}
+
+fn seconds_text(seconds: i64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds.max(0).unsigned_abs())).to_string()
+}
+
+fn took(milliseconds: f64) -> String {
+    if milliseconds < 1000.0 {
+        format!("{milliseconds:.1}ms")
+    } else {
+        format!("{:.1}s", milliseconds / 1000.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn daemon(seconds: f64) -> Value {
+        let task = Status {
+            last_outcome: Some(Outcome::Failed),
+            last_error: Some("no luck".into()),
+            ..Status::default()
+        };
+        json!({"hostname": "h", "pid": 1, "version": "0.1.0", "started_at": "2030-01-02T03:04:05+00:00",
+               "seconds_since_seen": seconds, "tasks": {"purge": task}})
+    }
+
+    #[test]
+    fn a_daemon_that_was_not_seen_for_a_minute_is_gone() {
+        assert!(is_alive(&daemon(59.9)));
+        assert!(!is_alive(&daemon(60.1)));
+        assert!(!is_alive(&json!({})));
+    }
+
+    #[test]
+    fn the_description_says_who_failed_and_why() {
+        let text = describe(&json!({"metering": true}), &[daemon(3.2)]);
+        assert!(text.contains("purge") && text.contains("failed") && text.contains("no luck"), "{text}");
+        assert!(text.contains("seen 3s ago"), "{text}");
+        assert!(!text.contains("No daemon"), "{text}");
+    }
+
+    fn at(text: &str) -> Option<Timestamp> {
+        Some(text.parse().unwrap())
+    }
+
+    #[test]
+    fn times_are_told_relative_to_now_by_the_clocks_of_daemon_and_server() {
+        let clock = Clock { reported_at: at("2030-01-02T03:04:10Z"), seconds_since: 3 };
+        assert_eq!(clock.ago(at("2030-01-02T03:04:05Z")), "8s ago");
+        assert_eq!(clock.until(at("2030-01-02T04:04:10Z")), "in 59m 57s");
+        assert_eq!(clock.until(at("2030-01-02T03:04:12Z")), "due");
+        assert_eq!((clock.ago(None), clock.until(None)), ("-".to_owned(), "-".to_owned()));
+        // A daemon whose clock is ahead has not run in the future.
+        assert_eq!(clock.ago(at("2030-01-02T03:05:00Z")), "0s ago");
+    }
+
+    #[test]
+    fn only_a_run_that_takes_long_is_remarked_on() {
+        let clock = |text| Clock { reported_at: at(text), seconds_since: 0 };
+        let status =
+            Status { running: true, last_started_at: at("2030-01-02T03:04:05Z"), ..Status::default() };
+        assert_eq!(remark(&status, &clock("2030-01-02T03:04:06Z")), "");
+        assert_eq!(remark(&status, &clock("2030-01-02T03:05:05Z")), "running for 60s");
+        assert_eq!(remark(&Status { running: false, ..status }, &clock("2030-01-02T03:05:05Z")), "");
+    }
+
+    #[test]
+    fn of_the_daemons_that_are_gone_only_the_latest_are_listed_and_without_their_tasks() {
+        let daemons: Vec<Value> =
+            std::iter::once(daemon(1.0)).chain((0..10).map(|_| daemon(3600.0))).collect();
+        let text = describe(&json!({}), &daemons);
+        assert_eq!(text.matches("seen 1h ago").count(), MOST_GONE, "{text}");
+        assert_eq!(text.matches("no luck").count(), 1, "{text}");
+        assert!(text.contains("and 7 more"), "{text}");
+        assert!(!describe(&json!({}), &daemons[..1]).contains("gone"));
+        assert!(!describe(&json!({}), &daemons[..4]).contains("more"));
+    }
+
+    #[test]
+    fn no_daemon_is_said_with_its_consequences() {
+        for daemons in [vec![], vec![daemon(3600.0)]] {
+            assert!(describe(&json!({}), &daemons).contains("No daemon was seen"));
+        }
+    }
+
+    #[test]
+    fn metering_that_is_off_is_shown_with_the_reason() {
+        let text = describe(&json!({"metering": false, "metering_detail": "Off: not preloaded."}), &[]);
+        assert!(text.contains("metering       Off: not preloaded."), "{text}");
+        assert!(!text.contains("shared memory"), "{text}");
+    }
+
+    #[test]
+    fn only_codes_that_occurred_are_shown_the_most_frequent_first() {
+        let counts = json!({"VALID": 5, "EXPIRED": 0, "MALFORMED": 9});
+        assert_eq!(verifications(Some(&counts)), "9 MALFORMED, 5 VALID");
+        assert_eq!(verifications(Some(&json!({"VALID": 0}))), "none since the server started");
+        assert_eq!(verifications(None), "-");
+    }
+}

@@ -1,0 +1,227 @@
+//! `tollgated token …`: tokens by hand.
+
+use std::io::{self, IsTerminal as _, Read as _};
+use std::path::Path;
+
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use crate::config::{CreateOptions, ListOptions, PresentedToken, RevokeOptions, TokenCommand, VerifyOptions};
+use crate::db::{Target, hide_bind_values};
+use crate::error::{Error, Result};
+use crate::{exit, output, sql};
+
+/// Far beyond the longest token; a larger file is not one that holds a token.
+const LONGEST_INPUT: u64 = 4096;
+
+pub(super) async fn token(target: Target, command: TokenCommand) -> Result<u8> {
+    match command {
+        TokenCommand::Create(options) => create(target, options).await,
+        TokenCommand::List(options) => list(target, options).await,
+        TokenCommand::Verify(options) => verify(target, options).await,
+        TokenCommand::Revoke(options) => revoke(target, options).await,
+    }
+}
+
+async fn create(target: Target, options: CreateOptions) -> Result<u8> {
+    let session = target.connect().await?;
+    let issued = sql::create_api_token(
+        &*session,
+        &sql::NewToken {
+            user_id: &options.user,
+            name: &options.name,
+            scopes: &options.scopes,
+            expires_in: options.expires_in,
+            metadata: options.metadata.unwrap_or_else(|| json!({})),
+            // No list is every network; an empty one would be none.
+            allowed_ips: (!options.allowed_ips.is_empty()).then_some(options.allowed_ips.as_slice()),
+            prefix: options.prefix.as_deref(),
+        },
+    )
+    .await?;
+    if options.output.json {
+        output::json(&issued)?;
+    } else {
+        output::line(&output::facts(&[
+            ("id", output::field(&issued, "id")),
+            ("token", output::field(&issued, "token")),
+            ("user", output::field(&issued, "user_id")),
+            ("name", output::field(&issued, "name")),
+            ("scopes", output::field(&issued, "scopes")),
+            ("expires", output::moment(&issued, "expires_at")),
+        ]))?;
+        eprintln!("Keep the token now: it is stored nowhere and cannot be shown again.");
+    }
+    Ok(exit::OK)
+}
+
+async fn list(target: Target, options: ListOptions) -> Result<u8> {
+    let session = target.connect().await?;
+    let tokens = sql::list_api_tokens(&*session, &options.user).await?;
+    if options.output.json {
+        output::json(&tokens)?;
+    } else if tokens.is_empty() {
+        output::line(&format!("{} has no tokens", output::printable(&options.user)))?;
+    } else {
+        let heading = ["ID", "NAME", "HINT", "STATUS", "USES", "DENIALS", "LAST USED", "EXPIRES", "SCOPES"];
+        let rows = tokens.iter().map(|token| {
+            [
+                output::field(token, "id"),
+                output::field(token, "name"),
+                output::field(token, "hint"),
+                output::field(token, "status"),
+                output::field(token, "use_count"),
+                output::field(token, "denied_count"),
+                output::moment(token, "last_used_at"),
+                output::moment(token, "expires_at"),
+                output::field(token, "scopes"),
+            ]
+        });
+        output::line(&output::table(heading, rows))?;
+    }
+    Ok(exit::OK)
+}
+
+async fn verify(target: Target, options: VerifyOptions) -> Result<u8> {
+    let token = read_token(&options.token)?;
+    let session = target.connect().await?;
+    // Only the digest leaves this process, so that the token is in no log on the way.
+    let digest = tollgate_core::token::digest(token.as_bytes());
+    let scopes = (!options.scopes.is_empty()).then_some(options.scopes.as_slice());
+    let mut verification = sql::verify_api_token_hash(&*session, &digest, scopes, options.client_ip).await?;
+    // A digest tells the server nothing of the shape, so what it cannot say is said here.
+    if verification["code"] == "NOT_FOUND" && tollgate_core::token::parse(token.as_bytes()).is_none() {
+        verification["code"] = json!("MALFORMED");
+    }
+    let valid = verification["valid"] == Value::Bool(true);
+    if options.output.json {
+        output::json(&verification)?;
+    } else {
+        output::line(&output::facts(&verdict(&verification)))?;
+    }
+    Ok(if valid { exit::OK } else { exit::NO })
+}
+
+/// What is not known of a refused token is left out.
+fn verdict(verification: &Value) -> Vec<(&'static str, String)> {
+    let mut facts = vec![("code", output::field(verification, "code"))];
+    for (name, key) in [
+        ("token id", "token_id"),
+        ("user", "user_id"),
+        ("name", "name"),
+        ("scopes", "scopes"),
+        ("expires", "expires_at"),
+        ("metadata", "metadata"),
+        ("rate limit", "rate_limit"),
+        ("remaining", "rate_remaining"),
+        ("retry after", "retry_after"),
+    ] {
+        if verification.get(key).is_some_and(|value| !value.is_null()) {
+            let value = if key == "expires_at" {
+                output::moment(verification, key)
+            } else {
+                output::field(verification, key)
+            };
+            facts.push((name, value));
+        }
+    }
+    facts
+}
+
+async fn revoke(target: Target, options: RevokeOptions) -> Result<u8> {
+    let reason = options.reason.as_deref();
+    let revoked = match options.id {
+        Some(id) => {
+            let session = target.connect().await?;
+            sql::revoke_api_token(&*session, id, options.user.as_deref(), reason).await?
+        }
+        None => {
+            let token = read_token(&options.token)?;
+            let session = target.connect().await?;
+            hide_bind_values(&session).await?;
+            sql::revoke_presented_token(&*session, &token, reason).await?
+        }
+    };
+    if options.output.json {
+        output::json(&json!({ "revoked": revoked }))?;
+    } else if revoked {
+        output::line("revoked")?;
+    } else {
+        output::line(match (&options.id, &options.user) {
+            (None, _) => "nothing to revoke: the token is unknown or revoked already",
+            (Some(_), None) => "nothing to revoke: no such token, or it is revoked already",
+            (Some(_), Some(_)) => "nothing to revoke: that user has no such token, or it is revoked already",
+        })?;
+    }
+    Ok(if revoked { exit::OK } else { exit::NO })
+}
+
+fn read_token(from: &PresentedToken) -> Result<Zeroizing<String>> {
+    let token = if from.token_file == Path::new("-") {
+        if io::stdin().is_terminal() {
+            Zeroizing::new(
+                rpassword::prompt_password("Token (not shown): ").map_err(unreadable("the terminal"))?,
+            )
+        } else {
+            read_all(io::stdin().lock(), "standard input")?
+        }
+    } else {
+        let name = from.token_file.display().to_string();
+        let file = std::fs::File::open(&from.token_file)
+            .map_err(|error| Error::usage(format!("could not read the token from {name}: {error}")))?;
+        read_all(file, &name)?
+    };
+    let trimmed = token.trim();
+    if trimmed.is_empty() {
+        return Err(Error::usage("there is no token in what was read")
+            .with_remedy("pass it on standard input, or name its file with --token-file"));
+    }
+    Ok(Zeroizing::new(trimmed.to_owned()))
+}
+
+/// `name` is what is read, for messages. None of them quotes what it holds.
+fn read_all(from: impl io::Read, name: &str) -> Result<Zeroizing<String>> {
+    // The full capacity from the start: a reallocation would leave a copy behind.
+    let mut text = Zeroizing::new(String::with_capacity(LONGEST_INPUT as usize + 1));
+    from.take(LONGEST_INPUT + 1).read_to_string(&mut text).map_err(unreadable(name))?;
+    if text.len() as u64 > LONGEST_INPUT {
+        return Err(Error::usage(format!("{name} holds more than a token: over {LONGEST_INPUT} bytes")));
+    }
+    Ok(text)
+}
+
+fn unreadable(name: &str) -> impl FnOnce(io::Error) -> Error {
+    move |error| Error::failed(format!("could not read the token from {name}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn a_token_is_read_whole_and_a_book_is_refused() {
+        assert_eq!(read_all(&b"tgt_abc\n"[..], "x").unwrap().trim(), "tgt_abc");
+        let book = vec![b'a'; 5000];
+        assert_eq!(read_all(&book[..], "x").unwrap_err().kind(), Kind::Usage);
+        assert!(read_all(&[0xff, 0xfe][..], "x").is_err());
+    }
+
+    #[test]
+    fn a_missing_token_file_is_named() {
+        let from = PresentedToken { token_file: "/nonexistent/token".into() };
+        let error = read_token(&from).unwrap_err();
+        assert!(error.message().contains("/nonexistent/token"), "{error}");
+    }
+
+    #[test]
+    fn a_refusal_shows_only_what_is_known() {
+        let refused = json!({"valid": false, "code": "NOT_FOUND", "token_id": null, "scopes": null});
+        assert_eq!(verdict(&refused), [("code", "NOT_FOUND".to_owned())]);
+        let valid = json!({"valid": true, "code": "VALID", "user_id": "ann", "scopes": ["a", "b"],
+                           "expires_at": "2030-01-02T03:04:05+00:00"});
+        let facts = verdict(&valid);
+        assert!(facts.contains(&("scopes", "a, b".to_owned())));
+        assert!(facts.contains(&("expires", "2030-01-02 03:04:05Z".to_owned())));
+    }
+}

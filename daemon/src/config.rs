@@ -1,0 +1,551 @@
+//! The command line and the environment, and what is wrong with them before anything is tried.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::db::Target;
+use crate::error::{Error, Result};
+
+const EXIT_CODES: &str = "\
+Exit status:
+   0  done; for a question: yes
+   1  the answer is no (token not valid, nothing to revoke, a check failed, no daemon seen),
+      or the work failed
+  64  the command line or the configuration is wrong; nothing was tried
+  69  the database cannot be reached
+  70  `run` ended because one of its own tasks ended; the log says which and why
+  75  `run` was told to stop and had to abandon a task; the log says which";
+
+const RUN_NOTES: &str = "\
+Signals:
+  SIGTERM, SIGINT  stop within --shutdown-grace: running work is finished and usage flushed a
+                   last time; what is not flushed stays counted in the server.
+                   A second one stops at once.
+  SIGUSR1          flush usage now
+
+The daemon needs EXECUTE on the operator functions and SELECT on tollgate.daemons, no more:
+`tollgated check` prints the GRANTs that are missing. It never gives up on the database but
+waits and tries again.";
+
+/// The daemon and the command line of Tollgate, API tokens inside PostgreSQL.
+#[derive(Debug, Parser)]
+#[command(name = "tollgated", version, after_help = EXIT_CODES, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    pub connection: ConnectionOptions,
+    #[command(flatten)]
+    pub logging: LogOptions,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a database: flush usage, record expiries, purge ended tokens, log events
+    #[command(after_help = format!("{RUN_NOTES}\n\n{EXIT_CODES}"))]
+    Run(RunOptions),
+    /// Print events, one JSON object a line
+    Tail(TailOptions),
+    /// Show the server's counters and the daemons with their tasks; exit status 1 if no daemon was seen for 60 s
+    Status(OutputOptions),
+    /// Check server, extension, privileges, LISTEN and logging, and print what mends each finding
+    Check(OutputOptions),
+    /// Carry the usage counted so far into the tables, once
+    Flush(OutputOptions),
+    /// Record expiries and delete tokens that ended long ago, once and until done
+    Cleanup(CleanupOptions),
+    /// Create, list, verify and revoke tokens
+    #[command(subcommand)]
+    Token(TokenCommand),
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Connection")]
+pub struct ConnectionOptions {
+    /// The database: postgresql://user@host/db, postgresql:///db?host=/run/postgresql, or "host=… dbname=…".
+    /// Prefer the environment variable: arguments are visible to every user of the machine
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "DATABASE_URL",
+        hide_env_values = true,
+        value_parser = Secret::parse,
+        global = true
+    )]
+    pub database_url: Option<Secret>,
+
+    /// Longest time that one statement may take
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "TOLLGATED_STATEMENT_TIMEOUT",
+        default_value = "60s",
+        value_parser = humantime::parse_duration,
+        global = true
+    )]
+    pub statement_timeout: Duration,
+}
+
+impl ConnectionOptions {
+    /// Where to connect to. `application` is what pg_stat_activity shows.
+    pub fn target(&self, application: &str) -> Result<Target> {
+        let url = match &self.database_url {
+            Some(url) if !url.expose().trim().is_empty() => url,
+            _ => {
+                return Err(Error::usage("no database is named").with_remedy(
+                    "set DATABASE_URL, or give --database-url, such as postgresql://user@host/dbname or \
+                     postgresql:///dbname?host=/run/postgresql",
+                ));
+            }
+        };
+        at_least("--statement-timeout", self.statement_timeout, Duration::from_millis(100))?;
+        at_most("--statement-timeout", self.statement_timeout, Duration::from_hours(24))?;
+        Target::parse(url, application, self.statement_timeout)
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logging")]
+pub struct LogOptions {
+    /// How log lines on standard error are written
+    #[arg(long, value_enum, env = "TOLLGATED_LOG_FORMAT", default_value_t = LogFormat::Human, global = true)]
+    pub log_format: LogFormat,
+
+    /// error, warn, info, debug, trace, or directives such as "warn,tollgated::driver=debug".
+    /// Events are logged at every level [default: info for `run`, warn otherwise]
+    #[arg(long, value_name = "LEVEL", env = "TOLLGATED_LOG_LEVEL", global = true)]
+    pub log_level: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Human,
+    Json,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct OutputOptions {
+    /// Print JSON for machines
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BatchOptions {
+    /// Tokens or events handled in one transaction
+    #[arg(long, value_name = "N", env = "TOLLGATED_BATCH_SIZE", default_value_t = 1000,
+        value_parser = clap::value_parser!(i32).range(1..=100_000))]
+    pub batch_size: i32,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RetentionOptions {
+    /// How long tokens are kept after they expired or were revoked
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "TOLLGATED_RETENTION",
+        default_value = "30days",
+        value_parser = humantime::parse_duration
+    )]
+    pub retention: Duration,
+}
+
+impl RetentionOptions {
+    fn validate(&self) -> Result<()> {
+        // What PostgreSQL's timestamps can still be reckoned with.
+        at_most("--retention", self.retention, Duration::from_hours(24 * 36_525))
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RunOptions {
+    /// How often usage is carried from the server's memory into its tables
+    #[arg(long, value_name = "TIME", env = "TOLLGATED_FLUSH_INTERVAL", default_value = "5s",
+        value_parser = humantime::parse_duration)]
+    pub flush_interval: Duration,
+
+    /// How often expiries are recorded; tokens past their time are refused without it
+    #[arg(long, value_name = "TIME", env = "TOLLGATED_EXPIRE_INTERVAL", default_value = "5s",
+        value_parser = humantime::parse_duration)]
+    pub expire_interval: Duration,
+
+    /// How often ended tokens are deleted
+    #[arg(long, value_name = "TIME", env = "TOLLGATED_PURGE_INTERVAL", default_value = "1h",
+        value_parser = humantime::parse_duration)]
+    pub purge_interval: Duration,
+
+    #[command(flatten)]
+    pub retention: RetentionOptions,
+
+    /// How often the event log is looked at behind LISTEN, which only tells of the urgent ones
+    #[arg(long, value_name = "TIME", env = "TOLLGATED_PUBLISH_INTERVAL", default_value = "1s",
+        value_parser = humantime::parse_duration)]
+    pub publish_interval: Duration,
+
+    #[command(flatten)]
+    pub batch: BatchOptions,
+
+    /// The name under which the server remembers which events were logged; daemons that share it share the work
+    #[arg(long, value_name = "NAME", env = "TOLLGATED_SUBSCRIPTION", default_value = "log")]
+    pub subscription: String,
+
+    /// How long running work and the last flush may take when the daemon is told to stop
+    #[arg(long, value_name = "TIME", env = "TOLLGATED_SHUTDOWN_GRACE", default_value = "20s",
+        value_parser = humantime::parse_duration)]
+    pub shutdown_grace: Duration,
+
+    /// Write the process id to this file, and remove it at the end
+    #[arg(long, value_name = "PATH", env = "TOLLGATED_PID_FILE")]
+    pub pid_file: Option<PathBuf>,
+}
+
+impl RunOptions {
+    pub fn validate(&self) -> Result<()> {
+        for (option, interval) in [
+            ("--flush-interval", self.flush_interval),
+            ("--expire-interval", self.expire_interval),
+            ("--purge-interval", self.purge_interval),
+            ("--publish-interval", self.publish_interval),
+        ] {
+            // Less would load the server for nothing; more than a day is surely a wrong unit.
+            at_least(option, interval, Duration::from_millis(100))?;
+            at_most(option, interval, Duration::from_hours(24))?;
+        }
+        at_least("--shutdown-grace", self.shutdown_grace, Duration::from_millis(100))?;
+        at_most("--shutdown-grace", self.shutdown_grace, Duration::from_hours(1))?;
+        self.retention.validate()?;
+        let length = self.subscription.chars().count();
+        if !(1..=100).contains(&length) {
+            return Err(Error::usage(format!(
+                "--subscription takes a name of 1 to 100 characters, not of {length}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct TailOptions {
+    /// Begin after the event with this id; 0 begins with the first [default: from now on]
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(i64).range(0..))]
+    pub since: Option<i64>,
+
+    /// Go on with new events as they come, through reconnects; without it, end once all are printed
+    #[arg(short, long)]
+    pub follow: bool,
+
+    #[command(flatten)]
+    pub batch: BatchOptions,
+}
+
+#[derive(Debug, Args)]
+pub struct CleanupOptions {
+    #[command(flatten)]
+    pub retention: RetentionOptions,
+    #[command(flatten)]
+    pub batch: BatchOptions,
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+impl CleanupOptions {
+    pub fn validate(&self) -> Result<()> {
+        self.retention.validate()
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Create a token and print it: the only time it is shown
+    Create(CreateOptions),
+    /// List a user's tokens
+    List(ListOptions),
+    /// Verify a token read from standard input or a file; it counts as a use. Exit status 0 if it is valid, 1 if not
+    Verify(VerifyOptions),
+    /// Revoke a token, by its id or by itself. Exit status 1 if there was nothing to revoke
+    Revoke(RevokeOptions),
+}
+
+#[derive(Debug, Args)]
+pub struct CreateOptions {
+    /// Whose token it is: the application's own key of the user
+    #[arg(long, value_name = "USER")]
+    pub user: String,
+
+    /// What it is for, so that people recognise it in a list
+    #[arg(long)]
+    pub name: String,
+
+    /// A scope it grants; repeat it, or separate several by commas
+    #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',')]
+    pub scopes: Vec<String>,
+
+    /// How long it is valid, such as 90days or 12h [default: until it is revoked]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub expires_in: Option<Duration>,
+
+    /// A JSON object that verification returns with the token
+    #[arg(long, value_name = "JSON", value_parser = parse_object)]
+    pub metadata: Option<serde_json::Value>,
+
+    /// A network it may be used from, such as 10.0.0.0/8; repeat it, or separate several by commas
+    #[arg(long = "allowed-ip", value_name = "CIDR", value_delimiter = ',')]
+    pub allowed_ips: Vec<String>,
+
+    /// What it begins with, in place of the server's tollgate.token_prefix
+    #[arg(long)]
+    pub prefix: Option<String>,
+
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+#[derive(Debug, Args)]
+pub struct ListOptions {
+    /// Whose tokens
+    #[arg(long, value_name = "USER")]
+    pub user: String,
+
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+/// Where a token is read from. Never the command line: every user of the machine can read that.
+#[derive(Debug, Args)]
+pub struct PresentedToken {
+    /// Read the token from this file; - is standard input. There is no way to pass it as an argument, since
+    /// arguments are visible to every user of the machine
+    #[arg(long, value_name = "PATH", default_value = "-")]
+    pub token_file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyOptions {
+    #[command(flatten)]
+    pub token: PresentedToken,
+
+    /// A scope that it must grant; repeat it, or separate several by commas
+    #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',')]
+    pub scopes: Vec<String>,
+
+    /// The address of the client that presented it
+    #[arg(long, value_name = "IP")]
+    pub client_ip: Option<std::net::IpAddr>,
+
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("which").required(true).args(["id", "presented"])))]
+pub struct RevokeOptions {
+    /// The token's id, as `token list` shows it
+    pub id: Option<Uuid>,
+
+    /// Revoke the token that standard input or --token-file holds: for a token that somebody found
+    #[arg(long)]
+    pub presented: bool,
+
+    #[command(flatten)]
+    pub token: PresentedToken,
+
+    /// Revoke it only if it is this user's
+    #[arg(long, value_name = "USER", conflicts_with = "presented")]
+    pub user: Option<String>,
+
+    /// Why, for the audit log
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+/// Text that must not be shown: neither `Debug` nor an error nor `--help` does.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(Zeroizing::new(text.into()))
+    }
+
+    /// Never refuses: an error of clap's would quote the text.
+    fn parse(text: &str) -> Result<Self, std::convert::Infallible> {
+        Ok(Self::new(text))
+    }
+
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[masked]")
+    }
+}
+
+/// Takes connection strings out of a message that quotes the command line, for they may hold a password.
+pub fn mask_arguments<'a>(message: &str, arguments: impl IntoIterator<Item = &'a str>) -> String {
+    let mut masked = message.to_owned();
+    for argument in arguments {
+        // `--option=value` is quoted both whole and without the option.
+        for part in std::iter::once(argument).chain(argument.split_once('=').map(|(_, value)| value)) {
+            if part.contains("://") || part.contains("password") {
+                masked = masked.replace(part, "[masked]");
+            }
+        }
+    }
+    masked
+}
+
+fn at_least(option: &str, value: Duration, least: Duration) -> Result<()> {
+    if value >= least {
+        return Ok(());
+    }
+    let (value, least) = (humantime::format_duration(value), humantime::format_duration(least));
+    Err(Error::usage(format!("{option} must be at least {least}, not {value}")))
+}
+
+fn at_most(option: &str, value: Duration, most: Duration) -> Result<()> {
+    if value <= most {
+        return Ok(());
+    }
+    let (value, most) = (humantime::format_duration(value), humantime::format_duration(most));
+    Err(Error::usage(format!("{option} must be at most {most}, not {value}")))
+}
+
+fn parse_object(text: &str) -> Result<serde_json::Value, String> {
+    match serde_json::from_str(text) {
+        Ok(value @ serde_json::Value::Object(_)) => Ok(value),
+        Ok(_) => Err("it must be a JSON object, such as {\"team\": \"billing\"}".to_owned()),
+        Err(error) => Err(format!("it is not JSON: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::error::Kind;
+
+    fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once(&"tollgated").chain(arguments))
+    }
+
+    fn run(arguments: &[&str]) -> RunOptions {
+        match parse(&[&["run"], arguments].concat()).unwrap().command {
+            Command::Run(options) => options,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_has_the_documented_defaults() {
+        let options = run(&[]);
+        assert_eq!(options.flush_interval, Duration::from_secs(5));
+        assert_eq!(options.publish_interval, Duration::from_secs(1));
+        assert_eq!(options.retention.retention, Duration::from_hours(30 * 24));
+        assert_eq!(options.subscription, "log");
+        assert_eq!(options.batch.batch_size, 1000);
+        assert!(options.validate().is_ok());
+    }
+
+    #[test]
+    fn intervals_that_cannot_be_meant_are_refused_with_the_option_and_the_bound() {
+        for (arguments, words) in [
+            (["--flush-interval", "1ms"], ["--flush-interval", "at least 100ms"]),
+            (["--purge-interval", "2days"], ["--purge-interval", "at most 1day"]),
+            (["--shutdown-grace", "0s"], ["--shutdown-grace", "at least 100ms"]),
+            (["--retention", "200years"], ["--retention", "at most"]),
+            (["--subscription", ""], ["--subscription", "1 to 100 characters"]),
+        ] {
+            let error = run(&arguments).validate().unwrap_err();
+            assert_eq!(error.kind(), Kind::Usage);
+            for word in words {
+                assert!(error.message().contains(word), "{word:?} in {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_interval_without_a_unit_is_refused() {
+        assert!(parse(&["run", "--flush-interval", "5"]).is_err());
+        assert!(parse(&["run", "--batch-size", "0"]).is_err());
+        assert!(parse(&["run", "--batch-size", "100001"]).is_err());
+    }
+
+    #[test]
+    fn a_connection_string_is_never_shown() {
+        let cli = parse(&["status", "--database-url", "postgresql://u:hunter2@h/d"]).unwrap();
+        assert!(!format!("{cli:?}").contains("hunter2"));
+        assert_eq!(
+            cli.connection.database_url.as_ref().map(Secret::expose),
+            Some("postgresql://u:hunter2@h/d")
+        );
+        let help = Cli::command().render_long_help().to_string();
+        assert!(help.contains("DATABASE_URL") && !help.contains("DATABASE_URL="), "{help}");
+    }
+
+    #[test]
+    fn a_misplaced_connection_string_is_masked_in_the_complaint_about_it() {
+        for argument in
+            ["postgresql://u:hunter2@h/d", "--databse-url=postgresql://u:hunter2@h/d", "password=hunter2"]
+        {
+            let complaint = parse(&["status", argument]).unwrap_err().render().to_string();
+            let masked = mask_arguments(&complaint, [argument]);
+            assert!(!masked.contains("hunter2"), "{masked}");
+        }
+    }
+
+    #[test]
+    fn no_database_is_an_error_that_says_what_to_set() {
+        for url in [None, Some(Secret::new(" "))] {
+            let options = ConnectionOptions { database_url: url, statement_timeout: Duration::from_secs(60) };
+            let error = options.target("tollgated test").unwrap_err();
+            assert_eq!(error.kind(), Kind::Usage);
+            assert!(error.report().contains("DATABASE_URL"));
+        }
+    }
+
+    #[test]
+    fn a_token_is_revoked_by_its_id_or_by_itself_and_not_by_both() {
+        let id = "018f4a6e-0000-7000-8000-000000000000";
+        assert!(parse(&["token", "revoke", id, "--user", "ann"]).is_ok());
+        assert!(parse(&["token", "revoke", "--presented", "--reason", "found it"]).is_ok());
+        assert!(parse(&["token", "revoke"]).is_err());
+        assert!(parse(&["token", "revoke", id, "--presented"]).is_err());
+        assert!(parse(&["token", "revoke", "--presented", "--user", "ann"]).is_err());
+        assert!(parse(&["token", "verify", "tgt_0123"]).is_err(), "a token is not an argument");
+    }
+
+    #[test]
+    fn scopes_may_be_repeated_or_separated_by_commas() {
+        let cli =
+            parse(&["token", "create", "--user", "a", "--name", "n", "--scope", "x:y,z", "--scope", "w"]);
+        match cli.unwrap().command {
+            Command::Token(TokenCommand::Create(options)) => assert_eq!(options.scopes, ["x:y", "z", "w"]),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn metadata_must_be_an_object() {
+        assert!(parse_object("{\"a\": 1}").is_ok());
+        assert!(parse_object("[1]").is_err_and(|error| error.contains("object")));
+        assert!(parse_object("{").is_err_and(|error| error.contains("not JSON")));
+    }
+}

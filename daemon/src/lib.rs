@@ -1,0 +1,19 @@
+//! `tollgated`, the daemon beside Tollgate's PostgreSQL extension, and its command line.
+//!
+//! All state is in PostgreSQL: the daemon may be killed at any moment and started anywhere. It does what the extension
+//! cannot do from within a backend: come back after a while, and outlive a connection.
+
+pub mod backoff;
+pub mod cli;
+pub mod complaint;
+pub mod config;
+pub mod db;
+pub mod driver;
+pub mod error;
+pub mod exit;
+pub mod listener;
+pub mod logging;
+pub mod output;
+pub mod shutdown;
+pub mod sql;
+pub mod tasks;

@@ -1,0 +1,38 @@
+//! Parse, run, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tollgated::config::{self, Cli};
+use tollgated::error::Kind;
+use tollgated::{cli, exit};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return complain(&error),
+    };
+    match cli::run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            if error.kind() != Kind::BrokenPipe {
+                eprintln!("tollgated: {}", error.report());
+            }
+            ExitCode::from(exit::code(error.kind()))
+        }
+    }
+}
+
+/// Prints what clap has to say, which is also how help and version come out.
+fn complain(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Nobody is left to be told if this fails.
+        let _ = error.print();
+        return ExitCode::from(exit::OK);
+    }
+    let arguments: Vec<String> =
+        std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let text = error.render().to_string();
+    eprint!("{}", config::mask_arguments(&text, arguments.iter().map(String::as_str)));
+    ExitCode::from(exit::USAGE)
+}

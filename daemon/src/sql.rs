@@ -1,0 +1,421 @@
+//! The SQL contract with the extension: every statement that we send to it, and the shapes that come back.
+//!
+//! Names here are the names there. Statements are not kept prepared: they are few, and one that outlives an
+//! ALTER EXTENSION would fail until its session ends.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use postgres_types::{FromSql, ToSql};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio_postgres::GenericClient;
+use uuid::Uuid;
+
+use crate::error::{Doing as _, Error, Result};
+
+/// The channel on which the extension tells that access was taken away.
+pub const CHANNEL: &str = "tollgate_events";
+
+/// The functions that the daemon calls, each of which its role must be allowed to execute.
+pub const OPERATOR_FUNCTIONS: [&str; 11] = [
+    "ack_usage",
+    "advance_subscription",
+    "apply_usage",
+    "drain_usage",
+    "event_position",
+    "expire_tokens",
+    "open_subscription",
+    "purge_tokens",
+    "read_events",
+    "report_daemon",
+    "stats",
+];
+
+/// What one token was used in one generation of counters: `tollgate.usage_row`.
+#[derive(Clone, Debug, PartialEq, FromSql, ToSql)]
+#[postgres(name = "usage_row")]
+pub struct UsageRow {
+    pub token_id: Uuid,
+    pub uses: i64,
+    pub denials: i64,
+    pub last_used_at: Option<Timestamp>,
+    pub last_used_ip: Option<IpAddr>,
+}
+
+/// Counters that the server has closed and keeps until they are acknowledged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    pub node: String,
+    pub boot: Uuid,
+    pub number: i64,
+    pub rows: Vec<UsageRow>,
+}
+
+/// `None` when nothing was counted.
+pub async fn drain_usage(client: &impl GenericClient) -> Result<Option<Generation>> {
+    const DOING: &str = "drain usage";
+    let rows = client
+        .query(
+            "select node, boot, generation, token_id, uses, denials, last_used_at, last_used_ip \
+             from tollgate.drain_usage()",
+            &[],
+        )
+        .await
+        .doing(DOING)?;
+    let mut generation: Option<Generation> = None;
+    for row in &rows {
+        let usage = UsageRow {
+            token_id: row.try_get(3).doing(DOING)?,
+            uses: row.try_get(4).doing(DOING)?,
+            denials: row.try_get(5).doing(DOING)?,
+            last_used_at: row.try_get(6).doing(DOING)?,
+            last_used_ip: row.try_get(7).doing(DOING)?,
+        };
+        let (node, boot, number) =
+            (row.try_get(0).doing(DOING)?, row.try_get(1).doing(DOING)?, row.try_get(2).doing(DOING)?);
+        match &mut generation {
+            None => generation = Some(Generation { node, boot, number, rows: vec![usage] }),
+            Some(first) if first.node == node && first.boot == boot && first.number == number => {
+                first.rows.push(usage);
+            }
+            // To acknowledge one would drop the other.
+            Some(_) => {
+                return Err(Error::failed(
+                    "could not drain usage: drain_usage() returned two generations at once",
+                ));
+            }
+        }
+    }
+    Ok(generation)
+}
+
+/// Adds the counters to the tables. False when they had been added before.
+pub async fn apply_usage(client: &impl GenericClient, generation: &Generation) -> Result<bool> {
+    one(
+        client,
+        "apply usage",
+        "select tollgate.apply_usage($1, $2, $3, $4)",
+        &[&generation.node, &generation.boot, &generation.number, &generation.rows],
+    )
+    .await
+}
+
+/// Lets the server forget the counters; only once [`apply_usage`] has committed.
+pub async fn ack_usage(client: &impl GenericClient, generation: i64) -> Result<bool> {
+    one(client, "acknowledge usage", "select tollgate.ack_usage($1)", &[&generation]).await
+}
+
+/// Records up to `batch_size` expiries and says how many.
+pub async fn expire_tokens(client: &impl GenericClient, batch_size: i32) -> Result<u64> {
+    let count = one(client, "record expiries", "select tollgate.expire_tokens($1)", &[&batch_size]).await?;
+    unsigned("expire_tokens", count)
+}
+
+/// Deletes up to `batch_size` tokens that ended longer ago than the retention, and says how many.
+pub async fn purge_tokens(
+    client: &impl GenericClient,
+    retention: std::time::Duration,
+    batch_size: i32,
+) -> Result<u64> {
+    let count = one(
+        client,
+        "delete ended tokens",
+        "select tollgate.purge_tokens(make_interval(secs => $1), $2)",
+        &[&retention.as_secs_f64(), &batch_size],
+    )
+    .await?;
+    unsigned("purge_tokens", count)
+}
+
+/// A place in the event log. What is in it is the server's business; we keep it and hand it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    horizon: i64,
+    delivered: Vec<i64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Event {
+    pub id: i64,
+    #[serde(default)]
+    pub at: Option<String>,
+    #[serde(default)]
+    pub event: Option<String>,
+    #[serde(default)]
+    pub token_id: Option<String>,
+    #[serde(default)]
+    pub user_id: Option<String>,
+    #[serde(default)]
+    pub actor: Option<String>,
+    #[serde(default)]
+    pub client_addr: Option<String>,
+    /// Text, as far as the extension is concerned; but whatever is in the log must come out of it.
+    #[serde(default)]
+    pub reason: Value,
+    #[serde(default)]
+    pub detail: Value,
+}
+
+/// Events after a cursor, in commit order, and the cursor after them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    pub events: Vec<Event>,
+    pub next: Cursor,
+    /// There were no more of them.
+    pub caught_up: bool,
+}
+
+/// The cursor from now on (`None`), from the beginning (0), or after the event with that id.
+pub async fn event_position(client: &impl GenericClient, since: Option<i64>) -> Result<Cursor> {
+    const DOING: &str = "find the place in the event log";
+    let row = client
+        .query_one("select horizon, delivered from tollgate.event_position($1)", &[&since])
+        .await
+        .doing(DOING)?;
+    Ok(Cursor { horizon: row.try_get(0).doing(DOING)?, delivered: row.try_get(1).doing(DOING)? })
+}
+
+pub async fn read_events(client: &impl GenericClient, after: &Cursor, max_events: i32) -> Result<Batch> {
+    const DOING: &str = "read events";
+    let row = client
+        .query_one(
+            "select events, horizon, delivered, caught_up from tollgate.read_events($1, $2, $3)",
+            &[&after.horizon, &after.delivered, &max_events],
+        )
+        .await
+        .doing(DOING)?;
+    Ok(Batch {
+        events: events(row.try_get(0).doing(DOING)?)?,
+        next: Cursor { horizon: row.try_get(1).doing(DOING)?, delivered: row.try_get(2).doing(DOING)? },
+        caught_up: row.try_get(3).doing(DOING)?,
+    })
+}
+
+fn events(array: Value) -> Result<Vec<Event>> {
+    serde_json::from_value(array).map_err(|error| {
+        Error::failed(format!("could not read events: read_events() returned something else: {error}"))
+            .with_remedy("use a tollgated of the same version as the extension")
+    })
+}
+
+/// The cursor kept under this name, locked until the transaction ends; `None` while another session holds it.
+pub async fn open_subscription(
+    transaction: &tokio_postgres::Transaction<'_>,
+    name: &str,
+) -> Result<Option<Cursor>> {
+    const DOING: &str = "open the subscription";
+    let row = transaction
+        .query_opt("select horizon, delivered from tollgate.open_subscription($1)", &[&name])
+        .await
+        .doing(DOING)?;
+    row.map(|row| {
+        Ok(Cursor { horizon: row.try_get(0).doing(DOING)?, delivered: row.try_get(1).doing(DOING)? })
+    })
+    .transpose()
+}
+
+/// Moves the cursor kept under this name; in the transaction that opened it.
+pub async fn advance_subscription(
+    transaction: &tokio_postgres::Transaction<'_>,
+    name: &str,
+    to: &Cursor,
+) -> Result<()> {
+    transaction
+        .execute("select tollgate.advance_subscription($1, $2, $3)", &[&name, &to.horizon, &to.delivered])
+        .await
+        .doing("advance the subscription")
+        .map(drop)
+}
+
+/// Who this daemon is, for as long as it runs.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub instance: Uuid,
+    pub hostname: String,
+    pub pid: i32,
+    pub started_at: Timestamp,
+}
+
+pub async fn report_daemon(client: &impl GenericClient, who: &Identity, tasks: &Value) -> Result<()> {
+    client
+        .execute(
+            "select tollgate.report_daemon($1, $2, $3, $4, $5, $6)",
+            &[&who.instance, &who.hostname, &who.pid, &env!("CARGO_PKG_VERSION"), &who.started_at, tasks],
+        )
+        .await
+        .doing("report to the server")
+        .map(drop)
+}
+
+/// The server's counters, as the JSON object of the row: what a later version adds is passed on.
+pub async fn stats(client: &impl GenericClient) -> Result<Value> {
+    one(client, "read the server's counters", "select to_jsonb(s) from tollgate.stats() s", &[]).await
+}
+
+/// The daemons and their tasks, each with `seconds_since_seen` by the server's own clock, the latest first.
+pub async fn daemons(client: &impl GenericClient) -> Result<Vec<Value>> {
+    many(
+        client,
+        "read which daemons there are",
+        "select to_jsonb(d) || jsonb_build_object('seconds_since_seen', \
+             extract(epoch from clock_timestamp() - d.last_seen_at)) \
+         from tollgate.daemons d order by d.last_seen_at desc, d.instance",
+        &[],
+    )
+    .await
+}
+
+/// What a new token is to be.
+#[derive(Debug)]
+pub struct NewToken<'a> {
+    pub user_id: &'a str,
+    pub name: &'a str,
+    pub scopes: &'a [String],
+    pub expires_in: Option<std::time::Duration>,
+    pub metadata: Value,
+    pub allowed_ips: Option<&'a [String]>,
+    pub prefix: Option<&'a str>,
+}
+
+/// `tollgate.issued_token`, with the plaintext in it.
+pub async fn create_api_token(client: &impl GenericClient, new: &NewToken<'_>) -> Result<Value> {
+    one(
+        client,
+        "create the token",
+        "select to_jsonb(t) from tollgate.create_api_token(\
+             user_id => $1, name => $2, scopes => $3, expires_in => make_interval(secs => $4), \
+             metadata => $5, allowed_ips => $6::text[]::cidr[], prefix => $7) t",
+        &[
+            &new.user_id,
+            &new.name,
+            &new.scopes,
+            &new.expires_in.map(|time| time.as_secs_f64()),
+            &new.metadata,
+            &new.allowed_ips,
+            &new.prefix,
+        ],
+    )
+    .await
+}
+
+/// Rows of `tollgate.tokens`.
+pub async fn list_api_tokens(client: &impl GenericClient, user_id: &str) -> Result<Vec<Value>> {
+    many(
+        client,
+        "list tokens",
+        "select to_jsonb(t) from tollgate.list_api_tokens($1) t order by t.created_at, t.id",
+        &[&user_id],
+    )
+    .await
+}
+
+/// `tollgate.verification`.
+pub async fn verify_api_token_hash(
+    client: &impl GenericClient,
+    token_hash: &[u8],
+    required_scopes: Option<&[String]>,
+    client_ip: Option<IpAddr>,
+) -> Result<Value> {
+    one(
+        client,
+        "verify the token",
+        "select to_jsonb(v) from tollgate.verify_api_token_hash($1, $2, $3) v",
+        &[&token_hash, &required_scopes, &client_ip],
+    )
+    .await
+}
+
+/// False when unknown, not that user's, or revoked already.
+pub async fn revoke_api_token(
+    client: &impl GenericClient,
+    token_id: Uuid,
+    user_id: Option<&str>,
+    reason: Option<&str>,
+) -> Result<bool> {
+    one(
+        client,
+        "revoke the token",
+        "select tollgate.revoke_api_token($1, $2, $3)",
+        &[&token_id, &user_id, &reason],
+    )
+    .await
+}
+
+/// False when unknown or revoked already. The token is a bind value: see [`crate::db::hide_bind_values`].
+pub async fn revoke_presented_token(
+    client: &impl GenericClient,
+    token: &str,
+    reason: Option<&str>,
+) -> Result<bool> {
+    one(client, "revoke the token", "select tollgate.revoke_presented_token($1, $2)", &[&token, &reason])
+        .await
+}
+
+async fn one<T: for<'a> FromSql<'a>>(
+    client: &impl GenericClient,
+    doing: &str,
+    statement: &str,
+    values: &[&(dyn ToSql + Sync)],
+) -> Result<T> {
+    client.query_one(statement, values).await.doing(doing)?.try_get(0).doing(doing)
+}
+
+async fn many<T: for<'a> FromSql<'a>>(
+    client: &impl GenericClient,
+    doing: &str,
+    statement: &str,
+    values: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<T>> {
+    let rows = client.query(statement, values).await.doing(doing)?;
+    rows.iter().map(|row| row.try_get(0).doing(doing)).collect()
+}
+
+fn unsigned(function: &str, count: i64) -> Result<u64> {
+    u64::try_from(count)
+        .map_err(|_| Error::failed(format!("{function}() returned {count}, which is no count")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_event_of_the_extension_is_read_whole() {
+        let read = events(json!([{
+            "id": 7, "at": "2030-01-02T03:04:05.678901+00:00", "event": "token.revoked",
+            "token_id": "018f4a6e-0000-7000-8000-000000000000", "user_id": "ann", "actor": "app",
+            "client_addr": "10.0.0.1", "reason": "leaked", "detail": {"by": "scanner"}
+        }]))
+        .unwrap();
+        assert_eq!(read.len(), 1);
+        assert_eq!(read[0].id, 7);
+        assert_eq!(read[0].event.as_deref(), Some("token.revoked"));
+        assert_eq!(read[0].reason, json!("leaked"));
+        assert_eq!(read[0].detail, json!({"by": "scanner"}));
+    }
+
+    #[test]
+    fn an_event_of_a_kind_we_have_never_heard_of_is_read_all_the_same() {
+        let read =
+            events(json!([{"id": 8, "event": "moon.landed", "token_id": null, "phase": "full"}])).unwrap();
+        assert_eq!(read[0].event.as_deref(), Some("moon.landed"));
+        assert_eq!((&read[0].token_id, &read[0].reason), (&None, &Value::Null));
+    }
+
+    #[test]
+    fn what_is_no_array_of_events_is_an_error_and_not_an_empty_batch() {
+        for other in [json!(null), json!({}), json!([{"event": "without an id"}])] {
+            assert!(events(other.clone()).is_err(), "{other}");
+        }
+        assert_eq!(events(json!([])).unwrap(), []);
+    }
+
+    #[test]
+    fn a_negative_count_is_an_error() {
+        assert!(unsigned("expire_tokens", -1).is_err());
+        assert_eq!(unsigned("expire_tokens", 3).unwrap(), 3);
+    }
+}

@@ -1,0 +1,49 @@
+//! Records the expiry of tokens past their time, so that subscribers hear of it. The tokens are refused without this.
+
+use tokio_util::sync::CancellationToken;
+
+use crate::db::Database;
+use crate::driver::{Report, Task};
+use crate::error::Result;
+use crate::sql;
+
+#[derive(Debug)]
+pub struct ExpireTokens {
+    database: Database,
+    batch_size: i32,
+}
+
+impl ExpireTokens {
+    pub fn new(database: Database, batch_size: i32) -> Self {
+        Self { database, batch_size }
+    }
+}
+
+impl Task for ExpireTokens {
+    fn name(&self) -> &'static str {
+        "expire_tokens"
+    }
+
+    async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
+        let session = self.database.session(stop).await?;
+        let items = sql::expire_tokens(&**session, self.batch_size).await?;
+        Ok(Report { items, more: fills(items, self.batch_size), note: None })
+    }
+}
+
+/// A full batch means that there may be more.
+pub fn fills(items: u64, batch_size: i32) -> bool {
+    i64::try_from(items).is_ok_and(|items| items >= i64::from(batch_size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fills;
+
+    #[test]
+    fn only_a_full_batch_asks_for_another() {
+        assert!(fills(1000, 1000));
+        assert!(!fills(999, 1000));
+        assert!(!fills(0, 1));
+    }
+}

@@ -1,0 +1,103 @@
+//! Carries usage from the server's shared memory into its tables.
+//!
+//! Drain, apply, commit, acknowledge: whoever is killed between any two of these leaves the counters where the next one
+//! finds them, and a generation that is applied twice counts once. So counts are exact, whatever happens to us.
+
+use tokio_postgres::error::SqlState;
+use tokio_util::sync::CancellationToken;
+
+use crate::db::{Database, Session};
+use crate::driver::{Report, Task};
+use crate::error::{Error, Result};
+use crate::sql;
+
+/// Enough for a generation that was left behind, for what was counted since, and for a rival that flushes too.
+const LAST_ROUNDS: u32 = 4;
+
+#[derive(Debug)]
+pub struct FlushUsage {
+    database: Database,
+}
+
+/// What one round of drain, apply and acknowledge did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Round {
+    /// Nothing was counted.
+    Empty,
+    /// The library is not preloaded, so nothing is counted; with the server's own words.
+    Off(String),
+    Flushed {
+        tokens: u64,
+        uses: i64,
+        denials: i64,
+        /// False: these counters had been added before and were merely not acknowledged.
+        applied: bool,
+    },
+}
+
+impl FlushUsage {
+    pub fn new(database: Database) -> Self {
+        Self { database }
+    }
+}
+
+impl Task for FlushUsage {
+    fn name(&self) -> &'static str {
+        "flush_usage"
+    }
+
+    async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
+        let session = self.database.session(stop).await?;
+        Ok(match flush(&session).await? {
+            Round::Empty => Report::default(),
+            Round::Off(note) => Report { note: Some(note), ..Report::default() },
+            // A generation that was left behind stood before the one in which counting went on.
+            Round::Flushed { tokens, applied, .. } => Report { items: tokens, more: !applied, note: None },
+        })
+    }
+
+    async fn finish(&mut self) -> Result<Option<Report>> {
+        // The shutdown has begun already: its grace bounds this, not its token.
+        let session = self.database.session(&CancellationToken::new()).await.map_err(still_counted)?;
+        let mut items = 0;
+        for _ in 0..LAST_ROUNDS {
+            match flush(&session).await.map_err(still_counted)? {
+                Round::Flushed { tokens, .. } => items += tokens,
+                Round::Empty => break,
+                Round::Off(_) => return Ok(None),
+            }
+        }
+        Ok(Some(Report { items, ..Report::default() }))
+    }
+}
+
+fn still_counted(error: Error) -> Error {
+    error.with_detail("Nothing is lost: the server keeps counting, and the next flush carries it all.")
+}
+
+/// One round.
+pub async fn flush(session: &Session) -> Result<Round> {
+    let generation = match sql::drain_usage(&**session).await {
+        Ok(Some(generation)) => generation,
+        Ok(None) => return Ok(Round::Empty),
+        Err(error) if error.sqlstate() == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) => {
+            return Ok(Round::Off(metering_off(&error)));
+        }
+        Err(error) => return Err(error),
+    };
+    // Outside a transaction block: it has committed when it returns.
+    let applied = sql::apply_usage(&**session, &generation).await?;
+    // False if a rival did the same and was faster. Then they are acknowledged, which is all that is wanted.
+    let acknowledged = sql::ack_usage(&**session, generation.number).await?;
+    let (uses, denials) = generation.rows.iter().fold((0_i64, 0_i64), |(uses, denials), row| {
+        (uses.saturating_add(row.uses), denials.saturating_add(row.denials))
+    });
+    let tokens = u64::try_from(generation.rows.len()).unwrap_or(u64::MAX);
+    tracing::debug!(generation = generation.number, tokens, uses, denials, applied, acknowledged, "flushed");
+    Ok(Round::Flushed { tokens, uses, denials, applied })
+}
+
+fn metering_off(error: &Error) -> String {
+    let text = error.to_string();
+    format!("metering off: {}", text.strip_prefix("could not drain usage: ").unwrap_or(&text))
+}

@@ -1,0 +1,101 @@
+//! One connection that runs one prepared statement again and again, as cheaply as a client can.
+//!
+//! The client shares the machine with the server it measures, so a driver's own work would be counted as the server's.
+//! What is sent for an execution is what libpq's `PQsendQueryPrepared`, and so `pgbench -M prepared`, sends: Bind,
+//! Describe, Execute and Sync, with parameters and results as text.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bytes::{BufMut as _, BytesMut};
+use postgres_protocol::IsNull;
+use postgres_protocol::message::backend::{ErrorFields, Message};
+use postgres_protocol::message::frontend;
+
+const STATEMENT: &str = "s";
+const TEXT: i16 = 0;
+
+pub(crate) struct Connection {
+    stream: UnixStream,
+    sent: BytesMut,
+    received: BytesMut,
+}
+
+impl Connection {
+    /// Connects without a password, and prepares `sql`.
+    pub(crate) fn prepare(socket: &Path, role: &str, database: &str, sql: &str) -> Result<Self> {
+        let stream =
+            UnixStream::connect(socket).with_context(|| format!("cannot connect to {}", socket.display()))?;
+        let mut connection = Self { stream, sent: BytesMut::new(), received: BytesMut::new() };
+        frontend::startup_message([("user", role), ("database", database)], &mut connection.sent)?;
+        connection.exchange(&mut |_| Ok(()))?;
+        frontend::parse(STATEMENT, sql, [], &mut connection.sent)?;
+        frontend::sync(&mut connection.sent);
+        connection.exchange(&mut |_| Ok(()))?;
+        Ok(connection)
+    }
+
+    /// Runs the statement, which must return one row that begins with `expected`.
+    pub(crate) fn execute(&mut self, parameter: Option<&str>, expected: &[u8]) -> Result<()> {
+        let bound = frontend::bind(
+            "",
+            STATEMENT,
+            [TEXT],
+            parameter,
+            |value, buffer| {
+                buffer.put_slice(value.as_bytes());
+                Ok(IsNull::No)
+            },
+            [TEXT],
+            &mut self.sent,
+        );
+        if bound.is_err() {
+            bail!("the parameter cannot be bound");
+        }
+        frontend::describe(b'P', "", &mut self.sent)?;
+        frontend::execute("", 0, &mut self.sent)?;
+        frontend::sync(&mut self.sent);
+        let mut rows = 0;
+        self.exchange(&mut |message| {
+            if let Message::DataRow(row) = message {
+                let first = row.ranges().next()?.flatten().context("the row's first column is NULL")?;
+                let value = &row.buffer()[first];
+                ensure!(value == expected, "a row began with {:?}", String::from_utf8_lossy(value));
+                rows += 1;
+            }
+            Ok(())
+        })?;
+        ensure!(rows == 1, "{rows} rows where one was expected");
+        Ok(())
+    }
+
+    /// Sends what was written, and takes everything up to the next ReadyForQuery.
+    fn exchange(&mut self, take: &mut dyn FnMut(&Message) -> Result<()>) -> Result<()> {
+        self.stream.write_all(&self.sent)?;
+        self.sent.clear();
+        loop {
+            while let Some(message) = Message::parse(&mut self.received)? {
+                match message {
+                    Message::ReadyForQuery(_) => return Ok(()),
+                    Message::ErrorResponse(body) => bail!("{}", message_of(&mut body.fields())?),
+                    other => take(&other)?,
+                }
+            }
+            let mut chunk = [0; 8192];
+            let length = self.stream.read(&mut chunk)?;
+            ensure!(length > 0, "the server closed the connection");
+            self.received.extend_from_slice(&chunk[..length]);
+        }
+    }
+}
+
+fn message_of(fields: &mut ErrorFields<'_>) -> Result<String> {
+    while let Some(field) = fields.next()? {
+        if field.type_() == b'M' {
+            return Ok(String::from_utf8_lossy(field.value_bytes()).into_owned());
+        }
+    }
+    Ok("an error without a message".into())
+}

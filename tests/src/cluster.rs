@@ -1,0 +1,361 @@
+//! A test's own PostgreSQL: an empty cluster in a temporary directory, gone when dropped.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls, SimpleQueryMessage};
+
+use crate::server::{self, Server, Shutdown};
+use crate::{Account, Install, Port, dev_dir, is_alive};
+
+/// The database that tests use unless they need another.
+pub const DATABASE: &str = "postgres";
+
+/// Every server of the tests has these. Durability against a power failure of the machine is not what they test.
+const SETTINGS: &[(&str, &str)] = &[
+    ("fsync", "off"),
+    ("full_page_writes", "off"),
+    ("lc_messages", "C"),
+    ("timezone", "UTC"),
+    ("log_timezone", "UTC"),
+    ("log_line_prefix", "%m [%p] %q%u@%d/%a "),
+    ("max_prepared_transactions", "10"),
+    ("wal_level", "replica"),
+    ("wal_keep_size", "64MB"),
+    ("wal_retrieve_retry_interval", "100ms"),
+];
+
+#[derive(Clone, Debug)]
+pub struct Builder {
+    preload: bool,
+    extension: bool,
+    settings: Vec<(String, String)>,
+    install: Option<Install>,
+}
+
+impl Builder {
+    /// Whether `shared_preload_libraries` names the extension; yes unless said otherwise.
+    #[must_use]
+    pub fn preload(mut self, preload: bool) -> Self {
+        self.preload = preload;
+        self
+    }
+
+    /// Whether the extension is created in [`DATABASE`]; yes unless said otherwise.
+    #[must_use]
+    pub fn extension(mut self, extension: bool) -> Self {
+        self.extension = extension;
+        self
+    }
+
+    /// A line of `postgresql.conf`.
+    #[must_use]
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Another PostgreSQL than the one that `make test` chose.
+    #[must_use]
+    pub fn install(mut self, install: Install) -> Self {
+        self.install = Some(install);
+        self
+    }
+
+    pub fn start(self) -> Result<Cluster> {
+        let install = self.install.map_or_else(Install::under_test, Ok)?;
+        let account = Account::unprivileged()?;
+        let template = template(&install, &account)?;
+        let mut cluster = Cluster::prepare(install, account)?;
+        server::run(Command::new("cp").arg("-a").arg(&template).arg(&cluster.server.data))?;
+        for (name, value) in SETTINGS {
+            cluster.server.set(name, *value);
+        }
+        if self.preload {
+            cluster.server.set("shared_preload_libraries", "tollgate");
+        }
+        for (name, value) in self.settings {
+            cluster.server.set(&name, value);
+        }
+        cluster.server.start()?;
+        if self.extension {
+            cluster.execute(DATABASE, "create extension tollgate")?;
+        }
+        Ok(cluster)
+    }
+}
+
+/// A running server, its superuser being `postgres`. Everyone may connect as any role, without a password.
+#[derive(Debug)]
+pub struct Cluster {
+    server: Server,
+    _port: Port,
+    // Dropped after the server has stopped: see `drop`.
+    _directory: TempDir,
+}
+
+impl Cluster {
+    /// Preloaded, with the extension created in [`DATABASE`].
+    pub fn start() -> Result<Self> {
+        Self::builder().start()
+    }
+
+    pub fn builder() -> Builder {
+        Builder { preload: true, extension: true, settings: Vec::new(), install: None }
+    }
+
+    fn prepare(install: Install, account: Account) -> Result<Self> {
+        let parent = clusters_dir()?;
+        let directory =
+            tempfile::Builder::new().prefix(&format!("{}-", std::process::id())).tempdir_in(&parent)?;
+        account.private_dir(directory.path())?;
+        let port = Port::any()?;
+        let at = |name: &str| directory.path().join(name);
+        let server =
+            Server::new(install, account, at("data"), at("log"), directory.path().into(), port.number);
+        Ok(Self { server, _port: port, _directory: directory })
+    }
+
+    /// A hot standby of this server, streaming from it, with the same settings. It may lag: see
+    /// [`Cluster::catch_up_with`].
+    pub fn standby(&self) -> Result<Self> {
+        let mut standby = Self::prepare(self.server.install.clone(), self.server.account.clone())?;
+        let mut backup = self.server.program("pg_basebackup");
+        backup.arg("--pgdata").arg(&standby.server.data);
+        server::run(backup.args([
+            "--write-recovery-conf",
+            "--wal-method=stream",
+            "--checkpoint=fast",
+            "--no-sync",
+        ]))?;
+        standby.server.settings.clone_from(&self.server.settings);
+        standby.server.start()?;
+        Ok(standby)
+    }
+
+    /// Waits until this standby has replayed all that `primary` has written so far.
+    pub fn catch_up_with(&self, primary: &Self) -> Result<()> {
+        let written =
+            primary.value(DATABASE, "select pg_current_wal_lsn()")?.context("a primary has a position")?;
+        let replayed = format!("select pg_last_wal_replay_lsn() >= '{written}'::pg_lsn");
+        let deadline = std::time::Duration::from_secs(30);
+        let caught_up = crate::wait::holds_within(deadline, &mut || {
+            self.value(DATABASE, &replayed).is_ok_and(|value| value.as_deref() == Some("t"))
+        });
+        anyhow::ensure!(
+            caught_up,
+            "the standby has not replayed {written} after {deadline:?}:\n{}",
+            self.log()
+        );
+        Ok(())
+    }
+
+    /// Makes this standby a primary.
+    pub fn promote(&self) -> Result<()> {
+        let promoted = self.value(DATABASE, "select pg_promote(wait => true, wait_seconds => 60)")?;
+        anyhow::ensure!(promoted.as_deref() == Some("t"), "the standby was not promoted:\n{}", self.log());
+        Ok(())
+    }
+
+    /// Stops the server cleanly, disconnecting everyone.
+    pub fn stop(&mut self) -> Result<()> {
+        self.server.stop(Shutdown::Fast)
+    }
+
+    /// Stops the server without a checkpoint, as `pg_ctl stop -m immediate`.
+    pub fn stop_immediately(&mut self) -> Result<()> {
+        self.server.stop(Shutdown::Immediate)
+    }
+
+    /// SIGKILL to the postmaster and all its children.
+    pub fn crash(&mut self) -> Result<()> {
+        self.server.crash()
+    }
+
+    /// Stops the server cleanly if it runs, and starts it with the present settings, on the same port.
+    pub fn restart(&mut self) -> Result<()> {
+        self.server.stop(Shutdown::Fast)?;
+        self.server.start()
+    }
+
+    /// Sets a line of `postgresql.conf`, and reloads it. A setting that needs a restart waits for one.
+    pub fn configure(&mut self, name: &str, value: &str) -> Result<()> {
+        self.server.set(name, value);
+        self.server.reload()
+    }
+
+    /// What the server has logged so far.
+    pub fn log(&self) -> String {
+        self.server.log().unwrap_or_else(|error| format!("{error:#}"))
+    }
+
+    /// The server's major version.
+    pub fn major(&self) -> u32 {
+        self.server.install.major
+    }
+
+    pub fn install(&self) -> &Install {
+        &self.server.install
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        &self.server.data
+    }
+
+    /// Of the Unix socket.
+    pub fn socket_dir(&self) -> &Path {
+        &self.server.sockets
+    }
+
+    /// On 127.0.0.1; stays the same for the cluster's life.
+    pub fn port(&self) -> u16 {
+        self.server.port
+    }
+
+    /// One of PostgreSQL's own programs (`pg_dump`, `pgbench`, …), connecting here as the superuser.
+    pub fn program(&self, name: &str) -> Command {
+        let mut command = self.server.program(name);
+        command.env("PGDATABASE", DATABASE);
+        command
+    }
+
+    /// For programs that connect over TCP, such as the daemon.
+    pub fn url(&self, role: &str, database: &str) -> String {
+        format!("postgres://{role}@127.0.0.1:{}/{database}", self.port())
+    }
+
+    /// For connections with settings of a test's own.
+    pub fn config(&self, role: &str, database: &str) -> Config {
+        let mut config = Config::new();
+        config.host_path(self.socket_dir()).port(self.port()).user(role).dbname(database);
+        config
+    }
+
+    pub async fn connect(&self, role: &str, database: &str) -> Result<Client> {
+        Ok(self.listen(role, database).await?.0)
+    }
+
+    /// A connection, and the notices and notifications that arrive on it.
+    pub async fn listen(
+        &self,
+        role: &str,
+        database: &str,
+    ) -> Result<(Client, UnboundedReceiver<AsyncMessage>)> {
+        connect(&self.config(role, database)).await
+    }
+
+    /// Runs SQL as the superuser, several statements if need be: for set-up, from sync and async tests alike.
+    pub fn execute(&self, database: &str, sql: &str) -> Result<()> {
+        self.simple_query(database, sql)?;
+        Ok(())
+    }
+
+    /// The first column of the first row, as text; `None` for no row and for NULL.
+    pub fn value(&self, database: &str, sql: &str) -> Result<Option<String>> {
+        let answer = self.simple_query(database, sql)?;
+        Ok(answer
+            .iter()
+            .find_map(|message| match message {
+                SimpleQueryMessage::Row(row) => Some(row.get(0).map(str::to_owned)),
+                _ => None,
+            })
+            .flatten())
+    }
+
+    fn simple_query(&self, database: &str, sql: &str) -> Result<Vec<SimpleQueryMessage>> {
+        let config = self.config("postgres", database);
+        // A thread of its own, since the caller's may be driving a runtime already.
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+                    let (client, _) = connect(&config).await?;
+                    client.simple_query(sql).await.with_context(|| format!("in: {sql}"))
+                })
+            });
+            worker.join().map_err(|_| anyhow::anyhow!("the connection's thread panicked"))?
+        })
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!(
+                "--- the end of the server's log ---\n{}",
+                lines[lines.len().saturating_sub(40)..].join("\n")
+            );
+        }
+        if let Err(error) = self.server.stop(Shutdown::Immediate) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+async fn connect(config: &Config) -> Result<(Client, UnboundedReceiver<AsyncMessage>)> {
+    let (client, mut connection) = config.connect(NoTls).await.context("cannot connect")?;
+    let (sender, receiver) = unbounded_channel();
+    tokio::spawn(async move {
+        // A connection that fails shows in its client.
+        while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {
+            // Most tests do not listen.
+            let _ = sender.send(message);
+        }
+    });
+    Ok((client, receiver))
+}
+
+/// A directory for the clusters of the tests, after sweeping away what killed test runs left in it.
+fn clusters_dir() -> Result<PathBuf> {
+    let short = dev_dir()?.join("tmp/clusters");
+    let parent = if Server::check_socket_path(&short.join("4194304-abcdef")) {
+        short
+    } else {
+        std::env::temp_dir().join("tollgate-clusters")
+    };
+    fs::create_dir_all(&parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    for entry in fs::read_dir(&parent)?.flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.split('-').next()?.parse().ok());
+        if owner.is_some_and(|owner| !is_alive(Pid::from_raw(owner))) {
+            abandon(&entry.path());
+        }
+    }
+    Ok(parent)
+}
+
+/// Best effort: another test process may be sweeping at the same time.
+fn abandon(directory: &Path) {
+    let _ = server::stop_data_dir(&directory.join("data"), Shutdown::Immediate);
+    let _ = fs::remove_dir_all(directory);
+}
+
+/// A freshly initialised data directory for each version of PostgreSQL, which tests copy: initdb takes a second.
+fn template(install: &Install, account: &Account) -> Result<PathBuf> {
+    let parent = dev_dir()?.join("tmp/templates");
+    fs::create_dir_all(&parent)?;
+    let lock = File::create(parent.join("lock"))?;
+    lock.lock()?;
+    let name: String = install
+        .version
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' })
+        .collect();
+    let template = parent.join(name);
+    if !template.exists() {
+        let directory = tempfile::Builder::new().prefix("initdb-").tempdir_in(&parent)?;
+        account.private_dir(directory.path())?;
+        let data = directory.path().join("data");
+        let new =
+            Server::new(install.clone(), account.clone(), data.clone(), PathBuf::new(), PathBuf::new(), 0);
+        new.initdb(&["--auth=trust", "--no-sync", "--no-instructions"])?;
+        fs::rename(&data, &template)?;
+    }
+    Ok(template)
+}
