@@ -1,0 +1,277 @@
+//! The README keeps its word: its SQL runs, in its order, and says what the README says that it says; and its GRANTs let
+//! each role do what they are for, and no more.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tollgate_core::token::{self, ENTROPY_LEN, Prefix};
+use tollgate_tests::{Cluster, DATABASE, TOLLGATED_VAR, Tollgated, eventually};
+
+const README: &str = include_str!("../../README.md");
+/// Begins a line of a block that shows a line of the answer. In it, `…` stands for anything.
+const ANSWER: &str = "--> ";
+/// Printed by psql before each block's answers.
+const BLOCK: &str = "-- block";
+
+/// What anybody may call, whose identity or not.
+const PUBLIC: &[&str] = &[
+    "current_scopes()",
+    "current_token_id()",
+    "current_user_id()",
+    "require_scope(text)",
+    "scope_grants(text[],text)",
+    "token_has_all_scopes(text[])",
+    "token_has_any_scope(text[])",
+    "token_has_scope(text)",
+];
+
+/// The contents of the blocks fenced as ```sql.
+fn sql_blocks() -> Vec<&'static str> {
+    README
+        .split("```sql\n")
+        .skip(1)
+        .filter_map(|rest| rest.split_once("\n```"))
+        .map(|(block, _)| block)
+        .collect()
+}
+
+/// Whether a line is the one shown, both without spaces at their ends.
+fn is_as_shown(line: &str, shown: &str) -> bool {
+    let mut parts = shown.trim().split('…');
+    let Some(mut rest) = line.trim().strip_prefix(parts.next().unwrap_or_default()) else { return false };
+    let mut open = false;
+    for part in parts {
+        open = true;
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.is_empty() || (open && shown.trim().ends_with('…'))
+}
+
+/// A fresh server on which all of the README's SQL has run, in one session of psql as `make psql` opens it; and what each
+/// block answered.
+fn after_the_readme() -> Result<(Cluster, Vec<Vec<String>>)> {
+    let cluster = Cluster::start()?;
+    let mut script = String::new();
+    for block in sql_blocks() {
+        script.push_str(&format!("\\echo {BLOCK}\n{block}\n"));
+    }
+    let tollgated = std::env::var_os(TOLLGATED_VAR).with_context(|| format!("{TOLLGATED_VAR} is not set"))?;
+    let path = std::env::join_paths(
+        Path::new(&tollgated)
+            .parent()
+            .map(Path::to_owned)
+            .into_iter()
+            .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
+    )?;
+    let mut psql = cluster.program("psql");
+    psql.args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--field-separator", " | "])
+        .args(["--set", "ON_ERROR_STOP=1"])
+        .env("PATH", path)
+        .env("DATABASE_URL", cluster.url("postgres", DATABASE))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = psql.spawn().context("cannot run psql")?;
+    let mut stdin = child.stdin.take().context("a pipe was asked for")?;
+    let writer = std::thread::spawn(move || stdin.write_all(script.as_bytes()));
+    let output = child.wait_with_output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "psql ended with {}: {errors}", output.status);
+    writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+
+    let answers = String::from_utf8(output.stdout)?
+        .split(&format!("{BLOCK}\n"))
+        .skip(1)
+        .map(|answer| answer.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect())
+        .collect();
+    Ok((cluster, answers))
+}
+
+#[test]
+fn its_sql_runs_in_its_order_and_answers_as_it_shows() -> Result<()> {
+    let (_cluster, answers) = after_the_readme()?;
+    let blocks = sql_blocks();
+    assert!(blocks.len() >= 10, "the README's blocks of SQL were not found");
+    assert_eq!(answers.len(), blocks.len());
+    for (block, answer) in blocks.iter().zip(&answers) {
+        let shown: Vec<&str> = block.lines().filter_map(|line| line.strip_prefix(ANSWER)).collect();
+        let same = shown.len() == answer.len()
+            && answer.iter().zip(&shown).all(|(line, shown)| is_as_shown(line, shown));
+        assert!(same, "this block:\n{block}\n\nanswers:\n{}", answer.join("\n"));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_shown_line_matches_itself_and_what_its_ellipsis_stands_for() {
+    assert!(is_as_shown("f | EXPIRED | ", "f | EXPIRED |"));
+    assert!(is_as_shown("tgt_abc", "tgt_…"));
+    assert!(is_as_shown("a 1 b 2", "a … b …"));
+    assert!(!is_as_shown("tgt_abc", "tgt_"));
+    assert!(!is_as_shown("t | VALID", "f | …"));
+    assert!(!is_as_shown("a 1 c", "a … b"));
+}
+
+#[tokio::test]
+async fn its_grants_allow_each_role_what_they_are_for_and_no_more() -> Result<()> {
+    let (cluster, _) = after_the_readme()?;
+    let verifier = [
+        "authenticate(text,text[],inet)",
+        "token_has_scope(text,text)",
+        "verify_api_token(text,text[],inet)",
+        "verify_api_token_hash(bytea,text[],inet)",
+    ];
+    let issuer = [
+        "create_api_token(text,text,text[],interval,jsonb,cidr[],integer,interval,text)",
+        "list_api_tokens(text)",
+        "revoke_all_api_tokens(text,text)",
+        "revoke_api_token(uuid,text,text)",
+        "revoke_presented_token(text,text)",
+    ];
+    let admin = ["define_scope(text,text)", "drop_scope(text)", "stats()"];
+    let operator = [
+        "ack_usage(bigint)",
+        "advance_subscription(text,bigint,bigint[])",
+        "apply_usage(text,uuid,bigint,tollgate.usage_row[])",
+        "drain_usage()",
+        "event_position(bigint)",
+        "expire_tokens(integer)",
+        "open_subscription(text)",
+        "purge_tokens(interval,integer)",
+        "read_events(bigint,bigint[],integer)",
+        "report_daemon(uuid,text,integer,text,timestamp with time zone,jsonb)",
+        "stats()",
+    ];
+    let owner = cluster.connect("postgres", DATABASE).await?;
+    for (role, functions, views) in [
+        ("tollgate_verifier", verifier.to_vec(), vec![]),
+        ("app", verifier.to_vec(), vec![]),
+        ("tollgate_issuer", [verifier.as_slice(), &issuer].concat(), vec![]),
+        ("tollgate_admin", [verifier.as_slice(), &issuer, &admin].concat(), vec!["daemons", "tokens"]),
+        ("tollgate_operator", operator.to_vec(), vec!["daemons"]),
+        ("tollgated", operator.to_vec(), vec!["daemons"]),
+    ] {
+        let rows = owner
+            .query(
+                "select p.oid::regprocedure::text from pg_proc p
+                  where p.pronamespace = 'tollgate'::regnamespace and has_function_privilege($1, p.oid, 'execute')",
+                &[&role],
+            )
+            .await?;
+        let names = |name: String| name.strip_prefix("tollgate.").unwrap_or(&name).to_owned();
+        let may: BTreeSet<String> = rows.iter().map(|row| names(row.get(0))).collect();
+        let expected: BTreeSet<String> =
+            functions.iter().chain(PUBLIC).map(|&name| name.to_owned()).collect();
+        assert_eq!(may, expected, "what {role} may call");
+
+        let rows = owner
+            .query(
+                "select c.relname::text from pg_class c
+                  where c.relnamespace = 'tollgate'::regnamespace and c.relkind in ('r', 'v')
+                    and has_any_column_privilege($1, c.oid, 'select, insert, update, references')
+                  order by 1",
+                &[&role],
+            )
+            .await?;
+        let readable: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        assert_eq!(readable, views, "tables and views that {role} may use in any way");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn its_roles_do_their_work() -> Result<()> {
+    let (cluster, _) = after_the_readme()?;
+    cluster.execute(
+        DATABASE,
+        "create role web login; grant tollgate_issuer to web; create role boss login; grant tollgate_admin to boss",
+    )?;
+
+    let web = cluster.connect("web", DATABASE).await?;
+    let row = web
+        .query_one("select id, token from tollgate.create_api_token('dan', 'web', '{posts:read}')", &[])
+        .await?;
+    let (id, secret): (uuid::Uuid, String) = (row.get(0), row.get(1));
+    let listed = web.query("select * from tollgate.list_api_tokens('dan')", &[]).await?;
+    assert_eq!(listed.len(), 1);
+
+    let app = cluster.connect("app", DATABASE).await?;
+    let verified = app.query_one("select code from tollgate.verify_api_token($1)", &[&secret]).await?;
+    assert_eq!(verified.get::<_, &str>(0), "VALID");
+    // As PostgREST makes it.
+    app.batch_execute("begin read only").await?;
+    let headers = serde_json::json!({ "x-api-key": secret }).to_string();
+    app.query("select set_config('request.headers', $1, true)", &[&headers]).await?;
+    app.query("select public.authenticate_request()", &[]).await?;
+    let user = app.query_one("select tollgate.current_user_id()", &[]).await?;
+    assert_eq!(user.get::<_, Option<&str>>(0), Some("dan"));
+    app.batch_execute("commit; begin read only").await?;
+    app.query("select public.authenticate_request()", &[]).await?;
+    let user = app.query_one("select tollgate.current_user_id()", &[]).await?;
+    assert_eq!(user.get::<_, Option<&str>>(0), None, "a request without a key has no identity");
+    app.batch_execute("commit").await?;
+
+    let boss = cluster.connect("boss", DATABASE).await?;
+    boss.batch_execute("select tollgate.define_scope('posts:pin', 'Pin posts')").await?;
+    boss.batch_execute("select tollgate.drop_scope('posts:pin')").await?;
+    let seen = boss.query("select from tollgate.tokens where id = $1", &[&id]).await?;
+    assert_eq!(seen.len(), 1);
+
+    let url = cluster.url("tollgated", DATABASE);
+    let check = Tollgated::run(&url, &["check"])?;
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+    let daemon = Tollgated::spawn(&url, &["run"])?;
+    eventually(Duration::from_secs(30), "the daemon to flush the use of the token", || {
+        let uses = format!("select use_count from tollgate.tokens where id = '{id}'");
+        // By the application: its verification, and its authentication.
+        cluster.value(DATABASE, &uses).is_ok_and(|uses| uses.as_deref() == Some("2"))
+    });
+    let status = Tollgated::run(&url, &["status"])?;
+    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stdout));
+    daemon.terminate()
+}
+
+#[test]
+fn after_its_settings_no_token_of_the_application_reaches_the_log() -> Result<()> {
+    let (mut cluster, _) = after_the_readme()?;
+    // Everything that can be logged is. Only bind values are at stake: whoever writes a token into a statement logs it.
+    cluster.configure("log_statement", "all")?;
+    cluster.configure("log_min_duration_statement", "0")?;
+    cluster.configure("log_parameter_max_length", "-1")?;
+    cluster.configure("log_parameter_max_length_on_error", "-1")?;
+    eventually(Duration::from_secs(10), "the reload", || {
+        cluster
+            .value(DATABASE, "show log_min_duration_statement")
+            .is_ok_and(|value| value.as_deref() == Some("0"))
+    });
+    cluster.execute(DATABASE, "create role careless login; grant tollgate_verifier to careless")?;
+    // Of the right form, and issued by nobody.
+    let issued = token::issue(&Prefix::default(), &[0x5a; ENTROPY_LEN]);
+    let (secret, body) = (issued.token(), "5a".repeat(ENTROPY_LEN));
+
+    let present = |role: &str| -> Result<()> {
+        let config = cluster.config(role, DATABASE);
+        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+            let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+            tokio::spawn(connection);
+            let row = client.query_one("select code from tollgate.verify_api_token($1)", &[&secret]).await?;
+            assert_eq!(row.get::<_, &str>(0), "NOT_FOUND");
+            let refused = client.query_one("select tollgate.authenticate($1)", &[&secret]).await;
+            assert!(refused.is_err(), "nobody issued this token");
+            anyhow::Ok(())
+        })
+    };
+    present("app")?;
+    assert!(cluster.log().contains("tollgate.verify_api_token($1)"), "the server logged the statements");
+    assert!(!cluster.log().contains(&body), "the log holds a token");
+    present("careless")?;
+    assert!(cluster.log().contains(&body), "without the settings it would");
+    Ok(())
+}
