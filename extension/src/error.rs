@@ -4,6 +4,7 @@
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 use tollgate_core::status::Code;
+use tollgate_core::token;
 
 pub(crate) struct Error {
     sqlstate: PgSqlErrorCode,
@@ -69,7 +70,7 @@ impl Error {
     pub(crate) fn missing_scope(scope: &str, authenticated: bool) -> Self {
         let error = Error::new(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            format!("permission denied: scope {scope:?} is required"),
+            format!("permission denied: scope {:?} is required", token::redact(scope)),
         );
         if authenticated {
             error
@@ -105,7 +106,13 @@ impl Error {
             PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
             format!("usage of more than {limit} databases cannot be flushed by one server"),
         )
-        .hint("Tollgate still verifies tokens here. Move databases to another server, or restart it if databases were dropped.")
+        .hint("Tollgate still verifies tokens here. Move databases to another server.")
+    }
+
+    pub(crate) fn out_of_memory(bytes: usize) -> Self {
+        Error::new(PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY, "out of memory")
+            .detail(format!("The counters to hand out take {bytes} bytes."))
+            .hint("Nothing is lost: the next flush carries them. Free memory, or lower tollgate.max_tracked_keys.")
     }
 
     /// Tables that are not laid out as this library knows them.

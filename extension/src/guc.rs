@@ -13,19 +13,24 @@ static TOKEN_PREFIX: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 pub(crate) fn init() {
     // SAFETY: a plain read of a flag of this process; the strings are static, the hook keeps to the contract of its type.
     unsafe {
-        if pg_sys::process_shared_preload_libraries_in_progress {
-            GucRegistry::define_int_guc(
-                c"tollgate.max_tracked_keys",
-                c"Number of tokens whose use can be counted between two flushes.",
-                c"128 bytes of shared memory each. The default takes 17 MB and suits a service of which no more than \
-                  131072 tokens are in use within seconds; what does not fit is verified all the same, but not counted.",
-                &MAX_TRACKED_KEYS,
-                1024,
-                64 * 1024 * 1024,
-                GucContext::Postmaster,
-                GucFlags::default(),
-            );
-        }
+        // Defined without preloading too, where it has no effect: else a server whose configuration has it, but not the
+        // library, would warn of an unknown setting, and hide what is really missing.
+        let context = if pg_sys::process_shared_preload_libraries_in_progress {
+            GucContext::Postmaster
+        } else {
+            GucContext::Sighup
+        };
+        GucRegistry::define_int_guc(
+            c"tollgate.max_tracked_keys",
+            c"Number of tokens whose use can be counted between two flushes.",
+            c"128 bytes of shared memory each. The default takes 17 MB and suits a service of which no more than \
+              131072 tokens are in use within seconds; what does not fit is verified all the same, but not counted.",
+            &MAX_TRACKED_KEYS,
+            1024,
+            64 * 1024 * 1024,
+            context,
+            GucFlags::default(),
+        );
         pg_sys::DefineCustomStringVariable(
             c"tollgate.token_prefix".as_ptr(),
             c"Prefix of the tokens that are issued.".as_ptr(),

@@ -77,38 +77,55 @@ COMMENT ON FUNCTION tollgate.event_position(bigint) IS
     'A cursor for read_events: from now on (NULL), from the beginning (0), or after the event with that id';
 
 CREATE FUNCTION tollgate.read_events(horizon bigint, delivered bigint[], max_events integer DEFAULT 1000) RETURNS tollgate.event_batch
-    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER
+    LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
+DECLARE
+    batch tollgate.event_batch;
+BEGIN
+    -- Taken for "nothing delivered yet" or "nothing new", a broken cursor would skip events for ever.
+    IF $1 IS NULL OR $1 < 0 OR $2 IS NULL OR array_position($2, NULL) IS NOT NULL OR $3 IS NULL OR $3 < 1 THEN
+        RAISE EXCEPTION 'this is not a cursor of the audit log'
+            USING ERRCODE = 'invalid_parameter_value',
+                  DETAIL = 'Arguments: horizon and delivered, which are NULL, negative or have a NULL in them, or max_events, which is less than 1.',
+                  HINT = 'Pass on what the last read_events returned, or begin with event_position().';
+    END IF;
+    -- One statement, so that the rows and the horizon are those of one snapshot.
     WITH page AS MATERIALIZED (
         SELECT a.* FROM tollgate.audit_log a
-        WHERE a.xid >= $1::text::xid8 AND a.id <> ALL ($2)
+        WHERE a.xid >= $1::text::xid8 AND a.id NOT IN (SELECT unnest($2))
         ORDER BY a.xid, a.id
-        LIMIT greatest($3, 1)
+        LIMIT $3
     ), told AS (
-        SELECT count(*) < greatest($3, 1) AS caught_up,
+        -- By id, because what a transaction did after it saw another's commit has the higher id, if not the higher xid.
+        SELECT count(*) < $3 AS caught_up,
                coalesce(jsonb_agg(jsonb_build_object(
                    'id', p.id, 'at', p.at, 'event', p.event, 'token_id', p.token_id, 'user_id', p.user_id,
                    'actor', p.actor, 'client_addr', host(p.client_addr), 'reason', p.detail -> 'reason', 'detail', p.detail - 'reason')
-                   ORDER BY p.xid, p.id), '[]') AS events
+                   ORDER BY p.id), '[]') AS events
         FROM page p
     ), next AS (
-        -- All below the snapshot's xmin have ended. A page that was cut short goes no further than its own last row.
-        SELECT CASE WHEN t.caught_up THEN pg_snapshot_xmin(pg_current_snapshot())
-                    ELSE least(pg_snapshot_xmin(pg_current_snapshot()),
-                               (SELECT p.xid FROM page p ORDER BY p.xid DESC LIMIT 1))
-               END AS horizon
+        -- All below the snapshot's xmin have ended. A page that was cut short goes no further than its own last row, and
+        -- a reader with an older snapshot than the last one does not go back.
+        SELECT greatest($1::text::xid8,
+                   CASE WHEN t.caught_up THEN pg_snapshot_xmin(pg_current_snapshot())
+                        ELSE least(pg_snapshot_xmin(pg_current_snapshot()),
+                                   (SELECT p.xid FROM page p ORDER BY p.xid DESC LIMIT 1))
+                   END) AS horizon
         FROM told t
     )
     SELECT t.events, n.horizon::text::bigint,
            ARRAY(SELECT a.id FROM tollgate.audit_log a
-                 WHERE a.xid >= n.horizon AND (a.id = ANY ($2) OR a.id IN (SELECT p.id FROM page p))
+                 WHERE a.xid >= n.horizon AND (a.id IN (SELECT unnest($2)) OR a.id IN (SELECT p.id FROM page p))
                  ORDER BY a.id),
            t.caught_up
+    INTO batch
     FROM told t, next n;
-END;
+    RETURN batch;
+END
+$$;
 COMMENT ON FUNCTION tollgate.read_events(bigint, bigint[], integer) IS
-    'The events after a cursor, oldest transaction first, and the cursor after them; nothing that commits late is missed, nothing is told twice';
+    'The events after a cursor, in order of their ids, and the cursor after them; nothing that commits late is missed, nothing is told twice';
 
 CREATE TABLE tollgate.subscriptions (
     name        text        PRIMARY KEY CHECK (name <> '' AND length(name) <= 100),
@@ -124,6 +141,11 @@ CREATE FUNCTION tollgate.open_subscription(name text) RETURNS SETOF tollgate.eve
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF $1 IS NULL OR length($1) NOT BETWEEN 1 AND 100 THEN
+        RAISE EXCEPTION 'the name of a subscription has 1 to 100 characters'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: name.',
+                  HINT = 'Name it after who is told, such as "log".';
+    END IF;
     IF NOT EXISTS (SELECT FROM tollgate.subscriptions s WHERE s.name = $1) THEN
         INSERT INTO tollgate.subscriptions (name, horizon, delivered)
             SELECT $1, p.horizon, p.delivered FROM tollgate.event_position() p
@@ -133,7 +155,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.open_subscription(text) IS
-    'The cursor of a named subscriber, which begins now if it is new, locked until the transaction ends; no row while another session holds it';
+    'The cursor of a named subscriber, locked until the transaction ends; no row while another session holds it. A new one begins now, and is kept only if the transaction commits';
 
 CREATE FUNCTION tollgate.advance_subscription(name text, horizon bigint, delivered bigint[]) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER

@@ -57,8 +57,8 @@ DECLARE
     affected bigint;
 BEGIN
     PERFORM tollgate.check_batch_size($2);
-    IF $1 IS NULL OR now() - $1 > now() THEN
-        RAISE EXCEPTION 'a retention cannot be negative or NULL'
+    IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '1000 years' THEN
+        RAISE EXCEPTION 'a retention is from nothing to 1000 years'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', coalesce($1::text, 'NULL')),
                   HINT = 'Give how long tokens that have ended are kept, such as interval ''30 days''.';
     END IF;

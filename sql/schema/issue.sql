@@ -79,7 +79,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_api_token(uuid, text, text) IS
-    'Revokes a token for good; false when it is unknown, is not that user''s, or was revoked already; event token.revoked';
+    'Revokes a token for good; false when it is unknown, is not that user''s, or was revoked already; event token.revoked. A NULL user_id stands for any user: on behalf of a user, make sure that it is not NULL';
 
 CREATE FUNCTION tollgate.revoke_all_api_tokens(user_id text, reason text DEFAULT NULL) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -92,10 +92,10 @@ BEGIN
     WITH revoked AS (
         UPDATE tollgate.api_tokens t SET revoked_at = clock_timestamp(), revoked_reason = $2
             WHERE t.user_id = $1 AND t.revoked_at IS NULL
-            RETURNING t.id
+            RETURNING t.id, t.user_id
     ), logged AS (
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
-            SELECT 'token.revoked', r.id, $1, jsonb_strip_nulls(jsonb_build_object('reason', $2)) FROM revoked r
+            SELECT 'token.revoked', r.id, r.user_id, jsonb_strip_nulls(jsonb_build_object('reason', $2)) FROM revoked r
     )
     SELECT count(*) INTO affected FROM revoked;
     IF affected > 0 THEN

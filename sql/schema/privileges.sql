@@ -17,12 +17,17 @@ BEGIN
                 SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS who
                 FROM aclexplode(c.relacl) a WHERE a.grantee <> c.relowner) g
             WHERE c.relnamespace = 'tollgate'::regnamespace AND c.relkind IN ('r', 'v', 'S')
+        UNION ALL
+        SELECT format('REVOKE ALL ON SCHEMA tollgate FROM %s', g.who)
+            FROM pg_namespace n, LATERAL (
+                SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS who
+                FROM aclexplode(n.nspacl) a WHERE a.grantee <> n.nspowner) g
+            WHERE n.nspname = 'tollgate'
     LOOP
         EXECUTE statement;
     END LOOP;
 END
 $$;
-REVOKE ALL ON SCHEMA tollgate FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA tollgate TO PUBLIC;
 GRANT EXECUTE ON FUNCTION

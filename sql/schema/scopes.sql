@@ -21,6 +21,15 @@ CREATE FUNCTION tollgate.scope_is_valid(scope text) RETURNS boolean
 COMMENT ON FUNCTION tollgate.scope_is_valid(text) IS
     'Whether a text is a scope: segment(:segment)*, each segment [a-z0-9][a-z0-9_.-]*, at most 128 characters, no wildcard. Internal.';
 
+CREATE FUNCTION tollgate.quote_scope(scope text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT coalesce(quote_literal(left(regexp_replace($1, '[0-9a-f]{16,}', '…', 'g'), 140)), 'NULL');
+END;
+COMMENT ON FUNCTION tollgate.quote_scope(text) IS
+    'A scope as error messages show it: without long runs of hexadecimal digits, since somebody will pass a token one day. Internal.';
+
 CREATE FUNCTION tollgate.define_scope(name text, description text) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -29,10 +38,15 @@ DECLARE
     changed boolean;
 BEGIN
     IF $1 IS NULL OR NOT tollgate.scope_is_valid($1) THEN
-        RAISE EXCEPTION 'this is not a scope: %', coalesce(quote_literal(left($1, 140)), 'NULL')
+        RAISE EXCEPTION 'this is not a scope: %', tollgate.quote_scope($1)
             USING ERRCODE = 'invalid_parameter_value',
                   DETAIL = 'Argument: name.',
                   HINT = 'A scope is one or more segments joined by ":", each of a-z, 0-9, "_", "." and "-" and beginning with a letter or digit, at most 128 characters in all; wildcards are granted, not defined.';
+    END IF;
+    IF $1 ~ '[0-9a-f]{16}' THEN
+        RAISE EXCEPTION 'this scope looks like a token'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: name, which has 16 hexadecimal digits in a row.',
+                  HINT = 'Scopes are written to the audit log, where nothing is ever erased: name it otherwise. If it was a token, revoke it.';
     END IF;
     IF $1 = 'admin' THEN
         RAISE EXCEPTION 'the scope admin is built in and cannot be defined'
@@ -79,7 +93,7 @@ BEGIN
         FROM tollgate.api_tokens t
         WHERE $1 = ANY (t.scopes) AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now());
     IF carriers > 0 THEN
-        RAISE EXCEPTION 'scope % cannot be dropped because % live token(s) carry it', quote_literal($1), carriers
+        RAISE EXCEPTION 'scope % cannot be dropped because % live token(s) carry it', tollgate.quote_scope($1), carriers
             USING ERRCODE = 'dependent_objects_still_exist',
                   DETAIL = format('One of them has the id %s.', example),
                   HINT = 'Revoke those tokens, or let them expire, then drop the scope.';
@@ -87,7 +101,7 @@ BEGIN
 
     DELETE FROM tollgate.scopes s WHERE s.name = $1;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'there is no scope %', coalesce(quote_literal(left($1, 140)), 'NULL')
+        RAISE EXCEPTION 'there is no scope %', tollgate.quote_scope($1)
             USING ERRCODE = 'undefined_object', DETAIL = 'Argument: name.',
                   HINT = 'Scopes are defined with tollgate.define_scope(name, description).';
     END IF;

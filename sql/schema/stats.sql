@@ -1,6 +1,6 @@
 -- What an operator looks at.
 
-CREATE UNLOGGED TABLE tollgate.daemon_reports (
+CREATE TABLE tollgate.daemon_reports (
     instance     uuid        PRIMARY KEY,
     hostname     text        NOT NULL,
     pid          integer     NOT NULL,
@@ -9,10 +9,11 @@ CREATE UNLOGGED TABLE tollgate.daemon_reports (
     last_seen_at timestamptz NOT NULL,
     tasks        jsonb       NOT NULL
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE tollgate.daemon_reports IS 'The last report of each daemon; unlogged, because a report is worth nothing after a crash';
+COMMENT ON TABLE tollgate.daemon_reports IS 'The last report of each daemon';
 
 CREATE VIEW tollgate.daemons AS
-    SELECT d.instance, d.hostname, d.pid, d.version, d.started_at, d.last_seen_at, d.tasks FROM tollgate.daemon_reports d;
+    SELECT d.instance, d.hostname, d.pid, d.version, d.started_at, d.last_seen_at, d.tasks
+    FROM tollgate.daemon_reports d WHERE d.last_seen_at >= now() - interval '1 day';
 COMMENT ON VIEW tollgate.daemons IS 'The daemons that served this database within the last day, and how their tasks fare';
 
 CREATE FUNCTION tollgate.report_daemon(instance uuid, hostname text, pid integer, version text, started_at timestamptz, tasks jsonb)
@@ -69,4 +70,4 @@ BEGIN ATOMIC
     FROM tollgate.memory_stats() m;
 END;
 COMMENT ON FUNCTION tollgate.stats() IS
-    'One row of counters: verifications by code since the server started, shared-memory fill, flushes, table sizes; metering_detail says why usage is absent, if it is';
+    'One row of counters: verifications by code since the server started, in all its databases, shared-memory fill, flushes, table sizes; metering_detail says why usage is absent, if it is';

@@ -110,6 +110,23 @@ impl fmt::Display for PrefixError {
 
 impl Error for PrefixError {}
 
+/// A text as it may be shown to people: each run of 16 or more hexadecimal digits, such as a token that was passed by
+/// mistake is made of, is replaced by an ellipsis.
+pub fn redact(text: &str) -> String {
+    const RUN: usize = 16;
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(|c: char| c.is_ascii_hexdigit()) {
+        let (before, run) = rest.split_at(start);
+        let end = run.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(run.len());
+        shown.push_str(before);
+        shown.push_str(if end < RUN { &run[..end] } else { "…" });
+        rest = &run[end..];
+    }
+    shown.push_str(rest);
+    shown
+}
+
 /// The parts of a well-formed token.
 ///
 /// Has no `Debug`: the body is the secret, and a derived one would print it.

@@ -6,6 +6,7 @@ use crate::fmgr::{Call, sql_function};
 use crate::guc;
 use crate::store::composite::{self, Composite};
 use crate::store::issue::{self, NewToken};
+use crate::sys;
 use pgrx::datum::Interval;
 use pgrx::pg_sys::Datum;
 use pgrx::{IntoDatum, Uuid};
@@ -16,6 +17,8 @@ use zeroize::Zeroizing;
 const MAX_NAME: usize = 100;
 const MAX_USER_ID: usize = 255;
 const MAX_YEARS: i128 = 1000;
+/// Scopes, or networks, of one token: each verification may look at all of them.
+const MAX_LIST: usize = 1000;
 
 sql_function!(token_digest);
 fn token_digest(call: &Call) -> Option<Datum> {
@@ -54,6 +57,10 @@ fn create_api_token(call: &Call) -> Option<Datum> {
         allowed_ips,
     })
     .or_raise();
+    // A mixed interval such as '-1 month 31 days' is positive or not according to the calendar.
+    if stored.expires_at.is_some_and(|end| i64::from(end) <= sys::GetCurrentTimestamp()) {
+        not_positive().raise();
+    }
 
     Some(composite::form(
         Composite::IssuedToken,
@@ -71,13 +78,13 @@ fn create_api_token(call: &Call) -> Option<Datum> {
 }
 
 fn user_id(value: Option<&str>) -> Result<&str, Error> {
-    let value = value.unwrap_or_default();
+    let value = value.filter(|text| !text.trim().is_empty()).unwrap_or_default();
     match value.chars().count() {
         1..=MAX_USER_ID => Ok(value),
         0 => Err(Error::argument(
             "user_id",
             "a token needs a user",
-            "which is NULL or empty",
+            "which is NULL, empty or blank",
             "Pass the key of the user in your application, as text.",
         )),
         length => Err(Error::argument(
@@ -90,13 +97,13 @@ fn user_id(value: Option<&str>) -> Result<&str, Error> {
 }
 
 fn name(value: Option<&str>) -> Result<&str, Error> {
-    let value = value.unwrap_or_default();
+    let value = value.filter(|text| !text.trim().is_empty()).unwrap_or_default();
     match value.chars().count() {
         1..=MAX_NAME => Ok(value),
         0 => Err(Error::argument(
             "name",
             "a token needs a name",
-            "which is NULL or empty",
+            "which is NULL, empty or blank",
             "Say what the token is for, so that its owner knows later which one to revoke.",
         )),
         length => Err(Error::argument(
@@ -128,6 +135,14 @@ fn scopes(call: &Call) -> Result<Vec<String>, Error> {
             HINT,
         ));
     }
+    if array.len() > MAX_LIST {
+        return Err(Error::argument(
+            "scopes",
+            format!("a token has at most {MAX_LIST} scopes"),
+            &format!("of {} elements", array.len()),
+            "Grant a wildcard such as posts:* instead of each scope that it covers.",
+        ));
+    }
     let mut scopes: Vec<String> = Vec::with_capacity(array.len());
     for scope in array.present().map(String::from_utf8_lossy) {
         if !scopes.iter().any(|seen| *seen == scope) {
@@ -157,31 +172,36 @@ fn scopes(call: &Call) -> Result<Vec<String>, Error> {
     Ok(scopes)
 }
 
-/// Names offenders. Somebody will pass a token as a scope one day: that one is not repeated.
+/// Names offenders, the first of them if there are many, and no part of a token that was passed by mistake.
 fn quoted(offenders: &[&str]) -> String {
-    let quote = |one: &&str| match token::parse(one.as_bytes()) {
-        Some(_) => "[a token]".to_owned(),
-        None => format!("{:?}", one.chars().take(140).collect::<String>()),
-    };
-    offenders.iter().map(quote).collect::<Vec<_>>().join(", ")
+    const NAMED: usize = 10;
+    let named = offenders.iter().take(NAMED).map(|one| {
+        let shown: String = token::redact(one).chars().take(140).collect();
+        format!("{shown:?}")
+    });
+    let named = named.collect::<Vec<_>>().join(", ");
+    match offenders.len() {
+        ..=NAMED => named,
+        many => format!("{named} and {} more", many - NAMED),
+    }
+}
+
+const LIFETIME_HINT: &str = "Pass NULL for a token that does not expire by itself.";
+
+fn not_positive() -> Error {
+    Error::argument("expires_in", "the lifetime of a token must be positive", "which is not", LIFETIME_HINT)
 }
 
 /// Positive and finite. An infinite interval (since PostgreSQL 17) is the longest of all, or the most negative.
 fn lifetime(value: Option<Interval>) -> Result<Option<Interval>, Error> {
-    const HINT: &str = "Pass NULL for a token that does not expire by itself.";
     const YEAR: i128 = 366 * 86_400 * 1_000_000;
     match value.as_ref().map(Interval::as_micros) {
-        Some(..=0) => Err(Error::argument(
-            "expires_in",
-            "the lifetime of a token must be positive",
-            "which is not",
-            HINT,
-        )),
+        Some(..=0) => Err(not_positive()),
         Some(micros) if micros > MAX_YEARS * YEAR => Err(Error::argument(
             "expires_in",
             format!("the lifetime of a token must be finite, and is at most {MAX_YEARS} years"),
             "which is longer",
-            HINT,
+            LIFETIME_HINT,
         )),
         _ => Ok(value),
     }
@@ -205,13 +225,13 @@ fn metadata(call: &Call) -> Result<Datum, Error> {
 fn allowed_ips(call: &Call) -> Result<Option<Datum>, Error> {
     let Some(array) = call.text_array(5) else { return Ok(None) };
     let well_formed = array.dimensions() == 1
-        && array.len() > 0
+        && (1..=MAX_LIST).contains(&array.len())
         && array.iter().all(|network| network.and_then(datum::net).is_some());
     if !well_formed {
         return Err(Error::argument(
             "allowed_ips",
-            "the networks of a token are a list of at least one, without NULLs",
-            "which is empty, has a NULL, or has more than one dimension",
+            format!("the networks of a token are a list of 1 to {MAX_LIST}, without NULLs"),
+            "which is empty or too long, has a NULL, or has more than one dimension",
             "Pass NULL for a token that may be used from anywhere.",
         ));
     }

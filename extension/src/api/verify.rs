@@ -128,15 +128,15 @@ fn address_allowed(token: &TokenRow, client: Option<Net>) -> bool {
 }
 
 fn scopes_granted(token: &TokenRow, required: &Required<'_>) -> bool {
-    let granted = |required: Option<&[u8]>| {
-        required.is_some_and(|required| {
-            token.array(Column::Scopes).is_some_and(|granted| scope::any_grants(granted.present(), required))
-        })
+    let granted = |one: Option<&[u8]>, scopes: TextArray<'_>| {
+        one.is_some_and(|one| scope::any_grants(scopes.present(), one))
     };
     match required {
         Required::Nothing => true,
-        Required::One(one) => granted(*one),
-        Required::All(all) => all.iter().all(granted),
+        Required::One(one) => token.array(Column::Scopes).is_some_and(|scopes| granted(*one, scopes)),
+        Required::All(all) => {
+            token.array(Column::Scopes).is_some_and(|scopes| all.iter().all(|one| granted(one, scopes)))
+        }
     }
 }
 

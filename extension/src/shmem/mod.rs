@@ -19,8 +19,10 @@ mod segment;
 mod table;
 
 use crate::error::Error;
-use pgrx::pg_sys;
+use crate::sys;
+use pgrx::pg_sys::{self, Datum, Oid};
 use segment::segment;
+use table::Refusal;
 pub(crate) use table::{Kind, UsageRow, Use};
 use tollgate_core::status::Code;
 
@@ -50,11 +52,35 @@ pub(crate) struct Drained {
 /// Closes the counters of this database, unless closed ones are still to be acknowledged, and copies them.
 pub(crate) fn drain() -> Result<Drained, Error> {
     let segment = segment().ok_or_else(|| Error::needs_preload("usage metering"))?;
-    let (generation, rows) = segment
-        .table
-        .drain(segment, database())
-        .ok_or_else(|| Error::too_many_databases(table::MAX_DATABASES))?;
+    let drain = || segment.table.drain(segment, database(), sys::GetCurrentTimestamp());
+    let drained = match drain() {
+        Err(Refusal::TooManyDatabases) => {
+            for gone in segment.table.databases(segment).into_iter().filter(|&oid| !exists(oid)) {
+                segment.table.forget(segment, gone);
+            }
+            drain()
+        }
+        drained => drained,
+    };
+    let (generation, rows) = drained.map_err(|refusal| match refusal {
+        Refusal::TooManyDatabases => Error::too_many_databases(table::MAX_DATABASES),
+        Refusal::OutOfMemory(bytes) => Error::out_of_memory(bytes),
+    })?;
     Ok(Drained { boot: segment.table.boot(), generation, rows })
+}
+
+#[allow(unsafe_code)]
+fn exists(database: u32) -> bool {
+    // SAFETY: a look-up in the system catalogue.
+    unsafe {
+        pg_sys::SearchSysCacheExists(
+            pg_sys::SysCacheIdentifier::DATABASEOID as i32,
+            Datum::from(Oid::from(database)),
+            Datum::null(),
+            Datum::null(),
+            Datum::null(),
+        )
+    }
 }
 
 /// Frees the closed counters of this database if they are of that generation.

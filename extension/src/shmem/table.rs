@@ -15,6 +15,8 @@ pub(super) const MAX_DATABASES: usize = 64;
 const OUTCOME_SHARDS: usize = 64;
 /// How many entries a full partition looks at for one that it may evict.
 const EVICTION_STEPS: usize = 16;
+/// In microseconds: ten minutes, a hundred times the daemon's period.
+const ABANDONED_AFTER: i64 = 600 * 1_000_000;
 
 /// What an entry counts for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,6 +62,14 @@ pub(super) trait Locks {
     fn control(&self) -> Self::Guard;
     fn shared(&self, partition: usize) -> Self::Guard;
     fn exclusive(&self, partition: usize) -> Self::Guard;
+}
+
+/// Why counters cannot be handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    TooManyDatabases,
+    /// In bytes.
+    OutOfMemory(usize),
 }
 
 /// Counters of one half of an entry: the live or the closed.
@@ -118,6 +128,8 @@ pub(super) struct OutcomeShard([AtomicU64; Code::ALL.len()]);
 #[derive(Default)]
 pub(super) struct Database {
     oid: AtomicU32,
+    /// When it was last drained.
+    drained_at: AtomicI64,
     /// The generation that is open.
     generation: AtomicU64,
     /// The one that was handed out and not acknowledged; 0 for none.
@@ -130,6 +142,9 @@ pub(super) struct Header {
     boot: [AtomicU64; 2],
     started_at: AtomicI64,
     seed: AtomicU64,
+    /// Counted for all databases together: one made from another as its template has the other's record of which
+    /// generations were applied.
+    next_generation: AtomicU64,
     databases: [Database; MAX_DATABASES],
     outcomes: [OutcomeShard; OUTCOME_SHARDS],
 }
@@ -173,6 +188,9 @@ impl<'a> Table<'a> {
         store_key(&self.header.boot, &boot);
         self.header.seed.store(seed, Relaxed);
         self.header.started_at.store(now, Relaxed);
+        // Counted from the start of the server in microseconds, so that a number is not used again after a restart and a
+        // late acknowledgement cannot hit a later generation.
+        self.header.next_generation.store(now.unsigned_abs().max(1), Relaxed);
     }
 
     pub(super) fn boot(&self) -> [u8; 16] {
@@ -202,7 +220,8 @@ impl<'a> Table<'a> {
         }
         let _exclusive = locks.exclusive(partition);
         // Between the two locks somebody may have inserted it.
-        match self.find(hash, database, kind, key).or_else(|| self.insert(hash, database, kind, key)) {
+        match self.find(hash, database, kind, key).or_else(|| self.insert(hash, database, kind, key, used.at))
+        {
             Some(entry) => entry.live.count(used),
             None => {
                 self.partitions[partition].overflowed.fetch_add(1, Relaxed);
@@ -210,19 +229,28 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The generation that is closed and its counters; `None` if there is no room for one more database.
-    pub(super) fn drain(&self, locks: &impl Locks, database: u32) -> Option<(u64, Vec<UsageRow>)> {
-        // Allocated before any lock is taken: an entry yields one row at the most.
-        let mut rows = Vec::with_capacity(self.entries.len());
+    /// The generation that is closed, and its counters.
+    pub(super) fn drain(
+        &self,
+        locks: &impl Locks,
+        database: u32,
+        now: i64,
+    ) -> Result<(u64, Vec<UsageRow>), Refusal> {
+        // Allocated before any lock is taken. Entries that are inserted meanwhile may find no room: they stay for the next
+        // generation.
+        let mut rows = Vec::new();
+        let room = self.tracked() + PARTITIONS;
+        rows.try_reserve_exact(room).map_err(|_| Refusal::OutOfMemory(room * size_of::<UsageRow>()))?;
         let _control = locks.control();
-        let slot = self.database(database)?;
+        let slot = self.database(database).ok_or(Refusal::TooManyDatabases)?;
+        slot.drained_at.store(now, Relaxed);
         let outstanding = slot.closed.load(Relaxed);
         let generation = if outstanding == 0 { slot.generation.load(Relaxed) } else { outstanding };
         for partition in 0..PARTITIONS {
             let _exclusive = locks.exclusive(partition);
             for entry in self.used_entries(partition).filter(|entry| entry.database.load(Relaxed) == database)
             {
-                if outstanding == 0 {
+                if outstanding == 0 && rows.len() < room {
                     entry.close();
                 }
                 if entry.is_closed.load(Relaxed) {
@@ -233,7 +261,23 @@ impl<'a> Table<'a> {
         if !rows.is_empty() {
             slot.closed.store(generation, Relaxed);
         }
-        Some((generation, rows))
+        Ok((generation, rows))
+    }
+
+    /// The databases that have a slot.
+    pub(super) fn databases(&self, locks: &impl Locks) -> [u32; MAX_DATABASES] {
+        let _control = locks.control();
+        core::array::from_fn(|i| self.header.databases[i].oid.load(Relaxed))
+    }
+
+    /// Frees the slot of a database that does not exist any more. Its entries are evicted as room is needed.
+    pub(super) fn forget(&self, locks: &impl Locks, database: u32) {
+        let _control = locks.control();
+        if let Some(slot) = self.known_database(database) {
+            slot.closed.store(0, Relaxed);
+            slot.drained_at.store(0, Relaxed);
+            slot.oid.store(0, Relaxed);
+        }
     }
 
     pub(super) fn acknowledge(&self, locks: &impl Locks, database: u32, generation: u64) -> bool {
@@ -252,7 +296,7 @@ impl<'a> Table<'a> {
             }
         }
         slot.closed.store(0, Relaxed);
-        slot.generation.fetch_add(1, Relaxed);
+        slot.generation.store(self.header.next_generation.fetch_add(1, Relaxed), Relaxed);
         true
     }
 
@@ -289,12 +333,17 @@ impl<'a> Table<'a> {
     fn database(&self, oid: u32) -> Option<&'a Database> {
         self.known_database(oid).or_else(|| {
             let free = self.header.databases.iter().find(|slot| slot.oid.load(Relaxed) == 0)?;
-            // Counted from the start of the server in microseconds, so that a number is not used again after a restart
-            // and a late acknowledgement cannot hit a later generation.
-            free.generation.store(self.header.started_at.load(Relaxed).unsigned_abs().max(1), Relaxed);
+            free.generation.store(self.header.next_generation.fetch_add(1, Relaxed), Relaxed);
             free.oid.store(oid, Relaxed);
             Some(free)
         })
+    }
+
+    /// Whether a database has not been drained for so long that nobody seems to do it.
+    fn is_abandoned(&self, oid: u32, now: i64) -> bool {
+        let started_at = self.header.started_at.load(Relaxed);
+        let drained_at = self.known_database(oid).map_or(started_at, |slot| slot.drained_at.load(Relaxed));
+        now - drained_at > ABANDONED_AFTER
     }
 
     fn used_entries(&self, partition: usize) -> impl Iterator<Item = &'a Entry> + use<'a> {
@@ -331,7 +380,7 @@ impl<'a> Table<'a> {
     }
 
     /// Under the partition's exclusive lock. `None` if it is full of what has not been flushed.
-    fn insert(&self, hash: u64, database: u32, kind: Kind, key: &[u8; 16]) -> Option<&'a Entry> {
+    fn insert(&self, hash: u64, database: u32, kind: Kind, key: &[u8; 16], now: i64) -> Option<&'a Entry> {
         let each = self.entries.len() / PARTITIONS;
         let partition = hash as usize % PARTITIONS;
         let used = self.partitions[partition].used.load(Relaxed) as usize;
@@ -339,7 +388,7 @@ impl<'a> Table<'a> {
             self.partitions[partition].used.store(used as u32 + 1, Relaxed);
             partition * each + used
         } else {
-            self.evict(partition)?
+            self.evict(partition, database, now)?
         };
         let entry = &self.entries[index];
         store_key(&entry.key, key);
@@ -354,8 +403,9 @@ impl<'a> Table<'a> {
         Some(entry)
     }
 
-    /// Takes an entry whose counters are all flushed out of its chain.
-    fn evict(&self, partition: usize) -> Option<usize> {
+    /// Takes an entry out of its chain whose counters are all flushed, or belong to another database that nobody flushes:
+    /// such a one, dropped perhaps, must not keep the others from being counted.
+    fn evict(&self, partition: usize, database: u32, now: i64) -> Option<usize> {
         let each = self.entries.len() / PARTITIONS;
         let state = &self.partitions[partition];
         for _ in 0..EVICTION_STEPS.min(each) {
@@ -364,7 +414,11 @@ impl<'a> Table<'a> {
             let index = partition * each + at;
             let entry = &self.entries[index];
             if !entry.is_flushed() {
-                continue;
+                let owner = entry.database.load(Relaxed);
+                if owner == database || !self.is_abandoned(owner, now) {
+                    continue;
+                }
+                state.overflowed.fetch_add(entry.unflushed(), Relaxed);
             }
             let hash = self.hash(entry.database.load(Relaxed), Kind::Token, &load_key(&entry.key));
             let mut link = self.chain(hash);
@@ -389,6 +443,13 @@ impl Entry {
 
     fn is_flushed(&self) -> bool {
         !self.is_closed.load(Relaxed) && self.live.is_empty()
+    }
+
+    fn unflushed(&self) -> u64 {
+        [&self.live, &self.closed]
+            .map(|half| half.uses.load(Relaxed) + half.denials.load(Relaxed))
+            .iter()
+            .sum()
     }
 
     /// Moves the live half to the closed one. Under the partition's exclusive lock: nobody counts meanwhile.

@@ -68,6 +68,8 @@ fn descriptor(composite: Composite, columns: usize) -> pg_sys::TupleDesc {
     // SAFETY: just copied.
     let natts = usize::try_from(unsafe { (*descriptor).natts }).unwrap_or(0);
     if natts != columns {
+        // SAFETY: just copied, and used by nothing.
+        unsafe { pg_sys::FreeTupleDesc(descriptor) };
         Error::unknown_layout(format!(
             "Type tollgate.{} has {natts} columns, the library knows {columns}.",
             composite.name().to_string_lossy()

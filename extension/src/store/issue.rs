@@ -33,7 +33,7 @@ pub(crate) struct Stored {
 const INSERT: &str = "
     WITH issued AS (
         INSERT INTO tollgate.api_tokens (id, token_hash, hint, user_id, name, scopes, expires_at, metadata, allowed_ips)
-        VALUES ($1, $2, $3, $4, $5, $6, now() + $7, $8, $9)
+        VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp() + $7, $8, $9)
         RETURNING id, user_id, name, hint, scopes, expires_at, allowed_ips, created_at
     ), logged AS (
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)

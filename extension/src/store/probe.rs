@@ -128,6 +128,7 @@ pub(crate) fn with_token<R>(digest: &Digest, read: impl FnOnce(Option<&TokenRow>
         let epoch = relations::epoch();
         if CHECKED_IN.get() != Some(epoch) {
             check_columns(&relations);
+            CHECKED_IN.set(Some(epoch));
         }
         // SAFETY: the closure holds nothing that needs dropping.
         if let Some(open) = unsafe { sys::guarded(|| begin(&relations, epoch, &raw mut key)) } {
@@ -222,5 +223,4 @@ fn check_columns(relations: &Relations) {
             .raise();
         }
     }
-    CHECKED_IN.set(Some(relations::epoch()));
 }

@@ -33,16 +33,22 @@ pub(crate) fn relations() -> Relations {
     if let Some(found) = CACHE.get() {
         return found;
     }
-    // SAFETY: look-ups in the system catalogue by C strings.
-    let schema = unsafe { pg_sys::get_namespace_oid(c"tollgate".as_ptr(), true) };
-    let found = Relations {
-        api_tokens: in_schema(schema, c"api_tokens"),
-        token_hash_index: in_schema(schema, c"api_tokens_token_hash"),
-        scopes: in_schema(schema, c"scopes"),
-        composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
-    };
-    CACHE.set(Some(found));
-    found
+    loop {
+        let epoch = EPOCH.get();
+        // SAFETY: look-ups in the system catalogue by C strings.
+        let schema = unsafe { pg_sys::get_namespace_oid(c"tollgate".as_ptr(), true) };
+        let found = Relations {
+            api_tokens: in_schema(schema, c"api_tokens"),
+            token_hash_index: in_schema(schema, c"api_tokens_token_hash"),
+            scopes: in_schema(schema, c"scopes"),
+            composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
+        };
+        // The look-ups themselves may have brought the news that something changed.
+        if EPOCH.get() == epoch {
+            CACHE.set(Some(found));
+            return found;
+        }
+    }
 }
 
 /// How often any relation of ours may have changed.
