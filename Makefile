@@ -9,7 +9,9 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
-# Which PostgreSQL: 18 (downloaded), 15 (a private copy of the system's), or anyone's own with
+# What `test` and `bench` run on: both, or the one that PG= names.
+VERSIONS := $(if $(filter undefined,$(origin PG)),18 15,$(PG))
+# Which PostgreSQL for the rest: 18 (downloaded), 15 (a private copy of the system's), or anyone's own with
 # PG_CONFIG=/path/to/pg_config (the extension is then installed into that one).
 PG ?= 18
 
@@ -84,15 +86,18 @@ psql: ## open a shell on the running cluster
 
 .PHONY: test
 test: toolchain ## run all tests, on PostgreSQL 18 and 15 (or on one: make test PG=18)
-	+@tests/setup/test.sh $(if $(filter command line,$(origin PG)),$(PG),18 15)
+	@tests/setup/test.sh $(VERSIONS)
 
 .PHONY: lint
 lint: toolchain ## formatting, clippy for every PostgreSQL, and the rules for our SQL
-	+@tests/setup/lint.sh
+	@tests/setup/lint.sh
 
+# ARGS passes options on, such as ARGS='--rounds 5 --no-pgbench'.
 .PHONY: bench
-bench: install binaries ## compare verification with the query one would write by hand
-	$(CARGO_TARGET_DIR)/debug/bench --pg-config $(PG_CONFIG)
+bench: toolchain ## compare verification with the query one would write by hand, on PostgreSQL 18 and 15 (or on one)
+	@for pg in $(VERSIONS); do $(MAKE) --no-print-directory install PG=$$pg; done
+	@cargo build --release --package tollgate-tests --bin bench
+	@$(CARGO_TARGET_DIR)/release/bench $(foreach pg,$(VERSIONS),--pg-config $(PG$(pg))) $(ARGS)
 
 # ---- what these are made of ----
 

@@ -215,6 +215,21 @@ fn verification_allocates_nothing() {
     assert_eq!(control.count_total, 1, "the counter must be counting");
 }
 
+#[test]
+fn no_sixteen_characters_of_a_token_are_left_in_a_redacted_text() {
+    assert_eq!(token::redact(KNOWN_TOKEN), "tgt_…");
+    assert_eq!(
+        token::redact(&format!("Bearer {KNOWN_TOKEN}, \"{}\"", &KNOWN_TOKEN[..40])),
+        "Bearer tgt_…, \"tgt_…\""
+    );
+    assert_eq!(token::redact("posts:read, 0123456789abcde, façade"), "posts:read, 0123456789abcde, façade");
+    for start in 0..KNOWN_TOKEN.len() - 16 {
+        let part = &KNOWN_TOKEN[start..];
+        let shown = token::redact(part);
+        assert!(!(0..=part.len() - 16).any(|at| shown.contains(&part[at..at + 16])), "from {start}: {shown}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 

@@ -13,6 +13,7 @@ use bytes::{BufMut as _, BytesMut};
 use postgres_protocol::IsNull;
 use postgres_protocol::message::backend::{ErrorFields, Message};
 use postgres_protocol::message::frontend;
+use tokio_postgres::fallible_iterator::FallibleIterator as _;
 
 const STATEMENT: &str = "s";
 const TEXT: i16 = 0;
@@ -21,6 +22,7 @@ pub(crate) struct Connection {
     stream: UnixStream,
     sent: BytesMut,
     received: BytesMut,
+    backend: i32,
 }
 
 impl Connection {
@@ -28,13 +30,26 @@ impl Connection {
     pub(crate) fn prepare(socket: &Path, role: &str, database: &str, sql: &str) -> Result<Self> {
         let stream =
             UnixStream::connect(socket).with_context(|| format!("cannot connect to {}", socket.display()))?;
-        let mut connection = Self { stream, sent: BytesMut::new(), received: BytesMut::new() };
+        let mut connection = Self { stream, sent: BytesMut::new(), received: BytesMut::new(), backend: 0 };
         frontend::startup_message([("user", role), ("database", database)], &mut connection.sent)?;
-        connection.exchange(&mut |_| Ok(()))?;
+        let mut backend = 0;
+        connection.exchange(&mut |message| {
+            if let Message::BackendKeyData(key) = message {
+                backend = key.process_id();
+            }
+            Ok(())
+        })?;
+        connection.backend = backend;
         frontend::parse(STATEMENT, sql, [], &mut connection.sent)?;
         frontend::sync(&mut connection.sent);
         connection.exchange(&mut |_| Ok(()))?;
         Ok(connection)
+    }
+
+    /// Nanoseconds that the backend has spent on a processor so far, where the system tells (Linux).
+    pub(crate) fn backend_cpu(&self) -> Option<u64> {
+        let times = std::fs::read_to_string(format!("/proc/{}/schedstat", self.backend)).ok()?;
+        times.split_whitespace().next()?.parse().ok()
     }
 
     /// Runs the statement, which must return one row that begins with `expected`.

@@ -1,0 +1,528 @@
+//! The table of counters, with locks that check the rules of `shmem`: nothing is lost, nothing is counted twice.
+//!
+//! The table asks PostgreSQL for nothing, so it is compiled here once more, on memory of our own.
+#![allow(unsafe_code)]
+
+#[path = "../shmem/table.rs"]
+#[allow(dead_code, reason = "not all that the extension uses is tested here")]
+#[allow(clippy::duplicate_mod, reason = "said above")]
+mod subject;
+
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use subject::{
+    Entry, Header, Kind, Locks, MAX_DATABASES, PARTITIONS, Partition, Refusal, Sizes, Table, UsageRow, Use,
+};
+use tollgate_core::net::Net;
+use tollgate_core::status::Code;
+
+/// Key, uses, denials.
+type Sums = Vec<(u128, u64, u64)>;
+
+const BOOT: [u8; 16] = [7; 16];
+/// As random as the real one, so that keys are spread.
+const SEED: u64 = 0xc35c_b8f3_5a97_21d6;
+const STARTED_AT: i64 = 800_000_000_000_000;
+const DATABASE: u32 = 16_384;
+
+/// The locks of one table. Each thread notes which it holds, and that no rule is broken by the next.
+struct Checked {
+    control: &'static Mutex<()>,
+    partitions: &'static [RwLock<()>],
+}
+
+#[allow(dead_code, reason = "held, not read")]
+enum Held {
+    Control(MutexGuard<'static, ()>),
+    Shared(RwLockReadGuard<'static, ()>),
+    Exclusive(RwLockWriteGuard<'static, ()>),
+}
+
+struct Noted(Option<Held>);
+
+thread_local! {
+    static HELD: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        HELD.with_borrow_mut(|held| {
+            let expected = match self.0.take() {
+                Some(Held::Control(_)) => "control",
+                _ => "partition",
+            };
+            assert_eq!(held.pop(), Some(expected), "released in another order than acquired");
+        });
+    }
+}
+
+impl Checked {
+    fn new() -> Self {
+        Checked {
+            control: Box::leak(Box::default()),
+            partitions: Vec::leak((0..PARTITIONS).map(|_| RwLock::default()).collect()),
+        }
+    }
+
+    fn note(lock: &'static str, held: Held) -> Noted {
+        HELD.with_borrow_mut(|held| held.push(lock));
+        Noted(Some(held))
+    }
+
+    fn assert_no_partition_held() {
+        HELD.with_borrow(|held| assert!(!held.contains(&"partition"), "a lock under a partition's"));
+    }
+}
+
+impl Locks for Checked {
+    type Guard = Noted;
+
+    fn control(&self) -> Noted {
+        HELD.with_borrow(|held| assert!(held.is_empty(), "the control lock under another"));
+        Self::note("control", Held::Control(self.control.lock().unwrap()))
+    }
+
+    fn shared(&self, partition: usize) -> Noted {
+        Self::assert_no_partition_held();
+        Self::note("partition", Held::Shared(self.partitions[partition].read().unwrap()))
+    }
+
+    fn exclusive(&self, partition: usize) -> Noted {
+        Self::assert_no_partition_held();
+        Self::note("partition", Held::Exclusive(self.partitions[partition].write().unwrap()))
+    }
+}
+
+/// A table in leaked memory, for as long as the process of the test lives.
+struct Counters {
+    table: Table<'static>,
+    locks: Checked,
+}
+
+impl Counters {
+    fn new(keys: usize) -> Self {
+        Self::started(keys, STARTED_AT)
+    }
+
+    fn started(keys: usize, at: i64) -> Self {
+        let sizes = Sizes::for_keys(keys);
+        // SAFETY: made of atomics alone, for which zero is a value; PostgreSQL hands it out all zero too.
+        let header: Box<Header> = unsafe { Box::new_zeroed().assume_init() };
+        let table = Table::new(
+            Box::leak(header),
+            Vec::leak((0..PARTITIONS).map(|_| Partition::default()).collect()),
+            Vec::leak((0..sizes.buckets).map(|_| AtomicU32::default()).collect()),
+            Vec::leak((0..sizes.entries).map(|_| Entry::default()).collect()),
+        );
+        table.start(BOOT, SEED, at);
+        Counters { table, locks: Checked::new() }
+    }
+
+    fn count(&self, database: u32, key: u128, used: Use) {
+        self.table.count_use(&self.locks, database, Kind::Token, &key.to_be_bytes(), &used);
+    }
+
+    fn drain(&self, database: u32) -> (u64, BTreeMap<u128, UsageRow>) {
+        let (generation, rows) =
+            self.table.drain(&self.locks, database, STARTED_AT).expect("room for one more database");
+        let count = rows.len();
+        let rows: BTreeMap<_, _> =
+            rows.into_iter().map(|row| (u128::from_be_bytes(row.token_id), row)).collect();
+        assert_eq!(rows.len(), count, "a token twice in one generation");
+        (generation, rows)
+    }
+
+    fn acknowledge(&self, database: u32, generation: u64) -> bool {
+        self.table.acknowledge(&self.locks, database, generation)
+    }
+}
+
+fn accepted(at: i64, client: Option<Net>) -> Use {
+    Use { accepted: true, at, client }
+}
+
+fn denied(at: i64) -> Use {
+    Use { accepted: false, at, client: None }
+}
+
+fn address(text: &str) -> Option<Net> {
+    Some(Net::from(text.parse::<IpAddr>().unwrap()))
+}
+
+/// Uses and denials of each token that was handed out.
+fn totals(rows: &BTreeMap<u128, UsageRow>) -> Vec<(u128, u64, u64)> {
+    rows.iter().map(|(key, row)| (*key, row.uses, row.denials)).collect()
+}
+
+/// A generator of numbers that are spread well enough to choose by (splitmix64).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % sides
+    }
+}
+
+#[test]
+fn uses_and_denials_are_summed_per_token() {
+    let counters = Counters::new(1024);
+    for n in 0..10 {
+        counters.count(DATABASE, 1, accepted(100 + n, None));
+        counters.count(DATABASE, 2, denied(100));
+    }
+    counters.count(DATABASE, 2, accepted(100, None));
+    let (_, rows) = counters.drain(DATABASE);
+    assert_eq!(totals(&rows), [(1, 10, 0), (2, 1, 10)]);
+}
+
+#[test]
+fn a_closed_generation_is_handed_out_again_until_it_is_acknowledged() {
+    let counters = Counters::new(1024);
+    counters.count(DATABASE, 1, accepted(100, None));
+    let (first, rows) = counters.drain(DATABASE);
+    assert_eq!(totals(&rows), [(1, 1, 0)]);
+
+    // What is used meanwhile belongs to the next generation, whether the token is new or not.
+    counters.count(DATABASE, 1, accepted(200, None));
+    counters.count(DATABASE, 2, denied(200));
+    for _ in 0..3 {
+        let (again, rows) = counters.drain(DATABASE);
+        assert_eq!((again, totals(&rows)), (first, vec![(1, 1, 0)]));
+    }
+    let stats = counters.table.stats(&counters.locks, DATABASE);
+    assert_eq!((stats.generation, stats.closed_generation), (Some(first), Some(first)));
+
+    for wrong in [0, first - 1, first + 1, u64::MAX] {
+        assert!(!counters.acknowledge(DATABASE, wrong), "{wrong}");
+        assert!(!counters.acknowledge(DATABASE + 1, first), "another database's");
+    }
+    assert!(counters.acknowledge(DATABASE, first));
+    assert!(!counters.acknowledge(DATABASE, first), "a second time");
+    let stats = counters.table.stats(&counters.locks, DATABASE);
+    assert_eq!((stats.generation, stats.closed_generation), (Some(first + 1), None));
+
+    let (second, rows) = counters.drain(DATABASE);
+    assert_eq!((second, totals(&rows)), (first + 1, vec![(1, 1, 0), (2, 0, 1)]));
+    assert!(!counters.acknowledge(DATABASE, first), "late, for an older generation");
+    assert!(counters.acknowledge(DATABASE, second));
+    assert!(counters.drain(DATABASE).1.is_empty());
+}
+
+#[test]
+fn a_drain_of_nothing_closes_nothing() {
+    let counters = Counters::new(1024);
+    let (generation, rows) = counters.drain(DATABASE);
+    assert!(rows.is_empty());
+    assert_eq!(counters.table.stats(&counters.locks, DATABASE).closed_generation, None);
+    assert!(!counters.acknowledge(DATABASE, generation));
+    counters.count(DATABASE, 1, accepted(100, None));
+    let (same, rows) = counters.drain(DATABASE);
+    assert_eq!((same, totals(&rows)), (generation, vec![(1, 1, 0)]));
+}
+
+#[test]
+fn databases_are_drained_each_for_itself() {
+    let counters = Counters::new(1024);
+    // The same token in two databases, as in a copy of one.
+    counters.count(1, 5, accepted(100, None));
+    counters.count(2, 5, denied(100));
+    let (first, rows) = counters.drain(1);
+    assert_eq!(totals(&rows), [(5, 1, 0)]);
+    let (second, rows) = counters.drain(2);
+    assert_eq!(totals(&rows), [(5, 0, 1)]);
+    assert!(counters.acknowledge(1, first));
+    assert_eq!(totals(&counters.drain(2).1), [(5, 0, 1)]);
+    assert!(counters.acknowledge(2, second));
+}
+
+#[test]
+fn a_generations_number_is_not_used_again_after_a_restart() {
+    let before = Counters::new(1024);
+    before.count(DATABASE, 1, accepted(1, None));
+    let (old, _) = before.drain(DATABASE);
+    // Even a flush each microsecond would not have come this far.
+    let after = Counters::started(1024, STARTED_AT + 1_000_000);
+    after.count(DATABASE, 1, accepted(1, None));
+    let (new, _) = after.drain(DATABASE);
+    assert!(new > old, "{new} after {old}");
+    assert!(!after.acknowledge(DATABASE, old));
+}
+
+#[test]
+fn more_databases_than_there_is_room_for_are_told_so_and_harm_nobody() {
+    let counters = Counters::new(1024);
+    let most = u32::try_from(MAX_DATABASES).unwrap();
+    for database in 1..=most {
+        counters.count(database, 1, accepted(1, None));
+        counters.drain(database);
+    }
+    counters.count(most + 1, 1, accepted(1, None));
+    assert!(counters.table.drain(&counters.locks, most + 1, STARTED_AT).is_err());
+    assert!(!counters.acknowledge(most + 1, 1));
+    assert_eq!(counters.table.stats(&counters.locks, most + 1).generation, None);
+    assert_eq!(totals(&counters.drain(most).1), [(1, 1, 0)]);
+}
+
+#[test]
+fn the_last_use_is_the_latest_one_with_its_address() {
+    let networks =
+        [Net::v4([10, 0, 0, 0], 8), Net::v6([0x20; 16], 44), Net::v6([0; 16], 0), Net::v4([0; 4], 0)];
+    let addresses =
+        ["192.0.2.1", "2001:db8::1", "::", "0.0.0.0", "255.255.255.255", "::ffff:192.0.2.7"].map(address);
+    for client in [None].into_iter().chain(addresses).chain(networks) {
+        let counters = Counters::new(1024);
+        counters.count(DATABASE, 1, accepted(300, address("203.0.113.9")));
+        counters.count(DATABASE, 1, accepted(500, client));
+        // Neither a use that was judged earlier, nor a denial, is the last use.
+        counters.count(DATABASE, 1, accepted(400, address("203.0.113.9")));
+        counters.count(DATABASE, 1, denied(600));
+        let (_, rows) = counters.drain(DATABASE);
+        assert_eq!(rows[&1].last_used, Some((500, client)));
+        assert_eq!(totals(&rows), [(1, 3, 1)]);
+    }
+}
+
+#[test]
+fn a_token_that_was_only_denied_was_not_used() {
+    let counters = Counters::new(1024);
+    counters.count(DATABASE, 1, denied(600));
+    let (generation, rows) = counters.drain(DATABASE);
+    assert_eq!((rows[&1].uses, rows[&1].denials, rows[&1].last_used), (0, 1, None));
+    counters.acknowledge(DATABASE, generation);
+
+    // The last use of one generation is not that of the next.
+    counters.count(DATABASE, 2, accepted(700, address("192.0.2.1")));
+    let (generation, _) = counters.drain(DATABASE);
+    counters.acknowledge(DATABASE, generation);
+    counters.count(DATABASE, 2, denied(800));
+    let (_, rows) = counters.drain(DATABASE);
+    assert_eq!(rows[&2].last_used, None);
+}
+
+#[test]
+fn outcomes_are_summed_over_all_processes() {
+    let counters = Counters::new(1024);
+    for process in 0..1000 {
+        for (n, code) in Code::ALL.iter().enumerate() {
+            for _ in 0..=n {
+                counters.table.count_outcome(process, *code);
+            }
+        }
+    }
+    let stats = counters.table.stats(&counters.locks, DATABASE);
+    for (n, code) in Code::ALL.iter().enumerate() {
+        assert_eq!(stats.outcomes[code.index()], 1000 * (n as u64 + 1), "{code}");
+    }
+    assert_eq!((stats.boot, stats.started_at, stats.tracked, stats.overflowed), (BOOT, STARTED_AT, 0, 0));
+    assert_eq!(stats.capacity, 1024);
+}
+
+#[test]
+fn what_finds_no_room_is_counted_as_such_until_a_flush_makes_room() {
+    // One entry to a partition.
+    let counters = Counters::new(PARTITIONS);
+    for key in 0..1000 {
+        counters.count(DATABASE, key, accepted(1, None));
+    }
+    let full = counters.table.stats(&counters.locks, DATABASE);
+    let (generation, rows) = counters.drain(DATABASE);
+    assert_eq!(rows.len() as u64 + full.overflowed, 1000, "every use is counted or said to be lost");
+    assert_eq!(full.tracked, rows.len() as u64);
+    assert!(full.tracked > PARTITIONS as u64 * 9 / 10, "partitions stay empty: {}", full.tracked);
+
+    // Closed counters are not thrown away for others.
+    for key in 1000..2000 {
+        counters.count(DATABASE, key, accepted(1, None));
+    }
+    assert_eq!(totals(&counters.drain(DATABASE).1), totals(&rows));
+    assert!(counters.acknowledge(DATABASE, generation));
+    let before = counters.table.stats(&counters.locks, DATABASE).overflowed;
+    for key in 2000..2100 {
+        counters.count(DATABASE, key, accepted(1, None));
+    }
+    let lost = counters.table.stats(&counters.locks, DATABASE).overflowed - before;
+    assert!(lost < 100, "no room was made");
+    let (_, rows) = counters.drain(DATABASE);
+    assert_eq!(rows.keys().filter(|key| **key >= 2000).count() as u64 + lost, 100);
+}
+
+#[test]
+fn a_database_that_nobody_drains_does_not_keep_others_from_being_counted() {
+    const MINUTE: i64 = 60 * 1_000_000;
+    let counters = Counters::new(PARTITIONS);
+    for key in 0..10_000 {
+        counters.count(DATABASE, key, accepted(STARTED_AT + 1, None));
+    }
+    let full = counters.table.stats(&counters.locks, DATABASE);
+    assert_eq!((full.tracked, full.overflowed), (full.capacity, 10_000 - full.capacity));
+
+    // At first it may be that its daemon has only just not come yet.
+    counters.count(DATABASE + 1, 1, accepted(STARTED_AT + 9 * MINUTE, None));
+    assert!(counters.drain(DATABASE + 1).1.is_empty());
+    // Its own counters are never given up for newer ones of its own.
+    counters.count(DATABASE, 10_001, accepted(STARTED_AT + 11 * MINUTE, None));
+    let overflowed = counters.table.stats(&counters.locks, DATABASE).overflowed;
+    assert_eq!(overflowed, full.overflowed + 2);
+
+    counters.count(DATABASE + 1, 1, accepted(STARTED_AT + 11 * MINUTE, None));
+    assert_eq!(totals(&counters.drain(DATABASE + 1).1), [(1, 1, 0)]);
+    // What was given up is said to be lost.
+    assert_eq!(counters.table.stats(&counters.locks, DATABASE).overflowed, overflowed + 1);
+}
+
+#[test]
+fn a_forgotten_database_leaves_its_slot_to_another() {
+    let counters = Counters::new(PARTITIONS);
+    let most = MAX_DATABASES as u32;
+    for database in 1..=most {
+        counters.count(database, 1, denied(STARTED_AT));
+        counters.drain(database);
+    }
+    assert_eq!(
+        counters.table.drain(&counters.locks, most + 1, STARTED_AT).err(),
+        Some(Refusal::TooManyDatabases)
+    );
+    assert_eq!(counters.table.databases(&counters.locks), core::array::from_fn(|i| i as u32 + 1));
+    counters.table.forget(&counters.locks, 7);
+    counters.count(most + 1, 2, denied(STARTED_AT));
+    assert_eq!(totals(&counters.drain(most + 1).1), [(2, 0, 1)]);
+}
+
+#[test]
+fn no_two_databases_close_generations_of_one_number() {
+    let counters = Counters::new(PARTITIONS);
+    let mut numbers = Vec::new();
+    for _ in 0..3 {
+        for database in 1..=3 {
+            counters.count(database, 1, denied(STARTED_AT));
+            let (generation, _) = counters.drain(database);
+            assert!(!numbers.contains(&generation), "{generation} twice");
+            numbers.push(generation);
+            assert!(counters.acknowledge(database, generation));
+        }
+    }
+}
+
+/// Random uses, drains and acknowledgements in a table that is far too small, beside a plain map that does the same.
+#[test]
+fn whatever_happens_the_sums_are_those_of_a_plain_map() {
+    for seed in 0..40 {
+        let mut dice = Dice(seed);
+        let counters = Counters::new(PARTITIONS * (1 + dice.roll(3) as usize));
+        let keys = 50 + u128::from(dice.roll(1500));
+        let mut live: BTreeMap<(u32, u128), (u64, u64)> = BTreeMap::new();
+        let mut closed: BTreeMap<u32, (u64, Sums)> = BTreeMap::new();
+        for _ in 0..6000 {
+            let database = 1 + dice.roll(3) as u32;
+            match dice.roll(200) {
+                0 => {
+                    let (generation, rows) = counters.drain(database);
+                    let expected = closed.entry(database).or_insert_with(|| {
+                        let sums = live
+                            .extract_if(.., |(of, _), _| *of == database)
+                            .map(|((_, key), (uses, denials))| (key, uses, denials))
+                            .collect();
+                        (generation, sums)
+                    });
+                    assert_eq!((generation, totals(&rows)), *expected, "seed {seed}");
+                    if rows.is_empty() {
+                        closed.remove(&database);
+                    }
+                }
+                1 => {
+                    let generation = closed.remove(&database).map(|(generation, _)| generation);
+                    let acknowledged = counters.acknowledge(database, generation.unwrap_or(1));
+                    assert_eq!(acknowledged, generation.is_some(), "seed {seed}");
+                }
+                _ => {
+                    let key = u128::from(dice.roll(keys as u64)) << (64 * (dice.roll(2)));
+                    let used = if dice.roll(3) == 0 { denied(1) } else { accepted(1, None) };
+                    let before = counters.table.stats(&counters.locks, database).overflowed;
+                    counters.count(database, key, used);
+                    if counters.table.stats(&counters.locks, database).overflowed == before {
+                        let sums = live.entry((database, key)).or_default();
+                        if used.accepted {
+                            sums.0 += 1;
+                        } else {
+                            sums.1 += 1;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn counting_is_exact_while_others_count_and_drain() {
+    const THREADS: u64 = 6;
+    const EACH: u64 = 20_000;
+    const KEYS: u64 = 40;
+    let counters = Counters::new(1024);
+    let done = AtomicBool::new(false);
+    let mut sums: BTreeMap<u128, (u64, u64)> = BTreeMap::new();
+    let mut add = |rows: &BTreeMap<u128, UsageRow>| {
+        for (key, row) in rows {
+            let sum = sums.entry(*key).or_default();
+            sum.0 += row.uses;
+            sum.1 += row.denials;
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let counters = &counters;
+                scope.spawn(move || {
+                    let mut dice = Dice(thread);
+                    for n in 0..EACH {
+                        let key = u128::from(dice.roll(KEYS));
+                        let at = 1 + n as i64;
+                        // The address says at what time it was used, so that the two can be compared.
+                        let client = Net::v4((at as u32).to_be_bytes(), 32);
+                        counters.count(
+                            DATABASE,
+                            key,
+                            if n % 4 == 0 { denied(at) } else { accepted(at, client) },
+                        );
+                    }
+                })
+            })
+            .collect();
+        let done = &done;
+        scope.spawn(move || {
+            for worker in workers {
+                worker.join().unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        loop {
+            let last = done.load(Ordering::Relaxed);
+            let (generation, rows) = counters.drain(DATABASE);
+            for row in rows.values() {
+                if let Some((at, client)) = row.last_used {
+                    assert_eq!(
+                        client,
+                        Net::v4((at as u32).to_be_bytes(), 32),
+                        "an address of another moment"
+                    );
+                }
+            }
+            add(&rows);
+            assert_eq!(counters.acknowledge(DATABASE, generation), !rows.is_empty());
+            if last {
+                break;
+            }
+        }
+    });
+    let (uses, denials) = sums.values().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    assert_eq!((uses, denials), (THREADS * EACH * 3 / 4, THREADS * EACH / 4));
+    assert_eq!(sums.len() as u64, KEYS);
+    assert_eq!(counters.table.stats(&counters.locks, DATABASE).overflowed, 0);
+}
