@@ -49,13 +49,19 @@ pub use wait::{eventually, eventually_async};
 
 use std::path::{Path, PathBuf};
 
+/// Where `make` keeps what it downloads and runs. It may lie elsewhere than in the checkout.
+pub const DEV_DIR_VAR: &str = "TOLLGATE_DEV_DIR";
+
 /// The checkout's `.dev`, with symbolic links resolved: the unprivileged user may be unable to follow them.
 pub fn dev_dir() -> anyhow::Result<PathBuf> {
     use anyhow::Context as _;
-    let dev = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("this crate lies in the workspace")?
-        .join(".dev");
+    let dev = match std::env::var_os(DEV_DIR_VAR) {
+        Some(dev) => PathBuf::from(dev),
+        None => Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .context("this crate lies in the workspace")?
+            .join(".dev"),
+    };
     std::fs::create_dir_all(&dev).with_context(|| format!("cannot make {}", dev.display()))?;
     Ok(dev.canonicalize()?)
 }

@@ -379,7 +379,7 @@ fn a_database_that_nobody_drains_does_not_keep_others_from_being_counted() {
 
 #[test]
 fn a_forgotten_database_leaves_its_slot_to_another() {
-    let counters = Counters::new(PARTITIONS);
+    let counters = Counters::new(PARTITIONS * 64);
     let most = MAX_DATABASES as u32;
     for database in 1..=most {
         counters.count(database, 1, denied(STARTED_AT));
