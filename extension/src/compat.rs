@@ -3,13 +3,13 @@
 #![allow(unsafe_code)]
 
 use core::ffi::c_int;
-use pgrx::pg_sys::{self, IndexScanDesc, Relation, Snapshot};
+use pgrx::pg_sys::{IndexScanDesc, Relation, Snapshot};
 
 /// A setting that RESET leaves alone (since 16; before, only a superuser may reset ours, which empties it).
 #[cfg(feature = "pg15")]
 pub(crate) const GUC_NO_RESET: u32 = 0;
 #[cfg(not(feature = "pg15"))]
-pub(crate) const GUC_NO_RESET: u32 = pg_sys::GUC_NO_RESET;
+pub(crate) const GUC_NO_RESET: u32 = pgrx::pg_sys::GUC_NO_RESET;
 
 /// `AddinShmemInitLock`, a macro in C (`lwlocknames.h`, `lwlocklist.h`): the same number in every supported version.
 pub(crate) const ADDIN_SHMEM_INIT_LOCK: usize = 21;
@@ -42,7 +42,7 @@ pub(crate) unsafe fn index_beginscan(table: Relation, index: Relation, snapshot:
                 table: Relation,
                 index: Relation,
                 snapshot: Snapshot,
-                instrument: *mut pg_sys::IndexScanInstrumentation,
+                instrument: *mut pgrx::pg_sys::IndexScanInstrumentation,
                 nkeys: c_int,
                 norderbys: c_int,
             ) -> IndexScanDesc;

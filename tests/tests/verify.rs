@@ -771,7 +771,8 @@ async fn it_writes_no_wal() -> Result<()> {
     let valid = issue(&owner, "wal", &["posts:read"]).await?;
     let revoked = issue(&owner, "wal", &[]).await?;
     revoke(&owner, revoked.id).await?;
-    let expired = issue_with(&owner, "wal", "expires_in => '1 millisecond'").await?;
+    let expired = issue(&owner, "wal", &[]).await?;
+    set(&owner, &expired, "expires_at = now()").await?;
     let presented =
         format!("'{}', '{}', '{}', '{}', 'junk'", valid.token, revoked.token, expired.token, unknown_token());
     let many = format!(

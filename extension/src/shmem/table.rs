@@ -93,10 +93,11 @@ const NO_ADDRESS: u8 = 0;
 const V4: u8 = 4;
 const V6: u8 = 6;
 
-/// One key and its counters: two cache lines, of which counting touches the first.
+/// One key and its counters: two cache lines, of which finding it and counting touch only the first.
 #[repr(C, align(64))]
 #[derive(Default)]
 pub(super) struct Entry {
+    /// With database and kind mixed in, so that they need not be read from the other line to compare: see [`words`].
     key: [AtomicU64; 2],
     live: Half,
     closed: Half,
@@ -209,19 +210,19 @@ impl<'a> Table<'a> {
         key: &[u8; 16],
         used: &Use,
     ) {
-        let hash = self.hash(database, kind, key);
+        let words = words(database, kind, key);
+        let hash = self.hash(words);
         let partition = hash as usize % PARTITIONS;
         {
             let _shared = locks.shared(partition);
-            if let Some(entry) = self.find(hash, database, kind, key) {
+            if let Some(entry) = self.find(hash, words) {
                 entry.live.count(used);
                 return;
             }
         }
         let _exclusive = locks.exclusive(partition);
         // Between the two locks somebody may have inserted it.
-        match self.find(hash, database, kind, key).or_else(|| self.insert(hash, database, kind, key, used.at))
-        {
+        match self.find(hash, words).or_else(|| self.insert(hash, words, database, kind, used.at)) {
             Some(entry) => entry.live.count(used),
             None => {
                 self.partitions[partition].overflowed.fetch_add(1, Relaxed);
@@ -353,11 +354,9 @@ impl<'a> Table<'a> {
     }
 
     /// A folded multiplication: the keys are random or hashed already, the seed keeps anyone from aiming at one chain.
-    fn hash(&self, database: u32, kind: Kind, key: &[u8; 16]) -> u64 {
-        let [low, high] = key_words(key);
-        let tagged = high ^ (u64::from(database) << 8) ^ u64::from(kind as u8);
+    fn hash(&self, [low, high]: [u64; 2]) -> u64 {
         let product =
-            u128::from(low ^ self.header.seed.load(Relaxed)) * u128::from(tagged ^ 0x9e37_79b9_7f4a_7c15);
+            u128::from(low ^ self.header.seed.load(Relaxed)) * u128::from(high ^ 0x9e37_79b9_7f4a_7c15);
         (product as u64) ^ ((product >> 64) as u64)
     }
 
@@ -367,11 +366,11 @@ impl<'a> Table<'a> {
         &self.buckets[partition * each + (hash as usize / PARTITIONS) % each]
     }
 
-    fn find(&self, hash: u64, database: u32, kind: Kind, key: &[u8; 16]) -> Option<&'a Entry> {
+    fn find(&self, hash: u64, words: [u64; 2]) -> Option<&'a Entry> {
         let mut link = self.chain(hash).load(Relaxed);
         while link != 0 {
             let entry = &self.entries[link as usize - 1];
-            if entry.is(database, kind, key) {
+            if entry.words() == words {
                 return Some(entry);
             }
             link = entry.next.load(Relaxed);
@@ -380,7 +379,7 @@ impl<'a> Table<'a> {
     }
 
     /// Under the partition's exclusive lock. `None` if it is full of what has not been flushed.
-    fn insert(&self, hash: u64, database: u32, kind: Kind, key: &[u8; 16], now: i64) -> Option<&'a Entry> {
+    fn insert(&self, hash: u64, words: [u64; 2], database: u32, kind: Kind, now: i64) -> Option<&'a Entry> {
         let each = self.entries.len() / PARTITIONS;
         let partition = hash as usize % PARTITIONS;
         let used = self.partitions[partition].used.load(Relaxed) as usize;
@@ -391,7 +390,7 @@ impl<'a> Table<'a> {
             self.evict(partition, database, now)?
         };
         let entry = &self.entries[index];
-        store_key(&entry.key, key);
+        store_words(&entry.key, words);
         entry.database.store(database, Relaxed);
         entry.kind.store(kind as u8, Relaxed);
         entry.live.clear();
@@ -420,7 +419,7 @@ impl<'a> Table<'a> {
                 }
                 state.overflowed.fetch_add(entry.unflushed(), Relaxed);
             }
-            let hash = self.hash(entry.database.load(Relaxed), Kind::Token, &load_key(&entry.key));
+            let hash = self.hash(entry.words());
             let mut link = self.chain(hash);
             while link.load(Relaxed) as usize != index + 1 {
                 link = &self.entries[link.load(Relaxed) as usize - 1].next;
@@ -433,12 +432,8 @@ impl<'a> Table<'a> {
 }
 
 impl Entry {
-    fn is(&self, database: u32, kind: Kind, key: &[u8; 16]) -> bool {
-        let [low, high] = key_words(key);
-        self.key[0].load(Relaxed) == low
-            && self.key[1].load(Relaxed) == high
-            && self.database.load(Relaxed) == database
-            && self.kind.load(Relaxed) == kind as u8
+    fn words(&self) -> [u64; 2] {
+        [self.key[0].load(Relaxed), self.key[1].load(Relaxed)]
     }
 
     fn is_flushed(&self) -> bool {
@@ -464,7 +459,7 @@ impl Entry {
     fn row(&self) -> UsageRow {
         let last_used = self.closed.last_used.load(Relaxed);
         UsageRow {
-            token_id: load_key(&self.key),
+            token_id: unmix(self.words(), self.database.load(Relaxed), self.kind.load(Relaxed)),
             uses: self.closed.uses.load(Relaxed),
             denials: self.closed.denials.load(Relaxed),
             last_used: (last_used != 0).then(|| (last_used, self.closed.client())),
@@ -530,15 +525,29 @@ impl Half {
     }
 }
 
-fn key_words(key: &[u8; 16]) -> [u64; 2] {
+/// A key as it is compared: the same id in another database, made from this one as its template, is another key.
+fn words(database: u32, kind: Kind, key: &[u8; 16]) -> [u64; 2] {
     let word = u128::from_ne_bytes(*key);
-    [word as u64, (word >> 64) as u64]
+    [word as u64, (word >> 64) as u64 ^ tag(database, kind as u8)]
+}
+
+/// The key that was mixed into `words`.
+fn unmix([low, high]: [u64; 2], database: u32, kind: u8) -> [u8; 16] {
+    (u128::from(low) | u128::from(high ^ tag(database, kind)) << 64).to_ne_bytes()
+}
+
+fn tag(database: u32, kind: u8) -> u64 {
+    (u64::from(database) << 8) | u64::from(kind)
+}
+
+fn store_words(to: &[AtomicU64; 2], [low, high]: [u64; 2]) {
+    to[0].store(low, Relaxed);
+    to[1].store(high, Relaxed);
 }
 
 fn store_key(to: &[AtomicU64; 2], key: &[u8; 16]) {
-    let [low, high] = key_words(key);
-    to[0].store(low, Relaxed);
-    to[1].store(high, Relaxed);
+    let word = u128::from_ne_bytes(*key);
+    store_words(to, [word as u64, (word >> 64) as u64]);
 }
 
 fn load_key(from: &[AtomicU64; 2]) -> [u8; 16] {

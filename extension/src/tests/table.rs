@@ -463,7 +463,7 @@ fn whatever_happens_the_sums_are_those_of_a_plain_map() {
 #[test]
 fn counting_is_exact_while_others_count_and_drain() {
     const THREADS: u64 = 6;
-    const EACH: u64 = 20_000;
+    const EACH: u64 = 60_000;
     const KEYS: u64 = 40;
     let counters = Counters::new(1024);
     let done = AtomicBool::new(false);
@@ -482,7 +482,8 @@ fn counting_is_exact_while_others_count_and_drain() {
                 scope.spawn(move || {
                     let mut dice = Dice(thread);
                     for n in 0..EACH {
-                        let key = u128::from(dice.roll(KEYS));
+                        // One of them is hot, so that several count in the same entry at the same time.
+                        let key = u128::from(dice.roll(KEYS) * dice.roll(2));
                         let at = 1 + n as i64;
                         // The address says at what time it was used, so that the two can be compared.
                         let client = Net::v4((at as u32).to_be_bytes(), 32);
