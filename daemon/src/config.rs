@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tollgate_core::token;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -392,7 +393,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Takes connection strings out of a message that quotes the command line, for they may hold a password.
+/// Takes connection strings out of a message that quotes the command line, for they may hold a password, and tokens that
+/// were typed where they do not belong.
 pub fn mask_arguments<'a>(message: &str, arguments: impl IntoIterator<Item = &'a str>) -> String {
     let mut masked = message.to_owned();
     for argument in arguments {
@@ -403,7 +405,7 @@ pub fn mask_arguments<'a>(message: &str, arguments: impl IntoIterator<Item = &'a
             }
         }
     }
-    masked
+    token::redact(&masked)
 }
 
 fn at_least(option: &str, value: Duration, least: Duration) -> Result<()> {

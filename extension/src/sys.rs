@@ -22,7 +22,7 @@ pub(crate) unsafe fn guarded<R: Copy>(calls: impl FnOnce() -> R) -> R {
 }
 
 unsafe extern "C-unwind" {
-    pub(crate) fn table_open(relation: Oid, lock: pg_sys::LOCKMODE) -> Relation;
+    pub(crate) fn try_table_open(relation: Oid, lock: pg_sys::LOCKMODE) -> Relation;
     pub(crate) fn table_close(relation: Relation, lock: pg_sys::LOCKMODE);
     pub(crate) fn GetLatestSnapshot() -> Snapshot;
     pub(crate) fn RegisterSnapshot(snapshot: Snapshot) -> Snapshot;

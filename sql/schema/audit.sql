@@ -115,9 +115,11 @@ BEGIN
         FROM told t
     )
     SELECT t.events, n.horizon::text::bigint,
-           ARRAY(SELECT a.id FROM tollgate.audit_log a
-                 WHERE a.xid >= n.horizon AND (a.id IN (SELECT unnest($2)) OR a.id IN (SELECT p.id FROM page p))
-                 ORDER BY a.id),
+           -- Forgotten is only what is seen to lie below the horizon: a reader with an older snapshot does not see it all.
+           ARRAY(SELECT told_of.id
+                 FROM (SELECT unnest($2) AS id UNION SELECT p.id FROM page p) told_of
+                 WHERE NOT EXISTS (SELECT FROM tollgate.audit_log a WHERE a.id = told_of.id AND a.xid < n.horizon)
+                 ORDER BY told_of.id),
            t.caught_up
     INTO batch
     FROM told t, next n;
@@ -164,7 +166,7 @@ AS $$
 BEGIN
     UPDATE tollgate.subscriptions s SET horizon = $2, delivered = $3, advanced_at = now() WHERE s.name = $1;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'there is no subscription %', coalesce(quote_literal($1), 'NULL')
+        RAISE EXCEPTION 'there is no subscription %', tollgate.quote_redacted($1)
             USING ERRCODE = 'undefined_object', HINT = 'tollgate.open_subscription(name) begins one.';
     END IF;
 END

@@ -62,6 +62,8 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', coalesce($1::text, 'NULL')),
                   HINT = 'Give how long tokens that have ended are kept, such as interval ''30 days''.';
     END IF;
+    -- Waits for flushes under way, which would else bring usage of a token that is gone; those to come wait for this batch.
+    LOCK TABLE tollgate.usage_flushes IN SHARE MODE;
     -- A token whose expiry is not recorded yet stays, or its event would be lost.
     WITH purged AS (
         DELETE FROM tollgate.api_tokens t

@@ -21,15 +21,6 @@ CREATE FUNCTION tollgate.scope_is_valid(scope text) RETURNS boolean
 COMMENT ON FUNCTION tollgate.scope_is_valid(text) IS
     'Whether a text is a scope: segment(:segment)*, each segment [a-z0-9][a-z0-9_.-]*, at most 128 characters, no wildcard. Internal.';
 
-CREATE FUNCTION tollgate.quote_scope(scope text) RETURNS text
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT coalesce(quote_literal(left(regexp_replace($1, '[0-9a-f]{16,}', '…', 'g'), 140)), 'NULL');
-END;
-COMMENT ON FUNCTION tollgate.quote_scope(text) IS
-    'A scope as error messages show it: without long runs of hexadecimal digits, since somebody will pass a token one day. Internal.';
-
 CREATE FUNCTION tollgate.define_scope(name text, description text) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -38,7 +29,7 @@ DECLARE
     changed boolean;
 BEGIN
     IF $1 IS NULL OR NOT tollgate.scope_is_valid($1) THEN
-        RAISE EXCEPTION 'this is not a scope: %', tollgate.quote_scope($1)
+        RAISE EXCEPTION 'this is not a scope: %', tollgate.quote_redacted($1)
             USING ERRCODE = 'invalid_parameter_value',
                   DETAIL = 'Argument: name.',
                   HINT = 'A scope is one or more segments joined by ":", each of a-z, 0-9, "_", "." and "-" and beginning with a letter or digit, at most 128 characters in all; wildcards are granted, not defined.';
@@ -89,22 +80,23 @@ BEGIN
     -- Whoever issues a token holds ROW SHARE on the catalogue until commit, so after this no token is on its way.
     LOCK TABLE tollgate.scopes IN EXCLUSIVE MODE;
 
+    DELETE FROM tollgate.scopes s WHERE s.name = $1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no scope %', tollgate.quote_redacted($1)
+            USING ERRCODE = 'undefined_object', DETAIL = 'Argument: name.',
+                  HINT = 'Scopes are defined with tollgate.define_scope(name, description).';
+    END IF;
+
     SELECT count(*), min(t.id::text) INTO carriers, example
         FROM tollgate.api_tokens t
         WHERE $1 = ANY (t.scopes) AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now());
     IF carriers > 0 THEN
-        RAISE EXCEPTION 'scope % cannot be dropped because % live token(s) carry it', tollgate.quote_scope($1), carriers
+        RAISE EXCEPTION 'scope % cannot be dropped because % live token(s) carry it', tollgate.quote_redacted($1), carriers
             USING ERRCODE = 'dependent_objects_still_exist',
                   DETAIL = format('One of them has the id %s.', example),
                   HINT = 'Revoke those tokens, or let them expire, then drop the scope.';
     END IF;
 
-    DELETE FROM tollgate.scopes s WHERE s.name = $1;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'there is no scope %', tollgate.quote_scope($1)
-            USING ERRCODE = 'undefined_object', DETAIL = 'Argument: name.',
-                  HINT = 'Scopes are defined with tollgate.define_scope(name, description).';
-    END IF;
     INSERT INTO tollgate.audit_log (event, detail) VALUES ('scope.dropped', jsonb_build_object('scope', $1));
 END
 $$;

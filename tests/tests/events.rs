@@ -5,8 +5,6 @@ mod common;
 mod operator;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -394,7 +392,8 @@ async fn a_notification_fits_whatever_the_user_and_the_reason() -> Result<()> {
         let payload: Value = serde_json::from_str(&payloads[0])?;
         assert_eq!((&payload["token_id"], &payload["user_id"]), (&json!(token.id), &json!(user)));
         let told = payload["reason"].as_str().context("a reason")?;
-        assert!(reason.starts_with(told) && told.chars().count() >= 100, "cut to {told:?}");
+        let length = told.chars().count();
+        assert!(reason.starts_with(told) && (100..500).contains(&length), "cut to {length} characters");
 
         issue(&manager, &user, &[]).await?;
         manager.execute("select tollgate.revoke_all_api_tokens($1, $2)", &[&user, &reason]).await?;
@@ -526,8 +525,8 @@ async fn batches_of_any_size_go_through_a_transaction_of_many_events() -> Result
     }
     // Not a batch at all: the least is one.
     for size in [0, -1, i32::MIN] {
-        let batch = read(&db.operator, &start, size).await?;
-        assert_eq!((names(&batch.events), batch.caught_up), (vec!["batches:00"], false));
+        let error = read(&db.operator, &start, size).await.err().map(|error| format!("{error:?}"));
+        assert!(error.as_ref().is_some_and(|error| error.contains("max_events")), "{size}: {error:?}");
     }
     // A batch that is just full does not know yet that it was the last.
     let batch = read(&db.operator, &start, 12).await?;
@@ -601,57 +600,6 @@ async fn a_standby_can_be_read_from() -> Result<()> {
     standby.catch_up_with(&cluster)?;
     assert_eq!(names(&read_all(&operator, &mut cursor, 10).await?), ["standby:open"]);
     assert_eq!(read_all(&operator, &mut cursor, 10).await?, Vec::<Value>::new());
-    Ok(())
-}
-
-/// Restored into a cluster that has run for a shorter time, the log holds transaction ids of its future.
-#[tokio::test]
-async fn a_restored_log_is_read_in_its_order_and_remembers_little() -> Result<()> {
-    let source = Arc::new(common::start(Cluster::builder())?);
-    let db = Db::only(&source).await?;
-    db.owner
-        .batch_execute(
-            "do $$ begin for n in 1..5000 loop perform pg_current_xact_id(); commit; end loop; end $$",
-        )
-        .await?;
-    for n in 0..30 {
-        log(&db.owner, &format!("restored:{n:02}")).await?;
-    }
-    let dump = source.program("pg_dump").output()?;
-    ensure!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
-
-    let target = Arc::new(Cluster::builder().extension(false).start()?);
-    target.execute(DATABASE, "create role web login; create role operator login")?;
-    psql(&target, &dump.stdout)?;
-    target.execute(DATABASE, operator::GRANTS)?;
-    let owner = target.connect("postgres", DATABASE).await?;
-    let operator = target.connect(OPERATOR, DATABASE).await?;
-    let mut from_now = position(&operator, None).await?;
-    log(&owner, "restored:then").await?;
-
-    let mut from_start = position(&operator, Some(0)).await?;
-    let events = read_all(&operator, &mut from_start, 7).await?;
-    let told = names(&events);
-    let in_order: Vec<String> =
-        (0..30).map(|n| format!("restored:{n:02}")).chain(["restored:then".to_owned()]).collect();
-    let ids: Vec<i64> = events.iter().filter_map(|event| event["id"].as_i64()).collect();
-    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "told twice");
-    assert!(told.ends_with(&in_order.iter().map(String::as_str).collect::<Vec<_>>()), "{told:?}");
-    assert_eq!(names(&read_all(&operator, &mut from_now, 7).await?), ["restored:then"]);
-    for cursor in [from_now, from_start] {
-        assert!(cursor.delivered.len() < 5, "{} ids are remembered", cursor.delivered.len());
-    }
-    Ok(())
-}
-
-/// Runs SQL as `psql` does, stopping at the first error.
-fn psql(cluster: &Cluster, sql: &[u8]) -> Result<()> {
-    let mut psql = cluster.program("psql");
-    psql.args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]);
-    let mut child = psql.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-    child.stdin.take().context("standard input is a pipe")?.write_all(sql)?;
-    let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "psql: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 
@@ -885,7 +833,7 @@ impl<'a> Case<'a> {
         }
         let ordered: Vec<i64> = self
             .owner
-            .query("select id from tollgate.audit_log where id = any ($1) order by xid, id", &[&ids])
+            .query("select id from tollgate.audit_log where id = any ($1) order by id", &[&ids])
             .await?
             .iter()
             .map(|row| row.get(0))
@@ -1143,7 +1091,7 @@ async fn a_subscription_that_nobody_began_cannot_be_advanced() -> Result<()> {
     let long = "x".repeat(101);
     for name in ["", &long] {
         let opened = db.operator.query("select * from tollgate.open_subscription($1)", &[&name]).await;
-        refused(opened, &SqlState::CHECK_VIOLATION);
+        refused(opened, &SqlState::INVALID_PARAMETER_VALUE);
     }
     Ok(())
 }

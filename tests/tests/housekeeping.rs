@@ -385,12 +385,25 @@ async fn both_find_their_tokens_by_an_index() -> Result<()> {
             done += 10;
         }
     }
+    // A run that finds nothing must not look at every token that will ever expire, or ever has.
+    let rest: i64 = value(&db.operator, "select tollgate.expire_tokens(100000)").await?;
+    let gone: i64 = value(&db.operator, "select tollgate.purge_tokens('30 days', 100000)").await?;
+    assert!(rest > 0 && gone > 0, "{rest} and {gone} were left");
+    for (call, index) in [
+        ("select tollgate.expire_tokens(1000)", "api_tokens_expiring"),
+        ("select tollgate.purge_tokens('30 days', 1000)", "api_tokens_ended"),
+    ] {
+        // The first may still come by what it did before.
+        operator::reads(&db.operator, "api_tokens", index, call).await?;
+        let reads = reads(&db.operator, "api_tokens", index, call).await?;
+        assert_eq!((reads.scanned, reads.fetched, reads.scans_of_index), (0, 0, 1), "{call}");
+    }
     // Each call had its ten tokens.
     let events: i64 = value(
         &db.owner,
         "select count(*) from tollgate.audit_log where event in ('token.expired', 'token.purged')",
     )
     .await?;
-    assert_eq!(events, done);
+    assert_eq!(events, done + rest + gone);
     Ok(())
 }

@@ -385,7 +385,7 @@ fn stats_findings(stats: &Value) -> Vec<Finding> {
     };
     let metering = match stats.get("metering").and_then(Value::as_bool) {
         Some(true) => Finding::ok("metering", "usage is counted"),
-        _ => Finding::warn(
+        _ => Finding::fail(
             "metering",
             output::field(stats, "metering_detail"),
             "add tollgate to shared_preload_libraries in postgresql.conf and restart the server",
@@ -601,7 +601,7 @@ mod tests {
         };
         assert_eq!(verdicts(ours, ours, true), [Verdict::Ok, Verdict::Ok]);
         assert_eq!(verdicts("9.9.9", ours, true), [Verdict::Fail, Verdict::Ok]);
-        assert_eq!(verdicts("9.9.9", "9.9.9", false), [Verdict::Warn, Verdict::Warn]);
+        assert_eq!(verdicts("9.9.9", "9.9.9", false), [Verdict::Warn, Verdict::Fail]);
     }
 
     #[test]

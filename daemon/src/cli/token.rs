@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal as _, Read as _};
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tollgate_core::token;
 use zeroize::Zeroizing;
 
 use crate::config::{CreateOptions, ListOptions, PresentedToken, RevokeOptions, TokenCommand, VerifyOptions};
@@ -166,7 +167,8 @@ fn read_token(from: &PresentedToken) -> Result<Zeroizing<String>> {
             read_all(io::stdin().lock(), "standard input")?
         }
     } else {
-        let name = from.token_file.display().to_string();
+        // A token may have been given in the place of a file's name.
+        let name = token::redact(&from.token_file.display().to_string());
         let file = std::fs::File::open(&from.token_file)
             .map_err(|error| Error::usage(format!("could not read the token from {name}: {error}")))?;
         read_all(file, &name)?

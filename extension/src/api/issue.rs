@@ -1,5 +1,7 @@
 //! `create_api_token`: validates, draws the secret, stores its digest, and hands the plaintext out once.
 
+#![allow(unsafe_code)]
+
 use crate::datum;
 use crate::error::{Error, OrRaise};
 use crate::fmgr::{Call, sql_function};
@@ -8,7 +10,7 @@ use crate::store::composite::{self, Composite};
 use crate::store::issue::{self, NewToken};
 use crate::sys;
 use pgrx::datum::Interval;
-use pgrx::pg_sys::Datum;
+use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, Uuid};
 use tollgate_core::scope;
 use tollgate_core::token::{self, Digest, ENTROPY_LEN, Prefix};
@@ -30,6 +32,9 @@ fn token_digest(call: &Call) -> Option<Datum> {
 
 sql_function!(create_api_token);
 fn create_api_token(call: &Call) -> Option<Datum> {
+    // Before SPI assigns a transaction id, which on a standby is an internal error.
+    // SAFETY: a C string.
+    unsafe { pg_sys::PreventCommandIfReadOnly(c"tollgate.create_api_token()".as_ptr()) };
     let user_id = user_id(call.text(0)).or_raise();
     let name = name(call.text(1)).or_raise();
     let scopes = scopes(call).or_raise();

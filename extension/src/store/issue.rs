@@ -52,7 +52,16 @@ const UNCOVERED: &str = "
         WHERE s.name = wanted.scope
            OR (right(wanted.scope, 2) = ':*' AND starts_with(s.name, left(wanted.scope, -1))))";
 
+const COVERING: &str = "
+    SELECT count(*) FROM (
+        SELECT FROM tollgate.scopes s
+        WHERE EXISTS (SELECT FROM unnest($1) AS wanted (scope)
+                      WHERE s.name = wanted.scope
+                         OR (right(wanted.scope, 2) = ':*' AND starts_with(s.name, left(wanted.scope, -1))))
+        FOR KEY SHARE OF s) locked";
+
 thread_local! {
+    static COVERING_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
     static INSERT_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
     static UNCOVERED_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
 }
@@ -84,8 +93,17 @@ pub(crate) fn uncovered_scopes(scopes: &[String]) -> Result<Vec<String>, Error> 
     if scopes.is_empty() {
         return Ok(Vec::new());
     }
-    // SAFETY: an existing relation.
-    unsafe { pg_sys::LockRelationOid(relations::relations().scopes, pg_sys::RowShareLock.cast_signed()) };
+    // SAFETY: an existing relation, a plain variable of this process.
+    let old_snapshot = unsafe {
+        pg_sys::LockRelationOid(relations::relations().scopes, pg_sys::RowShareLock.cast_signed());
+        pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ.cast_signed()
+    };
+    if old_snapshot {
+        // The snapshot may show what has been dropped since. Locking the rows notices (40001).
+        // SAFETY: the datum is of the type beside it.
+        let arguments = [unsafe { DatumWithOid::new(scopes.to_vec(), pg_sys::TEXTARRAYOID) }];
+        with_plan(&COVERING_PLAN, COVERING, &arguments, |_| Ok(()))?;
+    }
     // SAFETY: the datum is of the type beside it.
     let arguments = [unsafe { DatumWithOid::new(scopes.to_vec(), pg_sys::TEXTARRAYOID) }];
     with_plan(&UNCOVERED_PLAN, UNCOVERED, &arguments, |rows| Ok(rows.get_one()?.unwrap_or_default()))

@@ -160,8 +160,12 @@ unsafe fn begin(relations: &Relations, epoch: u64, key: pg_sys::ScanKey) -> Opti
     // SAFETY: oids of relations that the lock on the table keeps in place, and an MVCC snapshot that stays registered until
     // the scan has ended.
     unsafe {
-        let table = sys::table_open(relations.api_tokens, lock);
-        // Waiting for the lock, we may have been told that the index is now another one.
+        let table = sys::try_table_open(relations.api_tokens, lock);
+        // Waiting for the lock, we may have been told that the table is gone, or that the index is now another one.
+        if table.is_null() {
+            relations::forget();
+            return None;
+        }
         if relations::epoch() != epoch {
             sys::table_close(table, lock);
             return None;

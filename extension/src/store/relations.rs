@@ -56,6 +56,12 @@ pub(crate) fn epoch() -> u64 {
     EPOCH.get()
 }
 
+/// To be called by whoever found that a relation is not there any more.
+pub(crate) fn forget() {
+    CACHE.set(None);
+    EPOCH.set(EPOCH.get() + 1);
+}
+
 /// A relation of our schema.
 fn in_schema(schema: Oid, name: &CStr) -> Oid {
     // SAFETY: a look-up in the system catalogue by a C string.
@@ -74,7 +80,6 @@ unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
             || cached.composites.contains(&relation)
     };
     if relation == Oid::INVALID || CACHE.get().is_none_or(ours) {
-        CACHE.set(None);
-        EPOCH.set(EPOCH.get() + 1);
+        forget();
     }
 }

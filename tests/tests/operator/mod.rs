@@ -2,6 +2,7 @@
 //! the daemon's protocols spoken by hand.
 #![allow(dead_code, reason = "each file uses its own part")]
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -328,9 +329,12 @@ pub(crate) async fn read(client: &Client, after: &Cursor, max_events: i32) -> Re
 /// Reads on until it is told that there is nothing more; the cursor ends up there.
 pub(crate) async fn read_all(client: &Client, cursor: &mut Cursor, batch_size: i32) -> Result<Vec<Value>> {
     let mut events = Vec::new();
+    let mut told = BTreeSet::new();
     loop {
         let batch = read(client, cursor, batch_size).await?;
         ensure!(batch.events.len() <= usize::try_from(batch_size)?, "more than asked for");
+        // Without this, a cursor that does not move would be read from for ever.
+        ensure!(batch.ids().into_iter().all(|id| told.insert(id)), "told twice: {:?}", batch.ids());
         events.extend(batch.events);
         *cursor = batch.next;
         if batch.caught_up {
