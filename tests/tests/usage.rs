@@ -565,6 +565,8 @@ async fn servers_that_are_flushed_at_once_do_not_deadlock() -> Result<()> {
     let mut carriers = Vec::new();
     for node in ["primary", "standby"] {
         let (operator, generation) = (db.session(OPERATOR).await?, generation(node, &rows));
+        // Other joins might bring the rows into an order of their own.
+        operator.batch_execute("set enable_hashjoin = off; set enable_mergejoin = off").await?;
         carriers.push(tokio::spawn(async move { apply(&operator, &generation).await }));
         rows.reverse();
     }

@@ -271,7 +271,10 @@ pub(crate) struct Reads {
 /// What a statement reads of one of our tables. Within a transaction, whose own counters are exact at once.
 pub(crate) async fn reads(client: &Client, table: &str, index: &str, statement: &str) -> Result<Reads> {
     let counters = format!(
-        "select pg_stat_get_xact_tuples_returned(t.oid), pg_stat_get_xact_tuples_fetched(t.oid),
+        "select pg_stat_get_xact_tuples_returned(t.oid),
+                pg_stat_get_xact_tuples_fetched(t.oid) + (
+                    select sum(pg_stat_get_xact_tuples_fetched(i.indexrelid))::bigint
+                    from pg_index i where i.indrelid = t.oid),
                 pg_stat_get_xact_numscans('tollgate.{index}'::regclass)
          from pg_class t where t.oid = 'tollgate.{table}'::regclass"
     );
