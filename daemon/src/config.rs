@@ -189,6 +189,11 @@ pub struct RunOptions {
         value_parser = humantime::parse_duration)]
     pub publish_interval: Duration,
 
+    /// How often new events of the audit log are sealed, so that it shows when they are changed afterwards
+    #[arg(long, value_name = "TIME", env = "TOLLGATED_SEAL_INTERVAL", default_value = "1min",
+        value_parser = humantime::parse_duration)]
+    pub seal_interval: Duration,
+
     #[command(flatten)]
     pub batch: BatchOptions,
 
@@ -213,6 +218,7 @@ impl RunOptions {
             ("--expire-interval", self.expire_interval),
             ("--purge-interval", self.purge_interval),
             ("--publish-interval", self.publish_interval),
+            ("--seal-interval", self.seal_interval),
         ] {
             // Less would load the server for nothing; more than a day is surely a wrong unit.
             at_least(option, interval, Duration::from_millis(100))?;
@@ -460,6 +466,7 @@ mod tests {
         let options = run(&[]);
         assert_eq!(options.flush_interval, Duration::from_secs(5));
         assert_eq!(options.publish_interval, Duration::from_secs(1));
+        assert_eq!(options.seal_interval, Duration::from_secs(60));
         assert_eq!(options.retention.retention, Duration::from_hours(30 * 24));
         assert_eq!(options.subscription, "log");
         assert_eq!(options.batch.batch_size, 1000);

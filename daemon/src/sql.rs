@@ -18,7 +18,7 @@ use crate::error::{Doing as _, Error, Result};
 pub const CHANNEL: &str = "tollgate_events";
 
 /// The functions that the daemon calls, each of which its role must be allowed to execute.
-pub const OPERATOR_FUNCTIONS: [&str; 11] = [
+pub const OPERATOR_FUNCTIONS: [&str; 12] = [
     "ack_usage",
     "advance_subscription",
     "apply_usage",
@@ -29,6 +29,7 @@ pub const OPERATOR_FUNCTIONS: [&str; 11] = [
     "purge_tokens",
     "read_events",
     "report_daemon",
+    "seal_audit_log",
     "stats",
 ];
 
@@ -131,6 +132,7 @@ pub async fn purge_tokens(
 /// A place in the event log. What is in it is the server's business; we keep it and hand it back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
+    epoch: Uuid,
     horizon: i64,
     delivered: Vec<i64>,
 }
@@ -138,6 +140,9 @@ pub struct Cursor {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Event {
     pub id: i64,
+    /// Together with the id it names an event for good: a promoted standby may give out ids again.
+    #[serde(default)]
+    pub epoch: Option<i64>,
     #[serde(default)]
     pub at: Option<String>,
     #[serde(default)]
@@ -170,25 +175,34 @@ pub struct Batch {
 pub async fn event_position(client: &impl GenericClient, since: Option<i64>) -> Result<Cursor> {
     const DOING: &str = "find the place in the event log";
     let row = client
-        .query_one("select horizon, delivered from tollgate.event_position($1)", &[&since])
+        .query_one("select epoch, horizon, delivered from tollgate.event_position($1)", &[&since])
         .await
         .doing(DOING)?;
-    Ok(Cursor { horizon: row.try_get(0).doing(DOING)?, delivered: row.try_get(1).doing(DOING)? })
+    cursor(&row, 0, DOING)
+}
+
+/// From three columns, beginning with that one.
+fn cursor(row: &tokio_postgres::Row, at: usize, doing: &str) -> Result<Cursor> {
+    Ok(Cursor {
+        epoch: row.try_get(at).doing(doing)?,
+        horizon: row.try_get(at + 1).doing(doing)?,
+        delivered: row.try_get(at + 2).doing(doing)?,
+    })
 }
 
 pub async fn read_events(client: &impl GenericClient, after: &Cursor, max_events: i32) -> Result<Batch> {
     const DOING: &str = "read events";
     let row = client
         .query_one(
-            "select events, horizon, delivered, caught_up from tollgate.read_events($1, $2, $3)",
-            &[&after.horizon, &after.delivered, &max_events],
+            "select events, epoch, horizon, delivered, caught_up from tollgate.read_events($1, $2, $3, $4)",
+            &[&after.epoch, &after.horizon, &after.delivered, &max_events],
         )
         .await
         .doing(DOING)?;
     Ok(Batch {
         events: events(row.try_get(0).doing(DOING)?)?,
-        next: Cursor { horizon: row.try_get(1).doing(DOING)?, delivered: row.try_get(2).doing(DOING)? },
-        caught_up: row.try_get(3).doing(DOING)?,
+        next: cursor(&row, 1, DOING)?,
+        caught_up: row.try_get(4).doing(DOING)?,
     })
 }
 
@@ -206,13 +220,10 @@ pub async fn open_subscription(
 ) -> Result<Option<Cursor>> {
     const DOING: &str = "open the subscription";
     let row = transaction
-        .query_opt("select horizon, delivered from tollgate.open_subscription($1)", &[&name])
+        .query_opt("select epoch, horizon, delivered from tollgate.open_subscription($1)", &[&name])
         .await
         .doing(DOING)?;
-    row.map(|row| {
-        Ok(Cursor { horizon: row.try_get(0).doing(DOING)?, delivered: row.try_get(1).doing(DOING)? })
-    })
-    .transpose()
+    row.map(|row| cursor(&row, 0, DOING)).transpose()
 }
 
 /// Moves the cursor kept under this name; in the transaction that opened it.
@@ -222,10 +233,33 @@ pub async fn advance_subscription(
     to: &Cursor,
 ) -> Result<()> {
     transaction
-        .execute("select tollgate.advance_subscription($1, $2, $3)", &[&name, &to.horizon, &to.delivered])
+        .execute(
+            "select tollgate.advance_subscription($1, $2, $3, $4)",
+            &[&name, &to.epoch, &to.horizon, &to.delivered],
+        )
         .await
         .doing("advance the subscription")
         .map(drop)
+}
+
+/// What a call of `seal_audit_log` did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    pub events: u64,
+    /// Number and hash of the seal; `None` if there was nothing to seal.
+    pub seal: Option<(i64, Vec<u8>)>,
+}
+
+/// Seals the next stretch of the event log, of about `batch_size` events at most.
+pub async fn seal_audit_log(client: &impl GenericClient, batch_size: i32) -> Result<Sealed> {
+    const DOING: &str = "seal the event log";
+    let row = client
+        .query_one("select events, seal, hash from tollgate.seal_audit_log($1)", &[&batch_size])
+        .await
+        .doing(DOING)?;
+    let (seal, hash): (Option<i64>, Option<Vec<u8>>) =
+        (row.try_get(1).doing(DOING)?, row.try_get(2).doing(DOING)?);
+    Ok(Sealed { events: unsigned("seal_audit_log", row.try_get(0).doing(DOING)?)?, seal: seal.zip(hash) })
 }
 
 /// Who this daemon is, for as long as it runs.
@@ -385,13 +419,13 @@ mod tests {
     #[test]
     fn an_event_of_the_extension_is_read_whole() {
         let read = events(json!([{
-            "id": 7, "at": "2030-01-02T03:04:05.678901+00:00", "event": "token.revoked",
+            "id": 7, "epoch": 2, "at": "2030-01-02T03:04:05.678901+00:00", "event": "token.revoked",
             "token_id": "018f4a6e-0000-7000-8000-000000000000", "user_id": "ann", "actor": "app",
             "client_addr": "10.0.0.1", "reason": "leaked", "detail": {"by": "scanner"}
         }]))
         .unwrap();
         assert_eq!(read.len(), 1);
-        assert_eq!(read[0].id, 7);
+        assert_eq!((read[0].id, read[0].epoch), (7, Some(2)));
         assert_eq!(read[0].event.as_deref(), Some("token.revoked"));
         assert_eq!(read[0].reason, json!("leaked"));
         assert_eq!(read[0].detail, json!({"by": "scanner"}));

@@ -36,8 +36,11 @@ pub extern "C-unwind" fn _PG_init() {
 }
 
 extension_sql_file!("../../sql/schema/install.sql", name = "install", bootstrap);
-extension_sql_file!("../../sql/schema/audit.sql", name = "audit", requires = ["install"]);
-extension_sql_file!("../../sql/schema/tokens.sql", name = "tokens", requires = ["audit"]);
+extension_sql_file!("../../sql/schema/epochs.sql", name = "epochs", requires = ["install"]);
+extension_sql_file!("../../sql/schema/audit.sql", name = "audit", requires = ["epochs"]);
+extension_sql_file!("../../sql/schema/events.sql", name = "events", requires = ["audit"]);
+extension_sql_file!("../../sql/schema/seals.sql", name = "seals", requires = ["events"]);
+extension_sql_file!("../../sql/schema/tokens.sql", name = "tokens", requires = ["seals"]);
 extension_sql_file!("../../sql/schema/scopes.sql", name = "scopes", requires = ["tokens"]);
 extension_sql_file!("../../sql/schema/usage.sql", name = "usage", requires = ["scopes"]);
 extension_sql_file!("../../sql/schema/verify.sql", name = "verify", requires = ["usage"]);

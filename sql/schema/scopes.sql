@@ -26,7 +26,7 @@ CREATE FUNCTION tollgate.define_scope(name text, description text) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    changed boolean;
+    before text;
 BEGIN
     IF $1 IS NULL OR NOT tollgate.scope_is_valid($1) THEN
         RAISE EXCEPTION 'this is not a scope: %', tollgate.quote_redacted($1)
@@ -50,13 +50,22 @@ BEGIN
                   HINT = 'Say in a sentence what a token with this scope may do.';
     END IF;
 
-    INSERT INTO tollgate.scopes AS s (name, description) VALUES ($1, $2)
-        ON CONFLICT ON CONSTRAINT scopes_pkey DO UPDATE SET description = excluded.description
-        WHERE s.description <> excluded.description;
-    changed := FOUND;
-    IF changed THEN
+    -- Again if it was there a moment ago, and is gone now.
+    LOOP
+        INSERT INTO tollgate.scopes (name, description) VALUES ($1, $2) ON CONFLICT ON CONSTRAINT scopes_pkey DO NOTHING;
+        IF FOUND THEN
+            INSERT INTO tollgate.audit_log (event, detail)
+                VALUES ('scope.defined', jsonb_build_object('scope', $1, 'description', $2));
+            RETURN;
+        END IF;
+        SELECT s.description INTO before FROM tollgate.scopes s WHERE s.name = $1 FOR UPDATE;
+        EXIT WHEN FOUND;
+    END LOOP;
+    UPDATE tollgate.scopes s SET description = $2 WHERE s.name = $1 AND s.description <> $2;
+    IF FOUND THEN
         INSERT INTO tollgate.audit_log (event, detail)
-            VALUES ('scope.defined', jsonb_build_object('scope', $1, 'description', $2));
+            VALUES ('scope.defined', jsonb_build_object('scope', $1, 'changes', jsonb_build_object(
+                'description', jsonb_build_object('from', before, 'to', $2))));
     END IF;
 END
 $$;
@@ -68,6 +77,7 @@ CREATE FUNCTION tollgate.drop_scope(name text) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    dropped  text;
     carriers bigint;
     example  text;
 BEGIN
@@ -80,7 +90,7 @@ BEGIN
     -- Whoever issues a token holds ROW SHARE on the catalogue until commit, so after this no token is on its way.
     LOCK TABLE tollgate.scopes IN EXCLUSIVE MODE;
 
-    DELETE FROM tollgate.scopes s WHERE s.name = $1;
+    DELETE FROM tollgate.scopes s WHERE s.name = $1 RETURNING s.description INTO dropped;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no scope %', tollgate.quote_redacted($1)
             USING ERRCODE = 'undefined_object', DETAIL = 'Argument: name.',
@@ -97,7 +107,7 @@ BEGIN
                   HINT = 'Revoke those tokens, or let them expire, then drop the scope.';
     END IF;
 
-    INSERT INTO tollgate.audit_log (event, detail) VALUES ('scope.dropped', jsonb_build_object('scope', $1));
+    INSERT INTO tollgate.audit_log (event, detail) VALUES ('scope.dropped', jsonb_build_object('scope', $1, 'description', dropped));
 END
 $$;
 COMMENT ON FUNCTION tollgate.drop_scope(text) IS

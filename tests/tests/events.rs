@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use common::{Shared, issue, issue_with, refused, revoke, value};
 use operator::{Cursor, Db, OPERATOR, position, read, read_all, reads, set};
+use postgres_types::ToSql;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -84,7 +85,7 @@ async fn each_change_is_recorded_with_who_made_it_and_to_what() -> Result<()> {
         let keys: BTreeSet<&str> =
             recorded.as_object().context("an object")?.keys().map(String::as_str).collect();
         let documented =
-            ["id", "at", "event", "token_id", "user_id", "actor", "reason", "client_addr", "detail"];
+            ["id", "epoch", "at", "event", "token_id", "user_id", "actor", "reason", "client_addr", "detail"];
         assert_eq!(keys, BTreeSet::from(documented));
         Ok(recorded)
     };
@@ -119,7 +120,10 @@ async fn each_change_is_recorded_with_who_made_it_and_to_what() -> Result<()> {
     assert_eq!(event["reason"], Value::Null);
 
     manager.execute("select tollgate.drop_scope('files:read')", &[]).await?;
-    assert_eq!(recorded("scope.dropped").await?["detail"], json!({"scope": "files:read"}));
+    assert_eq!(
+        recorded("scope.dropped").await?["detail"],
+        json!({"scope": "files:read", "description": "Read files"})
+    );
     Ok(())
 }
 
@@ -250,6 +254,8 @@ async fn the_log_is_append_only_even_for_its_owner() -> Result<()> {
         "update tollgate.audit_log set event = 'nothing'",
         "delete from tollgate.audit_log",
         "truncate tollgate.audit_log",
+        "update tollgate.audit_epochs set timeline = 7",
+        "truncate tollgate.audit_seals",
         "set session_replication_role = replica; delete from tollgate.audit_log",
     ] {
         refused(db.owner.batch_execute(change).await, &SqlState::INSUFFICIENT_PRIVILEGE);
@@ -543,24 +549,19 @@ async fn a_cursor_of_nulls_does_not_skip_events() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "nullcursor").await?;
     let start = position(&db.operator, None).await?;
     log(&manager, "null:1").await?;
-    let delivered: Option<Vec<i64>> = None;
-    let horizon: Option<i64> = None;
-    for (case, horizon, delivered) in [
-        ("no delivered", Some(start.horizon), delivered.clone()),
-        ("no horizon", horizon, Some(start.delivered.clone())),
-        ("neither", horizon, delivered),
+    let whole = (Some(start.epoch), Some(start.horizon), Some(start.delivered.clone()));
+    for (case, (epoch, horizon, delivered)) in [
+        ("no epoch", (None, whole.1, whole.2.clone())),
+        ("no horizon", (whole.0, None, whole.2.clone())),
+        ("no delivered", (whole.0, whole.1, None)),
+        ("nothing", (None, None, None)),
     ] {
-        let answer = db
-            .operator
-            .query_one("select events, horizon from tollgate.read_events($1, $2)", &[&horizon, &delivered])
-            .await;
-        // An error, or no cursor to go on from, or the event: each is noticed.
-        if let Ok(row) = answer {
-            let told = row.get::<_, Option<Value>>(0).is_some_and(|events| events != json!([]));
-            let next: Option<i64> = row.get(1);
-            assert!(told || next.is_none(), "{case}: the event was skipped, and the next cursor is {next:?}");
-        }
+        let arguments: [&(dyn ToSql + Sync); 3] = [&epoch, &horizon, &delivered];
+        let read = db.operator.query_one("select tollgate.read_events($1, $2, $3)", &arguments).await;
+        let error = refused(read, &SqlState::INVALID_PARAMETER_VALUE);
+        assert!(error.detail().is_some_and(|detail| detail.contains("delivered")), "{case}: {error:?}");
     }
+    assert_eq!(names(&read(&db.operator, &start, 10).await?.events), ["null:1"]);
     Ok(())
 }
 
@@ -615,8 +616,9 @@ async fn a_reader_at_the_end_of_a_long_log_reads_none_of_it_again() -> Result<()
     let mut cursor = position(&db.operator, None).await?;
     for round in 0..8 {
         log(&manager, &format!("long:{round}")).await?;
-        let Cursor { horizon, delivered } = &cursor;
-        let call = format!("select * from tollgate.read_events({horizon}, array{delivered:?}::bigint[])");
+        let Cursor { epoch, horizon, delivered } = &cursor;
+        let call =
+            format!("select * from tollgate.read_events('{epoch}', {horizon}, array{delivered:?}::bigint[])");
         let reads = reads(&db.operator, "audit_log", "audit_log_position", &call).await?;
         assert_eq!(reads.scanned, 0, "{reads:?}");
         assert!(reads.scans_of_index > 0 && reads.fetched < 20, "{reads:?}");
@@ -963,14 +965,18 @@ async fn readers_are_told_of_every_event_once_while_many_write() -> Result<()> {
 // ---- Subscriptions
 
 async fn open(client: &Client, name: &str) -> Result<Option<Cursor>> {
-    let row =
-        client.query_opt("select horizon, delivered from tollgate.open_subscription($1)", &[&name]).await?;
-    Ok(row.map(|row| Cursor { horizon: row.get(0), delivered: row.get(1) }))
+    let row = client
+        .query_opt("select epoch, horizon, delivered from tollgate.open_subscription($1)", &[&name])
+        .await?;
+    Ok(row.map(|row| Cursor { epoch: row.get(0), horizon: row.get(1), delivered: row.get(2) }))
 }
 
 async fn advance(client: &Client, name: &str, to: &Cursor) -> Result<(), tokio_postgres::Error> {
     client
-        .execute("select tollgate.advance_subscription($1, $2, $3)", &[&name, &to.horizon, &to.delivered])
+        .execute(
+            "select tollgate.advance_subscription($1, $2, $3, $4)",
+            &[&name, &to.epoch, &to.horizon, &to.delivered],
+        )
         .await
         .map(drop)
 }
@@ -1084,7 +1090,9 @@ async fn a_subscription_that_nobody_began_cannot_be_advanced() -> Result<()> {
         assert!(error.hint().is_some_and(|hint| hint.contains("open_subscription")), "{error:?}");
     }
     let error = refused(
-        db.operator.execute("select tollgate.advance_subscription(null, 1, '{}')", &[]).await,
+        db.operator
+            .execute("select tollgate.advance_subscription(null, $1, 1, '{}')", &[&cursor.epoch])
+            .await,
         &SqlState::UNDEFINED_OBJECT,
     );
     assert!(error.message().contains("NULL"), "{error:?}");

@@ -15,7 +15,7 @@ use crate::driver::{Board, Driver, Schedule, Signal};
 use crate::error::{Error, Result};
 use crate::shutdown::Shutdown;
 use crate::sql::Identity;
-use crate::tasks::{expire_tokens, flush_usage, heartbeat, publish_events, purge};
+use crate::tasks::{expire_tokens, flush_usage, heartbeat, publish_events, purge, seal_audit};
 use crate::{exit, listener};
 
 /// A run has a few statements, each of which the server cuts at its statement_timeout. A run that takes longer than
@@ -66,6 +66,11 @@ pub(super) async fn run(target: Target, options: RunOptions) -> Result<u8> {
         Signal::default(),
     );
     driver.start(
+        seal_audit::SealAudit::new(database.clone(), batch_size),
+        every(options.seal_interval),
+        Signal::default(),
+    );
+    driver.start(
         heartbeat::Heartbeat::new(database, identity(), board),
         every(heartbeat::PERIOD),
         Signal::default(),
@@ -112,6 +117,7 @@ fn announce(target: &Target, options: &RunOptions) {
         purge_interval = time(options.purge_interval),
         retention = time(options.retention.retention),
         publish_interval = time(options.publish_interval),
+        seal_interval = time(options.seal_interval),
         subscription = options.subscription,
         batch_size = options.batch.batch_size,
         statement_timeout = time(target.statement_timeout()),

@@ -101,6 +101,7 @@ async fn print_batch(session: &Session, cursor: &mut Cursor, batch_size: i32) ->
 #[derive(Serialize)]
 struct Line<'a> {
     id: i64,
+    epoch: Option<i64>,
     at: Option<&'a str>,
     event: Option<&'a str>,
     token_id: Option<&'a str>,
@@ -115,6 +116,7 @@ fn write_lines(mut out: impl Write, events: &[Event]) -> Result<()> {
     for event in events {
         let line = Line {
             id: event.id,
+            epoch: event.epoch,
             at: event.at.as_deref(),
             event: event.event.as_deref(),
             token_id: event.token_id.as_deref(),
@@ -164,7 +166,7 @@ mod tests {
 
     fn event(id: i64) -> Event {
         serde_json::from_value(json!({
-            "id": id, "at": "2030-01-02T03:04:05+00:00", "event": "token.revoked", "token_id": null,
+            "id": id, "epoch": 1, "at": "2030-01-02T03:04:05+00:00", "event": "token.revoked", "token_id": null,
             "user_id": "ann", "actor": "app", "client_addr": "10.0.0.1", "reason": "a\nb", "detail": {"k": 1}
         }))
         .unwrap()
@@ -177,7 +179,7 @@ mod tests {
         let text = String::from_utf8(out).unwrap();
         assert_eq!(
             text.lines().next().unwrap(),
-            r#"{"id":1,"at":"2030-01-02T03:04:05+00:00","event":"token.revoked","token_id":null,"user_id":"ann","actor":"app","reason":"a\nb","detail":{"k":1}}"#
+            r#"{"id":1,"epoch":1,"at":"2030-01-02T03:04:05+00:00","event":"token.revoked","token_id":null,"user_id":"ann","actor":"app","reason":"a\nb","detail":{"k":1}}"#
         );
         assert_eq!(text.lines().count(), 2);
         assert!(text.ends_with('\n'));

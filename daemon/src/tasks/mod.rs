@@ -5,3 +5,4 @@ pub mod flush_usage;
 pub mod heartbeat;
 pub mod publish_events;
 pub mod purge;
+pub mod seal_audit;

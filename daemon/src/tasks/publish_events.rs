@@ -89,6 +89,7 @@ fn publish(event: &Event) {
     tracing::info!(
         target: crate::logging::EVENTS,
         id = event.id,
+        epoch = event.epoch,
         at = event.at.as_deref(),
         event = event.event.as_deref(),
         token_id = event.token_id.as_deref(),

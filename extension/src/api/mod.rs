@@ -1,6 +1,7 @@
 //! What users call. Each function here is thin: it reads its arguments, asks the inner modules and forms a result. Its
 //! `CREATE FUNCTION`, comment and grants stand in `sql/schema`, under the same name.
 
+mod audit;
 mod context;
 mod issue;
 mod scopes;

@@ -23,7 +23,7 @@ pub(crate) const GRANTS: &str = "
     grant execute on function
         tollgate.drain_usage, tollgate.apply_usage, tollgate.ack_usage, tollgate.expire_tokens, tollgate.purge_tokens,
         tollgate.event_position, tollgate.read_events, tollgate.open_subscription, tollgate.advance_subscription,
-        tollgate.report_daemon, tollgate.stats
+        tollgate.report_daemon, tollgate.seal_audit_log, tollgate.stats
     to operator;
     grant select on tollgate.daemons to operator";
 
@@ -290,6 +290,7 @@ pub(crate) async fn reads(client: &Client, table: &str, index: &str, statement: 
 /// A place in the event log.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Cursor {
+    pub(crate) epoch: Uuid,
     pub(crate) horizon: i64,
     pub(crate) delivered: Vec<i64>,
 }
@@ -309,23 +310,24 @@ impl Batch {
 }
 
 pub(crate) async fn position(client: &Client, since: Option<i64>) -> Result<Cursor> {
-    let row =
-        client.query_one("select horizon, delivered from tollgate.event_position($1)", &[&since]).await?;
-    Ok(Cursor { horizon: row.get(0), delivered: row.get(1) })
+    let row = client
+        .query_one("select epoch, horizon, delivered from tollgate.event_position($1)", &[&since])
+        .await?;
+    Ok(Cursor { epoch: row.get(0), horizon: row.get(1), delivered: row.get(2) })
 }
 
 pub(crate) async fn read(client: &Client, after: &Cursor, max_events: i32) -> Result<Batch> {
     let row = client
         .query_one(
-            "select events, horizon, delivered, caught_up from tollgate.read_events($1, $2, $3)",
-            &[&after.horizon, &after.delivered, &max_events],
+            "select events, epoch, horizon, delivered, caught_up from tollgate.read_events($1, $2, $3, $4)",
+            &[&after.epoch, &after.horizon, &after.delivered, &max_events],
         )
         .await?;
     let events: Value = row.get(0);
     Ok(Batch {
         events: events.as_array().context("events are an array")?.clone(),
-        next: Cursor { horizon: row.get(1), delivered: row.get(2) },
-        caught_up: row.get(3),
+        next: Cursor { epoch: row.get(1), horizon: row.get(2), delivered: row.get(3) },
+        caught_up: row.get(4),
     })
 }
 

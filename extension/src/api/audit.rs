@@ -1,0 +1,65 @@
+//! What the audit log needs of the server: where its events are written, and the one way in which some may leave it.
+#![allow(unsafe_code)]
+
+use crate::error::Error;
+use crate::fmgr::{Call, sql_function};
+use core::cell::Cell;
+use pgrx::datum::DatumWithOid;
+use pgrx::pg_sys::{self, Datum};
+use pgrx::{IntoDatum, Spi};
+
+sql_function!(system_identifier);
+fn system_identifier(_call: &Call) -> Option<Datum> {
+    // SAFETY: reads a number from shared memory.
+    unsafe { pg_sys::GetSystemIdentifier() }.cast_signed().into_datum()
+}
+
+sql_function!(wal_timeline);
+fn wal_timeline(_call: &Call) -> Option<Datum> {
+    // SAFETY: reads from shared memory; a server that has left recovery never enters it again.
+    unsafe {
+        if pg_sys::RecoveryInProgress() {
+            return None;
+        }
+        pg_sys::GetWALInsertionTimeLine().cast_signed().into_datum()
+    }
+}
+
+thread_local! {
+    /// True only while `purge_audit_log` runs its statement. No setting: what SQL can set, somebody will.
+    static PURGING: Cell<bool> = const { Cell::new(false) };
+}
+
+sql_function!(is_purging_audit_log);
+fn is_purging_audit_log(_call: &Call) -> Option<Datum> {
+    PURGING.get().into_datum()
+}
+
+sql_function!(purge_audit_log);
+fn purge_audit_log(call: &Call) -> Option<Datum> {
+    struct Permit;
+    impl Drop for Permit {
+        fn drop(&mut self) {
+            PURGING.set(false);
+        }
+    }
+
+    // SAFETY: each datum is of the type beside it.
+    let arguments = unsafe {
+        [
+            DatumWithOid::new(call.datum(0), pg_sys::TIMESTAMPTZOID),
+            DatumWithOid::new(call.datum(1), pg_sys::INT4OID),
+        ]
+    };
+    PURGING.set(true);
+    let _permit = Permit;
+    let removed = Spi::connect_mut(|client| {
+        client
+            .update("SELECT tollgate.purge_sealed_events($1, $2)", Some(1), &arguments)?
+            .first()
+            .get_one::<i64>()
+    });
+    removed
+        .unwrap_or_else(|error| Error::internal(format!("could not purge the audit log: {error}")).raise())
+        .into_datum()
+}

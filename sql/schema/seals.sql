@@ -1,0 +1,343 @@
+-- Seals: what makes it show when the audit log was changed behind Tollgate's back; and how what is old leaves the log.
+--
+-- A seal ends a stretch of the log, which begins where the seal before it ended, and holds a hash of the events in it and
+-- of the seal before. A stretch is sealed once nothing can be added to it any more, so sealing never delays who writes.
+-- Hashes are of bytes that are the same on every version and with every setting; each value of varying length has
+-- its length before it. There is no secret in them: whoever can rewrite all later seals too can only be found out by
+-- somebody who kept one elsewhere, as the daemon's log does.
+
+CREATE TABLE tollgate.audit_seals (
+    seal      bigint      PRIMARY KEY,
+    epoch     integer     NOT NULL,
+    xid       xid8        NOT NULL,
+    events    bigint      NOT NULL,
+    first_at  timestamptz NOT NULL,
+    last_at   timestamptz NOT NULL,
+    sealed_at timestamptz NOT NULL,
+    in_order  bytea       NOT NULL,
+    any_order bytea       NOT NULL,
+    hash      bytea       NOT NULL
+);
+COMMENT ON TABLE tollgate.audit_seals IS
+    'One row per sealed stretch of the audit log, append-only: from where the seal before it ends to before (epoch, xid)';
+COMMENT ON COLUMN tollgate.audit_seals.in_order IS 'sha256 of the digests of the events with their places, in order';
+COMMENT ON COLUMN tollgate.audit_seals.any_order IS 'sha256 of the digests of the events without their places, sorted: tells reordered from changed';
+COMMENT ON COLUMN tollgate.audit_seals.hash IS 'sha256 of the other columns and of the hash of the seal before';
+SELECT pg_extension_config_dump('tollgate.audit_seals', '');
+
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON tollgate.audit_seals
+    FOR EACH STATEMENT EXECUTE FUNCTION tollgate.refuse_audit_change();
+ALTER TABLE tollgate.audit_seals ENABLE ALWAYS TRIGGER append_only;
+
+CREATE INDEX audit_log_purges ON tollgate.audit_log (id) WHERE event = 'audit.purged';
+
+CREATE FUNCTION tollgate.framed(value bytea) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT coalesce(int4send(octet_length($1)) OPERATOR(pg_catalog.||) $1, int4send(-1));
+END;
+COMMENT ON FUNCTION tollgate.framed(bytea) IS 'A value with its length before it, NULL as the length -1. Internal.';
+
+-- convert_to instead of textsend and its kin, which write in the encoding of the client.
+CREATE FUNCTION tollgate.digest_of_event(event tollgate.audit_log) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT sha256(
+        timestamptz_send(($1).at)
+        OPERATOR(pg_catalog.||) tollgate.framed(convert_to(($1).event, 'UTF8'))
+        OPERATOR(pg_catalog.||) tollgate.framed(uuid_send(($1).token_id))
+        OPERATOR(pg_catalog.||) tollgate.framed(convert_to(($1).user_id, 'UTF8'))
+        OPERATOR(pg_catalog.||) tollgate.framed(convert_to(($1).actor, 'UTF8'))
+        OPERATOR(pg_catalog.||) tollgate.framed(convert_to(text(($1).client_addr), 'UTF8'))
+        OPERATOR(pg_catalog.||) tollgate.framed(convert_to(($1).detail::text, 'UTF8')));
+END;
+COMMENT ON FUNCTION tollgate.digest_of_event(tollgate.audit_log) IS 'sha256 of all of an event but its place (epoch, xid, id). Internal.';
+
+CREATE FUNCTION tollgate.hash_of_seal(seal tollgate.audit_seals, previous bytea) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT sha256(
+        convert_to('tollgate seal 1', 'UTF8') || int8send(($1).seal) || int4send(($1).epoch) || xid8send(($1).xid)
+        || int8send(($1).events) || timestamptz_send(($1).first_at) || timestamptz_send(($1).last_at)
+        || timestamptz_send(($1).sealed_at) || tollgate.framed(($1).in_order) || tollgate.framed(($1).any_order)
+        || tollgate.framed($2));
+END;
+COMMENT ON FUNCTION tollgate.hash_of_seal(tollgate.audit_seals, bytea) IS
+    'The hash that a seal must have after the one before it (NULL for the first). Internal.';
+
+CREATE FUNCTION tollgate.measure_stretch(since tollgate.audit_place, until tollgate.audit_place) RETURNS tollgate.audit_seals
+    LANGUAGE sql STABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    -- Set aside, on disk if it is much, so that each event is digested once.
+    WITH stretch AS MATERIALIZED (
+        SELECT a.epoch, a.xid, a.id, a.at, tollgate.digest_of_event(a) AS digest
+        FROM tollgate.audit_log a
+        WHERE (a.epoch, a.xid) >= (($1).epoch, ($1).xid) AND (a.epoch, a.xid) < (($2).epoch, ($2).xid)
+    )
+    SELECT NULL::bigint, ($2).epoch, ($2).xid, count(*), min(s.at), max(s.at), NULL::timestamptz,
+           sha256(coalesce(string_agg(sha256(int4send(s.epoch) || xid8send(s.xid) || int8send(s.id) || s.digest), ''
+                                      ORDER BY s.epoch, s.xid, s.id), '')),
+           sha256(coalesce(string_agg(s.digest, '' ORDER BY s.digest), '')),
+           NULL::bytea
+    FROM stretch s;
+END;
+COMMENT ON FUNCTION tollgate.measure_stretch(tollgate.audit_place, tollgate.audit_place) IS
+    'The stretch of the log between two places as a seal describes it, without number, time and hash. Internal.';
+
+CREATE FUNCTION tollgate.fault_of_stretch(sealed tollgate.audit_seals, since tollgate.audit_place, purged boolean) RETURNS text
+    LANGUAGE plpgsql STABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found tollgate.audit_seals := tollgate.measure_stretch($2, ($1.epoch, $1.xid)::tollgate.audit_place);
+BEGIN
+    RETURN CASE
+        WHEN $3 AND found.events = 0 THEN NULL
+        WHEN $3 OR found.events > $1.events THEN 'events added'
+        WHEN found.events < $1.events THEN 'events removed'
+        WHEN found.in_order = $1.in_order THEN NULL
+        WHEN found.any_order = $1.any_order THEN 'events reordered'
+        ELSE 'events changed'
+    END;
+END
+$$;
+COMMENT ON FUNCTION tollgate.fault_of_stretch(tollgate.audit_seals, tollgate.audit_place, boolean) IS
+    'What is wrong with the events of a sealed stretch, of which none is left if it was purged; NULL if nothing. Internal.';
+
+CREATE FUNCTION tollgate.last_purged_seal() RETURNS bigint
+    LANGUAGE sql STABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT coalesce(max(CASE WHEN a.detail ->> 'last_seal' ~ '^[0-9]{1,18}$' THEN (a.detail ->> 'last_seal')::bigint END), 0)
+    FROM tollgate.audit_log a WHERE a.event = 'audit.purged';
+END;
+COMMENT ON FUNCTION tollgate.last_purged_seal() IS 'Up to which seal the log was purged, as the log itself says; 0 if it never was. Internal.';
+
+CREATE FUNCTION tollgate.place_after_seal(seal bigint) RETURNS tollgate.audit_place
+    LANGUAGE sql STABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT coalesce((SELECT (s.epoch, s.xid)::tollgate.audit_place FROM tollgate.audit_seals s WHERE s.seal = $1),
+                    (0, '0'::xid8)::tollgate.audit_place);
+END;
+COMMENT ON FUNCTION tollgate.place_after_seal(bigint) IS 'Where a sealed stretch ends and the next one begins. Internal.';
+
+-- One at a time, so that the chain has no fork; who reads or writes the log is not held up.
+CREATE FUNCTION tollgate.lock_seals(caller text) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- With an older snapshot than the lock below, the last seals would stay unseen.
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION '% cannot run in a % transaction', $1, current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state',
+                  HINT = 'Call it in a transaction with isolation level READ COMMITTED.';
+    END IF;
+    LOCK TABLE tollgate.audit_seals IN SHARE ROW EXCLUSIVE MODE;
+END
+$$;
+COMMENT ON FUNCTION tollgate.lock_seals(text) IS 'Lets one session at a time extend or purge the chain of seals. Internal.';
+
+CREATE FUNCTION tollgate.check_event_count(max_events integer) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF $1 IS NULL OR $1 NOT BETWEEN 1 AND 1000000 THEN
+        RAISE EXCEPTION 'a call handles 1 to 1000000 events'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: max_events, of %s.', coalesce($1::text, 'NULL')),
+                  HINT = 'Call again for the rest.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.check_event_count(integer) IS 'Raises 22023 unless a number of events is sensible. Internal.';
+
+CREATE FUNCTION tollgate.seal_audit_log(max_events integer DEFAULT 10000, OUT events bigint, OUT seal bigint, OUT hash bytea)
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous tollgate.audit_seals;
+    since    tollgate.audit_place;
+    until    tollgate.audit_place;
+    cut      record;
+    new      tollgate.audit_seals;
+BEGIN
+    PERFORM tollgate.check_event_count($1);
+    PERFORM tollgate.lock_seals('seal_audit_log');
+    SELECT s.* INTO previous FROM tollgate.audit_seals s ORDER BY s.seal DESC LIMIT 1;
+    since := tollgate.place_after_seal(previous.seal);
+    until := tollgate.final_place();
+    -- A stretch holds whole transactions, so the last one may take it over the number.
+    SELECT a.epoch, a.xid INTO cut FROM tollgate.audit_log a
+        WHERE (a.epoch, a.xid) >= (since.epoch, since.xid) AND (a.epoch, a.xid) < (until.epoch, until.xid)
+        ORDER BY a.epoch, a.xid, a.id OFFSET $1 - 1 LIMIT 1;
+    IF FOUND THEN
+        until := (cut.epoch, (cut.xid::text::bigint + 1)::text::xid8)::tollgate.audit_place;
+    END IF;
+
+    new := tollgate.measure_stretch(since, until);
+    events := new.events;
+    IF events = 0 THEN
+        RETURN;
+    END IF;
+    new.seal := coalesce(previous.seal, 0) + 1;
+    new.sealed_at := clock_timestamp();
+    new.hash := tollgate.hash_of_seal(new, previous.hash);
+    INSERT INTO tollgate.audit_seals SELECT new.*;
+    seal := new.seal;
+    hash := new.hash;
+END
+$$;
+COMMENT ON FUNCTION tollgate.seal_audit_log(integer) IS
+    'Seals the next stretch of the audit log in which every transaction has ended, of about so many events at most: how many it has, and the number and hash of the seal; 0 when there is nothing to seal';
+
+CREATE TYPE tollgate.audit_verification AS (
+    whole     boolean,
+    fault     text,
+    seal      bigint,
+    first_at  timestamptz,
+    last_at   timestamptz,
+    seals     bigint,
+    events    bigint,
+    purged    bigint,
+    last_seal bigint,
+    last_hash bytea
+);
+COMMENT ON TYPE tollgate.audit_verification IS
+    'Whether the sealed part of the audit log is whole; if not, the first seal that does not hold, what is wrong and when those events were; how many seals and events were found good, how many seals are of purged events; and the last seal, to be kept elsewhere';
+
+CREATE FUNCTION tollgate.verify_audit_log(known_seal bigint DEFAULT NULL, known_hash bytea DEFAULT NULL) RETURNS tollgate.audit_verification
+    LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    answer   tollgate.audit_verification;
+    sealed   tollgate.audit_seals;
+    since    tollgate.audit_place := (0, '0'::xid8)::tollgate.audit_place;
+    previous bytea;
+    seen     boolean := false;
+BEGIN
+    IF ($1 IS NULL) <> ($2 IS NULL) THEN
+        RAISE EXCEPTION 'a seal that is known is given by its number and its hash'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: known_seal and known_hash, of which one is NULL.',
+                  HINT = 'Give both as seal_audit_log or an earlier verify_audit_log returned them, or neither.';
+    END IF;
+    answer.seals := 0;
+    answer.events := 0;
+    answer.purged := tollgate.last_purged_seal();
+    FOR sealed IN SELECT s.* FROM tollgate.audit_seals s ORDER BY s.seal LOOP
+        answer.fault := CASE
+            WHEN sealed.seal <> answer.seals + 1 THEN 'seal removed'
+            WHEN sealed.hash <> tollgate.hash_of_seal(sealed, previous) THEN 'seal changed'
+            WHEN sealed.seal = $1 AND sealed.hash <> $2 THEN 'seal changed'
+            ELSE tollgate.fault_of_stretch(sealed, since, sealed.seal <= answer.purged)
+        END;
+        IF answer.fault IS NOT NULL THEN
+            answer.seal := answer.seals + 1;
+            answer.first_at := sealed.first_at;
+            answer.last_at := sealed.last_at;
+            EXIT;
+        END IF;
+        answer.seals := sealed.seal;
+        IF sealed.seal > answer.purged THEN
+            answer.events := answer.events + sealed.events;
+        END IF;
+        since := (sealed.epoch, sealed.xid)::tollgate.audit_place;
+        previous := sealed.hash;
+    END LOOP;
+    IF answer.fault IS NULL AND greatest($1, answer.purged) > answer.seals THEN
+        answer.fault := 'seal removed';
+        answer.seal := answer.seals + 1;
+    END IF;
+    answer.whole := answer.fault IS NULL;
+    answer.last_seal := nullif(answer.seals, 0);
+    answer.last_hash := previous;
+    RETURN answer;
+END
+$$;
+COMMENT ON FUNCTION tollgate.verify_audit_log(bigint, bytea) IS
+    'Checks all seals and the events under them, and names the first that does not hold. Given a seal that was kept elsewhere, it also finds a log that was sealed anew or has lost its last seals';
+
+CREATE FUNCTION tollgate.purge_sealed_events(before timestamptz, max_events integer) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    done    bigint;
+    target  bigint;
+    reader  record;
+    sealed  tollgate.audit_seals;
+    since   tollgate.audit_place;
+    fault   text;
+    oldest  timestamptz;
+    removed bigint;
+BEGIN
+    PERFORM tollgate.check_event_count($2);
+    IF $1 IS NULL OR NOT isfinite($1) OR $1 > now() THEN
+        RAISE EXCEPTION 'the audit log is purged of what was before a moment in the past'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: before, of %s.', coalesce($1::text, 'NULL')),
+                  HINT = 'Give how far back events are kept, such as now() - interval ''1 year''.';
+    END IF;
+    PERFORM tollgate.lock_seals('purge_audit_log');
+    done := tollgate.last_purged_seal();
+    target := coalesce(
+        (SELECT min(s.seal) - 1 FROM tollgate.audit_seals s WHERE s.seal > done AND s.last_at >= $1),
+        (SELECT max(s.seal) FROM tollgate.audit_seals s));
+
+    -- Nobody must miss an event because it was too old.
+    SELECT s.name, tollgate.place_of_horizon(tollgate.epoch_of_cursor(s.epoch, s.horizon, s.delivered), s.horizon::text::xid8) AS place
+        INTO reader FROM tollgate.subscriptions s ORDER BY 2 LIMIT 1;
+    IF FOUND THEN
+        removed := coalesce(
+            (SELECT max(s.seal) FROM tollgate.audit_seals s
+             WHERE (s.epoch, s.xid) <= ((reader.place).epoch, (reader.place).xid)), 0);
+        IF removed < target THEN
+            RAISE WARNING 'the subscription % holds up the purge of % sealed stretch(es) of the audit log',
+                    tollgate.quote_redacted(reader.name), target - greatest(removed, done)
+                USING HINT = 'If its subscriber is gone for good: SELECT tollgate.drop_subscription(name).';
+            target := removed;
+        END IF;
+    END IF;
+
+    -- At least one stretch, and no more than the number of events allows.
+    target := (SELECT max(s.seal)
+               FROM (SELECT a.seal, sum(a.events) OVER (ORDER BY a.seal) - a.events AS before_it
+                     FROM tollgate.audit_seals a WHERE a.seal > done AND a.seal <= target) s
+               WHERE s.before_it < $2);
+    IF target IS NULL THEN
+        RETURN 0;
+    END IF;
+
+    -- Else a purge would wipe away the traces.
+    since := tollgate.place_after_seal(done);
+    FOR sealed IN SELECT s.* FROM tollgate.audit_seals s WHERE s.seal > done AND s.seal <= target ORDER BY s.seal LOOP
+        fault := tollgate.fault_of_stretch(sealed, since, false);
+        IF fault IS NOT NULL THEN
+            RAISE EXCEPTION 'the audit log is not as it was sealed, and so is not purged'
+                USING ERRCODE = 'data_corrupted', DETAIL = format('Seal %s: %s.', sealed.seal, fault),
+                      HINT = 'SELECT * FROM tollgate.verify_audit_log() says more.';
+        END IF;
+        since := (sealed.epoch, sealed.xid)::tollgate.audit_place;
+        oldest := least(oldest, sealed.first_at);
+    END LOOP;
+
+    DELETE FROM tollgate.audit_log a WHERE (a.epoch, a.xid) < (since.epoch, since.xid);
+    GET DIAGNOSTICS removed = ROW_COUNT;
+    INSERT INTO tollgate.audit_log (event, detail) VALUES ('audit.purged', jsonb_build_object(
+        'before', $1, 'events', removed, 'first_at', oldest, 'last_at', sealed.last_at, 'first_seal', done + 1, 'last_seal', target));
+    RETURN removed;
+END
+$$;
+COMMENT ON FUNCTION tollgate.purge_sealed_events(timestamptz, integer) IS
+    'Does what purge_audit_log is asked for; called otherwise, the trigger on the log refuses its DELETE. Internal.';
+
+CREATE FUNCTION tollgate.purge_audit_log(before timestamptz, max_events integer DEFAULT 100000) RETURNS bigint
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'purge_audit_log';
+COMMENT ON FUNCTION tollgate.purge_audit_log(timestamptz, integer) IS
+    'Removes sealed events that are older, whole stretches from the oldest on, of about so many events at most, none that a subscription has yet to be told; their seals stay, and the log stays verifiable. Says how many; call again until 0; event audit.purged';
