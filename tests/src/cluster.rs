@@ -30,10 +30,13 @@ const SETTINGS: &[(&str, &str)] = &[
     ("wal_retrieve_retry_interval", "100ms"),
 ];
 
+const INITDB: &[&str] = &["--auth=trust", "--no-sync", "--no-instructions"];
+
 #[derive(Clone, Debug)]
 pub struct Builder {
     preload: bool,
     extension: bool,
+    own_identity: bool,
     settings: Vec<(String, String)>,
     install: Option<Install>,
 }
@@ -50,6 +53,14 @@ impl Builder {
     #[must_use]
     pub fn extension(mut self, extension: bool) -> Self {
         self.extension = extension;
+        self
+    }
+
+    /// A system identifier of its own, which costs a second; else all clusters have that of the template they are copied
+    /// from.
+    #[must_use]
+    pub fn own_identity(mut self) -> Self {
+        self.own_identity = true;
         self
     }
 
@@ -72,7 +83,11 @@ impl Builder {
         let account = Account::unprivileged()?;
         let template = template(&install, &account)?;
         let mut cluster = Cluster::prepare(install, account)?;
-        server::run(Command::new("cp").arg("-a").arg(&template).arg(&cluster.server.data))?;
+        if self.own_identity {
+            cluster.server.initdb(INITDB)?;
+        } else {
+            server::run(Command::new("cp").arg("-a").arg(&template).arg(&cluster.server.data))?;
+        }
         for (name, value) in SETTINGS {
             cluster.server.set(name, *value);
         }
@@ -106,7 +121,7 @@ impl Cluster {
     }
 
     pub fn builder() -> Builder {
-        Builder { preload: true, extension: true, settings: Vec::new(), install: None }
+        Builder { preload: true, extension: true, own_identity: false, settings: Vec::new(), install: None }
     }
 
     fn prepare(install: Install, account: Account) -> Result<Self> {
@@ -354,7 +369,7 @@ fn template(install: &Install, account: &Account) -> Result<PathBuf> {
         let data = directory.path().join("data");
         let new =
             Server::new(install.clone(), account.clone(), data.clone(), PathBuf::new(), PathBuf::new(), 0);
-        new.initdb(&["--auth=trust", "--no-sync", "--no-instructions"])?;
+        new.initdb(INITDB)?;
         fs::rename(&data, &template)?;
     }
     Ok(template)
