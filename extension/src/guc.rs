@@ -4,11 +4,23 @@
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::prelude::*;
-use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
+use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_sys};
 use tollgate_core::token::{DEFAULT_PREFIX, Prefix};
 
 static MAX_TRACKED_KEYS: GucSetting<i32> = GucSetting::<i32>::new(131_072);
+static LOG_VERIFICATIONS: GucSetting<LogVerifications> =
+    GucSetting::<LogVerifications>::new(LogVerifications::off);
+static MAX_LOGGED_VERIFICATIONS: GucSetting<i32> = GucSetting::<i32>::new(100);
 static TOKEN_PREFIX: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Which outcomes of verifications go to the server's log. Named as the setting's values are.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+#[allow(non_camel_case_types)]
+pub(crate) enum LogVerifications {
+    off,
+    failures,
+    all,
+}
 
 pub(crate) fn init() {
     // SAFETY: a plain read of a flag of this process; the strings are static, the hook keeps to the contract of its type.
@@ -29,6 +41,26 @@ pub(crate) fn init() {
             1024,
             64 * 1024 * 1024,
             context,
+            GucFlags::default(),
+        );
+        GucRegistry::define_enum_guc(
+            c"tollgate.log_verifications",
+            c"Which outcomes of verifications are written to the server's log: off, failures or all.",
+            c"The default is off because a log of every request is much to keep and tells who used what when; \
+              failures shows who tries what. A line holds no token and nothing of the statement.",
+            &LOG_VERIFICATIONS,
+            GucContext::Suset,
+            GucFlags::default(),
+        );
+        GucRegistry::define_int_guc(
+            c"tollgate.max_logged_verifications",
+            c"Most verifications that the whole server logs in a second.",
+            c"Anyone who may present tokens can cause failures, and must not fill the disk with them: the default is \
+              at most some 2 GB a day. What is left out is counted, and said with the next line.",
+            &MAX_LOGGED_VERIFICATIONS,
+            1,
+            100_000,
+            GucContext::Sighup,
             GucFlags::default(),
         );
         pg_sys::DefineCustomStringVariable(
@@ -56,6 +88,15 @@ pub(crate) fn reserve_prefix() {
 
 pub(crate) fn max_tracked_keys() -> usize {
     usize::try_from(MAX_TRACKED_KEYS.get()).unwrap_or(0)
+}
+
+#[inline]
+pub(crate) fn log_verifications() -> LogVerifications {
+    LOG_VERIFICATIONS.get()
+}
+
+pub(crate) fn max_logged_verifications() -> u32 {
+    u32::try_from(MAX_LOGGED_VERIFICATIONS.get()).unwrap_or(1)
 }
 
 pub(crate) fn token_prefix() -> Prefix {

@@ -14,6 +14,7 @@ mod datum;
 mod error;
 mod fmgr;
 mod guc;
+mod log;
 mod shmem;
 mod store;
 mod sys;

@@ -5,7 +5,7 @@
 //! [`guarded`], which takes one `sigsetjmp` for all of them.
 #![allow(unsafe_code)]
 
-use core::ffi::c_int;
+use core::ffi::{c_char, c_int};
 use pgrx::pg_sys::{
     self, Datum, HeapTuple, IndexScanDesc, LWLock, Oid, Relation, ScanKey, Snapshot, TupleDesc,
     TupleTableSlot,
@@ -49,6 +49,7 @@ unsafe extern "C-unwind" {
     pub(crate) fn HeapTupleHeaderGetDatum(tuple: pg_sys::HeapTupleHeader) -> Datum;
 
     // These raise nothing as they are used here, and so need no guard.
+    pub(crate) fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
     pub(crate) fn LWLockAcquire(lock: *mut LWLock, mode: pg_sys::LWLockMode::Type) -> bool;
     pub(crate) fn LWLockRelease(lock: *mut LWLock);
     pub(crate) safe fn GetCurrentTimestamp() -> pg_sys::TimestampTz;

@@ -10,4 +10,5 @@
 pub mod net;
 pub mod scope;
 pub mod status;
+pub mod throttle;
 pub mod token;

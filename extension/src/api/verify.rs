@@ -4,6 +4,7 @@ use crate::context::{self, Context};
 use crate::datum::{self, TextArray};
 use crate::error::Error;
 use crate::fmgr::{Call, sql_function};
+use crate::log;
 use crate::shmem::{self, Use};
 use crate::store::composite::{self, Composite};
 use crate::store::probe::{self, Column, TokenRow};
@@ -76,6 +77,14 @@ impl<'a> Request<'a> {
             client: call.bytes(2).and_then(datum::net),
         }
     }
+
+    fn log(&self, code: Code, token_id: Option<&[u8; 16]>) {
+        let required = match self.required {
+            Required::All(scopes) => Some(scopes),
+            _ => None,
+        };
+        log::verification(code, token_id, self.client.as_ref(), required);
+    }
 }
 
 /// The digest of the token in the first argument; `None` if it is malformed, which its checksum tells without a look-up.
@@ -90,6 +99,7 @@ fn check<R>(request: &Request<'_>, metering: Metering, then: impl FnOnce(Code, O
     let Some(digest) = &request.digest else {
         if metering == Metering::Counted {
             shmem::record(Code::Malformed, None);
+            request.log(Code::Malformed, None);
         }
         return then(Code::Malformed, None);
     };
@@ -98,7 +108,9 @@ fn check<R>(request: &Request<'_>, metering: Metering, then: impl FnOnce(Code, O
         let code = token.map_or(Code::NotFound, |token| judge(token, request, now));
         if metering == Metering::Counted {
             let used = Use { accepted: code == Code::Valid, at: now, client: request.client };
-            shmem::record(code, token.map(TokenRow::id).as_ref().map(|id| (id, used)));
+            let id = token.map(TokenRow::id);
+            shmem::record(code, id.as_ref().map(|id| (id, used)));
+            request.log(code, id.as_ref());
         }
         then(code, token)
     })

@@ -25,6 +25,7 @@ use segment::segment;
 use table::Refusal;
 pub(crate) use table::{Kind, UsageRow, Use};
 use tollgate_core::status::Code;
+use tollgate_core::throttle::Throttle;
 
 pub(crate) fn init() {
     segment::init();
@@ -87,6 +88,11 @@ fn exists(database: u32) -> bool {
 pub(crate) fn acknowledge(generation: u64) -> Result<bool, Error> {
     let segment = segment().ok_or_else(|| Error::needs_preload("usage metering"))?;
     Ok(segment.table.acknowledge(segment, database(), generation))
+}
+
+/// The bound on logged verifications of the whole server; `None` without shared memory.
+pub(crate) fn log_throttle() -> Option<&'static Throttle> {
+    segment().map(|segment| segment.log_throttle)
 }
 
 /// What `stats` shows; `None` without shared memory.

@@ -9,6 +9,7 @@ use core::ffi::CStr;
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
+use tollgate_core::throttle::Throttle;
 
 const NAME: &CStr = c"tollgate";
 /// The lock after those of the partitions.
@@ -16,6 +17,7 @@ const CONTROL: usize = PARTITIONS;
 
 pub(super) struct Segment {
     pub(super) table: Table<'static>,
+    pub(super) log_throttle: &'static Throttle,
     locks: *mut pg_sys::LWLockPadded,
 }
 
@@ -48,6 +50,7 @@ struct Plan {
     partitions: usize,
     buckets: usize,
     entries: usize,
+    log_throttle: usize,
     sizes: Sizes,
     total: Layout,
 }
@@ -62,7 +65,8 @@ fn plan() -> Plan {
     let (layout, partitions) = extend(header, Layout::array::<Partition>(PARTITIONS));
     let (layout, buckets) = extend(layout, Layout::array::<AtomicU32>(sizes.buckets));
     let (layout, entries) = extend(layout, Layout::array::<Entry>(sizes.entries));
-    Plan { partitions, buckets, entries, sizes, total: layout.pad_to_align() }
+    let (layout, log_throttle) = extend(layout, Ok(Layout::new::<Throttle>()));
+    Plan { partitions, buckets, entries, log_throttle, sizes, total: layout.pad_to_align() }
 }
 
 /// ShmemInitStruct aligns to a cache line of 128 bytes (`PG_CACHE_LINE_SIZE`), which the parts need no more than.
@@ -111,7 +115,8 @@ unsafe extern "C-unwind" fn startup() {
         }
         pg_sys::LWLockRelease(init_lock);
         let locks = pg_sys::GetNamedLWLockTranche(NAME.as_ptr());
-        SEGMENT.store(Box::into_raw(Box::new(Segment { table, locks })), Ordering::Release);
+        let log_throttle = &*base.add(plan.log_throttle).cast::<Throttle>();
+        SEGMENT.store(Box::into_raw(Box::new(Segment { table, log_throttle, locks })), Ordering::Release);
     }
 }
 

@@ -1,0 +1,41 @@
+//! A bound on how often something is done, for all who share it: so many times a second, no more than a second's worth
+//! at once.
+//!
+//! The generic cell rate algorithm: the only state is the moment up to which the allowance is spent. It lives in atomics
+//! that are valid when zero, so that it can lie in shared memory.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+
+const SECOND: i64 = 1_000_000;
+
+#[derive(Debug, Default)]
+pub struct Throttle {
+    /// In microseconds, of the same clock as `now`.
+    spent_until: AtomicI64,
+    refused: AtomicU64,
+}
+
+impl Throttle {
+    /// With its whole allowance.
+    pub const fn new() -> Throttle {
+        Throttle { spent_until: AtomicI64::new(0), refused: AtomicU64::new(0) }
+    }
+
+    /// Whether it may be done at `now` (microseconds); if so, how often it was refused since it last was. A clock that
+    /// was set back holds nothing up for longer than a second.
+    pub fn admit(&self, now: i64, per_second: u32) -> Option<u64> {
+        let interval = (SECOND / i64::from(per_second.max(1))).max(1);
+        let admitted = self.spent_until.fetch_update(Relaxed, Relaxed, |spent| {
+            let behind = now.saturating_sub(SECOND);
+            let ahead = spent.saturating_sub(now) > SECOND;
+            let spent = if ahead { behind } else { spent.max(behind) };
+            let next = spent.saturating_add(interval);
+            (next <= now).then_some(next)
+        });
+        if admitted.is_err() {
+            self.refused.fetch_add(1, Relaxed);
+            return None;
+        }
+        Some(self.refused.swap(0, Relaxed))
+    }
+}

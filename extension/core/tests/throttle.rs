@@ -1,0 +1,74 @@
+//! The throttle: no more than so many a second, whatever the pattern, and none is forgotten.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use proptest::prelude::*;
+use tollgate_core::throttle::Throttle;
+
+const SECOND: i64 = 1_000_000;
+const NOW: i64 = 800_000_000 * SECOND;
+
+#[test]
+fn a_seconds_worth_may_come_at_once_and_then_one_at_a_time() {
+    let throttle = Throttle::default();
+    let admitted = (0..100).filter(|_| throttle.admit(NOW, 10).is_some()).count();
+    assert_eq!(admitted, 10);
+    assert_eq!(throttle.admit(NOW + SECOND / 10 - 1, 10), None);
+    assert_eq!(throttle.admit(NOW + SECOND / 10, 10), Some(91));
+    assert_eq!(throttle.admit(NOW + SECOND / 10, 10), None);
+    assert_eq!(throttle.admit(NOW + SECOND, 10), Some(1));
+}
+
+#[test]
+fn a_clock_that_was_set_back_stops_nothing_for_long() {
+    let throttle = Throttle::default();
+    assert!(throttle.admit(NOW + 86_400 * SECOND, 10).is_some());
+    assert!(throttle.admit(NOW, 10).is_some());
+    for clock in [i64::MIN, i64::MAX, 0, -1] {
+        let _ = throttle.admit(clock, 0);
+    }
+}
+
+#[test]
+fn threads_together_get_no_more_than_one_would() {
+    let (throttle, admitted, told) = (Throttle::default(), AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..1000 {
+                    if let Some(refused) = throttle.admit(NOW, 100) {
+                        admitted.fetch_add(1, Relaxed);
+                        told.fetch_add(refused, Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(admitted.load(Relaxed), 100);
+    let refused = throttle.admit(NOW + SECOND, 100).expect("a second later");
+    assert_eq!(told.load(Relaxed) + refused, 3900, "each refusal is told of once");
+}
+
+proptest! {
+    #[test]
+    fn no_window_of_time_has_more_than_its_share(gaps in prop::collection::vec(0..200_000_i64, 1..300), rate in 1..200_u32) {
+        let throttle = Throttle::default();
+        let mut now = NOW;
+        let mut admitted = Vec::new();
+        for gap in gaps {
+            now += gap;
+            if throttle.admit(now, rate).is_some() {
+                admitted.push(now);
+            }
+        }
+        let interval = SECOND / i64::from(rate);
+        for (first, start) in admitted.iter().enumerate() {
+            for (last, end) in admitted.iter().enumerate().skip(first) {
+                let share = (end - start + SECOND) / interval;
+                prop_assert!(i64::try_from(last - first + 1).unwrap() <= share, "from {start} to {end}");
+            }
+        }
+        // And who keeps to the rate is never refused.
+        prop_assert!(throttle.admit(now + SECOND, rate).is_some());
+    }
+}

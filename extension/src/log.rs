@@ -1,0 +1,120 @@
+//! Verification outcomes in the server's log, as `tollgate.log_verifications` asks for them.
+//!
+//! One line each, of `key=value` pairs in this order: code, token_id, client_ip, required; "-" for what there is not. Nobody
+//! who presents tokens can write into it: ids and addresses are printed by us, of required scopes only what scopes are
+//! made of, and not much of it. The line goes to the server's log alone, without the statement, its context and its bind
+//! values, in which the token is. The number of lines is bounded for the whole server (for each session, if the library is
+//! not preloaded), and what was left out is said with the next line. Nothing is written to a table, so it works on standbys.
+#![allow(unsafe_code)]
+
+use crate::datum::TextArray;
+use crate::guc::{self, LogVerifications};
+use crate::{shmem, sys};
+use core::fmt::Write as _;
+use pgrx::pg_sys;
+use std::ffi::CString;
+use tollgate_core::net::Net;
+use tollgate_core::status::Code;
+use tollgate_core::throttle::Throttle;
+use tollgate_core::token;
+
+/// Of the required scopes, in a line.
+const MOST_SCOPES: usize = 8;
+const MOST_CHARACTERS: usize = 128;
+
+/// Without shared memory.
+static OF_THIS_SESSION: Throttle = Throttle::new();
+
+/// Logs an outcome, if such are to be logged.
+#[inline]
+pub(crate) fn verification(
+    code: Code,
+    token_id: Option<&[u8; 16]>,
+    client: Option<&Net>,
+    required: Option<TextArray<'_>>,
+) {
+    let wanted = guc::log_verifications();
+    if wanted == LogVerifications::off || (wanted == LogVerifications::failures && code == Code::Valid) {
+        return;
+    }
+    write(code, token_id, client, required);
+}
+
+#[cold]
+fn write(code: Code, token_id: Option<&[u8; 16]>, client: Option<&Net>, required: Option<TextArray<'_>>) {
+    let throttle = shmem::log_throttle().unwrap_or(&OF_THIS_SESSION);
+    let most = guc::max_logged_verifications();
+    let Some(left_out) = throttle.admit(sys::GetCurrentTimestamp(), most) else { return };
+    if left_out > 0 {
+        emit(&format!(
+            "tollgate: {left_out} verifications were not logged, because tollgate.max_logged_verifications is {most}"
+        ));
+    }
+    emit(&line(code, token_id, client, required));
+}
+
+fn line(
+    code: Code,
+    token_id: Option<&[u8; 16]>,
+    client: Option<&Net>,
+    required: Option<TextArray<'_>>,
+) -> String {
+    let mut line = format!("tollgate: verification code={code} token_id=");
+    let _ = match token_id {
+        Some(id) => write!(line, "{}", uuid::Uuid::from_bytes(*id)),
+        None => write!(line, "-"),
+    };
+    let _ = match client {
+        Some(net) => write!(line, " client_ip={net}"),
+        None => write!(line, " client_ip=-"),
+    };
+    line.push_str(" required=");
+    match required {
+        Some(scopes) if scopes.len() > 0 => push_scopes(&mut line, &scopes),
+        _ => line.push('-'),
+    }
+    line
+}
+
+/// Scopes come from the application, but who knows from where it has them.
+fn push_scopes(line: &mut String, scopes: &TextArray<'_>) {
+    for (n, scope) in scopes.iter().take(MOST_SCOPES).enumerate() {
+        if n > 0 {
+            line.push(',');
+        }
+        let Some(scope) = scope else {
+            line.push_str("NULL");
+            continue;
+        };
+        let shown: String = scope
+            .iter()
+            .take(MOST_CHARACTERS)
+            .map(|&byte| match byte {
+                b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b':' | b'*' | b'-' => char::from(byte),
+                _ => '?',
+            })
+            .collect();
+        line.push_str(&token::redact(&shown));
+        if scope.len() > MOST_CHARACTERS {
+            line.push('…');
+        }
+    }
+    if scopes.len() > MOST_SCOPES {
+        let _ = write!(line, ",…{} more", scopes.len() - MOST_SCOPES);
+    }
+}
+
+/// One line for the server's log and for nobody else.
+fn emit(line: &str) {
+    // Holds nothing but what is formatted above.
+    let Ok(line) = CString::new(line) else { return };
+    // SAFETY: the sequence that ereport() stands for, at a level that is no ERROR; the format takes the one string.
+    unsafe {
+        if pg_sys::errstart_cold(pg_sys::LOG_SERVER_ONLY.cast_signed(), core::ptr::null()) {
+            pg_sys::errmsg_internal(c"%s".as_ptr(), line.as_ptr());
+            pg_sys::errhidestmt(true);
+            pg_sys::errhidecontext(true);
+            sys::errfinish(c"log.rs".as_ptr(), 0, c"verification".as_ptr());
+        }
+    }
+}
