@@ -31,37 +31,19 @@ ALTER TABLE tollgate.audit_seals ENABLE ALWAYS TRIGGER append_only;
 
 CREATE INDEX audit_log_purges ON tollgate.audit_log (id) WHERE event = 'audit.purged';
 
-CREATE FUNCTION tollgate.framed(value bytea) RETURNS bytea
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-BEGIN ATOMIC
-    SELECT coalesce(int4send(octet_length($1)) OPERATOR(pg_catalog.||) $1, int4send(-1));
-END;
-COMMENT ON FUNCTION tollgate.framed(bytea) IS 'A value with its length before it, NULL as the length -1. Internal.';
-
--- convert_to instead of textsend and its kin, which write in the encoding of the client.
-CREATE FUNCTION tollgate.digest_of_event(event tollgate.audit_log) RETURNS bytea
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-BEGIN ATOMIC
-    SELECT sha256(
-        timestamptz_send(($1).at)
-        OPERATOR(pg_catalog.||) tollgate.framed(convert_to(($1).event, 'UTF8'))
-        OPERATOR(pg_catalog.||) tollgate.framed(uuid_send(($1).token_id))
-        OPERATOR(pg_catalog.||) tollgate.framed(convert_to(($1).user_id, 'UTF8'))
-        OPERATOR(pg_catalog.||) tollgate.framed(convert_to(($1).actor, 'UTF8'))
-        OPERATOR(pg_catalog.||) tollgate.framed(convert_to(text(($1).client_addr), 'UTF8'))
-        OPERATOR(pg_catalog.||) tollgate.framed(convert_to(($1).detail::text, 'UTF8')));
-END;
-COMMENT ON FUNCTION tollgate.digest_of_event(tollgate.audit_log) IS 'sha256 of all of an event but its place (epoch, xid, id). Internal.';
+CREATE FUNCTION tollgate.digest_of(VARIADIC fields bytea[]) RETURNS bytea
+    LANGUAGE c IMMUTABLE PARALLEL SAFE STRICT
+    AS 'MODULE_PATHNAME', 'digest_of';
+COMMENT ON FUNCTION tollgate.digest_of(bytea[]) IS 'sha256 of values, each with its length before it; NULL has the length -1. Internal.';
 
 CREATE FUNCTION tollgate.hash_of_seal(seal tollgate.audit_seals, previous bytea) RETURNS bytea
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT sha256(
-        convert_to('tollgate seal 1', 'UTF8') || int8send(($1).seal) || int4send(($1).epoch) || xid8send(($1).xid)
-        || int8send(($1).events) || timestamptz_send(($1).first_at) || timestamptz_send(($1).last_at)
-        || timestamptz_send(($1).sealed_at) || tollgate.framed(($1).in_order) || tollgate.framed(($1).any_order)
-        || tollgate.framed($2));
+    SELECT tollgate.digest_of(
+        convert_to('tollgate seal 1', 'UTF8'), int8send(($1).seal), int4send(($1).epoch), xid8send(($1).xid),
+        int8send(($1).events), timestamptz_send(($1).first_at), timestamptz_send(($1).last_at),
+        timestamptz_send(($1).sealed_at), ($1).in_order, ($1).any_order, $2);
 END;
 COMMENT ON FUNCTION tollgate.hash_of_seal(tollgate.audit_seals, bytea) IS
     'The hash that a seal must have after the one before it (NULL for the first). Internal.';
@@ -72,12 +54,16 @@ CREATE FUNCTION tollgate.measure_stretch(since tollgate.audit_place, until tollg
 BEGIN ATOMIC
     -- Set aside, on disk if it is much, so that each event is digested once.
     WITH stretch AS MATERIALIZED (
-        SELECT a.epoch, a.xid, a.id, a.at, tollgate.digest_of_event(a) AS digest
+        SELECT a.epoch, a.xid, a.id, a.at,
+               -- Not textsend and its kin, which write in the encoding of the client.
+               tollgate.digest_of(
+                   timestamptz_send(a.at), convert_to(a.event, 'UTF8'), uuid_send(a.token_id), convert_to(a.user_id, 'UTF8'),
+                   convert_to(a.actor, 'UTF8'), convert_to(text(a.client_addr), 'UTF8'), convert_to(a.detail::text, 'UTF8')) AS digest
         FROM tollgate.audit_log a
         WHERE (a.epoch, a.xid) >= (($1).epoch, ($1).xid) AND (a.epoch, a.xid) < (($2).epoch, ($2).xid)
     )
     SELECT NULL::bigint, ($2).epoch, ($2).xid, count(*), min(s.at), max(s.at), NULL::timestamptz,
-           sha256(coalesce(string_agg(sha256(int4send(s.epoch) || xid8send(s.xid) || int8send(s.id) || s.digest), ''
+           sha256(coalesce(string_agg(tollgate.digest_of(int4send(s.epoch), xid8send(s.xid), int8send(s.id), s.digest), ''
                                       ORDER BY s.epoch, s.xid, s.id), '')),
            sha256(coalesce(string_agg(s.digest, '' ORDER BY s.digest), '')),
            NULL::bytea

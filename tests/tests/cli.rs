@@ -146,13 +146,13 @@ async fn tail_prints_the_events_since_one_and_ends() -> Result<()> {
     for line in text.lines() {
         // In this order, which a JSON object in memory does not keep.
         let places: Vec<Option<usize>> =
-            ["id", "at", "event", "token_id", "user_id", "actor", "reason", "detail"]
+            ["id", "epoch", "at", "event", "token_id", "user_id", "actor", "reason", "detail"]
                 .iter()
                 .map(|key| line.find(&format!("\"{key}\":")))
                 .collect();
         assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{line}");
         let object: Value = serde_json::from_str(line)?;
-        assert_eq!(object.as_object().map(serde_json::Map::len), Some(8), "{line}");
+        assert_eq!(object.as_object().map(serde_json::Map::len), Some(9), "{line}");
     }
     let revoked = &events[1];
     assert_eq!(

@@ -316,6 +316,8 @@ async fn each_change_is_recorded_with_who_did_it() -> Result<()> {
         (event.to_owned(), id, id.and(user.clone()), actor.to_owned(), detail, expires)
     };
     let scope = |description: &str| json!({"scope": "recorded:scope", "description": description});
+    let changes = json!({"description": {"from": "first", "to": "second"}});
+    let changed = json!({"scope": "recorded:scope", "changes": changes});
     let hint = log.last().map(|row| row.4["hint"].clone());
     let expected = vec![
         event("token.created", Some(by_login.id), "issuer", created(&by_login, &["posts:read"]), true),
@@ -324,8 +326,8 @@ async fn each_change_is_recorded_with_who_did_it() -> Result<()> {
         event("token.created", Some(by_team.id), "team", created(&by_team, &[]), false),
         event("token.revoked", Some(by_team.id), "team", json!({}), false),
         // Defining it once more as it is was no change.
-        event("scope.defined", None, "team", scope("second"), false),
-        event("scope.dropped", None, "team", json!({"scope": "recorded:scope"}), false),
+        event("scope.defined", None, "team", changed, false),
+        event("scope.dropped", None, "team", scope("second"), false),
         event(
             "token.created",
             Some(wrapped),

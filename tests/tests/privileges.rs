@@ -56,9 +56,22 @@ const GRANTED: [(&str, &str); 25] = [
     ("tollgate.expire_tokens(integer)", "expire_tokens(10)"),
     ("tollgate.purge_tokens(interval,integer)", "purge_tokens('30 days', 10)"),
     ("tollgate.event_position(bigint)", "event_position(0)"),
-    ("tollgate.read_events(bigint,bigint[],integer)", "read_events(0, '{}', 10)"),
+    (
+        "tollgate.read_events(uuid,bigint,bigint[],integer)",
+        "read_events('00000000-0000-0000-0000-000000000000', 0, '{}', 10)",
+    ),
     ("tollgate.open_subscription(text)", "open_subscription('clerk')"),
-    ("tollgate.advance_subscription(text,bigint,bigint[])", "advance_subscription('clerk', 3, '{}')"),
+    (
+        "tollgate.advance_subscription(text,uuid,bigint,bigint[])",
+        "advance_subscription('clerk', '00000000-0000-0000-0000-000000000000', 3, '{}')",
+    ),
+    ("tollgate.drop_subscription(text)", "drop_subscription('clerk')"),
+    ("tollgate.seal_audit_log(integer)", "seal_audit_log()"),
+    ("tollgate.verify_audit_log(bigint,bytea)", "verify_audit_log()"),
+    (
+        "tollgate.purge_audit_log(timestamp with time zone,integer)",
+        "purge_audit_log(now() - interval '1 day')",
+    ),
     (
         "tollgate.report_daemon(uuid,text,integer,text,timestamp with time zone,jsonb)",
         "report_daemon('00000000-0000-0000-0000-000000000002', 'host', 1, '0', '2020-01-01', '{}')",

@@ -13,7 +13,7 @@ use operator::{Db, OPERATOR, position, read_all};
 use serde_json::{Value, json};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client};
-use tollgate_tests::{Cluster, DATABASE, eventually_async};
+use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually, eventually_async};
 
 static SHARED: Shared = Shared::new(&[]);
 
@@ -220,6 +220,36 @@ async fn seals_hold_whatever_the_settings() -> Result<()> {
         let whole: bool = value(&client, "select whole from tollgate.verify_audit_log()").await?;
         assert!(whole, "{settings}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn several_daemons_seal_and_log_what_proves_it_elsewhere() -> Result<()> {
+    let db = db("daemons").await?;
+    let arguments = ["run", "--seal-interval", "100ms", "--subscription", "seals", "--batch-size", "2"];
+    let daemons = [Tollgated::spawn(&db.url(), &arguments)?, Tollgated::spawn(&db.url(), &arguments)?];
+    for n in 0..20 {
+        log(&db.owner, &format!("daemon:{n}")).await?;
+    }
+    eventually_async(LONG, "all events to be sealed", async || {
+        let events: i64 = value(&db.owner, "select count(*) from tollgate.audit_log").await.unwrap();
+        verify(&db.owner).await.unwrap()["events"] == json!(events)
+    })
+    .await;
+    assert_eq!(fault(&db.owner).await?, None);
+    let hashes = db.owner.query("select encode(hash, 'hex') from tollgate.audit_seals", &[]).await?;
+    assert!(hashes.len() >= 10, "{} seals", hashes.len());
+    for hash in hashes {
+        let hash: String = hash.get(0);
+        let logged = || daemons.iter().filter(|daemon| daemon.log().contains(&hash)).count();
+        eventually(LONG, "the seal to be logged", || logged() == 1);
+    }
+    let reported =
+        "select count(*) from tollgate.daemons d where d.tasks -> 'seal_audit' ->> 'last_outcome' = 'ok'";
+    eventually_async(LONG, "the task to be reported", async || {
+        value::<i64>(&db.owner, reported).await.unwrap() == 2
+    })
+    .await;
     Ok(())
 }
 

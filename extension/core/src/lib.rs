@@ -9,6 +9,7 @@
 
 pub mod net;
 pub mod scope;
+pub mod seal;
 pub mod status;
 pub mod throttle;
 pub mod token;

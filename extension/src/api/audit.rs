@@ -1,4 +1,5 @@
-//! What the audit log needs of the server: where its events are written, and the one way in which some may leave it.
+//! What the audit log needs of the server: where its events are written, the digests that its seals are made of, and the one
+//! way in which some may leave it.
 #![allow(unsafe_code)]
 
 use crate::error::Error;
@@ -7,6 +8,7 @@ use core::cell::Cell;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, Spi};
+use tollgate_core::seal;
 
 sql_function!(system_identifier);
 fn system_identifier(_call: &Call) -> Option<Datum> {
@@ -62,4 +64,10 @@ fn purge_audit_log(call: &Call) -> Option<Datum> {
     removed
         .unwrap_or_else(|error| Error::internal(format!("could not purge the audit log: {error}")).raise())
         .into_datum()
+}
+
+sql_function!(digest_of);
+fn digest_of(call: &Call) -> Option<Datum> {
+    let fields = call.text_array(0)?;
+    seal::digest(fields.iter()).as_slice().into_datum()
 }
