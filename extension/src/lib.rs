@@ -44,7 +44,9 @@ extension_sql_file!("../../sql/schema/verify.sql", name = "verify", requires = [
 extension_sql_file!("../../sql/schema/issue.sql", name = "issue", requires = ["verify"]);
 extension_sql_file!("../../sql/schema/housekeeping.sql", name = "housekeeping", requires = ["issue"]);
 extension_sql_file!("../../sql/schema/stats.sql", name = "stats", requires = ["housekeeping"]);
-extension_sql_file!("../../sql/schema/privileges.sql", name = "privileges", requires = ["stats"], finalize);
+extension_sql_file!("../../sql/schema/decisions.sql", name = "decisions", requires = ["stats"]);
+extension_sql_file!("../../sql/schema/capabilities.sql", name = "capabilities", requires = ["decisions"]);
+extension_sql_file!("../../sql/schema/privileges.sql", name = "privileges", requires = ["capabilities"], finalize);
 
 /// What `cargo pgrx test` asks of the crate: the settings of its test server.
 #[cfg(test)]
