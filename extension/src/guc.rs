@@ -80,22 +80,31 @@ unsafe extern "C-unwind" fn check_token_prefix(
     match value.and_then(|text| text.to_str().ok()).map(Prefix::parse) {
         Some(Ok(_)) => true,
         Some(Err(error)) => {
-            refuse_with_detail(&format!("{error}."));
+            refuse(c"tollgate.token_prefix", &format!("{error}."));
             false
         }
         None => false,
     }
 }
 
-/// From within a check hook: why the value is refused.
-pub(crate) fn refuse_with_detail(detail: &str) {
-    // SAFETY: PostgreSQL reads the pointer right after the hook returned; the copy is made in the memory context of the
-    // statement.
+/// From within a check hook: why the value is refused. PostgreSQL's own message would repeat the value, which may be a token.
+pub(crate) fn refuse(name: &CStr, detail: &str) {
+    let message = format!("invalid value for parameter \"{}\"", name.to_string_lossy());
+    // SAFETY: PostgreSQL reads the pointers right after the hook returned.
     unsafe {
-        let copy = pg_sys::palloc(detail.len() + 1).cast::<u8>();
-        core::ptr::copy_nonoverlapping(detail.as_ptr(), copy, detail.len());
-        *copy.add(detail.len()) = 0;
-        pg_sys::GUC_check_errdetail_string = copy.cast();
+        pg_sys::GUC_check_errmsg_string = copied(&message);
+        pg_sys::GUC_check_errdetail_string = copied(detail);
+    }
+}
+
+/// A C string in the memory context of the statement.
+fn copied(text: &str) -> *mut c_char {
+    // SAFETY: writes what was just allocated.
+    unsafe {
+        let copy = pg_sys::palloc(text.len() + 1).cast::<u8>();
+        core::ptr::copy_nonoverlapping(text.as_ptr(), copy, text.len());
+        *copy.add(text.len()) = 0;
+        copy.cast()
     }
 }
 

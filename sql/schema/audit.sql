@@ -164,6 +164,12 @@ CREATE FUNCTION tollgate.advance_subscription(name text, horizon bigint, deliver
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    -- PostgreSQL's own message would show the whole row.
+    IF $2 IS NULL OR $3 IS NULL THEN
+        RAISE EXCEPTION 'this is not a cursor of the audit log'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: horizon and delivered, which are NULL.',
+                  HINT = 'Pass on what the last read_events returned.';
+    END IF;
     UPDATE tollgate.subscriptions s SET horizon = $2, delivered = $3, advanced_at = now() WHERE s.name = $1;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no subscription %', tollgate.quote_redacted($1)

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use tokio_postgres::Client;
 
+use crate::common::Token;
+
 /// In the calls, `{token}` stands for the text of a live token of `clerk` with the scope `posts:read`, `{id}` for its id,
 /// and `{role}` for the name of an ordinary role. In this order each finds what it needs.
 const CALLS: &[(&str, &str)] = &[
@@ -18,7 +20,7 @@ const CALLS: &[(&str, &str)] = &[
         "tollgate.verify_api_token(text,text[],inet)",
         "verify_api_token('{token}', '{posts:read}', '10.0.0.1')",
     ),
-    ("tollgate.verify_api_token_hash(bytea,text[],inet)", "verify_api_token_hash('\\x00')"),
+    ("tollgate.verify_api_token_hash(bytea,text[],inet)", "verify_api_token_hash('')"),
     ("tollgate.authenticate(text,text[],inet)", "authenticate('{token}', '{posts:read}', '10.0.0.1')"),
     ("tollgate.token_has_scope(text,text)", "token_has_scope('{token}', 'posts:read')"),
     ("tollgate.list_api_tokens(text)", "list_api_tokens('clerk')"),
@@ -72,4 +74,11 @@ pub(crate) async fn all(owner: &Client) -> Result<Vec<(&'static str, &'static st
         "each function that is given to somebody has a call in tests/calls/mod.rs"
     );
     Ok(CALLS.to_vec())
+}
+
+/// A call as a statement.
+pub(crate) fn filled(call: &str, token: &Token, role: &str) -> String {
+    let call =
+        call.replace("{token}", &token.token).replace("{id}", &token.id.to_string()).replace("{role}", role);
+    format!("select * from tollgate.{call}")
 }
