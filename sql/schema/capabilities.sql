@@ -230,30 +230,31 @@ COMMENT ON FUNCTION tollgate.revoke_capability(regrole, text) IS
 
 CREATE FUNCTION tollgate.list_capability_grants() RETURNS TABLE (
         role text, capability text, granted_at timestamptz, granted_by text, state text, objects text[], members text[])
-    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER
+    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 10
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    WITH due AS (
+    WITH held AS MATERIALIZED (
+        SELECT p.object_id, p.object, p.owner, p.grantee, p.privilege FROM tollgate.object_privileges p
+    ), due AS MATERIALIZED (
         SELECT c.role_oid, c.capability, o.object_id, o.object, o.privilege
         FROM tollgate.capabilities c, tollgate.capability_objects(c.capability) o
-    ), remembered AS (
-        SELECT c.role_oid, coalesce(r.rolname, c.role) AS role, c.capability, c.granted_at, c.granted_by, r.oid IS NOT NULL AS exists,
-               ARRAY(SELECT d.object FROM due d
-                     WHERE d.role_oid = r.oid AND d.capability = c.capability
-                       AND NOT EXISTS (SELECT FROM tollgate.object_privileges p
-                                       WHERE p.object_id = d.object_id AND p.grantee = r.oid AND p.privilege = d.privilege)
-                     ORDER BY d.object) AS missing
-        FROM tollgate.capabilities c LEFT JOIN pg_roles r ON r.oid = c.role_oid
+    ), lacking AS (
+        SELECT d.role_oid, d.capability, array_agg(d.object ORDER BY d.object) AS objects
+        FROM due d LEFT JOIN held p ON p.object_id = d.object_id AND p.grantee = d.role_oid AND p.privilege = d.privilege
+        WHERE p.object_id IS NULL
+        GROUP BY d.role_oid, d.capability
     ), by_hand AS (
         SELECT p.grantee, array_agg(DISTINCT p.object ORDER BY p.object) AS objects
-        FROM tollgate.object_privileges p
-        WHERE p.grantee NOT IN (0, p.owner)
-          AND NOT EXISTS (SELECT FROM due d WHERE d.role_oid = p.grantee AND d.object_id = p.object_id AND d.privilege = p.privilege)
+        FROM held p LEFT JOIN due d ON d.role_oid = p.grantee AND d.object_id = p.object_id AND d.privilege = p.privilege
+        WHERE p.grantee NOT IN (0, p.owner) AND d.object_id IS NULL
         GROUP BY p.grantee
     ), listed AS (
-        SELECT m.role_oid, m.role, m.capability, m.granted_at, m.granted_by,
-               CASE WHEN NOT m.exists THEN 'no such role' WHEN m.missing = '{}' THEN 'granted' ELSE 'incomplete' END AS state, m.missing AS objects
-        FROM remembered m
+        SELECT c.role_oid, coalesce(r.rolname, c.role) AS role, c.capability, c.granted_at, c.granted_by,
+               CASE WHEN r.oid IS NULL THEN 'no such role' WHEN l.objects IS NULL THEN 'granted' ELSE 'incomplete' END AS state,
+               CASE WHEN r.oid IS NULL THEN '{}' ELSE coalesce(l.objects, '{}') END AS objects
+        FROM tollgate.capabilities c
+            LEFT JOIN pg_roles r ON r.oid = c.role_oid
+            LEFT JOIN lacking l ON l.role_oid = c.role_oid AND l.capability = c.capability
         UNION ALL
         SELECT h.grantee, pg_get_userbyid(h.grantee), NULL, NULL, NULL, 'by hand', h.objects FROM by_hand h
     )

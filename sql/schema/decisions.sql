@@ -96,7 +96,7 @@ COMMENT ON VIEW tollgate.capability_privileges IS
 
 -- Names and signatures are read in the search path of these functions, whatever the caller's is.
 CREATE FUNCTION tollgate.capability_objects(capability text) RETURNS TABLE (object_id oid, object_type text, object text, privilege text)
-    LANGUAGE sql STABLE
+    LANGUAGE sql STABLE ROWS 30
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT p.object::regprocedure::oid, p.object_type, p.object::regprocedure::text, p.privilege
