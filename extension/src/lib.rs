@@ -46,7 +46,12 @@ extension_sql_file!("../../sql/schema/housekeeping.sql", name = "housekeeping", 
 extension_sql_file!("../../sql/schema/stats.sql", name = "stats", requires = ["housekeeping"]);
 extension_sql_file!("../../sql/schema/decisions.sql", name = "decisions", requires = ["stats"]);
 extension_sql_file!("../../sql/schema/capabilities.sql", name = "capabilities", requires = ["decisions"]);
-extension_sql_file!("../../sql/schema/privileges.sql", name = "privileges", requires = ["capabilities"], finalize);
+extension_sql_file!(
+    "../../sql/schema/privileges.sql",
+    name = "privileges",
+    requires = ["capabilities"],
+    finalize
+);
 
 /// What `cargo pgrx test` asks of the crate: the settings of its test server.
 #[cfg(test)]

@@ -30,6 +30,7 @@ COMMENT ON FUNCTION tollgate.resolve_capability_role() IS 'Trigger that finds th
 
 CREATE TRIGGER resolve_role BEFORE INSERT ON tollgate.capabilities
     FOR EACH ROW EXECUTE FUNCTION tollgate.resolve_capability_role();
+ALTER TABLE tollgate.capabilities ENABLE ALWAYS TRIGGER resolve_role;
 
 -- Fired by an upgrade, and by the restoration of a dump. Deferred to the commit, because what a script of the extension grants
 -- counts as the object's first privileges, which a dump leaves out and which in PostgreSQL 17 keep a role from being dropped.
@@ -49,7 +50,8 @@ COMMENT ON FUNCTION tollgate.renew_capability() IS 'Trigger that grants what a r
 
 CREATE CONSTRAINT TRIGGER renew AFTER INSERT OR UPDATE ON tollgate.capabilities
     DEFERRABLE INITIALLY DEFERRED
-    FOR EACH ROW EXECUTE FUNCTION tollgate.renew_capability();
+    -- What this very transaction granted it has granted.
+    FOR EACH ROW WHEN (NEW.granted_at < now()) EXECUTE FUNCTION tollgate.renew_capability();
 
 CREATE FUNCTION tollgate.check_capability(role regrole, capability text) RETURNS void
     LANGUAGE plpgsql STABLE

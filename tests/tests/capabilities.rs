@@ -475,9 +475,15 @@ async fn a_role_may_have_any_name() -> Result<()> {
 
 #[tokio::test]
 async fn a_transaction_that_takes_it_back_or_rolls_back_leaves_nothing() -> Result<()> {
-    let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
+    let cluster = SHARED.cluster()?;
+    common::database(&cluster, "brief")?;
+    let owner = cluster.connect("postgres", "brief").await?;
     owner.batch_execute("create role brief login").await?;
-    for end in ["select tollgate.revoke_capability('brief', 'admin'); commit", "rollback"] {
+    for end in [
+        "select tollgate.revoke_capability('brief', 'admin'); commit",
+        "rollback",
+        "drop extension tollgate; rollback",
+    ] {
         owner
             .batch_execute(&format!("begin; select tollgate.grant_capability('brief', 'admin'); {end}"))
             .await?;
