@@ -1,8 +1,8 @@
 //! Tollgate: API tokens inside PostgreSQL. This file only wires the modules together.
 //!
 //! Where to look: what users call is in `api`, one function by the name SQL gives it; where our tables are touched, in
-//! `store`; where memory is shared between backends, in `shmem`; the identity of a transaction, in `context`; the rules
-//! themselves, free of PostgreSQL, in the crate `tollgate-core`. What needs secrecy, hashing or speed is written in Rust;
+//! `store`; how a verification in FROM is executed, in `scan`; where memory is shared between backends, in `shmem`; the
+//! identity of a transaction, in `context`; the rules themselves, free of PostgreSQL, in the crate `tollgate-core`. What needs secrecy, hashing or speed is written in Rust;
 //! statements over sets of rows are written in SQL, in `sql/schema`, where every object stands with its comment.
 
 use pgrx::prelude::*;
@@ -14,6 +14,7 @@ mod datum;
 mod error;
 mod fmgr;
 mod guc;
+mod scan;
 mod shmem;
 mod store;
 mod sys;
@@ -33,6 +34,7 @@ pub extern "C-unwind" fn _PG_init() {
     shmem::init();
     guc::reserve_prefix();
     store::init();
+    scan::init();
 }
 
 extension_sql_file!("../../sql/schema/install.sql", name = "install", bootstrap);

@@ -47,9 +47,15 @@ unsafe extern "C-unwind" {
     pub(crate) fn ExecDropSingleTupleTableSlot(slot: *mut TupleTableSlot);
     pub(crate) fn heap_form_tuple(desc: TupleDesc, values: *mut Datum, nulls: *mut bool) -> HeapTuple;
     pub(crate) fn HeapTupleHeaderGetDatum(tuple: pg_sys::HeapTupleHeader) -> Datum;
+    pub(crate) fn ExecScan(
+        node: *mut pg_sys::ScanState,
+        access: pg_sys::ExecScanAccessMtd,
+        recheck: pg_sys::ExecScanRecheckMtd,
+    ) -> *mut TupleTableSlot;
 
     // These raise nothing as they are used here, and so need no guard.
     pub(crate) fn LWLockAcquire(lock: *mut LWLock, mode: pg_sys::LWLockMode::Type) -> bool;
     pub(crate) fn LWLockRelease(lock: *mut LWLock);
+    pub(crate) fn ExecStoreVirtualTuple(slot: *mut TupleTableSlot) -> *mut TupleTableSlot;
     pub(crate) safe fn GetCurrentTimestamp() -> pg_sys::TimestampTz;
 }

@@ -6,4 +6,4 @@ mod issue;
 mod scopes;
 mod stats;
 mod usage;
-mod verify;
+pub(crate) mod verify;

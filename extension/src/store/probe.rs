@@ -52,7 +52,7 @@ const EXPECTED: [(Column, &CStr, pg_sys::Oid); 11] = [
 
 /// The row of a token, as it lies in the shared buffer that is pinned meanwhile.
 pub(crate) struct TokenRow {
-    slot: *const pg_sys::TupleTableSlot,
+    slot: *mut pg_sys::TupleTableSlot,
 }
 
 impl TokenRow {
@@ -107,7 +107,13 @@ thread_local! {
     static CHECKED_IN: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// An open scan. Plain pointers: on an ERROR the resource owner of the transaction releases what they point to.
+/// A look-up that has found its token or not, and keeps the row in place until it is closed. Plain pointers: on an ERROR
+/// the resource owner of the transaction releases what they point to.
+pub(crate) struct Lookup {
+    scan: Scan,
+    row: TokenRow,
+}
+
 #[derive(Clone, Copy)]
 struct Scan {
     table: pg_sys::Relation,
@@ -118,43 +124,51 @@ struct Scan {
     found: bool,
 }
 
-/// Finds the token with a digest and lets `read` look at its row.
-pub(crate) fn with_token<R>(digest: &Digest, read: impl FnOnce(Option<&TokenRow>) -> R) -> R {
-    let argument = DigestDatum { length: varlena_length(DIGEST_LEN), digest: *digest };
-    let mut key = scan_key();
-    key.sk_argument = Datum::from(&raw const argument);
-    let open = loop {
-        let relations = relations::relations();
-        let epoch = relations::epoch();
-        if CHECKED_IN.get() != Some(epoch) {
-            check_columns(&relations);
-            CHECKED_IN.set(Some(epoch));
+impl Lookup {
+    /// Looks for the token with a digest. What it allocates is in the current memory context, which must live until it is
+    /// closed.
+    pub(crate) fn open(digest: &Digest) -> Self {
+        let argument = DigestDatum { length: varlena_length(DIGEST_LEN), digest: *digest };
+        let mut key = scan_key();
+        key.sk_argument = Datum::from(&raw const argument);
+        loop {
+            let relations = relations::relations();
+            let epoch = relations::epoch();
+            if CHECKED_IN.get() != Some(epoch) {
+                check_columns(&relations);
+                CHECKED_IN.set(Some(epoch));
+            }
+            // SAFETY: the closure holds nothing that needs dropping. The key is not looked at after the one descent.
+            if let Some(scan) = unsafe { sys::guarded(|| begin(&relations, epoch, &raw mut key)) } {
+                return Lookup { scan, row: TokenRow { slot: scan.slot } };
+            }
         }
-        // SAFETY: the closure holds nothing that needs dropping.
-        if let Some(open) = unsafe { sys::guarded(|| begin(&relations, epoch, &raw mut key)) } {
-            break open;
-        }
-    };
-    let row = TokenRow { slot: open.slot };
-    let result = read(open.found.then_some(&row));
-    // SAFETY: ends what `begin` began, in the opposite order; `row` is not used any more.
-    unsafe {
-        sys::guarded(|| {
-            sys::index_endscan(open.scan);
-            sys::ExecDropSingleTupleTableSlot(open.slot);
-            sys::UnregisterSnapshot(open.snapshot);
-            sys::index_close(open.index, pg_sys::NoLock.cast_signed());
-            sys::table_close(open.table, pg_sys::NoLock.cast_signed());
-        });
     }
-    result
+
+    pub(crate) fn token(&self) -> Option<&TokenRow> {
+        self.scan.found.then_some(&self.row)
+    }
+
+    pub(crate) fn close(self) {
+        let open = self.scan;
+        // SAFETY: ends what `begin` began, in the opposite order; the row cannot be used any more.
+        unsafe {
+            sys::guarded(|| {
+                sys::index_endscan(open.scan);
+                sys::ExecDropSingleTupleTableSlot(open.slot);
+                sys::UnregisterSnapshot(open.snapshot);
+                sys::index_close(open.index, pg_sys::NoLock.cast_signed());
+                sys::table_close(open.table, pg_sys::NoLock.cast_signed());
+            });
+        }
+    }
 }
 
 /// Descends the index and deforms the row found; `None` if the relations are no longer what they were looked up as.
 ///
 /// # Safety
 ///
-/// Only inside `sys::guarded`. The key stays in place until the scan is ended.
+/// Only inside `sys::guarded`.
 unsafe fn begin(relations: &Relations, epoch: u64, key: pg_sys::ScanKey) -> Option<Scan> {
     let lock = pg_sys::AccessShareLock.cast_signed();
     // SAFETY: oids of relations that the lock on the table keeps in place, and an MVCC snapshot that stays registered until

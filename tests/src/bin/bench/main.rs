@@ -105,12 +105,20 @@ fn bench(options: &Options, install: Install, tokens: &[String]) -> Result<()> {
     let mut results = statements.map(|(name, ..)| Series::new(name));
     let mut cpu = statements.map(|(name, ..)| Series::new(name));
     let mut verified = 0;
+    // Connected once, as a pool's connections are. A new backend takes a page fault for each page of the shared memory
+    // that it touches first, which at random among a million tokens would be most of what is measured.
+    let socket = cluster.socket_dir().join(format!(".s.PGSQL.{}", cluster.port()));
+    let prepared = statements.map(|(_, sql, _)| sql);
+    let mut connections = (0..options.clients)
+        .map(|_| Connection::prepare(&socket, ROLE, DATABASE, &prepared))
+        .collect::<Result<Vec<_>>>()?;
     let mut progress = Progress::new("own client", (options.rounds + 1) * 3);
     for round in 0..=options.rounds {
         for turn in order(round) {
             let (_, sql, expected) = statements[turn];
             let length = Duration::from_secs(u64::from(options.seconds));
-            let done = run(&cluster, options.clients, length, tokens, sql, expected)?;
+            let parameters = if sql.contains("$1") { tokens } else { &[] };
+            let done = run(&mut connections, length, &turn.to_string(), parameters, expected)?;
             // The first round warms the caches up.
             if round > 0 {
                 results[turn].values.push(done.executions as f64 / done.seconds);
@@ -245,31 +253,30 @@ struct Done {
     backend_cpu: Option<u64>,
 }
 
-/// Runs one statement on all connections for a while.
+/// Runs one statement on all connections for a while, each time with one of the parameters, if it takes any.
 fn run(
-    cluster: &Cluster,
-    clients: usize,
+    connections: &mut [Connection],
     length: Duration,
-    tokens: &[String],
-    sql: &str,
+    statement: &str,
+    parameters: &[String],
     expected: &[u8],
 ) -> Result<Done> {
-    let socket = cluster.socket_dir().join(format!(".s.PGSQL.{}", cluster.port()));
-    let takes_token = sql.contains("$1");
-    let (start, stop) = (Barrier::new(clients + 1), AtomicBool::new(false));
+    let (start, stop) = (Barrier::new(connections.len() + 1), AtomicBool::new(false));
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..clients)
-            .map(|_| {
-                scope.spawn(|| -> Result<(u64, Option<u64>)> {
-                    let connection = Connection::prepare(&socket, ROLE, DATABASE, sql);
+        let workers: Vec<_> = connections
+            .iter_mut()
+            .enumerate()
+            .map(|(number, connection)| {
+                let (start, stop) = (&start, &stop);
+                scope.spawn(move || -> Result<(u64, Option<u64>)> {
+                    connection.share_processor(number);
                     start.wait();
-                    let mut connection = connection?;
                     let before = connection.backend_cpu();
                     let mut random = Random::new();
                     let mut executions = 0;
                     while !stop.load(Ordering::Relaxed) {
-                        let parameter = takes_token.then(|| tokens[random.below(tokens.len())].as_str());
-                        connection.execute(parameter, expected)?;
+                        let parameter = random.one_of(parameters).map(String::as_str);
+                        connection.execute(statement, parameter, expected)?;
                         executions += 1;
                     }
                     Ok((
@@ -405,14 +412,14 @@ impl Random {
         Self(high ^ low)
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    fn one_of<'a, T>(&mut self, all: &'a [T]) -> Option<&'a T> {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut x = self.0;
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         x ^= x >> 31;
         let bits = x as usize;
-        bits % limit
+        all.get(bits.checked_rem(all.len())?)
     }
 }
 
