@@ -51,6 +51,39 @@ pub(crate) unsafe fn index_beginscan(table: Relation, index: Relation, snapshot:
     }
 }
 
+/// Pins a buffer if it still holds that block of a table; false if not. Unguarded, as the functions in `sys`; version 16
+/// gave the table's physical identity another name.
+///
+/// # Safety
+///
+/// As for `ReadRecentBuffer` itself, and only inside `sys::guarded`.
+pub(crate) unsafe fn pin_if_still(
+    table: Relation,
+    block: pg_sys::BlockNumber,
+    buffer: pg_sys::Buffer,
+) -> bool {
+    #[cfg(not(feature = "pg15"))]
+    use pg_sys::RelFileLocator as Locator;
+    #[cfg(feature = "pg15")]
+    use pg_sys::RelFileNode as Locator;
+    unsafe extern "C-unwind" {
+        fn ReadRecentBuffer(
+            locator: Locator,
+            fork: pg_sys::ForkNumber::Type,
+            block: pg_sys::BlockNumber,
+            buffer: pg_sys::Buffer,
+        ) -> bool;
+    }
+    // SAFETY: the caller's promise; the table is open.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        let locator = (*table).rd_node;
+        #[cfg(not(feature = "pg15"))]
+        let locator = (*table).rd_locator;
+        ReadRecentBuffer(locator, pg_sys::ForkNumber::MAIN_FORKNUM, block, buffer)
+    }
+}
+
 /// Raises 42501 unless the current user may execute a function, and tells whoever audits that it is about to be.
 pub(crate) fn check_may_execute(function: pg_sys::Oid) {
     // SAFETY: look-ups in the system catalogue, and the hook of another library with the argument it expects.

@@ -23,7 +23,7 @@ pub(crate) fn init() {
         GucRegistry::define_int_guc(
             c"tollgate.max_tracked_keys",
             c"Number of tokens whose use can be counted between two flushes.",
-            c"128 bytes of shared memory each. The default takes 17 MB and suits a service of which no more than \
+            c"Up to 160 bytes of shared memory each. The default takes 18 MB and suits a service of which no more than \
               131072 tokens are in use within seconds; what does not fit is verified all the same, but not counted.",
             &MAX_TRACKED_KEYS,
             1024,

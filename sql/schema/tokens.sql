@@ -21,7 +21,7 @@ CREATE TABLE tollgate.api_tokens (
     revoked_reason text,
     parent_id      uuid,
     rotated_from   uuid
-);
+) USING heap;
 COMMENT ON TABLE tollgate.api_tokens IS 'API tokens, by the SHA-256 digest of their plaintext, which is nowhere. Written only when somebody manages a token, never by verification';
 COMMENT ON COLUMN tollgate.api_tokens.token_hash IS 'sha256 of the whole token';
 COMMENT ON COLUMN tollgate.api_tokens.hint IS 'Prefix and first four characters, for people to recognise a token in a list';

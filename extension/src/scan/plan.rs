@@ -166,8 +166,11 @@ unsafe extern "C-unwind" fn plan<const F: usize>(
         // As an expression of the node, so that the plan is known to depend on the function.
         (*node).custom_exprs = (*path).custom_private;
         // The columns that are wanted, in the order in which they are first named: where that is all that is wanted, the
-        // scan's row is the result.
-        for var in own_columns(rel, targets).chain(own_columns(rel, quals)) {
+        // scan's row is the result. The targets may be replaced by others that are made of the relation's own.
+        let targets_to_be = (*(*rel).reltarget).exprs;
+        let wanted =
+            own_columns(rel, targets).chain(own_columns(rel, quals)).chain(own_columns(rel, targets_to_be));
+        for var in wanted {
             let known = (0..list_len((*node).custom_scan_tlist)).any(|i| {
                 let entry = list_nth((*node).custom_scan_tlist, i).cast::<pg_sys::TargetEntry>();
                 (*(*entry).expr.cast::<pg_sys::Var>()).varattno == (*var).varattno
