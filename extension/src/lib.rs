@@ -12,8 +12,10 @@ mod compat;
 mod context;
 mod datum;
 mod error;
+mod fields;
 mod fmgr;
 mod guc;
+mod presented;
 mod shmem;
 mod store;
 mod sys;
@@ -42,7 +44,11 @@ extension_sql_file!("../../sql/schema/scopes.sql", name = "scopes", requires = [
 extension_sql_file!("../../sql/schema/usage.sql", name = "usage", requires = ["scopes"]);
 extension_sql_file!("../../sql/schema/verify.sql", name = "verify", requires = ["usage"]);
 extension_sql_file!("../../sql/schema/issue.sql", name = "issue", requires = ["verify"]);
-extension_sql_file!("../../sql/schema/housekeeping.sql", name = "housekeeping", requires = ["issue"]);
+extension_sql_file!("../../sql/schema/families.sql", name = "families", requires = ["issue"]);
+extension_sql_file!("../../sql/schema/lifecycle.sql", name = "lifecycle", requires = ["families"]);
+extension_sql_file!("../../sql/schema/revoke.sql", name = "revoke", requires = ["lifecycle"]);
+extension_sql_file!("../../sql/schema/users_table.sql", name = "users_table", requires = ["revoke"]);
+extension_sql_file!("../../sql/schema/housekeeping.sql", name = "housekeeping", requires = ["users_table"]);
 extension_sql_file!("../../sql/schema/stats.sql", name = "stats", requires = ["housekeeping"]);
 extension_sql_file!("../../sql/schema/privileges.sql", name = "privileges", requires = ["stats"], finalize);
 

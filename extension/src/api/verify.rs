@@ -4,6 +4,7 @@ use crate::context::{self, Context};
 use crate::datum::{self, TextArray};
 use crate::error::Error;
 use crate::fmgr::{Call, sql_function};
+use crate::presented;
 use crate::shmem::{self, Use};
 use crate::store::composite::{self, Composite};
 use crate::store::probe::{self, Column, TokenRow};
@@ -13,7 +14,7 @@ use pgrx::pg_sys::Datum;
 use tollgate_core::net::Net;
 use tollgate_core::scope;
 use tollgate_core::status::{Code, decide};
-use tollgate_core::token::{self, Digest};
+use tollgate_core::token::Digest;
 
 sql_function!(verify_api_token);
 fn verify_api_token(call: &Call) -> Option<Datum> {
@@ -78,10 +79,9 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The digest of the token in the first argument; `None` if it is malformed, which its checksum tells without a look-up.
+/// The digest of the token in the first argument; `None` if it is malformed, see [`presented::digest`].
 fn presented_digest(call: &Call) -> Option<Digest> {
-    let presented = call.bytes(0)?;
-    token::parse(presented).map(|_| token::digest(presented))
+    call.bytes(0).and_then(presented::digest)
 }
 
 /// Decides on a request, counts the outcome, and hands the code and the row of a known token to `then`, which runs while
