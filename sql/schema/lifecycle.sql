@@ -234,6 +234,7 @@ CREATE FUNCTION tollgate.set_api_token_enabled(token_id uuid, enabled boolean, r
 AS $$
 DECLARE
     token    tollgate.api_tokens;
+    already  boolean;
     blocker  uuid;
     affected bigint;
 BEGIN
@@ -244,8 +245,8 @@ BEGIN
     END IF;
     token := tollgate.lock_token($1);
     -- One that was disabled through an ancestor can still be disabled by itself.
-    IF token.id IS NULL OR token.revoked_at IS NOT NULL
-       OR CASE WHEN $2 THEN token.disabled_at IS NULL ELSE token.disabled_at IS NOT NULL AND token.disabled_via IS NULL END THEN
+    already := CASE WHEN $2 THEN token.disabled_at IS NULL ELSE token.disabled_at IS NOT NULL AND token.disabled_via IS NULL END;
+    IF token.id IS NULL OR token.revoked_at IS NOT NULL OR already THEN
         RETURN false;
     END IF;
     IF $2 THEN
