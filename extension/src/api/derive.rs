@@ -19,7 +19,9 @@ const MAX_DEPTH: i32 = 8;
 sql_function!(derive_api_token);
 fn derive_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.derive_api_token()");
-    let Some(digest) = call.bytes(0).and_then(presented::digest) else { Error::refused(Code::Malformed).raise() };
+    let Some(digest) = call.bytes(0).and_then(presented::digest) else {
+        Error::refused(Code::Malformed).raise()
+    };
     let id = probe::with_token(&digest, |parent| parent.map(TokenRow::id)).map(Uuid::from_bytes);
     let Some(parent) = id else { Error::refused(Code::NotFound).raise() };
 
@@ -55,7 +57,8 @@ fn derive_api_token(call: &Call) -> Option<Datum> {
     let stored = store(&token).or_raise();
     let end = stored.expires_at.map(i64::from);
     if parents_end.is_some_and(|parents_end| end.is_none_or(|end| end > parents_end)) {
-        exceeds("expires_in", "would outlive its parent", "Pass NULL for one that ends with its parent.").raise();
+        exceeds("expires_in", "would outlive its parent", "Pass NULL for one that ends with its parent.")
+            .raise();
     }
     Some(issued_token(&issued, &token, &stored))
 }

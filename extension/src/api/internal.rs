@@ -26,7 +26,9 @@ fn token_digest(call: &Call) -> Option<Datum> {
 // Fields of a token, of which those are checked that the first argument names. Returns the scopes without repetitions.
 sql_function!(check_token_fields);
 fn check_token_fields(call: &Call) -> Option<Datum> {
-    let named = |field: &str| call.text_array(0).is_some_and(|keys| keys.present().any(|key| key == field.as_bytes()));
+    let named = |field: &str| {
+        call.text_array(0).is_some_and(|keys| keys.present().any(|key| key == field.as_bytes()))
+    };
     if named("name") {
         fields::name(call.text(1)).or_raise();
     }

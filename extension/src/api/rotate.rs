@@ -37,12 +37,15 @@ fn rotate_api_token(call: &Call) -> Option<Datum> {
 }
 
 fn no_token() -> Error {
-    Error::argument("token_id", "there is no token to rotate", "which is NULL", "Pass the id of a live token.")
+    Error::argument(
+        "token_id",
+        "there is no token to rotate",
+        "which is NULL",
+        "Pass the id of a live token.",
+    )
 }
 
 /// The prefix that a hint shows; that of the setting for a token whose hint shows none, as of one that was imported.
 fn prefix_of(hint: &str) -> Prefix {
-    hint.rsplit_once('_')
-        .and_then(|(prefix, _)| Prefix::parse(prefix).ok())
-        .unwrap_or_else(guc::token_prefix)
+    hint.rsplit_once('_').and_then(|(prefix, _)| Prefix::parse(prefix).ok()).unwrap_or_else(guc::token_prefix)
 }
