@@ -127,8 +127,7 @@ fn quoted(offenders: &[&str]) -> String {
     }
 }
 
-/// How long something lasts: not negative, or, of a lifetime, positive, and finite. An infinite interval (since PostgreSQL
-/// 17) is the longest of all, or the most negative.
+/// Positive and finite. An infinite interval (since PostgreSQL 17) is the longest of all, or the most negative.
 pub(crate) fn lifetime(value: Option<Interval>) -> Result<Option<Interval>, Error> {
     match value.as_ref().map(Interval::as_micros) {
         Some(..=0) => Err(not_positive()),

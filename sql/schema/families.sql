@@ -3,7 +3,7 @@
 --
 -- Locks. Whoever changes a token, or derives from it, locks the row of its family's root first and only then other rows
 -- of the family; of several families, the roots in the order of their ids. Before those comes the lock that
--- max_tokens_per_user takes. expire_tokens and purge_tokens wait for no row, and so need not follow.
+-- max_tokens_per_user takes, and after them that on the catalogue of scopes. expire_tokens and purge_tokens wait for no row, and so need not follow.
 
 CREATE FUNCTION tollgate.derive_api_token(parent text, name text, scopes text[], expires_in interval, allowed_ips cidr[] DEFAULT NULL)
     RETURNS tollgate.issued_token
@@ -126,6 +126,27 @@ END;
 COMMENT ON FUNCTION tollgate.intersect_networks(cidr[], cidr[]) IS
     'Networks that hold what both lists hold, possibly none, from which a token is good from nowhere; NULL is anywhere. Internal.';
 
+CREATE FUNCTION tollgate.limit_within(outer_limit integer, outer_window interval, inner_limit integer, inner_window interval) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT $1 IS NULL OR ($3 IS NOT NULL AND $3 <= $1 AND $3 / extract(epoch FROM $4) <= $1 / extract(epoch FROM $2));
+END;
+COMMENT ON FUNCTION tollgate.limit_within(integer, interval, integer, interval) IS
+    'Whether a rate limit allows neither more at once nor more in the long run than another; NULL is no limit. Internal.';
+
+CREATE FUNCTION tollgate.token_is_within(token tollgate.api_tokens, bound tollgate.api_tokens) RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT NOT EXISTS (SELECT FROM unnest($1.scopes) s WHERE NOT tollgate.scope_grants($2.scopes, s))
+       AND coalesce($1.expires_at, 'infinity') <= coalesce($2.expires_at, 'infinity')
+       AND tollgate.networks_contain($2.allowed_ips, $1.allowed_ips)
+       AND tollgate.limit_within($2.rate_limit, $2.rate_window, $1.rate_limit, $1.rate_window);
+END;
+COMMENT ON FUNCTION tollgate.token_is_within(tollgate.api_tokens, tollgate.api_tokens) IS
+    'Whether a token gives no more than another in scope, time, networks and limits. Internal.';
+
 CREATE FUNCTION tollgate.token_changes(before tollgate.api_tokens, after tollgate.api_tokens) RETURNS jsonb
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
@@ -151,12 +172,15 @@ BEGIN
         UPDATE tollgate.api_tokens d
             SET scopes = tollgate.intersect_scopes(d.scopes, $1.scopes),
                 expires_at = least(d.expires_at, $1.expires_at),
-                allowed_ips = tollgate.intersect_networks(d.allowed_ips, $1.allowed_ips)
+                allowed_ips = tollgate.intersect_networks(d.allowed_ips, $1.allowed_ips),
+                (rate_limit, rate_window) = (
+                    SELECT l.rate_limit, l.rate_window
+                    FROM (VALUES (d.rate_limit, d.rate_window, 1), ($1.rate_limit, $1.rate_window, 2)) l (rate_limit, rate_window, n)
+                    WHERE tollgate.limit_within($1.rate_limit, $1.rate_window, l.rate_limit, l.rate_window)
+                    ORDER BY l.n LIMIT 1)
             FROM tollgate.api_tokens before
             WHERE d.id = ANY (ARRAY(SELECT tollgate.descendants($1.id))) AND before.id = d.id AND d.revoked_at IS NULL
-              AND (EXISTS (SELECT FROM unnest(d.scopes) s WHERE NOT tollgate.scope_grants($1.scopes, s))
-                   OR coalesce(d.expires_at, 'infinity') > coalesce($1.expires_at, 'infinity')
-                   OR NOT tollgate.networks_contain($1.allowed_ips, d.allowed_ips))
+              AND NOT tollgate.token_is_within(d, $1)
             RETURNING d.id, d.user_id, tollgate.token_changes(before, d) AS changes
     ), logged AS (
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)

@@ -148,6 +148,8 @@ BEGIN
              AND coalesce($1.expires_at, 'infinity') > coalesce(parent.expires_at, 'infinity') THEN 'expires_at'
         WHEN $1.allowed_ips IS DISTINCT FROM $2.allowed_ips
              AND NOT tollgate.networks_contain(parent.allowed_ips, $1.allowed_ips) THEN 'allowed_ips'
+        WHEN ($1.rate_limit, $1.rate_window) IS DISTINCT FROM ($2.rate_limit, $2.rate_window)
+             AND NOT tollgate.limit_within(parent.rate_limit, parent.rate_window, $1.rate_limit, $1.rate_window) THEN 'rate_limit'
     END;
     IF wider IS NOT NULL THEN
         RAISE EXCEPTION 'a derived token cannot be wider than its parent'
@@ -169,7 +171,6 @@ DECLARE
     after    tollgate.api_tokens;
     keys     text[];
     revived  boolean;
-    narrowed boolean;
     changed  jsonb;
     affected bigint := 0;
     result   tollgate.tokens;
@@ -211,10 +212,7 @@ BEGIN
             WHERE t.id = $1;
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
             VALUES ('token.updated', $1, before.user_id, jsonb_build_object('changes', changed));
-        narrowed := EXISTS (SELECT FROM unnest(before.scopes) s WHERE NOT tollgate.scope_grants(after.scopes, s))
-            OR coalesce(after.expires_at, 'infinity') < coalesce(before.expires_at, 'infinity')
-            OR NOT tollgate.networks_contain(after.allowed_ips, before.allowed_ips);
-        IF narrowed THEN
+        IF NOT tollgate.token_is_within(before, after) THEN
             affected := tollgate.narrow_descendants(after, NULL);
             PERFORM tollgate.notify_family_event('token.updated', $1, before.user_id, NULL, affected);
         END IF;

@@ -51,7 +51,7 @@ BEGIN
                   HINT = 'Say in a sentence what a token with this scope may do.';
     END IF;
 
-    SELECT s.description INTO before FROM tollgate.scopes s WHERE s.name = $1 FOR UPDATE;
+    SELECT s.description INTO before FROM tollgate.scopes s WHERE s.name = $1 FOR NO KEY UPDATE;
     INSERT INTO tollgate.scopes AS s (name, description) VALUES ($1, $2)
         ON CONFLICT ON CONSTRAINT scopes_pkey DO UPDATE SET description = excluded.description
         WHERE s.description <> excluded.description;

@@ -13,7 +13,7 @@ use tokio_postgres::error::SqlState;
 static SHARED: Shared = Shared::new(&[]);
 
 const SESSIONS: u64 = 8;
-const STEPS: u64 = 150;
+const STEPS: u64 = 400;
 
 /// A generator of the test's own (splitmix64), so that a run can be repeated.
 struct Dice(u64);
@@ -71,6 +71,14 @@ fn change(dice: &mut Dice) -> String {
         11 => format!(
             "select tollgate.update_api_token({any}, '{{\"expires_at\": null, \"name\": \"again\"}}')"
         ),
+        12 if dice.roll(4) == 0 => format!(
+            "select tollgate.{}",
+            dice.one_of(&[
+                "define_scope('race:scope', 'come and gone')",
+                "drop_scope('race:scope')",
+                "drop_scope('posts:write')"
+            ])
+        ),
         12 => format!("select tollgate.set_api_token_enabled({any}, {})", dice.one_of(&["true", "false"])),
         13 => format!("select tollgate.set_api_token_enabled({any}, true)"),
         14 => match dice.roll(12) {
@@ -88,13 +96,15 @@ fn change(dice: &mut Dice) -> String {
 }
 
 /// What may be said to a change that comes too late, or asks too much.
-const REFUSALS: [SqlState; 6] = [
+const REFUSALS: [SqlState; 8] = [
     SqlState::INVALID_PARAMETER_VALUE,
     SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
     SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
     SqlState::UNDEFINED_OBJECT,
     SqlState::CONFIGURATION_LIMIT_EXCEEDED,
     SqlState::PROGRAM_LIMIT_EXCEEDED,
+    SqlState::DEPENDENT_OBJECTS_STILL_EXIST,
+    SqlState::INVALID_TRANSACTION_STATE,
 ];
 
 /// Each of these must be empty. `t` is a token, `p` its parent.

@@ -22,7 +22,8 @@ const LIVE: Query = Query {
     plan: &LIVE_PLAN,
 };
 
-/// Waits for whoever else adds a live token to this user's, until the transaction ends. Comes before any lock on tokens.
+/// Waits for whoever else adds a live token to this user's, until the transaction ends. Comes before any lock on tokens or on
+/// the catalogue of scopes.
 /// Not an advisory lock: those are there for everyone to take.
 pub(crate) fn lock(user_id: &str) {
     if guc::max_tokens_per_user().is_none() {
