@@ -4,6 +4,7 @@ use crate::context::{self, Context};
 use crate::datum::{self, TextArray};
 use crate::error::Error;
 use crate::fmgr::{Call, sql_function};
+use crate::presented;
 use crate::shmem::{self, Use};
 use crate::store::composite::{self, Composite};
 use crate::store::probe::{Column, Lookup, TokenRow};
@@ -14,7 +15,7 @@ use pgrx::pg_sys::Datum;
 use tollgate_core::net::Net;
 use tollgate_core::scope;
 use tollgate_core::status::{Code, decide};
-use tollgate_core::token::{self, Digest};
+use tollgate_core::token::Digest;
 
 /// The functions that return a row of type `verification`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -100,10 +101,9 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The digest of the token in the first argument; `None` if it is malformed, which its checksum tells without a look-up.
+/// The digest of the token in the first argument; `None` if it is malformed, see [`presented::digest`].
 fn presented_digest(call: &Call) -> Option<Digest> {
-    let presented = call.bytes(0)?;
-    token::parse(presented).map(|_| token::digest(presented))
+    call.bytes(0).and_then(presented::digest)
 }
 
 /// A decision, and the row of the token that it is about, which stays in place until this is closed.

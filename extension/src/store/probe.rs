@@ -182,6 +182,14 @@ impl Lookup {
     }
 }
 
+/// Finds the token with a digest and lets `read` look at its row.
+pub(crate) fn with_token<R>(digest: &Digest, read: impl FnOnce(Option<&TokenRow>) -> R) -> R {
+    let lookup = Lookup::open(digest);
+    let result = read(lookup.token());
+    lookup.close();
+    result
+}
+
 /// Finds the row, where the hint says or else by the index, and deforms it; `None` if the relations are no longer what
 /// they were looked up as.
 ///
