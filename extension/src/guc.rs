@@ -8,6 +8,9 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, pg_sys};
 use tollgate_core::token::{DEFAULT_PREFIX, Prefix};
 
 static MAX_TRACKED_KEYS: GucSetting<i32> = GucSetting::<i32>::new(131_072);
+static MAX_TOKEN_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(0);
+static MAX_TOKENS_PER_USER: GucSetting<i32> = GucSetting::<i32>::new(0);
+static ACCEPT_FOREIGN_TOKENS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TOKEN_PREFIX: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 
 pub(crate) fn init() {
@@ -23,7 +26,7 @@ pub(crate) fn init() {
         GucRegistry::define_int_guc(
             c"tollgate.max_tracked_keys",
             c"Number of tokens whose use can be counted between two flushes.",
-            c"128 bytes of shared memory each. The default takes 17 MB and suits a service of which no more than \
+            c"Up to 160 bytes of shared memory each. The default takes 18 MB and suits a service of which no more than \
               131072 tokens are in use within seconds; what does not fit is verified all the same, but not counted.",
             &MAX_TRACKED_KEYS,
             1024,
@@ -46,6 +49,40 @@ pub(crate) fn init() {
             None,
         );
     }
+    // A limit that its subject could lift would be none, so only superusers, and whom they granted SET, set these.
+    GucRegistry::define_int_guc(
+        c"tollgate.max_token_lifetime",
+        c"How far in the future the expiry of a token may lie when it is set.",
+        c"In seconds; 0 is no limit. With one, tokens without an expiry can be neither issued nor rotated, and are not \
+          ended either. The default sets no limit, because how long a token is good for is for the application to \
+          say, and tokens of a machine are often meant to last.",
+        &MAX_TOKEN_LIFETIME,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"tollgate.max_tokens_per_user",
+        c"Number of live tokens that a user may have.",
+        c"0 is no limit. Counted are tokens that are neither revoked nor expired, disabled and derived ones too; one \
+          that was rotated counts no more. The default sets no limit, because with one those who issue tokens for the \
+          same user at the same time have to wait for each other.",
+        &MAX_TOKENS_PER_USER,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"tollgate.accept_foreign_tokens",
+        c"Whether presented tokens may have another format than Tollgate's.",
+        c"For tokens brought along with import_api_token(), which keep the format of the system that issued them. Off by \
+          default, because Tollgate's own format lets typos and junk be refused without a look-up.",
+        &ACCEPT_FOREIGN_TOKENS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
 }
 
 /// After the last setting is defined: what else is set under our name is a mistake, and is said to be one.
@@ -56,6 +93,20 @@ pub(crate) fn reserve_prefix() {
 
 pub(crate) fn max_tracked_keys() -> usize {
     usize::try_from(MAX_TRACKED_KEYS.get()).unwrap_or(0)
+}
+
+/// In seconds; `None` is no limit.
+pub(crate) fn max_token_lifetime() -> Option<i32> {
+    Some(MAX_TOKEN_LIFETIME.get()).filter(|seconds| *seconds > 0)
+}
+
+/// `None` is no limit.
+pub(crate) fn max_tokens_per_user() -> Option<i32> {
+    Some(MAX_TOKENS_PER_USER.get()).filter(|tokens| *tokens > 0)
+}
+
+pub(crate) fn accept_foreign_tokens() -> bool {
+    ACCEPT_FOREIGN_TOKENS.get()
 }
 
 pub(crate) fn token_prefix() -> Prefix {

@@ -26,6 +26,7 @@ CREATE FUNCTION tollgate.define_scope(name text, description text) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    before  text;
     changed boolean;
 BEGIN
     IF $1 IS NULL OR NOT tollgate.scope_is_valid($1) THEN
@@ -50,13 +51,15 @@ BEGIN
                   HINT = 'Say in a sentence what a token with this scope may do.';
     END IF;
 
+    SELECT s.description INTO before FROM tollgate.scopes s WHERE s.name = $1 FOR NO KEY UPDATE;
     INSERT INTO tollgate.scopes AS s (name, description) VALUES ($1, $2)
         ON CONFLICT ON CONSTRAINT scopes_pkey DO UPDATE SET description = excluded.description
         WHERE s.description <> excluded.description;
     changed := FOUND;
     IF changed THEN
         INSERT INTO tollgate.audit_log (event, detail)
-            VALUES ('scope.defined', jsonb_build_object('scope', $1, 'description', $2));
+            VALUES ('scope.defined', jsonb_build_object('scope', $1, 'description', $2) || CASE WHEN before IS NULL THEN '{}' ELSE
+                jsonb_build_object('changes', jsonb_build_object('description', jsonb_build_object('from', before, 'to', $2))) END);
     END IF;
 END
 $$;

@@ -147,6 +147,7 @@ async fn hostile_objects_are_never_run_nor_read_whatever_the_search_path() -> Re
     let mut snapped = 0;
     for role in ["mallory", "postgres"] {
         let caller = cluster.connect(role, "hostile").await?;
+        caller.batch_execute(calls::PREPARATION).await?;
         caller
             .batch_execute(
                 "create function pg_temp.now() returns pg_catalog.timestamptz language plpgsql
@@ -182,10 +183,11 @@ async fn hostile_objects_are_never_run_nor_read_whatever_the_search_path() -> Re
         ] {
             caller.batch_execute(&format!("set search_path = {path}")).await?;
             for (_, call) in &calls {
-                let call = calls::filled(call, &issue(&caller).await?, "accomplice");
-                caller.batch_execute(&call).await.with_context(|| format!("{role}, {path}: {call}"))?;
-                // Once more in the extended protocol, from a plan of its own.
-                let again = caller.query(&call, &[]).await;
+                let simple = calls::filled(call, &issue(&caller).await?, "accomplice");
+                caller.batch_execute(&simple).await.with_context(|| format!("{role}, {path}: {simple}"))?;
+                // Once more in the extended protocol.
+                let again =
+                    caller.query(&calls::filled(call, &issue(&caller).await?, "accomplice"), &[]).await;
                 if let Err(refusal) = again {
                     let refusal = error::<()>(Err(refusal));
                     assert_eq!(
@@ -207,6 +209,7 @@ async fn hostile_objects_are_never_run_nor_read_whatever_the_search_path() -> Re
             ("drop_scope('posts:read')", SqlState::DEPENDENT_OBJECTS_STILL_EXIST),
             ("drop_scope('no:such')", SqlState::UNDEFINED_OBJECT),
             ("require_scope('posts:read')", SqlState::INSUFFICIENT_PRIVILEGE),
+            ("revoke_own_api_token(null)", SqlState::INVALID_AUTHORIZATION_SPECIFICATION),
             ("expire_tokens(0)", SqlState::INVALID_PARAMETER_VALUE),
             ("purge_tokens('-1 day')", SqlState::INVALID_PARAMETER_VALUE),
             ("advance_subscription('nobody', 0, '{}')", SqlState::UNDEFINED_OBJECT),
@@ -295,12 +298,13 @@ async fn no_setting_of_a_callers_changes_what_a_function_does() -> Result<()> {
         }
         let client = cluster.connect(role, &database).await?;
         client.batch_execute(settings).await?;
+        client.batch_execute(calls::PREPARATION).await?;
         for (_, call) in calls::all(&owner).await? {
             let call = calls::filled(call, &issue(&client).await?, "confederate");
             client.batch_execute(&call).await.with_context(|| format!("{role}: {call}"))?;
         }
         // What was done, without what is different each time, and how it left things.
-        let log = "select string_agg(concat_ws(' ', event, user_id, detail - '{hint, expires_at, role}'::text[]), E'\\n' order by id) from tollgate.audit_log";
+        let log = "select string_agg(concat_ws(' ', event, user_id, detail ->> 'name', array(select jsonb_object_keys(detail) order by 1)), E'\\n' order by id) from tollgate.audit_log";
         let left = "select string_agg(concat_ws(' ', state, capability, objects, role = 'web'), E'\\n' order by capability, state) from tollgate.capability_grants";
         told.push((value::<String>(&owner, log).await?, value::<String>(&owner, left).await?));
     }
@@ -521,5 +525,76 @@ async fn the_owners_rights_cannot_be_borrowed() -> Result<()> {
             refused(client.batch_execute(borrowed).await, &SqlState::INSUFFICIENT_PRIVILEGE);
         }
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_owner_of_a_users_table_has_nothing_run_with_the_owners_rights() -> Result<()> {
+    let World { owner, cluster, .. } = SHARED.world().await?;
+    common::database(&cluster, "attached")?;
+    let owner_here = cluster.connect("postgres", "attached").await?;
+    owner.batch_execute("create role landlord login").await?;
+    owner_here
+        .batch_execute(
+            "select tollgate.grant_capability('landlord', 'admin');
+             create schema landlord authorization landlord",
+        )
+        .await?;
+    let landlord = cluster.connect("landlord", "attached").await?;
+    landlord
+        .batch_execute(
+            "create table landlord.whole (id text, note text);
+             create table landlord.parted (id text, note text) partition by list (id);
+             create table landlord.part partition of landlord.parted default;
+             select tollgate.attach_users_table('landlord.whole', 'id'), tollgate.attach_users_table('landlord.parted', 'id');
+             create function landlord.evil(n int) returns int language plpgsql immutable
+                 as $$ begin raise log 'evil as %', current_user; return 1; end $$;
+             create function landlord.evil_too(text) returns boolean language plpgsql immutable
+                 as $$ begin raise log 'evil as %', current_user; return true; end $$;
+             create index on landlord.whole ((landlord.evil(1)));
+             create index on landlord.whole (note) where landlord.evil(2) = 1;
+             alter table landlord.whole add check (landlord.evil(3) = 1);
+             create index on landlord.parted ((landlord.evil(4)));
+             alter table landlord.part add check (landlord.evil(5) = 1);
+             create table landlord.child () inherits (landlord.whole);
+             create index on landlord.child ((landlord.evil(6)));
+             create statistics landlord.s on (landlord.evil_too(note)), id from landlord.whole;
+             insert into landlord.whole values ('ann', ''), ('ben', ''), ('cid', ''), ('ann', '');
+             insert into landlord.parted values ('dan', ''), ('eve', ''), ('fay', '');
+             analyze landlord.whole;
+             alter table landlord.whole enable row level security; alter table landlord.whole force row level security;
+             create policy p on landlord.whole using (landlord.evil_too(id));
+             set constraint_exclusion = on",
+        )
+        .await?;
+    let mut tokens = Vec::new();
+    for user in ["ann", "ben", "cid", "dan", "eve", "fay"] {
+        tokens.push((user, common::issue(&landlord, user, &[]).await?.token));
+    }
+    for (change, departed) in [
+        (
+            "delete from landlord.whole where ctid = (select min(ctid) from landlord.whole where id = 'ann')",
+            "",
+        ),
+        ("delete from landlord.whole where id = 'ann'", "ann"),
+        ("update landlord.whole set id = 'zoe' where id = 'ben'", "ben"),
+        ("delete from landlord.part where id = 'dan'", "dan"),
+        ("update landlord.parted set id = 'zoe' where id = 'eve'", "eve"),
+        ("truncate landlord.whole", "cid"),
+        ("truncate landlord.parted", "fay"),
+    ] {
+        landlord.batch_execute(change).await.with_context(|| change.to_owned())?;
+        tokens.retain(|(user, _)| *user != departed);
+        for (user, token) in &tokens {
+            assert_eq!(common::code(&landlord, token).await?, "VALID", "{user}, after {change}");
+        }
+        let live: i64 =
+            value(&owner_here, "select count(*) from tollgate.tokens where status = 'active'").await?;
+        assert_eq!(usize::try_from(live)?, tokens.len(), "after {change}");
+    }
+    let log = cluster.log();
+    let ran: Vec<&str> = log.lines().filter(|line| line.contains("LOG:  evil as ")).collect();
+    assert!(!ran.is_empty(), "none of it was run at all");
+    assert!(ran.iter().all(|line| line.ends_with("evil as landlord")), "{ran:#?}");
     Ok(())
 }

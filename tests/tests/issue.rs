@@ -324,7 +324,14 @@ async fn each_change_is_recorded_with_who_did_it() -> Result<()> {
         event("token.created", Some(by_team.id), "team", created(&by_team, &[]), false),
         event("token.revoked", Some(by_team.id), "team", json!({}), false),
         // Defining it once more as it is was no change.
-        event("scope.defined", None, "team", scope("second"), false),
+        event(
+            "scope.defined",
+            None,
+            "team",
+            json!({"scope": "recorded:scope", "description": "second",
+                   "changes": {"description": {"from": "first", "to": "second"}}}),
+            false,
+        ),
         event("scope.dropped", None, "team", json!({"scope": "recorded:scope"}), false),
         event(
             "token.created",
@@ -548,6 +555,11 @@ fn changes(token: &Token, user: &str) -> Vec<String> {
         format!("select tollgate.revoke_api_token('{}')", token.id),
         format!("select tollgate.revoke_all_api_tokens('{user}')"),
         format!("select tollgate.revoke_presented_token('{}')", token.token),
+        format!("select tollgate.rotate_api_token('{}')", token.id),
+        format!("select tollgate.update_api_token('{}', '{{\"name\": \"other\"}}')", token.id),
+        format!("select tollgate.set_api_token_enabled('{}', false)", token.id),
+        format!("select tollgate.derive_api_token('{}', 'n', '{{}}', null)", token.token),
+        format!("select tollgate.import_api_token('{user}', 'n', sha256('{user}'))"),
         "select tollgate.define_scope('a:b', 'c')".to_owned(),
         "select tollgate.drop_scope('posts:comments:read')".to_owned(),
     ]

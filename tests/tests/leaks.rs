@@ -196,6 +196,7 @@ async fn no_token_and_no_part_of_one_is_told_to_anybody_but_its_caller() -> Resu
         )
         .await?;
     let (client, messages) = cluster.listen("teller", DATABASE).await?;
+    client.batch_execute(calls::PREPARATION).await?;
     client.batch_execute("set client_min_messages = debug2").await?;
     let mut watched =
         Watched { client, messages, watcher: owner, told: Told::default(), secrets: Vec::new() };

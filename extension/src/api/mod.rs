@@ -2,8 +2,11 @@
 //! `CREATE FUNCTION`, comment and grants stand in `sql/schema`, under the same name.
 
 mod context;
+mod derive;
+mod internal;
 mod issue;
+mod rotate;
 mod scopes;
 mod stats;
 mod usage;
-mod verify;
+pub(crate) mod verify;

@@ -27,6 +27,23 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.revoke_api_token(uuid,text,text)", "revoke_api_token('{id}', 'clerk', 'over')"),
     ("tollgate.revoke_presented_token(text,text)", "revoke_presented_token('{token}', 'leaked')"),
     ("tollgate.revoke_all_api_tokens(text,text)", "revoke_all_api_tokens('clerk', 'over')"),
+    ("tollgate.rotate_api_token(uuid,interval)", "rotate_api_token('{id}', '1 hour')"),
+    ("tollgate.update_api_token(uuid,jsonb)", "update_api_token('{id}', '{\"name\": \"other\"}')"),
+    ("tollgate.set_api_token_enabled(uuid,boolean,text)", "set_api_token_enabled('{id}', false, 'for now')"),
+    (
+        "tollgate.derive_api_token(text,text,text[],interval,cidr[])",
+        "derive_api_token('{token}', 'n', '{posts:read}', '1 day', '{10.0.0.0/8}')",
+    ),
+    (
+        "tollgate.import_api_token(text,text,bytea,text[],interval,jsonb,cidr[],integer,interval)",
+        "import_api_token('clerk', 'n', pg_catalog.sha256('{id}'))",
+    ),
+    (
+        "tollgate.revoke_own_api_token(uuid,text)",
+        "authenticate('{token}') a, lateral tollgate.revoke_own_api_token(a.token_id, 'over')",
+    ),
+    // Of a table that each caller has: see `PREPARATION`.
+    ("tollgate.attach_users_table(regclass,name)", "attach_users_table('pg_temp.clerks_users', 'id')"),
     ("tollgate.define_scope(text,text)", "define_scope('clerk:scope', 'of the clerk')"),
     ("tollgate.drop_scope(text)", "drop_scope('clerk:scope')"),
     ("tollgate.grant_capability(regrole,text)", "grant_capability('{role}', 'verifier')"),
@@ -61,6 +78,9 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.current_scopes()", "current_scopes()"),
     ("tollgate.scope_grants(text[],text)", "scope_grants('{posts:*}', 'posts:read')"),
 ];
+
+/// What a session does once, before it makes these calls.
+pub(crate) const PREPARATION: &str = "create temporary table clerks_users (id int)";
 
 /// Function and call, for each function that a decision gives to somebody, in the order of the list above.
 pub(crate) async fn all(owner: &Client) -> Result<Vec<(&'static str, &'static str)>> {
