@@ -40,6 +40,12 @@ pub(crate) fn user_id(value: Option<&str>) -> Result<&str, Error> {
 pub(crate) fn name(value: Option<&str>) -> Result<&str, Error> {
     let value = value.filter(|text| !text.trim().is_empty()).unwrap_or_default();
     match value.chars().count() {
+        1..=MAX_NAME if token::contains_secret(value) => Err(Error::argument(
+            "name",
+            "the name of a token must not have a token in it",
+            "which has",
+            "Names are shown in lists and stay in the audit log. If that token is live, revoke it.",
+        )),
         1..=MAX_NAME => Ok(value),
         0 => Err(Error::argument(
             "name",

@@ -236,7 +236,7 @@ DECLARE
     blocker  uuid;
     affected bigint;
 BEGIN
-    PERFORM tollgate.check_reason($3);
+    $3 := tollgate.stored_reason($3);
     IF $2 IS NULL THEN
         RAISE EXCEPTION 'a token is enabled or not'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: enabled, which is NULL.', HINT = 'Pass true or false.';

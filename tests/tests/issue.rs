@@ -499,6 +499,50 @@ async fn whoever_finds_a_token_can_revoke_it() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_token_that_is_pasted_where_texts_are_kept_is_not_kept() -> Result<()> {
+    let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
+    for round in 0..4 {
+        let token = issue(&owner, "pasted", &[]).await?;
+        let secret = token.token.as_str();
+        let reason = format!("found {secret} in a log");
+        let done = match round {
+            0 => revoke_because(&owner, token.id, Some(&reason)).await?,
+            1 => owner
+                .query_one("select tollgate.revoke_presented_token($1, $2)", &[&secret, &reason])
+                .await?
+                .get(0),
+            2 => owner
+                .query_one("select tollgate.revoke_all_api_tokens('pasted', $1) = 1", &[&reason])
+                .await?
+                .get(0),
+            _ => owner
+                .query_one("select tollgate.set_api_token_enabled($1, false, $2)", &[&token.id, &reason])
+                .await?
+                .get(0),
+        };
+        assert!(done, "a token in the reason keeps nobody from taking it away");
+        let kept: i64 = owner
+            .query_one(
+                "select (select count(*) from tollgate.audit_log a where a::text like '%' || $1 || '%')
+                      + (select count(*) from tollgate.api_tokens t where t::text like '%' || $1 || '%')",
+                &[&&secret[30..46]],
+            )
+            .await?
+            .get(0);
+        assert_eq!(kept, 0, "round {round}");
+    }
+    let token = issue(&owner, "pasted", &[]).await?;
+    for call in [
+        "select tollgate.create_api_token('pasted', $1)",
+        "select tollgate.define_scope('pasted:scope', 'as of ' || $1)",
+        "select tollgate.update_api_token((select id from tollgate.tokens where user_id = 'pasted' and status = 'active'), jsonb_build_object('name', $1::text))",
+    ] {
+        refused(owner.execute(call, &[&token.token]).await, &SqlState::INVALID_PARAMETER_VALUE);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_reason_has_at_most_1000_characters() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     let token = issue(&owner, "reasons", &[]).await?;
