@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use core::ffi::c_int;
-use pgrx::pg_sys::{IndexScanDesc, Relation, Snapshot};
+use pgrx::pg_sys::{self, IndexScanDesc, Relation, Snapshot};
 
 /// A setting that RESET leaves alone (since 16; before, only a superuser may reset ours, which empties it).
 #[cfg(feature = "pg15")]
@@ -48,5 +48,62 @@ pub(crate) unsafe fn index_beginscan(table: Relation, index: Relation, snapshot:
             ) -> IndexScanDesc;
         }
         index_beginscan(table, index, snapshot, core::ptr::null_mut(), 1, 0)
+    }
+}
+
+/// Pins a buffer if it still holds that block of a table; false if not. Unguarded, as the functions in `sys`; version 16
+/// gave the table's physical identity another name.
+///
+/// # Safety
+///
+/// As for `ReadRecentBuffer` itself, and only inside `sys::guarded`.
+pub(crate) unsafe fn pin_if_still(
+    table: Relation,
+    block: pg_sys::BlockNumber,
+    buffer: pg_sys::Buffer,
+) -> bool {
+    #[cfg(not(feature = "pg15"))]
+    use pg_sys::RelFileLocator as Locator;
+    #[cfg(feature = "pg15")]
+    use pg_sys::RelFileNode as Locator;
+    unsafe extern "C-unwind" {
+        fn ReadRecentBuffer(
+            locator: Locator,
+            fork: pg_sys::ForkNumber::Type,
+            block: pg_sys::BlockNumber,
+            buffer: pg_sys::Buffer,
+        ) -> bool;
+    }
+    // SAFETY: the caller's promise; the table is open.
+    unsafe {
+        #[cfg(feature = "pg15")]
+        let locator = (*table).rd_node;
+        #[cfg(not(feature = "pg15"))]
+        let locator = (*table).rd_locator;
+        ReadRecentBuffer(locator, pg_sys::ForkNumber::MAIN_FORKNUM, block, buffer)
+    }
+}
+
+/// Raises 42501 unless the current user may execute a function, and tells whoever audits that it is about to be.
+pub(crate) fn check_may_execute(function: pg_sys::Oid) {
+    // SAFETY: look-ups in the system catalogue, and the hook of another library with the argument it expects.
+    unsafe {
+        let user = pg_sys::GetUserId();
+        #[cfg(feature = "pg15")]
+        let result = pg_sys::pg_proc_aclcheck(function, user, pg_sys::ACL_EXECUTE);
+        #[cfg(not(feature = "pg15"))]
+        let result =
+            pg_sys::object_aclcheck(pg_sys::ProcedureRelationId, function, user, pg_sys::ACL_EXECUTE.into());
+        if result != pg_sys::AclResult::ACLCHECK_OK {
+            pg_sys::aclcheck_error(
+                result,
+                pg_sys::ObjectType::OBJECT_FUNCTION,
+                pg_sys::get_func_name(function),
+            );
+        }
+        let hook = pg_sys::object_access_hook;
+        if hook.is_some() {
+            pg_sys::RunFunctionExecuteHook(function);
+        }
     }
 }

@@ -104,7 +104,7 @@ unsafe extern "C-unwind" fn check(
     if empty || from_leader || ESTABLISHING.get() {
         return true;
     }
-    guc::refuse_with_detail("It is set by tollgate.authenticate() alone.");
+    guc::refuse(NAME, "It is set by tollgate.authenticate() alone.");
     false
 }
 

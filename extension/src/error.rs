@@ -93,6 +93,40 @@ impl Error {
         .hint("Leave rate_limit NULL.")
     }
 
+    /// A transaction whose snapshot does not show the tokens as they are.
+    pub(crate) fn old_snapshot() -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+            "could not serialize access due to concurrent changes of tokens",
+        )
+        .detail("Tokens were issued or changed after this transaction took its snapshot.")
+        .hint("Try the transaction again, or use READ COMMITTED.")
+    }
+
+    pub(crate) fn too_many_tokens(limit: i32) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            "the user has as many live tokens as are allowed",
+        )
+        .detail(format!("The setting tollgate.max_tokens_per_user allows {limit}."))
+        .hint("Revoke a token that is not needed any more, then try again.")
+    }
+
+    pub(crate) fn duplicate_digest() -> Self {
+        Error::new(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION, "a token with this digest is stored already")
+            .detail("Argument: token_hash.")
+            .hint("It was imported before, or two tokens of the other system are the same.")
+    }
+
+    pub(crate) fn too_deep(limit: i32) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            format!("a token cannot be derived through more than {limit} generations"),
+        )
+        .detail("Argument: parent.")
+        .hint("Derive it from one of the parent's ancestors.")
+    }
+
     pub(crate) fn needs_preload(what: &str) -> Self {
         Error::new(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,

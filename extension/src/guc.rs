@@ -11,6 +11,9 @@ static MAX_TRACKED_KEYS: GucSetting<i32> = GucSetting::<i32>::new(131_072);
 static LOG_VERIFICATIONS: GucSetting<LogVerifications> =
     GucSetting::<LogVerifications>::new(LogVerifications::off);
 static MAX_LOGGED_VERIFICATIONS: GucSetting<i32> = GucSetting::<i32>::new(100);
+static MAX_TOKEN_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(0);
+static MAX_TOKENS_PER_USER: GucSetting<i32> = GucSetting::<i32>::new(0);
+static ACCEPT_FOREIGN_TOKENS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TOKEN_PREFIX: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Which outcomes of verifications go to the server's log. Named as the setting's values are.
@@ -35,7 +38,7 @@ pub(crate) fn init() {
         GucRegistry::define_int_guc(
             c"tollgate.max_tracked_keys",
             c"Number of tokens whose use can be counted between two flushes.",
-            c"128 bytes of shared memory each. The default takes 17 MB and suits a service of which no more than \
+            c"Up to 160 bytes of shared memory each. The default takes 18 MB and suits a service of which no more than \
               131072 tokens are in use within seconds; what does not fit is verified all the same, but not counted.",
             &MAX_TRACKED_KEYS,
             1024,
@@ -78,6 +81,40 @@ pub(crate) fn init() {
             None,
         );
     }
+    // A limit that its subject could lift would be none, so only superusers, and whom they granted SET, set these.
+    GucRegistry::define_int_guc(
+        c"tollgate.max_token_lifetime",
+        c"How far in the future the expiry of a token may lie when it is set.",
+        c"In seconds; 0 is no limit. With one, tokens without an expiry can be neither issued nor rotated, and are not \
+          ended either. The default sets no limit, because how long a token is good for is for the application to \
+          say, and tokens of a machine are often meant to last.",
+        &MAX_TOKEN_LIFETIME,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"tollgate.max_tokens_per_user",
+        c"Number of live tokens that a user may have.",
+        c"0 is no limit. Counted are tokens that are neither revoked nor expired, disabled and derived ones too; one \
+          that was rotated counts no more. The default sets no limit, because with one those who issue tokens for the \
+          same user at the same time have to wait for each other.",
+        &MAX_TOKENS_PER_USER,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"tollgate.accept_foreign_tokens",
+        c"Whether presented tokens may have another format than Tollgate's.",
+        c"For tokens brought along with import_api_token(), which keep the format of the system that issued them. Off by \
+          default, because Tollgate's own format lets typos and junk be refused without a look-up.",
+        &ACCEPT_FOREIGN_TOKENS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
 }
 
 /// After the last setting is defined: what else is set under our name is a mistake, and is said to be one.
@@ -97,6 +134,20 @@ pub(crate) fn log_verifications() -> LogVerifications {
 
 pub(crate) fn max_logged_verifications() -> u32 {
     u32::try_from(MAX_LOGGED_VERIFICATIONS.get()).unwrap_or(1)
+}
+
+/// In seconds; `None` is no limit.
+pub(crate) fn max_token_lifetime() -> Option<i32> {
+    Some(MAX_TOKEN_LIFETIME.get()).filter(|seconds| *seconds > 0)
+}
+
+/// `None` is no limit.
+pub(crate) fn max_tokens_per_user() -> Option<i32> {
+    Some(MAX_TOKENS_PER_USER.get()).filter(|tokens| *tokens > 0)
+}
+
+pub(crate) fn accept_foreign_tokens() -> bool {
+    ACCEPT_FOREIGN_TOKENS.get()
 }
 
 pub(crate) fn token_prefix() -> Prefix {
@@ -121,22 +172,31 @@ unsafe extern "C-unwind" fn check_token_prefix(
     match value.and_then(|text| text.to_str().ok()).map(Prefix::parse) {
         Some(Ok(_)) => true,
         Some(Err(error)) => {
-            refuse_with_detail(&format!("{error}."));
+            refuse(c"tollgate.token_prefix", &format!("{error}."));
             false
         }
         None => false,
     }
 }
 
-/// From within a check hook: why the value is refused.
-pub(crate) fn refuse_with_detail(detail: &str) {
-    // SAFETY: PostgreSQL reads the pointer right after the hook returned; the copy is made in the memory context of the
-    // statement.
+/// From within a check hook: why the value is refused. PostgreSQL's own message would repeat the value, which may be a token.
+pub(crate) fn refuse(name: &CStr, detail: &str) {
+    let message = format!("invalid value for parameter \"{}\"", name.to_string_lossy());
+    // SAFETY: PostgreSQL reads the pointers right after the hook returned.
     unsafe {
-        let copy = pg_sys::palloc(detail.len() + 1).cast::<u8>();
-        core::ptr::copy_nonoverlapping(detail.as_ptr(), copy, detail.len());
-        *copy.add(detail.len()) = 0;
-        pg_sys::GUC_check_errdetail_string = copy.cast();
+        pg_sys::GUC_check_errmsg_string = copied(&message);
+        pg_sys::GUC_check_errdetail_string = copied(detail);
+    }
+}
+
+/// A C string in the memory context of the statement.
+fn copied(text: &str) -> *mut c_char {
+    // SAFETY: writes what was just allocated.
+    unsafe {
+        let copy = pg_sys::palloc(text.len() + 1).cast::<u8>();
+        core::ptr::copy_nonoverlapping(text.as_ptr(), copy, text.len());
+        *copy.add(text.len()) = 0;
+        copy.cast()
     }
 }
 

@@ -1,9 +1,10 @@
 //! Tollgate: API tokens inside PostgreSQL. This file only wires the modules together.
 //!
 //! Where to look: what users call is in `api`, one function by the name SQL gives it; where our tables are touched, in
-//! `store`; where memory is shared between backends, in `shmem`; the identity of a transaction, in `context`; the rules
-//! themselves, free of PostgreSQL, in the crate `tollgate-core`. What needs secrecy, hashing or speed is written in Rust;
-//! statements over sets of rows are written in SQL, in `sql/schema`, where every object stands with its comment.
+//! `store`; how a verification in FROM is executed, in `scan`; where memory is shared between backends, in `shmem`; the
+//! identity of a transaction, in `context`; the rules themselves, free of PostgreSQL, in the crate `tollgate-core`. What
+//! needs secrecy, hashing or speed is written in Rust; statements over sets of rows are written in SQL, in `sql/schema`,
+//! where every object stands with its comment.
 
 use pgrx::prelude::*;
 
@@ -12,9 +13,12 @@ mod compat;
 mod context;
 mod datum;
 mod error;
+mod fields;
 mod fmgr;
 mod guc;
 mod log;
+mod presented;
+mod scan;
 mod shmem;
 mod store;
 mod sys;
@@ -34,6 +38,7 @@ pub extern "C-unwind" fn _PG_init() {
     shmem::init();
     guc::reserve_prefix();
     store::init();
+    scan::init();
 }
 
 extension_sql_file!("../../sql/schema/install.sql", name = "install", bootstrap);
@@ -46,9 +51,20 @@ extension_sql_file!("../../sql/schema/scopes.sql", name = "scopes", requires = [
 extension_sql_file!("../../sql/schema/usage.sql", name = "usage", requires = ["scopes"]);
 extension_sql_file!("../../sql/schema/verify.sql", name = "verify", requires = ["usage"]);
 extension_sql_file!("../../sql/schema/issue.sql", name = "issue", requires = ["verify"]);
-extension_sql_file!("../../sql/schema/housekeeping.sql", name = "housekeeping", requires = ["issue"]);
+extension_sql_file!("../../sql/schema/families.sql", name = "families", requires = ["issue"]);
+extension_sql_file!("../../sql/schema/lifecycle.sql", name = "lifecycle", requires = ["families"]);
+extension_sql_file!("../../sql/schema/revoke.sql", name = "revoke", requires = ["lifecycle"]);
+extension_sql_file!("../../sql/schema/users_table.sql", name = "users_table", requires = ["revoke"]);
+extension_sql_file!("../../sql/schema/housekeeping.sql", name = "housekeeping", requires = ["users_table"]);
 extension_sql_file!("../../sql/schema/stats.sql", name = "stats", requires = ["housekeeping"]);
-extension_sql_file!("../../sql/schema/privileges.sql", name = "privileges", requires = ["stats"], finalize);
+extension_sql_file!("../../sql/schema/decisions.sql", name = "decisions", requires = ["stats"]);
+extension_sql_file!("../../sql/schema/capabilities.sql", name = "capabilities", requires = ["decisions"]);
+extension_sql_file!(
+    "../../sql/schema/privileges.sql",
+    name = "privileges",
+    requires = ["capabilities"],
+    finalize
+);
 
 /// What `cargo pgrx test` asks of the crate: the settings of its test server.
 #[cfg(test)]

@@ -7,8 +7,7 @@
 
 use core::ffi::{c_char, c_int};
 use pgrx::pg_sys::{
-    self, Datum, HeapTuple, IndexScanDesc, LWLock, Oid, Relation, ScanKey, Snapshot, TupleDesc,
-    TupleTableSlot,
+    self, Datum, HeapTuple, IndexScanDesc, Oid, Relation, ScanKey, Snapshot, TupleDesc, TupleTableSlot,
 };
 
 /// Runs calls into PostgreSQL; an ERROR raised by any of them becomes a panic that carries the report.
@@ -36,21 +35,41 @@ unsafe extern "C-unwind" {
         orderbys: ScanKey,
         norderbys: c_int,
     );
-    pub(crate) fn index_getnext_slot(
+    pub(crate) fn index_getnext_tid(
         scan: IndexScanDesc,
         direction: pg_sys::ScanDirection::Type,
-        slot: *mut TupleTableSlot,
-    ) -> bool;
+    ) -> pg_sys::ItemPointer;
+    pub(crate) fn index_fetch_heap(scan: IndexScanDesc, slot: *mut TupleTableSlot) -> bool;
     pub(crate) fn index_endscan(scan: IndexScanDesc);
+    pub(crate) fn LockBuffer(buffer: pg_sys::Buffer, mode: c_int);
+    pub(crate) fn ReleaseBuffer(buffer: pg_sys::Buffer);
+    pub(crate) fn heap_hot_search_buffer(
+        tid: pg_sys::ItemPointer,
+        table: Relation,
+        buffer: pg_sys::Buffer,
+        snapshot: Snapshot,
+        tuple: HeapTuple,
+        all_dead: *mut bool,
+        first_call: bool,
+    ) -> bool;
+    pub(crate) fn ExecStorePinnedBufferHeapTuple(
+        tuple: HeapTuple,
+        slot: *mut TupleTableSlot,
+        buffer: pg_sys::Buffer,
+    ) -> *mut TupleTableSlot;
     pub(crate) fn table_slot_create(table: Relation, list: *mut *mut pg_sys::List) -> *mut TupleTableSlot;
     pub(crate) fn slot_getsomeattrs_int(slot: *mut TupleTableSlot, columns: c_int);
     pub(crate) fn ExecDropSingleTupleTableSlot(slot: *mut TupleTableSlot);
     pub(crate) fn heap_form_tuple(desc: TupleDesc, values: *mut Datum, nulls: *mut bool) -> HeapTuple;
     pub(crate) fn HeapTupleHeaderGetDatum(tuple: pg_sys::HeapTupleHeader) -> Datum;
+    pub(crate) fn ExecScan(
+        node: *mut pg_sys::ScanState,
+        access: pg_sys::ExecScanAccessMtd,
+        recheck: pg_sys::ExecScanRecheckMtd,
+    ) -> *mut TupleTableSlot;
 
     // These raise nothing as they are used here, and so need no guard.
     pub(crate) fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
-    pub(crate) fn LWLockAcquire(lock: *mut LWLock, mode: pg_sys::LWLockMode::Type) -> bool;
-    pub(crate) fn LWLockRelease(lock: *mut LWLock);
+    pub(crate) fn ExecStoreVirtualTuple(slot: *mut TupleTableSlot) -> *mut TupleTableSlot;
     pub(crate) safe fn GetCurrentTimestamp() -> pg_sys::TimestampTz;
 }

@@ -184,6 +184,11 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: name.',
                   HINT = 'Name it after who is told, such as "log".';
     END IF;
+    IF $1 ~ '[0-9A-Fa-f]{80}' THEN
+        RAISE EXCEPTION 'this name of a subscription has a token in it'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: name.',
+                  HINT = 'Name it after who is told, such as "log". If it was a token, revoke it.';
+    END IF;
     IF NOT EXISTS (SELECT FROM tollgate.subscriptions s WHERE s.name = $1) THEN
         INSERT INTO tollgate.subscriptions (name, epoch, horizon, delivered)
             SELECT $1, p.epoch, p.horizon, p.delivered FROM tollgate.event_position() p

@@ -64,12 +64,14 @@ BEGIN
     END IF;
     -- Waits for flushes under way, which would else bring usage of a token that is gone; those to come wait for this batch.
     LOCK TABLE tollgate.usage_flushes IN SHARE MODE;
-    -- A token whose expiry is not recorded yet stays, or its event would be lost.
+    -- A token whose expiry is not recorded yet stays, or its event would be lost; and so do its ancestors, without which
+    -- nothing would say what it may be at most.
     WITH purged AS (
         DELETE FROM tollgate.api_tokens t
             WHERE t.ctid = ANY (ARRAY(
                 SELECT d.ctid FROM tollgate.api_tokens d
                 WHERE (d.revoked_at IS NOT NULL OR d.expired_at IS NOT NULL) AND least(d.revoked_at, d.expires_at) <= now() - $1
+                  AND NOT EXISTS (SELECT FROM tollgate.api_tokens c WHERE c.parent_id = d.id)
                 ORDER BY least(d.revoked_at, d.expires_at) LIMIT $2 FOR UPDATE SKIP LOCKED))
             RETURNING t.id, t.user_id, least(t.revoked_at, t.expires_at) AS ended_at
     ), forgotten AS (
@@ -83,4 +85,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_tokens(interval, integer) IS
-    'Deletes tokens that were revoked or expired longer ago than the retention, with their usage (event token.purged each), and says how many';
+    'Deletes tokens that were revoked or expired longer ago than the retention, with their usage (event token.purged each), and says how many; derived tokens before those they were derived from';

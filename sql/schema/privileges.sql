@@ -1,42 +1,45 @@
--- Last: nobody but the owner keeps anything, whatever default privileges the installing role had set up; then the
--- little that discloses nothing but the caller's own context is given to everyone.
+-- Last: the decisions are made to hold. An upgrade ends with the same call.
 
-DO $$
+CREATE FUNCTION tollgate.settle_privileges() RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
 DECLARE
     statement text;
 BEGIN
+    -- Nobody but the owner keeps anything that was not granted on purpose: PUBLIC nothing but what is decided below, others
+    -- nothing that default privileges gave them.
     FOR statement IN
-        SELECT format('REVOKE ALL ON FUNCTION %s FROM %s', p.oid::regprocedure, g.who)
-            FROM pg_proc p, LATERAL (
-                SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS who
-                FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a WHERE a.grantee <> p.proowner) g
-            WHERE p.pronamespace = 'tollgate'::regnamespace
-        UNION ALL
-        SELECT format('REVOKE ALL ON %s %s FROM %s', CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, c.oid::regclass, g.who)
-            FROM pg_class c, LATERAL (
-                SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS who
-                FROM aclexplode(c.relacl) a WHERE a.grantee <> c.relowner) g
-            WHERE c.relnamespace = 'tollgate'::regnamespace AND c.relkind IN ('r', 'v', 'S')
-        UNION ALL
-        SELECT format('REVOKE ALL ON SCHEMA tollgate FROM %s', g.who)
-            FROM pg_namespace n, LATERAL (
-                SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS who
-                FROM aclexplode(n.nspacl) a WHERE a.grantee <> n.nspowner) g
-            WHERE n.nspname = 'tollgate'
+        SELECT DISTINCT format('REVOKE ALL ON %s %s FROM %s CASCADE',
+                   CASE p.object_type WHEN 'VIEW' THEN 'TABLE' ELSE p.object_type END, p.object,
+                   CASE p.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(p.grantee)) END)
+        FROM tollgate.object_privileges p
+        WHERE p.grantee <> p.owner
+          AND CASE WHEN p.grantee <> 0 THEN p.unasked
+                   ELSE (p.object_type, p.privilege) <> ('SCHEMA', 'USAGE')
+                        AND NOT EXISTS (SELECT FROM tollgate.privilege_decisions d
+                                        WHERE d.given_to = 'public' AND p.object_type = 'FUNCTION' AND d.object::regprocedure = p.object_id)
+              END
     LOOP
         EXECUTE statement;
     END LOOP;
+
+    FOR statement IN
+        SELECT format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', d.object) FROM tollgate.privilege_decisions d
+            WHERE d.given_to = 'public'
+              AND NOT EXISTS (SELECT FROM tollgate.object_privileges p WHERE p.object_id = d.object::regprocedure AND p.grantee = 0)
+        UNION ALL
+        SELECT 'GRANT USAGE ON SCHEMA tollgate TO PUBLIC'
+            WHERE NOT EXISTS (SELECT FROM tollgate.object_privileges p WHERE p.object_type = 'SCHEMA' AND p.grantee = 0)
+    LOOP
+        EXECUTE statement;
+    END LOOP;
+
+    -- At the commit: see renew_capability().
+    UPDATE tollgate.capabilities SET granted_at = granted_at;
 END
 $$;
+COMMENT ON FUNCTION tollgate.settle_privileges() IS
+    'Makes the decisions hold for what an installation or an upgrade brought, and has remembered capabilities granted anew. Internal.';
 
-GRANT USAGE ON SCHEMA tollgate TO PUBLIC;
-GRANT EXECUTE ON FUNCTION
-    tollgate.scope_grants(text[], text),
-    tollgate.token_has_scope(text),
-    tollgate.token_has_any_scope(text[]),
-    tollgate.token_has_all_scopes(text[]),
-    tollgate.require_scope(text),
-    tollgate.current_token_id(),
-    tollgate.current_user_id(),
-    tollgate.current_scopes()
-TO PUBLIC;
+SELECT tollgate.settle_privileges();

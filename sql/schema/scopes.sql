@@ -44,8 +44,8 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: name.',
                   HINT = 'Tokens may be issued with it as it is; it grants every scope.';
     END IF;
-    IF $2 IS NULL OR length($2) > 1000 THEN
-        RAISE EXCEPTION 'a scope needs a description of at most 1000 characters'
+    IF $2 IS NULL OR length($2) > 1000 OR $2 ~ '[0-9A-Fa-f]{80}' THEN
+        RAISE EXCEPTION 'a scope needs a description of at most 1000 characters, without a token in it'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: description.',
                   HINT = 'Say in a sentence what a token with this scope may do.';
     END IF;
@@ -64,7 +64,7 @@ BEGIN
     UPDATE tollgate.scopes s SET description = $2 WHERE s.name = $1 AND s.description <> $2;
     IF FOUND THEN
         INSERT INTO tollgate.audit_log (event, detail)
-            VALUES ('scope.defined', jsonb_build_object('scope', $1, 'changes', jsonb_build_object(
+            VALUES ('scope.defined', jsonb_build_object('scope', $1, 'description', $2, 'changes', jsonb_build_object(
                 'description', jsonb_build_object('from', before, 'to', $2))));
     END IF;
 END

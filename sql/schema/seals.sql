@@ -31,8 +31,8 @@ ALTER TABLE tollgate.audit_seals ENABLE ALWAYS TRIGGER append_only;
 
 CREATE INDEX audit_log_purges ON tollgate.audit_log (id) WHERE event = 'audit.purged';
 
-CREATE FUNCTION tollgate.digest_of(VARIADIC fields bytea[]) RETURNS bytea
-    LANGUAGE c IMMUTABLE PARALLEL SAFE STRICT
+CREATE FUNCTION tollgate.digest_of(fields bytea[]) RETURNS bytea
+    LANGUAGE c IMMUTABLE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'digest_of';
 COMMENT ON FUNCTION tollgate.digest_of(bytea[]) IS 'sha256 of values, each with its length before it; NULL has the length -1. Internal.';
 
@@ -40,10 +40,10 @@ CREATE FUNCTION tollgate.hash_of_seal(seal tollgate.audit_seals, previous bytea)
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT tollgate.digest_of(
+    SELECT tollgate.digest_of(ARRAY[
         convert_to('tollgate seal 1', 'UTF8'), int8send(($1).seal), int4send(($1).epoch), xid8send(($1).xid),
         int8send(($1).events), timestamptz_send(($1).first_at), timestamptz_send(($1).last_at),
-        timestamptz_send(($1).sealed_at), ($1).in_order, ($1).any_order, $2);
+        timestamptz_send(($1).sealed_at), ($1).in_order, ($1).any_order, $2]);
 END;
 COMMENT ON FUNCTION tollgate.hash_of_seal(tollgate.audit_seals, bytea) IS
     'The hash that a seal must have after the one before it (NULL for the first). Internal.';
@@ -56,14 +56,14 @@ BEGIN ATOMIC
     WITH stretch AS MATERIALIZED (
         SELECT a.epoch, a.xid, a.id, a.at,
                -- Not textsend and its kin, which write in the encoding of the client.
-               tollgate.digest_of(
+               tollgate.digest_of(ARRAY[
                    timestamptz_send(a.at), convert_to(a.event, 'UTF8'), uuid_send(a.token_id), convert_to(a.user_id, 'UTF8'),
-                   convert_to(a.actor, 'UTF8'), convert_to(text(a.client_addr), 'UTF8'), convert_to(a.detail::text, 'UTF8')) AS digest
+                   convert_to(a.actor, 'UTF8'), convert_to(text(a.client_addr), 'UTF8'), convert_to(a.detail::text, 'UTF8')]) AS digest
         FROM tollgate.audit_log a
         WHERE (a.epoch, a.xid) >= (($1).epoch, ($1).xid) AND (a.epoch, a.xid) < (($2).epoch, ($2).xid)
     )
     SELECT NULL::bigint, ($2).epoch, ($2).xid, count(*), min(s.at), max(s.at), NULL::timestamptz,
-           sha256(coalesce(string_agg(tollgate.digest_of(int4send(s.epoch), xid8send(s.xid), int8send(s.id), s.digest), ''
+           sha256(coalesce(string_agg(tollgate.digest_of(ARRAY[int4send(s.epoch), xid8send(s.xid), int8send(s.id), s.digest]), ''
                                       ORDER BY s.epoch, s.xid, s.id), '')),
            sha256(coalesce(string_agg(s.digest, '' ORDER BY s.digest), '')),
            NULL::bytea

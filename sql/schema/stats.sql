@@ -18,14 +18,22 @@ COMMENT ON VIEW tollgate.daemons IS 'The daemons that served this database withi
 
 CREATE FUNCTION tollgate.report_daemon(instance uuid, hostname text, pid integer, version text, started_at timestamptz, tasks jsonb)
     RETURNS void
-    LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
+BEGIN
+    -- PostgreSQL's own message would show the whole row.
+    IF num_nulls($1, $2, $3, $4, $5, $6) > 0 THEN
+        RAISE EXCEPTION 'report_daemon takes no NULL'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: instance, hostname, pid, version, started_at, tasks.',
+                  HINT = 'Say all of them; tasks may be an empty array.';
+    END IF;
     DELETE FROM tollgate.daemon_reports d WHERE d.last_seen_at < now() - interval '1 day' AND d.instance <> $1;
     INSERT INTO tollgate.daemon_reports (instance, hostname, pid, version, started_at, last_seen_at, tasks)
         VALUES ($1, $2, $3, $4, $5, now(), $6)
         ON CONFLICT ON CONSTRAINT daemon_reports_pkey DO UPDATE SET last_seen_at = excluded.last_seen_at, tasks = excluded.tasks;
-END;
+END
+$$;
 COMMENT ON FUNCTION tollgate.report_daemon(uuid, text, integer, text, timestamptz, jsonb) IS
     'Takes a daemon''s report of itself; forgets daemons not heard of for a day';
 

@@ -37,7 +37,7 @@ CREATE FUNCTION tollgate.drain_usage() RETURNS TABLE (
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'drain_usage_wrapper';
 COMMENT ON FUNCTION tollgate.drain_usage() IS
-    'Closes this database''s counters and hands them out: the same rows again until ack_usage; no rows when there is nothing. Writes nothing, so it works on a standby';
+    'Closes this database''s counters and hands them out: the same uses and denials again until ack_usage; no rows when there is nothing. Writes nothing, so it works on a standby';
 
 CREATE FUNCTION tollgate.apply_usage(node text, boot uuid, generation bigint, rows tollgate.usage_row[]) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER

@@ -99,7 +99,10 @@ async fn each_change_is_recorded_with_who_made_it_and_to_what() -> Result<()> {
     manager.execute("select tollgate.define_scope('files:read', 'Read all files')", &[]).await?;
     let event = recorded("scope.defined").await?;
     let changes = json!({"description": {"from": "Read files", "to": "Read all files"}});
-    assert_eq!(event["detail"], json!({"scope": "files:read", "changes": changes}));
+    assert_eq!(
+        event["detail"],
+        json!({"scope": "files:read", "description": "Read all files", "changes": changes})
+    );
 
     let arguments = "scopes => '{files:read}', expires_in => '1 day', allowed_ips => '{10.0.0.0/8}'";
     let first = issue_with(&manager, "ann", arguments).await?;

@@ -316,8 +316,6 @@ async fn each_change_is_recorded_with_who_did_it() -> Result<()> {
         (event.to_owned(), id, id.and(user.clone()), actor.to_owned(), detail, expires)
     };
     let scope = |description: &str| json!({"scope": "recorded:scope", "description": description});
-    let changes = json!({"description": {"from": "first", "to": "second"}});
-    let changed = json!({"scope": "recorded:scope", "changes": changes});
     let hint = log.last().map(|row| row.4["hint"].clone());
     let expected = vec![
         event("token.created", Some(by_login.id), "issuer", created(&by_login, &["posts:read"]), true),
@@ -326,7 +324,14 @@ async fn each_change_is_recorded_with_who_did_it() -> Result<()> {
         event("token.created", Some(by_team.id), "team", created(&by_team, &[]), false),
         event("token.revoked", Some(by_team.id), "team", json!({}), false),
         // Defining it once more as it is was no change.
-        event("scope.defined", None, "team", changed, false),
+        event(
+            "scope.defined",
+            None,
+            "team",
+            json!({"scope": "recorded:scope", "description": "second",
+                   "changes": {"description": {"from": "first", "to": "second"}}}),
+            false,
+        ),
         event("scope.dropped", None, "team", scope("second"), false),
         event(
             "token.created",
@@ -494,6 +499,50 @@ async fn whoever_finds_a_token_can_revoke_it() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_token_that_is_pasted_where_texts_are_kept_is_not_kept() -> Result<()> {
+    let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
+    for round in 0..4 {
+        let token = issue(&owner, "pasted", &[]).await?;
+        let secret = token.token.as_str();
+        let reason = format!("found {secret} in a log");
+        let done = match round {
+            0 => revoke_because(&owner, token.id, Some(&reason)).await?,
+            1 => owner
+                .query_one("select tollgate.revoke_presented_token($1, $2)", &[&secret, &reason])
+                .await?
+                .get(0),
+            2 => owner
+                .query_one("select tollgate.revoke_all_api_tokens('pasted', $1) = 1", &[&reason])
+                .await?
+                .get(0),
+            _ => owner
+                .query_one("select tollgate.set_api_token_enabled($1, false, $2)", &[&token.id, &reason])
+                .await?
+                .get(0),
+        };
+        assert!(done, "a token in the reason keeps nobody from taking it away");
+        let kept: i64 = owner
+            .query_one(
+                "select (select count(*) from tollgate.audit_log a where a::text like '%' || $1 || '%')
+                      + (select count(*) from tollgate.api_tokens t where t::text like '%' || $1 || '%')",
+                &[&&secret[30..46]],
+            )
+            .await?
+            .get(0);
+        assert_eq!(kept, 0, "round {round}");
+    }
+    let token = issue(&owner, "pasted", &[]).await?;
+    for call in [
+        "select tollgate.create_api_token('pasted', $1)",
+        "select tollgate.define_scope('pasted:scope', 'as of ' || $1)",
+        "select tollgate.update_api_token((select id from tollgate.tokens where user_id = 'pasted' and status = 'active'), jsonb_build_object('name', $1::text))",
+    ] {
+        refused(owner.execute(call, &[&token.token]).await, &SqlState::INVALID_PARAMETER_VALUE);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_reason_has_at_most_1000_characters() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     let token = issue(&owner, "reasons", &[]).await?;
@@ -550,6 +599,11 @@ fn changes(token: &Token, user: &str) -> Vec<String> {
         format!("select tollgate.revoke_api_token('{}')", token.id),
         format!("select tollgate.revoke_all_api_tokens('{user}')"),
         format!("select tollgate.revoke_presented_token('{}')", token.token),
+        format!("select tollgate.rotate_api_token('{}')", token.id),
+        format!("select tollgate.update_api_token('{}', '{{\"name\": \"other\"}}')", token.id),
+        format!("select tollgate.set_api_token_enabled('{}', false)", token.id),
+        format!("select tollgate.derive_api_token('{}', 'n', '{{}}', null)", token.token),
+        format!("select tollgate.import_api_token('{user}', 'n', sha256('{user}'))"),
         "select tollgate.define_scope('a:b', 'c')".to_owned(),
         "select tollgate.drop_scope('posts:comments:read')".to_owned(),
     ]

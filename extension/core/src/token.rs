@@ -127,6 +127,11 @@ pub fn redact(text: &str) -> String {
     shown
 }
 
+/// Whether a text has as many hexadecimal digits in a row as the secret part of a token.
+pub fn contains_secret(text: &str) -> bool {
+    text.split(|c: char| !c.is_ascii_hexdigit()).any(|run| run.len() >= 2 * ENTROPY_LEN)
+}
+
 /// The parts of a well-formed token.
 ///
 /// Has no `Debug`: the body is the secret, and a derived one would print it.

@@ -216,6 +216,17 @@ fn verification_allocates_nothing() {
 }
 
 #[test]
+fn a_text_with_a_token_in_it_is_recognised() {
+    for text in [KNOWN_TOKEN, &format!("Bearer {KNOWN_TOKEN}."), &KNOWN_TOKEN.to_uppercase(), &"0".repeat(80)]
+    {
+        assert!(token::contains_secret(text), "{text}");
+    }
+    for text in ["", "deploy key", &"0".repeat(79), &format!("{}-{}", "0".repeat(79), "f".repeat(79))] {
+        assert!(!token::contains_secret(text), "{text}");
+    }
+}
+
+#[test]
 fn no_sixteen_characters_of_a_token_are_left_in_a_redacted_text() {
     assert_eq!(token::redact(KNOWN_TOKEN), "tgt_…");
     assert_eq!(

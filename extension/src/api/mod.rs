@@ -3,8 +3,11 @@
 
 mod audit;
 mod context;
+mod derive;
+mod internal;
 mod issue;
+mod rotate;
 mod scopes;
 mod stats;
 mod usage;
-mod verify;
+pub(crate) mod verify;

@@ -5,47 +5,70 @@ use crate::datum::{self, TextArray};
 use crate::error::Error;
 use crate::fmgr::{Call, sql_function};
 use crate::log;
+use crate::presented;
 use crate::shmem::{self, Use};
 use crate::store::composite::{self, Composite};
-use crate::store::probe::{self, Column, TokenRow};
+use crate::store::probe::{Column, Lookup, TokenRow};
 use crate::sys;
+use core::ffi::CStr;
 use pgrx::IntoDatum;
 use pgrx::pg_sys::Datum;
 use tollgate_core::net::Net;
 use tollgate_core::scope;
 use tollgate_core::status::{Code, decide};
-use tollgate_core::token::{self, Digest};
+use tollgate_core::token::Digest;
+
+/// The functions that return a row of type `verification`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Function {
+    VerifyApiToken,
+    VerifyApiTokenHash,
+    Authenticate,
+}
+
+impl Function {
+    pub(crate) const ALL: [Function; 3] =
+        [Function::VerifyApiToken, Function::VerifyApiTokenHash, Function::Authenticate];
+
+    pub(crate) const fn name(self) -> &'static CStr {
+        match self {
+            Function::VerifyApiToken => c"verify_api_token",
+            Function::VerifyApiTokenHash => c"verify_api_token_hash",
+            Function::Authenticate => c"authenticate",
+        }
+    }
+}
 
 sql_function!(verify_api_token);
 fn verify_api_token(call: &Call) -> Option<Datum> {
-    let request = Request::new(presented_digest(call), call);
-    Some(check(&request, Metering::Counted, verification))
+    Some(as_composite(Function::VerifyApiToken, call))
 }
 
 sql_function!(verify_api_token_hash);
 fn verify_api_token_hash(call: &Call) -> Option<Datum> {
-    let digest = call.bytes(0).and_then(|bytes| bytes.try_into().ok());
-    let request = Request::new(digest, call);
-    Some(check(&request, Metering::Counted, verification))
+    Some(as_composite(Function::VerifyApiTokenHash, call))
 }
 
 sql_function!(authenticate);
 fn authenticate(call: &Call) -> Option<Datum> {
-    let request = Request::new(presented_digest(call), call);
-    let (code, accepted) = check(&request, Metering::Counted, |code, token| {
-        let accepted = token.filter(|_| code == Code::Valid);
-        (code, accepted.map(|token| (verification(code, Some(token)), context_of(token))))
-    });
-    let Some((row, context)) = accepted else { Error::refused(code).raise() };
-    context::establish(&context);
-    Some(row)
+    Some(as_composite(Function::Authenticate, call))
 }
 
 sql_function!(presented_token_has_scope);
 fn presented_token_has_scope(call: &Call) -> Option<Datum> {
     let request =
         Request { digest: presented_digest(call), required: Required::One(call.bytes(1)), client: None };
-    check(&request, Metering::Uncounted, |code, _| code == Code::Valid).into_datum()
+    let verdict = Verdict::on(&request, Metering::Uncounted);
+    let granted = verdict.code == Code::Valid;
+    verdict.close();
+    granted.into_datum()
+}
+
+fn as_composite(function: Function, call: &Call) -> Datum {
+    let verdict = Verdict::of(function, call);
+    let row = composite::form(Composite::Verification, verdict.columns());
+    verdict.close();
+    row
 }
 
 struct Request<'a> {
@@ -87,23 +110,48 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The digest of the token in the first argument; `None` if it is malformed, which its checksum tells without a look-up.
+/// The digest of the token in the first argument; `None` if it is malformed, see [`presented::digest`].
 fn presented_digest(call: &Call) -> Option<Digest> {
-    let presented = call.bytes(0)?;
-    token::parse(presented).map(|_| token::digest(presented))
+    call.bytes(0).and_then(presented::digest)
 }
 
-/// Decides on a request, counts the outcome, and hands the code and the row of a known token to `then`, which runs while
-/// the row's buffer is pinned.
-fn check<R>(request: &Request<'_>, metering: Metering, then: impl FnOnce(Code, Option<&TokenRow>) -> R) -> R {
-    let Some(digest) = &request.digest else {
-        if metering == Metering::Counted {
-            shmem::record(Code::Malformed, None);
-            request.log(Code::Malformed, None);
+/// A decision, and the row of the token that it is about, which stays in place until this is closed.
+pub(crate) struct Verdict {
+    code: Code,
+    /// `None` for a request that needed no look-up.
+    lookup: Option<Lookup>,
+}
+
+impl Verdict {
+    pub(crate) const COLUMNS: usize = 11;
+
+    /// Does what a function does, short of forming its row.
+    pub(crate) fn of(function: Function, call: &Call) -> Self {
+        let digest = match function {
+            Function::VerifyApiTokenHash => call.bytes(0).and_then(|bytes| bytes.try_into().ok()),
+            Function::VerifyApiToken | Function::Authenticate => presented_digest(call),
+        };
+        let verdict = Verdict::on(&Request::new(digest, call), Metering::Counted);
+        if function == Function::Authenticate {
+            match verdict.accepted().map(context_of) {
+                Some(context) => context::establish(&context),
+                None => Error::refused(verdict.code).raise(),
+            }
         }
-        return then(Code::Malformed, None);
-    };
-    probe::with_token(digest, |token| {
+        verdict
+    }
+
+    /// Decides on a request, and counts the outcome.
+    fn on(request: &Request<'_>, metering: Metering) -> Self {
+        let Some(digest) = &request.digest else {
+            if metering == Metering::Counted {
+                shmem::record(Code::Malformed, None);
+                request.log(Code::Malformed, None);
+            }
+            return Verdict { code: Code::Malformed, lookup: None };
+        };
+        let lookup = Lookup::open(digest);
+        let token = lookup.token();
         let now = sys::GetCurrentTimestamp();
         let code = token.map_or(Code::NotFound, |token| judge(token, request, now));
         if metering == Metering::Counted {
@@ -112,8 +160,42 @@ fn check<R>(request: &Request<'_>, metering: Metering, then: impl FnOnce(Code, O
             shmem::record(code, id.as_ref().map(|id| (id, used)));
             request.log(code, id.as_ref());
         }
-        then(code, token)
-    })
+        Verdict { code, lookup: Some(lookup) }
+    }
+
+    fn token(&self) -> Option<&TokenRow> {
+        self.lookup.as_ref().and_then(Lookup::token)
+    }
+
+    fn accepted(&self) -> Option<&TokenRow> {
+        self.token().filter(|_| self.code == Code::Valid)
+    }
+
+    /// The row that SQL sees, as values that point to where they lie until this is closed. Of a refused token it tells the
+    /// id and the expiry alone: a caller who forgets to look at `valid` must not be handed an identity.
+    pub(crate) fn columns(&self) -> [Option<Datum>; Verdict::COLUMNS] {
+        let known = |column| self.token().and_then(|token| token.datum(column));
+        let granted = |column| self.accepted().and_then(|token| token.datum(column));
+        [
+            (self.code == Code::Valid).into_datum(),
+            Some(Datum::from(CODES[self.code.index()].as_ptr())),
+            known(Column::Id),
+            granted(Column::UserId),
+            granted(Column::Name),
+            granted(Column::Scopes),
+            known(Column::ExpiresAt),
+            granted(Column::Metadata),
+            None,
+            None,
+            None,
+        ]
+    }
+
+    pub(crate) fn close(self) {
+        if let Some(lookup) = self.lookup {
+            lookup.close();
+        }
+    }
 }
 
 fn judge(token: &TokenRow, request: &Request<'_>, now: i64) -> Code {
@@ -150,30 +232,6 @@ fn scopes_granted(token: &TokenRow, required: &Required<'_>) -> bool {
             token.array(Column::Scopes).is_some_and(|scopes| all.iter().all(|one| granted(one, scopes)))
         }
     }
-}
-
-/// The row that SQL sees. Of a refused token it tells the id and the expiry alone: a caller who forgets to look at
-/// `valid` must not be handed an identity.
-fn verification(code: Code, token: Option<&TokenRow>) -> Datum {
-    let accepted = token.filter(|_| code == Code::Valid);
-    let known = |column| token.and_then(|token| token.datum(column));
-    let granted = |column| accepted.and_then(|token| token.datum(column));
-    composite::form(
-        Composite::Verification,
-        [
-            (code == Code::Valid).into_datum(),
-            Some(Datum::from(CODES[code.index()].as_ptr())),
-            known(Column::Id),
-            granted(Column::UserId),
-            granted(Column::Name),
-            granted(Column::Scopes),
-            known(Column::ExpiresAt),
-            granted(Column::Metadata),
-            None,
-            None,
-            None,
-        ],
-    )
 }
 
 /// The codes as values of type text, so that none has to be made per call.

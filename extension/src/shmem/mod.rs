@@ -2,30 +2,35 @@
 //!
 //! This folder holds the only shared-memory code. `table` is the data structure, written without unsafe over slices of
 //! atomics; `segment` obtains the memory from PostgreSQL and hands out those slices; this file is what the rest calls.
+//! Beside the counters, `places` holds hints at where tokens are found.
 //!
 //! Locking, in one place:
 //!
-//! * The table is cut into partitions, each with a lightweight lock. The lock is about structure: shared to look up an
-//!   entry and count in it, exclusive to insert or evict one and to close counters. Counters are atomics, so those who
-//!   hold the lock shared count at the same time.
-//! * One more lock, the control lock, is about generations: whoever drains or acknowledges holds it exclusively, and takes
-//!   the partitions' locks one after the other inside it. Nobody takes it while holding a partition's.
-//! * Under a lock nothing calls PostgreSQL, allocates, or can fail. A backend that is killed while it holds one makes the
-//!   postmaster restart all of them with fresh memory.
+//! * Each entry of the table has a lock of one byte, in its own cache line, which whoever counts writes to anyway. It is
+//!   held for some tens of instructions; who finds it taken spins, and gives the processor away after a while.
+//! * Each group of entries has another one, for giving a slot to another key. An entry's lock is taken inside it, never
+//!   the other way round.
+//! * The control lock, one of PostgreSQL's lightweight locks, is about generations: whoever drains or acknowledges holds
+//!   it, and takes the entries' locks one after the other inside it. Nobody takes it while holding another.
+//! * Under an entry's or a group's lock nothing calls PostgreSQL, allocates, or can fail. A backend that is killed while it
+//!   holds one makes the postmaster restart all of them with fresh memory.
 //!
 //! Usage is never rolled back with the transaction that caused it.
 
+mod places;
 mod segment;
 mod table;
 
 use crate::error::Error;
 use crate::sys;
 use pgrx::pg_sys::{self, Datum, Oid};
+pub(crate) use places::Place;
 use segment::segment;
 use table::Refusal;
 pub(crate) use table::{Kind, UsageRow, Use};
 use tollgate_core::status::Code;
 use tollgate_core::throttle::Throttle;
+use tollgate_core::token::Digest;
 
 pub(crate) fn init() {
     segment::init();
@@ -37,9 +42,22 @@ pub(crate) fn record(code: Code, token: Option<(&[u8; 16], Use)>) {
     let Some(segment) = segment() else { return };
     // SAFETY: plain variables of this process.
     let (process, database) = unsafe { (pg_sys::MyProcPid, pg_sys::MyDatabaseId.to_u32()) };
-    segment.table.count_outcome(process.cast_unsigned() as usize, code);
+    let process = process.cast_unsigned() as usize;
+    segment.table.count_outcome(process, code);
     if let Some((id, used)) = token {
-        segment.table.count_use(segment, database, Kind::Token, id, &used);
+        segment.table.count_use(process, database, Kind::Token, id, &used);
+    }
+}
+
+/// Where the row of a token may be.
+pub(crate) fn place(digest: &Digest) -> Option<Place> {
+    segment()?.places.find(digest)
+}
+
+/// Remembers where the row of a token was found.
+pub(crate) fn note_place(digest: &Digest, place: Place) {
+    if let Some(segment) = segment() {
+        segment.places.note(digest, place);
     }
 }
 

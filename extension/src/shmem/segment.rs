@@ -2,23 +2,23 @@
 //! every backend.
 #![allow(unsafe_code)]
 
-use super::table::{Entry, Header, Locks, PARTITIONS, Partition, Sizes, Table};
+use super::places::{self, Bucket, Places};
+use super::table::{self, Control, Group, Header, Table};
 use crate::{compat, guc, sys};
 use core::alloc::Layout;
 use core::ffi::CStr;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use tollgate_core::throttle::Throttle;
 
 const NAME: &CStr = c"tollgate";
-/// The lock after those of the partitions.
-const CONTROL: usize = PARTITIONS;
 
 pub(super) struct Segment {
     pub(super) table: Table<'static>,
+    pub(super) places: Places<'static>,
     pub(super) log_throttle: &'static Throttle,
-    locks: *mut pg_sys::LWLockPadded,
+    control: *mut pg_sys::LWLock,
 }
 
 static SEGMENT: AtomicPtr<Segment> = AtomicPtr::new(core::ptr::null_mut());
@@ -45,32 +45,29 @@ pub(super) fn init() {
     }
 }
 
-/// Where each part lies, and how much memory they take together.
+/// How many groups and buckets there are, where they begin, and how much memory all takes together.
 struct Plan {
-    partitions: usize,
+    groups: usize,
+    groups_at: usize,
     buckets: usize,
-    entries: usize,
-    log_throttle: usize,
-    sizes: Sizes,
+    buckets_at: usize,
+    log_throttle_at: usize,
     total: Layout,
 }
 
 fn plan() -> Plan {
-    let sizes = Sizes::for_keys(guc::max_tracked_keys());
-    let extend = |layout: Layout, part: Result<Layout, _>| {
-        let part = part.expect("the largest setting is far below the address space");
-        layout.extend(part).expect("the largest setting is far below the address space")
-    };
-    let header = Layout::new::<Header>();
-    let (layout, partitions) = extend(header, Layout::array::<Partition>(PARTITIONS));
-    let (layout, buckets) = extend(layout, Layout::array::<AtomicU32>(sizes.buckets));
-    let (layout, entries) = extend(layout, Layout::array::<Entry>(sizes.entries));
-    let (layout, log_throttle) = extend(layout, Ok(Layout::new::<Throttle>()));
-    Plan { partitions, buckets, entries, log_throttle, sizes, total: layout.pad_to_align() }
+    const FITS: &str = "the largest setting is far below the address space";
+    let keys = guc::max_tracked_keys();
+    let (groups, buckets) = (table::groups_for(keys), places::buckets_for(keys));
+    let layout = Layout::new::<Header>();
+    let (layout, groups_at) = layout.extend(Layout::array::<Group>(groups).expect(FITS)).expect(FITS);
+    let (layout, buckets_at) = layout.extend(Layout::array::<Bucket>(buckets).expect(FITS)).expect(FITS);
+    let (layout, log_throttle_at) = layout.extend(Layout::new::<Throttle>()).expect(FITS);
+    Plan { groups, groups_at, buckets, buckets_at, log_throttle_at, total: layout.pad_to_align() }
 }
 
 /// ShmemInitStruct aligns to a cache line of 128 bytes (`PG_CACHE_LINE_SIZE`), which the parts need no more than.
-const _: () = assert!(align_of::<Header>() <= 128 && align_of::<Entry>() <= 128);
+const _: () = assert!(align_of::<Header>() <= 128 && align_of::<Group>() <= 128);
 
 #[pg_guard]
 unsafe extern "C-unwind" fn request() {
@@ -80,7 +77,7 @@ unsafe extern "C-unwind" fn request() {
             previous();
         }
         pg_sys::RequestAddinShmemSpace(plan().total.size());
-        pg_sys::RequestNamedLWLockTranche(NAME.as_ptr(), PARTITIONS as i32 + 1);
+        pg_sys::RequestNamedLWLockTranche(NAME.as_ptr(), 1);
     }
 }
 
@@ -102,59 +99,40 @@ unsafe extern "C-unwind" fn startup() {
         if !found {
             base.write_bytes(0, plan.total.size());
         }
-        let table = Table::new(
-            &*base.cast::<Header>(),
-            core::slice::from_raw_parts(base.add(plan.partitions).cast::<Partition>(), PARTITIONS),
-            core::slice::from_raw_parts(base.add(plan.buckets).cast::<AtomicU32>(), plan.sizes.buckets),
-            core::slice::from_raw_parts(base.add(plan.entries).cast::<Entry>(), plan.sizes.entries),
-        );
+        let groups = core::slice::from_raw_parts(base.add(plan.groups_at).cast::<Group>(), plan.groups);
+        let buckets = core::slice::from_raw_parts(base.add(plan.buckets_at).cast::<Bucket>(), plan.buckets);
+        let table = Table::new(&*base.cast::<Header>(), groups);
         if !found {
             let boot = *uuid::Uuid::new_v4().as_bytes();
             let seed = uuid::Uuid::new_v4().as_u64_pair().1;
             table.start(boot, seed, sys::GetCurrentTimestamp());
         }
         pg_sys::LWLockRelease(init_lock);
-        let locks = pg_sys::GetNamedLWLockTranche(NAME.as_ptr());
-        let log_throttle = &*base.add(plan.log_throttle).cast::<Throttle>();
-        SEGMENT.store(Box::into_raw(Box::new(Segment { table, log_throttle, locks })), Ordering::Release);
+        let log_throttle = &*base.add(plan.log_throttle_at).cast::<Throttle>();
+        let control = &raw mut (*pg_sys::GetNamedLWLockTranche(NAME.as_ptr())).lock;
+        SEGMENT.store(
+            Box::into_raw(Box::new(Segment { table, places: Places::new(buckets), log_throttle, control })),
+            Ordering::Release,
+        );
     }
 }
 
-/// A lightweight lock that is held.
+/// The control lock, held.
 pub(super) struct Held(*mut pg_sys::LWLock);
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // SAFETY: held by this process since `Segment::acquire`.
-        unsafe { sys::LWLockRelease(self.0) };
+        // SAFETY: held by this process since `Segment::hold`.
+        unsafe { pg_sys::LWLockRelease(self.0) };
     }
 }
 
-impl Segment {
-    fn acquire(&self, number: usize, mode: pg_sys::LWLockMode::Type) -> Held {
-        assert!(number <= CONTROL);
-        // SAFETY: the tranche has CONTROL + 1 locks. Acquiring raises nothing but at 200 locks held at once, and we
-        // hold two at the most.
-        unsafe {
-            let lock = &raw mut (*self.locks.add(number)).lock;
-            sys::LWLockAcquire(lock, mode);
-            Held(lock)
-        }
-    }
-}
-
-impl Locks for Segment {
+impl Control for Segment {
     type Guard = Held;
 
-    fn control(&self) -> Held {
-        self.acquire(CONTROL, pg_sys::LWLockMode::LW_EXCLUSIVE)
-    }
-
-    fn shared(&self, partition: usize) -> Held {
-        self.acquire(partition, pg_sys::LWLockMode::LW_SHARED)
-    }
-
-    fn exclusive(&self, partition: usize) -> Held {
-        self.acquire(partition, pg_sys::LWLockMode::LW_EXCLUSIVE)
+    fn hold(&self) -> Held {
+        // SAFETY: the one lock of our tranche.
+        unsafe { pg_sys::LWLockAcquire(self.control, pg_sys::LWLockMode::LW_EXCLUSIVE) };
+        Held(self.control)
     }
 }

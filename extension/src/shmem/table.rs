@@ -1,20 +1,25 @@
-//! The partitioned table of counters. No unsafe: everything is an atomic in a slice, and who may touch what when is
-//! said by the locks of [`Locks`] (see the rules in `mod.rs`).
+//! The table of counters. No unsafe: everything is an atomic in a slice, and who may touch what when is said by the locks
+//! (see the rules in `mod.rs`).
 //!
-//! Counters live in generations. Uses are counted in the live half of an entry. `drain` closes a generation: it moves
-//! each live half to the closed half, and hands the closed halves out as often as it is asked to, until `acknowledge`
-//! clears them. So whoever carries counters to the tables may die at any moment and start over.
+//! It is made of groups, a few thousand usually. A key can only be in the one group that its hash names; the group's
+//! first cache line says by a tag in which slot it may be, and the slot is one cache line. So to count a use takes two
+//! lines, of which that of a known key is only read in the first.
+//!
+//! Counters live in generations. `drain` closes a generation: it notes beside each entry what was counted, and hands that
+//! out as often as it is asked to, until `acknowledge` subtracts it. So whoever carries counters to the tables may die at
+//! any moment and start over.
 
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 use std::net::IpAddr;
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;
 
-pub(super) const PARTITIONS: usize = 128;
 pub(super) const MAX_DATABASES: usize = 64;
-const OUTCOME_SHARDS: usize = 64;
-/// How many entries a full partition looks at for one that it may evict.
-const EVICTION_STEPS: usize = 16;
+const SHARDS: usize = 64;
+/// Slots of a group: what the tags in one cache line are enough for.
+const WAYS: usize = 4 * TAG_WORDS;
+const TAG_WORDS: usize = 7;
+const ALL_WAYS: u32 = (1 << WAYS) - 1;
 /// In microseconds: ten minutes, a hundred times the daemon's period.
 const ABANDONED_AFTER: i64 = 600 * 1_000_000;
 
@@ -23,6 +28,14 @@ const ABANDONED_AFTER: i64 = 600 * 1_000_000;
 #[repr(u8)]
 pub(crate) enum Kind {
     Token = 1,
+}
+
+/// The same id in another database, made from this one as its template, is another key.
+#[derive(Clone, Copy)]
+struct Key {
+    id: [u64; 2],
+    database: u32,
+    kind: Kind,
 }
 
 /// One use, or one denial, of a token.
@@ -56,12 +69,46 @@ pub(crate) struct Stats {
     pub(crate) closed_generation: Option<u64>,
 }
 
-/// The locks that the rules name. Guards release when dropped.
-pub(super) trait Locks {
+/// The control lock. The guard releases it when dropped.
+pub(super) trait Control {
     type Guard;
-    fn control(&self) -> Self::Guard;
-    fn shared(&self, partition: usize) -> Self::Guard;
-    fn exclusive(&self, partition: usize) -> Self::Guard;
+    fn hold(&self) -> Self::Guard;
+}
+
+/// A lock that is held for some tens of instructions, in the cache line of what it guards. All zero is free.
+#[repr(transparent)]
+#[derive(Default)]
+struct SpinLock(AtomicBool);
+
+struct Held<'a>(&'a SpinLock);
+
+impl SpinLock {
+    #[inline]
+    fn hold(&self) -> Held<'_> {
+        while self.0.swap(true, Acquire) {
+            self.wait();
+        }
+        Held(self)
+    }
+
+    #[cold]
+    fn wait(&self) {
+        for _ in 0..100 {
+            if !self.0.load(Relaxed) {
+                return;
+            }
+            core::hint::spin_loop();
+        }
+        // Whoever holds it has lost the processor.
+        std::thread::yield_now();
+    }
+}
+
+impl Drop for Held<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.0.store(false, Release);
+    }
 }
 
 /// Why counters cannot be handed out.
@@ -72,58 +119,60 @@ pub(super) enum Refusal {
     OutOfMemory(usize),
 }
 
-/// Counters of one half of an entry: the live or the closed.
-#[repr(C)]
-#[derive(Default)]
-struct Half {
-    uses: AtomicU64,
-    denials: AtomicU64,
-    /// 0 if not used.
-    last_used: AtomicI64,
-    /// The address of the last use, in network order.
-    address: [AtomicU64; 2],
-    family: AtomicU8,
-    bits: AtomicU8,
-    /// Held while last_used, address, family and bits are written together. Who finds it taken leaves them to the other,
-    /// whose use is as late.
-    writing: AtomicBool,
-}
-
 const NO_ADDRESS: u8 = 0;
 const V4: u8 = 4;
 const V6: u8 = 6;
 
-/// One key and its counters: two cache lines, of which finding it and counting touch only the first.
+/// One key and its counters, in one cache line. All of it under its lock.
 #[repr(C, align(64))]
 #[derive(Default)]
-pub(super) struct Entry {
-    /// With database and kind mixed in, so that they need not be read from the other line to compare: see [`words`].
-    key: [AtomicU64; 2],
-    live: Half,
-    closed: Half,
-    /// The next of its chain: index of an entry plus 1, or 0.
-    next: AtomicU32,
+struct Entry {
+    id: [AtomicU64; 2],
+    /// Of the last accepted use; 0 if there was none since the last that was flushed.
+    last_used: AtomicI64,
+    /// The address of the last use, in network order.
+    address: [AtomicU64; 2],
+    uses: AtomicU32,
+    denials: AtomicU32,
     database: AtomicU32,
     kind: AtomicU8,
-    /// Whether `closed` holds counters of the generation that its database has closed.
-    is_closed: AtomicBool,
+    family: AtomicU8,
+    bits: AtomicU8,
+    lock: SpinLock,
 }
 
-const _: () = assert!(size_of::<Entry>() == 128, "the setting's description says 128 bytes");
+/// What of an entry's counters was handed out and not acknowledged. Under the entry's lock.
+#[repr(C)]
+#[derive(Default)]
+struct HandedOut {
+    uses: AtomicU32,
+    denials: AtomicU32,
+}
 
 #[repr(C, align(64))]
 #[derive(Default)]
-pub(super) struct Partition {
-    /// Entries in use; those beyond were never used.
-    used: AtomicU32,
-    /// Where the search for an entry to evict goes on.
-    hand: AtomicU32,
+pub(super) struct Group {
+    /// Four to a word, each a part of the hash of the key in its slot; 0 where none ever was. Written under `lock`.
+    tags: [AtomicU64; TAG_WORDS],
+    /// A bit for each slot with counters that are not flushed. Written under the slot's lock.
+    unflushed: AtomicU32,
+    /// Held to give a slot to another key; a slot's own lock is taken inside it.
+    lock: SpinLock,
+    entries: [Entry; WAYS],
+    handed_out: [HandedOut; WAYS],
+}
+
+const _: () = assert!(size_of::<Entry>() == 64 && core::mem::offset_of!(Group, entries) == 64);
+// A key is given room for one and a half, so that hardly a group is full before the table is.
+const _: () = assert!(size_of::<Group>() * 3 / 2 / WAYS <= 128, "the setting's description says 128 bytes");
+
+#[repr(C, align(64))]
+#[derive(Default)]
+struct Shard {
+    outcomes: [AtomicU64; Code::ALL.len()],
+    /// Uses that found no room.
     overflowed: AtomicU64,
 }
-
-#[repr(C, align(64))]
-#[derive(Default)]
-pub(super) struct OutcomeShard([AtomicU64; Code::ALL.len()]);
 
 #[repr(C)]
 #[derive(Default)]
@@ -147,46 +196,29 @@ pub(super) struct Header {
     /// generations were applied.
     next_generation: AtomicU64,
     databases: [Database; MAX_DATABASES],
-    outcomes: [OutcomeShard; OUTCOME_SHARDS],
+    shards: [Shard; SHARDS],
 }
 
 /// The table, wherever its memory came from.
 #[derive(Clone, Copy)]
 pub(super) struct Table<'a> {
     header: &'a Header,
-    partitions: &'a [Partition],
-    /// Heads of the chains, `buckets / PARTITIONS` to a partition: index of an entry plus 1, or 0.
-    buckets: &'a [AtomicU32],
-    entries: &'a [Entry],
+    groups: &'a [Group],
 }
 
-/// Numbers of elements for a given number of keys.
-#[derive(Clone, Copy)]
-pub(super) struct Sizes {
-    pub(super) buckets: usize,
-    pub(super) entries: usize,
-}
-
-impl Sizes {
-    pub(super) fn for_keys(keys: usize) -> Self {
-        let each = keys.div_ceil(PARTITIONS).max(1);
-        Sizes { buckets: each.next_power_of_two() * PARTITIONS, entries: each * PARTITIONS }
-    }
+/// How many groups a number of keys needs.
+pub(super) fn groups_for(keys: usize) -> usize {
+    (keys * 3 / 2).div_ceil(WAYS).max(1)
 }
 
 impl<'a> Table<'a> {
-    pub(super) fn new(
-        header: &'a Header,
-        partitions: &'a [Partition],
-        buckets: &'a [AtomicU32],
-        entries: &'a [Entry],
-    ) -> Self {
-        Table { header, partitions, buckets, entries }
+    pub(super) fn new(header: &'a Header, groups: &'a [Group]) -> Self {
+        Table { header, groups }
     }
 
     /// Stamps memory that is all zero. `boot` is random and never the same twice.
     pub(super) fn start(&self, boot: [u8; 16], seed: u64, now: i64) {
-        store_key(&self.header.boot, &boot);
+        store(&self.header.boot, &boot);
         self.header.seed.store(seed, Relaxed);
         self.header.started_at.store(now, Relaxed);
         // Counted from the start of the server in microseconds, so that a number is not used again after a restart and a
@@ -195,68 +227,52 @@ impl<'a> Table<'a> {
     }
 
     pub(super) fn boot(&self) -> [u8; 16] {
-        load_key(&self.header.boot)
+        load(&self.header.boot)
     }
 
     pub(super) fn count_outcome(&self, process: usize, code: Code) {
-        self.header.outcomes[process % OUTCOME_SHARDS].0[code.index()].fetch_add(1, Relaxed);
+        self.shard(process).outcomes[code.index()].fetch_add(1, Relaxed);
     }
 
-    pub(super) fn count_use(
-        &self,
-        locks: &impl Locks,
-        database: u32,
-        kind: Kind,
-        key: &[u8; 16],
-        used: &Use,
-    ) {
-        let words = words(database, kind, key);
-        let hash = self.hash(words);
-        let partition = hash as usize % PARTITIONS;
-        {
-            let _shared = locks.shared(partition);
-            if let Some(entry) = self.find(hash, words) {
-                entry.live.count(used);
-                return;
-            }
+    pub(super) fn count_use(&self, process: usize, database: u32, kind: Kind, id: &[u8; 16], used: &Use) {
+        let key = Key { id: split(id), database, kind };
+        let hash = self.hash(&key);
+        let group = &self.groups[self.place(hash)];
+        if group.count(hash, &key, used) {
+            return;
         }
-        let _exclusive = locks.exclusive(partition);
-        // Between the two locks somebody may have inserted it.
-        match self.find(hash, words).or_else(|| self.insert(hash, words, database, kind, used.at)) {
-            Some(entry) => entry.live.count(used),
-            None => {
-                self.partitions[partition].overflowed.fetch_add(1, Relaxed);
-            }
+        let lost = group.insert(hash, &key, used, |owner| self.is_abandoned(owner, used.at));
+        if lost > 0 {
+            self.shard(process).overflowed.fetch_add(lost, Relaxed);
         }
     }
 
     /// The generation that is closed, and its counters.
     pub(super) fn drain(
         &self,
-        locks: &impl Locks,
+        control: &impl Control,
         database: u32,
         now: i64,
     ) -> Result<(u64, Vec<UsageRow>), Refusal> {
-        // Allocated before any lock is taken. Entries that are inserted meanwhile may find no room: they stay for the next
-        // generation.
+        let _control = control.hold();
+        // Allocated before any entry is locked. Keys that are inserted meanwhile may find no room, and stay for the next
+        // generation; those handed out already are all among the unflushed now.
         let mut rows = Vec::new();
-        let room = self.tracked() + PARTITIONS;
+        let room = self.unflushed() + 128;
         rows.try_reserve_exact(room).map_err(|_| Refusal::OutOfMemory(room * size_of::<UsageRow>()))?;
-        let _control = locks.control();
         let slot = self.database(database).ok_or(Refusal::TooManyDatabases)?;
         slot.drained_at.store(now, Relaxed);
         let outstanding = slot.closed.load(Relaxed);
         let generation = if outstanding == 0 { slot.generation.load(Relaxed) } else { outstanding };
-        for partition in 0..PARTITIONS {
-            let _exclusive = locks.exclusive(partition);
-            for entry in self.used_entries(partition).filter(|entry| entry.database.load(Relaxed) == database)
-            {
+        for (group, slot) in self.unflushed_slots() {
+            let (entry, handed_out) = (&group.entries[slot], &group.handed_out[slot]);
+            let _held = entry.lock.hold();
+            if entry.database.load(Relaxed) == database {
                 if outstanding == 0 && rows.len() < room {
-                    entry.close();
+                    handed_out.uses.store(entry.uses.load(Relaxed), Relaxed);
+                    handed_out.denials.store(entry.denials.load(Relaxed), Relaxed);
                 }
-                if entry.is_closed.load(Relaxed) {
-                    rows.push(entry.row());
-                }
+                rows.extend(entry.row(handed_out));
             }
         }
         if !rows.is_empty() {
@@ -266,14 +282,14 @@ impl<'a> Table<'a> {
     }
 
     /// The databases that have a slot.
-    pub(super) fn databases(&self, locks: &impl Locks) -> [u32; MAX_DATABASES] {
-        let _control = locks.control();
+    pub(super) fn databases(&self, control: &impl Control) -> [u32; MAX_DATABASES] {
+        let _control = control.hold();
         core::array::from_fn(|i| self.header.databases[i].oid.load(Relaxed))
     }
 
     /// Frees the slot of a database that does not exist any more. Its entries are evicted as room is needed.
-    pub(super) fn forget(&self, locks: &impl Locks, database: u32) {
-        let _control = locks.control();
+    pub(super) fn forget(&self, control: &impl Control, database: u32) {
+        let _control = control.hold();
         if let Some(slot) = self.known_database(database) {
             slot.closed.store(0, Relaxed);
             slot.drained_at.store(0, Relaxed);
@@ -281,19 +297,16 @@ impl<'a> Table<'a> {
         }
     }
 
-    pub(super) fn acknowledge(&self, locks: &impl Locks, database: u32, generation: u64) -> bool {
-        let _control = locks.control();
+    pub(super) fn acknowledge(&self, control: &impl Control, database: u32, generation: u64) -> bool {
+        let _control = control.hold();
         let Some(slot) = self.known_database(database) else { return false };
         if generation == 0 || slot.closed.load(Relaxed) != generation {
             return false;
         }
-        for partition in 0..PARTITIONS {
-            let _exclusive = locks.exclusive(partition);
-            for entry in self.used_entries(partition) {
-                if entry.database.load(Relaxed) == database && entry.is_closed.load(Relaxed) {
-                    entry.closed.clear();
-                    entry.is_closed.store(false, Relaxed);
-                }
+        for (group, slot) in self.unflushed_slots() {
+            let _held = group.entries[slot].lock.hold();
+            if group.entries[slot].database.load(Relaxed) == database {
+                group.subtract(slot);
             }
         }
         slot.closed.store(0, Relaxed);
@@ -301,12 +314,12 @@ impl<'a> Table<'a> {
         true
     }
 
-    pub(super) fn stats(&self, locks: &impl Locks, database: u32) -> Stats {
-        let _control = locks.control();
+    pub(super) fn stats(&self, control: &impl Control, database: u32) -> Stats {
+        let _control = control.hold();
         let slot = self.known_database(database);
         let mut outcomes = [0; Code::ALL.len()];
-        for shard in &self.header.outcomes {
-            for (sum, counter) in outcomes.iter_mut().zip(&shard.0) {
+        for shard in &self.header.shards {
+            for (sum, counter) in outcomes.iter_mut().zip(&shard.outcomes) {
                 *sum += counter.load(Relaxed);
             }
         }
@@ -314,16 +327,27 @@ impl<'a> Table<'a> {
             boot: self.boot(),
             started_at: self.header.started_at.load(Relaxed),
             outcomes,
-            tracked: self.tracked() as u64,
-            capacity: self.entries.len() as u64,
-            overflowed: self.partitions.iter().map(|partition| partition.overflowed.load(Relaxed)).sum(),
+            tracked: self.groups.iter().map(|group| u64::from(group.used().count_ones())).sum(),
+            capacity: (self.groups.len() * WAYS) as u64,
+            overflowed: self.header.shards.iter().map(|shard| shard.overflowed.load(Relaxed)).sum(),
             generation: slot.map(|slot| slot.generation.load(Relaxed)),
             closed_generation: slot.map(|slot| slot.closed.load(Relaxed)).filter(|&closed| closed != 0),
         }
     }
 
-    fn tracked(&self) -> usize {
-        self.partitions.iter().map(|partition| partition.used.load(Relaxed) as usize).sum()
+    /// Counters that each process has to itself, nearly.
+    fn shard(&self, process: usize) -> &'a Shard {
+        &self.header.shards[process % SHARDS]
+    }
+
+    fn unflushed(&self) -> usize {
+        self.groups.iter().map(|group| group.unflushed.load(Relaxed).count_ones() as usize).sum()
+    }
+
+    fn unflushed_slots(&self) -> impl Iterator<Item = (&'a Group, usize)> + use<'a> {
+        self.groups
+            .iter()
+            .flat_map(|group| bits(group.unflushed.load(Relaxed)).map(move |slot| (group, slot)))
     }
 
     fn known_database(&self, oid: u32) -> Option<&'a Database> {
@@ -347,156 +371,170 @@ impl<'a> Table<'a> {
         now - drained_at > ABANDONED_AFTER
     }
 
-    fn used_entries(&self, partition: usize) -> impl Iterator<Item = &'a Entry> + use<'a> {
-        let each = self.entries.len() / PARTITIONS;
-        let used = self.partitions[partition].used.load(Relaxed) as usize;
-        self.entries[partition * each..partition * each + used].iter()
-    }
-
-    /// A folded multiplication: the keys are random or hashed already, the seed keeps anyone from aiming at one chain.
-    fn hash(&self, [low, high]: [u64; 2]) -> u64 {
-        let product =
-            u128::from(low ^ self.header.seed.load(Relaxed)) * u128::from(high ^ 0x9e37_79b9_7f4a_7c15);
-        (product as u64) ^ ((product >> 64) as u64)
-    }
-
-    fn chain(&self, hash: u64) -> &'a AtomicU32 {
-        let each = self.buckets.len() / PARTITIONS;
-        let partition = hash as usize % PARTITIONS;
-        &self.buckets[partition * each + (hash as usize / PARTITIONS) % each]
-    }
-
-    fn find(&self, hash: u64, words: [u64; 2]) -> Option<&'a Entry> {
-        let mut link = self.chain(hash).load(Relaxed);
-        while link != 0 {
-            let entry = &self.entries[link as usize - 1];
-            if entry.words() == words {
-                return Some(entry);
-            }
-            link = entry.next.load(Relaxed);
-        }
-        None
-    }
-
-    /// Under the partition's exclusive lock. `None` if it is full of what has not been flushed.
-    fn insert(&self, hash: u64, words: [u64; 2], database: u32, kind: Kind, now: i64) -> Option<&'a Entry> {
-        let each = self.entries.len() / PARTITIONS;
-        let partition = hash as usize % PARTITIONS;
-        let used = self.partitions[partition].used.load(Relaxed) as usize;
-        let index = if used < each {
-            self.partitions[partition].used.store(used as u32 + 1, Relaxed);
-            partition * each + used
-        } else {
-            self.evict(partition, database, now)?
+    /// Folded multiplications: ids are random, the seed keeps anyone from aiming at one group.
+    fn hash(&self, key: &Key) -> u64 {
+        let fold = |one: u64, other: u64| {
+            let product = u128::from(one) * u128::from(other);
+            (product as u64) ^ ((product >> 64) as u64)
         };
-        let entry = &self.entries[index];
-        store_words(&entry.key, words);
-        entry.database.store(database, Relaxed);
-        entry.kind.store(kind as u8, Relaxed);
-        entry.live.clear();
-        entry.closed.clear();
-        entry.is_closed.store(false, Relaxed);
-        let chain = self.chain(hash);
-        entry.next.store(chain.load(Relaxed), Relaxed);
-        chain.store(index as u32 + 1, Relaxed);
-        Some(entry)
+        let tag = (u64::from(key.database) << 8) | key.kind as u64;
+        let mixed = fold(key.id[0] ^ self.header.seed.load(Relaxed), key.id[1] ^ 0x9e37_79b9_7f4a_7c15);
+        fold(mixed ^ tag, 0xd6e8_feb8_6659_fd93)
     }
 
-    /// Takes an entry out of its chain whose counters are all flushed, or belong to another database that nobody flushes:
-    /// such a one, dropped perhaps, must not keep the others from being counted.
-    fn evict(&self, partition: usize, database: u32, now: i64) -> Option<usize> {
-        let each = self.entries.len() / PARTITIONS;
-        let state = &self.partitions[partition];
-        for _ in 0..EVICTION_STEPS.min(each) {
-            let at = state.hand.load(Relaxed) as usize % each;
-            state.hand.store((at as u32 + 1) % each as u32, Relaxed);
-            let index = partition * each + at;
-            let entry = &self.entries[index];
-            if !entry.is_flushed() {
-                let owner = entry.database.load(Relaxed);
-                if owner == database || !self.is_abandoned(owner, now) {
-                    continue;
+    /// By the high half of the hash; tags are of the low one.
+    fn place(&self, hash: u64) -> usize {
+        (((hash >> 32) * self.groups.len() as u64) >> 32) as usize
+    }
+}
+
+impl Group {
+    /// Counts a use of a key that is here; false if it is not.
+    fn count(&self, hash: u64, key: &Key, used: &Use) -> bool {
+        for (n, word) in self.tags.iter().enumerate() {
+            for lane in lanes(word.load(Relaxed), tag(hash)) {
+                let slot = 4 * n + lane;
+                let entry = &self.entries[slot];
+                let _held = entry.lock.hold();
+                if entry.is(key) {
+                    self.count_in(slot, used);
+                    return true;
                 }
-                state.overflowed.fetch_add(entry.unflushed(), Relaxed);
             }
-            let hash = self.hash(entry.words());
-            let mut link = self.chain(hash);
-            while link.load(Relaxed) as usize != index + 1 {
-                link = &self.entries[link.load(Relaxed) as usize - 1].next;
-            }
-            link.store(entry.next.load(Relaxed), Relaxed);
-            return Some(index);
         }
-        None
+        false
+    }
+
+    /// Counts the first use of a key; says how many uses are lost by it, for lack of room.
+    #[cold]
+    fn insert(&self, hash: u64, key: &Key, used: &Use, abandoned: impl Fn(u32) -> bool) -> u64 {
+        let _held = self.lock.hold();
+        // Before the lock was held somebody may have inserted it.
+        if self.count(hash, key, used) {
+            return 0;
+        }
+        let unused = !self.used() & ALL_WAYS;
+        let flushed = !self.unflushed.load(Relaxed) & ALL_WAYS;
+        // Any that is flushed will do, not always the same.
+        let (before, after) = (flushed & ((1 << (hash % WAYS as u64)) - 1), flushed);
+        let candidates = bits(unused).chain(bits(after & !before)).chain(bits(before));
+        for slot in candidates {
+            let _slot_held = self.entries[slot].lock.hold();
+            // It may have been counted in since.
+            if self.unflushed.load(Relaxed) & (1 << slot) == 0 {
+                self.give(slot, hash, key, used);
+                return 0;
+            }
+        }
+        // Counters of another database that nobody flushes, a dropped one perhaps, must not keep others from being counted.
+        for slot in 0..WAYS {
+            let entry = &self.entries[slot];
+            let _slot_held = entry.lock.hold();
+            let owner = entry.database.load(Relaxed);
+            if owner != key.database && abandoned(owner) {
+                let lost = u64::from(entry.uses.load(Relaxed)) + u64::from(entry.denials.load(Relaxed));
+                self.give(slot, hash, key, used);
+                return lost;
+            }
+        }
+        1
+    }
+
+    /// Under both locks.
+    fn give(&self, slot: usize, hash: u64, key: &Key, used: &Use) {
+        let entry = &self.entries[slot];
+        for (to, from) in entry.id.iter().zip(key.id) {
+            to.store(from, Relaxed);
+        }
+        entry.database.store(key.database, Relaxed);
+        entry.kind.store(key.kind as u8, Relaxed);
+        entry.uses.store(0, Relaxed);
+        entry.denials.store(0, Relaxed);
+        entry.forget_last_use();
+        self.handed_out[slot].uses.store(0, Relaxed);
+        self.handed_out[slot].denials.store(0, Relaxed);
+        self.count_in(slot, used);
+        let (word, shift) = (&self.tags[slot / 4], 16 * (slot % 4));
+        let others = word.load(Relaxed) & !(0xffff << shift);
+        word.store(others | (u64::from(tag(hash)) << shift), Relaxed);
+    }
+
+    /// Under the slot's lock.
+    fn count_in(&self, slot: usize, used: &Use) {
+        if self.unflushed.load(Relaxed) & (1 << slot) == 0 {
+            self.unflushed.fetch_or(1 << slot, Relaxed);
+        }
+        self.entries[slot].count(used);
+    }
+
+    /// Takes what was handed out off what was counted. Under the slot's lock.
+    fn subtract(&self, slot: usize) {
+        let (entry, handed_out) = (&self.entries[slot], &self.handed_out[slot]);
+        let uses = entry.uses.load(Relaxed) - handed_out.uses.swap(0, Relaxed);
+        let denials = entry.denials.load(Relaxed) - handed_out.denials.swap(0, Relaxed);
+        entry.uses.store(uses, Relaxed);
+        entry.denials.store(denials, Relaxed);
+        if uses == 0 {
+            entry.forget_last_use();
+            if denials == 0 {
+                self.unflushed.fetch_and(!(1 << slot), Relaxed);
+            }
+        }
+    }
+
+    /// A bit for each slot that has ever had a key.
+    fn used(&self) -> u32 {
+        let used = |word: u64| {
+            (0..4).filter(|lane| word >> (16 * lane) & 0xffff != 0).fold(0, |bits, lane| bits | 1 << lane)
+        };
+        self.tags.iter().enumerate().fold(0, |bits, (n, word)| bits | used(word.load(Relaxed)) << (4 * n))
     }
 }
 
 impl Entry {
-    fn words(&self) -> [u64; 2] {
-        [self.key[0].load(Relaxed), self.key[1].load(Relaxed)]
+    fn is(&self, key: &Key) -> bool {
+        self.id[0].load(Relaxed) == key.id[0]
+            && self.id[1].load(Relaxed) == key.id[1]
+            && self.database.load(Relaxed) == key.database
+            && self.kind.load(Relaxed) == key.kind as u8
     }
 
-    fn is_flushed(&self) -> bool {
-        !self.is_closed.load(Relaxed) && self.live.is_empty()
-    }
-
-    fn unflushed(&self) -> u64 {
-        [&self.live, &self.closed]
-            .map(|half| half.uses.load(Relaxed) + half.denials.load(Relaxed))
-            .iter()
-            .sum()
-    }
-
-    /// Moves the live half to the closed one. Under the partition's exclusive lock: nobody counts meanwhile.
-    fn close(&self) {
-        if !self.live.is_empty() {
-            self.closed.copy_from(&self.live);
-            self.live.clear();
-            self.is_closed.store(true, Relaxed);
-        }
-    }
-
-    fn row(&self) -> UsageRow {
-        let last_used = self.closed.last_used.load(Relaxed);
-        UsageRow {
-            token_id: unmix(self.words(), self.database.load(Relaxed), self.kind.load(Relaxed)),
-            uses: self.closed.uses.load(Relaxed),
-            denials: self.closed.denials.load(Relaxed),
-            last_used: (last_used != 0).then(|| (last_used, self.closed.client())),
-        }
-    }
-}
-
-impl Half {
     fn count(&self, used: &Use) {
-        if !used.accepted {
-            self.denials.fetch_add(1, Relaxed);
-            return;
-        }
-        self.uses.fetch_add(1, Relaxed);
-        if self.writing.swap(true, Acquire) {
-            return;
-        }
-        if used.at >= self.last_used.load(Relaxed) {
+        let counter = if used.accepted { &self.uses } else { &self.denials };
+        // It would take four thousand million between two flushes to stop here.
+        counter.store(counter.load(Relaxed).saturating_add(1), Relaxed);
+        if used.accepted && used.at >= self.last_used.load(Relaxed) {
             self.last_used.store(used.at, Relaxed);
             self.set_client(used.client);
         }
-        self.writing.store(false, Release);
+    }
+
+    fn row(&self, handed_out: &HandedOut) -> Option<UsageRow> {
+        let (uses, denials) = (handed_out.uses.load(Relaxed), handed_out.denials.load(Relaxed));
+        let last_used = (uses > 0).then(|| (self.last_used.load(Relaxed), self.client()));
+        let id = u128::from(self.id[0].load(Relaxed)) | u128::from(self.id[1].load(Relaxed)) << 64;
+        (uses > 0 || denials > 0).then(|| UsageRow {
+            token_id: id.to_ne_bytes(),
+            uses: uses.into(),
+            denials: denials.into(),
+            last_used,
+        })
     }
 
     fn set_client(&self, client: Option<Net>) {
         let (family, address) = match client.map(|net| net.addr()) {
-            None => (NO_ADDRESS, [0; 16]),
+            // What the address was before is not looked at.
+            None => return self.family.store(NO_ADDRESS, Relaxed),
             Some(IpAddr::V4(address)) => (V4, address.to_ipv6_mapped().octets()),
             Some(IpAddr::V6(address)) => (V6, address.octets()),
         };
-        store_key(&self.address, &address);
+        store(&self.address, &address);
         self.family.store(family, Relaxed);
         self.bits.store(client.map_or(0, |net| net.bits()), Relaxed);
     }
 
     fn client(&self) -> Option<Net> {
-        let address = load_key(&self.address);
+        let address = load(&self.address);
         let bits = self.bits.load(Relaxed);
         match self.family.load(Relaxed) {
             V4 => Net::v4([address[12], address[13], address[14], address[15]], bits),
@@ -505,51 +543,50 @@ impl Half {
         }
     }
 
-    fn is_empty(&self) -> bool {
-        self.uses.load(Relaxed) == 0 && self.denials.load(Relaxed) == 0
-    }
-
-    fn clear(&self) {
-        self.copy_from(&Half::default());
-    }
-
-    fn copy_from(&self, other: &Half) {
-        self.uses.store(other.uses.load(Relaxed), Relaxed);
-        self.denials.store(other.denials.load(Relaxed), Relaxed);
-        self.last_used.store(other.last_used.load(Relaxed), Relaxed);
-        for (to, from) in self.address.iter().zip(&other.address) {
-            to.store(from.load(Relaxed), Relaxed);
-        }
-        self.family.store(other.family.load(Relaxed), Relaxed);
-        self.bits.store(other.bits.load(Relaxed), Relaxed);
+    fn forget_last_use(&self) {
+        self.last_used.store(0, Relaxed);
+        self.family.store(NO_ADDRESS, Relaxed);
     }
 }
 
-/// A key as it is compared: the same id in another database, made from this one as its template, is another key.
-fn words(database: u32, kind: Kind, key: &[u8; 16]) -> [u64; 2] {
-    let word = u128::from_ne_bytes(*key);
-    [word as u64, (word >> 64) as u64 ^ tag(database, kind as u8)]
+/// Never 0, which stands for a slot without a key.
+fn tag(hash: u64) -> u16 {
+    (hash as u16).max(1)
 }
 
-/// The key that was mixed into `words`.
-fn unmix([low, high]: [u64; 2], database: u32, kind: u8) -> [u8; 16] {
-    (u128::from(low) | u128::from(high ^ tag(database, kind)) << 64).to_ne_bytes()
+/// The lanes of a word that are equal to a tag, and at times one that is not: whoever asks compares the key.
+fn lanes(word: u64, tag: u16) -> impl Iterator<Item = usize> {
+    const LOW: u64 = 0x0001_0001_0001_0001;
+    const HIGH: u64 = 0x8000_8000_8000_8000;
+    let difference = word ^ (u64::from(tag) * LOW);
+    let mut zeros = difference.wrapping_sub(LOW) & !difference & HIGH;
+    core::iter::from_fn(move || {
+        let lane = (zeros != 0).then_some(zeros.trailing_zeros() as usize / 16)?;
+        zeros &= zeros - 1;
+        Some(lane)
+    })
 }
 
-fn tag(database: u32, kind: u8) -> u64 {
-    (u64::from(database) << 8) | u64::from(kind)
+/// The numbers of the bits that are set.
+fn bits(mut word: u32) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let bit = (word != 0).then_some(word.trailing_zeros() as usize)?;
+        word &= word - 1;
+        Some(bit)
+    })
 }
 
-fn store_words(to: &[AtomicU64; 2], [low, high]: [u64; 2]) {
+fn split(bytes: &[u8; 16]) -> [u64; 2] {
+    let word = u128::from_ne_bytes(*bytes);
+    [word as u64, (word >> 64) as u64]
+}
+
+fn store(to: &[AtomicU64; 2], bytes: &[u8; 16]) {
+    let [low, high] = split(bytes);
     to[0].store(low, Relaxed);
     to[1].store(high, Relaxed);
 }
 
-fn store_key(to: &[AtomicU64; 2], key: &[u8; 16]) {
-    let word = u128::from_ne_bytes(*key);
-    store_words(to, [word as u64, (word >> 64) as u64]);
-}
-
-fn load_key(from: &[AtomicU64; 2]) -> [u8; 16] {
+fn load(from: &[AtomicU64; 2]) -> [u8; 16] {
     (u128::from(from[0].load(Relaxed)) | u128::from(from[1].load(Relaxed)) << 64).to_ne_bytes()
 }

@@ -1,8 +1,12 @@
-//! Where our tables are touched: which relations they are, the index probe of verification, the statements of issuing.
+//! Where our tables are touched: which relations they are, the index probe of verification, the statements of issuing, and
+//! what must be seen as it is now, whatever snapshot the transaction has.
 
+pub(crate) mod as_role;
 pub(crate) mod composite;
 pub(crate) mod issue;
+pub(crate) mod latest;
 pub(crate) mod probe;
+pub(crate) mod quota;
 pub(crate) mod relations;
 
 pub(crate) fn init() {

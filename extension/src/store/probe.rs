@@ -1,4 +1,5 @@
-//! The direct index probe: from a digest to the row of a token in one descent of one index.
+//! The direct probe: from a digest to the row of a token, in one descent of one index, or in none where shared memory has
+//! a hint at the row's place. Either way it is the row itself that is read, and judged as it is now.
 //!
 //! It reads with the latest snapshot, not the active one: in a REPEATABLE READ transaction an older snapshot would still
 //! show a token that has been revoked. It takes no lock on the row, assigns no transaction id and writes nothing, so it
@@ -10,6 +11,7 @@ use super::relations::{self, Relations};
 use crate::compat;
 use crate::datum;
 use crate::error::Error;
+use crate::shmem::{self, Place};
 use crate::sys;
 use core::cell::Cell;
 use core::ffi::CStr;
@@ -52,7 +54,7 @@ const EXPECTED: [(Column, &CStr, pg_sys::Oid); 11] = [
 
 /// The row of a token, as it lies in the shared buffer that is pinned meanwhile.
 pub(crate) struct TokenRow {
-    slot: *const pg_sys::TupleTableSlot,
+    slot: *mut pg_sys::TupleTableSlot,
 }
 
 impl TokenRow {
@@ -107,55 +109,99 @@ thread_local! {
     static CHECKED_IN: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// An open scan. Plain pointers: on an ERROR the resource owner of the transaction releases what they point to.
+/// A look-up that has found its token or not, and keeps the row in place until it is closed. Plain pointers: on an ERROR
+/// the resource owner of the transaction releases what they point to.
+pub(crate) struct Lookup {
+    open: Open,
+    row: TokenRow,
+}
+
 #[derive(Clone, Copy)]
-struct Scan {
+struct Open {
     table: pg_sys::Relation,
-    index: pg_sys::Relation,
     snapshot: pg_sys::Snapshot,
-    scan: pg_sys::IndexScanDesc,
     slot: *mut pg_sys::TupleTableSlot,
-    found: bool,
+    /// `None` if the row was found without.
+    index: Option<(pg_sys::Relation, pg_sys::IndexScanDesc)>,
+    found: Option<Place>,
+}
+
+impl Lookup {
+    /// Looks for the token with a digest. What it allocates is in the current memory context, which must live until it is
+    /// closed.
+    pub(crate) fn open(digest: &Digest) -> Self {
+        let argument = DigestDatum { length: varlena_length(DIGEST_LEN), digest: *digest };
+        let mut key = scan_key();
+        key.sk_argument = Datum::from(&raw const argument);
+        let mut hint = shmem::place(digest);
+        loop {
+            let relations = relations::relations();
+            let epoch = relations::epoch();
+            if CHECKED_IN.get() != Some(epoch) {
+                check_columns(&relations);
+                CHECKED_IN.set(Some(epoch));
+            }
+            // SAFETY: the closure holds nothing that needs dropping. The key is not looked at after the one descent.
+            let Some(open) = (unsafe { sys::guarded(|| begin(&relations, epoch, hint, &raw mut key)) })
+            else {
+                continue;
+            };
+            let lookup = Lookup { open, row: TokenRow { slot: open.slot } };
+            match open.found {
+                Some(place) if open.index.is_some() => shmem::note_place(digest, place),
+                // Another row has taken the place: there are more tokens than hints, or it was vacuumed away.
+                Some(_) if lookup.row.varlena(Column::TokenHash) != Some(digest) => {
+                    lookup.close();
+                    hint = None;
+                    continue;
+                }
+                _ => {}
+            }
+            return lookup;
+        }
+    }
+
+    pub(crate) fn token(&self) -> Option<&TokenRow> {
+        self.open.found.map(|_| &self.row)
+    }
+
+    pub(crate) fn close(self) {
+        let open = self.open;
+        // SAFETY: ends what `begin` began, in the opposite order; the row cannot be used any more.
+        unsafe {
+            sys::guarded(|| {
+                if let Some((index, scan)) = open.index {
+                    sys::index_endscan(scan);
+                    sys::index_close(index, pg_sys::NoLock.cast_signed());
+                }
+                sys::ExecDropSingleTupleTableSlot(open.slot);
+                sys::UnregisterSnapshot(open.snapshot);
+                sys::table_close(open.table, pg_sys::NoLock.cast_signed());
+            });
+        }
+    }
 }
 
 /// Finds the token with a digest and lets `read` look at its row.
 pub(crate) fn with_token<R>(digest: &Digest, read: impl FnOnce(Option<&TokenRow>) -> R) -> R {
-    let argument = DigestDatum { length: varlena_length(DIGEST_LEN), digest: *digest };
-    let mut key = scan_key();
-    key.sk_argument = Datum::from(&raw const argument);
-    let open = loop {
-        let relations = relations::relations();
-        let epoch = relations::epoch();
-        if CHECKED_IN.get() != Some(epoch) {
-            check_columns(&relations);
-            CHECKED_IN.set(Some(epoch));
-        }
-        // SAFETY: the closure holds nothing that needs dropping.
-        if let Some(open) = unsafe { sys::guarded(|| begin(&relations, epoch, &raw mut key)) } {
-            break open;
-        }
-    };
-    let row = TokenRow { slot: open.slot };
-    let result = read(open.found.then_some(&row));
-    // SAFETY: ends what `begin` began, in the opposite order; `row` is not used any more.
-    unsafe {
-        sys::guarded(|| {
-            sys::index_endscan(open.scan);
-            sys::ExecDropSingleTupleTableSlot(open.slot);
-            sys::UnregisterSnapshot(open.snapshot);
-            sys::index_close(open.index, pg_sys::NoLock.cast_signed());
-            sys::table_close(open.table, pg_sys::NoLock.cast_signed());
-        });
-    }
+    let lookup = Lookup::open(digest);
+    let result = read(lookup.token());
+    lookup.close();
     result
 }
 
-/// Descends the index and deforms the row found; `None` if the relations are no longer what they were looked up as.
+/// Finds the row, where the hint says or else by the index, and deforms it; `None` if the relations are no longer what
+/// they were looked up as.
 ///
 /// # Safety
 ///
-/// Only inside `sys::guarded`. The key stays in place until the scan is ended.
-unsafe fn begin(relations: &Relations, epoch: u64, key: pg_sys::ScanKey) -> Option<Scan> {
+/// Only inside `sys::guarded`.
+unsafe fn begin(
+    relations: &Relations,
+    epoch: u64,
+    hint: Option<Place>,
+    key: pg_sys::ScanKey,
+) -> Option<Open> {
     let lock = pg_sys::AccessShareLock.cast_signed();
     // SAFETY: oids of relations that the lock on the table keeps in place, and an MVCC snapshot that stays registered until
     // the scan has ended.
@@ -170,16 +216,80 @@ unsafe fn begin(relations: &Relations, epoch: u64, key: pg_sys::ScanKey) -> Opti
             sys::table_close(table, lock);
             return None;
         }
-        let index = sys::index_open(relations.token_hash_index, lock);
         let snapshot = sys::RegisterSnapshot(sys::GetLatestSnapshot());
         let slot = sys::table_slot_create(table, core::ptr::null_mut());
-        let scan = compat::index_beginscan(table, index, snapshot);
-        sys::index_rescan(scan, key, 1, core::ptr::null_mut(), 0);
-        let found = sys::index_getnext_slot(scan, pg_sys::ScanDirection::ForwardScanDirection, slot);
-        if found {
+        let mut open = Open { table, snapshot, slot, index: None, found: None };
+        if let Some(place) = hint
+            && fetch(&open, place)
+        {
+            open.found = hint;
+        } else {
+            let index = sys::index_open(relations.token_hash_index, lock);
+            let scan = compat::index_beginscan(table, index, snapshot);
+            sys::index_rescan(scan, key, 1, core::ptr::null_mut(), 0);
+            open.index = Some((index, scan));
+            open.found = descend(scan, slot);
+        }
+        if open.found.is_some() {
             sys::slot_getsomeattrs_int(slot, LAST_COLUMN as i32 + 1);
         }
-        Some(Scan { table, index, snapshot, scan, slot, found })
+        Some(open)
+    }
+}
+
+/// Puts the row into the slot that the index leads to, and says where that is.
+unsafe fn descend(scan: pg_sys::IndexScanDesc, slot: *mut pg_sys::TupleTableSlot) -> Option<Place> {
+    // SAFETY: a scan that has been given its key, and a slot of its table.
+    unsafe {
+        loop {
+            let tid = sys::index_getnext_tid(scan, pg_sys::ScanDirection::ForwardScanDirection).as_ref()?;
+            // Noted before the fetch, which may follow a chain of versions from here.
+            let (block, offset) =
+                (u32::from(tid.ip_blkid.bi_hi) << 16 | u32::from(tid.ip_blkid.bi_lo), tid.ip_posid);
+            if sys::index_fetch_heap(scan, slot) {
+                // Nothing but a heap keeps rows in that way, and has them fetched by `fetch`.
+                let is_heap = core::ptr::eq((*slot).tts_ops, &raw const pg_sys::TTSOpsBufferHeapTuple);
+                let buffer =
+                    if is_heap { (*slot.cast::<pg_sys::BufferHeapTupleTableSlot>()).buffer } else { 0 };
+                return Some(Place { block, offset, buffer: buffer.cast_unsigned() });
+            }
+        }
+    }
+}
+
+/// Puts the row at a place into the slot, if the page is still in its buffer and there is one that the snapshot sees. It
+/// is what the index scan does once the index has told it where to look.
+unsafe fn fetch(open: &Open, place: Place) -> bool {
+    // SAFETY: the buffer exists, which is all that is needed to ask for what is in it; the table is open, the slot is one
+    // for rows in shared buffers, as the table is a heap.
+    unsafe {
+        let buffer = place.buffer.cast_signed();
+        if !(1..=pg_sys::NBuffers).contains(&buffer) || !compat::pin_if_still(open.table, place.block, buffer)
+        {
+            return false;
+        }
+        let mut tid = pg_sys::ItemPointerData {
+            ip_blkid: pg_sys::BlockIdData { bi_hi: (place.block >> 16) as u16, bi_lo: place.block as u16 },
+            ip_posid: place.offset,
+        };
+        let tuple = &raw mut (*open.slot.cast::<pg_sys::BufferHeapTupleTableSlot>()).base.tupdata;
+        sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE.cast_signed());
+        let found = sys::heap_hot_search_buffer(
+            &raw mut tid,
+            open.table,
+            buffer,
+            open.snapshot,
+            tuple,
+            core::ptr::null_mut(),
+            true,
+        );
+        sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_UNLOCK.cast_signed());
+        if found {
+            sys::ExecStorePinnedBufferHeapTuple(tuple, open.slot, buffer);
+        } else {
+            sys::ReleaseBuffer(buffer);
+        }
+        found
     }
 }
 

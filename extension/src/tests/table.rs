@@ -1,4 +1,4 @@
-//! The table of counters, with locks that check the rules of `shmem`: nothing is lost, nothing is counted twice.
+//! The table of counters: nothing is lost, nothing is counted twice.
 //!
 //! The table asks PostgreSQL for nothing, so it is compiled here once more, on memory of our own.
 #![allow(unsafe_code)]
@@ -8,14 +8,11 @@
 #[allow(clippy::duplicate_mod, reason = "said above")]
 mod subject;
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::cell::RefCell;
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use subject::{
-    Entry, Header, Kind, Locks, MAX_DATABASES, PARTITIONS, Partition, Refusal, Sizes, Table, UsageRow, Use,
-};
+use std::sync::{Mutex, MutexGuard};
+use subject::{Control, Group, Header, Kind, MAX_DATABASES, Refusal, Table, UsageRow, Use, groups_for};
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;
 
@@ -28,78 +25,21 @@ const SEED: u64 = 0xc35c_b8f3_5a97_21d6;
 const STARTED_AT: i64 = 800_000_000_000_000;
 const DATABASE: u32 = 16_384;
 
-/// The locks of one table. Each thread notes which it holds, and that no rule is broken by the next.
-struct Checked {
-    control: &'static Mutex<()>,
-    partitions: &'static [RwLock<()>],
-}
+/// The control lock of one table.
+struct Mutual(Mutex<()>);
 
-#[allow(dead_code, reason = "held, not read")]
-enum Held {
-    Control(MutexGuard<'static, ()>),
-    Shared(RwLockReadGuard<'static, ()>),
-    Exclusive(RwLockWriteGuard<'static, ()>),
-}
+impl Control for &'static Mutual {
+    type Guard = MutexGuard<'static, ()>;
 
-struct Noted(Option<Held>);
-
-thread_local! {
-    static HELD: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
-}
-
-impl Drop for Noted {
-    fn drop(&mut self) {
-        HELD.with_borrow_mut(|held| {
-            let expected = match self.0.take() {
-                Some(Held::Control(_)) => "control",
-                _ => "partition",
-            };
-            assert_eq!(held.pop(), Some(expected), "released in another order than acquired");
-        });
-    }
-}
-
-impl Checked {
-    fn new() -> Self {
-        Checked {
-            control: Box::leak(Box::default()),
-            partitions: Vec::leak((0..PARTITIONS).map(|_| RwLock::default()).collect()),
-        }
-    }
-
-    fn note(lock: &'static str, held: Held) -> Noted {
-        HELD.with_borrow_mut(|held| held.push(lock));
-        Noted(Some(held))
-    }
-
-    fn assert_no_partition_held() {
-        HELD.with_borrow(|held| assert!(!held.contains(&"partition"), "a lock under a partition's"));
-    }
-}
-
-impl Locks for Checked {
-    type Guard = Noted;
-
-    fn control(&self) -> Noted {
-        HELD.with_borrow(|held| assert!(held.is_empty(), "the control lock under another"));
-        Self::note("control", Held::Control(self.control.lock().unwrap()))
-    }
-
-    fn shared(&self, partition: usize) -> Noted {
-        Self::assert_no_partition_held();
-        Self::note("partition", Held::Shared(self.partitions[partition].read().unwrap()))
-    }
-
-    fn exclusive(&self, partition: usize) -> Noted {
-        Self::assert_no_partition_held();
-        Self::note("partition", Held::Exclusive(self.partitions[partition].write().unwrap()))
+    fn hold(&self) -> Self::Guard {
+        self.0.lock().expect("not to be taken again by who holds it")
     }
 }
 
 /// A table in leaked memory, for as long as the process of the test lives.
 struct Counters {
     table: Table<'static>,
-    locks: Checked,
+    control: &'static Mutual,
 }
 
 impl Counters {
@@ -108,26 +48,22 @@ impl Counters {
     }
 
     fn started(keys: usize, at: i64) -> Self {
-        let sizes = Sizes::for_keys(keys);
         // SAFETY: made of atomics alone, for which zero is a value; PostgreSQL hands it out all zero too.
         let header: Box<Header> = unsafe { Box::new_zeroed().assume_init() };
-        let table = Table::new(
-            Box::leak(header),
-            Vec::leak((0..PARTITIONS).map(|_| Partition::default()).collect()),
-            Vec::leak((0..sizes.buckets).map(|_| AtomicU32::default()).collect()),
-            Vec::leak((0..sizes.entries).map(|_| Entry::default()).collect()),
-        );
+        let groups = (0..groups_for(keys)).map(|_| Group::default()).collect();
+        let table = Table::new(Box::leak(header), Vec::leak(groups));
         table.start(BOOT, SEED, at);
-        Counters { table, locks: Checked::new() }
+        Counters { table, control: Box::leak(Box::new(Mutual(Mutex::new(())))) }
     }
 
-    fn count(&self, database: u32, key: u128, used: Use) {
-        self.table.count_use(&self.locks, database, Kind::Token, &key.to_be_bytes(), &used);
+    fn count(&self, database: u32, id: u128, used: Use) {
+        let process = id as usize % 7;
+        self.table.count_use(process, database, Kind::Token, &id.to_be_bytes(), &used);
     }
 
     fn drain(&self, database: u32) -> (u64, BTreeMap<u128, UsageRow>) {
         let (generation, rows) =
-            self.table.drain(&self.locks, database, STARTED_AT).expect("room for one more database");
+            self.table.drain(&self.control, database, STARTED_AT).expect("room for one more database");
         let count = rows.len();
         let rows: BTreeMap<_, _> =
             rows.into_iter().map(|row| (u128::from_be_bytes(row.token_id), row)).collect();
@@ -136,7 +72,7 @@ impl Counters {
     }
 
     fn acknowledge(&self, database: u32, generation: u64) -> bool {
-        self.table.acknowledge(&self.locks, database, generation)
+        self.table.acknowledge(&self.control, database, generation)
     }
 }
 
@@ -196,7 +132,7 @@ fn a_closed_generation_is_handed_out_again_until_it_is_acknowledged() {
         let (again, rows) = counters.drain(DATABASE);
         assert_eq!((again, totals(&rows)), (first, vec![(1, 1, 0)]));
     }
-    let stats = counters.table.stats(&counters.locks, DATABASE);
+    let stats = counters.table.stats(&counters.control, DATABASE);
     assert_eq!((stats.generation, stats.closed_generation), (Some(first), Some(first)));
 
     for wrong in [0, first - 1, first + 1, u64::MAX] {
@@ -205,7 +141,7 @@ fn a_closed_generation_is_handed_out_again_until_it_is_acknowledged() {
     }
     assert!(counters.acknowledge(DATABASE, first));
     assert!(!counters.acknowledge(DATABASE, first), "a second time");
-    let stats = counters.table.stats(&counters.locks, DATABASE);
+    let stats = counters.table.stats(&counters.control, DATABASE);
     assert_eq!((stats.generation, stats.closed_generation), (Some(first + 1), None));
 
     let (second, rows) = counters.drain(DATABASE);
@@ -220,7 +156,7 @@ fn a_drain_of_nothing_closes_nothing() {
     let counters = Counters::new(1024);
     let (generation, rows) = counters.drain(DATABASE);
     assert!(rows.is_empty());
-    assert_eq!(counters.table.stats(&counters.locks, DATABASE).closed_generation, None);
+    assert_eq!(counters.table.stats(&counters.control, DATABASE).closed_generation, None);
     assert!(!counters.acknowledge(DATABASE, generation));
     counters.count(DATABASE, 1, accepted(100, None));
     let (same, rows) = counters.drain(DATABASE);
@@ -264,9 +200,9 @@ fn more_databases_than_there_is_room_for_are_told_so_and_harm_nobody() {
         counters.drain(database);
     }
     counters.count(most + 1, 1, accepted(1, None));
-    assert!(counters.table.drain(&counters.locks, most + 1, STARTED_AT).is_err());
+    assert!(counters.table.drain(&counters.control, most + 1, STARTED_AT).is_err());
     assert!(!counters.acknowledge(most + 1, 1));
-    assert_eq!(counters.table.stats(&counters.locks, most + 1).generation, None);
+    assert_eq!(counters.table.stats(&counters.control, most + 1).generation, None);
     assert_eq!(totals(&counters.drain(most).1), [(1, 1, 0)]);
 }
 
@@ -316,26 +252,82 @@ fn outcomes_are_summed_over_all_processes() {
             }
         }
     }
-    let stats = counters.table.stats(&counters.locks, DATABASE);
+    let stats = counters.table.stats(&counters.control, DATABASE);
     for (n, code) in Code::ALL.iter().enumerate() {
         assert_eq!(stats.outcomes[code.index()], 1000 * (n as u64 + 1), "{code}");
     }
     assert_eq!((stats.boot, stats.started_at, stats.tracked, stats.overflowed), (BOOT, STARTED_AT, 0, 0));
-    assert_eq!(stats.capacity, 1024);
+    assert!(stats.capacity >= 1024);
+}
+
+#[test]
+fn as_many_keys_as_were_asked_for_find_room_but_for_a_few_in_a_thousand() {
+    const KEYS: usize = 131_072;
+    let counters = Counters::new(KEYS);
+    for key in 0..KEYS as u128 {
+        counters.count(DATABASE, key, accepted(1, None));
+    }
+    let overflowed = counters.table.stats(&counters.control, DATABASE).overflowed;
+    assert!(overflowed < KEYS as u64 / 200, "{overflowed}");
+}
+
+#[test]
+fn keys_that_come_and_go_are_counted_exactly_by_many_at_once() {
+    // Far more keys than slots: slots change hands all the time, while others count in them.
+    const THREADS: u64 = 4;
+    const EACH: u64 = 50_000;
+    let counters = Counters::new(500);
+    let done = AtomicBool::new(false);
+    let mut counted = 0;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let counters = &counters;
+                scope.spawn(move || {
+                    let mut dice = Dice(thread);
+                    for _ in 0..EACH {
+                        let key = u128::from(dice.roll(3000));
+                        counters.count(DATABASE, key, accepted(1 + key as i64, None));
+                    }
+                })
+            })
+            .collect();
+        let done = &done;
+        scope.spawn(move || {
+            for worker in workers {
+                worker.join().unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        loop {
+            let last = done.load(Ordering::Relaxed);
+            let (generation, rows) = counters.drain(DATABASE);
+            for (key, row) in &rows {
+                counted += row.uses;
+                assert_eq!(row.last_used, Some((1 + *key as i64, None)), "another key's use");
+            }
+            counters.acknowledge(DATABASE, generation);
+            if last {
+                break;
+            }
+        }
+    });
+    let lost = counters.table.stats(&counters.control, DATABASE).overflowed;
+    assert_eq!(counted + lost, THREADS * EACH);
+    assert!(counted > 0);
 }
 
 #[test]
 fn what_finds_no_room_is_counted_as_such_until_a_flush_makes_room() {
-    // One entry to a partition.
-    let counters = Counters::new(PARTITIONS);
-    for key in 0..1000 {
-        counters.count(DATABASE, key, accepted(1, None));
+    const KEYS: u64 = 1000;
+    let counters = Counters::new(100);
+    for key in 0..KEYS {
+        counters.count(DATABASE, u128::from(key), accepted(1, None));
     }
-    let full = counters.table.stats(&counters.locks, DATABASE);
+    let full = counters.table.stats(&counters.control, DATABASE);
     let (generation, rows) = counters.drain(DATABASE);
-    assert_eq!(rows.len() as u64 + full.overflowed, 1000, "every use is counted or said to be lost");
-    assert_eq!(full.tracked, rows.len() as u64);
-    assert!(full.tracked > PARTITIONS as u64 * 9 / 10, "partitions stay empty: {}", full.tracked);
+    assert_eq!(rows.len() as u64 + full.overflowed, KEYS, "every use is counted or said to be lost");
+    assert_eq!((full.tracked, rows.len() as u64), (full.capacity, full.capacity), "slots stay empty");
 
     // Closed counters are not thrown away for others.
     for key in 1000..2000 {
@@ -343,11 +335,11 @@ fn what_finds_no_room_is_counted_as_such_until_a_flush_makes_room() {
     }
     assert_eq!(totals(&counters.drain(DATABASE).1), totals(&rows));
     assert!(counters.acknowledge(DATABASE, generation));
-    let before = counters.table.stats(&counters.locks, DATABASE).overflowed;
+    let before = counters.table.stats(&counters.control, DATABASE).overflowed;
     for key in 2000..2100 {
         counters.count(DATABASE, key, accepted(1, None));
     }
-    let lost = counters.table.stats(&counters.locks, DATABASE).overflowed - before;
+    let lost = counters.table.stats(&counters.control, DATABASE).overflowed - before;
     assert!(lost < 100, "no room was made");
     let (_, rows) = counters.drain(DATABASE);
     assert_eq!(rows.keys().filter(|key| **key >= 2000).count() as u64 + lost, 100);
@@ -356,11 +348,11 @@ fn what_finds_no_room_is_counted_as_such_until_a_flush_makes_room() {
 #[test]
 fn a_database_that_nobody_drains_does_not_keep_others_from_being_counted() {
     const MINUTE: i64 = 60 * 1_000_000;
-    let counters = Counters::new(PARTITIONS);
+    let counters = Counters::new(100);
     for key in 0..10_000 {
         counters.count(DATABASE, key, accepted(STARTED_AT + 1, None));
     }
-    let full = counters.table.stats(&counters.locks, DATABASE);
+    let full = counters.table.stats(&counters.control, DATABASE);
     assert_eq!((full.tracked, full.overflowed), (full.capacity, 10_000 - full.capacity));
 
     // At first it may be that its daemon has only just not come yet.
@@ -368,36 +360,36 @@ fn a_database_that_nobody_drains_does_not_keep_others_from_being_counted() {
     assert!(counters.drain(DATABASE + 1).1.is_empty());
     // Its own counters are never given up for newer ones of its own.
     counters.count(DATABASE, 10_001, accepted(STARTED_AT + 11 * MINUTE, None));
-    let overflowed = counters.table.stats(&counters.locks, DATABASE).overflowed;
+    let overflowed = counters.table.stats(&counters.control, DATABASE).overflowed;
     assert_eq!(overflowed, full.overflowed + 2);
 
     counters.count(DATABASE + 1, 1, accepted(STARTED_AT + 11 * MINUTE, None));
     assert_eq!(totals(&counters.drain(DATABASE + 1).1), [(1, 1, 0)]);
     // What was given up is said to be lost.
-    assert_eq!(counters.table.stats(&counters.locks, DATABASE).overflowed, overflowed + 1);
+    assert_eq!(counters.table.stats(&counters.control, DATABASE).overflowed, overflowed + 1);
 }
 
 #[test]
 fn a_forgotten_database_leaves_its_slot_to_another() {
-    let counters = Counters::new(PARTITIONS * 64);
+    let counters = Counters::new(4096);
     let most = MAX_DATABASES as u32;
     for database in 1..=most {
         counters.count(database, 1, denied(STARTED_AT));
         counters.drain(database);
     }
     assert_eq!(
-        counters.table.drain(&counters.locks, most + 1, STARTED_AT).err(),
+        counters.table.drain(&counters.control, most + 1, STARTED_AT).err(),
         Some(Refusal::TooManyDatabases)
     );
-    assert_eq!(counters.table.databases(&counters.locks), core::array::from_fn(|i| i as u32 + 1));
-    counters.table.forget(&counters.locks, 7);
+    assert_eq!(counters.table.databases(&counters.control), core::array::from_fn(|i| i as u32 + 1));
+    counters.table.forget(&counters.control, 7);
     counters.count(most + 1, 2, denied(STARTED_AT));
     assert_eq!(totals(&counters.drain(most + 1).1), [(2, 0, 1)]);
 }
 
 #[test]
 fn no_two_databases_close_generations_of_one_number() {
-    let counters = Counters::new(PARTITIONS);
+    let counters = Counters::new(100);
     let mut numbers = Vec::new();
     for _ in 0..3 {
         for database in 1..=3 {
@@ -415,7 +407,7 @@ fn no_two_databases_close_generations_of_one_number() {
 fn whatever_happens_the_sums_are_those_of_a_plain_map() {
     for seed in 0..40 {
         let mut dice = Dice(seed);
-        let counters = Counters::new(PARTITIONS * (1 + dice.roll(3) as usize));
+        let counters = Counters::new(100 * (1 + dice.roll(3) as usize));
         let keys = 50 + u128::from(dice.roll(1500));
         let mut live: BTreeMap<(u32, u128), (u64, u64)> = BTreeMap::new();
         let mut closed: BTreeMap<u32, (u64, Sums)> = BTreeMap::new();
@@ -444,9 +436,9 @@ fn whatever_happens_the_sums_are_those_of_a_plain_map() {
                 _ => {
                     let key = u128::from(dice.roll(keys as u64)) << (64 * (dice.roll(2)));
                     let used = if dice.roll(3) == 0 { denied(1) } else { accepted(1, None) };
-                    let before = counters.table.stats(&counters.locks, database).overflowed;
+                    let before = counters.table.stats(&counters.control, database).overflowed;
                     counters.count(database, key, used);
-                    if counters.table.stats(&counters.locks, database).overflowed == before {
+                    if counters.table.stats(&counters.control, database).overflowed == before {
                         let sums = live.entry((database, key)).or_default();
                         if used.accepted {
                             sums.0 += 1;
@@ -525,5 +517,5 @@ fn counting_is_exact_while_others_count_and_drain() {
     let (uses, denials) = sums.values().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
     assert_eq!((uses, denials), (THREADS * EACH * 3 / 4, THREADS * EACH / 4));
     assert_eq!(sums.len() as u64, KEYS);
-    assert_eq!(counters.table.stats(&counters.locks, DATABASE).overflowed, 0);
+    assert_eq!(counters.table.stats(&counters.control, DATABASE).overflowed, 0);
 }

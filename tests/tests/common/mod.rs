@@ -274,3 +274,34 @@ pub(crate) fn text_of(error: &DbError) -> String {
         .collect::<Vec<_>>()
         .join("\n")
 }
+
+/// The events of a token in their order, with their details.
+pub(crate) async fn history(owner: &Client, token: Uuid) -> Result<Vec<(String, Value)>> {
+    let log = "select event, detail from tollgate.audit_log where token_id = $1 order by id";
+    Ok(owner.query(log, &[&token]).await?.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Derives a token with the given scopes, which ends with its parent.
+pub(crate) async fn derive(
+    client: &Client,
+    parent: &Token,
+    scopes: &[&str],
+) -> Result<Token, tokio_postgres::Error> {
+    let call = "select id, token from tollgate.derive_api_token($1, 'derived', $2, null)";
+    Ok(Token::of(&client.query_one(call, &[&parent.token, &scopes]).await?))
+}
+
+/// A token after `tollgate.rotate_api_token` with further arguments in SQL: `, '1 hour'`.
+pub(crate) async fn rotate(client: &Client, id: Uuid, grace: &str) -> Result<Token, tokio_postgres::Error> {
+    let call = format!("select id, token from tollgate.rotate_api_token($1, '{grace}')");
+    Ok(Token::of(&client.query_one(&call, &[&id]).await?))
+}
+
+pub(crate) async fn update(client: &Client, id: Uuid, changes: &Value) -> Result<(), tokio_postgres::Error> {
+    client.execute("select tollgate.update_api_token($1, $2)", &[&id, changes]).await.map(drop)
+}
+
+pub(crate) async fn enable(client: &Client, id: Uuid, enabled: bool) -> Result<bool, tokio_postgres::Error> {
+    let call = "select tollgate.set_api_token_enabled($1, $2, 'a test')";
+    Ok(client.query_one(call, &[&id, &enabled]).await?.get(0))
+}

@@ -118,6 +118,13 @@ impl Generation {
     }
 }
 
+/// What is the same however often a generation is handed out: node, boot and number, and per token uses and denials. The
+/// last use may be a later one each time.
+pub(crate) fn sums(generation: &Generation) -> (&str, Uuid, i64, Vec<(Uuid, i64, i64)>) {
+    let rows = generation.rows.iter().map(|row| (row.token_id, row.uses, row.denials)).collect();
+    (&generation.node, generation.boot, generation.number, rows)
+}
+
 /// `None` for nothing to flush. Fails unless all rows are of one generation and each token has but one.
 pub(crate) async fn drain(client: &Client) -> Result<Option<Generation>> {
     let rows = client

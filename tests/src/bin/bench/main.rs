@@ -43,9 +43,6 @@ const BY_HAND: &str = "select true as valid, 'VALID' as code, id as token_id, us
 const VERIFY: &str = "select * from tollgate.verify_api_token($1)";
 const FETCH: &str = "\\set n random(0, :tokens - 1)\nselect token from bench.tokens where n = :n \\gset\n";
 
-/// More verifications than this machine is thought to do in a second.
-const MOST_PER_SECOND: u32 = 150_000;
-
 #[derive(Parser)]
 #[command(about = "Compares verification with the query that one would write by hand")]
 struct Options {
@@ -87,8 +84,8 @@ fn bench(options: &Options, install: Install, tokens: &[String]) -> Result<()> {
         .setting("autovacuum", "off")
         .setting("checkpoint_timeout", "1h")
         .setting("max_wal_size", "8GB")
-        // Room to count every use of a turn, as a service would have for the uses between two flushes of the daemon.
-        .setting("tollgate.max_tracked_keys", &(MOST_PER_SECOND * options.seconds).to_string())
+        // Room for each token, as a service would have whose tokens are all in use.
+        .setting("tollgate.max_tracked_keys", &options.tokens.max(1024).to_string())
         .start()?;
     load(&cluster, tokens)?;
 
@@ -105,12 +102,27 @@ fn bench(options: &Options, install: Install, tokens: &[String]) -> Result<()> {
     let mut results = statements.map(|(name, ..)| Series::new(name));
     let mut cpu = statements.map(|(name, ..)| Series::new(name));
     let mut verified = 0;
+    // Connected once, as a pool's connections are. A new backend takes a page fault for each page of the shared memory
+    // that it touches first, which at random among a million tokens would be most of what is measured.
+    let socket = cluster.socket_dir().join(format!(".s.PGSQL.{}", cluster.port()));
+    let prepared = statements.map(|(_, sql, _)| sql);
+    let mut connections = (0..options.clients)
+        .map(|_| Connection::prepare(&socket, ROLE, DATABASE, &prepared))
+        .collect::<Result<Vec<_>>>()?;
+    // Each token once: what is of interest is a service that has been up for a while.
+    warm_up(&mut connections, "1", tokens)?;
+    for some in tokens.chunks(tokens.len().div_ceil(4)) {
+        warm_up(&mut connections, "2", some)?;
+        verified += some.len() as u64;
+        flush(&cluster)?;
+    }
     let mut progress = Progress::new("own client", (options.rounds + 1) * 3);
     for round in 0..=options.rounds {
         for turn in order(round) {
             let (_, sql, expected) = statements[turn];
             let length = Duration::from_secs(u64::from(options.seconds));
-            let done = run(&cluster, options.clients, length, tokens, sql, expected)?;
+            let parameters = if sql.contains("$1") { tokens } else { &[] };
+            let done = run(&mut connections, length, &turn.to_string(), parameters, expected)?;
             // The first round warms the caches up.
             if round > 0 {
                 results[turn].values.push(done.executions as f64 / done.seconds);
@@ -245,31 +257,49 @@ struct Done {
     backend_cpu: Option<u64>,
 }
 
-/// Runs one statement on all connections for a while.
+/// Runs one statement with each of the parameters once.
+fn warm_up(connections: &mut [Connection], statement: &str, parameters: &[String]) -> Result<()> {
+    let share = parameters.len().div_ceil(connections.len());
+    thread::scope(|scope| {
+        let workers: Vec<_> = connections
+            .iter_mut()
+            .zip(parameters.chunks(share))
+            .map(|(connection, share)| {
+                scope
+                    .spawn(|| share.iter().try_for_each(|one| connection.execute(statement, Some(one), b"t")))
+            })
+            .collect();
+        for worker in workers {
+            worker.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+        }
+        Ok(())
+    })
+}
+
+/// Runs one statement on all connections for a while, each time with one of the parameters, if it takes any.
 fn run(
-    cluster: &Cluster,
-    clients: usize,
+    connections: &mut [Connection],
     length: Duration,
-    tokens: &[String],
-    sql: &str,
+    statement: &str,
+    parameters: &[String],
     expected: &[u8],
 ) -> Result<Done> {
-    let socket = cluster.socket_dir().join(format!(".s.PGSQL.{}", cluster.port()));
-    let takes_token = sql.contains("$1");
-    let (start, stop) = (Barrier::new(clients + 1), AtomicBool::new(false));
+    let (start, stop) = (Barrier::new(connections.len() + 1), AtomicBool::new(false));
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..clients)
-            .map(|_| {
-                scope.spawn(|| -> Result<(u64, Option<u64>)> {
-                    let connection = Connection::prepare(&socket, ROLE, DATABASE, sql);
+        let workers: Vec<_> = connections
+            .iter_mut()
+            .enumerate()
+            .map(|(number, connection)| {
+                let (start, stop) = (&start, &stop);
+                scope.spawn(move || -> Result<(u64, Option<u64>)> {
+                    connection.share_processor(number);
                     start.wait();
-                    let mut connection = connection?;
                     let before = connection.backend_cpu();
                     let mut random = Random::new();
                     let mut executions = 0;
                     while !stop.load(Ordering::Relaxed) {
-                        let parameter = takes_token.then(|| tokens[random.below(tokens.len())].as_str());
-                        connection.execute(parameter, expected)?;
+                        let parameter = random.one_of(parameters).map(String::as_str);
+                        connection.execute(statement, parameter, expected)?;
                         executions += 1;
                     }
                     Ok((
@@ -405,14 +435,14 @@ impl Random {
         Self(high ^ low)
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    fn one_of<'a, T>(&mut self, all: &'a [T]) -> Option<&'a T> {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut x = self.0;
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         x ^= x >> 31;
         let bits = x as usize;
-        bits % limit
+        all.get(bits.checked_rem(all.len())?)
     }
 }
 

@@ -1,4 +1,4 @@
-//! One connection that runs one prepared statement again and again, as cheaply as a client can.
+//! One connection that runs prepared statements again and again, as cheaply as a client can.
 //!
 //! The client shares the machine with the server it measures, so a driver's own work would be counted as the server's.
 //! What is sent for an execution is what libpq's `PQsendQueryPrepared`, and so `pgbench -M prepared`, sends: Bind,
@@ -15,7 +15,6 @@ use postgres_protocol::message::backend::{ErrorFields, Message};
 use postgres_protocol::message::frontend;
 use tokio_postgres::fallible_iterator::FallibleIterator as _;
 
-const STATEMENT: &str = "s";
 const TEXT: i16 = 0;
 
 pub(crate) struct Connection {
@@ -26,8 +25,8 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects without a password, and prepares `sql`.
-    pub(crate) fn prepare(socket: &Path, role: &str, database: &str, sql: &str) -> Result<Self> {
+    /// Connects without a password, and prepares each of these under its number.
+    pub(crate) fn prepare(socket: &Path, role: &str, database: &str, statements: &[&str]) -> Result<Self> {
         let stream =
             UnixStream::connect(socket).with_context(|| format!("cannot connect to {}", socket.display()))?;
         let mut connection = Self { stream, sent: BytesMut::new(), received: BytesMut::new(), backend: 0 };
@@ -40,7 +39,9 @@ impl Connection {
             Ok(())
         })?;
         connection.backend = backend;
-        frontend::parse(STATEMENT, sql, [], &mut connection.sent)?;
+        for (number, sql) in statements.iter().enumerate() {
+            frontend::parse(&number.to_string(), sql, [], &mut connection.sent)?;
+        }
         frontend::sync(&mut connection.sent);
         connection.exchange(&mut |_| Ok(()))?;
         Ok(connection)
@@ -52,11 +53,36 @@ impl Connection {
         times.split_whitespace().next()?.parse().ok()
     }
 
-    /// Runs the statement, which must return one row that begins with `expected`.
-    pub(crate) fn execute(&mut self, parameter: Option<&str>, expected: &[u8]) -> Result<()> {
+    /// Keeps the calling thread and the backend on one processor, where the system can and we may (Linux). Left to itself
+    /// the scheduler moves them together and apart, which changes the time of a round trip more than any statement does.
+    pub(crate) fn share_processor(&self, number: usize) {
+        #[cfg(target_os = "linux")]
+        {
+            use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+            use nix::unistd::Pid;
+            let this_thread = Pid::from_raw(0);
+            let Ok(all) = sched_getaffinity(this_thread) else { return };
+            let ours: Vec<usize> = (0..CpuSet::count()).filter(|&one| all.is_set(one) == Ok(true)).collect();
+            let mut one = CpuSet::new();
+            let pinned = one
+                .set(ours[number % ours.len()])
+                .and_then(|()| sched_setaffinity(Pid::from_raw(self.backend), &one))
+                .and_then(|()| sched_setaffinity(this_thread, &one));
+            // Without it the figures are less steady, not wrong.
+            let _ = pinned;
+        }
+    }
+
+    /// Runs a statement, which must return one row that begins with `expected`.
+    pub(crate) fn execute(
+        &mut self,
+        statement: &str,
+        parameter: Option<&str>,
+        expected: &[u8],
+    ) -> Result<()> {
         let bound = frontend::bind(
             "",
-            STATEMENT,
+            statement,
             [TEXT],
             parameter,
             |value, buffer| {

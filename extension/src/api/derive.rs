@@ -1,0 +1,116 @@
+//! `derive_api_token`: whoever holds a token makes a lesser one of it.
+
+use super::issue::{draw, issued_token, new_id, refuse_if_read_only, store};
+use crate::datum::{self, TextArray};
+use crate::error::{Error, OrRaise};
+use crate::fmgr::{Call, sql_function};
+use crate::store::issue::{self, NewToken};
+use crate::store::probe::{self, Column, TokenRow};
+use crate::{fields, guc, presented, sys};
+use pgrx::Uuid;
+use pgrx::pg_sys::Datum;
+use tollgate_core::scope;
+use tollgate_core::status::{Code, decide};
+use tollgate_core::token::Digest;
+
+/// Generations below a token that was issued. Every change of a token looks at all above it and all below.
+const MAX_DEPTH: i32 = 8;
+
+sql_function!(derive_api_token);
+fn derive_api_token(call: &Call) -> Option<Datum> {
+    refuse_if_read_only(c"tollgate.derive_api_token()");
+    let Some(digest) = call.bytes(0).and_then(presented::digest) else {
+        Error::refused(Code::Malformed).raise()
+    };
+    let id = probe::with_token(&digest, |parent| parent.map(TokenRow::id)).map(Uuid::from_bytes);
+    let Some(parent) = id else { Error::refused(Code::NotFound).raise() };
+
+    // Nobody changes the parent from here on, so what the probe shows holds until the child is there.
+    let Some((user_id, ancestors)) = issue::lock_parent(parent).or_raise() else {
+        Error::refused(Code::NotFound).raise()
+    };
+    if ancestors >= MAX_DEPTH {
+        Error::too_deep(MAX_DEPTH).raise();
+    }
+    let name = fields::name(call.text(1)).or_raise();
+    let scopes = fields::scopes(call.text_array(2)).or_raise();
+    let lifetime = fields::lifetime(call.value(3)).or_raise();
+    fields::allowed_ips(call.text_array(4)).or_raise();
+    let parents_end = within_parent(&digest, &scopes, call.text_array(4)).or_raise();
+
+    let issued = draw(&guc::token_prefix()).or_raise();
+    let token = NewToken {
+        event: "token.derived",
+        id: new_id(),
+        digest: &issued.digest(),
+        hint: &issued.hint(),
+        user_id: &user_id,
+        name,
+        scopes: &scopes,
+        lifetime,
+        metadata: None,
+        allowed_ips: call.datum(4),
+        rate_limit: None,
+        rate_window: None,
+        parent: Some(parent),
+    };
+    let stored = store(&token).or_raise();
+    let end = stored.expires_at.map(i64::from);
+    if parents_end.is_some_and(|parents_end| end.is_none_or(|end| end > parents_end)) {
+        exceeds("expires_in", "would outlive its parent", "Pass NULL for one that ends with its parent.")
+            .raise();
+    }
+    Some(issued_token(&issued, &token, &stored))
+}
+
+fn exceeds(argument: &str, how: &str, hint: &str) -> Error {
+    Error::argument(argument, format!("a derived token {how}"), "which is more than the parent has", hint)
+}
+
+/// Judges the parent, which is locked, and what its child asks of it. Says when the parent ends.
+///
+/// The networks of the parent do not decide whether it may have children: they are the child's as well.
+fn within_parent(
+    digest: &Digest,
+    scopes: &[String],
+    networks: Option<TextArray<'_>>,
+) -> Result<Option<i64>, Error> {
+    probe::with_token(digest, |parent| {
+        let Some(parent) = parent else { return Err(Error::refused(Code::NotFound)) };
+        let end = parent.timestamp(Column::ExpiresAt);
+        let code = decide(
+            parent.datum(Column::RevokedAt).is_some(),
+            parent.datum(Column::DisabledAt).is_some(),
+            end,
+            sys::GetCurrentTimestamp(),
+            || true,
+            || true,
+        );
+        if code != Code::Valid {
+            return Err(Error::refused(code));
+        }
+        let granted = |one: &String| {
+            let parents = parent.array(Column::Scopes);
+            parents.is_some_and(|parents| scope::any_grants(parents.present(), one.as_bytes()))
+        };
+        if !scopes.iter().all(granted) {
+            return Err(exceeds(
+                "scopes",
+                "cannot have a scope that its parent lacks",
+                "Ask for scopes that the parent's scopes grant.",
+            ));
+        }
+        let inside = |outer: TextArray<'_>| {
+            let covered = |inner| outer.present().filter_map(datum::net).any(|outer| outer.contains(&inner));
+            networks.is_none_or(|networks| networks.present().filter_map(datum::net).all(covered))
+        };
+        if !parent.array(Column::AllowedIps).is_none_or(inside) {
+            return Err(exceeds(
+                "allowed_ips",
+                "cannot be used from where its parent cannot",
+                "Pass networks inside those of the parent, or NULL for the same ones.",
+            ));
+        }
+        Ok(end)
+    })
+}

@@ -1,0 +1,80 @@
+//! What the SQL of the schema asks of Rust, so that a rule has one place.
+
+use crate::datum;
+use crate::error::OrRaise;
+use crate::fmgr::{Call, sql_function};
+use crate::store::probe::{self, TokenRow};
+use crate::store::{as_role, latest, quota};
+use crate::{fields, presented};
+use pgrx::datum::TimestampWithTimeZone;
+use pgrx::pg_sys::Datum;
+use pgrx::{IntoDatum, Uuid};
+
+sql_function!(presented_token_id);
+fn presented_token_id(call: &Call) -> Option<Datum> {
+    let digest = call.bytes(0).and_then(presented::digest)?;
+    let id = probe::with_token(&digest, |token| token.map(TokenRow::id))?;
+    Uuid::from_bytes(id).into_datum()
+}
+
+// Named by `revoke_presented_token` as 0.1 installed it, which must work until ALTER EXTENSION UPDATE was run.
+sql_function!(token_digest);
+fn token_digest(call: &Call) -> Option<Datum> {
+    presented::digest(call.bytes(0)?)?.as_slice().into_datum()
+}
+
+// Fields of a token, of which those are checked that the first argument names. Returns the scopes without repetitions.
+sql_function!(check_token_fields);
+fn check_token_fields(call: &Call) -> Option<Datum> {
+    let named = |field: &str| {
+        call.text_array(0).is_some_and(|keys| keys.present().any(|key| key == field.as_bytes()))
+    };
+    if named("name") {
+        fields::name(call.text(1)).or_raise();
+    }
+    if named("expires_at") {
+        fields::end("expires_at", call.value::<TimestampWithTimeZone>(3).map(i64::from)).or_raise();
+    }
+    if named("metadata") {
+        fields::metadata(call.bytes(4)).or_raise();
+    }
+    if named("allowed_ips") {
+        fields::allowed_ips(call.text_array(5)).or_raise();
+    }
+    if named("rate_limit") || named("rate_window") {
+        fields::limit(call.value(6), call.value(7)).or_raise();
+    }
+    if named("scopes") {
+        return fields::scopes(call.text_array(2)).or_raise().into_datum();
+    }
+    call.datum(2)
+}
+
+sql_function!(check_snapshot);
+fn check_snapshot(call: &Call) -> Option<Datum> {
+    latest::check_snapshot(call.datum(0), call.datum(1)).or_raise();
+    Some(Datum::null())
+}
+
+sql_function!(lock_token_slots);
+fn lock_token_slots(call: &Call) -> Option<Datum> {
+    quota::lock(call.text(0)?);
+    Some(Datum::null())
+}
+
+sql_function!(claim_token_slot);
+fn claim_token_slot(call: &Call) -> Option<Datum> {
+    quota::claim(call.text(0)?).or_raise();
+    Some(Datum::null())
+}
+
+sql_function!(network_contains);
+fn network_contains(call: &Call) -> Option<Datum> {
+    let (outer, inner) = (datum::net(call.bytes(0)?)?, datum::net(call.bytes(1)?)?);
+    outer.contains(&inner).into_datum()
+}
+
+sql_function!(query_as);
+fn query_as(call: &Call) -> Option<Datum> {
+    as_role::query(call.value(0)?, call.text(1)?, call.datum(2)).or_raise().into_datum()
+}

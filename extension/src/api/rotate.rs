@@ -1,0 +1,51 @@
+//! `rotate_api_token`: a new secret for a token that stays what it is. The rest is in `sql/schema/lifecycle.sql`.
+
+use super::issue::{draw, new_id, refuse_if_read_only};
+use crate::error::{Error, OrRaise};
+use crate::fmgr::{Call, sql_function};
+use crate::store::composite::{self, Composite};
+use crate::store::issue;
+use crate::{fields, guc};
+use pgrx::pg_sys::Datum;
+use pgrx::{IntoDatum, Uuid};
+use tollgate_core::token::Prefix;
+
+sql_function!(rotate_api_token);
+fn rotate_api_token(call: &Call) -> Option<Datum> {
+    refuse_if_read_only(c"tollgate.rotate_api_token()");
+    let grace = fields::grace(call.value(1)).or_raise();
+    let token_id: Uuid = call.value(0).ok_or_else(no_token).or_raise();
+    let old = issue::lock_for_rotation(token_id).or_raise();
+    fields::end("expires_at", old.expires_at.map(i64::from)).or_raise();
+
+    let issued = draw(&prefix_of(&old.hint)).or_raise();
+    let (id, hint) = (new_id(), issued.hint());
+    let new = issue::replace(token_id, id, &issued.digest(), &hint, grace).or_raise();
+    Some(composite::form(
+        Composite::IssuedToken,
+        [
+            id.into_datum(),
+            issued.token().into_datum(),
+            hint.into_datum(),
+            new.user_id.into_datum(),
+            new.name.into_datum(),
+            new.scopes.into_datum(),
+            new.stored.expires_at.into_datum(),
+            new.stored.created_at.into_datum(),
+        ],
+    ))
+}
+
+fn no_token() -> Error {
+    Error::argument(
+        "token_id",
+        "there is no token to rotate",
+        "which is NULL",
+        "Pass the id of a live token.",
+    )
+}
+
+/// The prefix that a hint shows; that of the setting for a token whose hint shows none, as of one that was imported.
+fn prefix_of(hint: &str) -> Prefix {
+    hint.rsplit_once('_').and_then(|(prefix, _)| Prefix::parse(prefix).ok()).unwrap_or_else(guc::token_prefix)
+}

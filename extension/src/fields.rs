@@ -1,0 +1,275 @@
+//! What a token may be made of: each field checked alike when a token is created, derived, imported or changed.
+
+use crate::datum::{self, TextArray};
+use crate::error::Error;
+use crate::store::issue;
+use crate::{guc, sys};
+use pgrx::datum::Interval;
+use tollgate_core::scope;
+use tollgate_core::token::{self, Prefix};
+
+const MAX_NAME: usize = 100;
+const MAX_USER_ID: usize = 255;
+const MAX_YEARS: i128 = 1000;
+/// Scopes, or networks, of one token: each verification may look at all of them.
+const MAX_LIST: usize = 1000;
+
+const SECOND: i128 = 1_000_000;
+const YEAR: i128 = 366 * 86_400 * SECOND;
+const LIFETIME_HINT: &str = "Pass NULL for a token that does not expire by itself.";
+
+pub(crate) fn user_id(value: Option<&str>) -> Result<&str, Error> {
+    let value = value.filter(|text| !text.trim().is_empty()).unwrap_or_default();
+    match value.chars().count() {
+        1..=MAX_USER_ID => Ok(value),
+        0 => Err(Error::argument(
+            "user_id",
+            "a token needs a user",
+            "which is NULL, empty or blank",
+            "Pass the key of the user in your application, as text.",
+        )),
+        length => Err(Error::argument(
+            "user_id",
+            format!("a user id has at most {MAX_USER_ID} characters"),
+            &format!("of {length} characters"),
+            "Pass the key of the user in your application, or a digest of it if it is that long.",
+        )),
+    }
+}
+
+pub(crate) fn name(value: Option<&str>) -> Result<&str, Error> {
+    let value = value.filter(|text| !text.trim().is_empty()).unwrap_or_default();
+    match value.chars().count() {
+        1..=MAX_NAME if token::contains_secret(value) => Err(Error::argument(
+            "name",
+            "the name of a token must not have a token in it",
+            "which has",
+            "Names are shown in lists and stay in the audit log. If that token is live, revoke it.",
+        )),
+        1..=MAX_NAME => Ok(value),
+        0 => Err(Error::argument(
+            "name",
+            "a token needs a name",
+            "which is NULL, empty or blank",
+            "Say what the token is for, so that its owner knows later which one to revoke.",
+        )),
+        length => Err(Error::argument(
+            "name",
+            format!("the name of a token has at most {MAX_NAME} characters"),
+            &format!("of {length} characters"),
+            "Shorten it; what does not fit may go into metadata.",
+        )),
+    }
+}
+
+/// The scopes without repetitions, each of which the catalogue covers.
+pub(crate) fn scopes(value: Option<TextArray<'_>>) -> Result<Vec<String>, Error> {
+    const HINT: &str = "Define scopes with tollgate.define_scope(name, description); grant them as they are, by a wildcard such as \
+                        posts:* that covers at least one, or all of them by admin.";
+    let Some(array) = value else {
+        return Err(Error::argument(
+            "scopes",
+            "the scopes of a token cannot be NULL",
+            "",
+            "Pass '{}' for a token without scopes.",
+        ));
+    };
+    if array.dimensions() > 1 || array.has_nulls() {
+        return Err(Error::argument(
+            "scopes",
+            "scopes are a list without NULLs",
+            "which has a NULL or more than one dimension",
+            HINT,
+        ));
+    }
+    if array.len() > MAX_LIST {
+        return Err(Error::argument(
+            "scopes",
+            format!("a token has at most {MAX_LIST} scopes"),
+            &format!("of {} elements", array.len()),
+            "Grant a wildcard such as posts:* instead of each scope that it covers.",
+        ));
+    }
+    let mut scopes: Vec<String> = Vec::with_capacity(array.len());
+    for scope in array.present().map(String::from_utf8_lossy) {
+        if !scopes.iter().any(|seen| *seen == scope) {
+            scopes.push(scope.into_owned());
+        }
+    }
+    let malformed: Vec<&str> =
+        scopes.iter().map(String::as_str).filter(|one| !scope::is_grantable(one.as_bytes())).collect();
+    if !malformed.is_empty() {
+        return Err(Error::argument(
+            "scopes",
+            "a token cannot be issued with malformed scopes",
+            &format!("with {}", quoted(&malformed)),
+            "A scope is segments joined by \":\", each of a-z, 0-9, \"_\", \".\" and \"-\"; a wildcard ends in \":*\".",
+        ));
+    }
+    let undefined = issue::uncovered_scopes(&scopes)?;
+    if !undefined.is_empty() {
+        let undefined: Vec<&str> = undefined.iter().map(String::as_str).collect();
+        return Err(Error::argument(
+            "scopes",
+            "a token cannot be issued with undefined scopes",
+            &format!("with {}", quoted(&undefined)),
+            HINT,
+        ));
+    }
+    Ok(scopes)
+}
+
+/// Names offenders, the first of them if there are many, and no part of a token that was passed by mistake.
+fn quoted(offenders: &[&str]) -> String {
+    const NAMED: usize = 10;
+    let named = offenders.iter().take(NAMED).map(|one| {
+        let shown: String = token::redact(one).chars().take(140).collect();
+        format!("{shown:?}")
+    });
+    let named = named.collect::<Vec<_>>().join(", ");
+    match offenders.len() {
+        ..=NAMED => named,
+        many => format!("{named} and {} more", many - NAMED),
+    }
+}
+
+/// Positive and finite. An infinite interval (since PostgreSQL 17) is the longest of all, or the most negative.
+pub(crate) fn lifetime(value: Option<Interval>) -> Result<Option<Interval>, Error> {
+    match value.as_ref().map(Interval::as_micros) {
+        Some(..=0) => Err(not_positive()),
+        Some(micros) if micros > MAX_YEARS * YEAR => Err(Error::argument(
+            "expires_in",
+            format!("the lifetime of a token must be finite, and is at most {MAX_YEARS} years"),
+            "which is longer",
+            LIFETIME_HINT,
+        )),
+        _ => Ok(value),
+    }
+}
+
+pub(crate) fn grace(value: Option<Interval>) -> Result<Interval, Error> {
+    match value {
+        Some(value) if (0..=MAX_YEARS * YEAR).contains(&value.as_micros()) => Ok(value),
+        _ => Err(Error::argument(
+            "grace",
+            format!("the grace of a rotation is from nothing to {MAX_YEARS} years"),
+            "which is NULL, negative or longer",
+            "Pass how long the old token shall work beside the new one, such as interval '1 day'; '0' ends it at once.",
+        )),
+    }
+}
+
+fn not_positive() -> Error {
+    Error::argument("expires_in", "the lifetime of a token must be positive", "which is not", LIFETIME_HINT)
+}
+
+/// The end of a token, in microseconds since 2000-01-01, as it is about to be stored. `argument` is what it came from.
+pub(crate) fn end(argument: &str, end: Option<i64>) -> Result<(), Error> {
+    let remaining = end.map(|end| i128::from(end) - i128::from(sys::GetCurrentTimestamp()));
+    match remaining {
+        // A mixed interval such as '-1 month 31 days' is positive or not according to the calendar.
+        Some(..=0) if argument == "expires_in" => return Err(not_positive()),
+        Some(..=0) => {
+            return Err(Error::argument(
+                argument,
+                "the expiry of a token must lie in the future",
+                "which does not",
+                "To end a token now, revoke it.",
+            ));
+        }
+        // Infinity is the last of all times.
+        Some(micros) if micros > MAX_YEARS * YEAR => {
+            return Err(Error::argument(
+                argument,
+                format!("the expiry of a token must be finite, and at most {MAX_YEARS} years from now"),
+                "which is later",
+                LIFETIME_HINT,
+            ));
+        }
+        _ => {}
+    }
+    let Some(longest) = guc::max_token_lifetime() else { return Ok(()) };
+    let allowed = format!("The setting tollgate.max_token_lifetime allows {longest} s from now");
+    match remaining {
+        Some(micros) if micros <= i128::from(longest) * SECOND => Ok(()),
+        Some(_) => Err(Error::argument(
+            argument,
+            "the token would live longer than is allowed",
+            "which is too far away",
+            &format!("{allowed}: let it end sooner, and rotate it in time."),
+        )),
+        None => Err(Error::argument(
+            argument,
+            "the token would never expire, and that is not allowed",
+            "which is NULL",
+            &format!("{allowed}: give it an expiry, and rotate it in time."),
+        )),
+    }
+}
+
+/// The content of a jsonb value.
+pub(crate) fn metadata(value: Option<&[u8]>) -> Result<(), Error> {
+    // The header of a jsonb container (jsonb.h): the flag of an object is in its fourth bit from the top.
+    const JB_FOBJECT: u32 = 0x2000_0000;
+    let header = value.and_then(|content| content.first_chunk().copied()).map(u32::from_ne_bytes);
+    if header.is_some_and(|header| header & JB_FOBJECT != 0) {
+        return Ok(());
+    }
+    Err(Error::argument(
+        "metadata",
+        "the metadata of a token is a JSON object",
+        "which is not an object",
+        "Pass '{}' for none, or an object such as {\"plan\": \"pro\"}.",
+    ))
+}
+
+pub(crate) fn allowed_ips(value: Option<TextArray<'_>>) -> Result<(), Error> {
+    let well_formed = value.is_none_or(|array| {
+        array.dimensions() == 1
+            && (1..=MAX_LIST).contains(&array.len())
+            && array.iter().all(|network| network.and_then(datum::net).is_some())
+    });
+    if well_formed {
+        return Ok(());
+    }
+    Err(Error::argument(
+        "allowed_ips",
+        format!("the networks of a token are a list of 1 to {MAX_LIST}, without NULLs"),
+        "which is empty or too long, has a NULL, or has more than one dimension",
+        "Pass NULL for a token that may be used from anywhere.",
+    ))
+}
+
+/// So many verifications in so long a time; without a limit the window says nothing.
+pub(crate) fn limit(limit: Option<i32>, window: Option<Interval>) -> Result<(), Error> {
+    let Some(limit) = limit else { return Ok(()) };
+    if limit < 1 {
+        return Err(Error::argument(
+            "rate_limit",
+            "a rate limit is a positive number",
+            "which is not",
+            "Pass NULL for a token without a limit; to refuse a token altogether, disable it.",
+        ));
+    }
+    if !window.is_some_and(|window| (1..=YEAR).contains(&window.as_micros())) {
+        return Err(Error::argument(
+            "rate_window",
+            "the window of a rate limit is positive and at most a year",
+            "which is NULL or out of that range",
+            "Pass the time in which so many uses are allowed, such as interval '1 minute'.",
+        ));
+    }
+    Err(Error::limits_unsupported())
+}
+
+pub(crate) fn prefix(value: Option<&str>) -> Result<Prefix, Error> {
+    let Some(value) = value else { return Ok(guc::token_prefix()) };
+    Prefix::parse(value).map_err(|error| {
+        Error::argument(
+            "prefix",
+            error.to_string(),
+            "",
+            "Leave it NULL for the prefix that the setting tollgate.token_prefix names.",
+        )
+    })
+}

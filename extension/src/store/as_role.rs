@@ -1,0 +1,36 @@
+//! Queries of tables that are not ours, with the rights of whoever owns them.
+//!
+//! To plan a query, PostgreSQL may run what the owner of the table has put into an index or a constraint; with our rights it
+//! would be whatever the owner likes, done by the owner of the extension. PostgreSQL's own foreign keys do it in this way.
+#![allow(unsafe_code)]
+
+use crate::error::Error;
+use core::ffi::c_int;
+use pgrx::datum::DatumWithOid;
+use pgrx::pg_sys::{self, Datum, Oid};
+use pgrx::spi::{Spi, SpiError};
+
+/// Runs a query of one argument, a text[], and returns the text[] in its first row.
+pub(crate) fn query(
+    role: Oid,
+    query: &str,
+    argument: Option<Datum>,
+) -> Result<Option<Vec<Option<String>>>, Error> {
+    const FLAGS: u32 = pg_sys::SECURITY_LOCAL_USERID_CHANGE
+        | pg_sys::SECURITY_RESTRICTED_OPERATION
+        | pg_sys::SECURITY_NOFORCE_RLS;
+    // SAFETY: variables of this process. On an ERROR the end of the (sub)transaction restores them.
+    let (own_role, own_context) = unsafe {
+        let (mut role, mut context): (Oid, c_int) = (Oid::INVALID, 0);
+        pg_sys::GetUserIdAndSecContext(&raw mut role, &raw mut context);
+        (role, context)
+    };
+    // SAFETY: the same; the role exists, as it owns something.
+    unsafe { pg_sys::SetUserIdAndSecContext(role, own_context | FLAGS.cast_signed()) };
+    // SAFETY: the datum is of the type beside it, and lives as long as the call that it came from.
+    let arguments = [unsafe { DatumWithOid::new(argument, pg_sys::TEXTARRAYOID) }];
+    let answer = Spi::connect(|client| client.select(query, Some(1), &arguments)?.first().get_one());
+    // SAFETY: as above.
+    unsafe { pg_sys::SetUserIdAndSecContext(own_role, own_context) };
+    answer.map_err(|error: SpiError| Error::internal(format!("could not read a table of users: {error}")))
+}

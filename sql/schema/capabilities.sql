@@ -1,0 +1,274 @@
+-- Capabilities: what a role may do here, granted and revoked as a whole. What holds is PostgreSQL's own privileges, so that
+-- verification checks nothing more and a dump carries them; the table remembers what was granted, so that an upgrade knows who
+-- is to have what is new.
+
+CREATE TABLE tollgate.capabilities (
+    role       text        NOT NULL,
+    -- Names can be changed, and given to another role. NULL in what was restored to a cluster without such a role.
+    role_oid   oid,
+    capability text        NOT NULL CHECK (capability IN ('verifier', 'issuer', 'admin', 'operator')),
+    granted_at timestamptz NOT NULL DEFAULT now(),
+    granted_by text        NOT NULL DEFAULT tollgate.acting_role(),
+    CONSTRAINT capabilities_key UNIQUE (role_oid, capability)
+);
+COMMENT ON TABLE tollgate.capabilities IS 'The capabilities that were granted with grant_capability, and by whom';
+COMMENT ON COLUMN tollgate.capabilities.role_oid IS 'The role in this cluster, whatever its name is by now';
+-- Elsewhere a name is all there is, so a name that is somebody else''s by now is not carried there.
+SELECT pg_extension_config_dump('tollgate.capabilities',
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = role_oid AND r.rolname = role)');
+
+CREATE FUNCTION tollgate.resolve_capability_role() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW.role_oid := (SELECT r.oid FROM pg_roles r WHERE r.rolname = NEW.role);
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION tollgate.resolve_capability_role() IS 'Trigger that finds the role of a capability in this cluster, in a restored one too. Internal.';
+
+CREATE TRIGGER resolve_role BEFORE INSERT ON tollgate.capabilities
+    FOR EACH ROW EXECUTE FUNCTION tollgate.resolve_capability_role();
+ALTER TABLE tollgate.capabilities ENABLE ALWAYS TRIGGER resolve_role;
+
+-- Fired by an upgrade, and by the restoration of a dump. Deferred to the commit, because what a script of the extension grants
+-- counts as the object's first privileges, which a dump leaves out and which in PostgreSQL 17 keep a role from being dropped.
+CREATE FUNCTION tollgate.renew_capability() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM tollgate.capabilities c JOIN pg_roles r ON r.oid = c.role_oid
+               WHERE c.role_oid = NEW.role_oid AND c.capability = NEW.capability) THEN
+        PERFORM tollgate.give_capability(NEW.role_oid, NEW.capability);
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION tollgate.renew_capability() IS 'Trigger that grants what a remembered capability gives by now. Internal.';
+
+CREATE CONSTRAINT TRIGGER renew AFTER INSERT OR UPDATE ON tollgate.capabilities
+    DEFERRABLE INITIALLY DEFERRED
+    -- What this very transaction granted it has granted.
+    FOR EACH ROW WHEN (NEW.granted_at < now()) EXECUTE FUNCTION tollgate.renew_capability();
+
+CREATE FUNCTION tollgate.check_capability(role regrole, capability text) RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF $2 IS NULL OR $2 NOT IN ('verifier', 'issuer', 'admin', 'operator') THEN
+        RAISE EXCEPTION 'there is no capability %', tollgate.quote_redacted($2)
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: capability.',
+                  HINT = 'It is one of verifier, issuer, admin and operator.';
+    END IF;
+    IF $1 IS NULL OR $1 = 0 THEN
+        RAISE EXCEPTION 'a capability belongs to a role'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: role, which is NULL or PUBLIC.',
+                  HINT = 'Name the role that your application logs in as. What everyone may do, everyone may do without.';
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = $1) THEN
+        RAISE EXCEPTION 'there is no such role'
+            USING ERRCODE = 'undefined_object', DETAIL = format('Argument: role, of %s.', $1::oid), HINT = 'CREATE ROLE makes one.';
+    END IF;
+    -- We run as the owner, whose own privileges everything else rests on.
+    IF pg_get_userbyid($1) = current_user THEN
+        RAISE EXCEPTION 'role % owns the extension, and may do everything', $1
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: role.',
+                  HINT = 'Name the role that your application logs in as, which should own nothing of Tollgate''s.';
+    END IF;
+    -- A snapshot from before the lock would show the capabilities of before it.
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'capabilities cannot be changed in a % transaction', current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state', DETAIL = 'It may not see those that were granted a moment ago.',
+                  HINT = 'Change them in a transaction with isolation level READ COMMITTED.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.check_capability(regrole, text) IS 'Raises unless there is such a capability, and a role that may have it. Internal.';
+
+CREATE FUNCTION tollgate.hide_bind_values(role oid) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    setting text;
+BEGIN
+    -- In this database alone: nowhere else does the role handle tokens for what it was granted here, and nothing that was set
+    -- for it at large can stand against it.
+    FOREACH setting IN ARRAY '{log_parameter_max_length, log_parameter_max_length_on_error}'::text[] LOOP
+        BEGIN
+            EXECUTE format('ALTER ROLE %I IN DATABASE %I SET %I = 0', pg_get_userbyid($1), current_database(), setting);
+        EXCEPTION WHEN insufficient_privilege THEN
+            RAISE NOTICE 'the bind values of role %, which may be tokens, are not kept out of the server''s log', quote_ident(pg_get_userbyid($1))
+                USING DETAIL = format('The owner of the extension, %I, may not set %s for it.', current_user, setting),
+                      HINT = format('As somebody who may: ALTER ROLE %I SET %I = 0;', pg_get_userbyid($1), setting);
+        END;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION tollgate.hide_bind_values(oid) IS
+    'Keeps the bind values of a role''s statements in this database, which may be tokens, out of the server''s log, from its next session on. Internal.';
+
+CREATE FUNCTION tollgate.give_capability(role oid, capability text) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    given record;
+BEGIN
+    FOR given IN SELECT o.* FROM tollgate.capability_objects($2) o LOOP
+        EXECUTE format('GRANT %s ON %s %s TO %I', given.privilege,
+            CASE given.object_type WHEN 'VIEW' THEN 'TABLE' ELSE given.object_type END, given.object, pg_get_userbyid($1));
+    END LOOP;
+    -- What PostgreSQL logs of a superuser is the superuser's to say; it was none when it was granted this.
+    IF NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = $1) THEN
+        PERFORM tollgate.hide_bind_values($1);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.give_capability(oid, text) IS 'Grants a role what a capability gives. Internal.';
+
+CREATE FUNCTION tollgate.forget_dropped_roles() RETURNS void
+    LANGUAGE sql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    WITH forgotten AS (
+        DELETE FROM tollgate.capabilities c WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = c.role_oid)
+            RETURNING c.role, c.capability
+    )
+    INSERT INTO tollgate.audit_log (event, detail)
+        SELECT 'capability.revoked', jsonb_build_object('role', f.role, 'capability', f.capability, 'reason', 'there is no such role any more')
+        FROM forgotten f;
+    UPDATE tollgate.capabilities c SET role = r.rolname FROM pg_roles r WHERE r.oid = c.role_oid AND r.rolname <> c.role;
+END;
+COMMENT ON FUNCTION tollgate.forget_dropped_roles() IS
+    'Forgets the capabilities of roles that were dropped, and follows those that were renamed. Internal.';
+
+CREATE FUNCTION tollgate.grant_capability(role regrole, capability text) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    target pg_roles;
+    anew   boolean;
+BEGIN
+    PERFORM tollgate.check_capability($1, $2);
+    SELECT r.* INTO target FROM pg_roles r WHERE r.oid = $1;
+    IF target.rolsuper OR starts_with(target.rolname, 'pg_') THEN
+        RAISE EXCEPTION 'role % is %', $1, CASE WHEN target.rolsuper THEN 'a superuser, who may do everything' ELSE 'one of PostgreSQL''s own' END
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: role.',
+                  HINT = 'Name an ordinary role, such as the one that your application logs in as.';
+    END IF;
+    -- One at a time: PostgreSQL does not queue those who change the privileges of one object.
+    LOCK TABLE tollgate.capabilities IN SHARE ROW EXCLUSIVE MODE;
+    PERFORM tollgate.forget_dropped_roles();
+
+    anew := EXISTS (
+        SELECT FROM tollgate.capability_objects($2) o
+        WHERE NOT EXISTS (SELECT FROM tollgate.object_privileges p
+                          WHERE p.object_id = o.object_id AND p.grantee = $1 AND p.privilege = o.privilege));
+    PERFORM tollgate.give_capability($1, $2);
+    INSERT INTO tollgate.capabilities (role, capability) VALUES (target.rolname, $2) ON CONFLICT ON CONSTRAINT capabilities_key DO NOTHING;
+    IF FOUND OR anew THEN
+        INSERT INTO tollgate.audit_log (event, detail)
+            VALUES ('capability.granted', jsonb_build_object('role', target.rolname, 'capability', $2));
+    END IF;
+    IF NOT target.rolcanlogin THEN
+        RAISE NOTICE 'roles that inherit this capability from % may have bind values, which may be tokens, in the server''s log', $1
+            USING DETAIL = 'PostgreSQL takes settings from the role that logs in alone.',
+                  HINT = 'Grant the capability to each role that logs in, or set log_parameter_max_length and log_parameter_max_length_on_error to 0 for them.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.grant_capability(regrole, text) IS
+    'Lets a role do what belongs to a capability (verifier, issuer, admin or operator), and keeps its bind values in this database out of the server''s log, from its next session on; event capability.granted, unless it was so already';
+
+CREATE FUNCTION tollgate.revoke_capability(role regrole, capability text) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    taken   record;
+    changed boolean;
+    left_by text;
+BEGIN
+    PERFORM tollgate.check_capability($1, $2);
+    LOCK TABLE tollgate.capabilities IN SHARE ROW EXCLUSIVE MODE;
+    PERFORM tollgate.forget_dropped_roles();
+
+    DELETE FROM tollgate.capabilities c WHERE c.role_oid = $1 AND c.capability = $2;
+    changed := FOUND;
+    -- What was granted by hand goes as well; what another capability of the role gives stays.
+    FOR taken IN
+        SELECT o.* FROM tollgate.capability_objects($2) o
+        WHERE EXISTS (SELECT FROM tollgate.object_privileges p WHERE p.object_id = o.object_id AND p.grantee = $1)
+          AND NOT EXISTS (SELECT FROM tollgate.capabilities c, tollgate.capability_objects(c.capability) k
+                          WHERE c.role_oid = $1 AND k.object_id = o.object_id)
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s %s FROM %I CASCADE',
+            CASE taken.object_type WHEN 'VIEW' THEN 'TABLE' ELSE taken.object_type END, taken.object, pg_get_userbyid($1));
+        changed := true;
+    END LOOP;
+    IF changed THEN
+        INSERT INTO tollgate.audit_log (event, detail)
+            VALUES ('capability.revoked', jsonb_build_object('role', pg_get_userbyid($1), 'capability', $2));
+    END IF;
+
+    -- Whoever takes something away must not believe it gone while it is not.
+    SELECT string_agg(DISTINCT CASE p.grantee WHEN 0 THEN 'PUBLIC' ELSE p.grantee::regrole::text END, ', ') INTO left_by
+        FROM tollgate.capability_objects($2) o JOIN tollgate.object_privileges p ON p.object_id = o.object_id
+        WHERE p.grantee <> p.owner AND (p.grantee = 0 OR pg_has_role($1, p.grantee, 'MEMBER'));
+    IF left_by IS NOT NULL THEN
+        RAISE NOTICE 'role % still may do what belongs to %, or some of it', $1, $2
+            USING DETAIL = format('It is given by what was granted to: %s.', left_by),
+                  HINT = 'SELECT * FROM tollgate.capability_grants shows what was granted to whom, and the members of each role.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.revoke_capability(regrole, text) IS
+    'Takes from a role what belongs to a capability, but for what another of its capabilities gives; event capability.revoked, unless it had nothing of it. The role''s bind values stay out of the log';
+
+CREATE FUNCTION tollgate.list_capability_grants() RETURNS TABLE (
+        role text, capability text, granted_at timestamptz, granted_by text, state text, objects text[], members text[])
+    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 10
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    WITH held AS MATERIALIZED (
+        SELECT p.object_id, p.object, p.owner, p.grantee, p.privilege FROM tollgate.object_privileges p
+    ), due AS MATERIALIZED (
+        SELECT c.role_oid, c.capability, o.object_id, o.object, o.privilege
+        FROM tollgate.capabilities c, tollgate.capability_objects(c.capability) o
+    ), lacking AS (
+        SELECT d.role_oid, d.capability, array_agg(d.object ORDER BY d.object) AS objects
+        FROM due d LEFT JOIN held p ON p.object_id = d.object_id AND p.grantee = d.role_oid AND p.privilege = d.privilege
+        WHERE p.object_id IS NULL
+        GROUP BY d.role_oid, d.capability
+    ), by_hand AS (
+        SELECT p.grantee, array_agg(DISTINCT p.object ORDER BY p.object) AS objects
+        FROM held p LEFT JOIN due d ON d.role_oid = p.grantee AND d.object_id = p.object_id AND d.privilege = p.privilege
+        WHERE p.grantee NOT IN (0, p.owner) AND d.object_id IS NULL
+        GROUP BY p.grantee
+    ), listed AS (
+        SELECT c.role_oid, coalesce(r.rolname, c.role) AS role, c.capability, c.granted_at, c.granted_by,
+               CASE WHEN r.oid IS NULL THEN 'no such role' WHEN l.objects IS NULL THEN 'granted' ELSE 'incomplete' END AS state,
+               CASE WHEN r.oid IS NULL THEN '{}' ELSE coalesce(l.objects, '{}') END AS objects
+        FROM tollgate.capabilities c
+            LEFT JOIN pg_roles r ON r.oid = c.role_oid
+            LEFT JOIN lacking l ON l.role_oid = c.role_oid AND l.capability = c.capability
+        UNION ALL
+        SELECT h.grantee, pg_get_userbyid(h.grantee), NULL, NULL, NULL, 'by hand', h.objects FROM by_hand h
+    )
+    SELECT l.role, l.capability, l.granted_at, l.granted_by, l.state, l.objects,
+           ARRAY(SELECT r.rolname::text FROM pg_roles r
+                 WHERE r.oid <> l.role_oid AND NOT r.rolsuper AND pg_has_role(r.oid, (SELECT g.oid FROM pg_roles g WHERE g.oid = l.role_oid), 'MEMBER')
+                 ORDER BY r.rolname)
+    FROM listed l ORDER BY l.role, l.capability;
+END;
+COMMENT ON FUNCTION tollgate.list_capability_grants() IS 'The rows of the view capability_grants';
+
+CREATE VIEW tollgate.capability_grants AS
+    SELECT g.role, g.capability, g.granted_at, g.granted_by, g.state, g.objects, g.members FROM tollgate.list_capability_grants() g;
+COMMENT ON VIEW tollgate.capability_grants IS
+    'Who may do what. By state: granted; incomplete, when some privileges of the capability (objects) are missing; by hand, for privileges (objects) that no capability of the role accounts for; no such role. Members of a role may do the same';

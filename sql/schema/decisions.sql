@@ -1,0 +1,196 @@
+-- Who may use what: the decision about each object, in one place. grant_capability, the privileges of an installation and of
+-- an upgrade, and the tests all read it here; an object that is not decided about fails the tests by its name.
+
+CREATE VIEW tollgate.privilege_decisions AS
+    SELECT d.object_type, 'tollgate.' || d.object AS object, d.given_to
+    FROM (VALUES
+        -- Everyone: what discloses nothing but the caller's own context.
+        ('FUNCTION', 'current_scopes()',                                      'public'),
+        ('FUNCTION', 'current_token_id()',                                    'public'),
+        ('FUNCTION', 'current_user_id()',                                     'public'),
+        ('FUNCTION', 'require_scope(text)',                                   'public'),
+        ('FUNCTION', 'scope_grants(text[], text)',                            'public'),
+        ('FUNCTION', 'token_has_all_scopes(text[])',                          'public'),
+        ('FUNCTION', 'token_has_any_scope(text[])',                           'public'),
+        ('FUNCTION', 'token_has_scope(text)',                                 'public'),
+
+        -- Verifies, and acts for a token.
+        ('FUNCTION', 'authenticate(text, text[], inet)',                      'verifier'),
+        ('FUNCTION', 'token_has_scope(text, text)',                           'verifier'),
+        ('FUNCTION', 'verify_api_token(text, text[], inet)',                  'verifier'),
+        ('FUNCTION', 'verify_api_token_hash(bytea, text[], inet)',            'verifier'),
+        ('TYPE',     'verification',                                          'verifier'),
+
+        -- Has tokens come and go.
+        ('FUNCTION', 'create_api_token(text, text, text[], interval, jsonb, cidr[], integer, interval, text)', 'issuer'),
+        ('FUNCTION', 'derive_api_token(text, text, text[], interval, cidr[])', 'issuer'),
+        ('FUNCTION', 'import_api_token(text, text, bytea, text[], interval, jsonb, cidr[], integer, interval)', 'issuer'),
+        ('FUNCTION', 'list_api_tokens(text)',                                 'issuer'),
+        ('FUNCTION', 'revoke_all_api_tokens(text, text)',                     'issuer'),
+        ('FUNCTION', 'revoke_api_token(uuid, text, text)',                    'issuer'),
+        ('FUNCTION', 'revoke_own_api_token(uuid, text)',                      'issuer'),
+        ('FUNCTION', 'revoke_presented_token(text, text)',                    'issuer'),
+        ('FUNCTION', 'rotate_api_token(uuid, interval)',                      'issuer'),
+        ('FUNCTION', 'set_api_token_enabled(uuid, boolean, text)',            'issuer'),
+        ('TYPE',     'issued_token',                                          'issuer'),
+
+        -- Manages what the others work with, and sees how it fares.
+        ('FUNCTION', 'attach_users_table(regclass, name)',                    'admin'),
+        ('FUNCTION', 'define_scope(text, text)',                              'admin'),
+        ('FUNCTION', 'drop_scope(text)',                                      'admin'),
+        ('FUNCTION', 'drop_subscription(text)',                               'admin'),
+        ('FUNCTION', 'grant_capability(regrole, text)',                       'admin'),
+        ('FUNCTION', 'list_capability_grants()',                              'admin'),
+        ('FUNCTION', 'purge_audit_log(timestamptz, integer)',                 'admin'),
+        ('FUNCTION', 'revoke_capability(regrole, text)',                      'admin'),
+        ('FUNCTION', 'stats()',                                               'admin'),
+        ('FUNCTION', 'update_api_token(uuid, jsonb)',                         'admin'),
+        ('FUNCTION', 'verify_audit_log(bigint, bytea)',                       'admin'),
+        ('TYPE',     'audit_verification',                                    'admin'),
+        ('VIEW',     'capability_grants',                                     'admin'),
+        ('VIEW',     'capability_privileges',                                 'admin'),
+        ('VIEW',     'daemons',                                               'admin'),
+        ('VIEW',     'tokens',                                                'admin'),
+
+        -- What the daemon needs, and nothing else.
+        ('FUNCTION', 'ack_usage(bigint)',                                     'operator'),
+        ('FUNCTION', 'advance_subscription(text, uuid, bigint, bigint[])',    'operator'),
+        ('FUNCTION', 'apply_usage(text, uuid, bigint, tollgate.usage_row[])', 'operator'),
+        ('FUNCTION', 'drain_usage()',                                         'operator'),
+        ('FUNCTION', 'event_position(bigint)',                                'operator'),
+        ('FUNCTION', 'expire_tokens(integer)',                                'operator'),
+        ('FUNCTION', 'open_subscription(text)',                               'operator'),
+        ('FUNCTION', 'purge_tokens(interval, integer)',                       'operator'),
+        ('FUNCTION', 'read_events(uuid, bigint, bigint[], integer)',          'operator'),
+        ('FUNCTION', 'report_daemon(uuid, text, integer, text, timestamptz, jsonb)', 'operator'),
+        ('FUNCTION', 'seal_audit_log(integer)',                               'operator'),
+        ('FUNCTION', 'stats()',                                               'operator'),
+        ('TYPE',     'event_batch',                                           'operator'),
+        ('TYPE',     'event_cursor',                                          'operator'),
+        ('TYPE',     'usage_row',                                             'operator'),
+        ('VIEW',     'daemons',                                               'operator'),
+
+        -- Nobody: what the others are made of. Tables and sequences are nobody's without being named here.
+        ('FUNCTION', 'acting_role()',                                         'nobody'),
+        ('FUNCTION', 'ancestors(uuid)',                                       'nobody'),
+        ('FUNCTION', 'attach_trigger(regclass, name, text, text, name)',      'nobody'),
+        ('FUNCTION', 'capability_objects(text)',                              'nobody'),
+        ('FUNCTION', 'check_batch_size(integer)',                             'nobody'),
+        ('FUNCTION', 'check_capability(regrole, text)',                       'nobody'),
+        ('FUNCTION', 'check_event_count(integer)',                            'nobody'),
+        ('FUNCTION', 'check_key_type(oid)',                                   'nobody'),
+        ('FUNCTION', 'check_snapshot(uuid, text[])',                          'nobody'),
+        ('FUNCTION', 'check_token_fields(text[], text, text[], timestamptz, jsonb, cidr[], integer, interval)', 'nobody'),
+        ('FUNCTION', 'check_within_parent(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
+        ('FUNCTION', 'claim_token_slot(text)',                                'nobody'),
+        ('FUNCTION', 'current_epoch()',                                       'nobody'),
+        ('FUNCTION', 'descendants(uuid)',                                     'nobody'),
+        ('FUNCTION', 'digest_of(bytea[])',                                    'nobody'),
+        ('FUNCTION', 'epoch_identity(integer)',                               'nobody'),
+        ('FUNCTION', 'epoch_lineage(integer)',                                'nobody'),
+        ('FUNCTION', 'epoch_of_cursor(uuid, bigint, bigint[])',               'nobody'),
+        ('FUNCTION', 'fault_of_stretch(tollgate.audit_seals, tollgate.audit_place, boolean)', 'nobody'),
+        ('FUNCTION', 'final_place()',                                         'nobody'),
+        ('FUNCTION', 'forget_dropped_roles()',                                'nobody'),
+        ('FUNCTION', 'give_capability(oid, text)',                            'nobody'),
+        ('FUNCTION', 'hash_of_seal(tollgate.audit_seals, bytea)',             'nobody'),
+        ('FUNCTION', 'hide_bind_values(oid)',                                 'nobody'),
+        ('FUNCTION', 'intersect_networks(cidr[], cidr[])',                    'nobody'),
+        ('FUNCTION', 'intersect_scopes(text[], text[])',                      'nobody'),
+        ('FUNCTION', 'is_purging_audit_log()',                                'nobody'),
+        ('FUNCTION', 'last_purged_seal()',                                    'nobody'),
+        ('FUNCTION', 'limit_within(integer, interval, integer, interval)',    'nobody'),
+        ('FUNCTION', 'lock_for_rotation(uuid)',                               'nobody'),
+        ('FUNCTION', 'lock_managed_token(uuid, boolean)',                     'nobody'),
+        ('FUNCTION', 'lock_seals(text)',                                      'nobody'),
+        ('FUNCTION', 'lock_token(uuid, boolean)',                             'nobody'),
+        ('FUNCTION', 'lock_token_slots(text)',                                'nobody'),
+        ('FUNCTION', 'measure_stretch(tollgate.audit_place, tollgate.audit_place)', 'nobody'),
+        ('FUNCTION', 'memory_stats()',                                        'nobody'),
+        ('FUNCTION', 'narrow_descendants(tollgate.api_tokens, text)',         'nobody'),
+        ('FUNCTION', 'network_contains(cidr, cidr)',                          'nobody'),
+        ('FUNCTION', 'networks_contain(cidr[], cidr[])',                      'nobody'),
+        ('FUNCTION', 'notify_family_event(text, uuid, text, text, bigint)',   'nobody'),
+        ('FUNCTION', 'notify_token_event(text, uuid, text, text, bigint)',    'nobody'),
+        ('FUNCTION', 'place_after_seal(bigint)',                              'nobody'),
+        ('FUNCTION', 'place_of_horizon(integer, xid8)',                       'nobody'),
+        ('FUNCTION', 'presented_token_id(text)',                              'nobody'),
+        ('FUNCTION', 'purge_sealed_events(timestamptz, integer)',             'nobody'),
+        ('FUNCTION', 'query_as(oid, text, text[])',                           'nobody'),
+        ('FUNCTION', 'quote_redacted(text)',                                  'nobody'),
+        ('FUNCTION', 'read_change(tollgate.api_tokens, text, jsonb)',         'nobody'),
+        ('FUNCTION', 'refuse_audit_change()',                                 'nobody'),
+        ('FUNCTION', 'refuse_token(uuid, text, text)',                        'nobody'),
+        ('FUNCTION', 'renew_capability()',                                    'nobody'),
+        ('FUNCTION', 'replace_token(uuid, uuid, bytea, text, interval)',      'nobody'),
+        ('FUNCTION', 'resolve_capability_role()',                             'nobody'),
+        ('FUNCTION', 'revoke_departed_users()',                               'nobody'),
+        ('FUNCTION', 'revoke_tokens_of_users(text[], text, jsonb)',           'nobody'),
+        ('FUNCTION', 'scope_is_valid(text)',                                  'nobody'),
+        ('FUNCTION', 'settle_privileges()',                                   'nobody'),
+        ('FUNCTION', 'stored_reason(text)',                                   'nobody'),
+        ('FUNCTION', 'system_identifier()',                                   'nobody'),
+        ('FUNCTION', 'token_changes(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
+        ('FUNCTION', 'token_is_within(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
+        ('FUNCTION', 'wal_timeline()',                                        'nobody'),
+        ('TYPE',     'audit_place',                                           'nobody'),
+        ('TYPE',     'memory_stats',                                          'nobody'),
+        ('VIEW',     'object_privileges',                                     'nobody'),
+        ('VIEW',     'privilege_decisions',                                   'nobody')
+    ) d (object_type, object, given_to);
+COMMENT ON VIEW tollgate.privilege_decisions IS
+    'The decision about each function, view and type of ours: given to everyone (public), to a capability, or to nobody. Internal: see capability_privileges';
+
+CREATE VIEW tollgate.capability_privileges AS
+    SELECT i.capability, d.object_type, d.object,
+           CASE d.object_type WHEN 'FUNCTION' THEN 'EXECUTE' WHEN 'VIEW' THEN 'SELECT' WHEN 'TYPE' THEN 'USAGE' END AS privilege
+    FROM tollgate.privilege_decisions d
+    JOIN (VALUES ('verifier', 'verifier'),
+                 ('issuer',   'issuer'), ('issuer', 'verifier'),
+                 ('admin',    'admin'),  ('admin',  'issuer'), ('admin', 'verifier'),
+                 ('operator', 'operator')) i (capability, includes) ON i.includes = d.given_to;
+COMMENT ON VIEW tollgate.capability_privileges IS
+    'What each capability gives: verifier verifies and authenticates; issuer also creates, lists and revokes tokens; admin also manages scopes and capabilities and sees all tokens, counters and daemons; operator is what the daemon needs';
+
+-- Names and signatures are read in the search path of these functions, whatever the caller's is.
+CREATE FUNCTION tollgate.capability_objects(capability text) RETURNS TABLE (object_id oid, object_type text, object text, privilege text)
+    LANGUAGE sql STABLE ROWS 30
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT p.object::regprocedure::oid, p.object_type, p.object::regprocedure::text, p.privilege
+        FROM tollgate.capability_privileges p WHERE p.capability = $1 AND p.object_type = 'FUNCTION'
+    UNION ALL
+    SELECT p.object::regclass::oid, p.object_type, p.object::regclass::text, p.privilege
+        FROM tollgate.capability_privileges p WHERE p.capability = $1 AND p.object_type = 'VIEW'
+    UNION ALL
+    SELECT p.object::regtype::oid, p.object_type, p.object::regtype::text, p.privilege
+        FROM tollgate.capability_privileges p WHERE p.capability = $1 AND p.object_type = 'TYPE';
+END;
+COMMENT ON FUNCTION tollgate.capability_objects(text) IS 'The objects that a capability gives something on; raises if one of them does not exist. Internal.';
+
+CREATE VIEW tollgate.object_privileges AS
+    SELECT o.object_type, o.object_id, o.object, o.owner, a.grantee, a.privilege_type AS privilege,
+           -- By default privileges, which the role that made the object had set up.
+           EXISTS (SELECT FROM pg_default_acl d, LATERAL aclexplode(d.defaclacl) g
+                   WHERE d.defaclrole = o.owner AND d.defaclnamespace IN (0, 'tollgate'::regnamespace) AND d.defaclobjtype = o.default_type
+                     AND g.grantee = a.grantee)
+           -- Privileges that a script of the extension has touched are kept as the object's first ones.
+           AND NOT EXISTS (SELECT FROM pg_init_privs i WHERE i.classoid = o.class_id AND i.objoid = o.object_id AND i.objsubid = 0) AS unasked
+    FROM (
+        SELECT 'FUNCTION', 'pg_proc'::regclass, p.oid, p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)), 'f'
+            FROM pg_proc p WHERE p.pronamespace = 'tollgate'::regnamespace
+        UNION ALL
+        SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, 'pg_class'::regclass, c.oid, c.oid::regclass::text,
+               c.relowner, c.relacl, CASE c.relkind WHEN 'S' THEN 'S' ELSE 'r' END
+            FROM pg_class c WHERE c.relnamespace = 'tollgate'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'S')
+        UNION ALL
+        -- Of the types only those that are not the rows of a table or view.
+        SELECT 'TYPE', 'pg_type'::regclass, t.oid, t.oid::regtype::text, t.typowner, coalesce(t.typacl, acldefault('T', t.typowner)), 'T'
+            FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
+            WHERE t.typnamespace = 'tollgate'::regnamespace AND t.typcategory <> 'A' AND coalesce(c.relkind, 'c') = 'c'
+        UNION ALL
+        SELECT 'SCHEMA', 'pg_namespace'::regclass, n.oid, quote_ident(n.nspname), n.nspowner, n.nspacl, 'n'
+            FROM pg_namespace n WHERE n.nspname = 'tollgate'
+    ) o (object_type, class_id, object_id, object, owner, acl, default_type), LATERAL aclexplode(o.acl) a;
+COMMENT ON VIEW tollgate.object_privileges IS
+    'The privileges on our objects as the catalogue has them, one row each; grantee 0 is PUBLIC. Internal: see capability_grants';

@@ -1,0 +1,114 @@
+-- Taking tokens away, for good.
+
+CREATE FUNCTION tollgate.stored_reason(reason text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF length($1) > 1000 THEN
+        RAISE EXCEPTION 'a reason has at most 1000 characters'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: reason, of %s characters.', length($1)),
+                  HINT = 'Say it shorter, or put a link to the ticket there.';
+    END IF;
+    -- Somebody will paste the token that leaked. That must not keep it from being revoked, nor be told to all who read the log.
+    RETURN regexp_replace($1, '[0-9A-Fa-f]{64,}', '…', 'g');
+END
+$$;
+COMMENT ON FUNCTION tollgate.stored_reason(text) IS
+    'A reason as it is stored: without what may be a token or its digest; raises 22023 if it is longer than the log takes. Internal.';
+
+CREATE FUNCTION tollgate.revoke_api_token(token_id uuid, user_id text DEFAULT NULL, reason text DEFAULT NULL) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    token    tollgate.api_tokens;
+    affected bigint;
+BEGIN
+    $3 := tollgate.stored_reason($3);
+    token := tollgate.lock_token($1);
+    IF token.id IS NULL OR token.user_id <> $2 OR token.revoked_at IS NOT NULL THEN
+        RETURN false;
+    END IF;
+    WITH revoked AS (
+        UPDATE tollgate.api_tokens t SET revoked_at = clock_timestamp(), revoked_reason = $3
+            WHERE t.id = ANY (ARRAY(SELECT tollgate.descendants($1)) || $1) AND t.revoked_at IS NULL
+            RETURNING t.id, t.user_id
+    ), logged AS (
+        INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
+            SELECT 'token.revoked', r.id, r.user_id,
+                   jsonb_strip_nulls(jsonb_build_object('reason', $3, 'ancestor', CASE WHEN r.id <> $1 THEN $1 END))
+            FROM revoked r ORDER BY r.id <> $1, r.id
+    )
+    SELECT count(*) - 1 INTO affected FROM revoked;
+    PERFORM tollgate.notify_family_event('token.revoked', $1, token.user_id, $3, affected);
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION tollgate.revoke_api_token(uuid, text, text) IS
+    'Revokes a token for good, with all that were derived from it; false when it is unknown, is not that user''s, or was revoked already; event token.revoked each. A NULL user_id stands for any user: for the authenticated one there is revoke_own_api_token';
+
+CREATE FUNCTION tollgate.revoke_own_api_token(token_id uuid, reason text DEFAULT NULL) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF tollgate.current_user_id() IS NULL THEN
+        RAISE EXCEPTION 'nobody is authenticated'
+            USING ERRCODE = 'invalid_authorization_specification', DETAIL = 'This transaction has no identity.',
+                  HINT = 'Call tollgate.authenticate() first, in the same transaction.';
+    END IF;
+    RETURN tollgate.revoke_api_token($1, tollgate.current_user_id(), $2);
+END
+$$;
+COMMENT ON FUNCTION tollgate.revoke_own_api_token(uuid, text) IS
+    'Revokes a token of the user who is authenticated in this transaction, else raises 28000; false when it is unknown, somebody else''s, or revoked already';
+
+CREATE FUNCTION tollgate.revoke_tokens_of_users(user_ids text[], reason text, source jsonb) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    affected bigint;
+BEGIN
+    PERFORM FROM tollgate.api_tokens t
+        WHERE t.user_id = ANY ($1) AND t.parent_id IS NULL AND t.revoked_at IS NULL ORDER BY t.id FOR UPDATE;
+    PERFORM tollgate.check_snapshot(NULL, $1);
+    -- A derived token is its root's user's, so whole families are revoked.
+    WITH revoked AS (
+        UPDATE tollgate.api_tokens t SET revoked_at = clock_timestamp(), revoked_reason = $2
+            WHERE t.user_id = ANY ($1) AND t.revoked_at IS NULL
+            RETURNING t.id, t.user_id
+    ), logged AS (
+        INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
+            SELECT 'token.revoked', r.id, r.user_id, jsonb_strip_nulls(jsonb_build_object('reason', $2)) || $3 FROM revoked r ORDER BY r.id
+    )
+    SELECT count(*) INTO affected FROM revoked;
+    IF affected > 0 THEN
+        PERFORM tollgate.notify_token_event('token.revoked', NULL, CASE WHEN cardinality($1) = 1 THEN $1[1] END, NULL, affected);
+    END IF;
+    RETURN affected;
+END
+$$;
+COMMENT ON FUNCTION tollgate.revoke_tokens_of_users(text[], text, jsonb) IS
+    'Revokes every token of some users, and says how many; one event each, with the source in its detail, and one notification. Internal.';
+
+CREATE FUNCTION tollgate.revoke_all_api_tokens(user_id text, reason text DEFAULT NULL) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN tollgate.revoke_tokens_of_users(ARRAY[$1], tollgate.stored_reason($2), '{}');
+END
+$$;
+COMMENT ON FUNCTION tollgate.revoke_all_api_tokens(text, text) IS
+    'Revokes every token of a user that is not revoked yet, and says how many; one event token.revoked each, one notification';
+
+CREATE FUNCTION tollgate.revoke_presented_token(token text, reason text DEFAULT NULL) RETURNS boolean
+    LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT tollgate.revoke_api_token(tollgate.presented_token_id($1), NULL, $2);
+END;
+COMMENT ON FUNCTION tollgate.revoke_presented_token(text, text) IS
+    'Revokes a token by its plaintext, so that whoever finds a leaked one can kill it; false when it is malformed, unknown or revoked already';

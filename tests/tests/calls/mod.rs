@@ -1,0 +1,114 @@
+//! A call of each function that is given to somebody, which succeeds for whoever may make it: for the tests that try all
+//! of them. A function that is missing here fails those tests by its name.
+#![allow(dead_code, reason = "each file uses its own part")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Result;
+use tokio_postgres::Client;
+
+use crate::common::Token;
+
+/// In the calls, `{token}` stands for the text of a live token of `clerk` with the scope `posts:read`, `{id}` for its id,
+/// and `{role}` for the name of an ordinary role. In this order each finds what it needs.
+const CALLS: &[(&str, &str)] = &[
+    (
+        "tollgate.create_api_token(text,text,text[],interval,jsonb,cidr[],integer,interval,text)",
+        "create_api_token('clerk', 'n', '{posts:read}', '1 day', '{}', '{10.0.0.0/8}', prefix => 'abc')",
+    ),
+    (
+        "tollgate.verify_api_token(text,text[],inet)",
+        "verify_api_token('{token}', '{posts:read}', '10.0.0.1')",
+    ),
+    ("tollgate.verify_api_token_hash(bytea,text[],inet)", "verify_api_token_hash('')"),
+    ("tollgate.authenticate(text,text[],inet)", "authenticate('{token}', '{posts:read}', '10.0.0.1')"),
+    ("tollgate.token_has_scope(text,text)", "token_has_scope('{token}', 'posts:read')"),
+    ("tollgate.list_api_tokens(text)", "list_api_tokens('clerk')"),
+    ("tollgate.revoke_api_token(uuid,text,text)", "revoke_api_token('{id}', 'clerk', 'over')"),
+    ("tollgate.revoke_presented_token(text,text)", "revoke_presented_token('{token}', 'leaked')"),
+    ("tollgate.revoke_all_api_tokens(text,text)", "revoke_all_api_tokens('clerk', 'over')"),
+    ("tollgate.rotate_api_token(uuid,interval)", "rotate_api_token('{id}', '1 hour')"),
+    ("tollgate.update_api_token(uuid,jsonb)", "update_api_token('{id}', '{\"name\": \"other\"}')"),
+    ("tollgate.set_api_token_enabled(uuid,boolean,text)", "set_api_token_enabled('{id}', false, 'for now')"),
+    (
+        "tollgate.derive_api_token(text,text,text[],interval,cidr[])",
+        "derive_api_token('{token}', 'n', '{posts:read}', '1 day', '{10.0.0.0/8}')",
+    ),
+    (
+        "tollgate.import_api_token(text,text,bytea,text[],interval,jsonb,cidr[],integer,interval)",
+        "import_api_token('clerk', 'n', pg_catalog.sha256('{id}'))",
+    ),
+    (
+        "tollgate.revoke_own_api_token(uuid,text)",
+        "authenticate('{token}') a, lateral tollgate.revoke_own_api_token(a.token_id, 'over')",
+    ),
+    // Of a table that each caller has: see `PREPARATION`.
+    ("tollgate.attach_users_table(regclass,name)", "attach_users_table('pg_temp.clerks_users', 'id')"),
+    ("tollgate.define_scope(text,text)", "define_scope('clerk:scope', 'of the clerk')"),
+    ("tollgate.drop_scope(text)", "drop_scope('clerk:scope')"),
+    ("tollgate.grant_capability(regrole,text)", "grant_capability('{role}', 'verifier')"),
+    ("tollgate.list_capability_grants()", "list_capability_grants()"),
+    ("tollgate.revoke_capability(regrole,text)", "revoke_capability('{role}', 'verifier')"),
+    ("tollgate.stats()", "stats()"),
+    ("tollgate.drain_usage()", "drain_usage()"),
+    (
+        "tollgate.apply_usage(text,uuid,bigint,tollgate.usage_row[])",
+        "apply_usage('node', '00000000-0000-0000-0000-000000000001', 1, '{\"({id},1,2,,)\"}')",
+    ),
+    ("tollgate.ack_usage(bigint)", "ack_usage(1)"),
+    ("tollgate.expire_tokens(integer)", "expire_tokens(10)"),
+    ("tollgate.purge_tokens(interval,integer)", "purge_tokens('30 days', 10)"),
+    ("tollgate.event_position(bigint)", "event_position(0)"),
+    (
+        "tollgate.read_events(uuid,bigint,bigint[],integer)",
+        "read_events('00000000-0000-0000-0000-000000000000', 0, '{}', 10)",
+    ),
+    ("tollgate.open_subscription(text)", "open_subscription('clerk')"),
+    (
+        "tollgate.advance_subscription(text,uuid,bigint,bigint[])",
+        "advance_subscription('clerk', '00000000-0000-0000-0000-000000000000', 3, '{}')",
+    ),
+    ("tollgate.drop_subscription(text)", "drop_subscription('clerk')"),
+    ("tollgate.seal_audit_log(integer)", "seal_audit_log()"),
+    ("tollgate.verify_audit_log(bigint,bytea)", "verify_audit_log()"),
+    ("tollgate.purge_audit_log(timestamp with time zone,integer)", "purge_audit_log('2020-01-01')"),
+    (
+        "tollgate.report_daemon(uuid,text,integer,text,timestamp with time zone,jsonb)",
+        "report_daemon('00000000-0000-0000-0000-000000000002', 'host', 1, '0', '2020-01-01', '{}')",
+    ),
+    ("tollgate.token_has_scope(text)", "token_has_scope('posts:read')"),
+    ("tollgate.token_has_any_scope(text[])", "token_has_any_scope('{posts:read}')"),
+    ("tollgate.token_has_all_scopes(text[])", "token_has_all_scopes('{posts:read}')"),
+    (
+        "tollgate.require_scope(text)",
+        "authenticate('{token}') a, lateral tollgate.require_scope(case when a.valid then 'posts:read' end)",
+    ),
+    ("tollgate.current_token_id()", "current_token_id()"),
+    ("tollgate.current_user_id()", "current_user_id()"),
+    ("tollgate.current_scopes()", "current_scopes()"),
+    ("tollgate.scope_grants(text[],text)", "scope_grants('{posts:*}', 'posts:read')"),
+];
+
+/// What a session does once, before it makes these calls.
+pub(crate) const PREPARATION: &str = "create temporary table clerks_users (id int)";
+
+/// Function and call, for each function that a decision gives to somebody, in the order of the list above.
+pub(crate) async fn all(owner: &Client) -> Result<Vec<(&'static str, &'static str)>> {
+    let given = "select distinct d.object::regprocedure::text from tollgate.privilege_decisions d
+                 where d.object_type = 'FUNCTION' and d.given_to <> 'nobody'";
+    let given: BTreeSet<String> = owner.query(given, &[]).await?.iter().map(|row| row.get(0)).collect();
+    let calls: BTreeMap<&str, &str> = CALLS.iter().copied().collect();
+    assert_eq!(
+        given.iter().map(String::as_str).collect::<Vec<_>>(),
+        calls.keys().copied().collect::<Vec<_>>(),
+        "each function that is given to somebody has a call in tests/calls/mod.rs"
+    );
+    Ok(CALLS.to_vec())
+}
+
+/// A call as a statement.
+pub(crate) fn filled(call: &str, token: &Token, role: &str) -> String {
+    let call =
+        call.replace("{token}", &token.token).replace("{id}", &token.id.to_string()).replace("{role}", role);
+    format!("select * from tollgate.{call}")
+}

@@ -1,0 +1,282 @@
+//! No token, and no part of one, is where it does not belong: whatever is called, with whatever in whichever argument, by
+//! somebody who has the capability for it and binds values, on a server that logs all that it can.
+
+mod calls;
+mod common;
+
+use std::collections::HashSet;
+
+use anyhow::{Context as _, Result};
+use common::{Token, text_of};
+use serde_json::{Value, json};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{AsyncMessage, Client};
+use tollgate_tests::{Cluster, DATABASE};
+
+/// Characters of a token that may not be seen in a row.
+const PART: usize = 16;
+
+/// Texts that somebody else may read, and where each was found.
+#[derive(Default)]
+struct Told(Vec<(String, String)>);
+
+impl Told {
+    fn add(&mut self, place: &str, text: impl Into<String>) {
+        self.0.push((place.to_owned(), text.into()));
+    }
+
+    /// The texts that hold a part of any of these secrets.
+    fn leaks(&self, secrets: &[String]) -> Vec<&(String, String)> {
+        let parts: HashSet<&[u8]> =
+            secrets.iter().flat_map(|secret| secret.as_bytes().windows(PART)).collect();
+        self.0
+            .iter()
+            .filter(|(_, text)| text.as_bytes().windows(PART).any(|part| parts.contains(part)))
+            .collect()
+    }
+}
+
+/// A session whose every statement is watched.
+struct Watched {
+    client: Client,
+    messages: tokio::sync::mpsc::UnboundedReceiver<AsyncMessage>,
+    /// A superuser's.
+    watcher: Client,
+    told: Told,
+    secrets: Vec<String>,
+}
+
+impl Watched {
+    /// Runs a statement and notes what anybody but its caller may see of it. True if it succeeded.
+    async fn run(&mut self, statement: &str, values: &[&(dyn ToSql + Sync)]) -> Result<bool> {
+        let answer = self.client.query(statement, values).await;
+        let succeeded = answer.is_ok();
+        match answer {
+            Ok(rows) => {
+                let issued =
+                    rows.iter().filter(|row| row.columns().iter().any(|column| column.name() == "token"));
+                self.secrets.extend(issued.map(|row| row.get::<_, String>("token")));
+            }
+            Err(error) => {
+                let error = error.as_db_error().with_context(|| format!("{statement}: {error}"))?.clone();
+                self.told.add(statement, text_of(&error));
+                self.told.add(statement, format!("{error:?}"));
+            }
+        }
+        while let Ok(message) = self.messages.try_recv() {
+            if let AsyncMessage::Notice(notice) = message {
+                self.told.add(statement, format!("{notice:?}"));
+            }
+        }
+        let activity = "select coalesce(string_agg(a::text, E'\n'), '') from pg_stat_activity a";
+        self.told.add(
+            &format!("pg_stat_activity, after {statement}"),
+            common::value::<String>(&self.watcher, activity).await?,
+        );
+        Ok(succeeded)
+    }
+
+    async fn issue(&mut self) -> Result<Token> {
+        let issued = common::issue(&self.client, "clerk", &["posts:read"]).await?;
+        self.secrets.push(issued.token.clone());
+        Ok(issued)
+    }
+}
+
+/// One argument of a function, with a value that is in order.
+struct Argument {
+    name: String,
+    data_type: String,
+}
+
+impl Argument {
+    fn in_order(&self) -> &'static str {
+        match self.data_type.as_str() {
+            "text" | "name" => "'posts:read'",
+            "text[]" => "'{posts:read}'",
+            "jsonb" => "'{}'",
+            "bytea" => r"'\x00'",
+            "uuid" => "'00000000-0000-0000-0000-000000000005'",
+            "boolean" => "true",
+            "integer" | "bigint" => "1",
+            "bigint[]" => "'{}'",
+            "interval" => "'1 day'",
+            "timestamp with time zone" => "now()",
+            "inet" => "'10.0.0.1'",
+            "cidr[]" => "'{10.0.0.0/8}'",
+            "regrole" => "'colleague'",
+            "regclass" => "'pg_class'",
+            "tollgate.usage_row[]" => "'{}'",
+            other => panic!("say in tests/leaks.rs what to pass for an argument of type {other}"),
+        }
+    }
+
+    /// The token in whichever way it could be passed here; empty for what no text fits into.
+    fn holding(&self, text: &str) -> Vec<Box<dyn ToSql + Sync>> {
+        match self.data_type.as_str() {
+            "text" | "name" => vec![Box::new(text.to_owned())],
+            "text[]" => vec![Box::new(vec![text.to_owned()]), Box::new(vec![None, Some(text.to_owned())])],
+            "bytea" => vec![Box::new(text.as_bytes().to_vec())],
+            "jsonb" => vec![
+                Box::new(json!(text)),
+                Box::new(json!([text])),
+                Box::new(json!({ text: text })),
+                Box::new(
+                    json!({"name": text, "scopes": [text], "expires_at": text, "allowed_ips": [text], "rate_window": text}),
+                ),
+            ],
+            _ => Vec::new(),
+        }
+    }
+
+    fn placeholder(&self) -> String {
+        if self.data_type == "name" { "$1::text::name".to_owned() } else { format!("$1::{}", self.data_type) }
+    }
+}
+
+/// Every function that is given to somebody, with its arguments.
+async fn functions(owner: &Client) -> Result<Vec<(String, Vec<Argument>)>> {
+    let rows = owner
+        .query(
+            "select p.oid::regproc::text,
+                    array(select jsonb_build_array(coalesce(p.proargnames[n], ''), format_type(t, null))
+                          from unnest(p.proargtypes) with ordinality a (t, n) order by n)
+             from pg_proc p
+             where p.oid in (select d.object::regprocedure from tollgate.privilege_decisions d
+                             where d.object_type = 'FUNCTION' and d.given_to <> 'nobody')",
+            &[],
+        )
+        .await?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let arguments: Vec<Value> = row.get(1);
+            let arguments =
+                arguments.iter().map(|one| Argument { name: text(&one[0]), data_type: text(&one[1]) });
+            (row.get(0), arguments.collect())
+        })
+        .collect())
+}
+
+/// Shapes in which a token comes by mistake.
+fn misshapen(token: &str) -> [String; 6] {
+    [
+        token.to_owned(),
+        format!("Bearer {token}"),
+        token[..token.len() - 1].to_owned(),
+        token.to_uppercase(),
+        format!("{{\"{token}\"}}"),
+        token.repeat(12),
+    ]
+}
+
+#[tokio::test]
+async fn no_token_and_no_part_of_one_is_told_to_anybody_but_its_caller() -> Result<()> {
+    let cluster = common::start(
+        Cluster::builder()
+            .preload(false)
+            .setting("shared_preload_libraries", "tollgate,pg_stat_statements")
+            .setting("pg_stat_statements.track", "all")
+            .setting("log_statement", "all")
+            .setting("log_min_duration_statement", "0")
+            .setting("log_min_messages", "debug2")
+            .setting("log_min_error_statement", "debug5")
+            .setting("log_error_verbosity", "verbose")
+            .setting("log_parameter_max_length", "-1")
+            .setting("log_parameter_max_length_on_error", "-1")
+            .setting("track_activity_query_size", "32kB"),
+    )?;
+    let owner = cluster.connect("postgres", DATABASE).await?;
+    owner
+        .batch_execute(
+            "create extension pg_stat_statements; create role teller login; create role colleague login; create role careless login;
+             select tollgate.grant_capability('teller', 'admin'), tollgate.grant_capability('teller', 'operator');
+             grant execute on function tollgate.verify_api_token to careless",
+        )
+        .await?;
+    let (client, messages) = cluster.listen("teller", DATABASE).await?;
+    client.batch_execute(calls::PREPARATION).await?;
+    client.batch_execute("set client_min_messages = debug2").await?;
+    let mut watched =
+        Watched { client, messages, watcher: owner, told: Told::default(), secrets: Vec::new() };
+
+    // Each function as it is meant to be called.
+    for (function, call) in calls::all(&watched.watcher).await? {
+        let token = watched.issue().await?;
+        let bound = calls::filled(&call.replace("'{token}'", "$1"), &token, "colleague");
+        let values: &[&(dyn ToSql + Sync)] = if bound.contains("$1") { &[&token.token] } else { &[] };
+        assert!(
+            watched.run(&bound, values).await?,
+            "{function}: {:?}",
+            watched.told.0.iter().rev().find(|(p, _)| *p == bound)
+        );
+    }
+
+    // Each with a token wherever there is room for one, beside arguments that are in order and beside none. Twice with the
+    // same token, because what one function has stored under it another may show.
+    let token = watched.issue().await?.token;
+    watched.secrets.push(token.to_uppercase());
+    let functions = functions(&watched.watcher).await?;
+    let mut refusals = 0;
+    for (function, arguments) in functions.iter().chain(&functions) {
+        for (n, argument) in arguments.iter().enumerate() {
+            for shape in misshapen(&token) {
+                for value in argument.holding(&shape) {
+                    for in_order in [true, false] {
+                        let passed =
+                            arguments.iter().enumerate().map(|(i, other)| match (i == n, in_order) {
+                                (true, _) => argument.placeholder(),
+                                (false, true) => other.in_order().to_owned(),
+                                (false, false) => format!("null::{}", other.data_type),
+                            });
+                        let passed = passed.collect::<Vec<_>>().join(", ");
+                        let statement = format!("select * from {function}({passed}) /* {} */", argument.name);
+                        refusals += usize::from(!watched.run(&statement, &[&*value]).await?);
+                        // Where nothing can be written, other messages come.
+                        watched.client.batch_execute("begin read only").await?;
+                        watched.run(&statement, &[&*value]).await?;
+                        watched.client.batch_execute("rollback").await?;
+                    }
+                }
+            }
+        }
+    }
+    assert!(refusals > 50, "only {refusals} calls were refused");
+
+    // Settings of ours take a value as well, and refuse it with words of PostgreSQL's.
+    for setting in ["tollgate.token_prefix", "tollgate.context", "tollgate.no_such"] {
+        let token = watched.issue().await?.token;
+        assert!(!watched.run("select set_config($1, $2, false)", &[&setting, &token]).await?);
+    }
+
+    let statements = "select string_agg(query, E'\n') from pg_stat_statements";
+    let statements: String = common::value(&watched.watcher, statements).await?;
+    assert!(
+        statements.contains("tollgate.authenticate($1"),
+        "pg_stat_statements does not see it: {statements}"
+    );
+    watched.told.add("pg_stat_statements", statements);
+
+    // Of roles without a capability the log tells all, so this is where tokens would be.
+    let careless = cluster.connect("careless", DATABASE).await?;
+    let decoy = watched.issue().await?.token;
+    watched.secrets.pop();
+    careless.query("select * from tollgate.verify_api_token($1)", &[&decoy]).await?;
+    let log = cluster.log();
+    assert!(log.contains(&decoy), "the log does not tell bind values at all");
+    assert!(log.contains("the token was refused"), "the log does not tell errors");
+    for line in log.lines() {
+        watched.told.add("the log", line);
+    }
+
+    let leaks = watched.told.leaks(&watched.secrets);
+    assert!(
+        leaks.is_empty(),
+        "{} of {} texts: {:#?}",
+        leaks.len(),
+        watched.told.0.len(),
+        &leaks[..leaks.len().min(20)]
+    );
+    Ok(())
+}
