@@ -216,7 +216,10 @@ async fn hostile_objects_are_never_run_nor_read_whatever_the_search_path() -> Re
                 "advance_subscription('nobody', '00000000-0000-0000-0000-000000000000', 0, '{}')",
                 SqlState::UNDEFINED_OBJECT,
             ),
-            ("read_events(gen_random_uuid(), 0, '{}')", SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE),
+            (
+                "read_events('00000000-0000-0000-0000-000000000001', 0, '{}')",
+                SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+            ),
             ("read_events(null, 0, '{}')", SqlState::INVALID_PARAMETER_VALUE),
             ("seal_audit_log(0)", SqlState::INVALID_PARAMETER_VALUE),
             ("verify_audit_log(1)", SqlState::INVALID_PARAMETER_VALUE),
