@@ -15,6 +15,9 @@ VERSIONS := $(if $(filter undefined,$(origin PG)),18 15,$(PG))
 # PG_CONFIG=/path/to/pg_config (the extension is then installed into that one).
 PG ?= 18
 
+# Of the extension and the daemon.
+VERSION := $(shell sed -nE 's/^version = "(.*)"/\1/p' Cargo.toml)
+
 # Must equal the version of pgrx in Cargo.toml.
 PGRX_VERSION := 0.18.1
 
@@ -102,12 +105,19 @@ bench: toolchain ## compare verification with the query one would write by hand,
 
 # ---- what these are made of ----
 
+.PHONY: freeze
+freeze: install ## keep the install script of this version in sql/install, when it is released
+	@cp "$$($(PG_CONFIG) --sharedir)/extension/tollgate--$(VERSION).sql" sql/install/
+
 .PHONY: install
 install: postgres toolchain
 	@echo '==> building the extension for PostgreSQL $(PG)'
 	@mkdir -p $(DEV)/log
 	@tests/setup/pgrx.sh $(PG_NAME) $(PG_CONFIG) install --release --package tollgate --pg-config $(PG_CONFIG) \
 	    --no-default-features --features pg$(PG) >$(DEV)/log/install-$(PG_NAME).log
+	@for script in $(filter-out %--$(VERSION).sql,$(wildcard sql/install/*.sql)); do \
+	    install -m 644 $$script "$$($(PG_CONFIG) --sharedir)/extension/"; \
+	done
 
 # Copied to where the unprivileged user can run it, which the target directory may not be.
 .PHONY: binaries

@@ -69,21 +69,29 @@ CREATE FUNCTION tollgate.revoke_tokens_of_users(user_ids text[], reason text, so
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    affected bigint;
+    roots    uuid[];
+    ended    bigint;
+    affected bigint := 0;
 BEGIN
-    PERFORM FROM tollgate.api_tokens t
-        WHERE t.user_id = ANY ($1) AND t.parent_id IS NULL AND t.revoked_at IS NULL ORDER BY t.id FOR UPDATE;
-    PERFORM tollgate.check_snapshot(NULL, $1);
-    -- A derived token is its root's user's, so whole families are revoked.
-    WITH revoked AS (
-        UPDATE tollgate.api_tokens t SET revoked_at = clock_timestamp(), revoked_reason = $2
-            WHERE t.user_id = ANY ($1) AND t.revoked_at IS NULL
-            RETURNING t.id, t.user_id
-    ), logged AS (
-        INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
-            SELECT 'token.revoked', r.id, r.user_id, jsonb_strip_nulls(jsonb_build_object('reason', $2)) || $3 FROM revoked r ORDER BY r.id
-    )
-    SELECT count(*) INTO affected FROM revoked;
+    -- Whole families, each under the lock of its root, or a child that is being derived would live on. What is rotated or
+    -- issued while a lock is waited for has a root of its own, which the next turn finds.
+    LOOP
+        SELECT array_agg(r.id) INTO roots
+            FROM (SELECT t.id FROM tollgate.api_tokens t
+                  WHERE t.user_id = ANY ($1) AND t.parent_id IS NULL AND t.revoked_at IS NULL ORDER BY t.id FOR UPDATE) r;
+        PERFORM tollgate.check_snapshot(NULL, $1);
+        EXIT WHEN roots IS NULL;
+        WITH revoked AS (
+            UPDATE tollgate.api_tokens t SET revoked_at = clock_timestamp(), revoked_reason = $2
+                WHERE t.id = ANY (roots || ARRAY(SELECT d.id FROM unnest(roots) r, tollgate.descendants(r) d (id))) AND t.revoked_at IS NULL
+                RETURNING t.id, t.user_id
+        ), logged AS (
+            INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
+                SELECT 'token.revoked', r.id, r.user_id, jsonb_strip_nulls(jsonb_build_object('reason', $2)) || $3 FROM revoked r ORDER BY r.id
+        )
+        SELECT count(*) INTO ended FROM revoked;
+        affected := affected + ended;
+    END LOOP;
     IF affected > 0 THEN
         PERFORM tollgate.notify_token_event('token.revoked', NULL, CASE WHEN cardinality($1) = 1 THEN $1[1] END, NULL, affected);
     END IF;
