@@ -71,10 +71,17 @@ done
 
 make --no-print-directory binaries
 export TOLLGATE_TEST_TOLLGATED=$DEV/bin/tollgated
+for major in "${majors[@]}"; do make --no-print-directory install PG="$major"; done
 for major in "${majors[@]}"; do
-    make --no-print-directory install PG="$major"
     TOLLGATE_TEST_PG_CONFIG=$(pg_config "$major")
     export TOLLGATE_TEST_PG_CONFIG
+    unset TOLLGATE_TEST_OLDER_PG_CONFIG
+    for other in "${majors[@]}"; do
+        if [ "$other" -lt "$major" ]; then
+            TOLLGATE_TEST_OLDER_PG_CONFIG=$(pg_config "$other")
+            export TOLLGATE_TEST_OLDER_PG_CONFIG
+        fi
+    done
     what="client tests on PostgreSQL $major"
     count cargo test --package tollgate-tests -- --test-threads "$threads"
 done

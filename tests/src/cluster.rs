@@ -78,6 +78,30 @@ impl Builder {
         self
     }
 
+    /// What `pg_upgrade` makes of another cluster, which it stops. The extension is the one that was there.
+    pub fn upgrade(self, older: &mut Cluster) -> Result<Cluster> {
+        let install = self.install.map_or_else(Install::under_test, Ok)?;
+        let mut newer = Cluster::prepare(install, Account::unprivileged()?)?;
+        let checksums: &[&str] = if newer.major() >= 18 { &["--no-data-checksums"] } else { &[] };
+        newer.server.initdb(&[INITDB, checksums].concat())?;
+        newer.server.settings.clone_from(&older.server.settings);
+        for (name, value) in self.settings {
+            newer.server.set(&name, value);
+        }
+        newer.server.write_configuration()?;
+        older.stop()?;
+        let mut upgrade = newer.server.program("pg_upgrade");
+        upgrade.current_dir(newer.socket_dir()).arg("--old-bindir").arg(older.install().bin_dir());
+        upgrade.arg("--new-bindir").arg(newer.install().bin_dir());
+        upgrade.arg("--old-datadir").arg(older.data_dir()).arg("--new-datadir").arg(newer.data_dir());
+        upgrade.arg("--socketdir").arg(newer.socket_dir()).arg("--no-sync");
+        upgrade.arg(format!("--old-port={}", older.port())).arg(format!("--new-port={}", newer.port()));
+        // Else they stand for the options of the same names.
+        server::run(upgrade.env_remove("PGHOST").env_remove("PGPORT"))?;
+        newer.server.start()?;
+        Ok(newer)
+    }
+
     pub fn start(self) -> Result<Cluster> {
         let install = self.install.map_or_else(Install::under_test, Ok)?;
         let account = Account::unprivileged()?;

@@ -8,6 +8,9 @@ use anyhow::{Context as _, Result, bail};
 /// Names the `pg_config` of the PostgreSQL that the tests run on.
 pub const PG_CONFIG_VAR: &str = "TOLLGATE_TEST_PG_CONFIG";
 
+/// Names the `pg_config` of an older PostgreSQL with the extension, to upgrade from, where there is one.
+pub const OLDER_PG_CONFIG_VAR: &str = "TOLLGATE_TEST_OLDER_PG_CONFIG";
+
 #[derive(Clone, Debug)]
 pub struct Install {
     /// As `pg_config --version` prints it.
@@ -28,6 +31,11 @@ impl Install {
                  Run them with `make test`, or name its pg_config in that variable."
             ),
         }
+    }
+
+    /// An older one than that.
+    pub fn older() -> Result<Option<Self>> {
+        std::env::var_os(OLDER_PG_CONFIG_VAR).map(|path| Self::from_pg_config(Path::new(&path))).transpose()
     }
 
     pub fn from_pg_config(pg_config: &Path) -> Result<Self> {

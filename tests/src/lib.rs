@@ -25,7 +25,7 @@
 //!
 //! Rules for tests:
 //! - Which PostgreSQL is used, and which daemon, is not a test's business: `make test` says so in the environment
-//!   ([`PG_CONFIG_VAR`], [`TOLLGATED_VAR`]), and runs everything once for each server version.
+//!   ([`PG_CONFIG_VAR`], [`OLDER_PG_CONFIG_VAR`], [`TOLLGATED_VAR`]), and runs everything once for each server version.
 //! - Wait with [`eventually`] or [`eventually_async`] for what must become true; never sleep for luck.
 //! - Security is tested as an ordinary role: neither grants nor row security bind a superuser.
 //! - A cluster costs about half a second. Tests that neither stop, crash nor configure theirs share one for a file
@@ -41,7 +41,7 @@ mod wait;
 
 pub use account::Account;
 pub use cluster::{Builder, Cluster, DATABASE};
-pub use install::{Install, PG_CONFIG_VAR};
+pub use install::{Install, OLDER_PG_CONFIG_VAR, PG_CONFIG_VAR};
 pub use port::Port;
 pub use server::{Server, Shutdown, is_alive, stop_data_dir};
 pub use tollgated::{TOLLGATED_VAR, Tollgated};

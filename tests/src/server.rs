@@ -228,7 +228,7 @@ impl Server {
     }
 
     /// The whole configuration is ours: nothing of what initdb wrote for this machine is kept.
-    fn write_configuration(&self) -> Result<()> {
+    pub fn write_configuration(&self) -> Result<()> {
         let mut text = format!(
             "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\nunix_socket_permissions = 0700\n",
             self.port,

@@ -482,3 +482,37 @@ async fn no_child_slips_past_a_revocation_on_its_way() -> Result<()> {
     assert_eq!(code(&web, &child.token).await?, "REVOKED");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_child_of_what_was_rotated_while_all_were_being_revoked_falls_too() -> Result<()> {
+    let World { owner: revoker, web, cluster } = SHARED.world().await?;
+    let mut rotator = cluster.connect("postgres", DATABASE).await?;
+    let mut holder = cluster.connect("postgres", DATABASE).await?;
+    let mut deriver = cluster.connect("postgres", DATABASE).await?;
+    let first = issue(&rotator, "rush", &["posts:read"]).await?;
+    let last = issue(&rotator, "rush", &[]).await?;
+
+    // The one that revokes waits for the first token, which is being rotated, and then for the last. Meanwhile somebody
+    // derives from the successor, which it did not see when it began.
+    let rotation = rotator.transaction().await?;
+    let successor = rotate(rotation.client(), first.id, "0").await?;
+    let hold = holder.transaction().await?;
+    hold.execute("select from tollgate.api_tokens where id = $1 for update", &[&last.id]).await?;
+    let revoking = tokio::spawn(async move {
+        revoker.query_one("select tollgate.revoke_all_api_tokens('rush')", &[]).await
+    });
+    common::wait_until_blocked(rotation.client()).await?;
+    rotation.commit().await?;
+    common::wait_until_blocked(hold.client()).await?;
+    let derivation = deriver.transaction().await?;
+    let child = derive(derivation.client(), &successor, &["posts:read"]).await?;
+    hold.rollback().await?;
+    common::wait_until_blocked(derivation.client()).await?;
+    derivation.commit().await?;
+
+    assert_eq!(revoking.await??.get::<_, i64>(0), 4);
+    for token in [&first, &last, &successor, &child] {
+        assert_eq!(code(&web, &token.token).await?, "REVOKED");
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! What operators do to a database with Tollgate in it: dump and restore it, upgrade the server under it, remove Tollgate.
+
+mod common;
+mod operator;
+
+use std::io::Write as _;
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, ensure};
+use common::{Token, code, derive, issue, issue_with, revoke, rotate, value};
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+use tollgate_tests::{Cluster, DATABASE, Install};
+
+/// Tokens in every state, with usage, events and seals.
+struct Populated {
+    /// With what each is verified as.
+    tokens: Vec<(Token, &'static str)>,
+    state: Value,
+}
+
+/// All that Tollgate keeps, in an order of its own.
+const STATE: &str = "
+    select jsonb_build_object(
+        'tokens', (select jsonb_agg(to_jsonb(t) order by t.id) from tollgate.api_tokens t),
+        'usage', (select jsonb_agg(to_jsonb(u) order by u.token_id) from tollgate.token_usage u),
+        'scopes', (select jsonb_agg(to_jsonb(s) order by s.name) from tollgate.scopes s),
+        'audit', (select jsonb_agg(to_jsonb(a) order by a.id) from tollgate.audit_log a),
+        'seals', (select jsonb_agg(to_jsonb(s) order by s.seal) from tollgate.audit_seals s),
+        'epochs', (select jsonb_agg(to_jsonb(e) order by e.epoch) from tollgate.audit_epochs e),
+        'subscriptions', (select jsonb_agg(to_jsonb(s) order by s.name) from tollgate.subscriptions s),
+        'capabilities', (select jsonb_agg(to_jsonb(c) - 'role_oid' order by c.role, c.capability) from tollgate.capabilities c),
+        'grants', (select jsonb_agg(to_jsonb(g) order by g.role, g.capability) from tollgate.capability_grants g))";
+
+async fn populate(cluster: &Cluster) -> Result<Populated> {
+    cluster
+        .execute(DATABASE, "create role shop login; select tollgate.grant_capability('shop', 'issuer')")?;
+    cluster.execute(DATABASE, "grant select on tollgate.tokens to web")?;
+    let owner = cluster.connect("postgres", DATABASE).await?;
+    let shop = cluster.connect("shop", DATABASE).await?;
+    owner.query("select tollgate.open_subscription('reader')", &[]).await?;
+    let plain = issue_with(
+        &shop,
+        "ann",
+        "scopes => '{posts:read,users:*}', metadata => '{\"a\": [1, null]}', allowed_ips => null",
+    )
+    .await?;
+    let parent = issue_with(&shop, "ann", "scopes => '{posts:*}', expires_in => '1 day'").await?;
+    let child = derive(&shop, &parent, &["posts:read"]).await?;
+    let disabled = issue(&shop, "bob", &[]).await?;
+    owner.query("select tollgate.set_api_token_enabled($1, false, 'holidays')", &[&disabled.id]).await?;
+    let revoked = issue(&shop, "bob", &[]).await?;
+    revoke(&owner, revoked.id).await?;
+    let rotated = issue(&shop, "cid", &[]).await?;
+    let successor = rotate(&owner, rotated.id, "0").await?;
+    let tokens = vec![
+        (plain, "VALID"),
+        (parent, "VALID"),
+        (child, "VALID"),
+        (disabled, "DISABLED"),
+        (revoked, "REVOKED"),
+        (rotated, "EXPIRED"),
+        (successor, "VALID"),
+    ];
+    for (token, expected) in &tokens {
+        assert_eq!(code(&shop, &token.token).await?, *expected);
+    }
+    operator::flush_all(&owner).await?;
+    owner.query("select tollgate.seal_audit_log()", &[]).await?;
+    // After the seal, so that there is an end that is not sealed.
+    owner.query("select tollgate.define_scope('late:scope', 'after the seal')", &[]).await?;
+    Ok(Populated { tokens, state: value(&owner, STATE).await? })
+}
+
+/// Everything is there, works, and goes on.
+async fn assert_whole(cluster: &Cluster, before: &Populated) -> Result<()> {
+    let owner = cluster.connect("postgres", DATABASE).await?;
+    let after: Value = value(&owner, STATE).await?;
+    for part in before.state.as_object().context("an object")?.keys() {
+        assert_eq!(after[part], before.state[part], "{part}");
+    }
+    let whole: Value = value(&owner, "select to_jsonb(v) from tollgate.verify_audit_log() v").await?;
+    assert_eq!((&whole["whole"], &whole["fault"]), (&json!(true), &Value::Null), "{whole}");
+
+    let shop = cluster.connect("shop", DATABASE).await?;
+    for (token, expected) in &before.tokens {
+        assert_eq!(code(&shop, &token.token).await?, *expected);
+    }
+    assert_eq!(code(&shop, &issue(&shop, "dan", &["posts:read"]).await?.token).await?, "VALID");
+    assert!(revoke(&shop, before.tokens[1].0.id).await?);
+    assert_eq!(code(&shop, &before.tokens[2].0.token).await?, "REVOKED", "a child is still one");
+    operator::flush_all(&owner).await?;
+    owner.query("select tollgate.seal_audit_log()", &[]).await?;
+    assert!(value::<bool>(&owner, "select whole from tollgate.verify_audit_log()").await?);
+    // The subscription goes on behind what there was when it was opened.
+    let told: i64 = value(
+        &owner,
+        "select jsonb_array_length((tollgate.read_events(s.epoch, s.horizon, s.delivered)).events)::bigint
+           from tollgate.open_subscription('reader') s",
+    )
+    .await?;
+    let events: i64 = value(&owner, "select count(*) from tollgate.audit_log where event <> 'scope.defined' and event not like 'capability.%'").await?;
+    assert!(told >= events, "{told} of {events} events are told");
+    Ok(())
+}
+
+fn roles(cluster: &Cluster) -> Result<()> {
+    cluster.execute(DATABASE, "create role web login; create role shop login")
+}
+
+fn feed(mut command: std::process::Command, input: &[u8]) -> Result<()> {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    child.stdin.take().context("it was piped")?.write_all(input)?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dump_that_is_restored_elsewhere_is_whole() -> Result<()> {
+    let cluster = common::start(Cluster::builder().own_identity())?;
+    let before = populate(&cluster).await?;
+    for format in ["plain", "custom"] {
+        let dump = cluster.program("pg_dump").arg(format!("--format={format}")).output()?;
+        ensure!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
+        let other = Cluster::builder().own_identity().extension(false).start()?;
+        roles(&other)?;
+        let mut restore = other.program(if format == "plain" { "psql" } else { "pg_restore" });
+        match format {
+            "plain" => restore.args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]),
+            _ => restore.args(["--exit-on-error", "--dbname=postgres"]),
+        };
+        feed(restore, &dump.stdout)?;
+        assert_whole(&other, &before).await.context(format)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_is_upgraded_under_its_tokens() -> Result<()> {
+    let Some(older) = Install::older()? else {
+        ensure!(
+            std::env::var_os("CI").is_none() || Install::under_test()?.major < 18,
+            "{} is not set, and in CI there is an older PostgreSQL",
+            tollgate_tests::OLDER_PG_CONFIG_VAR
+        );
+        println!("skipped: there is no older PostgreSQL to upgrade from");
+        return Ok(());
+    };
+    let mut cluster = common::start(Cluster::builder().install(older))?;
+    let before = populate(&cluster).await?;
+    let upgraded = Cluster::builder().upgrade(&mut cluster)?;
+    assert!(upgraded.major() > cluster.major());
+    assert_whole(&upgraded, &before).await
+}
+
+#[tokio::test]
+async fn dropping_the_extension_leaves_nothing_and_it_can_be_created_again() -> Result<()> {
+    // What is in the catalogues, by name.
+    const CATALOGUE: &str = "
+        select jsonb_build_object(
+            'schemas', (select jsonb_agg(nspname order by nspname) from pg_namespace where nspname !~ '^pg_(toast_)?temp'),
+            'relations', (select jsonb_agg(oid::regclass::text order by 1) from pg_class where oid >= 16384 and relname !~ '^pg_toast'),
+            'functions', (select jsonb_agg(oid::regprocedure::text order by 1) from pg_proc where oid >= 16384),
+            'types', (select jsonb_agg(oid::regtype::text order by 1) from pg_type where oid >= 16384),
+            'triggers', (select jsonb_agg(tgname order by 1) from pg_trigger where not tgisinternal),
+            'event triggers', (select jsonb_agg(evtname) from pg_event_trigger),
+            'privileges', (select count(*) from pg_init_privs where objoid >= 16384),
+            'dependencies', (select count(*) from pg_shdepend where dbid = (select oid from pg_database where datname = current_database())))";
+    let cluster = Cluster::builder().extension(false).start()?;
+    let owner = cluster.connect("postgres", DATABASE).await?;
+    owner.batch_execute("create role web login; create table people (id text)").await?;
+    let before: Value = value(&owner, CATALOGUE).await?;
+    for _ in 0..2 {
+        owner.batch_execute("create extension tollgate").await?;
+        common::prepare(&cluster, DATABASE)?;
+        owner
+            .batch_execute(
+                "select tollgate.attach_users_table('people', 'id');
+                 insert into people values ('ann')",
+            )
+            .await?;
+        let token = issue(&owner, "ann", &["posts:read"]).await?;
+        assert_eq!(code(&owner, &token.token).await?, "VALID");
+        owner.batch_execute("drop extension tollgate").await?;
+        let after: Value = value(&owner, CATALOGUE).await?;
+        assert_eq!(after, before);
+        // The table of the application is its own again.
+        owner.batch_execute("delete from people; truncate people").await?;
+    }
+    Ok(())
+}
