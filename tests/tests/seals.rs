@@ -317,7 +317,7 @@ async fn whatever_is_done_to_sealed_events_is_found_and_placed() -> Result<()> {
 async fn no_column_of_an_event_can_be_changed_unnoticed() -> Result<()> {
     let db = db("columns").await?;
     let other = [
-        ("bigint", "1000000 + c.id"),
+        ("bigint", "default"),
         ("xid8", "(c.xid::text::bigint - 1)::text::xid8"),
         ("timestamp with time zone", "c.at - interval '1 microsecond'"),
         ("text", "coalesce(c.@, '') || 'x'"),
@@ -343,7 +343,6 @@ async fn no_column_of_an_event_can_be_changed_unnoticed() -> Result<()> {
         db.owner
             .batch_execute(&format!(
                 "begin; alter table tollgate.audit_log disable trigger append_only;
-                 alter table tollgate.audit_log alter id drop identity;
                  update tollgate.audit_log c set {column} = {change} where id = {id}"
             ))
             .await?;
