@@ -349,6 +349,43 @@ async fn a_reader_that_knows_more_than_the_promoted_standby_misses_nothing_of_it
     Ok(())
 }
 
+/// The horizon of the standby lies below that of the reader, who was told of all in between.
+#[tokio::test]
+async fn a_promotion_that_undoes_the_end_of_a_prepared_transaction_tells_nothing_else_twice() -> Result<()> {
+    let mut primary = Arc::into_inner(cluster(true)?).context("not shared")?;
+    let mut standby = primary.standby()?;
+    let owner = primary.connect("postgres", DATABASE).await?;
+    let operator = primary.connect(OPERATOR, DATABASE).await?;
+    let mut reader = position(&operator, None).await?;
+    owner.batch_execute("begin").await?;
+    log(&owner, "p:prepared").await?;
+    owner.batch_execute("prepare transaction 'p'").await?;
+    log_many(&owner, "p", 5).await?;
+    standby.catch_up_with(&primary)?;
+    standby.stop()?;
+    owner.batch_execute("commit prepared 'p'").await?;
+    assert_eq!(news(&operator, &mut reader).await?.len(), 6);
+    assert_eq!(reader.delivered, [0_i64; 0]);
+    drop((owner, operator));
+    primary.stop_immediately()?;
+
+    standby.restart()?;
+    standby.promote()?;
+    let owner = standby.connect("postgres", DATABASE).await?;
+    let operator = standby.connect(OPERATOR, DATABASE).await?;
+    let written = log_many(&owner, "s", 5).await?;
+    for size in [1, 4, 5, 1000] {
+        let mut cursor = reader.clone();
+        assert_eq!(names(&read_all(&operator, &mut cursor, size).await?), written, "in batches of {size}");
+    }
+    assert_eq!(news(&operator, &mut reader).await?, written);
+    owner.batch_execute("commit prepared 'p'").await?;
+    assert_eq!(news(&operator, &mut reader).await?, ["p:prepared"], "committed once more");
+    assert_eq!(news(&operator, &mut reader).await?, [""; 0]);
+    assert_eq!(reader.delivered, [0_i64; 0]);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_cursor_of_a_copy_that_went_its_own_way_is_refused() -> Result<()> {
     let mut primary = Arc::into_inner(cluster(true)?).context("not shared")?;

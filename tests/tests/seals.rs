@@ -312,6 +312,47 @@ async fn whatever_is_done_to_sealed_events_is_found_and_placed() -> Result<()> {
     Ok(())
 }
 
+/// Also one that a later version may add, and forget to seal.
+#[tokio::test]
+async fn no_column_of_an_event_can_be_changed_unnoticed() -> Result<()> {
+    let db = db("columns").await?;
+    let other = [
+        ("bigint", "default"),
+        ("xid8", "(c.xid::text::bigint - 1)::text::xid8"),
+        ("timestamp with time zone", "c.at - interval '1 microsecond'"),
+        ("text", "coalesce(c.@, '') || 'x'"),
+        ("uuid", "gen_random_uuid()"),
+        ("inet", "'10.9.8.7'"),
+        ("jsonb", "c.detail || '{\"x\": 1}'"),
+        ("integer", "c.epoch + 1"),
+    ];
+    let columns = db
+        .owner
+        .query(
+            "select attname::text, format_type(atttypid, null) from pg_attribute
+             where attrelid = 'tollgate.audit_log'::regclass and attnum > 0 and not attisdropped",
+            &[],
+        )
+        .await?;
+    sealed(&db, 2).await?;
+    let id: i64 = value(&db.owner, &format!("select {}", event_of(2))).await?;
+    for column in columns {
+        let (column, of_type): (String, String) = (column.get(0), column.get(1));
+        let (_, change) = other.iter().find(|(name, _)| *name == of_type).context(of_type)?;
+        let change = change.replace('@', &column);
+        db.owner
+            .batch_execute(&format!(
+                "begin; alter table tollgate.audit_log disable trigger append_only;
+                 update tollgate.audit_log c set {column} = {change} where id = {id}"
+            ))
+            .await?;
+        assert!(fault(&db.owner).await?.is_some(), "{column} was changed");
+        db.owner.batch_execute("rollback").await?;
+        assert_eq!(fault(&db.owner).await?, None);
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn the_answer_says_when_the_events_were_that_do_not_hold() -> Result<()> {
     let db = db("placed").await?;
