@@ -108,8 +108,11 @@ $$;
 COMMENT ON FUNCTION tollgate.final_place() IS
     'The place below which every transaction has ended, so that nothing is added to the audit log there any more. Internal.';
 
--- What there is so far was written on this cluster and this timeline, as far as can be known.
-SELECT tollgate.current_epoch() WHERE EXISTS (SELECT FROM tollgate.audit_log);
+-- What there is so far may have come here in a dump. Of an unknown cluster, it counts as complete, which it is: this
+-- transaction keeps everyone from the log.
+LOCK TABLE tollgate.audit_log;
+INSERT INTO tollgate.audit_epochs (epoch, identity, system_identifier, timeline)
+    SELECT 1, gen_random_uuid(), 0, 0 WHERE EXISTS (SELECT FROM tollgate.audit_log);
 ALTER TABLE tollgate.audit_log ADD COLUMN epoch integer NOT NULL DEFAULT 1;
 ALTER TABLE tollgate.audit_log ALTER COLUMN epoch SET DEFAULT tollgate.current_epoch();
 COMMENT ON TABLE tollgate.audit_log IS 'One row per event, append-only, in the order of (epoch, xid, id)';

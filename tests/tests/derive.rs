@@ -498,9 +498,10 @@ async fn a_child_of_what_was_rotated_while_all_were_being_revoked_falls_too() ->
     let successor = rotate(rotation.client(), first.id, "0").await?;
     let hold = holder.transaction().await?;
     hold.execute("select from tollgate.api_tokens where id = $1 for update", &[&last.id]).await?;
-    let revoking = tokio::spawn(async move {
-        revoker.query_one("select tollgate.revoke_all_api_tokens('rush')", &[]).await
-    });
+    let revoking =
+        tokio::spawn(
+            async move { revoker.query_one("select tollgate.revoke_all_api_tokens('rush')", &[]).await },
+        );
     common::wait_until_blocked(rotation.client()).await?;
     rotation.commit().await?;
     common::wait_until_blocked(hold.client()).await?;

@@ -9,7 +9,6 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, ensure};
 use common::{Token, code, derive, issue, issue_with, revoke, rotate, value};
 use serde_json::{Value, json};
-use tokio_postgres::Client;
 use tollgate_tests::{Cluster, DATABASE, Install};
 
 /// Tokens in every state, with usage, events and seals.
