@@ -29,9 +29,8 @@ Signals:
                    A second one stops at once.
   SIGUSR1          flush usage now
 
-The daemon needs EXECUTE on the operator functions and SELECT on tollgate.daemons, no more:
-`tollgated check` prints the GRANTs that are missing. It never gives up on the database but
-waits and tries again.";
+The daemon needs the capability operator, no more: `tollgated check` prints the statement that
+grants it. It never gives up on the database but waits and tries again.";
 
 /// The daemon and the command line of Tollgate, API tokens inside PostgreSQL.
 #[derive(Debug, Parser)]

@@ -243,7 +243,7 @@ fn remedy(sqlstate: &SqlState, message: &str) -> Option<&'static str> {
     // By name, since every release of tokio-postgres may add codes and these are constants, not variants.
     Some(match sqlstate {
         s if *s == SqlState::INSUFFICIENT_PRIVILEGE => {
-            "run `tollgated check`: it prints the GRANT that is missing"
+            "run `tollgated check`: it prints the statement that grants what is missing"
         }
         s if [
             SqlState::INVALID_SCHEMA_NAME,

@@ -190,7 +190,7 @@ fn role(server: &Server) -> Finding {
         return Finding::warn(
             "role",
             format!("{role} is a superuser, and the daemon needs a few functions only"),
-            "create role tollgate_daemon login; then run `tollgated check` as that role: it prints the GRANTs",
+            "create role tollgate_daemon login; select tollgate.grant_capability('tollgate_daemon', 'operator')",
         );
     }
     Finding::ok("role", format!("{role} is an ordinary role"))
@@ -241,8 +241,8 @@ fn extension_finding(extension: &Extension) -> Finding {
 /// What the role may do.
 struct Privileges {
     schema: bool,
-    /// Name, signature, may execute.
-    functions: Vec<(String, String, bool)>,
+    /// Name, may execute.
+    functions: Vec<(String, bool)>,
     /// `None`: there is no such view.
     daemons_view: Option<bool>,
 }
@@ -264,9 +264,9 @@ impl Privileges {
         let names: Vec<&str> = sql::OPERATOR_FUNCTIONS.to_vec();
         let functions = client
             .query(
-                "select p.proname::text, p.oid::regprocedure::text, has_function_privilege(p.oid, 'execute') \
+                "select p.proname::text, has_function_privilege(p.oid, 'execute') \
                  from pg_proc p join pg_namespace n on n.oid = p.pronamespace \
-                 where n.nspname = 'tollgate' and p.proname::text = any ($1) order by 2",
+                 where n.nspname = 'tollgate' and p.proname::text = any ($1) order by 1",
                 &[&names],
             )
             .await
@@ -276,13 +276,7 @@ impl Privileges {
             daemons_view: row.try_get(1).doing(DOING)?,
             functions: functions
                 .iter()
-                .map(|row| {
-                    Ok((
-                        row.try_get(0).doing(DOING)?,
-                        row.try_get(1).doing(DOING)?,
-                        row.try_get(2).doing(DOING)?,
-                    ))
-                })
+                .map(|row| Ok((row.try_get(0).doing(DOING)?, row.try_get(1).doing(DOING)?)))
                 .collect::<Result<_>>()?,
         })
     }
@@ -291,7 +285,7 @@ impl Privileges {
     fn absent(&self) -> Vec<&str> {
         let mut absent: Vec<&str> = sql::OPERATOR_FUNCTIONS
             .into_iter()
-            .filter(|name| !self.functions.iter().any(|(known, ..)| known == name))
+            .filter(|name| !self.functions.iter().any(|(known, _)| known == name))
             .collect();
         if self.daemons_view.is_none() {
             absent.push("daemons");
@@ -299,23 +293,15 @@ impl Privileges {
         absent
     }
 
-    /// The GRANTs that the role lacks.
+    /// The statements that give the role what it lacks.
     fn missing(&self, role: &str) -> Vec<String> {
         let mut grants = Vec::new();
         if !self.schema {
             grants.push(format!("GRANT USAGE ON SCHEMA tollgate TO {role};"));
         }
-        let refused: Vec<&str> = self
-            .functions
-            .iter()
-            .filter(|(_, _, may)| !may)
-            .map(|(_, signature, _)| signature.as_str())
-            .collect();
-        if !refused.is_empty() {
-            grants.push(format!("GRANT EXECUTE ON FUNCTION {} TO {role};", refused.join(", ")));
-        }
-        if self.daemons_view == Some(false) {
-            grants.push(format!("GRANT SELECT ON tollgate.daemons TO {role};"));
+        if self.functions.iter().any(|(_, may)| !may) || self.daemons_view == Some(false) {
+            let literal = role.replace('\'', "''");
+            grants.push(format!("SELECT tollgate.grant_capability('{literal}', 'operator');"));
         }
         grants
     }
@@ -520,11 +506,8 @@ mod tests {
         }
     }
 
-    fn all_functions(may: bool) -> Vec<(String, String, bool)> {
-        sql::OPERATOR_FUNCTIONS
-            .iter()
-            .map(|name| (name.to_string(), format!("tollgate.{name}()"), may))
-            .collect()
+    fn all_functions(may: bool) -> Vec<(String, bool)> {
+        sql::OPERATOR_FUNCTIONS.iter().map(|name| (name.to_string(), may)).collect()
     }
 
     #[test]
@@ -552,10 +535,10 @@ mod tests {
     }
 
     #[test]
-    fn missing_privileges_are_printed_as_the_grants_that_give_them() {
+    fn missing_privileges_are_printed_as_the_statements_that_give_them() {
         let mut functions = all_functions(true);
-        functions[0].2 = false;
-        functions[3].2 = false;
+        functions[0].1 = false;
+        functions[3].1 = false;
         let privileges = Privileges { schema: false, functions, daemons_view: Some(false) };
         let findings = privileges.findings(&privileges.missing(&server().quoted_role), &server());
         assert_eq!(findings.len(), 1);
@@ -564,8 +547,7 @@ mod tests {
             findings[0].mend.as_deref().unwrap().lines().collect::<Vec<_>>(),
             [
                 "GRANT USAGE ON SCHEMA tollgate TO \"My daemon\";",
-                "GRANT EXECUTE ON FUNCTION tollgate.ack_usage(), tollgate.drain_usage() TO \"My daemon\";",
-                "GRANT SELECT ON tollgate.daemons TO \"My daemon\";",
+                "SELECT tollgate.grant_capability('\"My daemon\"', 'operator');",
             ]
         );
     }
