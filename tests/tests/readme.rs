@@ -1,109 +1,33 @@
 //! The README keeps its word: its SQL runs, in its order, and says what the README says that it says; and its GRANTs let
 //! each role do what they are for, and no more.
 
-use std::io::Write as _;
-use std::path::Path;
-use std::process::Stdio;
+mod document;
+
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use tollgate_core::token::{self, ENTROPY_LEN, Prefix};
-use tollgate_tests::{Cluster, DATABASE, TOLLGATED_VAR, Tollgated, eventually};
+use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually};
 
 const README: &str = include_str!("../../README.md");
-/// Begins a line of a block that shows a line of the answer. In it, `…` stands for anything.
-const ANSWER: &str = "--> ";
-/// Printed by psql before each block's answers.
-const BLOCK: &str = "-- block";
 
-/// The contents of the blocks fenced as ```sql.
-fn sql_blocks() -> Vec<&'static str> {
-    README
-        .split("```sql\n")
-        .skip(1)
-        .filter_map(|rest| rest.split_once("\n```"))
-        .map(|(block, _)| block)
-        .collect()
-}
-
-/// Whether a line is the one shown, both without spaces at their ends.
-fn is_as_shown(line: &str, shown: &str) -> bool {
-    let mut parts = shown.trim().split('…');
-    let Some(mut rest) = line.trim().strip_prefix(parts.next().unwrap_or_default()) else { return false };
-    let mut open = false;
-    for part in parts {
-        open = true;
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    rest.is_empty() || (open && shown.trim().ends_with('…'))
-}
-
-/// A fresh server on which all of the README's SQL has run, in one session of psql as `make psql` opens it; and what each
-/// block answered.
+/// A fresh server on which all of the README's SQL has run, and what each block answered.
 fn after_the_readme() -> Result<(Cluster, Vec<Vec<String>>)> {
     let cluster = Cluster::start()?;
-    let mut script = String::new();
-    for block in sql_blocks() {
-        script.push_str(&format!("\\echo {BLOCK}\n{block}\n"));
-    }
-    let tollgated = std::env::var_os(TOLLGATED_VAR).with_context(|| format!("{TOLLGATED_VAR} is not set"))?;
-    let path = std::env::join_paths(
-        Path::new(&tollgated)
-            .parent()
-            .map(Path::to_owned)
-            .into_iter()
-            .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
-    )?;
-    let mut psql = cluster.program("psql");
-    psql.args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--field-separator", " | "])
-        .args(["--set", "ON_ERROR_STOP=1"])
-        .env("PATH", path)
-        .env("DATABASE_URL", cluster.url("postgres", DATABASE))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = psql.spawn().context("cannot run psql")?;
-    let mut stdin = child.stdin.take().context("a pipe was asked for")?;
-    let writer = std::thread::spawn(move || stdin.write_all(script.as_bytes()));
-    let output = child.wait_with_output()?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "psql ended with {}: {errors}", output.status);
-    writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
-
-    let answers = String::from_utf8(output.stdout)?
-        .split(&format!("{BLOCK}\n"))
-        .skip(1)
-        .map(|answer| answer.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect())
-        .collect();
+    let answers = document::run(&cluster, document::blocks(README, "sql"))?;
     Ok((cluster, answers))
 }
 
 #[test]
 fn its_sql_runs_in_its_order_and_answers_as_it_shows() -> Result<()> {
     let (_cluster, answers) = after_the_readme()?;
-    let blocks = sql_blocks();
+    let blocks = document::blocks(README, "sql");
     assert!(blocks.len() >= 10, "the README's blocks of SQL were not found");
     assert_eq!(answers.len(), blocks.len());
     for (block, answer) in blocks.iter().zip(&answers) {
-        let shown: Vec<&str> = block.lines().filter_map(|line| line.strip_prefix(ANSWER)).collect();
-        let same = shown.len() == answer.len()
-            && answer.iter().zip(&shown).all(|(line, shown)| is_as_shown(line, shown));
-        assert!(same, "this block:\n{block}\n\nanswers:\n{}", answer.join("\n"));
+        document::assert_answered(block, answer);
     }
     Ok(())
-}
-
-#[test]
-fn a_shown_line_matches_itself_and_what_its_ellipsis_stands_for() {
-    assert!(is_as_shown("f | EXPIRED | ", "f | EXPIRED |"));
-    assert!(is_as_shown("tgt_abc", "tgt_…"));
-    assert!(is_as_shown("a 1 b 2", "a … b …"));
-    assert!(!is_as_shown("tgt_abc", "tgt_"));
-    assert!(!is_as_shown("t | VALID", "f | …"));
-    assert!(!is_as_shown("a 1 c", "a … b"));
 }
 
 #[tokio::test]
