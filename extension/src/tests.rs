@@ -7,4 +7,6 @@ mod context;
 mod datum;
 mod layout;
 #[cfg(test)]
+mod places;
+#[cfg(test)]
 mod table;
