@@ -123,7 +123,7 @@ COMMENT ON FUNCTION tollgate.epoch_lineage(integer) IS
     'The first of the epochs up to this one that were written in the same cluster without another''s in between. Internal.';
 
 CREATE TYPE tollgate.audit_place AS (epoch integer, xid xid8);
-COMMENT ON TYPE tollgate.audit_place IS 'A place in the audit log: before the events of this transaction id in this epoch';
+COMMENT ON TYPE tollgate.audit_place IS 'A place in the audit log: before the events of this transaction id in this epoch. Internal.';
 
 CREATE FUNCTION tollgate.place_of_horizon(epoch integer, horizon xid8) RETURNS tollgate.audit_place
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -2180,7 +2180,7 @@ CREATE TYPE tollgate.memory_stats AS (
     generation        bigint,
     closed_generation bigint
 );
-COMMENT ON TYPE tollgate.memory_stats IS 'What the shared memory of this server start holds';
+COMMENT ON TYPE tollgate.memory_stats IS 'What the shared memory of this server start holds. Internal: see stats()';
 
 CREATE FUNCTION tollgate.memory_stats() RETURNS tollgate.memory_stats
     LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -2368,7 +2368,7 @@ CREATE VIEW tollgate.capability_privileges AS
                  ('admin',    'admin'),  ('admin',  'issuer'), ('admin', 'verifier'),
                  ('operator', 'operator')) i (capability, includes) ON i.includes = d.given_to;
 COMMENT ON VIEW tollgate.capability_privileges IS
-    'What each capability gives: verifier verifies and authenticates; issuer also creates, lists and revokes tokens; admin also manages scopes and capabilities and sees all tokens, counters and daemons; operator is what the daemon needs';
+    'What each capability gives: verifier verifies and authenticates; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs';
 
 -- Names and signatures are read in the search path of these functions, whatever the caller's is.
 CREATE FUNCTION tollgate.capability_objects(capability text) RETURNS TABLE (object_id oid, object_type text, object text, privilege text)

@@ -74,7 +74,7 @@ COMMENT ON FUNCTION tollgate.epoch_lineage(integer) IS
     'The first of the epochs up to this one that were written in the same cluster without another''s in between. Internal.';
 
 CREATE TYPE tollgate.audit_place AS (epoch integer, xid xid8);
-COMMENT ON TYPE tollgate.audit_place IS 'A place in the audit log: before the events of this transaction id in this epoch';
+COMMENT ON TYPE tollgate.audit_place IS 'A place in the audit log: before the events of this transaction id in this epoch. Internal.';
 
 CREATE FUNCTION tollgate.place_of_horizon(epoch integer, horizon xid8) RETURNS tollgate.audit_place
     LANGUAGE sql STABLE PARALLEL SAFE

@@ -50,7 +50,7 @@ CREATE TYPE tollgate.memory_stats AS (
     generation        bigint,
     closed_generation bigint
 );
-COMMENT ON TYPE tollgate.memory_stats IS 'What the shared memory of this server start holds';
+COMMENT ON TYPE tollgate.memory_stats IS 'What the shared memory of this server start holds. Internal: see stats()';
 
 CREATE FUNCTION tollgate.memory_stats() RETURNS tollgate.memory_stats
     LANGUAGE c VOLATILE PARALLEL UNSAFE
