@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::complaint::Complaint;
 use crate::config::Secret;
+use crate::counters;
 use crate::driver::round;
 use crate::error::{Doing as _, Error, Result};
 
@@ -32,7 +33,7 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// An idle session is asked for a sign of life before it is used again.
 const RECYCLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tasks are short and wake at different times, so few sessions serve all of them.
-const POOL_SIZE: usize = 3;
+const POOL_SIZE: usize = 5;
 
 /// Where to connect to, and as what.
 #[derive(Clone, Debug)]
@@ -293,6 +294,7 @@ impl Connector {
         let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
         match &result {
             Ok(_) => {
+                counters::CONNECTS.add(1);
                 if let Some(tally) = complaint.recovered() {
                     tracing::info!(
                         attempts = tally.failures,
@@ -303,6 +305,7 @@ impl Connector {
                 }
             }
             Err(error) => {
+                counters::CONNECT_FAILURES.add(1);
                 if let Some(tally) = complaint.failed(&error.to_string()) {
                     tracing::warn!(
                         attempts = tally.failures,

@@ -1,4 +1,4 @@
-//! Deletes tokens that ended longer ago than the retention, a batch a transaction, so that no lock is held for long.
+//! Deletes tokens that ended longer ago than the retention, and webhooks that were given up that long ago, a batch a transaction, so that no lock is held for long.
 
 use std::time::Duration;
 
@@ -31,6 +31,11 @@ impl Task for Purge {
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
         let session = self.database.session(stop).await?;
         let items = sql::purge_tokens(&**session, self.retention, self.batch_size).await?;
-        Ok(Report { items, more: fills(items, self.batch_size), note: None })
+        let messages = sql::purge_webhook_deliveries(&**session, self.retention, self.batch_size).await?;
+        Ok(Report {
+            items,
+            more: fills(items, self.batch_size) || fills(messages, self.batch_size),
+            note: None,
+        })
     }
 }
