@@ -38,6 +38,7 @@ pub struct Builder {
     extension: bool,
     own_identity: bool,
     settings: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
     install: Option<Install>,
 }
 
@@ -68,6 +69,13 @@ impl Builder {
     #[must_use]
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A variable of the server's environment.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -121,6 +129,7 @@ impl Builder {
         for (name, value) in self.settings {
             cluster.server.set(&name, value);
         }
+        cluster.server.environment.extend(self.environment);
         cluster.server.start()?;
         if self.extension {
             cluster.execute(DATABASE, "create extension tollgate")?;
@@ -145,7 +154,14 @@ impl Cluster {
     }
 
     pub fn builder() -> Builder {
-        Builder { preload: true, extension: true, own_identity: false, settings: Vec::new(), install: None }
+        Builder {
+            preload: true,
+            extension: true,
+            own_identity: false,
+            settings: Vec::new(),
+            environment: Vec::new(),
+            install: None,
+        }
     }
 
     fn prepare(install: Install, account: Account) -> Result<Self> {
