@@ -258,7 +258,7 @@ async fn restarts_under_load_with_a_daemon_at_work_lose_nothing() -> Result<()> 
     let mut server = Restarted::start(&[]).await?;
     let tokens = Arc::new(issue_many(&server.owner, 50).await?);
     let url = server.cluster.url(OPERATOR, DATABASE);
-    let mut daemon = Tollgated::spawn(&url, &["run", "--flush-interval=50ms"])?;
+    let mut daemon = Tollgated::spawn(&url, &["run", "--flush-interval=100ms"])?;
     let stop = Arc::new(AtomicBool::new(false));
     let valid = Arc::new(AtomicI64::new(0));
     let config = server.cluster.config("web", DATABASE);
@@ -332,7 +332,7 @@ async fn a_file_that_is_not_whole_or_not_of_this_shutdown_is_logged_and_dropped(
         ("it has format version 99", |file| file[8] = 99),
         ("and should have 18446744073709551615", |file| file[16..24].fill(0xff)),
         ("it does not begin as such a file does", |file| file.fill(b'x')),
-        ("bytes and should have", |file| file.extend([0; 1_000_000])),
+        ("bytes and should have", |file| file.resize(1_000_000, 0)),
     ];
     let mut server = Restarted::start(&[]).await?;
     let token = issue(&server.owner, "a", &[]).await?;
@@ -503,6 +503,6 @@ async fn backends_killed_while_they_record_leave_a_server_that_recovers_and_coun
         let owner = server.cluster.connect("postgres", DATABASE).await?;
         assert_eq!(totals(&owner).await?, (flushed + 3, 0), "round {round}");
     }
-    assert!(flushed > 10_000, "{flushed}");
+    assert!(flushed > 1_000, "{flushed}");
     Ok(())
 }
