@@ -791,6 +791,12 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION tollgate.usage_pressure() RETURNS TABLE (pressure double precision, overflowed bigint)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'usage_pressure_wrapper';
+COMMENT ON FUNCTION tollgate.usage_pressure() IS
+    'How much of the server''s room for counters is taken by what is not flushed, from 0 to 1, and how many uses found no room since it started: cheap, to be asked many times a second';
+
 CREATE FUNCTION tollgate.import_api_token(
     user_id     text,
     name        text,
@@ -1698,6 +1704,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'report_daemon(uuid, text, integer, text, timestamptz, jsonb)', 'operator'),
         ('FUNCTION', 'seal_audit_log(integer)',                               'operator'),
         ('FUNCTION', 'stats()',                                               'operator'),
+        ('FUNCTION', 'usage_pressure()',                                      'operator'),
         ('TYPE',     'event_batch',                                           'operator'),
         ('TYPE',     'event_cursor',                                          'operator'),
         ('TYPE',     'usage_row',                                             'operator'),

@@ -7,7 +7,7 @@ The ordering of items is not stable, it is driven by a dependency graph.
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:44
+-- extension/src/lib.rs:45
 -- bootstrap
 -- The schema, and what must be true of a database before Tollgate may live in it.
 
@@ -43,7 +43,7 @@ COMMENT ON FUNCTION tollgate.quote_redacted(text) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:45
+-- extension/src/lib.rs:46
 -- requires:
 --   install
 
@@ -159,7 +159,7 @@ COMMENT ON FUNCTION tollgate.final_place() IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:46
+-- extension/src/lib.rs:47
 -- requires:
 --   epochs
 
@@ -231,7 +231,7 @@ COMMENT ON FUNCTION tollgate.notify_token_event(text, uuid, text, text, bigint) 
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:47
+-- extension/src/lib.rs:48
 -- requires:
 --   audit
 
@@ -472,7 +472,7 @@ COMMENT ON FUNCTION tollgate.drop_subscription(text) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:48
+-- extension/src/lib.rs:49
 -- requires:
 --   events
 
@@ -808,7 +808,7 @@ COMMENT ON FUNCTION tollgate.purge_audit_log(timestamptz, integer) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:49
+-- extension/src/lib.rs:50
 -- requires:
 --   seals
 
@@ -886,7 +886,7 @@ COMMENT ON TYPE tollgate.verification IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:50
+-- extension/src/lib.rs:51
 -- requires:
 --   tokens
 
@@ -1007,7 +1007,7 @@ COMMENT ON FUNCTION tollgate.drop_scope(text) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:51
+-- extension/src/lib.rs:52
 -- requires:
 --   scopes
 
@@ -1092,10 +1092,16 @@ CREATE FUNCTION tollgate.ack_usage(generation bigint) RETURNS boolean
     AS 'MODULE_PATHNAME', 'ack_usage';
 COMMENT ON FUNCTION tollgate.ack_usage(bigint) IS
     'Frees a drained generation. Only after the transaction of apply_usage has committed; false when it is not the one handed out';
+
+CREATE FUNCTION tollgate.usage_pressure() RETURNS TABLE (pressure double precision, overflowed bigint)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'usage_pressure_wrapper';
+COMMENT ON FUNCTION tollgate.usage_pressure() IS
+    'How much of the server''s room for counters is taken by what is not flushed, from 0 to 1, and how many uses found no room since it started: cheap, to be asked many times a second';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:52
+-- extension/src/lib.rs:53
 -- requires:
 --   usage
 
@@ -1169,7 +1175,7 @@ COMMENT ON FUNCTION tollgate.current_scopes() IS 'Scopes of the authenticated to
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:53
+-- extension/src/lib.rs:54
 -- requires:
 --   verify
 
@@ -1247,7 +1253,7 @@ COMMENT ON FUNCTION tollgate.list_api_tokens(text) IS 'The tokens of a user, old
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:54
+-- extension/src/lib.rs:55
 -- requires:
 --   issue
 
@@ -1459,7 +1465,7 @@ COMMENT ON FUNCTION tollgate.notify_family_event(text, uuid, text, text, bigint)
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:55
+-- extension/src/lib.rs:56
 -- requires:
 --   families
 
@@ -1751,7 +1757,7 @@ COMMENT ON FUNCTION tollgate.set_api_token_enabled(uuid, boolean, text) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:56
+-- extension/src/lib.rs:57
 -- requires:
 --   lifecycle
 
@@ -1880,7 +1886,7 @@ COMMENT ON FUNCTION tollgate.revoke_presented_token(text, text) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:57
+-- extension/src/lib.rs:58
 -- requires:
 --   revoke
 
@@ -2029,7 +2035,7 @@ COMMENT ON FUNCTION tollgate.revoke_departed_users() IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:58
+-- extension/src/lib.rs:59
 -- requires:
 --   users_table
 
@@ -2124,7 +2130,7 @@ COMMENT ON FUNCTION tollgate.purge_tokens(interval, integer) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:59
+-- extension/src/lib.rs:60
 -- requires:
 --   housekeeping
 
@@ -2212,7 +2218,7 @@ COMMENT ON FUNCTION tollgate.stats() IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:60
+-- extension/src/lib.rs:61
 -- requires:
 --   stats
 
@@ -2283,6 +2289,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'report_daemon(uuid, text, integer, text, timestamptz, jsonb)', 'operator'),
         ('FUNCTION', 'seal_audit_log(integer)',                               'operator'),
         ('FUNCTION', 'stats()',                                               'operator'),
+        ('FUNCTION', 'usage_pressure()',                                      'operator'),
         ('TYPE',     'event_batch',                                           'operator'),
         ('TYPE',     'event_cursor',                                          'operator'),
         ('TYPE',     'usage_row',                                             'operator'),
@@ -2415,7 +2422,7 @@ COMMENT ON VIEW tollgate.object_privileges IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:61
+-- extension/src/lib.rs:62
 -- requires:
 --   decisions
 
@@ -2702,7 +2709,13 @@ COMMENT ON VIEW tollgate.capability_grants IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:62
+-- extension/src/api/usage.rs:50
+-- tollgate::api::usage::usage_pressure
+-- Skipped due to `#[pgrx(sql = false)]`
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/lib.rs:63
 -- requires:
 --   capabilities
 

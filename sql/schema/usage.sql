@@ -79,3 +79,9 @@ CREATE FUNCTION tollgate.ack_usage(generation bigint) RETURNS boolean
     AS 'MODULE_PATHNAME', 'ack_usage';
 COMMENT ON FUNCTION tollgate.ack_usage(bigint) IS
     'Frees a drained generation. Only after the transaction of apply_usage has committed; false when it is not the one handed out';
+
+CREATE FUNCTION tollgate.usage_pressure() RETURNS TABLE (pressure double precision, overflowed bigint)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'usage_pressure_wrapper';
+COMMENT ON FUNCTION tollgate.usage_pressure() IS
+    'How much of the server''s room for counters is taken by what is not flushed, from 0 to 1, and how many uses found no room since it started: cheap, to be asked many times a second';

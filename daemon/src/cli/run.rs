@@ -15,7 +15,7 @@ use crate::driver::{Board, Driver, Schedule, Signal};
 use crate::error::{Error, Result};
 use crate::shutdown::Shutdown;
 use crate::sql::Identity;
-use crate::tasks::{expire_tokens, flush_usage, heartbeat, publish_events, purge, seal_audit};
+use crate::tasks::{expire_tokens, flush_usage, heartbeat, publish_events, purge, seal_audit, watch_usage};
 use crate::{exit, listener};
 
 /// A run has a few statements, each of which the server cuts at its statement_timeout. A run that takes longer than
@@ -49,6 +49,11 @@ pub(super) async fn run(target: Target, options: RunOptions) -> Result<u8> {
         flush_usage::FlushUsage::new(database.clone()),
         every(options.flush_interval),
         flush_now.clone(),
+    );
+    driver.start(
+        watch_usage::WatchUsage::new(database.clone(), flush_now.clone()),
+        every(watch_usage::PERIOD),
+        Signal::default(),
     );
     driver.start(
         publish_events::PublishEvents::new(database.clone(), options.subscription, batch_size),

@@ -56,6 +56,7 @@ const CALLS: &[(&str, &str)] = &[
         "apply_usage('node', '00000000-0000-0000-0000-000000000001', 1, '{\"({id},1,2,,)\"}')",
     ),
     ("tollgate.ack_usage(bigint)", "ack_usage(1)"),
+    ("tollgate.usage_pressure()", "usage_pressure()"),
     ("tollgate.expire_tokens(integer)", "expire_tokens(10)"),
     ("tollgate.purge_tokens(interval,integer)", "purge_tokens('30 days', 10)"),
     ("tollgate.event_position(bigint)", "event_position(0)"),
