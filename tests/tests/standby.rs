@@ -208,7 +208,9 @@ async fn a_promoted_standby_still_counts_what_only_the_lost_primary_was_told() -
 
     // From now on it learns of nothing. Being cut off, it cannot say so, but it goes on counting.
     let receiver = standby.connect("postgres", DATABASE).await?;
-    receiver.batch_execute("alter system set primary_conninfo = ''; select pg_reload_conf()").await?;
+    for statement in ["alter system set primary_conninfo = ''", "select pg_reload_conf()"] {
+        receiver.batch_execute(statement).await?;
+    }
     eventually_async(LONG, "the standby to be cut off", async || {
         value::<i64>(&owner, "select count(*) from pg_stat_replication").await.unwrap() == 0
     })
