@@ -146,7 +146,8 @@ async fn counts_are_exact_however_often_the_daemon_is_killed() -> Result<()> {
         let mut daemon = run(&db.url(), &[&url(&standby)])?;
         // At another point each time, and not before it does something, unless there is nothing left to do.
         eventually_async(LONG, "a flush", async || {
-            flushes().await.unwrap() > before + kills % 3 || users.iter().all(|user| user.is_finished())
+            flushes().await.unwrap() > before + kills % 3
+                || users.iter().all(tokio::task::JoinHandle::is_finished)
         })
         .await;
         daemon.signal(Signal::SIGKILL)?;
