@@ -920,6 +920,12 @@ END;
 COMMENT ON FUNCTION tollgate.token_activity(uuid, timestamptz) IS
     'Uses and denials of a token for each hour (of UTC) since a time or its creation, as of the last flush; also the hours without any, so that a chart needs no filling in. No rows for an unknown token';
 
+CREATE FUNCTION tollgate.usage_pressure() RETURNS TABLE (pressure double precision, overflowed bigint)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'usage_pressure_wrapper';
+COMMENT ON FUNCTION tollgate.usage_pressure() IS
+    'How much of the server''s room for counters is taken by what is not flushed, from 0 to 1, and how many uses found no room since it started: cheap, to be asked many times a second';
+
 CREATE FUNCTION tollgate.import_api_token(
     user_id     text,
     name        text,
@@ -1863,6 +1869,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'seal_audit_log(integer)',                               'operator'),
         ('FUNCTION', 'stats()',                                               'operator'),
         ('FUNCTION', 'usage_applied(text, uuid, bigint)',                     'operator'),
+        ('FUNCTION', 'usage_pressure()',                                      'operator'),
         ('TYPE',     'event_batch',                                           'operator'),
         ('TYPE',     'event_cursor',                                          'operator'),
         ('TYPE',     'usage_row',                                             'operator'),

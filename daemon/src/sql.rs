@@ -18,7 +18,7 @@ use crate::error::{Doing as _, Error, Result};
 pub const CHANNEL: &str = "tollgate_events";
 
 /// The functions that the daemon calls, each of which its role must be allowed to execute.
-pub const OPERATOR_FUNCTIONS: [&str; 14] = [
+pub const OPERATOR_FUNCTIONS: [&str; 15] = [
     "ack_usage",
     "advance_subscription",
     "apply_usage",
@@ -33,6 +33,7 @@ pub const OPERATOR_FUNCTIONS: [&str; 14] = [
     "seal_audit_log",
     "stats",
     "usage_applied",
+    "usage_pressure",
 ];
 
 /// What one token was used in one generation of counters: `tollgate.usage_row`.
@@ -118,6 +119,25 @@ pub async fn usage_applied(client: &impl GenericClient, generation: &Generation)
 /// Lets the server forget the counters; only once [`apply_usage`] has committed.
 pub async fn ack_usage(client: &impl GenericClient, generation: i64) -> Result<bool> {
     one(client, "acknowledge usage", "select tollgate.ack_usage($1)", &[&generation]).await
+}
+
+/// How near the server is to having no room for counters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pressure {
+    /// Which part of the room holds counters that are not flushed, from 0 to 1.
+    pub pressure: f64,
+    /// Uses that found no room since the server started, in all its databases.
+    pub overflowed: u64,
+}
+
+pub async fn usage_pressure(client: &impl GenericClient) -> Result<Pressure> {
+    const DOING: &str = "read how full the table of counters is";
+    let row = client
+        .query_one("select pressure, overflowed from tollgate.usage_pressure()", &[])
+        .await
+        .doing(DOING)?;
+    let overflowed = unsigned("usage_pressure", row.try_get(1).doing(DOING)?)?;
+    Ok(Pressure { pressure: row.try_get(0).doing(DOING)?, overflowed })
 }
 
 /// Records up to `batch_size` expiries and says how many.

@@ -68,6 +68,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'seal_audit_log(integer)',                               'operator'),
         ('FUNCTION', 'stats()',                                               'operator'),
         ('FUNCTION', 'usage_applied(text, uuid, bigint)',                     'operator'),
+        ('FUNCTION', 'usage_pressure()',                                      'operator'),
         ('TYPE',     'event_batch',                                           'operator'),
         ('TYPE',     'event_cursor',                                          'operator'),
         ('TYPE',     'usage_row',                                             'operator'),

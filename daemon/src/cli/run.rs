@@ -15,7 +15,9 @@ use crate::driver::{Board, Driver, Schedule, Signal};
 use crate::error::{Error, Result};
 use crate::shutdown::Shutdown;
 use crate::sql::Identity;
-use crate::tasks::{expire_tokens, flush_standby, flush_usage, heartbeat, publish_events, purge, seal_audit};
+use crate::tasks::{
+    expire_tokens, flush_standby, flush_usage, heartbeat, publish_events, purge, seal_audit, watch_usage,
+};
 use crate::{exit, listener};
 
 /// A run has a few statements, each of which the server cuts at its statement_timeout. A run that takes longer than
@@ -59,6 +61,11 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
             signal,
         );
     }
+    driver.start(
+        watch_usage::WatchUsage::new(database.clone(), flush_now[0].clone()),
+        every(watch_usage::PERIOD),
+        Signal::default(),
+    );
     driver.start(
         publish_events::PublishEvents::new(database.clone(), options.subscription, batch_size),
         every(options.publish_interval),

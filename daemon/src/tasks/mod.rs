@@ -7,3 +7,4 @@ pub mod heartbeat;
 pub mod publish_events;
 pub mod purge;
 pub mod seal_audit;
+pub mod watch_usage;

@@ -61,6 +61,7 @@ const CALLS: &[(&str, &str)] = &[
         "usage_applied('node', '00000000-0000-0000-0000-000000000001', 1)",
     ),
     ("tollgate.ack_usage(bigint)", "ack_usage(1)"),
+    ("tollgate.usage_pressure()", "usage_pressure()"),
     ("tollgate.expire_tokens(integer)", "expire_tokens(10)"),
     ("tollgate.purge_tokens(interval,integer)", "purge_tokens('30 days', 10)"),
     ("tollgate.purge_usage(interval,integer)", "purge_usage('90 days', 10)"),
