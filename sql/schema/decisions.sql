@@ -32,6 +32,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'revoke_presented_token(text, text)',                    'issuer'),
         ('FUNCTION', 'rotate_api_token(uuid, interval)',                      'issuer'),
         ('FUNCTION', 'set_api_token_enabled(uuid, boolean, text)',            'issuer'),
+        ('FUNCTION', 'token_activity(uuid, timestamptz)',                     'issuer'),
         ('TYPE',     'issued_token',                                          'issuer'),
 
         -- Manages what the others work with, and sees how it fares.
@@ -61,10 +62,12 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'expire_tokens(integer)',                                'operator'),
         ('FUNCTION', 'open_subscription(text)',                               'operator'),
         ('FUNCTION', 'purge_tokens(interval, integer)',                       'operator'),
+        ('FUNCTION', 'purge_usage(interval, integer)',                        'operator'),
         ('FUNCTION', 'read_events(uuid, bigint, bigint[], integer)',          'operator'),
         ('FUNCTION', 'report_daemon(uuid, text, integer, text, timestamptz, jsonb)', 'operator'),
         ('FUNCTION', 'seal_audit_log(integer)',                               'operator'),
         ('FUNCTION', 'stats()',                                               'operator'),
+        ('FUNCTION', 'usage_applied(text, uuid, bigint)',                     'operator'),
         ('FUNCTION', 'usage_pressure()',                                      'operator'),
         ('TYPE',     'event_batch',                                           'operator'),
         ('TYPE',     'event_cursor',                                          'operator'),
@@ -80,6 +83,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'check_capability(regrole, text)',                       'nobody'),
         ('FUNCTION', 'check_event_count(integer)',                            'nobody'),
         ('FUNCTION', 'check_key_type(oid)',                                   'nobody'),
+        ('FUNCTION', 'check_retention(interval)',                             'nobody'),
         ('FUNCTION', 'check_snapshot(uuid, text[])',                          'nobody'),
         ('FUNCTION', 'check_token_fields(text[], text, text[], timestamptz, jsonb, cidr[], integer, interval)', 'nobody'),
         ('FUNCTION', 'check_within_parent(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
