@@ -3,9 +3,11 @@
 pub mod announce_expiries;
 pub mod deliver_webhooks;
 pub mod expire_tokens;
+pub mod flush_standby;
 pub mod flush_usage;
 pub mod heartbeat;
 pub mod observe;
 pub mod publish_events;
 pub mod purge;
 pub mod seal_audit;
+pub mod watch_usage;
