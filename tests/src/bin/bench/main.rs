@@ -72,7 +72,7 @@ struct Options {
     /// How often each thing that is compared has its turn [default: 7]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// How long a turn is, in seconds [default: 3]
+    /// How long a turn is, in seconds [default: 2]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: Option<u64>,
     /// How long the full load of `soak` is, in seconds [default: 600]
@@ -108,7 +108,7 @@ impl Options {
             many: 10_000_000,
             clients: self.clients.into(),
             rounds: 7,
-            turn: Duration::from_secs(3),
+            turn: Duration::from_secs(2),
             soak: Duration::from_mins(10),
             calls: 500_000,
             rows: 1_000_000,
@@ -185,6 +185,7 @@ fn run(options: &Options) -> Result<()> {
             let begin = Instant::now();
             let outcome = (part.run)(&Run { install, scale: &scale })
                 .with_context(|| format!("{} on {}", part.name, install.version))?;
+            eprintln!("    {:.0} s", begin.elapsed().as_secs_f64());
             version.parts.push(Measured {
                 part: part.name.to_owned(),
                 seconds: begin.elapsed().as_secs_f64(),

@@ -158,6 +158,13 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_has_a_place_for_it() {
+        let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+        let text = std::fs::read_to_string(readme).expect("a README");
+        rewrite(&text, "new\n").expect("rewritten");
+    }
+
+    #[test]
     fn only_what_is_between_the_markers_is_replaced() {
         let old = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
         let new = rewrite(&old, "new\n").expect("rewritten");
