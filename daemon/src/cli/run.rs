@@ -25,7 +25,6 @@ fn run_limit(target: &Target) -> Duration {
 }
 
 pub(super) async fn run(target: Target, options: RunOptions) -> Result<u8> {
-    options.validate()?;
     // Before anything is started, so that no signal finds the default handler in place.
     let mut signals = Signals::install()?;
     let _pid_file = options.pid_file.as_deref().map(PidFile::write).transpose()?;
@@ -127,7 +126,7 @@ fn announce(target: &Target, options: &RunOptions) {
     let plaintext = target.plaintext_hosts();
     if !plaintext.is_empty() {
         tracing::warn!(
-            "the connection to {} is not encrypted: this version of tollgated does not speak TLS",
+            "the connection to {} may go unencrypted: give sslmode=verify-full and sslrootcert in the connection string",
             plaintext.join(", ")
         );
     }
