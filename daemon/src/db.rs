@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, Pool, PoolError, RecycleError, RecycleResult, Timeouts};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{mpsc, watch};
 use tokio_postgres::{AsyncMessage, Client, Notification};
 use tokio_util::sync::CancellationToken;
 
@@ -122,7 +122,8 @@ impl Database {
             target,
             complaint: Mutex::default(),
             trusted: Mutex::default(),
-            restored: Notify::new(),
+            attempts: Mutex::default(),
+            restored: watch::Sender::new(0),
             made: AtomicU64::new(0),
         });
         let pool = Pool::builder(Sessions(connector.clone()))
@@ -160,18 +161,21 @@ impl Database {
     /// Ends every connection that there is, and every attempt to make one: the network they went through was found
     /// dead, and whoever waits on them would wait for minutes. No work is lost that a kill would not lose.
     pub fn cut(&self) {
-        let dead = std::mem::take(&mut *self.connector.trusted());
+        let dead = std::mem::take(&mut *lock(&self.connector.trusted));
         dead.cancel();
     }
 
-    /// Tells everyone who waits before trying again that now is the time.
+    /// Tells everyone that there is a way to the server again: those that wait before trying, and those that began to
+    /// try when there was none.
     pub fn restore(&self) {
-        self.connector.restored.notify_waiters();
+        self.connector.restored.send_modify(|times| *times += 1);
+        let hanging = std::mem::take(&mut *lock(&self.connector.attempts));
+        hanging.cancel();
     }
 
-    /// Resolves at the next [`Database::restore`].
-    pub async fn restored(&self) {
-        self.connector.restored.notified().await;
+    /// Changes at each [`Database::restore`].
+    pub fn restored(&self) -> watch::Receiver<u64> {
+        self.connector.restored.subscribe()
     }
 
     /// How many connections were made so far.
@@ -187,22 +191,21 @@ struct Connector {
     complaint: Mutex<Complaint>,
     /// Cancelled when the connections made with it are to be cut.
     trusted: Mutex<CancellationToken>,
-    restored: Notify,
+    /// Cancelled when an attempt that hangs is better begun anew.
+    attempts: Mutex<CancellationToken>,
+    restored: watch::Sender<u64>,
     made: AtomicU64,
 }
 
 impl Connector {
-    fn trusted(&self) -> std::sync::MutexGuard<'_, CancellationToken> {
-        // It is replaced whole.
-        self.trusted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     async fn connect(&self) -> Result<Session> {
-        let cut = self.trusted().clone();
+        let cut = lock(&self.trusted).clone();
+        let anew = lock(&self.attempts).clone();
         let result = tokio::select! {
             biased;
             result = self.target.connect_until(&cut) => result,
             () = cut.cancelled() => return Err(Error::new(Kind::Unreachable, "the network failed meanwhile")),
+            () = anew.cancelled() => return Err(Error::new(Kind::Unreachable, "the network came back meanwhile")),
         };
         let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
         match &result {
@@ -250,6 +253,11 @@ impl managed::Manager for Sessions {
         }
         session.check_connection().await.map_err(|_| RecycleError::message("broken"))
     }
+}
+
+fn lock(token: &Mutex<CancellationToken>) -> std::sync::MutexGuard<'_, CancellationToken> {
+    // It is only ever replaced whole.
+    token.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn explain_pool(error: PoolError<Error>) -> Error {

@@ -238,6 +238,7 @@ fn is_unavailable(sqlstate: &SqlState) -> bool {
             SqlState::CANNOT_CONNECT_NOW,
             SqlState::TOO_MANY_CONNECTIONS,
             SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+            SqlState::IDLE_SESSION_TIMEOUT,
         ]
         .contains(sqlstate)
 }
