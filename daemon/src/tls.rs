@@ -407,6 +407,7 @@ pub fn explain(error: &tokio_postgres::Error) -> Option<(String, &'static str)> 
             ),
             AlertDescription::UnknownCA
             | AlertDescription::BadCertificate
+            | AlertDescription::DecryptError
             | AlertDescription::CertificateExpired
             | AlertDescription::CertificateRevoked
             | AlertDescription::CertificateUnknown => (
@@ -446,7 +447,8 @@ fn certificate(why: &CertificateError) -> (String, &'static str) {
                 "name the host as its certificate does, or have one issued for this name",
             )
         }
-        CertificateError::UnknownIssuer => (
+        // The latter: of the same name as one that is trusted, with another key.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => (
             "the server's certificate is signed by an authority that is not trusted here".to_owned(),
             "let sslrootcert name the file with that authority's certificate",
         ),
