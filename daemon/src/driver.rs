@@ -408,7 +408,7 @@ async fn changed(watched: &mut Option<watch::Receiver<u64>>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn grace_is_over(stop: &CancellationToken, grace: Duration) {
