@@ -13,7 +13,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::db::Target;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 const EXIT_CODES: &str = "\
 Exit status:
@@ -54,7 +54,17 @@ pub struct Cli {
 impl Cli {
     /// What no option shows by itself: values that do not go together.
     pub fn contradictions(&self) -> Vec<String> {
-        Vec::new()
+        let standbys = match &self.command {
+            Command::Run(options) => &options.standby,
+            Command::Config(options) => &options.run.standby,
+            _ => return Vec::new(),
+        };
+        self.connection
+            .standbys(standbys, "")
+            .err()
+            .map(|error| error.message().to_owned())
+            .into_iter()
+            .collect()
     }
 }
 
@@ -68,11 +78,11 @@ pub enum Command {
     /// Show the server's counters and the daemons with their tasks; exit status 1 if no daemon was seen for 60 s
     Status(OutputOptions),
     /// Check server, extension, privileges, LISTEN and logging, and print what mends each finding
-    Check(OutputOptions),
+    Check(CheckOptions),
     /// Print the options in effect for `run`, and where each is from; passwords are masked
     Config(Box<ConfigOptions>),
     /// Carry the usage counted so far into the tables, once
-    Flush(OutputOptions),
+    Flush(FlushOptions),
     /// Record expiries and delete tokens that ended long ago, once and until done
     Cleanup(CleanupOptions),
     /// Create, list, verify and revoke tokens
@@ -117,6 +127,47 @@ impl ConnectionOptions {
         let url = self.database_url.clone().unwrap_or_else(|| Secret::new(""));
         Target::parse(&url, self.password_file.as_deref(), application, self.statement_timeout)
     }
+
+    /// The standbys to connect to, with the same settings.
+    pub fn standbys(&self, options: &StandbyOptions, application: &str) -> Result<Vec<Target>> {
+        let mut targets: Vec<Target> = Vec::new();
+        for url in options.urls() {
+            let target =
+                Target::parse(&url, self.password_file.as_deref(), application, self.statement_timeout)?;
+            if targets.iter().any(|other| other.describe() == target.describe()) {
+                return Err(Error::usage(format!("--standby names {} twice", target.describe()))
+                    .with_remedy("name each standby once"));
+            }
+            targets.push(target);
+        }
+        Ok(targets)
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct StandbyOptions {
+    /// A hot standby on which tokens are verified too, for its usage to be carried to the primary: a connection string
+    /// as for --database-url. Repeat it, or separate several URLs by spaces
+    #[arg(
+        long = "standby",
+        value_name = "URL",
+        env = "TOLLGATED_STANDBY",
+        hide_env_values = true,
+        value_parser = Secret::parse
+    )]
+    standbys: Vec<Secret>,
+}
+
+impl StandbyOptions {
+    /// One connection string each. The form `host=… dbname=…` has spaces of its own.
+    fn urls(&self) -> impl Iterator<Item = Secret> {
+        self.standbys.iter().flat_map(|text| {
+            let text = text.expose().trim();
+            let urls: Vec<&str> =
+                if text.contains("://") { text.split_whitespace().collect() } else { vec![text] };
+            urls.into_iter().filter(|url| !url.is_empty()).map(Secret::new).collect::<Vec<_>>()
+        })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -146,6 +197,22 @@ pub struct OutputOptions {
 }
 
 #[derive(Clone, Debug, Args)]
+pub struct CheckOptions {
+    #[command(flatten)]
+    pub standby: StandbyOptions,
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct FlushOptions {
+    #[command(flatten)]
+    pub standby: StandbyOptions,
+    #[command(flatten)]
+    pub output: OutputOptions,
+}
+
+#[derive(Clone, Debug, Args)]
 pub struct BatchOptions {
     /// Tokens or events handled in one transaction
     #[arg(long, value_name = "N", env = "TOLLGATED_BATCH_SIZE", default_value_t = 1000,
@@ -164,6 +231,16 @@ pub struct RetentionOptions {
         value_parser = retention
     )]
     pub retention: Duration,
+
+    /// How long the usage of each hour is kept; the totals stay for as long as the token
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "TOLLGATED_USAGE_RETENTION",
+        default_value = "90days",
+        value_parser = retention
+    )]
+    pub usage_retention: Duration,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -172,6 +249,9 @@ pub struct RunOptions {
     #[arg(long, value_name = "TIME", env = "TOLLGATED_FLUSH_INTERVAL", default_value = "5s",
         value_parser = interval)]
     pub flush_interval: Duration,
+
+    #[command(flatten)]
+    pub standby: StandbyOptions,
 
     /// How often expiries are recorded; tokens past their time are refused without it
     #[arg(long, value_name = "TIME", env = "TOLLGATED_EXPIRE_INTERVAL", default_value = "5s",
@@ -463,6 +543,8 @@ mod tests {
         assert_eq!(options.publish_interval, Duration::from_secs(1));
         assert_eq!(options.seal_interval, Duration::from_secs(60));
         assert_eq!(options.retention.retention, Duration::from_hours(30 * 24));
+        assert_eq!(options.retention.usage_retention, Duration::from_hours(90 * 24));
+        assert_eq!(options.standby.urls().count(), 0);
         assert_eq!(options.subscription, "log");
         assert_eq!(options.batch.batch_size, 1000);
     }
@@ -474,6 +556,7 @@ mod tests {
             (["--purge-interval", "2days"], ["--purge-interval", "at most 1day"]),
             (["--shutdown-grace", "0s"], ["--shutdown-grace", "at least 100ms"]),
             (["--retention", "200years"], ["--retention", "at most"]),
+            (["--usage-retention", "200years"], ["--usage-retention", "at most"]),
             (["--subscription", ""], ["--subscription", "1 to 100 characters"]),
         ] {
             let error = parse(&[&["run"], &arguments[..]].concat()).unwrap_err().to_string();
@@ -511,6 +594,31 @@ mod tests {
             let masked = mask_arguments(&complaint, [argument]);
             assert!(!masked.contains("hunter2"), "{masked}");
         }
+    }
+
+    #[test]
+    fn standbys_are_repeated_or_separated_by_spaces_and_each_is_named_once() {
+        let found = |arguments: &[&str]| {
+            let options = ConnectionOptions {
+                database_url: None,
+                password_file: None,
+                statement_timeout: Duration::from_secs(60),
+            };
+            let targets = options.standbys(&run(arguments).standby, "tollgated test");
+            targets.map(|targets| targets.iter().map(Target::describe).collect::<Vec<_>>())
+        };
+        let expected = ["ann@one:5432/app", "ann@two:5433/app"];
+        let (one, two) = ("postgresql://ann@one/app", "postgres://ann@two:5433/app");
+        assert_eq!(found(&["--standby", one, "--standby", two]).unwrap(), expected);
+        assert_eq!(found(&["--standby", &format!(" {one}\n{two} ")]).unwrap(), expected);
+        assert_eq!(found(&["--standby", "host=one user=ann dbname=app"]).unwrap(), expected[..1]);
+        assert!(found(&["--standby", ""]).unwrap().is_empty());
+        assert_eq!(
+            found(&["--standby", one, "--standby", one]).unwrap_err().kind(),
+            crate::error::Kind::Usage
+        );
+        let secret = run(&["--standby", "postgresql://u:hunter2@h/d"]);
+        assert!(!format!("{secret:?}").contains("hunter2"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use crate::db::Target;
 use crate::error::Result;
+use crate::tasks::flush_standby;
 use crate::tasks::flush_usage::{Round, flush as flush_round};
 use crate::{exit, output};
 
@@ -18,6 +19,8 @@ struct Totals {
     uses: i64,
     denials: i64,
     off: Option<String>,
+    /// Standbys that are too far behind to be told that theirs was carried.
+    lagging: Vec<String>,
 }
 
 impl Totals {
@@ -29,6 +32,7 @@ impl Totals {
                 self.off = Some(note);
                 false
             }
+            Round::NotReplayed => false,
             Round::Flushed { tokens, uses, denials, applied } => {
                 self.rounds += 1;
                 if applied {
@@ -42,12 +46,24 @@ impl Totals {
     }
 }
 
-pub(super) async fn flush(target: Target, json: bool) -> Result<u8> {
+pub(super) async fn flush(target: Target, standbys: Vec<Target>, json: bool) -> Result<u8> {
     let session = target.connect().await?;
     let mut totals = Totals::default();
     for _ in 0..MOST_ROUNDS {
         if !totals.add(flush_round(&session).await?) {
             break;
+        }
+    }
+    for standby in standbys {
+        let source = standby.connect().await?;
+        for _ in 0..MOST_ROUNDS {
+            let round = flush_standby::flush(&source, async || Ok(&session)).await?;
+            if round == Round::NotReplayed {
+                totals.lagging.push(standby.describe());
+            }
+            if !totals.add(round) {
+                break;
+            }
         }
     }
     if json {
@@ -58,6 +74,7 @@ pub(super) async fn flush(target: Target, json: bool) -> Result<u8> {
             "tokens": totals.tokens,
             "uses": totals.uses,
             "denials": totals.denials,
+            "lagging_standbys": totals.lagging,
         }))?;
     } else {
         output::line(&match &totals.off {
@@ -67,6 +84,11 @@ pub(super) async fn flush(target: Target, json: bool) -> Result<u8> {
                 totals.uses, totals.denials, totals.tokens, totals.rounds
             ),
         })?;
+        for standby in &totals.lagging {
+            output::line(&format!(
+                "{standby} is behind: its uses are in the tables, but it has not replayed that yet; flush it again to go on"
+            ))?;
+        }
     }
     Ok(if totals.off.is_none() { exit::OK } else { exit::NO })
 }
@@ -81,7 +103,7 @@ mod tests {
         assert!(totals.add(Round::Flushed { tokens: 2, uses: 10, denials: 1, applied: false }));
         assert!(totals.add(Round::Flushed { tokens: 3, uses: 20, denials: 4, applied: true }));
         assert!(!totals.add(Round::Empty));
-        assert_eq!(totals, Totals { rounds: 2, tokens: 3, uses: 20, denials: 4, off: None });
+        assert_eq!(totals, Totals { rounds: 2, tokens: 3, uses: 20, denials: 4, ..Totals::default() });
     }
 
     #[test]

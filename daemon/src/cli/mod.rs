@@ -11,7 +11,7 @@ mod token;
 
 use std::future::Future;
 
-use crate::config::{Command, TokenCommand};
+use crate::config::{Command, StandbyOptions, TokenCommand};
 use crate::error::{Error, Result};
 use crate::layers::Layers;
 use crate::logging;
@@ -24,13 +24,24 @@ pub fn run(layers: Layers) -> Result<u8> {
     let cli = layers.cli;
     let serves = matches!(cli.command, Command::Run(_));
     logging::start(&cli.logging, if serves { "info" } else { "warn" })?;
-    let target = cli.connection.target(&format!("tollgated {}", name(&cli.command)))?;
+    let application = format!("tollgated {}", name(&cli.command));
+    let target = cli.connection.target(&application)?;
+    let standbys = |options: &StandbyOptions| cli.connection.standbys(options, &application);
     match cli.command {
-        Command::Run(options) => block_on(run::run(target, options)),
+        Command::Run(options) => {
+            let standbys = standbys(&options.standby)?;
+            block_on(run::run(target, standbys, options))
+        }
         Command::Tail(options) => block_on(tail::tail(target, options)),
         Command::Status(output) => block_on(status::status(target, output.json)),
-        Command::Check(output) => block_on(check::check(target, output.json)),
-        Command::Flush(output) => block_on(flush::flush(target, output.json)),
+        Command::Check(options) => {
+            let standbys = standbys(&options.standby)?;
+            block_on(check::check(target, standbys, options.output.json))
+        }
+        Command::Flush(options) => {
+            let standbys = standbys(&options.standby)?;
+            block_on(flush::flush(target, standbys, options.output.json))
+        }
         Command::Cleanup(options) => block_on(cleanup::cleanup(target, options)),
         // Answered above, without a connection.
         Command::Config(_) => Ok(crate::exit::OK),

@@ -7,9 +7,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod limit;
 pub mod net;
 pub mod scope;
 pub mod seal;
 pub mod status;
 pub mod throttle;
 pub mod token;
+pub mod usage_file;

@@ -1,8 +1,10 @@
-//! Counters that all backends share: how often each token was used or refused, when and from where last.
+//! Counters that all backends share: how often each token was used or refused, when and from where last; and the state of
+//! rate limits, of tokens, users and client addresses.
 //!
 //! This folder holds the only shared-memory code. `table` is the data structure, written without unsafe over slices of
 //! atomics; `segment` obtains the memory from PostgreSQL and hands out those slices; this file is what the rest calls.
-//! Beside the counters, `places` holds hints at where tokens are found.
+//! Beside the counters, `places` holds hints at where tokens are found; `restart` carries counters and limits over a clean
+//! restart of the server.
 //!
 //! Locking, in one place:
 //!
@@ -15,9 +17,10 @@
 //! * Under an entry's or a group's lock nothing calls PostgreSQL, allocates, or can fail. A backend that is killed while it
 //!   holds one makes the postmaster restart all of them with fresh memory.
 //!
-//! Usage is never rolled back with the transaction that caused it.
+//! Usage and charges are never rolled back with the transaction that caused it.
 
 mod places;
+mod restart;
 mod segment;
 mod table;
 
@@ -27,7 +30,8 @@ use pgrx::pg_sys::{self, Datum, Oid};
 pub(crate) use places::Place;
 use segment::segment;
 use table::Refusal;
-pub(crate) use table::{Kind, UsageRow, Use};
+pub(crate) use table::{Drained, Kind, Use};
+use tollgate_core::limit::{Charge, Limit};
 use tollgate_core::status::Code;
 use tollgate_core::throttle::Throttle;
 use tollgate_core::token::Digest;
@@ -36,16 +40,45 @@ pub(crate) fn init() {
     segment::init();
 }
 
-/// Counts an outcome, and for a known token its use or denial. Without shared memory it does nothing.
-#[allow(unsafe_code)]
-pub(crate) fn record(code: Code, token: Option<(&[u8; 16], Use)>) {
-    let Some(segment) = segment() else { return };
-    // SAFETY: plain variables of this process.
-    let (process, database) = unsafe { (pg_sys::MyProcPid, pg_sys::MyDatabaseId.to_u32()) };
-    let process = process.cast_unsigned() as usize;
-    segment.table.count_outcome(process, code);
-    if let Some((id, used)) = token {
-        segment.table.count_use(process, database, Kind::Token, id, &used);
+/// Whether there is shared memory: the library was loaded when the server started.
+pub(crate) fn exists() -> bool {
+    segment().is_some()
+}
+
+/// Counts an outcome. Without shared memory it does nothing.
+pub(crate) fn count_outcome(code: Code) {
+    if let Some(segment) = segment() {
+        segment.table.count_outcome(process(), code);
+    }
+}
+
+/// Counts a use or denial of a token. Without shared memory it does nothing.
+pub(crate) fn count_use(token: &[u8; 16], used: &Use) {
+    if let Some(segment) = segment() {
+        segment.table.count_use(process(), database(), token, used);
+    }
+}
+
+/// Charges a use to a limit of its token and counts it, as a denial if it is refused. `None` if there is no room, or no
+/// shared memory.
+pub(crate) fn charge_use(token: &[u8; 16], used: &Use, limit: Limit) -> Option<Charge> {
+    segment()?.table.charge_use(process(), database(), token, used, limit)
+}
+
+/// Charges a limit. `None` if there is no room, or no shared memory.
+pub(crate) fn charge(kind: Kind, id: &[u8; 16], limit: Limit, now: i64) -> Option<Charge> {
+    segment()?.table.charge(process(), database(), kind, id, limit, now)
+}
+
+/// What a charge would say; `None` for what was not charged lately.
+pub(crate) fn look(kind: Kind, id: &[u8; 16], limit: Limit, now: i64) -> Option<Charge> {
+    segment()?.table.with_limiter(database(), kind, id, |state| limit.look(state, now))
+}
+
+/// Takes back a charge.
+pub(crate) fn refund(kind: Kind, id: &[u8; 16], limit: Limit) {
+    if let Some(segment) = segment() {
+        segment.table.with_limiter(database(), kind, id, |state| limit.refund(state));
     }
 }
 
@@ -61,35 +94,27 @@ pub(crate) fn note_place(digest: &Digest, place: Place) {
     }
 }
 
-/// What `drain_usage` hands out.
-pub(crate) struct Drained {
-    pub(crate) boot: [u8; 16],
-    pub(crate) generation: u64,
-    pub(crate) rows: Vec<UsageRow>,
-}
-
 /// Closes the counters of this database, unless closed ones are still to be acknowledged, and copies them.
 pub(crate) fn drain() -> Result<Drained, Error> {
     let segment = segment().ok_or_else(|| Error::needs_preload("usage metering"))?;
     let drain = || segment.table.drain(segment, database(), sys::GetCurrentTimestamp());
     let drained = match drain() {
         Err(Refusal::TooManyDatabases) => {
-            for gone in segment.table.databases(segment).into_iter().filter(|&oid| !exists(oid)) {
+            for gone in segment.table.databases(segment).into_iter().filter(|&oid| !database_exists(oid)) {
                 segment.table.forget(segment, gone);
             }
             drain()
         }
         drained => drained,
     };
-    let (generation, rows) = drained.map_err(|refusal| match refusal {
+    drained.map_err(|refusal| match refusal {
         Refusal::TooManyDatabases => Error::too_many_databases(table::MAX_DATABASES),
         Refusal::OutOfMemory(bytes) => Error::out_of_memory(bytes),
-    })?;
-    Ok(Drained { boot: segment.table.boot(), generation, rows })
+    })
 }
 
 #[allow(unsafe_code)]
-fn exists(database: u32) -> bool {
+fn database_exists(database: u32) -> bool {
     // SAFETY: a look-up in the system catalogue.
     unsafe {
         pg_sys::SearchSysCacheExists(
@@ -108,6 +133,12 @@ pub(crate) fn acknowledge(generation: u64) -> Result<bool, Error> {
     Ok(segment.table.acknowledge(segment, database(), generation))
 }
 
+/// How much of the room is taken by counters that are not flushed, from 0 to 1, and how many uses found none.
+pub(crate) fn pressure() -> Result<(f64, u64), Error> {
+    let segment = segment().ok_or_else(|| Error::needs_preload("usage metering"))?;
+    Ok((segment.table.pressure(), segment.table.overflowed()))
+}
+
 /// The bound on logged verifications of the whole server; `None` without shared memory.
 pub(crate) fn log_throttle() -> Option<&'static Throttle> {
     segment().map(|segment| segment.log_throttle)
@@ -116,6 +147,12 @@ pub(crate) fn log_throttle() -> Option<&'static Throttle> {
 /// What `stats` shows; `None` without shared memory.
 pub(crate) fn stats() -> Option<table::Stats> {
     segment().map(|segment| segment.table.stats(segment, database()))
+}
+
+#[allow(unsafe_code)]
+fn process() -> usize {
+    // SAFETY: a plain variable of this process.
+    unsafe { pg_sys::MyProcPid }.cast_unsigned() as usize
 }
 
 #[allow(unsafe_code)]
