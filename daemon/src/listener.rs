@@ -39,7 +39,9 @@ pub async fn run(
     let mut complaint = Complaint::default();
     let mut retries = backoff::delays();
     let mut first = true;
+    let mut restored = database.restored();
     while !stop.is_cancelled() {
+        restored.mark_unchanged();
         let error = match listen(&database, &signals, &stop, &mut complaint, &mut retries, first).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
@@ -59,6 +61,7 @@ pub async fn run(
         }
         tokio::select! {
             () = tokio::time::sleep(retries.next_delay()) => {}
+            _ = restored.changed() => {}
             () = stop.cancelled() => {}
         }
     }

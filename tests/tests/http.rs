@@ -28,6 +28,7 @@ async fn it_is_alive_at_once_and_ready_while_the_database_answers() -> Result<()
     operator::grant(&cluster, DATABASE)?;
     let (_daemon, address) = run(&cluster.url(OPERATOR, DATABASE), &[]).await?;
     eventually_answers(address, "/readyz", 200).await;
+    eventually_measures(address, "tollgated_listens_total", |count| count == 1.0).await;
     cluster.stop()?;
     eventually_answers(address, "/readyz", 503).await;
     let page = metrics(address).await?;

@@ -15,6 +15,7 @@ use crate::db::{Database, Target};
 use crate::driver::{Board, Driver, Schedule, Signal};
 use crate::error::{Error, Result};
 use crate::http::{EventStreams, Metrics, Server, Site, wake_streams};
+use crate::leader::{self, Leadership};
 use crate::shutdown::Shutdown;
 use crate::sql::Identity;
 use crate::tasks::observe::Seen;
@@ -23,7 +24,7 @@ use crate::tasks::{
     publish_events, purge, seal_audit, watch_usage,
 };
 use crate::webhook::Sender;
-use crate::{exit, listener};
+use crate::{exit, listener, pooler};
 
 /// A run has a few statements, each of which the server cuts at its statement_timeout. A run that takes longer than
 /// these together waits for a server that will never answer.
@@ -32,7 +33,6 @@ fn run_limit(target: &Target) -> Duration {
 }
 
 pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptions) -> Result<u8> {
-    options.validate()?;
     // Before anything is started, so that no signal finds the default handler in place.
     let mut signals = Signals::install()?;
     let _pid_file = options.pid_file.as_deref().map(PidFile::write).transpose()?;
@@ -46,37 +46,51 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     };
     let database = Database::new(target)?;
     let shutdown = Shutdown::default();
-    let board = Board::default();
-    let driver = Driver::new(shutdown.clone(), board.clone(), options.shutdown_grace);
+    let leadership = Leadership::default();
+    let board = Board::new(leadership.clone());
+    let driver =
+        Driver::new(shutdown.clone(), board.clone(), options.shutdown_grace).retry_when(database.restored());
     let mut flush_now = vec![Signal::default()];
     let events_came = Signal::default();
     let streams_wake = Signal::default();
     let webhooks_wake = Signal::default();
     let look_now = Signal::default();
+    let report = Signal::default();
     let batch_size = options.batch.batch_size;
     let seen = Seen::default();
 
-    shutdown.spawn(
-        "listener",
-        listener::run(
-            database.clone(),
-            vec![events_came.clone(), streams_wake.clone(), webhooks_wake.clone()],
-            (seen.clone(), look_now.clone()),
-            shutdown.token().clone(),
-        ),
+    // Before there is any connection: that there is none is a thing to ask for.
+    driver.start(
+        observe::Observe::new(database.clone(), seen.clone()),
+        every(observe::PERIOD),
+        look_now.clone(),
     );
-    driver.start(observe::Observe::new(database.clone(), seen.clone()), every(observe::PERIOD), look_now);
     if let Some(server) = server {
         let site = Arc::new(Site {
-            metrics: Metrics::new(board.clone(), seen),
+            metrics: Metrics::new(board.clone(), seen.clone(), database.clone()),
             events: EventStreams::new(database.clone()),
         });
         shutdown.spawn("http", server.run(site.clone(), shutdown.token().clone()));
         shutdown.spawn(
             "event_streams",
-            wake_streams(site, streams_wake, options.publish_interval, shutdown.token().clone()),
+            wake_streams(site, streams_wake.clone(), options.publish_interval, shutdown.token().clone()),
         );
     }
+    tokio::select! {
+        result = pooler::refuse(&database, shutdown.token()) => result?,
+        () = signals.until_stop(&shutdown, &flush_now) => {
+            return Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await);
+        }
+    }
+    shutdown.spawn(
+        "listener",
+        listener::run(
+            database.clone(),
+            vec![events_came.clone(), streams_wake.clone(), webhooks_wake.clone()],
+            (seen, look_now),
+            shutdown.token().clone(),
+        ),
+    );
     driver.start(
         deliver_webhooks::DeliverWebhooks::new(
             database.clone(),
@@ -89,13 +103,13 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         webhooks_wake,
     );
     if !options.expiry_notice.is_zero() {
-        driver.start(
+        driver.start_led(
             announce_expiries::AnnounceExpiries::new(database.clone(), options.expiry_notice, batch_size),
             every(announce_expiries::PERIOD.min(options.expire_interval * 12)),
             Signal::default(),
         );
     }
-    driver.start(
+    driver.start_led(
         flush_usage::FlushUsage::new(database.clone()),
         every(options.flush_interval),
         flush_now[0].clone(),
@@ -119,26 +133,29 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         every(options.publish_interval),
         events_came,
     );
-    driver.start(
+    driver.start_led(
         expire_tokens::ExpireTokens::new(database.clone(), batch_size),
         every(options.expire_interval),
         Signal::default(),
     );
-    driver.start(
+    driver.start_led(
         purge::Purge::new(database.clone(), options.retention, batch_size),
         every(options.purge_interval),
         Signal::default(),
     );
-    driver.start(
+    driver.start_led(
         seal_audit::SealAudit::new(database.clone(), batch_size),
         every(options.seal_interval),
         Signal::default(),
     );
+    let leading = database.clone();
     driver.start(
         heartbeat::Heartbeat::new(database, identity(), board),
         every(heartbeat::PERIOD),
-        Signal::default(),
+        report.clone(),
     );
+    // Last, when all have stood for it.
+    shutdown.spawn("leadership", leader::run(leading, leadership, report, shutdown.token().clone()));
 
     signals.until_stop(&shutdown, &flush_now).await;
     Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await)
@@ -196,7 +213,7 @@ fn announce(target: &Target, standbys: &[Target], options: &RunOptions) {
         std::iter::once(target).chain(standbys).flat_map(Target::plaintext_hosts).collect();
     if !plaintext.is_empty() {
         tracing::warn!(
-            "the connection to {} is not encrypted: this version of tollgated does not speak TLS",
+            "the connection to {} may go unencrypted: give sslmode=verify-full and sslrootcert in the connection string",
             plaintext.join(", ")
         );
     }
