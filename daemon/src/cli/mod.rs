@@ -3,19 +3,28 @@
 mod check;
 mod cleanup;
 mod flush;
+mod import;
+mod progress;
 mod run;
+mod scope;
+mod shell;
 mod status;
 mod tail;
 mod token;
 
 use std::future::Future;
 
-use crate::config::{Cli, Command, TokenCommand};
+use crate::config::{Cli, Command, ScopeCommand, TokenCommand};
 use crate::error::{Error, Result};
-use crate::logging;
+use crate::{exit, logging};
 
 /// Runs the command and returns the exit code.
 pub fn run(cli: Cli) -> Result<u8> {
+    match &cli.command {
+        Command::Completions(options) => return shell::completions(options),
+        Command::Man => return shell::man(),
+        _ => {}
+    }
     let serves = matches!(cli.command, Command::Run(_));
     logging::start(&cli.logging, if serves { "info" } else { "warn" })?;
     let target = cli.connection.target(&format!("tollgated {}", name(&cli.command)))?;
@@ -23,10 +32,13 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Run(options) => block_on(run::run(target, options)),
         Command::Tail(options) => block_on(tail::tail(target, options)),
         Command::Status(output) => block_on(status::status(target, output.json)),
-        Command::Check(output) => block_on(check::check(target, output.json)),
-        Command::Flush(output) => block_on(flush::flush(target, output.json)),
+        Command::Check(options) => block_on(check::check(target, options)),
+        Command::Flush(output) => block_on(flush::flush(target, &output)),
         Command::Cleanup(options) => block_on(cleanup::cleanup(target, options)),
         Command::Token(command) => block_on(token::token(target, command)),
+        Command::Scope(command) => block_on(scope::scope(target, command)),
+        // They need no database.
+        Command::Completions(_) | Command::Man => Ok(exit::OK),
     }
 }
 
@@ -43,6 +55,17 @@ fn name(command: &Command) -> &'static str {
         Command::Token(TokenCommand::List(_)) => "token list",
         Command::Token(TokenCommand::Verify(_)) => "token verify",
         Command::Token(TokenCommand::Revoke(_)) => "token revoke",
+        Command::Token(TokenCommand::Show(_)) => "token show",
+        Command::Token(TokenCommand::Rotate(_)) => "token rotate",
+        Command::Token(TokenCommand::Derive(_)) => "token derive",
+        Command::Token(TokenCommand::Disable(_)) => "token disable",
+        Command::Token(TokenCommand::Enable(_)) => "token enable",
+        Command::Token(TokenCommand::Import(_)) => "token import",
+        Command::Scope(ScopeCommand::List(_)) => "scope list",
+        Command::Scope(ScopeCommand::Define(_)) => "scope define",
+        Command::Scope(ScopeCommand::Drop(_)) => "scope drop",
+        Command::Completions(_) => "completions",
+        Command::Man => "man",
     }
 }
 
