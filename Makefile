@@ -61,7 +61,7 @@ CARGO_PGRX := $(DEV)/tools/bin/cargo-pgrx
 
 .PHONY: help
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
 	@echo
 	@echo '  PG=18 (the default) or PG=15 or PG_CONFIG=/path/to/pg_config chooses the PostgreSQL.'
 
@@ -91,6 +91,16 @@ psql: ## open a shell on the running cluster
 .PHONY: test
 test: toolchain ## run all tests, on PostgreSQL 18 and 15 (or on one: make test PG=18)
 	@tests/setup/test.sh $(VERSIONS)
+
+# What `test` breaks a few times, broken ten times as often.
+.PHONY: test-faults
+test-faults: toolchain binaries ## break servers, daemons and disks again and again, on PostgreSQL 18 and 15 (or on one)
+	@for pg in $(VERSIONS); do $(MAKE) --no-print-directory install PG=$$pg; done
+	@for pg_config in $(foreach pg,$(VERSIONS),$(PG$(pg))); do \
+	    TOLLGATE_TEST_ROUNDS=$${TOLLGATE_TEST_ROUNDS:-10} TOLLGATE_TEST_PG_CONFIG=$$pg_config \
+	    TOLLGATE_TEST_TOLLGATED=$(DEV)/bin/tollgated \
+	    cargo test --package tollgate-tests --test faults --test daemon -- --test-threads 2; \
+	done
 
 .PHONY: lint
 lint: toolchain ## formatting, clippy for every PostgreSQL, and the rules for our SQL

@@ -43,11 +43,6 @@ impl Error {
                 "the token lacks a required scope",
                 "Present a token that was issued with every scope this operation requires.",
             ),
-            Code::RateLimited => (
-                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-                "the token is over its rate limit",
-                "Try again later.",
-            ),
             Code::IpNotAllowed => (
                 PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
                 "the token was refused",
@@ -67,6 +62,13 @@ impl Error {
         Error::new(sqlstate, message).detail(format!("Code: {}.", code.as_str())).hint(hint)
     }
 
+    /// A token, its user or its client that is over a limit. `retry_after` in microseconds.
+    pub(crate) fn rate_limited(retry_after: u64) -> Self {
+        Error::new(PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "the token is over a rate limit")
+            .detail(format!("Code: {}.", Code::RateLimited.as_str()))
+            .hint(format!("Try again in {}.", duration(retry_after)))
+    }
+
     pub(crate) fn missing_scope(scope: &str, authenticated: bool) -> Self {
         let error = Error::new(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -81,16 +83,6 @@ impl Error {
                 .detail("This transaction has no authenticated token.")
                 .hint("Call tollgate.authenticate(token) first, in the same transaction.")
         }
-    }
-
-    /// A token that carries a limit, in a release that cannot keep it.
-    pub(crate) fn limits_unsupported() -> Self {
-        Error::new(
-            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
-            "rate limits are not supported by this release of Tollgate",
-        )
-        .detail("Argument: rate_limit.")
-        .hint("Leave rate_limit NULL.")
     }
 
     /// A transaction whose snapshot does not show the tokens as they are.
@@ -186,5 +178,13 @@ impl<T> OrRaise<T> for Result<T, Error> {
     #[track_caller]
     fn or_raise(self) -> T {
         self.unwrap_or_else(|error| error.raise())
+    }
+}
+
+/// For people, rounded up: no sooner will do.
+fn duration(micros: u64) -> String {
+    match micros.div_ceil(1000) {
+        millis @ 0..1000 => format!("{millis} ms"),
+        millis => format!("{} s", millis.div_ceil(1000)),
     }
 }

@@ -259,7 +259,7 @@ pub(crate) fn limit(limit: Option<i32>, window: Option<Interval>) -> Result<(), 
             "Pass the time in which so many uses are allowed, such as interval '1 minute'.",
         ));
     }
-    Err(Error::limits_unsupported())
+    Ok(())
 }
 
 pub(crate) fn prefix(value: Option<&str>) -> Result<Prefix, Error> {

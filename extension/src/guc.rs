@@ -5,6 +5,7 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::prelude::*;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_sys};
+use tollgate_core::limit::Limit;
 use tollgate_core::token::{DEFAULT_PREFIX, Prefix};
 
 static MAX_TRACKED_KEYS: GucSetting<i32> = GucSetting::<i32>::new(131_072);
@@ -13,6 +14,10 @@ static LOG_VERIFICATIONS: GucSetting<LogVerifications> =
 static MAX_LOGGED_VERIFICATIONS: GucSetting<i32> = GucSetting::<i32>::new(100);
 static MAX_TOKEN_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(0);
 static MAX_TOKENS_PER_USER: GucSetting<i32> = GucSetting::<i32>::new(0);
+static USER_RATE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(0);
+static USER_RATE_WINDOW: GucSetting<i32> = GucSetting::<i32>::new(60);
+static FAILURE_RATE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(0);
+static FAILURE_RATE_WINDOW: GucSetting<i32> = GucSetting::<i32>::new(60);
 static ACCEPT_FOREIGN_TOKENS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TOKEN_PREFIX: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 
@@ -37,7 +42,7 @@ pub(crate) fn init() {
         };
         GucRegistry::define_int_guc(
             c"tollgate.max_tracked_keys",
-            c"Number of tokens whose use can be counted between two flushes.",
+            c"Number of tokens, users and addresses that are counted or limited at a time.",
             c"Up to 160 bytes of shared memory each. The default takes 18 MB and suits a service of which no more than \
               131072 tokens are in use within seconds; what does not fit is verified all the same, but not counted.",
             &MAX_TRACKED_KEYS,
@@ -106,6 +111,7 @@ pub(crate) fn init() {
         GucContext::Suset,
         GucFlags::default(),
     );
+    define_rate_limits();
     GucRegistry::define_bool_guc(
         c"tollgate.accept_foreign_tokens",
         c"Whether presented tokens may have another format than Tollgate's.",
@@ -114,6 +120,63 @@ pub(crate) fn init() {
         &ACCEPT_FOREIGN_TOKENS,
         GucContext::Suset,
         GucFlags::default(),
+    );
+}
+
+fn define_rate_limits() {
+    const LONGEST_WINDOW: i32 = 366 * 86_400;
+    let limit = |name, short, long, setting| {
+        GucRegistry::define_int_guc(
+            name,
+            short,
+            long,
+            setting,
+            0,
+            i32::MAX,
+            GucContext::Suset,
+            GucFlags::default(),
+        );
+    };
+    let window = |name, short, long, setting| {
+        GucRegistry::define_int_guc(
+            name,
+            short,
+            long,
+            setting,
+            1,
+            LONGEST_WINDOW,
+            GucContext::Suset,
+            GucFlags::UNIT_S,
+        );
+    };
+    limit(
+        c"tollgate.user_rate_limit",
+        c"Number of verifications in tollgate.user_rate_window that all tokens of a user have together.",
+        c"0 is no limit. What a token's own limit refuses is not counted. Kept by each server for itself, in shared \
+          memory. The default sets no limit, because how much a user may do is for the application to say.",
+        &USER_RATE_LIMIT,
+    );
+    window(
+        c"tollgate.user_rate_window",
+        c"Time in which a user may have tollgate.user_rate_limit verifications.",
+        c"In seconds. So many may come at once, then one each such part of the window. The default is a minute, as that \
+          of a token's limit.",
+        &USER_RATE_WINDOW,
+    );
+    limit(
+        c"tollgate.failure_rate_limit",
+        c"Number of failed attempts in tollgate.failure_rate_window that are allowed to one client address.",
+        c"0 is no limit. Beyond it everything from the address is refused, valid tokens too, until some of the window has \
+          passed. IPv6 addresses are taken by their /64; without client_ip nothing is limited. The default sets no \
+          limit, because many people may share an address, and Tollgate's own tokens cannot be guessed: set one where \
+          tokens of another system are accepted.",
+        &FAILURE_RATE_LIMIT,
+    );
+    window(
+        c"tollgate.failure_rate_window",
+        c"Time in which a client address may have tollgate.failure_rate_limit failed attempts.",
+        c"In seconds. The default is a minute, after which whoever only mistyped has all attempts again.",
+        &FAILURE_RATE_WINDOW,
     );
 }
 
@@ -144,6 +207,23 @@ pub(crate) fn max_token_lifetime() -> Option<i32> {
 /// `None` is no limit.
 pub(crate) fn max_tokens_per_user() -> Option<i32> {
     Some(MAX_TOKENS_PER_USER.get()).filter(|tokens| *tokens > 0)
+}
+
+/// Of all tokens of a user together; `None` is no limit.
+#[inline]
+pub(crate) fn user_rate_limit() -> Option<Limit> {
+    rate_limit(USER_RATE_LIMIT.get(), &USER_RATE_WINDOW)
+}
+
+/// Of failed attempts from one address; `None` is no limit.
+#[inline]
+pub(crate) fn failure_rate_limit() -> Option<Limit> {
+    rate_limit(FAILURE_RATE_LIMIT.get(), &FAILURE_RATE_WINDOW)
+}
+
+#[inline]
+fn rate_limit(limit: i32, window: &GucSetting<i32>) -> Option<Limit> {
+    (limit > 0).then(|| Limit::new(limit, i64::from(window.get()) * 1_000_000)).flatten()
 }
 
 pub(crate) fn accept_foreign_tokens() -> bool {

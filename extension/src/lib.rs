@@ -16,6 +16,7 @@ mod error;
 mod fields;
 mod fmgr;
 mod guc;
+mod limits;
 mod log;
 mod presented;
 mod scan;

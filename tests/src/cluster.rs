@@ -39,6 +39,7 @@ pub struct Builder {
     own_identity: bool,
     settings: Vec<(String, String)>,
     install: Option<Install>,
+    within: Option<PathBuf>,
 }
 
 impl Builder {
@@ -78,10 +79,17 @@ impl Builder {
         self
     }
 
+    /// A directory of its own to live in, such as that of a small file system.
+    #[must_use]
+    pub fn within(mut self, directory: &Path) -> Self {
+        self.within = Some(directory.to_owned());
+        self
+    }
+
     /// What `pg_upgrade` makes of another cluster, which it stops. The extension is the one that was there.
     pub fn upgrade(self, older: &mut Cluster) -> Result<Cluster> {
         let install = self.install.map_or_else(Install::under_test, Ok)?;
-        let mut newer = Cluster::prepare(install, Account::unprivileged()?)?;
+        let mut newer = Cluster::prepare(install, Account::unprivileged()?, None)?;
         let checksums: &[&str] = if newer.major() >= 18 { &["--no-data-checksums"] } else { &[] };
         newer.server.initdb(&[INITDB, checksums].concat())?;
         newer.server.settings.clone_from(&older.server.settings);
@@ -106,7 +114,7 @@ impl Builder {
         let install = self.install.map_or_else(Install::under_test, Ok)?;
         let account = Account::unprivileged()?;
         let template = template(&install, &account)?;
-        let mut cluster = Cluster::prepare(install, account)?;
+        let mut cluster = Cluster::prepare(install, account, self.within.as_deref())?;
         if self.own_identity {
             cluster.server.initdb(INITDB)?;
         } else {
@@ -145,11 +153,18 @@ impl Cluster {
     }
 
     pub fn builder() -> Builder {
-        Builder { preload: true, extension: true, own_identity: false, settings: Vec::new(), install: None }
+        Builder {
+            preload: true,
+            extension: true,
+            own_identity: false,
+            settings: Vec::new(),
+            install: None,
+            within: None,
+        }
     }
 
-    fn prepare(install: Install, account: Account) -> Result<Self> {
-        let parent = clusters_dir()?;
+    fn prepare(install: Install, account: Account, within: Option<&Path>) -> Result<Self> {
+        let parent = within.map_or_else(clusters_dir, |directory| Ok(directory.to_owned()))?;
         let directory =
             tempfile::Builder::new().prefix(&format!("{}-", std::process::id())).tempdir_in(&parent)?;
         account.private_dir(directory.path())?;
@@ -163,7 +178,7 @@ impl Cluster {
     /// A hot standby of this server, streaming from it, with the same settings. It may lag: see
     /// [`Cluster::catch_up_with`].
     pub fn standby(&self) -> Result<Self> {
-        let mut standby = Self::prepare(self.server.install.clone(), self.server.account.clone())?;
+        let mut standby = Self::prepare(self.server.install.clone(), self.server.account.clone(), None)?;
         let mut backup = self.server.program("pg_basebackup");
         backup.arg("--pgdata").arg(&standby.server.data);
         server::run(backup.args([

@@ -2,9 +2,10 @@
 
 mod common;
 mod operator;
+mod running;
 
 use std::collections::BTreeSet;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,10 @@ use common::{Shared, Token, code, issue, refused, revoke, value};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use operator::{Db, OPERATOR, counts, flush_all, issue_many, set, stats, totals, verify_each};
+use running::{
+    EAGER, LAZY, LONG, eventually_counts, eventually_logs, eventually_tells, ids, last_event, lines,
+    logged_after, rounds, run, some_moment, stop, subscribed, told,
+};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -21,99 +26,8 @@ use uuid::Uuid;
 
 static SHARED: Shared = Shared::new(&[]);
 
-const LONG: Duration = Duration::from_secs(60);
-
 /// Exit codes, as `tollgated --help` documents them.
 const ABANDONED: i32 = 75;
-
-/// A daemon that works off all its tasks several times a second.
-const EAGER: &[&str] = &[
-    "--flush-interval=100ms",
-    "--expire-interval=100ms",
-    "--purge-interval=100ms",
-    "--publish-interval=100ms",
-];
-
-/// A daemon that after its start does nothing by itself for as long as a test lasts.
-const LAZY: &[&str] =
-    &["--flush-interval=24h", "--expire-interval=24h", "--purge-interval=24h", "--publish-interval=24h"];
-
-fn run(url: &str, arguments: &[&[&str]]) -> Result<Tollgated> {
-    let all = [&[&["run", "--log-format=json"][..]], arguments].concat().concat();
-    Tollgated::spawn(url, &all)
-}
-
-/// The daemon's log, line by line. Fails if a line is no JSON.
-fn lines(daemon: &Tollgated) -> Vec<Value> {
-    let log = daemon.log();
-    // A line that is being written is not there yet.
-    let whole = log.rfind('\n').map_or("", |end| &log[..end]);
-    whole
-        .lines()
-        .map(|line| {
-            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in the log line: {line}"))
-        })
-        .collect()
-}
-
-/// The events it told of, in its order.
-fn told(daemon: &Tollgated) -> Vec<Value> {
-    lines(daemon).into_iter().filter(|line| line["target"] == "tollgate::events").collect()
-}
-
-fn ids(events: &[Value]) -> Vec<i64> {
-    events.iter().filter_map(|event| event["id"].as_i64()).collect()
-}
-
-async fn eventually_logs(daemon: &mut Tollgated, text: &str) {
-    eventually_async(LONG, &format!("the daemon to log {text:?}"), async || {
-        assert!(daemon.is_running(), "it ended instead:\n{}", daemon.log());
-        daemon.log().contains(text)
-    })
-    .await;
-}
-
-async fn eventually_counts(owner: &Client, token: &Token, expected: (i64, i64)) {
-    eventually_async(LONG, &format!("{expected:?} to be flushed"), async || {
-        counts(owner, token.id).await.unwrap() == expected
-    })
-    .await;
-}
-
-async fn eventually_tells(daemon: &Tollgated, expected: &BTreeSet<i64>) {
-    eventually_async(LONG, "the daemon to tell of the events", async || {
-        ids(&told(daemon)).into_iter().collect::<BTreeSet<_>>().is_superset(expected)
-    })
-    .await;
-}
-
-/// Until its subscription exists, it may still be about to begin "now".
-async fn subscribed(owner: &Client, name: &str) {
-    eventually_async(LONG, "the subscription", async || {
-        value::<bool>(
-            owner,
-            &format!("select exists (select from tollgate.subscriptions where name = '{name}')"),
-        )
-        .await
-        .unwrap()
-    })
-    .await;
-}
-
-/// The ids of the events that were logged after this one.
-async fn logged_after(owner: &Client, id: i64) -> Result<BTreeSet<i64>> {
-    let rows = owner.query("select id from tollgate.audit_log where id > $1", &[&id]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
-async fn last_event(owner: &Client) -> Result<i64> {
-    value(owner, "select max(id) from tollgate.audit_log").await
-}
-
-fn stop(daemon: &mut Tollgated) -> Result<ExitStatus> {
-    daemon.terminate()?;
-    daemon.wait(LONG)
-}
 
 // ---- Its work
 
@@ -571,12 +485,6 @@ async fn the_pid_file_is_there_while_it_runs() -> Result<()> {
 
 // ---- Nothing is lost when it is killed
 
-/// A moment that differs from run to run.
-async fn some_moment(longest: Duration) {
-    let random = u32::from_le_bytes(*Uuid::new_v4().as_bytes().first_chunk().expect("sixteen bytes"));
-    tokio::time::sleep(longest.mul_f64(f64::from(random) / f64::from(u32::MAX))).await;
-}
-
 /// The acceptance test of metering.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn counts_are_exact_although_the_daemon_is_killed_again_and_again() -> Result<()> {
@@ -598,7 +506,7 @@ async fn counts_are_exact_although_the_daemon_is_killed_again_and_again() -> Res
         }));
     }
     let mut kills = 0;
-    while kills < 5 || !clients.iter().all(tokio::task::JoinHandle::is_finished) {
+    while kills < rounds(20) || !clients.iter().all(tokio::task::JoinHandle::is_finished) {
         let mut daemon = run(&db.url(), &[EAGER])?;
         // Killed before it has connected, too; but not always.
         if kills % 3 != 0 {

@@ -307,10 +307,10 @@ async fn a_derived_token_is_not_widened_beyond_its_parent() -> Result<()> {
     Ok(())
 }
 
-/// Limits cannot be set yet but by hand, as a dump of a later release would.
 #[tokio::test]
 async fn limits_are_inherited_and_narrowed_like_the_rest() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
+    // By hand, since an heir may not have more than its parent.
     let set = async |token: &Token, limit: &str| {
         let sql =
             format!("update tollgate.api_tokens set (rate_limit, rate_window) = ({limit}) where id = $1");

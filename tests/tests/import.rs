@@ -126,8 +126,6 @@ async fn a_digest_is_imported_once_and_no_error_repeats_it() -> Result<()> {
             "{call}: {error:?}"
         );
     }
-    let limited = "select tollgate.import_api_token('twice', 'n', sha256('never'), rate_limit => 10)";
-    refused(owner.batch_execute(limited).await, &SqlState::FEATURE_NOT_SUPPORTED);
     assert_eq!(value::<i64>(&owner, "select count(*) from tollgate.list_api_tokens('twice')").await?, 2);
     Ok(())
 }

@@ -104,26 +104,6 @@ async fn each_bad_argument_is_22023_with_a_detail_that_names_it_and_stores_nothi
 }
 
 #[tokio::test]
-async fn a_rate_limit_is_not_supported_yet_and_never_ignored() -> Result<()> {
-    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
-    let call = "select tollgate.create_api_token('limited', 'n', rate_limit => 10)";
-    let error = refused(owner.batch_execute(call).await, &SqlState::FEATURE_NOT_SUPPORTED);
-    assert!(error.detail().is_some_and(|detail| detail.contains("rate_limit")), "{error:?}");
-    assert_eq!(value::<i64>(&owner, "select count(*) from tollgate.list_api_tokens('limited')").await?, 0);
-
-    // One that got there by another way, as by a dump of a later release.
-    let token = issue(&owner, "limited", &[]).await?;
-    owner.execute("update tollgate.api_tokens set rate_limit = 10 where id = $1", &[&token.id]).await?;
-    for call in ["verify_api_token", "authenticate"] {
-        let answer = web.query(&format!("select (tollgate.{call}($1)).valid"), &[&token.token]).await;
-        refused(answer, &SqlState::FEATURE_NOT_SUPPORTED);
-    }
-    revoke(&owner, token.id).await?;
-    assert_eq!(code(&web, &token.token).await?, "REVOKED");
-    Ok(())
-}
-
-#[tokio::test]
 async fn arguments_at_their_limits_are_accepted() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     for arguments in [

@@ -326,8 +326,6 @@ async fn a_change_is_refused_for_what_issuing_refuses_and_its_value_is_not_repea
         assert_explained(&error, names);
         assert!(!common::text_of(&error).contains(&secret[4..20]), "{error:?}");
     }
-    let limited = update(&owner, token.id, &json!({"rate_limit": 10, "rate_window": "1 hour"})).await;
-    refused(limited, &SqlState::FEATURE_NOT_SUPPORTED);
     refused(update(&owner, Uuid::nil(), &json!({})).await, &SqlState::UNDEFINED_OBJECT);
     assert_eq!(substance(&owner, token.id).await?, before);
     assert_eq!(history(&owner, token.id).await?.len(), 1);

@@ -286,7 +286,9 @@ async fn every_sqlstate_that_we_raise_has_its_row_and_no_other() -> Result<()> {
 
     let sections = Section::all();
     let told: BTreeSet<&str> = sections.iter().flat_map(|section| section.fact("Errors")).collect();
-    let of_functions: BTreeSet<&str> = documented.into_iter().filter(|code| *code != "XX000").collect();
+    // A fault of ours, and what CREATE EXTENSION raises.
+    let of_functions: BTreeSet<&str> =
+        documented.into_iter().filter(|code| !["XX000", "0A000"].contains(code)).collect();
     assert_eq!(told, of_functions, "what the functions are said to raise");
     Ok(())
 }
@@ -356,7 +358,7 @@ fn its_links_lead_somewhere() {
     let anchors: BTreeSet<String> = REFERENCE
         .lines()
         .filter(|line| line.starts_with('#'))
-        .map(|line| line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-"))
+        .map(|line| line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-").replace('.', ""))
         .collect();
     for anchor in words_after(REFERENCE, "](#", |c| c != ')') {
         assert!(anchors.contains(anchor), "nothing is at #{anchor}");

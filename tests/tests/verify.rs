@@ -808,17 +808,17 @@ async fn it_writes_no_wal() -> Result<()> {
 async fn an_error_in_the_middle_of_a_verification_leaks_nothing() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     let good = issue(&owner, "errors", &[]).await?;
-    let limited = issue(&owner, "errors", &[]).await?;
-    // Limits are not kept yet, so this is an error raised while the row is pinned.
-    set(&owner, &limited, "rate_limit = 1").await?;
+    // Over its limit, which authenticate raises while the row is pinned.
+    let limited = issue_with(&owner, "errors", "rate_limit => 1, rate_window => '1 year'").await?;
+    assert_eq!(code(&owner, &limited.token).await?, "VALID");
     let (client, mut messages) = cluster.listen("web", DATABASE).await?;
     let sql = format!(
         "do $$ begin
              for n in 1..3000 loop
                  begin
-                     perform tollgate.verify_api_token('{}');
+                     perform tollgate.authenticate('{}');
                      raise exception 'not refused';
-                 exception when feature_not_supported then
+                 exception when configuration_limit_exceeded then
                      if (tollgate.verify_api_token('{}')).code <> 'VALID' then raise exception 'not valid'; end if;
                  end;
              end loop;
@@ -828,8 +828,8 @@ async fn an_error_in_the_middle_of_a_verification_leaks_nothing() -> Result<()> 
     client.batch_execute(&sql).await?;
     for end in ["commit", "rollback"] {
         client.batch_execute("begin; savepoint s").await?;
-        let error = client.query("select tollgate.verify_api_token($1)::text", &[&limited.token]).await;
-        refused(error, &SqlState::FEATURE_NOT_SUPPORTED);
+        let error = client.query("select tollgate.authenticate($1)::text", &[&limited.token]).await;
+        refused(error, &SqlState::CONFIGURATION_LIMIT_EXCEEDED);
         client.batch_execute("rollback to s").await?;
         assert_eq!(code(&client, &good.token).await?, "VALID");
         client.batch_execute(end).await?;

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod limit;
 pub mod net;
 pub mod scope;
 pub mod seal;

@@ -53,6 +53,15 @@ impl Net {
         if self.v4 { IpAddr::V4(Ipv4Addr::new(a, b, c, d)) } else { IpAddr::V6(Ipv6Addr::from(self.addr)) }
     }
 
+    /// What one subscriber has to itself: an IPv4 address in its IPv6-mapped form, or the /64 of an IPv6 address (RFC 6177
+    /// gives each site at least that much), the rest of it zero.
+    pub fn subscriber(&self) -> [u8; 16] {
+        match self.addr() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => (v6.to_bits() & !u128::from(u64::MAX)).to_be_bytes(),
+        }
+    }
+
     /// The network length, 0 to 32 or 0 to 128.
     pub fn bits(&self) -> u8 {
         self.bits

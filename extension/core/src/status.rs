@@ -48,6 +48,11 @@ impl Code {
         }
     }
 
+    /// Whether nobody was authenticated: the token is not one, or not one that is good now and from there.
+    pub const fn is_failed_attempt(self) -> bool {
+        !matches!(self, Code::Valid | Code::InsufficientScope | Code::RateLimited)
+    }
+
     /// The place of this code in [`Code::ALL`], for arrays of counters.
     pub const fn index(self) -> usize {
         self as usize

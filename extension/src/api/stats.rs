@@ -35,7 +35,7 @@ fn memory_stats(_call: &Call) -> Option<Datum> {
     let detail = if stats.overflowed == 0 {
         "On: every use since the server started was counted."
     } else {
-        "On, but too small: some uses found no room. Raise tollgate.max_tracked_keys, or flush more often."
+        "On, but too small: some uses found no room, and limited tokens were refused. Raise tollgate.max_tracked_keys, or flush more often."
     };
     let outcomes = Code::ALL
         .iter()

@@ -4,6 +4,7 @@ use crate::context::{self, Context};
 use crate::datum::{self, TextArray};
 use crate::error::Error;
 use crate::fmgr::{Call, sql_function};
+use crate::limits::{self, Quota};
 use crate::log;
 use crate::presented;
 use crate::shmem::{self, Use};
@@ -12,7 +13,7 @@ use crate::store::probe::{Column, Lookup, TokenRow};
 use crate::sys;
 use core::ffi::CStr;
 use pgrx::IntoDatum;
-use pgrx::pg_sys::Datum;
+use pgrx::pg_sys::{self, Datum};
 use tollgate_core::net::Net;
 use tollgate_core::scope;
 use tollgate_core::status::{Code, decide};
@@ -118,6 +119,9 @@ fn presented_digest(call: &Call) -> Option<Digest> {
 /// A decision, and the row of the token that it is about, which stays in place until this is closed.
 pub(crate) struct Verdict {
     code: Code,
+    quota: Option<Quota>,
+    /// Of a refusal by a limit.
+    retry_after: pg_sys::Interval,
     /// `None` for a request that needed no look-up.
     lookup: Option<Lookup>,
 }
@@ -133,9 +137,10 @@ impl Verdict {
         };
         let verdict = Verdict::on(&Request::new(digest, call), Metering::Counted);
         if function == Function::Authenticate {
-            match verdict.accepted().map(context_of) {
-                Some(context) => context::establish(&context),
-                None => Error::refused(verdict.code).raise(),
+            match (verdict.accepted().map(context_of), verdict.quota) {
+                (Some(context), _) => context::establish(&context),
+                (None, Some(quota)) => Error::rate_limited(quota.charge.retry_after).raise(),
+                (None, None) => Error::refused(verdict.code).raise(),
             }
         }
         verdict
@@ -143,24 +148,61 @@ impl Verdict {
 
     /// Decides on a request, and counts the outcome.
     fn on(request: &Request<'_>, metering: Metering) -> Self {
-        let Some(digest) = &request.digest else {
-            if metering == Metering::Counted {
-                shmem::record(Code::Malformed, None);
-                request.log(Code::Malformed, None);
-            }
-            return Verdict { code: Code::Malformed, lookup: None };
-        };
-        let lookup = Lookup::open(digest);
-        let token = lookup.token();
-        let now = sys::GetCurrentTimestamp();
-        let code = token.map_or(Code::NotFound, |token| judge(token, request, now));
-        if metering == Metering::Counted {
-            let used = Use { accepted: code == Code::Valid, at: now, client: request.client };
-            let id = token.map(TokenRow::id);
-            shmem::record(code, id.as_ref().map(|id| (id, used)));
-            request.log(code, id.as_ref());
+        if metering == Metering::Counted
+            && let Some(quota) = limits::blocked(request.client)
+        {
+            return Verdict::counted(Code::RateLimited, Some(quota), None, request, None);
         }
-        Verdict { code, lookup: Some(lookup) }
+        let lookup = request.digest.as_ref().map(Lookup::open);
+        let token = lookup.as_ref().and_then(Lookup::token);
+        // After the look-up: an expiry counts that passed meanwhile.
+        let now = sys::GetCurrentTimestamp();
+        let code = match (&lookup, token) {
+            (None, _) => Code::Malformed,
+            (_, None) => Code::NotFound,
+            (_, Some(token)) => judge(token, request, now),
+        };
+        if metering == Metering::Uncounted {
+            return Verdict::new(code, None, lookup);
+        }
+        let id = token.map(TokenRow::id);
+        let used = Use { accepted: code == Code::Valid, at: now, client: request.client };
+        let (code, quota) = match (token, &id) {
+            (Some(token), Some(id)) if used.accepted => limits::admit(token, id, &used),
+            (_, Some(id)) => {
+                shmem::count_use(id, &used);
+                (code, None)
+            }
+            (_, None) => (code, None),
+        };
+        if code.is_failed_attempt()
+            && let Some(quota) = limits::charge_failure(request.client, now)
+        {
+            // Not even the id of a token that is known.
+            if let Some(lookup) = lookup {
+                lookup.close();
+            }
+            return Verdict::counted(Code::RateLimited, Some(quota), None, request, id);
+        }
+        Verdict::counted(code, quota, lookup, request, id)
+    }
+
+    fn counted(
+        code: Code,
+        quota: Option<Quota>,
+        lookup: Option<Lookup>,
+        request: &Request<'_>,
+        token_id: Option<[u8; 16]>,
+    ) -> Self {
+        shmem::count_outcome(code);
+        request.log(code, token_id.as_ref());
+        Verdict::new(code, quota, lookup)
+    }
+
+    fn new(code: Code, quota: Option<Quota>, lookup: Option<Lookup>) -> Self {
+        let micros = quota.map_or(0, |quota| quota.charge.retry_after.cast_signed());
+        let retry_after = pg_sys::Interval { time: micros, day: 0, month: 0 };
+        Verdict { code, quota, retry_after, lookup }
     }
 
     fn token(&self) -> Option<&TokenRow> {
@@ -185,9 +227,9 @@ impl Verdict {
             granted(Column::Scopes),
             known(Column::ExpiresAt),
             granted(Column::Metadata),
-            None,
-            None,
-            None,
+            self.quota.and_then(|quota| quota.limit.cast_signed().into_datum()),
+            self.quota.and_then(|quota| quota.charge.remaining.cast_signed().into_datum()),
+            (self.code == Code::RateLimited).then(|| Datum::from(&raw const self.retry_after)),
         ]
     }
 
@@ -199,19 +241,14 @@ impl Verdict {
 }
 
 fn judge(token: &TokenRow, request: &Request<'_>, now: i64) -> Code {
-    let code = decide(
+    decide(
         token.datum(Column::RevokedAt).is_some(),
         token.datum(Column::DisabledAt).is_some(),
         token.timestamp(Column::ExpiresAt),
         now,
         || address_allowed(token, request.client),
         || scopes_granted(token, &request.required),
-    );
-    if code == Code::Valid && token.datum(Column::RateLimit).is_some() {
-        // Fails closed: a limit that is not kept must not look as if it were.
-        Error::limits_unsupported().raise();
-    }
-    code
+    )
 }
 
 fn address_allowed(token: &TokenRow, client: Option<Net>) -> bool {

@@ -1,4 +1,5 @@
-//! Counters that all backends share: how often each token was used or refused, when and from where last.
+//! Counters that all backends share: how often each token was used or refused, when and from where last; and the state of
+//! rate limits, of tokens, users and client addresses.
 //!
 //! This folder holds the only shared-memory code. `table` is the data structure, written without unsafe over slices of
 //! atomics; `segment` obtains the memory from PostgreSQL and hands out those slices; this file is what the rest calls.
@@ -15,7 +16,7 @@
 //! * Under an entry's or a group's lock nothing calls PostgreSQL, allocates, or can fail. A backend that is killed while it
 //!   holds one makes the postmaster restart all of them with fresh memory.
 //!
-//! Usage is never rolled back with the transaction that caused it.
+//! Usage and charges are never rolled back with the transaction that caused it.
 
 mod places;
 mod segment;
@@ -28,6 +29,7 @@ pub(crate) use places::Place;
 use segment::segment;
 use table::Refusal;
 pub(crate) use table::{Kind, UsageRow, Use};
+use tollgate_core::limit::{Charge, Limit};
 use tollgate_core::status::Code;
 use tollgate_core::throttle::Throttle;
 use tollgate_core::token::Digest;
@@ -36,16 +38,45 @@ pub(crate) fn init() {
     segment::init();
 }
 
-/// Counts an outcome, and for a known token its use or denial. Without shared memory it does nothing.
-#[allow(unsafe_code)]
-pub(crate) fn record(code: Code, token: Option<(&[u8; 16], Use)>) {
-    let Some(segment) = segment() else { return };
-    // SAFETY: plain variables of this process.
-    let (process, database) = unsafe { (pg_sys::MyProcPid, pg_sys::MyDatabaseId.to_u32()) };
-    let process = process.cast_unsigned() as usize;
-    segment.table.count_outcome(process, code);
-    if let Some((id, used)) = token {
-        segment.table.count_use(process, database, Kind::Token, id, &used);
+/// Whether there is shared memory: the library was loaded when the server started.
+pub(crate) fn exists() -> bool {
+    segment().is_some()
+}
+
+/// Counts an outcome. Without shared memory it does nothing.
+pub(crate) fn count_outcome(code: Code) {
+    if let Some(segment) = segment() {
+        segment.table.count_outcome(process(), code);
+    }
+}
+
+/// Counts a use or denial of a token. Without shared memory it does nothing.
+pub(crate) fn count_use(token: &[u8; 16], used: &Use) {
+    if let Some(segment) = segment() {
+        segment.table.count_use(process(), database(), token, used);
+    }
+}
+
+/// Charges a use to a limit of its token and counts it, as a denial if it is refused. `None` if there is no room, or no
+/// shared memory.
+pub(crate) fn charge_use(token: &[u8; 16], used: &Use, limit: Limit) -> Option<Charge> {
+    segment()?.table.charge_use(process(), database(), token, used, limit)
+}
+
+/// Charges a limit. `None` if there is no room, or no shared memory.
+pub(crate) fn charge(kind: Kind, id: &[u8; 16], limit: Limit, now: i64) -> Option<Charge> {
+    segment()?.table.charge(process(), database(), kind, id, limit, now)
+}
+
+/// What a charge would say; `None` for what was not charged lately.
+pub(crate) fn look(kind: Kind, id: &[u8; 16], limit: Limit, now: i64) -> Option<Charge> {
+    segment()?.table.with_limiter(database(), kind, id, |state| limit.look(state, now))
+}
+
+/// Takes back a charge.
+pub(crate) fn refund(kind: Kind, id: &[u8; 16], limit: Limit) {
+    if let Some(segment) = segment() {
+        segment.table.with_limiter(database(), kind, id, |state| limit.refund(state));
     }
 }
 
@@ -74,7 +105,7 @@ pub(crate) fn drain() -> Result<Drained, Error> {
     let drain = || segment.table.drain(segment, database(), sys::GetCurrentTimestamp());
     let drained = match drain() {
         Err(Refusal::TooManyDatabases) => {
-            for gone in segment.table.databases(segment).into_iter().filter(|&oid| !exists(oid)) {
+            for gone in segment.table.databases(segment).into_iter().filter(|&oid| !database_exists(oid)) {
                 segment.table.forget(segment, gone);
             }
             drain()
@@ -89,7 +120,7 @@ pub(crate) fn drain() -> Result<Drained, Error> {
 }
 
 #[allow(unsafe_code)]
-fn exists(database: u32) -> bool {
+fn database_exists(database: u32) -> bool {
     // SAFETY: a look-up in the system catalogue.
     unsafe {
         pg_sys::SearchSysCacheExists(
@@ -116,6 +147,12 @@ pub(crate) fn log_throttle() -> Option<&'static Throttle> {
 /// What `stats` shows; `None` without shared memory.
 pub(crate) fn stats() -> Option<table::Stats> {
     segment().map(|segment| segment.table.stats(segment, database()))
+}
+
+#[allow(unsafe_code)]
+fn process() -> usize {
+    // SAFETY: a plain variable of this process.
+    unsafe { pg_sys::MyProcPid }.cast_unsigned() as usize
 }
 
 #[allow(unsafe_code)]

@@ -5,12 +5,16 @@
 //! first cache line says by a tag in which slot it may be, and the slot is one cache line. So to count a use takes two
 //! lines, of which that of a known key is only read in the first.
 //!
+//! An entry may have a limiter beside its counters. It is charged under the entry's lock, in the same turn as the use is
+//! counted. While its allowance is not whole the entry stays, however full the table is.
+//!
 //! Counters live in generations. `drain` closes a generation: it notes beside each entry what was counted, and hands that
 //! out as often as it is asked to, until `acknowledge` subtracts it. So whoever carries counters to the tables may die at
 //! any moment and start over.
 
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 use std::net::IpAddr;
+use tollgate_core::limit::{Charge, Limit, State};
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;
 
@@ -20,6 +24,8 @@ const SHARDS: usize = 64;
 const WAYS: usize = 4 * TAG_WORDS;
 const TAG_WORDS: usize = 7;
 const ALL_WAYS: u32 = (1 << WAYS) - 1;
+/// Slots of a group that addresses may have: whoever fails from very many must not take the room of tokens.
+const MAX_ADDRESSES: usize = WAYS / 4;
 /// In microseconds: ten minutes, a hundred times the daemon's period.
 const ABANDONED_AFTER: i64 = 600 * 1_000_000;
 
@@ -27,7 +33,12 @@ const ABANDONED_AFTER: i64 = 600 * 1_000_000;
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
+    /// By its id.
     Token = 1,
+    /// By a digest of the user's id.
+    User = 2,
+    /// A client's, by the address.
+    Address = 3,
 }
 
 /// The same id in another database, made from this one as its template, is another key.
@@ -132,6 +143,8 @@ struct Entry {
     last_used: AtomicI64,
     /// The address of the last use, in network order.
     address: [AtomicU64; 2],
+    /// The state of the limiter: see `tollgate_core::limit`.
+    limiter: AtomicU64,
     uses: AtomicU32,
     denials: AtomicU32,
     database: AtomicU32,
@@ -234,17 +247,72 @@ impl<'a> Table<'a> {
         self.shard(process).outcomes[code.index()].fetch_add(1, Relaxed);
     }
 
-    pub(super) fn count_use(&self, process: usize, database: u32, kind: Kind, id: &[u8; 16], used: &Use) {
+    /// Counts a use of a token. If there is no room it is lost, which is counted.
+    pub(super) fn count_use(&self, process: usize, database: u32, token: &[u8; 16], used: &Use) {
+        let key = Key { id: split(token), database, kind: Kind::Token };
+        self.touch(process, &key, used.at, |group, slot| group.count_in(slot, used));
+    }
+
+    /// Charges a use to a limit of its token, and counts it: what the limit refuses as a denial. `None` if there is no
+    /// room to remember it.
+    pub(super) fn charge_use(
+        &self,
+        process: usize,
+        database: u32,
+        token: &[u8; 16],
+        used: &Use,
+        limit: Limit,
+    ) -> Option<Charge> {
+        let key = Key { id: split(token), database, kind: Kind::Token };
+        self.touch(process, &key, used.at, |group, slot| {
+            let charge = group.entries[slot].limiter(|state| limit.charge(state, used.at));
+            group.count_in(slot, &Use { accepted: charge.admitted, ..*used });
+            charge
+        })
+    }
+
+    /// Charges a limit. `None` if there is no room to remember it.
+    pub(super) fn charge(
+        &self,
+        process: usize,
+        database: u32,
+        kind: Kind,
+        id: &[u8; 16],
+        limit: Limit,
+        now: i64,
+    ) -> Option<Charge> {
+        let key = Key { id: split(id), database, kind };
+        self.touch(process, &key, now, |group, slot| {
+            group.entries[slot].limiter(|state| limit.charge(state, now))
+        })
+    }
+
+    /// Does something to the limiter of a key; `None` if it has no entry, which is as if it had never been used.
+    pub(super) fn with_limiter<R>(
+        &self,
+        database: u32,
+        kind: Kind,
+        id: &[u8; 16],
+        act: impl Fn(&mut State) -> R,
+    ) -> Option<R> {
         let key = Key { id: split(id), database, kind };
         let hash = self.hash(&key);
         let group = &self.groups[self.place(hash)];
-        if group.count(hash, &key, used) {
-            return;
-        }
-        let lost = group.insert(hash, &key, used, |owner| self.is_abandoned(owner, used.at));
-        if lost > 0 {
-            self.shard(process).overflowed.fetch_add(lost, Relaxed);
-        }
+        group.find(hash, &key, |group, slot| group.entries[slot].limiter(&act))
+    }
+
+    /// Does something to the entry of a key, under its lock. It is given one if it has none; `None` if there is no room.
+    #[inline]
+    fn touch<R>(&self, process: usize, key: &Key, now: i64, act: impl Fn(&Group, usize) -> R) -> Option<R> {
+        let hash = self.hash(key);
+        let group = &self.groups[self.place(hash)];
+        group.find(hash, key, &act).or_else(|| {
+            let (done, lost) = group.insert(hash, key, now, |owner| self.is_abandoned(owner, now), &act);
+            if lost > 0 {
+                self.shard(process).overflowed.fetch_add(lost, Relaxed);
+            }
+            done
+        })
     }
 
     /// The generation that is closed, and its counters.
@@ -389,41 +457,58 @@ impl<'a> Table<'a> {
 }
 
 impl Group {
-    /// Counts a use of a key that is here; false if it is not.
-    fn count(&self, hash: u64, key: &Key, used: &Use) -> bool {
+    /// Does something to the entry of a key, under its lock; `None` if the key is not here.
+    #[inline]
+    fn find<R>(&self, hash: u64, key: &Key, act: impl Fn(&Group, usize) -> R) -> Option<R> {
         for (n, word) in self.tags.iter().enumerate() {
             for lane in lanes(word.load(Relaxed), tag(hash)) {
                 let slot = 4 * n + lane;
                 let entry = &self.entries[slot];
                 let _held = entry.lock.hold();
                 if entry.is(key) {
-                    self.count_in(slot, used);
-                    return true;
+                    return Some(act(self, slot));
                 }
             }
         }
-        false
+        None
     }
 
-    /// Counts the first use of a key; says how many uses are lost by it, for lack of room.
+    /// Gives a key an entry and does something to it, if there is room; says also how many uses are lost by that, or by
+    /// there being none.
     #[cold]
-    fn insert(&self, hash: u64, key: &Key, used: &Use, abandoned: impl Fn(u32) -> bool) -> u64 {
+    fn insert<R>(
+        &self,
+        hash: u64,
+        key: &Key,
+        now: i64,
+        abandoned: impl Fn(u32) -> bool,
+        act: impl Fn(&Group, usize) -> R,
+    ) -> (Option<R>, u64) {
         let _held = self.lock.hold();
         // Before the lock was held somebody may have inserted it.
-        if self.count(hash, key, used) {
-            return 0;
+        if let Some(done) = self.find(hash, key, &act) {
+            return (Some(done), 0);
+        }
+        let take = |slot| {
+            self.give(slot, hash, key);
+            act(self, slot)
+        };
+        if key.kind == Kind::Address
+            && let Some(slot) = self.address_to_replace()
+        {
+            let _slot_held = self.entries[slot].lock.hold();
+            return (Some(take(slot)), 0);
         }
         let unused = !self.used() & ALL_WAYS;
         let flushed = !self.unflushed.load(Relaxed) & ALL_WAYS;
-        // Any that is flushed will do, not always the same.
+        // Any that is flushed and idle will do, not always the same.
         let (before, after) = (flushed & ((1 << (hash % WAYS as u64)) - 1), flushed);
         let candidates = bits(unused).chain(bits(after & !before)).chain(bits(before));
         for slot in candidates {
             let _slot_held = self.entries[slot].lock.hold();
             // It may have been counted in since.
-            if self.unflushed.load(Relaxed) & (1 << slot) == 0 {
-                self.give(slot, hash, key, used);
-                return 0;
+            if self.unflushed.load(Relaxed) & (1 << slot) == 0 && self.entries[slot].is_idle(now) {
+                return (Some(take(slot)), 0);
             }
         }
         // Counters of another database that nobody flushes, a dropped one perhaps, must not keep others from being counted.
@@ -431,17 +516,25 @@ impl Group {
             let entry = &self.entries[slot];
             let _slot_held = entry.lock.hold();
             let owner = entry.database.load(Relaxed);
-            if owner != key.database && abandoned(owner) {
+            if owner != key.database && entry.is_idle(now) && abandoned(owner) {
                 let lost = u64::from(entry.uses.load(Relaxed)) + u64::from(entry.denials.load(Relaxed));
-                self.give(slot, hash, key, used);
-                return lost;
+                return (Some(take(slot)), lost);
             }
         }
-        1
+        (None, u64::from(key.kind == Kind::Token))
+    }
+
+    /// If addresses have as many slots as they may: that of the one whose allowance will be whole first. Under the
+    /// group's lock, without which no slot changes its kind.
+    fn address_to_replace(&self) -> Option<usize> {
+        let addresses =
+            || (0..WAYS).filter(|&slot| self.entries[slot].kind.load(Relaxed) == Kind::Address as u8);
+        let full = addresses().count() >= MAX_ADDRESSES;
+        full.then(|| addresses().min_by_key(|&slot| self.entries[slot].limiter.load(Relaxed))).flatten()
     }
 
     /// Under both locks.
-    fn give(&self, slot: usize, hash: u64, key: &Key, used: &Use) {
+    fn give(&self, slot: usize, hash: u64, key: &Key) {
         let entry = &self.entries[slot];
         for (to, from) in entry.id.iter().zip(key.id) {
             to.store(from, Relaxed);
@@ -450,10 +543,11 @@ impl Group {
         entry.kind.store(key.kind as u8, Relaxed);
         entry.uses.store(0, Relaxed);
         entry.denials.store(0, Relaxed);
+        entry.limiter.store(0, Relaxed);
         entry.forget_last_use();
+        self.unflushed.fetch_and(!(1 << slot), Relaxed);
         self.handed_out[slot].uses.store(0, Relaxed);
         self.handed_out[slot].denials.store(0, Relaxed);
-        self.count_in(slot, used);
         let (word, shift) = (&self.tags[slot / 4], 16 * (slot % 4));
         let others = word.load(Relaxed) & !(0xffff << shift);
         word.store(others | (u64::from(tag(hash)) << shift), Relaxed);
@@ -497,6 +591,19 @@ impl Entry {
             && self.id[1].load(Relaxed) == key.id[1]
             && self.database.load(Relaxed) == key.database
             && self.kind.load(Relaxed) == key.kind as u8
+    }
+
+    /// Does something to the state of the limiter.
+    fn limiter<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = State(self.limiter.load(Relaxed));
+        let done = act(&mut state);
+        self.limiter.store(state.0, Relaxed);
+        done
+    }
+
+    /// Whether forgetting its limiter changes nothing.
+    fn is_idle(&self, now: i64) -> bool {
+        State(self.limiter.load(Relaxed)).is_idle(now)
     }
 
     fn count(&self, used: &Use) {

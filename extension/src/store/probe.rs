@@ -31,6 +31,7 @@ pub(crate) enum Column {
     DisabledAt = 8,
     RevokedAt = 9,
     RateLimit = 10,
+    RateWindow = 11,
     AllowedIps = 12,
 }
 
@@ -38,7 +39,7 @@ pub(crate) enum Column {
 const LAST_COLUMN: Column = Column::AllowedIps;
 
 /// What the library was written for; a table that was changed by hand is refused rather than misread.
-const EXPECTED: [(Column, &CStr, pg_sys::Oid); 11] = [
+const EXPECTED: [(Column, &CStr, pg_sys::Oid); 12] = [
     (Column::Id, c"id", pg_sys::UUIDOID),
     (Column::TokenHash, c"token_hash", pg_sys::BYTEAOID),
     (Column::UserId, c"user_id", pg_sys::TEXTOID),
@@ -49,6 +50,7 @@ const EXPECTED: [(Column, &CStr, pg_sys::Oid); 11] = [
     (Column::DisabledAt, c"disabled_at", pg_sys::TIMESTAMPTZOID),
     (Column::RevokedAt, c"revoked_at", pg_sys::TIMESTAMPTZOID),
     (Column::RateLimit, c"rate_limit", pg_sys::INT4OID),
+    (Column::RateWindow, c"rate_window", pg_sys::INTERVALOID),
     (Column::AllowedIps, c"allowed_ips", pg_sys::CIDRARRAYOID),
 ];
 
@@ -81,6 +83,21 @@ impl TokenRow {
     /// Microseconds since 2000-01-01.
     pub(crate) fn timestamp(&self, column: Column) -> Option<i64> {
         self.datum(column).map(|datum| datum.value().cast_signed() as i64)
+    }
+
+    pub(crate) fn int(&self, column: Column) -> Option<i32> {
+        self.datum(column).map(|datum| datum.value() as i32)
+    }
+
+    /// In microseconds; months have 30 days, as where PostgreSQL compares intervals.
+    pub(crate) fn interval(&self, column: Column) -> Option<i64> {
+        const DAY: i64 = 86_400_000_000;
+        self.datum(column).map(|datum| {
+            // SAFETY: the column is of type interval (EXPECTED was checked), by reference into the buffer.
+            let interval = unsafe { datum.cast_mut_ptr::<pg_sys::Interval>().read_unaligned() };
+            let days = i64::from(interval.month) * 30 + i64::from(interval.day);
+            days.saturating_mul(DAY).saturating_add(interval.time)
+        })
     }
 
     pub(crate) fn id(&self) -> [u8; 16] {

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard};
 use subject::{Control, Group, Header, Kind, MAX_DATABASES, Refusal, Table, UsageRow, Use, groups_for};
+use tollgate_core::limit::Limit;
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;
 
@@ -24,6 +25,8 @@ const BOOT: [u8; 16] = [7; 16];
 const SEED: u64 = 0xc35c_b8f3_5a97_21d6;
 const STARTED_AT: i64 = 800_000_000_000_000;
 const DATABASE: u32 = 16_384;
+/// In microseconds.
+const MINUTE: i64 = 60 * 1_000_000;
 
 /// The control lock of one table.
 struct Mutual(Mutex<()>);
@@ -58,7 +61,7 @@ impl Counters {
 
     fn count(&self, database: u32, id: u128, used: Use) {
         let process = id as usize % 7;
-        self.table.count_use(process, database, Kind::Token, &id.to_be_bytes(), &used);
+        self.table.count_use(process, database, &id.to_be_bytes(), &used);
     }
 
     fn drain(&self, database: u32) -> (u64, BTreeMap<u128, UsageRow>) {
@@ -346,8 +349,79 @@ fn what_finds_no_room_is_counted_as_such_until_a_flush_makes_room() {
 }
 
 #[test]
+fn a_limiter_that_is_in_use_keeps_its_entry_and_one_that_is_idle_does_not() {
+    let counters = Counters::new(100);
+    let slow = Limit::new(2, MINUTE).expect("positive");
+    let charge = |key: u64, at| {
+        let used = accepted(at, None);
+        counters.table.charge_use(0, DATABASE, &u128::from(key).to_be_bytes(), &used, slow)
+    };
+    for key in 0..10 {
+        assert_eq!(charge(key, STARTED_AT).map(|charge| charge.remaining), Some(1));
+    }
+    let flush = || {
+        let (generation, _) = counters.drain(DATABASE);
+        counters.acknowledge(DATABASE, generation)
+    };
+    assert!(flush());
+    let crowd =
+        |at| (0..10_000).for_each(|key| counters.count(DATABASE, 1_000_000 + key, accepted(at, None)));
+    crowd(STARTED_AT + MINUTE / 4);
+    for key in 0..10 {
+        assert_eq!(charge(key, STARTED_AT).map(|charge| charge.remaining), Some(0), "forgotten");
+        assert_eq!(charge(key, STARTED_AT).map(|charge| charge.admitted), Some(false), "forgotten");
+    }
+    // The table is full of what is not flushed, so a limit on another key cannot be kept.
+    assert_eq!(charge(99, STARTED_AT), None);
+    assert!(flush());
+    crowd(STARTED_AT + 2 * MINUTE);
+    let kept = (0..10).filter(|&key| charge(key, STARTED_AT + 2 * MINUTE).is_some()).count();
+    assert!(kept < 10, "whole allowances were kept, and nothing given their room");
+}
+
+#[test]
+fn a_limit_of_a_use_counts_what_it_refuses_as_a_denial() {
+    let counters = Counters::new(100);
+    let limit = Limit::new(3, MINUTE).expect("positive");
+    for _ in 0..10 {
+        counters.table.charge_use(0, DATABASE, &1_u128.to_be_bytes(), &accepted(STARTED_AT, None), limit);
+    }
+    assert_eq!(totals(&counters.drain(DATABASE).1), [(1, 3, 7)]);
+}
+
+#[test]
+fn users_and_addresses_are_limited_but_not_handed_out() {
+    let counters = Counters::new(100);
+    let limit = Limit::new(1, MINUTE).expect("positive");
+    let id = 1_u128.to_be_bytes();
+    let admitted = |kind, database| {
+        counters.table.charge(0, database, kind, &id, limit, STARTED_AT).map(|charge| charge.admitted)
+    };
+    for kind in [Kind::Token, Kind::User, Kind::Address] {
+        for database in [DATABASE, DATABASE + 1] {
+            assert_eq!(admitted(kind, database), Some(true), "another key");
+            assert_eq!(admitted(kind, database), Some(false));
+        }
+    }
+    assert!(counters.drain(DATABASE).1.is_empty());
+}
+
+#[test]
+fn addresses_take_no_more_than_their_part_and_the_last_ones_are_remembered() {
+    let counters = Counters::new(1000);
+    let limit = Limit::new(1, 1000 * MINUTE).expect("positive");
+    let charge = |key: u64| {
+        let (id, at) = (u128::from(key).to_be_bytes(), STARTED_AT + key as i64);
+        counters.table.charge(0, DATABASE, Kind::Address, &id, limit, at).map(|charge| charge.admitted)
+    };
+    assert!((0..100_000).all(|key| charge(key) == Some(true)), "there is always room for one more");
+    let full = counters.table.stats(&counters.control, DATABASE);
+    assert_eq!((full.tracked, full.overflowed), (full.capacity / 4, 0));
+    assert!((99_950..100_000).all(|key| charge(key) == Some(false)), "the last that failed are remembered");
+}
+
+#[test]
 fn a_database_that_nobody_drains_does_not_keep_others_from_being_counted() {
-    const MINUTE: i64 = 60 * 1_000_000;
     let counters = Counters::new(100);
     for key in 0..10_000 {
         counters.count(DATABASE, key, accepted(STARTED_AT + 1, None));
