@@ -113,6 +113,14 @@ bench: toolchain ## compare verification with the query one would write by hand,
 	@cargo build --release --package tollgate-tests --bin bench
 	@$(CARGO_TARGET_DIR)/release/bench $(foreach pg,$(VERSIONS),--pg-config $(PG$(pg))) $(ARGS)
 
+.PHONY: package
+package: ## make Debian packages, of the extension for PostgreSQL 15 and of the daemon, in .dev/package
+	@$(MAKE) --no-print-directory install PG=15
+	@echo '==> building the packages'
+	@cargo build --quiet --release --package tollgated
+	@rm -rf $(DEV)/package
+	@packaging/build.sh $(PG15) $(DEV)/package
+
 # ---- what these are made of ----
 
 .PHONY: freeze

@@ -16,4 +16,5 @@ pub mod logging;
 pub mod output;
 pub mod shutdown;
 pub mod sql;
+pub mod systemd;
 pub mod tasks;

@@ -16,6 +16,8 @@ CREATE FUNCTION tollgate.deployment_health(patience interval DEFAULT '5 minutes'
     RETURNS TABLE (aspect text, severity text, detail text, mend text)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER ROWS 10
     SET search_path = pg_catalog, pg_temp
+    -- Times are for people here, however the caller's session writes them.
+    SET intervalstyle = postgres
 AS $$
 DECLARE
     -- Where the clock stood when the others' transactions are measured, whenever this one began.

@@ -483,6 +483,134 @@ async fn what_the_server_refuses_is_told_with_all_that_it_says() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_token_is_shown_disabled_enabled_rotated_and_derived_from() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "managed").await?;
+    db.owner
+        .batch_execute("create role boss login; select tollgate.grant_capability('boss', 'admin')")
+        .await?;
+    let url = db.cluster.url("boss", &db.name);
+    let create = ["token", "create", "--user=ann", "--name=ci", "--scope=posts:*", "--quiet"];
+    let token = printed(&url, &create, OK).trim_end().to_owned();
+    assert_eq!(code(&db.web, &token).await?, "VALID", "the token alone is printed");
+    let id = printed(&url, &["token", "list", "--user=ann", "--quiet"], OK).trim_end().to_owned();
+
+    let text = printed(&url, &["token", "show", &id], OK);
+    for words in ["ann", "ci", "active", "posts:*", "created by"] {
+        assert!(text.contains(words), "{words} in {text}");
+    }
+    assert!(!text.contains(&token[9..]) && !text.contains("revoked"), "{text}");
+    assert_eq!(json_of(&url, &["token", "show", &id], OK)["user_id"], json!("ann"));
+    let unknown = uuid::Uuid::new_v4().to_string();
+    assert_eq!(json_of(&url, &["token", "show", &unknown], NO), Value::Null);
+
+    for (command, code_, status) in [
+        ("disable", OK, "DISABLED"),
+        ("disable", NO, "DISABLED"),
+        ("enable", OK, "VALID"),
+        ("enable", NO, "VALID"),
+    ] {
+        printed(&url, &["token", command, &id, "--reason=for now"], code_);
+        assert_eq!(code(&db.web, &token).await?, status, "{command}");
+    }
+
+    let derive = ["token", "derive", "--name=part", "--scope=posts:read", "--expires-in=1h", "--quiet"];
+    let output = fed(&url, &derive, token.as_bytes())?;
+    expect(&output, &derive, OK);
+    let child = String::from_utf8(output.stdout)?.trim_end().to_owned();
+    assert_eq!(common::Request::of(&child).requiring(&[Some("posts:read")]).code(&db.web).await?, "VALID");
+    assert_eq!(
+        common::Request::of(&child).requiring(&[Some("posts:write")]).code(&db.web).await?,
+        "INSUFFICIENT_SCOPE"
+    );
+
+    let rotated = json_of(&url, &["token", "rotate", &id, "--grace=1h"], OK);
+    let successor = rotated["token"].as_str().context("a token")?;
+    assert_eq!(
+        (code(&db.web, &token).await?, code(&db.web, successor).await?),
+        ("VALID".into(), "VALID".into())
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn scopes_are_listed_defined_and_dropped() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "catalogued").await?;
+    db.owner
+        .batch_execute("create role keeper login; select tollgate.grant_capability('keeper', 'admin')")
+        .await?;
+    let url = db.cluster.url("keeper", &db.name);
+    let defined = json_of(&url, &["scope", "define", "reports:read", "Read reports"], OK);
+    assert_eq!(defined, json!({"defined": "reports:read"}));
+    let listed = json_of(&url, &["scope", "list"], OK);
+    let listed = listed.as_array().context("scopes")?;
+    let ours = listed.iter().find(|scope| scope["name"] == "reports:read").context("the scope")?;
+    assert_eq!((&ours["description"], &ours["defined_by"]), (&json!("Read reports"), &json!("keeper")));
+    let text = printed(&url, &["scope", "list"], OK);
+    assert!(text.contains("DESCRIPTION") && text.contains("Read reports"), "{text}");
+    let names = printed(&url, &["scope", "list", "--quiet"], OK);
+    assert!(names.lines().any(|line| line == "reports:read"), "{names}");
+    assert_eq!(printed(&url, &["scope", "drop", "reports:read", "--quiet"], OK), "");
+    let complaint_ = complaint(&url, &["scope", "drop", "reports:read"], NO);
+    assert!(complaint_.contains("42704"), "{complaint_}");
+    Ok(())
+}
+
+/// What a command prints when its standard output is a terminal.
+fn on_a_terminal(url: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<String> {
+    use std::io::Read as _;
+    let terminal = nix::pty::openpty(None, None)?;
+    let mut command = Tollgated::command(url)?;
+    command.args(arguments).envs(environment.iter().copied());
+    command.stdin(Stdio::null()).stdout(terminal.slave).stderr(Stdio::null());
+    let mut child = command.spawn()?;
+    // The last holder of the other end, or reading would never end.
+    drop(command);
+    let mut text = Vec::new();
+    // Which it does with an error on Linux, when nobody holds it any more.
+    let _ = std::fs::File::from(terminal.master).read_to_end(&mut text);
+    ended(&mut child)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+#[tokio::test]
+async fn colours_and_lines_are_for_terminals_that_want_them() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "coloured").await?;
+    let url = url_of_manager(&db)?;
+    issue(&db.owner, "ann", &[]).await?;
+    let list = ["token", "list", "--user=ann"];
+    let coloured = on_a_terminal(&url, &list, &[("TERM", "xterm")])?;
+    assert!(coloured.contains("\u{1b}[") && coloured.contains('─'), "{coloured:?}");
+    for environment in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        let plain = on_a_terminal(&url, &list, &[("TERM", "xterm"), environment])?;
+        assert!(!plain.contains('\u{1b}') && plain.contains("active"), "{environment:?} {plain:?}");
+    }
+    assert!(!printed(&url, &list, OK).contains('\u{1b}'));
+    Ok(())
+}
+
+#[test]
+fn completions_and_the_manual_page_know_every_command() {
+    let manual = printed("", &["man"], OK);
+    for shell in ["bash", "zsh", "fish"] {
+        let script = printed("", &["completions", shell], OK);
+        for word in ["token", "import", "dry-run", "patience", "completions"] {
+            assert!(script.contains(word), "{word} for {shell}");
+        }
+    }
+    for word in [
+        "TOLLGATED RUN",
+        "TOLLGATED TOKEN IMPORT",
+        "TOLLGATED SCOPE DEFINE",
+        "SIGUSR1",
+        "token_hash",
+        "flush\\-interval",
+    ] {
+        assert!(manual.contains(word), "{word} in the manual page");
+    }
+    assert_eq!(manual.matches("\\-\\-database\\-url").count(), 2, "what all commands have stands there once");
+}
+
 // ---- Usage
 
 #[test]

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::shutdown::Shutdown;
 use crate::sql::Identity;
 use crate::tasks::{expire_tokens, flush_usage, heartbeat, publish_events, purge, seal_audit};
-use crate::{exit, listener};
+use crate::{exit, listener, systemd};
 
 /// A run has a few statements, each of which the server cuts at its statement_timeout. A run that takes longer than
 /// these together waits for a server that will never answer.
@@ -33,6 +33,7 @@ pub(super) async fn run(target: Target, options: RunOptions) -> Result<u8> {
 
     let limit = run_limit(&target);
     let every = |period| Schedule { period, limit };
+    let database_name = target.describe();
     let database = Database::new(target)?;
     let shutdown = Shutdown::default();
     let board = Board::default();
@@ -76,7 +77,10 @@ pub(super) async fn run(target: Target, options: RunOptions) -> Result<u8> {
         Signal::default(),
     );
 
+    // Until after the last flush, which may take its time but must not hang.
+    let _watchdog = systemd::ready(&format!("serving {database_name}"));
     signals.until_stop(&shutdown, &flush_now).await;
+    systemd::stopping();
     Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await)
 }
 
