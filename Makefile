@@ -61,7 +61,7 @@ CARGO_PGRX := $(DEV)/tools/bin/cargo-pgrx
 
 .PHONY: help
 help: ## list the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
 	@echo
 	@echo '  PG=18 (the default) or PG=15 or PG_CONFIG=/path/to/pg_config chooses the PostgreSQL.'
 
@@ -106,12 +106,20 @@ test-faults: toolchain binaries ## break servers, daemons and disks again and ag
 lint: toolchain ## formatting, clippy for every PostgreSQL, and the rules for our SQL
 	@tests/setup/lint.sh
 
-# ARGS passes options on, such as ARGS='--rounds 5 --no-pgbench'.
+# ARGS passes options on: ARGS=--list names the parts, ARGS='--only verify,flush --rounds 5' runs two of them.
 .PHONY: bench
-bench: toolchain ## compare verification with the query one would write by hand, on PostgreSQL 18 and 15 (or on one)
+bench: toolchain ## measure it beside what one would use instead, on PostgreSQL 18 and 15 (or on one)
 	@for pg in $(VERSIONS); do $(MAKE) --no-print-directory install PG=$$pg; done
-	@cargo build --release --package tollgate-tests --bin bench
-	@$(CARGO_TARGET_DIR)/release/bench $(foreach pg,$(VERSIONS),--pg-config $(PG$(pg))) $(ARGS)
+	@cargo build --release --package tollgated --package tollgate-tests --bin tollgated --bin bench
+	@mkdir -p $(DEV)/bin
+	@install -m 755 $(CARGO_TARGET_DIR)/release/tollgated $(DEV)/bin/tollgated-release
+	@TOLLGATE_TEST_TOLLGATED=$(DEV)/bin/tollgated-release RUST_LIB_BACKTRACE=0 $(CARGO_TARGET_DIR)/release/bench run \
+	    $(foreach pg,$(VERSIONS),--pg-config $(PG$(pg))) $(ARGS)
+
+.PHONY: bench-report
+bench-report: ## run make bench, and write the README's section on performance from what it printed
+	@$(MAKE) --no-print-directory bench ARGS='$(ARGS) --json $(DEV)/bench.json'
+	@$(CARGO_TARGET_DIR)/release/bench report --json $(DEV)/bench.json
 
 .PHONY: package
 package: ## make Debian packages, of the extension for PostgreSQL 15 and of the daemon, in .dev/package

@@ -63,7 +63,7 @@ pub enum Command {
     /// Examine the deployment, from versions to the notification queue, and print what mends each finding
     Check(CheckOptions),
     /// Carry the usage counted so far into the tables, once
-    Flush(OutputOptions),
+    Flush(FlushOptions),
     /// Record expiries and delete tokens that ended long ago, once and until done
     Cleanup(CleanupOptions),
     /// Create, list, verify, change, import and revoke tokens
@@ -122,6 +122,46 @@ impl ConnectionOptions {
         at_most("--statement-timeout", self.statement_timeout, Duration::from_hours(24))?;
         Target::parse(url, application, self.statement_timeout)
     }
+
+    /// The standbys to connect to, with the same settings.
+    pub fn standbys(&self, options: &StandbyOptions, application: &str) -> Result<Vec<Target>> {
+        let mut targets: Vec<Target> = Vec::new();
+        for url in options.urls() {
+            let target = Target::parse(&url, application, self.statement_timeout)?;
+            if targets.iter().any(|other| other.describe() == target.describe()) {
+                return Err(Error::usage(format!("--standby names {} twice", target.describe()))
+                    .with_remedy("name each standby once"));
+            }
+            targets.push(target);
+        }
+        Ok(targets)
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct StandbyOptions {
+    /// A hot standby on which tokens are verified too, for its usage to be carried to the primary: a connection string
+    /// as for --database-url. Repeat it, or separate several URLs by spaces
+    #[arg(
+        long = "standby",
+        value_name = "URL",
+        env = "TOLLGATED_STANDBY",
+        hide_env_values = true,
+        value_parser = Secret::parse
+    )]
+    standbys: Vec<Secret>,
+}
+
+impl StandbyOptions {
+    /// One connection string each. The form `host=… dbname=…` has spaces of its own.
+    fn urls(&self) -> impl Iterator<Item = Secret> {
+        self.standbys.iter().flat_map(|text| {
+            let text = text.expose().trim();
+            let urls: Vec<&str> =
+                if text.contains("://") { text.split_whitespace().collect() } else { vec![text] };
+            urls.into_iter().filter(|url| !url.is_empty()).map(Secret::new).collect::<Vec<_>>()
+        })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -165,6 +205,8 @@ pub struct CheckOptions {
     pub strict: bool,
 
     #[command(flatten)]
+    pub standby: StandbyOptions,
+    #[command(flatten)]
     pub output: OutputOptions,
 }
 
@@ -172,6 +214,14 @@ impl CheckOptions {
     pub fn validate(&self) -> Result<()> {
         at_most("--patience", self.patience, Duration::from_hours(24 * 365))
     }
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct FlushOptions {
+    #[command(flatten)]
+    pub standby: StandbyOptions,
+    #[command(flatten)]
+    pub output: OutputOptions,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -193,12 +243,24 @@ pub struct RetentionOptions {
         value_parser = humantime::parse_duration
     )]
     pub retention: Duration,
+
+    /// How long the usage of each hour is kept; the totals stay for as long as the token
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "TOLLGATED_USAGE_RETENTION",
+        default_value = "90days",
+        value_parser = humantime::parse_duration
+    )]
+    pub usage_retention: Duration,
 }
 
 impl RetentionOptions {
     fn validate(&self) -> Result<()> {
         // What PostgreSQL's timestamps can still be reckoned with.
-        at_most("--retention", self.retention, Duration::from_hours(24 * 36_525))
+        let longest = Duration::from_hours(24 * 36_525);
+        at_most("--retention", self.retention, longest)?;
+        at_most("--usage-retention", self.usage_retention, longest)
     }
 }
 
@@ -208,6 +270,9 @@ pub struct RunOptions {
     #[arg(long, value_name = "TIME", env = "TOLLGATED_FLUSH_INTERVAL", default_value = "5s",
         value_parser = humantime::parse_duration)]
     pub flush_interval: Duration,
+
+    #[command(flatten)]
+    pub standby: StandbyOptions,
 
     /// How often expiries are recorded; tokens past their time are refused without it
     #[arg(long, value_name = "TIME", env = "TOLLGATED_EXPIRE_INTERVAL", default_value = "5s",
@@ -391,6 +456,8 @@ mod tests {
         assert_eq!(options.publish_interval, Duration::from_secs(1));
         assert_eq!(options.seal_interval, Duration::from_secs(60));
         assert_eq!(options.retention.retention, Duration::from_hours(30 * 24));
+        assert_eq!(options.retention.usage_retention, Duration::from_hours(90 * 24));
+        assert_eq!(options.standby.urls().count(), 0);
         assert_eq!(options.subscription, "log");
         assert_eq!(options.batch.batch_size, 1000);
         assert!(options.validate().is_ok());
@@ -403,6 +470,7 @@ mod tests {
             (["--purge-interval", "2days"], ["--purge-interval", "at most 1day"]),
             (["--shutdown-grace", "0s"], ["--shutdown-grace", "at least 100ms"]),
             (["--retention", "200years"], ["--retention", "at most"]),
+            (["--usage-retention", "200years"], ["--usage-retention", "at most"]),
             (["--subscription", ""], ["--subscription", "1 to 100 characters"]),
         ] {
             let error = run(&arguments).validate().unwrap_err();
@@ -451,5 +519,24 @@ mod tests {
             assert_eq!(error.kind(), Kind::Usage);
             assert!(error.report().contains("DATABASE_URL"));
         }
+    }
+
+    #[test]
+    fn standbys_are_repeated_or_separated_by_spaces_and_each_is_named_once() {
+        let found = |arguments: &[&str]| {
+            let options =
+                ConnectionOptions { database_url: None, statement_timeout: Duration::from_secs(60) };
+            let targets = options.standbys(&run(arguments).standby, "tollgated test");
+            targets.map(|targets| targets.iter().map(Target::describe).collect::<Vec<_>>())
+        };
+        let expected = ["ann@one:5432/app", "ann@two:5433/app"];
+        let (one, two) = ("postgresql://ann@one/app", "postgres://ann@two:5433/app");
+        assert_eq!(found(&["--standby", one, "--standby", two]).unwrap(), expected);
+        assert_eq!(found(&["--standby", &format!(" {one}\n{two} ")]).unwrap(), expected);
+        assert_eq!(found(&["--standby", "host=one user=ann dbname=app"]).unwrap(), expected[..1]);
+        assert!(found(&["--standby", ""]).unwrap().is_empty());
+        assert_eq!(found(&["--standby", one, "--standby", one]).unwrap_err().kind(), Kind::Usage);
+        let secret = run(&["--standby", "postgresql://u:hunter2@h/d"]);
+        assert!(!format!("{secret:?}").contains("hunter2"));
     }
 }

@@ -18,7 +18,7 @@ use crate::error::{Doing as _, Error, Result};
 pub const CHANNEL: &str = "tollgate_events";
 
 /// The functions that the daemon calls, each of which its role must be allowed to execute.
-pub const OPERATOR_FUNCTIONS: [&str; 13] = [
+pub const OPERATOR_FUNCTIONS: [&str; 16] = [
     "ack_usage",
     "advance_subscription",
     "apply_usage",
@@ -28,10 +28,13 @@ pub const OPERATOR_FUNCTIONS: [&str; 13] = [
     "expire_tokens",
     "open_subscription",
     "purge_tokens",
+    "purge_usage",
     "read_events",
     "report_daemon",
     "seal_audit_log",
     "stats",
+    "usage_applied",
+    "usage_pressure",
 ];
 
 /// What one token was used in one generation of counters: `tollgate.usage_row`.
@@ -103,9 +106,39 @@ pub async fn apply_usage(client: &impl GenericClient, generation: &Generation) -
     .await
 }
 
+/// Whether the database, of which this server may be a standby, has these counters.
+pub async fn usage_applied(client: &impl GenericClient, generation: &Generation) -> Result<bool> {
+    one(
+        client,
+        "ask whether usage was applied",
+        "select tollgate.usage_applied($1, $2, $3)",
+        &[&generation.node, &generation.boot, &generation.number],
+    )
+    .await
+}
+
 /// Lets the server forget the counters; only once [`apply_usage`] has committed.
 pub async fn ack_usage(client: &impl GenericClient, generation: i64) -> Result<bool> {
     one(client, "acknowledge usage", "select tollgate.ack_usage($1)", &[&generation]).await
+}
+
+/// How near the server is to having no room for counters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pressure {
+    /// Which part of the room holds counters that are not flushed, from 0 to 1.
+    pub pressure: f64,
+    /// Uses that found no room since the server started, in all its databases.
+    pub overflowed: u64,
+}
+
+pub async fn usage_pressure(client: &impl GenericClient) -> Result<Pressure> {
+    const DOING: &str = "read how full the table of counters is";
+    let row = client
+        .query_one("select pressure, overflowed from tollgate.usage_pressure()", &[])
+        .await
+        .doing(DOING)?;
+    let overflowed = unsigned("usage_pressure", row.try_get(1).doing(DOING)?)?;
+    Ok(Pressure { pressure: row.try_get(0).doing(DOING)?, overflowed })
 }
 
 /// Records up to `batch_size` expiries and says how many.
@@ -128,6 +161,22 @@ pub async fn purge_tokens(
     )
     .await?;
     unsigned("purge_tokens", count)
+}
+
+/// Deletes up to `batch_size` hours of tokens that are longer ago than the retention, and says how many.
+pub async fn purge_usage(
+    client: &impl GenericClient,
+    retention: std::time::Duration,
+    batch_size: i32,
+) -> Result<u64> {
+    let count = one(
+        client,
+        "delete old hours of usage",
+        "select tollgate.purge_usage(make_interval(secs => $1), $2)",
+        &[&retention.as_secs_f64(), &batch_size],
+    )
+    .await?;
+    unsigned("purge_usage", count)
 }
 
 /// A place in the event log. What is in it is the server's business; we keep it and hand it back.

@@ -135,6 +135,11 @@ impl Error {
         .hint("Tollgate still verifies tokens here. Move databases to another server.")
     }
 
+    /// Of the file that carries counters over a restart: said in the server's log, for nobody else is there to hear it.
+    pub(crate) fn usage_file(message: impl Into<String>, detail: impl Into<String>, hint: &str) -> Self {
+        Error::new(PgSqlErrorCode::ERRCODE_IO_ERROR, message).detail(detail).hint(hint)
+    }
+
     pub(crate) fn out_of_memory(bytes: usize) -> Self {
         Error::new(PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY, "out of memory")
             .detail(format!("The counters to hand out take {bytes} bytes."))
@@ -157,6 +162,18 @@ impl Error {
 
     #[track_caller]
     pub(crate) fn raise(self) -> ! {
+        self.report(PgLogLevel::ERROR);
+        unreachable!("an ERROR does not return")
+    }
+
+    /// To the server's log.
+    #[track_caller]
+    pub(crate) fn log(self) {
+        self.report(PgLogLevel::LOG);
+    }
+
+    #[track_caller]
+    fn report(self, level: PgLogLevel) {
         let mut report = ErrorReport::new(self.sqlstate, self.message, "");
         if let Some(detail) = self.detail {
             report = report.set_detail(detail);
@@ -164,8 +181,7 @@ impl Error {
         if let Some(hint) = self.hint {
             report = report.set_hint(hint);
         }
-        report.report(PgLogLevel::ERROR);
-        unreachable!("an ERROR does not return")
+        report.report(level);
     }
 }
 

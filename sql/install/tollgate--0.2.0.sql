@@ -7,7 +7,7 @@ The ordering of items is not stable, it is driven by a dependency graph.
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:44
+-- extension/src/lib.rs:45
 -- bootstrap
 -- The schema, and what must be true of a database before Tollgate may live in it.
 
@@ -43,7 +43,7 @@ COMMENT ON FUNCTION tollgate.quote_redacted(text) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:45
+-- extension/src/lib.rs:46
 -- requires:
 --   install
 
@@ -159,7 +159,7 @@ COMMENT ON FUNCTION tollgate.final_place() IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:46
+-- extension/src/lib.rs:47
 -- requires:
 --   epochs
 
@@ -231,7 +231,7 @@ COMMENT ON FUNCTION tollgate.notify_token_event(text, uuid, text, text, bigint) 
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:47
+-- extension/src/lib.rs:48
 -- requires:
 --   audit
 
@@ -472,7 +472,7 @@ COMMENT ON FUNCTION tollgate.drop_subscription(text) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:48
+-- extension/src/lib.rs:49
 -- requires:
 --   events
 
@@ -808,7 +808,7 @@ COMMENT ON FUNCTION tollgate.purge_audit_log(timestamptz, integer) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:49
+-- extension/src/lib.rs:50
 -- requires:
 --   seals
 
@@ -886,7 +886,7 @@ COMMENT ON TYPE tollgate.verification IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:50
+-- extension/src/lib.rs:51
 -- requires:
 --   tokens
 
@@ -1015,7 +1015,7 @@ COMMENT ON FUNCTION tollgate.list_scopes() IS 'The catalogue of scopes, by name'
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:51
+-- extension/src/lib.rs:52
 -- requires:
 --   scopes
 
@@ -1026,11 +1026,29 @@ CREATE TABLE tollgate.token_usage (
     use_count    bigint NOT NULL CHECK (use_count >= 0),
     denied_count bigint NOT NULL CHECK (denied_count >= 0),
     last_used_at timestamptz,
-    last_used_ip inet
-) WITH (fillfactor = 70);
+    last_used_ip inet,
+    hour         timestamptz,
+    hour_used    bigint NOT NULL DEFAULT 0,
+    hour_denied  bigint NOT NULL DEFAULT 0
+) WITH (fillfactor = 50);
 COMMENT ON TABLE tollgate.token_usage IS
-    'Uses and denials per token as of the last flush. No foreign key: its check would lock, and so write, the row of the token';
+    'Uses and denials per token as of the last flush. No foreign key: its check would lock, and so write, the row of the token. Half of each page is free, so that a flush of every token finds room beside the old rows';
+COMMENT ON COLUMN tollgate.token_usage.hour IS 'The latest hour with a use or denial; when a later one begins, its counts move to usage_hourly';
+COMMENT ON COLUMN tollgate.token_usage.hour_used IS 'The part of use_count that fell into that hour';
+COMMENT ON COLUMN tollgate.token_usage.hour_denied IS 'The part of denied_count that fell into that hour';
 SELECT pg_extension_config_dump('tollgate.token_usage', '');
+
+CREATE TABLE tollgate.usage_hourly (
+    token_id uuid        NOT NULL,
+    hour     timestamptz NOT NULL,
+    used     bigint      NOT NULL CHECK (used >= 0),
+    denied   bigint      NOT NULL CHECK (denied >= 0),
+    PRIMARY KEY (token_id, hour)
+);
+COMMENT ON TABLE tollgate.usage_hourly IS
+    'Uses and denials per token and hour, all but the latest hour of each token, which is in token_usage: so a flush writes one row a token, and a second one once an hour';
+CREATE INDEX usage_hourly_hour ON tollgate.usage_hourly (hour);
+SELECT pg_extension_config_dump('tollgate.usage_hourly', '');
 
 CREATE TABLE tollgate.usage_flushes (
     node       text        NOT NULL,
@@ -1060,16 +1078,26 @@ CREATE FUNCTION tollgate.drain_usage() RETURNS TABLE (
 COMMENT ON FUNCTION tollgate.drain_usage() IS
     'Closes this database''s counters and hands them out: the same uses and denials again until ack_usage; no rows when there is nothing. Writes nothing, so it works on a standby';
 
+-- The joins are pinned, so that the time a flush takes depends on its own size and not on that of the tables, whatever the
+-- statistics say. Rows go in the order of their ids, neighbours to the same pages.
 CREATE FUNCTION tollgate.apply_usage(node text, boot uuid, generation bigint, rows tollgate.usage_row[]) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
+    SET work_mem = '64MB'
 AS $$
+DECLARE
+    is_whole boolean;
 BEGIN
     IF $1 IS NULL OR $2 IS NULL OR $3 IS NULL OR $4 IS NULL THEN
         RAISE EXCEPTION 'apply_usage takes no NULL'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: node, boot, generation, rows.',
                   HINT = 'Pass on what drain_usage() returned.';
     END IF;
+    -- One flush at a time, whichever server it is from: what is read below is still so when it is written, and nobody
+    -- deadlocks.
+    LOCK TABLE tollgate.usage_flushes IN SHARE ROW EXCLUSIVE MODE;
     INSERT INTO tollgate.usage_flushes AS f (node, boot, generation) VALUES ($1, $2, $3)
         ON CONFLICT ON CONSTRAINT usage_flushes_pkey
         DO UPDATE SET generation = excluded.generation, flushes = f.flushes + 1, applied_at = now()
@@ -1077,33 +1105,102 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    -- Sorted, so that two flushes that touch the same tokens cannot deadlock.
-    INSERT INTO tollgate.token_usage AS u (token_id, use_count, denied_count, last_used_at, last_used_ip)
-        SELECT r.token_id, r.uses, r.denials, r.last_used_at, r.last_used_ip
-        FROM unnest($4) r
-        WHERE EXISTS (SELECT FROM tollgate.api_tokens t WHERE t.id = r.token_id)
-        ORDER BY r.token_id
-        ON CONFLICT ON CONSTRAINT token_usage_pkey DO UPDATE SET
-            use_count = u.use_count + excluded.use_count,
-            denied_count = u.denied_count + excluded.denied_count,
-            last_used_at = greatest(u.last_used_at, excluded.last_used_at),
-            last_used_ip = CASE WHEN excluded.last_used_at >= coalesce(u.last_used_at, '-infinity')
-                                THEN excluded.last_used_ip ELSE u.last_used_ip END;
+    WITH counted AS MATERIALIZED (
+        -- Counters know no hours: all of a generation belongs to that of the last use, or of the flush if there was none. A
+        -- clock of another server that is ahead must not open an hour before its time.
+        SELECT r.token_id, r.uses, r.denials, r.last_used_at, r.last_used_ip,
+               date_bin('1 hour', least(r.last_used_at, now()), timestamptz 'epoch') AS hour,
+               u.ctid AS place, u.use_count, u.denied_count, u.last_used_at AS known_at, u.last_used_ip AS known_ip,
+               u.hour AS known_hour, u.hour_used, u.hour_denied
+        FROM (SELECT * FROM unnest($4) r ORDER BY r.token_id) r LEFT JOIN tollgate.token_usage u ON u.token_id = r.token_id
+    ), added AS (
+        INSERT INTO tollgate.token_usage
+                (token_id, use_count, denied_count, last_used_at, last_used_ip, hour, hour_used, hour_denied)
+            SELECT c.token_id, c.uses, c.denials, c.last_used_at, c.last_used_ip, c.hour, c.uses, c.denials
+            FROM counted c
+            WHERE c.place IS NULL AND EXISTS (SELECT FROM tollgate.api_tokens t WHERE t.id = c.token_id)
+    ), finished AS (
+        -- The earlier of two hours. That is the new one if the use came by way of a server that is flushed less often.
+        INSERT INTO tollgate.usage_hourly AS h (token_id, hour, used, denied)
+            SELECT c.token_id, least(c.hour, c.known_hour),
+                   CASE WHEN c.hour < c.known_hour THEN c.uses ELSE c.hour_used END,
+                   CASE WHEN c.hour < c.known_hour THEN c.denials ELSE c.hour_denied END
+            FROM counted c
+            WHERE c.hour <> c.known_hour
+            ON CONFLICT ON CONSTRAINT usage_hourly_pkey
+            DO UPDATE SET used = h.used + excluded.used, denied = h.denied + excluded.denied
+    ), added_to AS (
+        UPDATE tollgate.token_usage u SET
+                use_count = c.use_count + c.uses,
+                denied_count = c.denied_count + c.denials,
+                last_used_at = greatest(c.known_at, c.last_used_at),
+                last_used_ip = CASE WHEN c.last_used_at >= coalesce(c.known_at, '-infinity') THEN c.last_used_ip ELSE c.known_ip END,
+                hour = greatest(c.known_hour, c.hour),
+                hour_used = CASE WHEN c.hour = c.known_hour THEN c.hour_used + c.uses
+                                 WHEN c.hour < c.known_hour THEN c.hour_used ELSE c.uses END,
+                hour_denied = CASE WHEN c.hour = c.known_hour THEN c.hour_denied + c.denials
+                                   WHEN c.hour < c.known_hour THEN c.hour_denied ELSE c.denials END
+            FROM counted c WHERE u.ctid = c.place
+            RETURNING 1
+    )
+    SELECT (SELECT count(*) FROM added_to) = (SELECT count(c.place) FROM counted c) INTO is_whole;
+    IF NOT is_whole THEN
+        RAISE EXCEPTION 'apply_usage takes each token once'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: rows, in which a token occurs twice.',
+                  HINT = 'Pass on what drain_usage() returned.';
+    END IF;
     RETURN true;
 END
 $$;
 COMMENT ON FUNCTION tollgate.apply_usage(text, uuid, bigint, tollgate.usage_row[]) IS
-    'Adds drained counters to token_usage, once: true when done now, false when this generation had been applied before';
+    'Adds drained counters to token_usage and usage_hourly, once: true when done now, false when this generation had been applied before';
+
+CREATE FUNCTION tollgate.usage_applied(node text, boot uuid, generation bigint) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT EXISTS (SELECT FROM tollgate.usage_flushes f WHERE f.node = $1 AND f.boot = $2 AND f.generation >= $3);
+END;
+COMMENT ON FUNCTION tollgate.usage_applied(text, uuid, bigint) IS
+    'Whether this server''s copy of the database has these counters. To be asked of a standby before ack_usage there: promoted before it has them, it would lack them for good';
 
 CREATE FUNCTION tollgate.ack_usage(generation bigint) RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE STRICT
     AS 'MODULE_PATHNAME', 'ack_usage';
 COMMENT ON FUNCTION tollgate.ack_usage(bigint) IS
     'Frees a drained generation. Only after the transaction of apply_usage has committed; false when it is not the one handed out';
+
+CREATE FUNCTION tollgate.token_activity(token_id uuid, since timestamptz DEFAULT NULL)
+    RETURNS TABLE (hour timestamptz, used bigint, denied bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER ROWS 200
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    WITH counted AS (
+        SELECT h.hour, h.used, h.denied FROM tollgate.usage_hourly h WHERE h.token_id = $1
+        UNION ALL
+        SELECT u.hour, u.hour_used, u.hour_denied FROM tollgate.token_usage u WHERE u.token_id = $1 AND u.hour IS NOT NULL
+    ), span AS (
+        SELECT date_bin('1 hour', greatest($2, least(t.created_at, (SELECT min(c.hour) FROM counted c))), timestamptz 'epoch') AS first_hour,
+               greatest(date_bin('1 hour', now(), timestamptz 'epoch'), (SELECT max(c.hour) FROM counted c)) AS last_hour
+        FROM tollgate.api_tokens t WHERE t.id = $1
+    )
+    SELECT s.hour, coalesce(c.used, 0), coalesce(c.denied, 0)
+        FROM span, LATERAL generate_series(span.first_hour, span.last_hour, interval '1 hour') s (hour)
+        LEFT JOIN counted c ON c.hour = s.hour
+        ORDER BY s.hour;
+END;
+COMMENT ON FUNCTION tollgate.token_activity(uuid, timestamptz) IS
+    'Uses and denials of a token for each hour (of UTC) since a time or its creation, as of the last flush; also the hours without any, so that a chart needs no filling in. No rows for an unknown token';
+
+CREATE FUNCTION tollgate.usage_pressure() RETURNS TABLE (pressure double precision, overflowed bigint)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'usage_pressure_wrapper';
+COMMENT ON FUNCTION tollgate.usage_pressure() IS
+    'How much of the server''s room for counters is taken by what is not flushed, from 0 to 1, and how many uses found no room since it started: cheap, to be asked many times a second';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:52
+-- extension/src/lib.rs:53
 -- requires:
 --   usage
 
@@ -1177,7 +1274,7 @@ COMMENT ON FUNCTION tollgate.current_scopes() IS 'Scopes of the authenticated to
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:53
+-- extension/src/lib.rs:54
 -- requires:
 --   verify
 
@@ -1255,7 +1352,7 @@ COMMENT ON FUNCTION tollgate.list_api_tokens(text) IS 'The tokens of a user, old
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:54
+-- extension/src/lib.rs:55
 -- requires:
 --   issue
 
@@ -1467,7 +1564,7 @@ COMMENT ON FUNCTION tollgate.notify_family_event(text, uuid, text, text, bigint)
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:55
+-- extension/src/lib.rs:56
 -- requires:
 --   families
 
@@ -1759,7 +1856,7 @@ COMMENT ON FUNCTION tollgate.set_api_token_enabled(uuid, boolean, text) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:56
+-- extension/src/lib.rs:57
 -- requires:
 --   lifecycle
 
@@ -1888,7 +1985,7 @@ COMMENT ON FUNCTION tollgate.revoke_presented_token(text, text) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:57
+-- extension/src/lib.rs:58
 -- requires:
 --   revoke
 
@@ -2037,7 +2134,7 @@ COMMENT ON FUNCTION tollgate.revoke_departed_users() IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:58
+-- extension/src/lib.rs:59
 -- requires:
 --   users_table
 
@@ -2056,6 +2153,20 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.check_batch_size(integer) IS 'Raises 22023 unless a batch size is sensible. Internal.';
+
+CREATE FUNCTION tollgate.check_retention(retention interval) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '1000 years' THEN
+        RAISE EXCEPTION 'a retention is from nothing to 1000 years'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', coalesce($1::text, 'NULL')),
+                  HINT = 'Give how long what is over is kept, such as interval ''30 days''.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.check_retention(interval) IS 'Raises 22023 unless a retention is sensible. Internal.';
 
 CREATE FUNCTION tollgate.expire_tokens(batch_size integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -2100,11 +2211,7 @@ DECLARE
     affected bigint;
 BEGIN
     PERFORM tollgate.check_batch_size($2);
-    IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '1000 years' THEN
-        RAISE EXCEPTION 'a retention is from nothing to 1000 years'
-            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', coalesce($1::text, 'NULL')),
-                  HINT = 'Give how long tokens that have ended are kept, such as interval ''30 days''.';
-    END IF;
+    PERFORM tollgate.check_retention($1);
     -- Waits for flushes under way, which would else bring usage of a token that is gone; those to come wait for this batch.
     LOCK TABLE tollgate.usage_flushes IN SHARE MODE;
     -- A token whose expiry is not recorded yet stays, or its event would be lost; and so do its ancestors, without which
@@ -2119,6 +2226,8 @@ BEGIN
             RETURNING t.id, t.user_id, least(t.revoked_at, t.expires_at) AS ended_at
     ), forgotten AS (
         DELETE FROM tollgate.token_usage u USING purged p WHERE u.token_id = p.id
+    ), forgotten_hours AS (
+        DELETE FROM tollgate.usage_hourly h USING purged p WHERE h.token_id = p.id
     ), logged AS (
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
             SELECT 'token.purged', p.id, p.user_id, jsonb_build_object('ended_at', p.ended_at) FROM purged p ORDER BY p.ended_at
@@ -2129,10 +2238,31 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.purge_tokens(interval, integer) IS
     'Deletes tokens that were revoked or expired longer ago than the retention, with their usage (event token.purged each), and says how many; derived tokens before those they were derived from';
+
+CREATE FUNCTION tollgate.purge_usage(retention interval DEFAULT '90 days', batch_size integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    affected bigint;
+BEGIN
+    PERFORM tollgate.check_batch_size($2);
+    PERFORM tollgate.check_retention($1);
+    DELETE FROM tollgate.usage_hourly h
+        WHERE h.ctid = ANY (ARRAY(
+            SELECT o.ctid FROM tollgate.usage_hourly o
+            WHERE o.hour < date_bin('1 hour', now() - $1, timestamptz 'epoch')
+            ORDER BY o.hour LIMIT $2 FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    RETURN affected;
+END
+$$;
+COMMENT ON FUNCTION tollgate.purge_usage(interval, integer) IS
+    'Deletes hours of usage_hourly that ended longer ago than the retention, and says how many rows; the totals of the tokens stay';
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:59
+-- extension/src/lib.rs:60
 -- requires:
 --   housekeeping
 
@@ -2220,7 +2350,7 @@ COMMENT ON FUNCTION tollgate.stats() IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:60
+-- extension/src/lib.rs:61
 -- requires:
 --   stats
 
@@ -2242,6 +2372,8 @@ CREATE FUNCTION tollgate.deployment_health(patience interval DEFAULT '5 minutes'
     RETURNS TABLE (aspect text, severity text, detail text, mend text)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER ROWS 10
     SET search_path = pg_catalog, pg_temp
+    -- Times are for people here, however the caller's session writes them.
+    SET intervalstyle = postgres
 AS $$
 DECLARE
     -- Where the clock stood when the others' transactions are measured, whenever this one began.
@@ -2432,7 +2564,7 @@ COMMENT ON FUNCTION tollgate.deployment_health(interval) IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:61
+-- extension/src/lib.rs:62
 -- requires:
 --   health
 
@@ -2471,6 +2603,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'revoke_presented_token(text, text)',                    'issuer'),
         ('FUNCTION', 'rotate_api_token(uuid, interval)',                      'issuer'),
         ('FUNCTION', 'set_api_token_enabled(uuid, boolean, text)',            'issuer'),
+        ('FUNCTION', 'token_activity(uuid, timestamptz)',                     'issuer'),
         ('TYPE',     'issued_token',                                          'issuer'),
 
         -- Manages what the others work with, and sees how it fares.
@@ -2502,10 +2635,13 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'expire_tokens(integer)',                                'operator'),
         ('FUNCTION', 'open_subscription(text)',                               'operator'),
         ('FUNCTION', 'purge_tokens(interval, integer)',                       'operator'),
+        ('FUNCTION', 'purge_usage(interval, integer)',                        'operator'),
         ('FUNCTION', 'read_events(uuid, bigint, bigint[], integer)',          'operator'),
         ('FUNCTION', 'report_daemon(uuid, text, integer, text, timestamptz, jsonb)', 'operator'),
         ('FUNCTION', 'seal_audit_log(integer)',                               'operator'),
         ('FUNCTION', 'stats()',                                               'operator'),
+        ('FUNCTION', 'usage_applied(text, uuid, bigint)',                     'operator'),
+        ('FUNCTION', 'usage_pressure()',                                      'operator'),
         ('TYPE',     'event_batch',                                           'operator'),
         ('TYPE',     'event_cursor',                                          'operator'),
         ('TYPE',     'usage_row',                                             'operator'),
@@ -2520,6 +2656,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'check_capability(regrole, text)',                       'nobody'),
         ('FUNCTION', 'check_event_count(integer)',                            'nobody'),
         ('FUNCTION', 'check_key_type(oid)',                                   'nobody'),
+        ('FUNCTION', 'check_retention(interval)',                             'nobody'),
         ('FUNCTION', 'check_snapshot(uuid, text[])',                          'nobody'),
         ('FUNCTION', 'check_token_fields(text[], text, text[], timestamptz, jsonb, cidr[], integer, interval)', 'nobody'),
         ('FUNCTION', 'check_within_parent(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
@@ -2639,7 +2776,7 @@ COMMENT ON VIEW tollgate.object_privileges IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:62
+-- extension/src/lib.rs:63
 -- requires:
 --   decisions
 
@@ -2926,7 +3063,13 @@ COMMENT ON VIEW tollgate.capability_grants IS
 /* </end connected objects> */
 
 /* <begin connected objects> */
--- extension/src/lib.rs:63
+-- extension/src/api/usage.rs:50
+-- tollgate::api::usage::usage_pressure
+-- Skipped due to `#[pgrx(sql = false)]`
+/* </end connected objects> */
+
+/* <begin connected objects> */
+-- extension/src/lib.rs:64
 -- requires:
 --   capabilities
 

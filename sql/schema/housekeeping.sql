@@ -14,6 +14,20 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.check_batch_size(integer) IS 'Raises 22023 unless a batch size is sensible. Internal.';
 
+CREATE FUNCTION tollgate.check_retention(retention interval) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '1000 years' THEN
+        RAISE EXCEPTION 'a retention is from nothing to 1000 years'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', coalesce($1::text, 'NULL')),
+                  HINT = 'Give how long what is over is kept, such as interval ''30 days''.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.check_retention(interval) IS 'Raises 22023 unless a retention is sensible. Internal.';
+
 CREATE FUNCTION tollgate.expire_tokens(batch_size integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -57,11 +71,7 @@ DECLARE
     affected bigint;
 BEGIN
     PERFORM tollgate.check_batch_size($2);
-    IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '1000 years' THEN
-        RAISE EXCEPTION 'a retention is from nothing to 1000 years'
-            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', coalesce($1::text, 'NULL')),
-                  HINT = 'Give how long tokens that have ended are kept, such as interval ''30 days''.';
-    END IF;
+    PERFORM tollgate.check_retention($1);
     -- Waits for flushes under way, which would else bring usage of a token that is gone; those to come wait for this batch.
     LOCK TABLE tollgate.usage_flushes IN SHARE MODE;
     -- A token whose expiry is not recorded yet stays, or its event would be lost; and so do its ancestors, without which
@@ -76,6 +86,8 @@ BEGIN
             RETURNING t.id, t.user_id, least(t.revoked_at, t.expires_at) AS ended_at
     ), forgotten AS (
         DELETE FROM tollgate.token_usage u USING purged p WHERE u.token_id = p.id
+    ), forgotten_hours AS (
+        DELETE FROM tollgate.usage_hourly h USING purged p WHERE h.token_id = p.id
     ), logged AS (
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
             SELECT 'token.purged', p.id, p.user_id, jsonb_build_object('ended_at', p.ended_at) FROM purged p ORDER BY p.ended_at
@@ -86,3 +98,24 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.purge_tokens(interval, integer) IS
     'Deletes tokens that were revoked or expired longer ago than the retention, with their usage (event token.purged each), and says how many; derived tokens before those they were derived from';
+
+CREATE FUNCTION tollgate.purge_usage(retention interval DEFAULT '90 days', batch_size integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    affected bigint;
+BEGIN
+    PERFORM tollgate.check_batch_size($2);
+    PERFORM tollgate.check_retention($1);
+    DELETE FROM tollgate.usage_hourly h
+        WHERE h.ctid = ANY (ARRAY(
+            SELECT o.ctid FROM tollgate.usage_hourly o
+            WHERE o.hour < date_bin('1 hour', now() - $1, timestamptz 'epoch')
+            ORDER BY o.hour LIMIT $2 FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    RETURN affected;
+END
+$$;
+COMMENT ON FUNCTION tollgate.purge_usage(interval, integer) IS
+    'Deletes hours of usage_hourly that ended longer ago than the retention, and says how many rows; the totals of the tokens stay';

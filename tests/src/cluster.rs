@@ -38,6 +38,7 @@ pub struct Builder {
     extension: bool,
     own_identity: bool,
     settings: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
     install: Option<Install>,
     within: Option<PathBuf>,
 }
@@ -69,6 +70,13 @@ impl Builder {
     #[must_use]
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A variable of the server's environment.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -129,6 +137,7 @@ impl Builder {
         for (name, value) in self.settings {
             cluster.server.set(&name, value);
         }
+        cluster.server.environment.extend(self.environment);
         cluster.server.start()?;
         if self.extension {
             cluster.execute(DATABASE, "create extension tollgate")?;
@@ -158,6 +167,7 @@ impl Cluster {
             extension: true,
             own_identity: false,
             settings: Vec::new(),
+            environment: Vec::new(),
             install: None,
             within: None,
         }

@@ -51,6 +51,8 @@ pub struct Server {
     pub sockets: PathBuf,
     pub port: u16,
     pub settings: BTreeMap<String, String>,
+    /// Added to the server's environment.
+    pub environment: BTreeMap<String, String>,
     /// Set when this process started the server and so must reap it.
     child: Option<Child>,
 }
@@ -65,7 +67,17 @@ impl Server {
         sockets: PathBuf,
         port: u16,
     ) -> Self {
-        Self { install, account, data, log, sockets, port, settings: BTreeMap::new(), child: None }
+        Self {
+            install,
+            account,
+            data,
+            log,
+            sockets,
+            port,
+            settings: BTreeMap::new(),
+            environment: BTreeMap::new(),
+            child: None,
+        }
     }
 
     /// Whether a Unix socket in `directory` has a path that the operating system takes.
@@ -180,7 +192,7 @@ impl Server {
             .with_context(|| format!("cannot open {}", self.log.display()))?;
         let mut command = self.account.command(self.install.program("postgres"));
         command.arg("-D").arg(&self.data).current_dir(&self.data);
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).envs(&self.environment);
         // Ctrl-C in the terminal is for the caller, not for a server that outlives it.
         command.process_group(0);
         let child = command.spawn().with_context(|| format!("cannot run {:?}", command.get_program()))?;

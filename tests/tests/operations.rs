@@ -23,6 +23,7 @@ const STATE: &str = "
     select jsonb_build_object(
         'tokens', (select jsonb_agg(to_jsonb(t) order by t.id) from tollgate.api_tokens t),
         'usage', (select jsonb_agg(to_jsonb(u) order by u.token_id) from tollgate.token_usage u),
+        'hours', (select jsonb_agg(to_jsonb(h) order by h.token_id, h.hour) from tollgate.usage_hourly h),
         'scopes', (select jsonb_agg(to_jsonb(s) order by s.name) from tollgate.scopes s),
         'audit', (select jsonb_agg(to_jsonb(a) order by a.id) from tollgate.audit_log a),
         'seals', (select jsonb_agg(to_jsonb(s) order by s.seal) from tollgate.audit_seals s),

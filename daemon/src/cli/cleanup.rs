@@ -24,12 +24,20 @@ pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u
         sql::purge_tokens(session_client(&session), options.retention.retention, batch_size)
     })
     .await?;
+    progress.set_position(0);
+    progress.set_message("deleting old hours of usage");
+    let hours = until_done(&progress, batch_size, || {
+        sql::purge_usage(session_client(&session), options.retention.usage_retention, batch_size)
+    })
+    .await?;
     progress.finish_and_clear();
 
     if options.output.json {
-        output::json(&json!({ "expired": expired, "purged": purged }))?;
+        output::json(&json!({ "expired": expired, "purged": purged, "purged_hours": hours }))?;
     } else if !options.output.quiet {
-        output::line(&format!("recorded {expired} expiries, deleted {purged} ended tokens"))?;
+        output::line(&format!(
+            "recorded {expired} expiries, deleted {purged} ended tokens and {hours} old hours of usage"
+        ))?;
     }
     Ok(exit::OK)
 }

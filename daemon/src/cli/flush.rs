@@ -6,6 +6,7 @@ use super::progress;
 use crate::config::OutputOptions;
 use crate::db::Target;
 use crate::error::Result;
+use crate::tasks::flush_standby;
 use crate::tasks::flush_usage::{Round, flush as flush_round};
 use crate::{exit, output};
 
@@ -20,6 +21,8 @@ struct Totals {
     uses: i64,
     denials: i64,
     off: Option<String>,
+    /// Standbys that are too far behind to be told that theirs was carried.
+    lagging: Vec<String>,
 }
 
 impl Totals {
@@ -31,6 +34,7 @@ impl Totals {
                 self.off = Some(note);
                 false
             }
+            Round::NotReplayed => false,
             Round::Flushed { tokens, uses, denials, applied } => {
                 self.rounds += 1;
                 if applied {
@@ -44,7 +48,7 @@ impl Totals {
     }
 }
 
-pub(super) async fn flush(target: Target, output: &OutputOptions) -> Result<u8> {
+pub(super) async fn flush(target: Target, standbys: Vec<Target>, output: &OutputOptions) -> Result<u8> {
     let session = target.connect().await?;
     let mut totals = Totals::default();
     let progress = progress::bar("flushing usage of tokens", None, output.quiet || output.json);
@@ -55,6 +59,18 @@ pub(super) async fn flush(target: Target, output: &OutputOptions) -> Result<u8> 
         }
         progress.set_position(totals.tokens);
     }
+    for standby in standbys {
+        let source = standby.connect().await?;
+        for _ in 0..MOST_ROUNDS {
+            let round = flush_standby::flush(&source, async || Ok(&session)).await?;
+            if round == Round::NotReplayed {
+                totals.lagging.push(standby.describe());
+            }
+            if !totals.add(round) {
+                break;
+            }
+        }
+    }
     progress.finish_and_clear();
     if output.json {
         output::json(&json!({
@@ -64,6 +80,7 @@ pub(super) async fn flush(target: Target, output: &OutputOptions) -> Result<u8> 
             "tokens": totals.tokens,
             "uses": totals.uses,
             "denials": totals.denials,
+            "lagging_standbys": totals.lagging,
         }))?;
     } else if !output.quiet || totals.off.is_some() {
         output::line(&match &totals.off {
@@ -73,6 +90,11 @@ pub(super) async fn flush(target: Target, output: &OutputOptions) -> Result<u8> 
                 totals.uses, totals.denials, totals.tokens, totals.rounds
             ),
         })?;
+        for standby in &totals.lagging {
+            output::line(&format!(
+                "{standby} is behind: its uses are in the tables, but it has not replayed that yet; flush it again to go on"
+            ))?;
+        }
     }
     Ok(if totals.off.is_none() { exit::OK } else { exit::NO })
 }
@@ -87,7 +109,7 @@ mod tests {
         assert!(totals.add(Round::Flushed { tokens: 2, uses: 10, denials: 1, applied: false }));
         assert!(totals.add(Round::Flushed { tokens: 3, uses: 20, denials: 4, applied: true }));
         assert!(!totals.add(Round::Empty));
-        assert_eq!(totals, Totals { rounds: 2, tokens: 3, uses: 20, denials: 4, off: None });
+        assert_eq!(totals, Totals { rounds: 2, tokens: 3, uses: 20, denials: 4, ..Totals::default() });
     }
 
     #[test]

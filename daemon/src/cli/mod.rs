@@ -14,7 +14,7 @@ mod token;
 
 use std::future::Future;
 
-use crate::config::{Cli, Command, ScopeCommand, TokenCommand};
+use crate::config::{Cli, Command, ScopeCommand, StandbyOptions, TokenCommand};
 use crate::error::{Error, Result};
 use crate::{exit, logging};
 
@@ -27,13 +27,24 @@ pub fn run(cli: Cli) -> Result<u8> {
     }
     let serves = matches!(cli.command, Command::Run(_));
     logging::start(&cli.logging, if serves { "info" } else { "warn" })?;
-    let target = cli.connection.target(&format!("tollgated {}", name(&cli.command)))?;
+    let application = format!("tollgated {}", name(&cli.command));
+    let target = cli.connection.target(&application)?;
+    let standbys = |options: &StandbyOptions| cli.connection.standbys(options, &application);
     match cli.command {
-        Command::Run(options) => block_on(run::run(target, options)),
+        Command::Run(options) => {
+            let standbys = standbys(&options.standby)?;
+            block_on(run::run(target, standbys, options))
+        }
         Command::Tail(options) => block_on(tail::tail(target, options)),
         Command::Status(output) => block_on(status::status(target, output.json)),
-        Command::Check(options) => block_on(check::check(target, options)),
-        Command::Flush(output) => block_on(flush::flush(target, &output)),
+        Command::Check(options) => {
+            let standbys = standbys(&options.standby)?;
+            block_on(check::check(target, standbys, options))
+        }
+        Command::Flush(options) => {
+            let standbys = standbys(&options.standby)?;
+            block_on(flush::flush(target, standbys, &options.output))
+        }
         Command::Cleanup(options) => block_on(cleanup::cleanup(target, options)),
         Command::Token(command) => block_on(token::token(target, command)),
         Command::Scope(command) => block_on(scope::scope(target, command)),

@@ -15,7 +15,9 @@ use crate::driver::{Board, Driver, Schedule, Signal};
 use crate::error::{Error, Result};
 use crate::shutdown::Shutdown;
 use crate::sql::Identity;
-use crate::tasks::{expire_tokens, flush_usage, heartbeat, publish_events, purge, seal_audit};
+use crate::tasks::{
+    expire_tokens, flush_standby, flush_usage, heartbeat, publish_events, purge, seal_audit, watch_usage,
+};
 use crate::{exit, listener, systemd};
 
 /// A run has a few statements, each of which the server cuts at its statement_timeout. A run that takes longer than
@@ -24,12 +26,12 @@ fn run_limit(target: &Target) -> Duration {
     target.statement_timeout() * 4 + Duration::from_secs(30)
 }
 
-pub(super) async fn run(target: Target, options: RunOptions) -> Result<u8> {
+pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptions) -> Result<u8> {
     options.validate()?;
     // Before anything is started, so that no signal finds the default handler in place.
     let mut signals = Signals::install()?;
     let _pid_file = options.pid_file.as_deref().map(PidFile::write).transpose()?;
-    announce(&target, &options);
+    announce(&target, &standbys, &options);
 
     let limit = run_limit(&target);
     let every = |period| Schedule { period, limit };
@@ -38,7 +40,7 @@ pub(super) async fn run(target: Target, options: RunOptions) -> Result<u8> {
     let shutdown = Shutdown::default();
     let board = Board::default();
     let driver = Driver::new(shutdown.clone(), board.clone(), options.shutdown_grace);
-    let flush_now = Signal::default();
+    let mut flush_now = vec![Signal::default()];
     let events_came = Signal::default();
     let batch_size = options.batch.batch_size;
 
@@ -49,7 +51,21 @@ pub(super) async fn run(target: Target, options: RunOptions) -> Result<u8> {
     driver.start(
         flush_usage::FlushUsage::new(database.clone()),
         every(options.flush_interval),
-        flush_now.clone(),
+        flush_now[0].clone(),
+    );
+    for standby in standbys {
+        let signal = Signal::default();
+        flush_now.push(signal.clone());
+        driver.start(
+            flush_standby::FlushStandby::new(database.clone(), standby)?,
+            every(options.flush_interval),
+            signal,
+        );
+    }
+    driver.start(
+        watch_usage::WatchUsage::new(database.clone(), flush_now[0].clone()),
+        every(watch_usage::PERIOD),
+        Signal::default(),
     );
     driver.start(
         publish_events::PublishEvents::new(database.clone(), options.subscription, batch_size),
@@ -62,7 +78,7 @@ pub(super) async fn run(target: Target, options: RunOptions) -> Result<u8> {
         Signal::default(),
     );
     driver.start(
-        purge::Purge::new(database.clone(), options.retention.retention, batch_size),
+        purge::Purge::new(database.clone(), options.retention, batch_size),
         every(options.purge_interval),
         Signal::default(),
     );
@@ -110,16 +126,18 @@ async fn stop(shutdown: &Shutdown, signals: &mut Signals, grace: Duration) -> u8
 }
 
 /// What this daemon is about to do, so that a log begins with the settings that explain the rest of it.
-fn announce(target: &Target, options: &RunOptions) {
+fn announce(target: &Target, standbys: &[Target], options: &RunOptions) {
     let time = |duration| humantime::format_duration(duration).to_string();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         pid = std::process::id(),
         database = target.describe(),
+        standbys = standbys.iter().map(Target::describe).collect::<Vec<_>>().join(" "),
         flush_interval = time(options.flush_interval),
         expire_interval = time(options.expire_interval),
         purge_interval = time(options.purge_interval),
         retention = time(options.retention.retention),
+        usage_retention = time(options.retention.usage_retention),
         publish_interval = time(options.publish_interval),
         seal_interval = time(options.seal_interval),
         subscription = options.subscription,
@@ -128,7 +146,8 @@ fn announce(target: &Target, options: &RunOptions) {
         shutdown_grace = time(options.shutdown_grace),
         "starting"
     );
-    let plaintext = target.plaintext_hosts();
+    let plaintext: Vec<&str> =
+        std::iter::once(target).chain(standbys).flat_map(Target::plaintext_hosts).collect();
     if !plaintext.is_empty() {
         tracing::warn!(
             "the connection to {} is not encrypted: this version of tollgated does not speak TLS",
@@ -166,12 +185,12 @@ impl Signals {
     }
 
     /// Serves signals until one asks to stop or something has failed.
-    async fn until_stop(&mut self, shutdown: &Shutdown, flush_now: &Signal) {
+    async fn until_stop(&mut self, shutdown: &Shutdown, flush_now: &[Signal]) {
         loop {
             tokio::select! {
                 _ = self.user1.recv() => {
                     tracing::info!(signal = "SIGUSR1", "flushing usage now");
-                    flush_now.wake();
+                    flush_now.iter().for_each(Signal::wake);
                 }
                 _ = self.terminate.recv() => {
                     tracing::info!(signal = "SIGTERM", "stopping");

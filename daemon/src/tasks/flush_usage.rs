@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::sql;
 
 /// Enough for a generation that was left behind, for what was counted since, and for a rival that flushes too.
-const LAST_ROUNDS: u32 = 4;
+pub(super) const LAST_ROUNDS: u32 = 4;
 
 #[derive(Debug)]
 pub struct FlushUsage {
@@ -33,6 +33,8 @@ pub enum Round {
         /// False: these counters had been added before and were merely not acknowledged.
         applied: bool,
     },
+    /// In the primary's tables, but not in the standby's copy of them yet, so that the standby keeps its counters.
+    NotReplayed,
 }
 
 impl FlushUsage {
@@ -53,6 +55,7 @@ impl Task for FlushUsage {
             Round::Off(note) => Report { note: Some(note), ..Report::default() },
             // A generation that was left behind stood before the one in which counting went on.
             Round::Flushed { tokens, applied, .. } => Report { items: tokens, more: !applied, note: None },
+            Round::NotReplayed => Report::default(),
         })
     }
 
@@ -63,7 +66,7 @@ impl Task for FlushUsage {
         for _ in 0..LAST_ROUNDS {
             match flush(&session).await.map_err(still_counted)? {
                 Round::Flushed { tokens, .. } => items += tokens,
-                Round::Empty => break,
+                Round::Empty | Round::NotReplayed => break,
                 Round::Off(_) => return Ok(None),
             }
         }
@@ -71,22 +74,42 @@ impl Task for FlushUsage {
     }
 }
 
-fn still_counted(error: Error) -> Error {
+pub(super) fn still_counted(error: Error) -> Error {
     error.with_detail("Nothing is lost: the server keeps counting, and the next flush carries it all.")
 }
 
 /// One round.
 pub async fn flush(session: &Session) -> Result<Round> {
-    let generation = match sql::drain_usage(&**session).await {
-        Ok(Some(generation)) => generation,
-        Ok(None) => return Ok(Round::Empty),
-        Err(error) if error.sqlstate() == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) => {
-            return Ok(Round::Off(metering_off(&error)));
-        }
-        Err(error) => return Err(error),
+    let generation = match drain(session).await? {
+        Drained::Some(generation) => generation,
+        Drained::Nothing(round) => return Ok(round),
     };
     // Outside a transaction block: it has committed when it returns.
     let applied = sql::apply_usage(&**session, &generation).await?;
+    acknowledge(session, &generation, applied).await
+}
+
+/// What a server had to hand out.
+pub enum Drained {
+    Some(sql::Generation),
+    /// And with it the round is over.
+    Nothing(Round),
+}
+
+pub async fn drain(session: &Session) -> Result<Drained> {
+    match sql::drain_usage(&**session).await {
+        Ok(Some(generation)) => Ok(Drained::Some(generation)),
+        Ok(None) => Ok(Drained::Nothing(Round::Empty)),
+        Err(error) if error.sqlstate() == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) => {
+            Ok(Drained::Nothing(Round::Off(metering_off(&error))))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// To be called with the session that drained it: generations are numbered anew when a server starts, which ends all of
+/// its sessions.
+pub async fn acknowledge(session: &Session, generation: &sql::Generation, applied: bool) -> Result<Round> {
     // False if a rival did the same and was faster. Then they are acknowledged, which is all that is wanted.
     let acknowledged = sql::ack_usage(&**session, generation.number).await?;
     let (uses, denials) = generation.rows.iter().fold((0_i64, 0_i64), |(uses, denials), row| {

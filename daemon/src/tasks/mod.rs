@@ -1,8 +1,10 @@
 //! What runs in the background, one file a task. The driver says when; see [`crate::driver::Task`] for the rules.
 
 pub mod expire_tokens;
+pub mod flush_standby;
 pub mod flush_usage;
 pub mod heartbeat;
 pub mod publish_events;
 pub mod purge;
 pub mod seal_audit;
+pub mod watch_usage;

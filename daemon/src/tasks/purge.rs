@@ -1,10 +1,11 @@
-//! Deletes tokens that ended longer ago than the retention, a batch a transaction, so that no lock is held for long.
+//! Deletes tokens that ended, and hours of usage that lie, longer ago than their retention. A batch a transaction, so that
+//! no lock is held for long, and with rests in between: a million tokens may go at once, and nobody waits for that.
 
-use std::time::Duration;
-
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::expire_tokens::fills;
+use crate::config::RetentionOptions;
 use crate::db::Database;
 use crate::driver::{Report, Task};
 use crate::error::Result;
@@ -13,12 +14,12 @@ use crate::sql;
 #[derive(Debug)]
 pub struct Purge {
     database: Database,
-    retention: Duration,
+    retention: RetentionOptions,
     batch_size: i32,
 }
 
 impl Purge {
-    pub fn new(database: Database, retention: Duration, batch_size: i32) -> Self {
+    pub fn new(database: Database, retention: RetentionOptions, batch_size: i32) -> Self {
         Self { database, retention, batch_size }
     }
 }
@@ -30,7 +31,18 @@ impl Task for Purge {
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
         let session = self.database.session(stop).await?;
-        let items = sql::purge_tokens(&**session, self.retention, self.batch_size).await?;
-        Ok(Report { items, more: fills(items, self.batch_size), note: None })
+        let started = Instant::now();
+        let tokens = sql::purge_tokens(&**session, self.retention.retention, self.batch_size).await?;
+        let hours = sql::purge_usage(&**session, self.retention.usage_retention, self.batch_size).await?;
+        let more = fills(tokens, self.batch_size) || fills(hours, self.batch_size);
+        drop(session);
+        if more {
+            // As long as the work took, which is the longer the busier the server is.
+            tokio::select! {
+                () = tokio::time::sleep(started.elapsed()) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        Ok(Report { items: tokens + hours, more, note: None })
     }
 }

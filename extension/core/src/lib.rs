@@ -14,3 +14,4 @@ pub mod seal;
 pub mod status;
 pub mod throttle;
 pub mod token;
+pub mod usage_file;

@@ -1,11 +1,11 @@
-//! `drain_usage` and `ack_usage`: the way of the counters out of shared memory. `apply_usage` is SQL.
+//! `drain_usage` and `ack_usage`: the way of the counters out of shared memory. `apply_usage` is SQL. And `usage_pressure`,
+//! which says when they must take it.
 #![allow(unsafe_code)]
 
 use crate::error::OrRaise;
 use crate::fmgr::{Call, sql_function};
 use crate::shmem;
-use core::ffi::CStr;
-use pgrx::pg_sys::{self, Datum};
+use pgrx::pg_sys::Datum;
 use pgrx::prelude::*;
 use pgrx::{Inet, IntoDatum, Uuid};
 
@@ -25,7 +25,7 @@ fn drain_usage() -> TableIterator<
     ),
 > {
     let drained = shmem::drain().or_raise();
-    let node = node();
+    let node = String::from_utf8_lossy(&drained.node).trim_end_matches('\0').to_owned();
     let boot = Uuid::from_bytes(drained.boot);
     TableIterator::new(drained.rows.into_iter().map(move |row| {
         (
@@ -47,13 +47,8 @@ fn ack_usage(call: &Call) -> Option<Datum> {
     shmem::acknowledge(generation.cast_unsigned()).or_raise().into_datum()
 }
 
-/// The server's name in `token_usage`: its `cluster_name`, else the identifier that a cluster shares with its standbys.
-fn node() -> String {
-    // SAFETY: a string setting of PostgreSQL: a C string or NULL.
-    let name = unsafe { pg_sys::cluster_name.as_ref().map(|start| CStr::from_ptr(start).to_string_lossy()) };
-    match name {
-        Some(name) if !name.is_empty() => name.into_owned(),
-        // SAFETY: reads a number from shared memory.
-        _ => unsafe { pg_sys::GetSystemIdentifier() }.to_string(),
-    }
+#[pg_extern(sql = false)]
+fn usage_pressure() -> TableIterator<'static, (name!(pressure, f64), name!(overflowed, i64))> {
+    let (pressure, overflowed) = shmem::pressure().or_raise();
+    TableIterator::once((pressure, overflowed.cast_signed()))
 }

@@ -3,7 +3,8 @@
 //!
 //! This folder holds the only shared-memory code. `table` is the data structure, written without unsafe over slices of
 //! atomics; `segment` obtains the memory from PostgreSQL and hands out those slices; this file is what the rest calls.
-//! Beside the counters, `places` holds hints at where tokens are found.
+//! Beside the counters, `places` holds hints at where tokens are found; `restart` carries counters and limits over a clean
+//! restart of the server.
 //!
 //! Locking, in one place:
 //!
@@ -19,6 +20,7 @@
 //! Usage and charges are never rolled back with the transaction that caused it.
 
 mod places;
+mod restart;
 mod segment;
 mod table;
 
@@ -28,7 +30,7 @@ use pgrx::pg_sys::{self, Datum, Oid};
 pub(crate) use places::Place;
 use segment::segment;
 use table::Refusal;
-pub(crate) use table::{Kind, UsageRow, Use};
+pub(crate) use table::{Drained, Kind, Use};
 use tollgate_core::limit::{Charge, Limit};
 use tollgate_core::status::Code;
 use tollgate_core::throttle::Throttle;
@@ -92,13 +94,6 @@ pub(crate) fn note_place(digest: &Digest, place: Place) {
     }
 }
 
-/// What `drain_usage` hands out.
-pub(crate) struct Drained {
-    pub(crate) boot: [u8; 16],
-    pub(crate) generation: u64,
-    pub(crate) rows: Vec<UsageRow>,
-}
-
 /// Closes the counters of this database, unless closed ones are still to be acknowledged, and copies them.
 pub(crate) fn drain() -> Result<Drained, Error> {
     let segment = segment().ok_or_else(|| Error::needs_preload("usage metering"))?;
@@ -112,11 +107,10 @@ pub(crate) fn drain() -> Result<Drained, Error> {
         }
         drained => drained,
     };
-    let (generation, rows) = drained.map_err(|refusal| match refusal {
+    drained.map_err(|refusal| match refusal {
         Refusal::TooManyDatabases => Error::too_many_databases(table::MAX_DATABASES),
         Refusal::OutOfMemory(bytes) => Error::out_of_memory(bytes),
-    })?;
-    Ok(Drained { boot: segment.table.boot(), generation, rows })
+    })
 }
 
 #[allow(unsafe_code)]
@@ -137,6 +131,12 @@ fn database_exists(database: u32) -> bool {
 pub(crate) fn acknowledge(generation: u64) -> Result<bool, Error> {
     let segment = segment().ok_or_else(|| Error::needs_preload("usage metering"))?;
     Ok(segment.table.acknowledge(segment, database(), generation))
+}
+
+/// How much of the room is taken by counters that are not flushed, from 0 to 1, and how many uses found none.
+pub(crate) fn pressure() -> Result<(f64, u64), Error> {
+    let segment = segment().ok_or_else(|| Error::needs_preload("usage metering"))?;
+    Ok((segment.table.pressure(), segment.table.overflowed()))
 }
 
 /// The bound on logged verifications of the whole server; `None` without shared memory.

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::places::{self, Bucket, Places};
+use super::restart;
 use super::table::{self, Control, Group, Header, Table};
 use crate::{compat, guc, sys};
 use core::alloc::Layout;
@@ -105,9 +106,13 @@ unsafe extern "C-unwind" fn startup() {
         if !found {
             let boot = *uuid::Uuid::new_v4().as_bytes();
             let seed = uuid::Uuid::new_v4().as_u64_pair().1;
-            table.start(boot, seed, sys::GetCurrentTimestamp());
+            table.start(&restart::node(), &boot, seed, sys::GetCurrentTimestamp());
         }
         pg_sys::LWLockRelease(init_lock);
+        if !found {
+            restart::restore(&table);
+            restart::save_at_exit();
+        }
         let log_throttle = &*base.add(plan.log_throttle_at).cast::<Throttle>();
         let control = &raw mut (*pg_sys::GetNamedLWLockTranche(NAME.as_ptr())).lock;
         SEGMENT.store(

@@ -10,15 +10,16 @@
 //!
 //! Counters live in generations. `drain` closes a generation: it notes beside each entry what was counted, and hands that
 //! out as often as it is asked to, until `acknowledge` subtracts it. So whoever carries counters to the tables may die at
-//! any moment and start over.
+//! any moment and start over. What is not acknowledged when the server is stopped goes on in the table of its next start.
 
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 use std::net::IpAddr;
 use tollgate_core::limit::{Charge, Limit, State};
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;
+pub(super) use tollgate_core::usage_file::MAX_DATABASES;
+use tollgate_core::usage_file::{Head, NODE_LEN, Outstanding, Record, Shutdown};
 
-pub(super) const MAX_DATABASES: usize = 64;
 const SHARDS: usize = 64;
 /// Slots of a group: what the tags in one cache line are enough for.
 const WAYS: usize = 4 * TAG_WORDS;
@@ -28,6 +29,8 @@ const ALL_WAYS: u32 = (1 << WAYS) - 1;
 const MAX_ADDRESSES: usize = WAYS / 4;
 /// In microseconds: ten minutes, a hundred times the daemon's period.
 const ABANDONED_AFTER: i64 = 600 * 1_000_000;
+/// Groups that are looked at to tell how full the table is: keys are spread over all of them evenly.
+const SAMPLE: usize = 4096;
 
 /// What an entry counts for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,6 +42,12 @@ pub(crate) enum Kind {
     User = 2,
     /// A client's, by the address.
     Address = 3,
+}
+
+impl Kind {
+    fn from_number(number: u8) -> Option<Self> {
+        [Kind::Token, Kind::User, Kind::Address].into_iter().find(|kind| *kind as u8 == number)
+    }
 }
 
 /// The same id in another database, made from this one as its template, is another key.
@@ -66,6 +75,15 @@ pub(crate) struct UsageRow {
     pub(crate) denials: u64,
     /// Of the last accepted use; `None` if there was none.
     pub(crate) last_used: Option<(i64, Option<Net>)>,
+}
+
+/// What is handed out: the name of a generation, and its counters.
+pub(crate) struct Drained {
+    /// The server, and which of its starts, that the generation was handed out by first.
+    pub(crate) node: [u8; NODE_LEN],
+    pub(crate) boot: [u8; 16],
+    pub(crate) generation: u64,
+    pub(crate) rows: Vec<UsageRow>,
 }
 
 pub(crate) struct Stats {
@@ -197,12 +215,43 @@ pub(super) struct Database {
     generation: AtomicU64,
     /// The one that was handed out and not acknowledged; 0 for none.
     closed: AtomicU64,
+    /// Under which name: that of an earlier start if it has been outstanding since then.
+    closed_under: Origin,
+}
+
+/// What tells the generations of one start of one server from those of others.
+#[repr(C)]
+#[derive(Default)]
+struct Origin {
+    boot: [AtomicU64; 2],
+    node: [AtomicU64; NODE_LEN / 8],
+}
+
+impl Origin {
+    fn store(&self, node: &[u8; NODE_LEN], boot: &[u8; 16]) {
+        store(&self.boot, boot);
+        for (word, bytes) in self.node.iter().zip(node.as_chunks().0) {
+            word.store(u64::from_ne_bytes(*bytes), Relaxed);
+        }
+    }
+
+    fn boot(&self) -> [u8; 16] {
+        load(&self.boot)
+    }
+
+    fn node(&self) -> [u8; NODE_LEN] {
+        let mut node = [0; NODE_LEN];
+        for (bytes, word) in node.as_chunks_mut().0.iter_mut().zip(&self.node) {
+            *bytes = word.load(Relaxed).to_ne_bytes();
+        }
+        node
+    }
 }
 
 /// What there is one of.
 #[repr(C, align(64))]
 pub(super) struct Header {
-    boot: [AtomicU64; 2],
+    origin: Origin,
     started_at: AtomicI64,
     seed: AtomicU64,
     /// Counted for all databases together: one made from another as its template has the other's record of which
@@ -230,8 +279,8 @@ impl<'a> Table<'a> {
     }
 
     /// Stamps memory that is all zero. `boot` is random and never the same twice.
-    pub(super) fn start(&self, boot: [u8; 16], seed: u64, now: i64) {
-        store(&self.header.boot, &boot);
+    pub(super) fn start(&self, node: &[u8; NODE_LEN], boot: &[u8; 16], seed: u64, now: i64) {
+        self.header.origin.store(node, boot);
         self.header.seed.store(seed, Relaxed);
         self.header.started_at.store(now, Relaxed);
         // Counted from the start of the server in microseconds, so that a number is not used again after a restart and a
@@ -240,7 +289,86 @@ impl<'a> Table<'a> {
     }
 
     pub(super) fn boot(&self) -> [u8; 16] {
-        load(&self.header.boot)
+        self.header.origin.boot()
+    }
+
+    /// What to keep while the server is down: the head of the file and what follows. To be called once nobody else is
+    /// left who could write.
+    pub(super) fn save(
+        &self,
+        shutdown: Shutdown,
+        now: i64,
+    ) -> (Head, impl Iterator<Item = Record> + use<'a>) {
+        let outstanding = self
+            .header
+            .databases
+            .iter()
+            .filter(|slot| slot.closed.load(Relaxed) != 0)
+            .map(|slot| Outstanding {
+                database: slot.oid.load(Relaxed),
+                generation: slot.closed.load(Relaxed),
+                boot: slot.closed_under.boot(),
+                node: slot.closed_under.node(),
+            })
+            .collect();
+        let seed = self.header.seed.load(Relaxed);
+        let records = self.records(now).count() as u64;
+        (Head { shutdown, seed, outstanding, records }, self.records(now))
+    }
+
+    /// Those with something to flush come first, so that a smaller table has room for them, if not for all the others.
+    fn records(&self, now: i64) -> impl Iterator<Item = Record> + use<'a> {
+        let groups = self.groups;
+        let all =
+            move || groups.iter().flat_map(|group| bits(group.used()).map(move |slot| group.record(slot)));
+        let limited = move |record: &Record| !State(record.limiter).is_idle(now);
+        let counted = |record: &Record| record.uses > 0 || record.denials > 0;
+        all().filter(counted).chain(all().filter(move |record| !counted(record) && limited(record)))
+    }
+
+    /// Takes up what an earlier start left, before anybody counts. Says how many uses and denials found no room: none in
+    /// a table of the same size.
+    pub(super) fn restore(&self, head: &Head, records: impl Iterator<Item = Record>) -> u64 {
+        self.header.seed.store(head.seed, Relaxed);
+        let now = self.header.started_at.load(Relaxed);
+        for (slot, outstanding) in self.header.databases.iter().zip(&head.outstanding) {
+            slot.oid.store(outstanding.database, Relaxed);
+            // That it was not drained while the server was down does not mean that nobody does it.
+            slot.drained_at.store(now, Relaxed);
+            slot.generation.store(outstanding.generation, Relaxed);
+            slot.closed.store(outstanding.generation, Relaxed);
+            slot.closed_under.store(&outstanding.node, &outstanding.boot);
+        }
+        let lost = records.map(|record| self.restore_one(&record, now)).sum();
+        self.shard(0).overflowed.fetch_add(lost, Relaxed);
+        lost
+    }
+
+    fn restore_one(&self, record: &Record, now: i64) -> u64 {
+        let lost = u64::from(record.uses) + u64::from(record.denials);
+        // A later release may count for more.
+        let Some(kind) = Kind::from_number(record.kind) else { return lost };
+        let key = Key { id: split(&record.id), database: record.database, kind };
+        let hash = self.hash(&key);
+        let group = &self.groups[self.place(hash)];
+        let abandoned = |_| false;
+        match group.insert(hash, &key, now, abandoned, |group, slot| group.resume(slot, record)) {
+            (Some(()), _) => 0,
+            (None, _) => lost,
+        }
+    }
+
+    /// Which part of the room holds counters that are not flushed, from 0 to 1; of a large table, by a sample. Costs the
+    /// same however large the table is.
+    pub(super) fn pressure(&self) -> f64 {
+        let sample = &self.groups[..self.groups.len().min(SAMPLE)];
+        let unflushed: u32 = sample.iter().map(|group| group.unflushed.load(Relaxed).count_ones()).sum();
+        f64::from(unflushed) / (sample.len() * WAYS) as f64
+    }
+
+    /// Uses that were not counted for lack of room.
+    pub(super) fn overflowed(&self) -> u64 {
+        self.header.shards.iter().map(|shard| shard.overflowed.load(Relaxed)).sum()
     }
 
     pub(super) fn count_outcome(&self, process: usize, code: Code) {
@@ -316,12 +444,7 @@ impl<'a> Table<'a> {
     }
 
     /// The generation that is closed, and its counters.
-    pub(super) fn drain(
-        &self,
-        control: &impl Control,
-        database: u32,
-        now: i64,
-    ) -> Result<(u64, Vec<UsageRow>), Refusal> {
+    pub(super) fn drain(&self, control: &impl Control, database: u32, now: i64) -> Result<Drained, Refusal> {
         let _control = control.hold();
         // Allocated before any entry is locked. Keys that are inserted meanwhile may find no room, and stay for the next
         // generation; those handed out already are all among the unflushed now.
@@ -330,23 +453,44 @@ impl<'a> Table<'a> {
         rows.try_reserve_exact(room).map_err(|_| Refusal::OutOfMemory(room * size_of::<UsageRow>()))?;
         let slot = self.database(database).ok_or(Refusal::TooManyDatabases)?;
         slot.drained_at.store(now, Relaxed);
-        let outstanding = slot.closed.load(Relaxed);
-        let generation = if outstanding == 0 { slot.generation.load(Relaxed) } else { outstanding };
+        if slot.closed.load(Relaxed) != 0 {
+            self.hand_out(database, &mut rows, false);
+            if rows.is_empty() {
+                // All of it was given up, for others or because it found no room after a restart. There is nothing left
+                // that could be acknowledged, and nothing else would be handed out until it is.
+                self.open_next(slot);
+            }
+        }
+        if slot.closed.load(Relaxed) == 0 {
+            self.hand_out(database, &mut rows, true);
+            if !rows.is_empty() {
+                let origin = &self.header.origin;
+                slot.closed_under.store(&origin.node(), &origin.boot());
+                slot.closed.store(slot.generation.load(Relaxed), Relaxed);
+            }
+        }
+        let generation = slot.generation.load(Relaxed);
+        Ok(Drained { node: slot.closed_under.node(), boot: slot.closed_under.boot(), generation, rows })
+    }
+
+    /// Appends what is handed out of a database, up to the capacity; first closes it.
+    fn hand_out(&self, database: u32, rows: &mut Vec<UsageRow>, close: bool) {
         for (group, slot) in self.unflushed_slots() {
             let (entry, handed_out) = (&group.entries[slot], &group.handed_out[slot]);
             let _held = entry.lock.hold();
             if entry.database.load(Relaxed) == database {
-                if outstanding == 0 && rows.len() < room {
+                if close && rows.len() < rows.capacity() {
                     handed_out.uses.store(entry.uses.load(Relaxed), Relaxed);
                     handed_out.denials.store(entry.denials.load(Relaxed), Relaxed);
                 }
                 rows.extend(entry.row(handed_out));
             }
         }
-        if !rows.is_empty() {
-            slot.closed.store(generation, Relaxed);
-        }
-        Ok((generation, rows))
+    }
+
+    fn open_next(&self, slot: &Database) {
+        slot.closed.store(0, Relaxed);
+        slot.generation.store(self.header.next_generation.fetch_add(1, Relaxed), Relaxed);
     }
 
     /// The databases that have a slot.
@@ -377,8 +521,7 @@ impl<'a> Table<'a> {
                 group.subtract(slot);
             }
         }
-        slot.closed.store(0, Relaxed);
-        slot.generation.store(self.header.next_generation.fetch_add(1, Relaxed), Relaxed);
+        self.open_next(slot);
         true
     }
 
@@ -397,7 +540,7 @@ impl<'a> Table<'a> {
             outcomes,
             tracked: self.groups.iter().map(|group| u64::from(group.used().count_ones())).sum(),
             capacity: (self.groups.len() * WAYS) as u64,
-            overflowed: self.header.shards.iter().map(|shard| shard.overflowed.load(Relaxed)).sum(),
+            overflowed: self.overflowed(),
             generation: slot.map(|slot| slot.generation.load(Relaxed)),
             closed_generation: slot.map(|slot| slot.closed.load(Relaxed)).filter(|&closed| closed != 0),
         }
@@ -559,6 +702,37 @@ impl Group {
             self.unflushed.fetch_or(1 << slot, Relaxed);
         }
         self.entries[slot].count(used);
+    }
+
+    /// What a slot holds. To be called once nobody else is left who could write.
+    fn record(&self, slot: usize) -> Record {
+        let (entry, handed_out) = (&self.entries[slot], &self.handed_out[slot]);
+        Record {
+            id: load(&entry.id),
+            database: entry.database.load(Relaxed),
+            kind: entry.kind.load(Relaxed),
+            uses: entry.uses.load(Relaxed),
+            denials: entry.denials.load(Relaxed),
+            handed_out: [handed_out.uses.load(Relaxed), handed_out.denials.load(Relaxed)],
+            last_used: entry.last_used.load(Relaxed),
+            client: entry.client(),
+            limiter: entry.limiter.load(Relaxed),
+        }
+    }
+
+    /// Puts into a slot what it held before. Under the slot's lock.
+    fn resume(&self, slot: usize, record: &Record) {
+        let (entry, handed_out) = (&self.entries[slot], &self.handed_out[slot]);
+        entry.uses.store(record.uses, Relaxed);
+        entry.denials.store(record.denials, Relaxed);
+        entry.last_used.store(record.last_used, Relaxed);
+        entry.set_client(record.client);
+        entry.limiter.store(record.limiter, Relaxed);
+        handed_out.uses.store(record.handed_out[0], Relaxed);
+        handed_out.denials.store(record.handed_out[1], Relaxed);
+        if record.uses > 0 || record.denials > 0 {
+            self.unflushed.fetch_or(1 << slot, Relaxed);
+        }
     }
 
     /// Takes what was handed out off what was counted. Under the slot's lock.

@@ -16,15 +16,18 @@ use subject::{Control, Group, Header, Kind, MAX_DATABASES, Refusal, Table, Usage
 use tollgate_core::limit::Limit;
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;
+use tollgate_core::usage_file::{Record, Shutdown};
 
 /// Key, uses, denials.
 type Sums = Vec<(u128, u64, u64)>;
 
 const BOOT: [u8; 16] = [7; 16];
+const NODE: [u8; 64] = [b'n'; 64];
 /// As random as the real one, so that keys are spread.
 const SEED: u64 = 0xc35c_b8f3_5a97_21d6;
 const STARTED_AT: i64 = 800_000_000_000_000;
 const DATABASE: u32 = 16_384;
+const SHUTDOWN: Shutdown = Shutdown { system_identifier: 1, checkpoint: 2, timeline: 3 };
 /// In microseconds.
 const MINUTE: i64 = 60 * 1_000_000;
 
@@ -51,12 +54,30 @@ impl Counters {
     }
 
     fn started(keys: usize, at: i64) -> Self {
+        Self::started_as(&BOOT, keys, at)
+    }
+
+    fn started_as(boot: &[u8; 16], keys: usize, at: i64) -> Self {
         // SAFETY: made of atomics alone, for which zero is a value; PostgreSQL hands it out all zero too.
         let header: Box<Header> = unsafe { Box::new_zeroed().assume_init() };
         let groups = (0..groups_for(keys)).map(|_| Group::default()).collect();
         let table = Table::new(Box::leak(header), Vec::leak(groups));
-        table.start(BOOT, SEED, at);
+        // A seed of its own, as each start has.
+        table.start(&NODE, boot, SEED ^ u64::from(boot[0]), at);
         Counters { table, control: Box::leak(Box::new(Mutual(Mutex::new(())))) }
+    }
+
+    /// What the next start of the server has, an hour later, and how much of it found no room.
+    fn restarted(&self, keys: usize) -> (Self, u64) {
+        let at = self.table.stats(&self.control, DATABASE).started_at + 60 * MINUTE;
+        let mut boot = self.table.boot();
+        boot[0] += 1;
+        let (head, records) = self.table.save(SHUTDOWN, at);
+        let records: Vec<Record> = records.collect();
+        assert_eq!(head.records, records.len() as u64);
+        let next = Self::started_as(&boot, keys, at);
+        let lost = next.table.restore(&head, records.into_iter());
+        (next, lost)
     }
 
     fn count(&self, database: u32, id: u128, used: Use) {
@@ -65,13 +86,21 @@ impl Counters {
     }
 
     fn drain(&self, database: u32) -> (u64, BTreeMap<u128, UsageRow>) {
-        let (generation, rows) =
+        let (_, generation, rows) = self.drain_of(database);
+        (generation, rows)
+    }
+
+    /// Also the start that the generation belongs to.
+    fn drain_of(&self, database: u32) -> ([u8; 16], u64, BTreeMap<u128, UsageRow>) {
+        let drained =
             self.table.drain(&self.control, database, STARTED_AT).expect("room for one more database");
+        let rows = drained.rows;
+        assert!(rows.is_empty() || drained.node == NODE);
         let count = rows.len();
         let rows: BTreeMap<_, _> =
             rows.into_iter().map(|row| (u128::from_be_bytes(row.token_id), row)).collect();
         assert_eq!(rows.len(), count, "a token twice in one generation");
-        (generation, rows)
+        (drained.boot, drained.generation, rows)
     }
 
     fn acknowledge(&self, database: u32, generation: u64) -> bool {
@@ -441,6 +470,173 @@ fn a_database_that_nobody_drains_does_not_keep_others_from_being_counted() {
     assert_eq!(totals(&counters.drain(DATABASE + 1).1), [(1, 1, 0)]);
     // What was given up is said to be lost.
     assert_eq!(counters.table.stats(&counters.control, DATABASE).overflowed, overflowed + 1);
+}
+
+/// Else nothing of it would ever be handed out again: what is outstanding must be acknowledged first.
+#[test]
+fn a_database_whose_outstanding_counters_were_given_up_is_drained_again() {
+    let counters = Counters::new(10);
+    let late = STARTED_AT + 11 * MINUTE;
+    counters.count(DATABASE, 1, accepted(STARTED_AT, None));
+    let (gone, rows) = counters.drain(DATABASE);
+    assert_eq!(totals(&rows), [(1, 1, 0)]);
+    for key in 0..1000 {
+        counters.count(DATABASE + 1, key, accepted(late, None));
+    }
+    // Its own room is made by those who have it now.
+    let (generation, _) = counters.drain(DATABASE + 1);
+    assert!(counters.acknowledge(DATABASE + 1, generation));
+    counters.count(DATABASE, 2, accepted(late, None));
+    let (next, rows) = counters.drain(DATABASE);
+    assert_eq!(totals(&rows), [(2, 1, 0)]);
+    assert!(!counters.acknowledge(DATABASE, gone) && counters.acknowledge(DATABASE, next));
+}
+
+// ---- A clean restart
+
+#[test]
+fn what_was_not_drained_is_counted_on_after_a_restart() {
+    let before = Counters::new(1024);
+    before.count(DATABASE, 1, accepted(STARTED_AT, address("192.0.2.1")));
+    before.count(DATABASE, 1, denied(STARTED_AT));
+    before.count(DATABASE + 1, 2, accepted(STARTED_AT + 5, None));
+    let (after, lost) = before.restarted(1024);
+    assert_eq!(lost, 0);
+    after.count(DATABASE, 1, denied(STARTED_AT));
+    let (boot, _, rows) = after.drain_of(DATABASE);
+    assert_eq!((totals(&rows), boot), (vec![(1, 1, 2)], after.table.boot()));
+    assert_eq!(rows[&1].last_used, Some((STARTED_AT, address("192.0.2.1"))));
+    let (_, rows) = after.drain(DATABASE + 1);
+    assert_eq!(totals(&rows), [(2, 1, 0)]);
+    assert_eq!(rows[&2].last_used, Some((STARTED_AT + 5, None)));
+}
+
+/// It may have been applied, and what remembers that knows it by this name.
+#[test]
+fn an_outstanding_generation_keeps_its_name_and_its_counts_over_restarts() {
+    let first = Counters::new(1024);
+    first.count(DATABASE, 1, accepted(STARTED_AT, None));
+    first.count(DATABASE, 2, denied(STARTED_AT));
+    let (boot, generation, rows) = first.drain_of(DATABASE);
+    let handed_out = totals(&rows);
+    first.count(DATABASE, 1, accepted(STARTED_AT, None));
+    first.count(DATABASE, 3, accepted(STARTED_AT, None));
+    // Acknowledged, so nothing of it is left.
+    first.count(DATABASE + 1, 4, accepted(STARTED_AT, None));
+    let (other, _) = first.drain(DATABASE + 1);
+    assert!(first.acknowledge(DATABASE + 1, other));
+
+    let (second, _) = first.restarted(1024);
+    let (third, lost) = second.restarted(1024);
+    assert_eq!(lost, 0);
+    assert_ne!(third.table.boot(), boot);
+    third.count(DATABASE, 2, denied(STARTED_AT));
+    for _ in 0..2 {
+        let (named, number, rows) = third.drain_of(DATABASE);
+        assert_eq!((named, number, totals(&rows)), (boot, generation, handed_out.clone()));
+    }
+    assert!(third.drain(DATABASE + 1).1.is_empty());
+    assert!(third.acknowledge(DATABASE, generation));
+    let (named, number, rows) = third.drain_of(DATABASE);
+    assert_eq!((named, totals(&rows)), (third.table.boot(), vec![(1, 1, 0), (2, 0, 1), (3, 1, 0)]));
+    assert!(number > generation);
+}
+
+#[test]
+fn a_table_of_the_same_size_has_room_for_all_that_was_in_it() {
+    let before = Counters::new(1000);
+    for key in 0..3000 {
+        before.count(DATABASE, key, accepted(STARTED_AT, None));
+    }
+    let full = before.table.stats(&before.control, DATABASE);
+    assert_eq!(full.tracked, full.capacity);
+    let (after, lost) = before.restarted(1000);
+    assert_eq!(lost, 0);
+    assert_eq!(totals(&after.drain(DATABASE).1), totals(&before.drain(DATABASE).1));
+}
+
+#[test]
+fn what_finds_no_room_in_a_smaller_table_is_said_to_be_lost() {
+    let before = Counters::new(3000);
+    let limit = Limit::new(1, 1000 * MINUTE).expect("positive");
+    for key in 0..1000_u128 {
+        before.table.charge(0, DATABASE, Kind::User, &key.to_be_bytes(), limit, STARTED_AT);
+    }
+    for key in 0..3000 {
+        for _ in 0..3 {
+            before.count(DATABASE, key, accepted(STARTED_AT, None));
+        }
+    }
+    let counted: u64 = before.drain(DATABASE).1.values().map(|row| row.uses).sum();
+    let (after, lost) = before.restarted(500);
+    let stats = after.table.stats(&after.control, DATABASE);
+    assert_eq!((stats.overflowed, stats.tracked), (lost, stats.capacity));
+    let (_, rows) = after.drain(DATABASE);
+    assert_eq!(rows.values().map(|row| row.uses).sum::<u64>() + lost, counted);
+    assert_eq!(rows.len() as u64, stats.capacity, "room was taken by what has nothing to lose");
+
+    // If nothing of what was outstanding found room, it does not stand in the way of what comes.
+    let kept = before.table.save(SHUTDOWN, STARTED_AT).0;
+    let bare = Counters::new(500);
+    bare.table.restore(&kept, core::iter::empty());
+    bare.count(DATABASE, 1, accepted(STARTED_AT, None));
+    assert_eq!(totals(&bare.drain(DATABASE).1), [(1, 1, 0)]);
+}
+
+#[test]
+fn limits_go_on_after_a_restart_and_those_that_are_idle_are_not_kept() {
+    let before = Counters::new(1024);
+    let (long, short) = (Limit::new(2, 1000 * MINUTE), Limit::new(2, MINUTE));
+    let charge = |counters: &Counters, key: u128, limit: Option<Limit>| {
+        let limit = limit.expect("positive");
+        counters.table.charge(0, DATABASE, Kind::User, &key.to_be_bytes(), limit, STARTED_AT)
+    };
+    for key in 1..=2 {
+        for (key, limit) in [(key, long), (10 + key, short)] {
+            assert!(charge(&before, key, limit).is_some_and(|charge| charge.admitted));
+            assert!(charge(&before, key, limit).is_some_and(|charge| charge.admitted));
+        }
+    }
+    let (after, _) = before.restarted(1024);
+    assert_eq!(after.table.stats(&after.control, DATABASE).tracked, 2);
+    for key in 1..=2 {
+        assert!(charge(&after, key, long).is_some_and(|charge| !charge.admitted));
+    }
+}
+
+#[test]
+fn what_a_later_release_kept_is_lost_and_said_to_be() {
+    let before = Counters::new(1024);
+    before.count(DATABASE, 1, accepted(STARTED_AT, None));
+    let (head, records) = before.table.save(SHUTDOWN, STARTED_AT);
+    let after = Counters::new(1024);
+    let unknown = records.map(|record| Record { kind: 200, ..record });
+    assert_eq!(after.table.restore(&head, unknown), 1);
+    assert!(after.drain(DATABASE).1.is_empty());
+}
+
+// ---- Pressure
+
+#[test]
+fn pressure_is_the_part_of_the_room_that_is_not_flushed() {
+    for keys in [100, 1000, 400_000] {
+        let counters = Counters::new(keys);
+        assert_eq!(counters.table.pressure(), 0.0);
+        for key in 0..keys as u128 / 2 {
+            counters.count(DATABASE, key, accepted(STARTED_AT, None));
+        }
+        // There is room for half as many again as were asked for.
+        let pressure = counters.table.pressure();
+        assert!((0.2..0.4).contains(&pressure), "{keys}: {pressure}");
+        let (generation, _) = counters.drain(DATABASE);
+        assert_eq!(counters.table.pressure(), pressure, "closed is not flushed");
+        assert!(counters.acknowledge(DATABASE, generation));
+        assert_eq!(counters.table.pressure(), 0.0);
+        for key in 0..20 * keys.min(1000) as u128 {
+            counters.count(DATABASE, key, accepted(STARTED_AT, None));
+        }
+        assert!(keys > 1000 || counters.table.pressure() == 1.0, "{keys}");
+    }
 }
 
 #[test]

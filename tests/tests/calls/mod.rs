@@ -24,6 +24,7 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.authenticate(text,text[],inet)", "authenticate('{token}', '{posts:read}', '10.0.0.1')"),
     ("tollgate.token_has_scope(text,text)", "token_has_scope('{token}', 'posts:read')"),
     ("tollgate.list_api_tokens(text)", "list_api_tokens('clerk')"),
+    ("tollgate.token_activity(uuid,timestamp with time zone)", "token_activity('{id}', 'yesterday')"),
     ("tollgate.revoke_api_token(uuid,text,text)", "revoke_api_token('{id}', 'clerk', 'over')"),
     ("tollgate.revoke_presented_token(text,text)", "revoke_presented_token('{token}', 'leaked')"),
     ("tollgate.revoke_all_api_tokens(text,text)", "revoke_all_api_tokens('clerk', 'over')"),
@@ -57,9 +58,15 @@ const CALLS: &[(&str, &str)] = &[
         "tollgate.apply_usage(text,uuid,bigint,tollgate.usage_row[])",
         "apply_usage('node', '00000000-0000-0000-0000-000000000001', 1, '{\"({id},1,2,,)\"}')",
     ),
+    (
+        "tollgate.usage_applied(text,uuid,bigint)",
+        "usage_applied('node', '00000000-0000-0000-0000-000000000001', 1)",
+    ),
     ("tollgate.ack_usage(bigint)", "ack_usage(1)"),
+    ("tollgate.usage_pressure()", "usage_pressure()"),
     ("tollgate.expire_tokens(integer)", "expire_tokens(10)"),
     ("tollgate.purge_tokens(interval,integer)", "purge_tokens('30 days', 10)"),
+    ("tollgate.purge_usage(interval,integer)", "purge_usage('90 days', 10)"),
     ("tollgate.event_position(bigint)", "event_position(0)"),
     (
         "tollgate.read_events(uuid,bigint,bigint[],integer)",

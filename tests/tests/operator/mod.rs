@@ -23,7 +23,8 @@ pub(crate) const GRANTS: &str = "
     grant execute on function
         tollgate.drain_usage, tollgate.apply_usage, tollgate.ack_usage, tollgate.expire_tokens, tollgate.purge_tokens,
         tollgate.event_position, tollgate.read_events, tollgate.open_subscription, tollgate.advance_subscription,
-        tollgate.report_daemon, tollgate.seal_audit_log, tollgate.stats, tollgate.deployment_health
+        tollgate.report_daemon, tollgate.seal_audit_log, tollgate.stats, tollgate.purge_usage, tollgate.usage_applied,
+        tollgate.usage_pressure, tollgate.deployment_health
     to operator;
     grant select on tollgate.daemons to operator";
 

@@ -23,10 +23,13 @@ use finding::{Finding, Verdict, describe};
 const OLDEST_SERVER: i32 = 15;
 const NEWEST_SERVER: i32 = 18;
 
-pub(super) async fn check(target: Target, options: CheckOptions) -> Result<u8> {
+pub(super) async fn check(target: Target, standbys: Vec<Target>, options: CheckOptions) -> Result<u8> {
     options.validate()?;
     let mut session = target.connect().await?;
-    let findings = examine(&target, &mut session, options.patience).await?;
+    let mut findings = examine(&target, &mut session, options.patience).await?;
+    for standby in &standbys {
+        findings.push(standby_finding(standby).await);
+    }
     let ok = findings.iter().all(|finding| match finding.verdict {
         Verdict::Ok => true,
         Verdict::Warn => !options.strict,
@@ -150,6 +153,32 @@ fn recovery(in_recovery: bool) -> Finding {
         );
     }
     Finding::ok("primary", "the server takes writes")
+}
+
+/// That usage can be carried from there.
+async fn standby_finding(standby: &Target) -> Finding {
+    const NAME: &str = "standby";
+    let place = standby.describe();
+    let asked = async {
+        let session = standby.connect().await?;
+        let server = Server::ask(&session).await?;
+        let stats = sql::stats(&*session).await?;
+        Ok((server.in_recovery, stats))
+    };
+    match asked.await {
+        Err(error) => Finding::error(NAME, &error),
+        Ok((_, stats)) if stats.get("metering").and_then(Value::as_bool) != Some(true) => Finding::fail(
+            NAME,
+            format!("{place}: {}", output::field(&stats, "metering_detail")),
+            "add tollgate to shared_preload_libraries in the standby's postgresql.conf and restart it",
+        ),
+        Ok((false, _)) => Finding::warn(
+            NAME,
+            format!("{place} is no standby: its usage is flushed by whoever has it as --database-url"),
+            "if it was promoted, name it in --database-url; else name its standbys in --standby",
+        ),
+        Ok((true, _)) => Finding::ok(NAME, format!("{place} is a standby that counts usage")),
+    }
 }
 
 fn role(server: &Server) -> Finding {

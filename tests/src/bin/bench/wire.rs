@@ -2,7 +2,8 @@
 //!
 //! The client shares the machine with the server it measures, so a driver's own work would be counted as the server's.
 //! What is sent for an execution is what libpq's `PQsendQueryPrepared`, and so `pgbench -M prepared`, sends: Bind,
-//! Describe, Execute and Sync, with parameters and results as text.
+//! Describe, Execute and Sync, with parameters and results as text. (pgbench itself cannot bind a random text without
+//! asking the server for it.)
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -11,7 +12,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::{BufMut as _, BytesMut};
 use postgres_protocol::IsNull;
-use postgres_protocol::message::backend::{ErrorFields, Message};
+use postgres_protocol::message::backend::{DataRowBody, ErrorFields, Message};
 use postgres_protocol::message::frontend;
 use tokio_postgres::fallible_iterator::FallibleIterator as _;
 
@@ -73,18 +74,13 @@ impl Connection {
         }
     }
 
-    /// Runs a statement, which must return one row that begins with `expected`.
-    pub(crate) fn execute(
-        &mut self,
-        statement: &str,
-        parameter: Option<&str>,
-        expected: &[u8],
-    ) -> Result<()> {
+    /// Runs a prepared statement, which must return one row that begins with `expected`.
+    pub(crate) fn execute(&mut self, statement: &str, parameters: &[&str], expected: &[u8]) -> Result<()> {
         let bound = frontend::bind(
             "",
             statement,
             [TEXT],
-            parameter,
+            parameters,
             |value, buffer| {
                 buffer.put_slice(value.as_bytes());
                 Ok(IsNull::No)
@@ -93,7 +89,7 @@ impl Connection {
             &mut self.sent,
         );
         if bound.is_err() {
-            bail!("the parameter cannot be bound");
+            bail!("the parameters cannot be bound");
         }
         frontend::describe(b'P', "", &mut self.sent)?;
         frontend::execute("", 0, &mut self.sent)?;
@@ -101,8 +97,7 @@ impl Connection {
         let mut rows = 0;
         self.exchange(&mut |message| {
             if let Message::DataRow(row) = message {
-                let first = row.ranges().next()?.flatten().context("the row's first column is NULL")?;
-                let value = &row.buffer()[first];
+                let value = first_column(row)?.context("the row's first column is NULL")?;
                 ensure!(value == expected, "a row began with {:?}", String::from_utf8_lossy(value));
                 rows += 1;
             }
@@ -110,6 +105,20 @@ impl Connection {
         })?;
         ensure!(rows == 1, "{rows} rows where one was expected");
         Ok(())
+    }
+
+    /// Runs SQL that takes no parameters, several statements if need be. Returns the first column of the last row.
+    pub(crate) fn simple(&mut self, sql: &str) -> Result<Option<String>> {
+        frontend::query(sql, &mut self.sent)?;
+        let mut value = None;
+        self.exchange(&mut |message| {
+            if let Message::DataRow(row) = message {
+                value = first_column(row)?.map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+            }
+            Ok(())
+        })
+        .with_context(|| format!("in: {sql}"))?;
+        Ok(value)
     }
 
     /// Sends what was written, and takes everything up to the next ReadyForQuery.
@@ -130,6 +139,11 @@ impl Connection {
             self.received.extend_from_slice(&chunk[..length]);
         }
     }
+}
+
+fn first_column(row: &DataRowBody) -> Result<Option<&[u8]>> {
+    let range = row.ranges().next()?.context("the row has no column")?;
+    Ok(range.map(|range| &row.buffer()[range]))
 }
 
 fn message_of(fields: &mut ErrorFields<'_>) -> Result<String> {

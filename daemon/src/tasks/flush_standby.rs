@@ -1,0 +1,117 @@
+//! Carries usage from a hot standby's shared memory into the tables of the primary.
+//!
+//! As for the primary, with one step more: the standby forgets its counters only once its own copy of the database has
+//! them. So it may be promoted at any time: what the new primary lacks it still counts, and what it has is not added
+//! again. One task a standby, so that one which is down keeps nobody waiting.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::flush_usage::{Drained, LAST_ROUNDS, Round, acknowledge, drain, still_counted};
+use crate::db::{Database, Session, Target};
+use crate::driver::{Report, Task};
+use crate::error::Result;
+use crate::sql;
+
+/// A standby that is further behind is looked at again in the next run.
+const REPLAY_PATIENCE: Duration = Duration::from_secs(2);
+const REPLAY_POLL: Duration = Duration::from_millis(20);
+
+#[derive(Debug)]
+pub struct FlushStandby {
+    name: &'static str,
+    primary: Database,
+    standby: Database,
+    lags: bool,
+}
+
+impl FlushStandby {
+    pub fn new(primary: Database, standby: Target) -> Result<Self> {
+        // It lives as long as the process, as the names of other tasks do.
+        let name = String::leak(format!("flush_standby {}", standby.describe()));
+        Ok(Self { name, primary, standby: Database::new(standby)?, lags: false })
+    }
+
+    async fn round(&self, stop: &CancellationToken) -> Result<Round> {
+        let standby = self.standby.session(stop).await?;
+        flush(&standby, async || self.primary.session(stop).await).await
+    }
+}
+
+impl Task for FlushStandby {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
+        let mut report = Report::default();
+        match self.round(stop).await? {
+            Round::Empty => self.lags = false,
+            Round::Off(note) => report.note = Some(note),
+            Round::NotReplayed => self.lags = true,
+            Round::Flushed { tokens, applied, .. } => {
+                (report.items, report.more) = (tokens, !applied);
+                // One that was applied in an earlier run was waited for until now.
+                self.lags &= !applied;
+            }
+        }
+        if self.lags {
+            report.note = Some(format!(
+                "the standby is more than {} behind the primary: it keeps what it counted until it has replayed the flush of it",
+                humantime::format_duration(REPLAY_PATIENCE)
+            ));
+        }
+        Ok(report)
+    }
+
+    async fn finish(&mut self) -> Result<Option<Report>> {
+        // The shutdown has begun already: its grace bounds this, not its token.
+        let stop = CancellationToken::new();
+        let mut items = 0;
+        for _ in 0..LAST_ROUNDS {
+            match self.round(&stop).await.map_err(still_counted)? {
+                Round::Flushed { tokens, .. } => items += tokens,
+                Round::Empty | Round::NotReplayed => break,
+                Round::Off(_) => return Ok(None),
+            }
+        }
+        Ok(Some(Report { items, ..Report::default() }))
+    }
+}
+
+/// One round. The primary is asked for only if there is something to bring to it.
+pub async fn flush<P>(standby: &Session, primary: impl AsyncFnOnce() -> Result<P>) -> Result<Round>
+where
+    P: std::ops::Deref<Target = Session>,
+{
+    let generation = match drain(standby).await? {
+        Drained::Some(generation) => generation,
+        Drained::Nothing(round) => return Ok(round),
+    };
+    // Asked first, since a standby that lags hands out the same again and again.
+    let mut applied = false;
+    if !sql::usage_applied(&**standby, &generation).await? {
+        let primary = primary().await?;
+        applied = !sql::usage_applied(&**primary, &generation).await?
+            && sql::apply_usage(&**primary, &generation).await?;
+    }
+    if !replayed(standby, &generation).await? {
+        return Ok(Round::NotReplayed);
+    }
+    acknowledge(standby, &generation, applied).await
+}
+
+async fn replayed(standby: &Session, generation: &sql::Generation) -> Result<bool> {
+    let deadline = Instant::now() + REPLAY_PATIENCE;
+    loop {
+        if sql::usage_applied(&**standby, generation).await? {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        tokio::time::sleep(REPLAY_POLL).await;
+    }
+}

@@ -1,0 +1,121 @@
+//! Has usage flushed before the server runs out of room to count in, and says so when it did.
+//!
+//! A verification cannot send a notification, so the server is asked, often. It is asked on a connection of its own: the
+//! room fills just when the others are busy.
+
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+use tokio_util::sync::CancellationToken;
+
+use crate::complaint::Complaint;
+use crate::db::{Database, Session};
+use crate::driver::{Report, Signal, Task};
+use crate::error::Result;
+use crate::sql;
+
+pub const PERIOD: Duration = Duration::from_millis(250);
+
+/// There is room for one and a half times the keys that `tollgate.max_tracked_keys` asks for, so this is half of those.
+/// The other half is for what comes until the flush is done.
+const FLUSH_AT: f64 = 1.0 / 3.0;
+
+#[derive(Debug)]
+pub struct WatchUsage {
+    database: Database,
+    flush_now: Signal,
+    session: Option<Session>,
+    overflow: Overflow,
+}
+
+impl WatchUsage {
+    /// `flush_now` wakes the flush of this database.
+    pub fn new(database: Database, flush_now: Signal) -> Self {
+        Self { database, flush_now, session: None, overflow: Overflow::default() }
+    }
+
+    async fn look(&mut self, stop: &CancellationToken) -> Result<sql::Pressure> {
+        let session = match self.session.take().filter(|session| !session.is_closed()) {
+            Some(session) => session,
+            None => self.database.connect(stop).await?,
+        };
+        let pressure = sql::usage_pressure(&*session).await?;
+        // After an error it is not put back, and made anew.
+        self.session = Some(session);
+        Ok(pressure)
+    }
+}
+
+impl Task for WatchUsage {
+    fn name(&self) -> &'static str {
+        "watch_usage"
+    }
+
+    async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
+        let now = match self.look(stop).await {
+            Ok(now) => now,
+            // Nothing is counted, which the flush says.
+            Err(error) if error.sqlstate() == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) => {
+                return Ok(Report::default());
+            }
+            Err(error) => return Err(error),
+        };
+        let flush = now.pressure >= FLUSH_AT;
+        if flush {
+            tracing::debug!(pressure = now.pressure, "flushing usage early");
+            self.flush_now.wake();
+        }
+        if let Some(lost) = self.overflow.news(now.overflowed) {
+            tracing::warn!(
+                lost,
+                since_server_start = now.overflowed,
+                "{lost} uses were not counted, for lack of room in the server's memory; raise tollgate.max_tracked_keys \
+                 in postgresql.conf and restart the server"
+            );
+        }
+        Ok(Report { items: u64::from(flush), ..Report::default() })
+    }
+}
+
+/// What the server could not count, as far as it was told of.
+#[derive(Debug, Default)]
+struct Overflow {
+    told: u64,
+    complaint: Complaint,
+}
+
+impl Overflow {
+    /// How many more it are now, if that is to be said: at once when it begins, then once a minute.
+    fn news(&mut self, overflowed: u64) -> Option<u64> {
+        if overflowed < self.told {
+            // The server was restarted.
+            self.told = 0;
+        }
+        if overflowed == self.told {
+            return None;
+        }
+        self.complaint.failed("overflow")?;
+        let lost = overflowed - self.told;
+        self.told = overflowed;
+        Some(lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_lost_is_said_at_once_and_then_once_a_minute_and_all_of_it() {
+        let mut overflow = Overflow::default();
+        assert_eq!(overflow.news(0), None);
+        assert_eq!(overflow.news(7), Some(7));
+        assert_eq!(overflow.news(7), None);
+        assert_eq!(overflow.news(10), None);
+        tokio::time::advance(Duration::from_secs(61)).await;
+        assert_eq!(overflow.news(12), Some(5));
+        tokio::time::advance(Duration::from_secs(61)).await;
+        assert_eq!(overflow.news(12), None, "nothing new");
+        assert_eq!(overflow.news(3), Some(3), "of a server that was restarted");
+    }
+}

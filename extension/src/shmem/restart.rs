@@ -1,0 +1,160 @@
+//! Carries counters and the state of limits over a clean restart: the postmaster writes them to a file as it ends, beside
+//! PostgreSQL's own statistics, and takes them up again as it starts.
+//!
+//! A file must never be read twice, or its uses would be counted twice. So it is gone, durably, before anything of it is
+//! in memory; it is only written once the shutdown checkpoint is, so not at an immediate shutdown or a crash; and it is
+//! only read by the cluster, and at the checkpoint, that it was written at. Nothing but this can go wrong: a data
+//! directory that is copied while the server is down has the file too, and the copy takes up the same counters.
+#![allow(unsafe_code)]
+
+use super::segment::segment;
+use super::table::Table;
+use crate::error::Error;
+use crate::sys;
+use core::ffi::{CStr, c_int};
+use pgrx::pg_sys::{self, Datum};
+use pgrx::prelude::*;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter};
+use tollgate_core::usage_file::{self, Head, NODE_LEN, Reader, Shutdown};
+
+/// Relative to the data directory, which is the postmaster's working directory.
+const FILE: &CStr = c"pg_stat/tollgate_usage.stat";
+const DRAFT: &CStr = c"pg_stat/tollgate_usage.stat.tmp";
+
+const LOST: &str =
+    "Uses since the last flush before the shutdown are not counted, and rate limits begin anew.";
+
+/// The server's name beside its generations: its `cluster_name`, else the identifier that a cluster shares with its
+/// standbys.
+pub(super) fn node() -> [u8; NODE_LEN] {
+    // SAFETY: a string setting of PostgreSQL: a C string or NULL.
+    let name = unsafe { pg_sys::cluster_name.as_ref().map(|start| CStr::from_ptr(start).to_bytes()) };
+    let identifier;
+    let name = match name {
+        Some(name) if !name.is_empty() => name,
+        _ => {
+            // SAFETY: reads a number from shared memory, where it is before libraries are given theirs.
+            identifier = unsafe { pg_sys::GetSystemIdentifier() }.to_string();
+            identifier.as_bytes()
+        }
+    };
+    let mut node = [0; NODE_LEN];
+    for (to, from) in node.iter_mut().zip(name) {
+        *to = *from;
+    }
+    node
+}
+
+/// To be called by the process that starts the server, which is the one that ends last.
+pub(super) fn save_at_exit() {
+    // SAFETY: the function is one, and takes no argument.
+    unsafe { pg_sys::on_shmem_exit(Some(save), Datum::null()) };
+}
+
+/// Before anybody counts.
+pub(super) fn restore(table: &Table<'_>) {
+    let file = match File::open(path(FILE)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) => return unread(&format!("it could not be opened: {error}")),
+    };
+    // SAFETY: a C string; at this level it reports and returns.
+    if unsafe { pg_sys::durable_unlink(FILE.as_ptr(), pg_sys::LOG as c_int) } != 0 {
+        return unread("it could not be removed, and so might be read a second time");
+    }
+    let mut reader = match Reader::open(BufReader::new(file)) {
+        Ok(reader) => reader,
+        Err(fault) => return unread(&fault.to_string()),
+    };
+    let head = reader.head().clone();
+    if last_shutdown() != Some(head.shutdown) {
+        return unread("it was written by another cluster, or at another shutdown than the last one");
+    }
+    let mut fault = None;
+    let records = core::iter::from_fn(|| match reader.next()? {
+        Ok(record) => Some(record),
+        Err(error) => {
+            fault = Some(error);
+            None
+        }
+    });
+    let lost = table.restore(&head, records);
+    match fault {
+        Some(error) => unread(&format!("the rest of it could not be read: {error}")),
+        None => restored(&head, lost),
+    }
+}
+
+fn restored(head: &Head, lost: u64) {
+    log!("tollgate: took up the usage and limits of {} keys from file \"{}\"", head.records, path(FILE));
+    if lost > 0 {
+        Error::usage_file(
+            format!("tollgate: {lost} uses and denials found no room and are not counted"),
+            "The table of counters is smaller than it was before the restart.",
+            "Raise tollgate.max_tracked_keys, or flush usage before a restart that lowers it.",
+        )
+        .log();
+    }
+}
+
+fn unread(why: &str) {
+    Error::usage_file(
+        format!("tollgate: ignored file \"{}\": {why}", path(FILE)),
+        LOST,
+        "Nothing needs to be done; tokens are verified and counted as before.",
+    )
+    .log();
+}
+
+/// Called when the postmaster ends, after all its children, and when it starts them anew after a crash. There must be no
+/// ERROR: there is nobody to catch it.
+#[pg_guard]
+unsafe extern "C-unwind" fn save(code: c_int, _argument: Datum) {
+    let Some(segment) = segment().filter(|_| code == 0) else { return };
+    // After an immediate shutdown too the code is 0.
+    let Some(shutdown) = last_shutdown() else { return };
+    let (head, records) = segment.table.save(shutdown, sys::GetCurrentTimestamp());
+    if head.records == 0 {
+        return;
+    }
+    let written = File::create(path(DRAFT)).and_then(|file| {
+        let mut to = BufWriter::new(file);
+        usage_file::write(&mut to, &head, records)
+    });
+    // SAFETY: C strings; at this level it reports and returns. It writes both the file and its name to disk.
+    let done = written.map(|()| unsafe {
+        pg_sys::durable_rename(DRAFT.as_ptr(), FILE.as_ptr(), pg_sys::LOG as c_int) == 0
+    });
+    let why = match done {
+        Ok(true) => return,
+        Ok(false) => "its draft could not be renamed".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    // It may have filled the disk.
+    let _ = std::fs::remove_file(path(DRAFT));
+    Error::usage_file(
+        format!("tollgate: could not write file \"{}\": {why}", path(FILE)),
+        LOST,
+        "Flush usage before the server is shut down, with tollgated flush.",
+    )
+    .log();
+}
+
+/// The shutdown that the control file tells of; `None` unless it was a clean one.
+fn last_shutdown() -> Option<Shutdown> {
+    let mut intact = false;
+    // SAFETY: reads the file of the control data, which every server has read once before it gets here, into fresh memory.
+    let control = unsafe { pg_sys::get_controlfile(pg_sys::DataDir, &raw mut intact).as_ref() }?;
+    let clean =
+        matches!(control.state, pg_sys::DBState::DB_SHUTDOWNED | pg_sys::DBState::DB_SHUTDOWNED_IN_RECOVERY);
+    (intact && clean).then_some(Shutdown {
+        system_identifier: control.system_identifier,
+        checkpoint: control.checkPoint,
+        timeline: control.checkPointCopy.ThisTimeLineID,
+    })
+}
+
+fn path(name: &CStr) -> &str {
+    name.to_str().unwrap_or_default()
+}

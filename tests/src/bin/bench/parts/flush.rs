@@ -1,0 +1,72 @@
+//! How fast counters are carried into the tables: the first time, when each token's row is new, and from then on.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tollgate_tests::DATABASE;
+
+use super::{Outcome, Part, Run, part};
+use crate::clients::socket;
+use crate::measure::{Series, alternate_numbers, timed};
+use crate::report::{Figure, Unit};
+use crate::service;
+use crate::tokens::Tokens;
+use crate::wire::Connection;
+
+pub(super) const PART: Part =
+    part("flush", "distinct tokens whose counts apply_usage writes in a second", run);
+
+fn run(run: &Run<'_>) -> Result<Outcome> {
+    let (tokens, flushed) = (Tokens::new(run.scale.tokens)?, run.scale.flushed);
+    let cluster = service::with_tokens(service::builder(run.install, run.scale.tokens), &tokens)?;
+    let mut owner = Connection::prepare(&socket(&cluster), "postgres", DATABASE, &[])?;
+    let mut generation = 0;
+    let mut apply = |first: bool| -> Result<Duration> {
+        generation += 1;
+        if first {
+            owner.simple("truncate tollgate.token_usage")?;
+        }
+        // Of other tokens each time, as drained: in no order. In a table, so that making them costs nothing that counts.
+        owner.simple(&format!(
+            "drop table if exists drained;
+             create temporary table drained as
+                 select array_agg((id, 3, 1, now(), '203.0.113.7')::tollgate.usage_row) as rows
+                 from (select id from tollgate.api_tokens order by random() limit {flushed}) as used"
+        ))?;
+        let sql = format!(
+            "select tollgate.apply_usage('bench', '00000000-0000-0000-0000-000000000001', {generation}, rows) from drained"
+        );
+        let (applied, time) = timed(|| owner.simple(&sql))?;
+        ensure!(applied.as_deref() == Some("t"), "apply_usage answered {applied:?}");
+        Ok(time)
+    };
+    let rate = |time: Duration| f64::from(flushed) / time.as_secs_f64();
+    let first = alternate_numbers("flush, the first", run.scale.rounds, 1, |_| Ok(rate(apply(true)?)))?;
+    // Once all tokens have rows, or nearly.
+    owner_fills_up(&cluster)?;
+    let steady = alternate_numbers("flush, steady", run.scale.rounds, 1, |_| Ok(rate(apply(false)?)))?;
+    let per_second =
+        |what: &str, series: &[Series]| Figure::new(what, Unit::PerSecond, &series[0]).at_least(150_000.0);
+    Ok(Outcome {
+        conditions: vec![
+            format!("one client, {flushed} tokens a flush, random among {}", tokens.len()),
+            "the statement apply_usage, with its commit".to_owned(),
+            service::conditions(&cluster)?,
+        ],
+        figures: vec![
+            per_second("flush: tokens written, each for the first time", &first),
+            per_second("flush: tokens written, steady", &steady),
+        ],
+    })
+}
+
+/// A row for each token that has none yet, as a service has that is up for a while.
+fn owner_fills_up(cluster: &tollgate_tests::Cluster) -> Result<()> {
+    cluster.execute(
+        DATABASE,
+        "insert into tollgate.token_usage (token_id, use_count, denied_count)
+             select id, 1, 0 from tollgate.api_tokens order by random() on conflict do nothing",
+    )?;
+    cluster.execute(DATABASE, "vacuum analyze tollgate.token_usage")?;
+    cluster.execute(DATABASE, "checkpoint")
+}

@@ -1,0 +1,127 @@
+//! Whether a verification gets dearer as tokens get more: a database with few and one with many, on one server.
+
+use anyhow::Result;
+use tollgate_tests::{Cluster, DATABASE};
+
+use super::{Outcome, Part, Run, part};
+use crate::clients::{ADDRESS, Clients, REQUIRED, Statement};
+use crate::measure::{Series, alternate_numbers, timed};
+use crate::report::{Figure, Unit};
+use crate::service::{self, VERIFY, WEB};
+use crate::tokens::{Random, Tokens};
+use crate::wire::Connection;
+
+pub(super) const PART: Part = part("growth", "the cost at 10,000,000 tokens beside that at 10,000", run);
+
+const STATEMENTS: [Statement; 1] = [VERIFY];
+/// The database that has few.
+const FEW: &str = "few";
+
+/// One of the two databases.
+struct Side<'a> {
+    tokens: Tokens,
+    clients: Clients<'a>,
+    backend: Connection,
+}
+
+fn run(run: &Run<'_>) -> Result<Outcome> {
+    let (few, many) = (run.scale.few, run.scale.many);
+    let cluster = service::builder(run.install, few + many)
+        .setting("autovacuum", "off")
+        .setting("jit", "off")
+        .start()?;
+    cluster.execute(DATABASE, &format!("create database {FEW}"))?;
+    cluster.execute(FEW, "create extension tollgate")?;
+    let mut sides = [side(run, &cluster, FEW, few)?, side(run, &cluster, DATABASE, many)?];
+
+    let costs = alternate_numbers("growth, round trips", run.scale.rounds, 2, |turn| {
+        let side = &mut sides[turn];
+        Ok(run.scale.clients as f64 * 1e6 / side.clients.run(run.scale.turn, 0, &side.tokens)?.rate())
+    })?;
+    let [of_few, of_many] = &costs[..] else { unreachable!() };
+
+    // A call that does nothing first, then one that verifies, each with all tokens of the sample.
+    let functions = ["bench.empty", "tollgate.verify_api_token"];
+    let sample = run.scale.calls;
+    let inside = alternate_numbers("growth, inside a backend", run.scale.rounds, 4, |turn| {
+        let (side, function) = (&mut sides[turn / 2], functions[turn % 2]);
+        let all = format!("select count({function}(token, '{REQUIRED}', '{ADDRESS}')) from bench.presented");
+        let (_, time) = timed(|| side.backend.simple(&all))?;
+        Ok(time.as_secs_f64() * 1e6 / f64::from(sample))
+    })?;
+    let [empty_few, verify_few, empty_many, verify_many] = &inside[..] else { unreachable!() };
+    let (inside_few, inside_many) = (verify_few.minus(empty_few), verify_many.minus(empty_many));
+
+    let at = |what: &str, side: &Side<'_>, series: &Series| {
+        Figure::new(&format!("{what} at {} tokens", side.tokens.len()), Unit::Microseconds, series)
+    };
+    let names = format!("at {many} tokens ÷ at {few}");
+    Ok(Outcome {
+        conditions: vec![
+            format!("{} clients, tokens random among all, all of them tracked", run.scale.clients),
+            format!("inside a backend: {sample} random tokens a statement"),
+            "api_tokens unlogged".to_owned(),
+            service::conditions(&cluster)?,
+        ],
+        figures: vec![
+            Figure::new(&format!("cost of a verification {names}"), Unit::Ratio, &of_many.over(of_few))
+                .at_most(1.5),
+            Figure::new(
+                &format!("the same inside a backend, without the round trip, {names}"),
+                Unit::Ratio,
+                &inside_many.over(&inside_few),
+            ),
+            at("a verification's round trip", &sides[0], of_few),
+            at("a verification's round trip", &sides[1], of_many),
+            at("inside a backend", &sides[0], &inside_few),
+            at("inside a backend", &sides[1], &inside_many),
+        ],
+    })
+}
+
+fn side<'a>(run: &Run<'_>, cluster: &Cluster, name: &str, count: u32) -> Result<Side<'a>> {
+    let tokens = Tokens::new(count)?;
+    service::prepare(cluster, name)?;
+    // It is only read. Ten million rows and their indexes in the write-ahead log would be minutes of waiting for the disk.
+    cluster.execute(name, "alter table tollgate.api_tokens set unlogged")?;
+    service::load(cluster, name, &tokens)?;
+    present(cluster, name, &tokens, run.scale.calls)?;
+    let mut clients = Clients::connect(cluster, WEB, name, run.scale.clients, &STATEMENTS)?;
+    let mut backend = Connection::prepare(&crate::clients::socket(cluster), WEB, name, &[])?;
+    clients.each(TOUCH)?;
+    backend.simple(TOUCH)?;
+    // And what is in shared memory of each token.
+    clients.run(run.scale.turn * 10, 0, &tokens)?;
+    backend.simple(&format!(
+        "select count(tollgate.verify_api_token(token, '{REQUIRED}', '{ADDRESS}')) from bench.presented"
+    ))?;
+    backend.share_processor(0);
+    Ok(Side { tokens, clients, backend })
+}
+
+/// Has a backend see each page of the table and of the index once: by a bitmap, because a sequential scan of a large table
+/// would leave nothing of it in memory.
+const TOUCH: &str = "set enable_seqscan = off; set enable_indexscan = off; set work_mem = '256MB';
+    set max_parallel_workers_per_gather = 0;
+    select count(metadata) from tollgate.api_tokens where user_id >= '';
+    select count(*) from tollgate.api_tokens where token_hash >= '';
+    reset all";
+
+/// A table of random tokens, for statements that verify one a row.
+fn present(cluster: &Cluster, database: &str, tokens: &Tokens, sample: u32) -> Result<()> {
+    let mut random = Random::new();
+    let rows: String = (0..sample).map(|_| format!("{}\n", tokens.random(&mut random))).collect();
+    let path = cluster.socket_dir().join("presented");
+    std::fs::write(&path, rows)?;
+    cluster.execute(
+        database,
+        &format!(
+            "create table bench.presented (token text not null);
+             grant select on bench.presented to {WEB};
+             copy bench.presented from '{}'",
+            path.display()
+        ),
+    )?;
+    std::fs::remove_file(&path)?;
+    cluster.execute(database, "vacuum (freeze, analyze) bench.presented")
+}

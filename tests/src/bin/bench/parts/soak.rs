@@ -1,0 +1,187 @@
+//! Full load for minutes, with the daemon flushing: what of it is left behind in tables and in memory.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually};
+
+use super::{Outcome, Part, Run, part_with_daemon};
+use crate::clients::{Clients, Statement};
+use crate::measure::Series;
+use crate::report::{Figure, Unit};
+use crate::service::{self, OPERATOR, VERIFY, WEB};
+use crate::tokens::Tokens;
+
+pub(super) const PART: Part =
+    part_with_daemon("soak", "ten minutes of full load with the daemon flushing: bloat and memory", run);
+
+const STATEMENTS: [Statement; 1] = [VERIFY];
+
+/// Bytes of memory at one moment.
+#[derive(Clone, Copy)]
+struct Memory {
+    server: f64,
+    daemon: f64,
+}
+
+fn run(run: &Run<'_>) -> Result<Outcome> {
+    let tokens = Tokens::new(run.scale.tokens)?;
+    let cluster = service::with_tokens(service::builder(run.install, run.scale.tokens), &tokens)?;
+    let mut daemon = Tollgated::spawn(&cluster.url(OPERATOR, DATABASE), &["run"])?;
+    let mut clients = Clients::connect(&cluster, WEB, DATABASE, run.scale.clients, &STATEMENTS)?;
+    // Twice each: its row of usage is there, and was updated, so that what comes is more of the same.
+    for _ in 0..2 {
+        clients.warm_up(0, &tokens, 0..tokens.len())?;
+        service_catches_up(&cluster);
+    }
+    let before = Tables::look(&cluster)?;
+
+    let stop = AtomicBool::new(false);
+    let (done, samples) = thread::scope(|scope| {
+        let sampler = scope.spawn(|| -> Result<Vec<Memory>> {
+            let mut samples = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                samples.push(sample(&cluster, &daemon)?);
+                thread::sleep(pause(run.scale.soak));
+            }
+            Ok(samples)
+        });
+        let done = clients.run(run.scale.soak, 0, &tokens);
+        stop.store(true, Ordering::Relaxed);
+        let samples = sampler.join().expect("the sampler that fails says so");
+        anyhow::Ok((done?, samples?))
+    })?;
+    ensure!(daemon.is_running(), "the daemon ended:\n{}", daemon.log());
+    service_catches_up(&cluster);
+    let after = Tables::look(&cluster)?;
+    let verified = 1 + 2 * tokens.len() as u64 + done.executions;
+    daemon.terminate()?;
+    daemon.wait(Duration::from_secs(60))?;
+    service::check_metering(&cluster, verified)?;
+
+    // The first minute of ten, beside the last.
+    let tenth = (samples.len() / 10).max(1);
+    let growth = |of: fn(&Memory) -> f64| {
+        let median = |samples: &[Memory]| samples.iter().map(of).collect::<Series>().median();
+        median(&samples[samples.len() - tenth..]) - median(&samples[..tenth])
+    };
+    let last = samples.last().context("at least one sample")?;
+    let one = |what: &str, unit: Unit, value: f64| Figure::new(what, unit, &Series(vec![value]));
+    Ok(Outcome {
+        conditions: vec![
+            format!("{} clients, {} s at {:.0} verifications a second, tokens random among {}", run.scale.clients, run.scale.soak.as_secs(), done.rate(), tokens.len()),
+            "tollgated run with its defaults; every verification found counted at the end".to_owned(),
+            "memory: private pages of all processes of the server but autovacuum workers, which come and go, and shared \
+             pages in use; medians of the first and of the last tenth of the time".to_owned(),
+            service::conditions(&cluster)?,
+        ],
+        figures: vec![
+            one("soak: dead tuples in api_tokens", Unit::Rows, after.dead).at_most(0.0),
+            one("soak: growth of api_tokens and its indexes", Unit::Bytes, after.tokens - before.tokens).at_most(0.0),
+            one("soak: growth of the server's memory", Unit::Bytes, growth(|memory| memory.server)).at_most(SLACK),
+            one("soak: growth of the daemon's memory", Unit::Bytes, growth(|memory| memory.daemon)),
+            one("soak: updates of token_usage that are HOT", Unit::Percent, 100.0 * (after.hot - before.hot) / (after.updates - before.updates)),
+            one("soak: growth of token_usage and its index", Unit::Bytes, after.usage - before.usage),
+            one("soak: the server's memory at the end", Unit::Bytes, last.server),
+            one("soak: the daemon's memory at the end", Unit::Bytes, last.daemon),
+            one("soak: verifications", Unit::PerSecond, done.rate()),
+        ],
+    })
+}
+
+/// Growth that is none: a few pages that the allocator of some process happens to hold at one moment and not at another.
+const SLACK: f64 = 1_048_576.0;
+
+/// Sampled some hundred times.
+fn pause(soak: Duration) -> Duration {
+    (soak / 300).clamp(Duration::from_millis(50), Duration::from_secs(2))
+}
+
+/// Waits until the daemon has flushed what was counted before.
+fn service_catches_up(cluster: &Cluster) {
+    let flushes = "select coalesce(sum(flushes), 0) from tollgate.usage_flushes";
+    let number =
+        || cluster.value(DATABASE, flushes).ok().flatten().and_then(|value| value.parse::<u64>().ok());
+    let before = number().unwrap_or(0);
+    // The first may have begun before.
+    eventually(Duration::from_secs(60), "the daemon to flush", || number().is_some_and(|now| now > before));
+}
+
+/// Sizes in bytes, counts of rows.
+struct Tables {
+    tokens: f64,
+    dead: f64,
+    usage: f64,
+    updates: f64,
+    hot: f64,
+}
+
+impl Tables {
+    fn look(cluster: &Cluster) -> Result<Self> {
+        let number =
+            |sql: &str| -> Result<f64> { Ok(cluster.value(DATABASE, sql)?.context("a number")?.parse()?) };
+        let of = |table: &str, what: &str| {
+            number(&format!(
+                "select {what} from pg_stat_user_tables where relid = 'tollgate.{table}'::regclass"
+            ))
+        };
+        let size = |table: &str| {
+            number(&format!(
+                "select pg_relation_size('tollgate.{table}') + pg_indexes_size('tollgate.{table}')"
+            ))
+        };
+        Ok(Self {
+            tokens: size("api_tokens")?,
+            dead: of("api_tokens", "n_dead_tup + n_tup_upd + n_tup_del")?,
+            usage: size("token_usage")?,
+            updates: of("token_usage", "n_tup_upd")?,
+            hot: of("token_usage", "n_tup_hot_upd")?,
+        })
+    }
+}
+
+fn sample(cluster: &Cluster, daemon: &Tollgated) -> Result<Memory> {
+    let postmaster = fs::read_to_string(cluster.data_dir().join("postmaster.pid"))?;
+    let postmaster = postmaster.lines().next().context("the postmaster's process id")?.to_owned();
+    let mut server = 0.0;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) =
+            entry.file_name().to_str().filter(|name| name.parse::<u32>().is_ok()).map(str::to_owned)
+        else {
+            continue;
+        };
+        if pid != postmaster && parent_of(&pid).as_deref() != Some(&postmaster) {
+            continue;
+        }
+        // Gone, if they cannot be read: that is what these processes do.
+        let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if !title.contains("autovacuum worker") {
+            server += memory_of(&pid).unwrap_or(0.0);
+        }
+    }
+    ensure!(server > 0.0, "the memory of the server's processes cannot be read");
+    Ok(Memory { server, daemon: memory_of(&daemon.pid().to_string()).unwrap_or(0.0) })
+}
+
+/// A process's private pages, and its part of those that it shares with others.
+fn memory_of(pid: &str) -> Option<f64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    ["Pss_Anon:", "Pss_Shmem:"]
+        .iter()
+        .map(|field| kilobytes(&rollup, field))
+        .sum::<Option<f64>>()
+        .map(|sum| sum * 1024.0)
+}
+
+fn kilobytes(text: &str, field: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(field))?.split_whitespace().next()?.parse().ok()
+}
+
+fn parent_of(pid: &str) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // After the program's name in parentheses, which may itself contain spaces and parentheses: the state, the parent.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1).map(str::to_owned)
+}

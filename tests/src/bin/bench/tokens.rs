@@ -1,0 +1,109 @@
+//! Tokens that are made from their numbers, so that the client knows them; `create_api_token` would be the only other
+//! place that does.
+
+use std::thread;
+
+use anyhow::Result;
+use sha2::{Digest as _, Sha256};
+use tollgate_core::token::{ENTROPY_LEN, Issued, Prefix, issue};
+use uuid::Uuid;
+
+/// One after the other without a separator: ten million strings of their own would take twice the memory.
+pub(crate) struct Tokens {
+    text: String,
+    length: usize,
+}
+
+impl Tokens {
+    /// The tokens of these numbers, of which there is at least one.
+    pub(crate) fn new(count: u32) -> Result<Self> {
+        let length = token(0).token().len();
+        let workers = u32::try_from(thread::available_parallelism()?.get())?;
+        let share = count.div_ceil(workers).max(1);
+        let text = thread::scope(|scope| {
+            let workers: Vec<_> = (0..workers)
+                .map(|worker| {
+                    scope.spawn(move || {
+                        let numbers = (worker * share).min(count)..((worker + 1) * share).min(count);
+                        let mut text = String::with_capacity(numbers.len() * length);
+                        numbers.for_each(|number| text.push_str(token(number).token()));
+                        text
+                    })
+                })
+                .collect();
+            workers.into_iter().map(|worker| worker.join().expect("making tokens does not fail")).collect()
+        });
+        Ok(Self { text, length })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.text.len() / self.length
+    }
+
+    pub(crate) fn get(&self, index: usize) -> &str {
+        &self.text[index * self.length..(index + 1) * self.length]
+    }
+
+    pub(crate) fn random(&self, random: &mut Random) -> &str {
+        self.get(random.below(self.len()))
+    }
+}
+
+pub(crate) fn token(number: u32) -> Issued {
+    let mut bytes = [0; ENTROPY_LEN];
+    for (chunk, part) in bytes.chunks_mut(16).zip(["1", "2", "3"]) {
+        let random = entropy(number, part);
+        chunk.copy_from_slice(&random[..chunk.len()]);
+    }
+    issue(&Prefix::default(), &bytes)
+}
+
+pub(crate) fn id(number: u32) -> Uuid {
+    Uuid::from_bytes(entropy(number, "id"))
+}
+
+/// As the server's tables have it.
+pub(crate) fn hash(token: &str) -> String {
+    Sha256::digest(token.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The same for the same number in every run.
+fn entropy(number: u32, part: &str) -> [u8; 16] {
+    let digest = Sha256::digest(format!("tollgate bench {part} {number}"));
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest[..16]);
+    bytes
+}
+
+/// SplitMix64: a few instructions a number, which is all that is asked of it.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new() -> Self {
+        let (high, low) = Uuid::new_v4().as_u64_pair();
+        Self(high ^ low)
+    }
+
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^= x >> 31;
+        x as usize % limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_kept_as_they_are_made() {
+        let tokens = Tokens::new(101).expect("tokens");
+        assert_eq!(tokens.len(), 101);
+        for number in [0, 50, 51, 100] {
+            assert_eq!(tokens.get(number), token(u32::try_from(number).expect("small")).token());
+        }
+    }
+}
