@@ -24,7 +24,7 @@ use crate::tasks::{
     publish_events, purge, seal_audit, watch_usage,
 };
 use crate::webhook::Sender;
-use crate::{exit, listener, pooler};
+use crate::{exit, listener, pooler, systemd};
 
 /// A run has a few statements, each of which the server cuts at its statement_timeout. A run that takes longer than
 /// these together waits for a server that will never answer.
@@ -44,6 +44,7 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         Some(address) => Some(Server::bind(address).await?),
         None => None,
     };
+    let database_name = target.describe();
     let database = Database::new(target)?;
     let shutdown = Shutdown::default();
     let leadership = Leadership::default();
@@ -52,10 +53,10 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         Driver::new(shutdown.clone(), board.clone(), options.shutdown_grace).retry_when(database.restored());
     let mut flush_now = vec![Signal::default()];
     let events_came = Signal::default();
+    let report = Signal::default();
     let streams_wake = Signal::default();
     let webhooks_wake = Signal::default();
     let look_now = Signal::default();
-    let report = Signal::default();
     let batch_size = options.batch.batch_size;
     let seen = Seen::default();
 
@@ -157,7 +158,10 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     // Last, when all have stood for it.
     shutdown.spawn("leadership", leader::run(leading, leadership, report, shutdown.token().clone()));
 
+    // Until after the last flush, which may take its time but must not hang.
+    let _watchdog = systemd::ready(&format!("serving {database_name}"));
     signals.until_stop(&shutdown, &flush_now).await;
+    systemd::stopping();
     Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await)
 }
 
