@@ -75,16 +75,18 @@ async fn forward(
     mut to: impl AsyncWrite + Unpin,
     mut state: watch::Receiver<u64>,
 ) {
-    let born = *state.borrow_and_update();
-    let mut buffer = vec![0; 16 * 1024];
-    while born % 2 == 0 {
-        tokio::select! {
-            biased;
-            _ = state.changed() => break,
-            read = from.read(&mut buffer) => match read {
-                Ok(length @ 1..) if to.write_all(&buffer[..length]).await.is_ok() => {}
-                _ => return,
-            },
+    let works = state.borrow_and_update().is_multiple_of(2);
+    if works {
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            tokio::select! {
+                biased;
+                _ = state.changed() => break,
+                read = from.read(&mut buffer) => match read {
+                    Ok(length @ 1..) if to.write_all(&buffer[..length]).await.is_ok() => {}
+                    _ => return,
+                },
+            }
         }
     }
     std::future::pending::<()>().await;
