@@ -23,7 +23,7 @@ pub(super) fn encode(cursor: &Cursor) -> String {
     ids.truncate(usize::try_from(MAX_IDS).unwrap_or(usize::MAX));
     let mut rest = ids.as_slice();
     while let [first, ..] = *rest {
-        let length = rest.iter().zip(first..).take_while(|(id, expected)| *id == expected).count();
+        let length = rest.iter().zip(first..=i64::MAX).take_while(|(id, expected)| *id == expected).count();
         let last = rest[length - 1];
         rest = &rest[length..];
         if text.len() > MAX_LENGTH {
