@@ -455,10 +455,6 @@ fn patience(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::ZERO, Duration::from_hours(24 * 365))
 }
 
-fn notice(text: &str) -> Result<Duration, String> {
-    bounded(text, Duration::ZERO, Duration::from_hours(24 * 3650))
-}
-
 fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let value = humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 5s or 1h"))?;
     let shown = humantime::format_duration;
@@ -469,6 +465,10 @@ fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, Stri
         return Err(format!("it must be at most {}", shown(most)));
     }
     Ok(value)
+}
+
+fn notice(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::ZERO, Duration::from_hours(24 * 3650))
 }
 
 fn subscription(text: &str) -> Result<String, String> {

@@ -53,13 +53,30 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         Driver::new(shutdown.clone(), board.clone(), options.shutdown_grace).retry_when(database.restored());
     let mut flush_now = vec![Signal::default()];
     let events_came = Signal::default();
-    let report = Signal::default();
     let streams_wake = Signal::default();
     let webhooks_wake = Signal::default();
     let look_now = Signal::default();
+    let report = Signal::default();
     let batch_size = options.batch.batch_size;
     let seen = Seen::default();
 
+    // Before there is any connection: that there is none is a thing to ask for.
+    driver.start(
+        observe::Observe::new(database.clone(), seen.clone()),
+        every(observe::PERIOD),
+        look_now.clone(),
+    );
+    if let Some(server) = server {
+        let site = Arc::new(Site {
+            metrics: Metrics::new(board.clone(), seen.clone(), database.clone()),
+            events: EventStreams::new(database.clone()),
+        });
+        shutdown.spawn("http", server.run(site.clone(), shutdown.token().clone()));
+        shutdown.spawn(
+            "event_streams",
+            wake_streams(site, streams_wake.clone(), options.publish_interval, shutdown.token().clone()),
+        );
+    }
     tokio::select! {
         result = pooler::refuse(&database, shutdown.token()) => result?,
         () = signals.until_stop(&shutdown, &flush_now) => {
@@ -71,22 +88,10 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         listener::run(
             database.clone(),
             vec![events_came.clone(), streams_wake.clone(), webhooks_wake.clone()],
-            (seen.clone(), look_now.clone()),
+            (seen, look_now),
             shutdown.token().clone(),
         ),
     );
-    driver.start(observe::Observe::new(database.clone(), seen.clone()), every(observe::PERIOD), look_now);
-    if let Some(server) = server {
-        let site = Arc::new(Site {
-            metrics: Metrics::new(board.clone(), seen),
-            events: EventStreams::new(database.clone()),
-        });
-        shutdown.spawn("http", server.run(site.clone(), shutdown.token().clone()));
-        shutdown.spawn(
-            "event_streams",
-            wake_streams(site, streams_wake, options.publish_interval, shutdown.token().clone()),
-        );
-    }
     driver.start(
         deliver_webhooks::DeliverWebhooks::new(
             database.clone(),
