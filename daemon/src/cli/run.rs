@@ -53,10 +53,10 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         Driver::new(shutdown.clone(), board.clone(), options.shutdown_grace).retry_when(database.restored());
     let mut flush_now = vec![Signal::default()];
     let events_came = Signal::default();
-    let report = Signal::default();
     let streams_wake = Signal::default();
     let webhooks_wake = Signal::default();
     let look_now = Signal::default();
+    let report = Signal::default();
     let batch_size = options.batch.batch_size;
     let seen = Seen::default();
 
