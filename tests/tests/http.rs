@@ -124,6 +124,9 @@ async fn the_dashboard_and_the_alerts_use_only_metrics_that_there_are() -> Resul
     let (_daemon, address) = run(&db.url(), &[]).await?;
     eventually_answers(address, "/readyz", 200).await;
     eventually_measures(address, "tollgate_webhook_enabled{webhook=\"crm\"}", |enabled| enabled == 1.0).await;
+    // How flushes fare is shown by whoever leads them.
+    let leads = "tollgated_task_leader{task=\"flush_usage\"}";
+    eventually_measures(address, leads, |leads| leads == 1.0).await;
     let mut there: BTreeSet<String> = metrics(address)
         .await?
         .keys()
