@@ -1,4 +1,7 @@
-//! The command line and the environment, and what is wrong with them before anything is tried.
+//! Every option: its name, its environment variable, its bounds, its default.
+//!
+//! An option with an `env` can also stand in the configuration file, see [`crate::layers`]; nothing else is needed for
+//! that. Its value parser holds the bounds, so that whatever is wrong with several of them is told at once.
 
 mod people;
 
@@ -43,12 +46,33 @@ grants it. It never gives up on the database but waits and tries again.";
 #[derive(Debug, Parser)]
 #[command(name = "tollgated", version, after_help = EXIT_CODES, max_term_width = 110)]
 pub struct Cli {
+    /// Read options from this TOML file too: the key flush_interval is --flush-interval. The command line and the
+    /// environment come first. An empty name means no file [default: /etc/tollgated/tollgated.toml if it exists]
+    #[arg(long, value_name = "PATH", env = "TOLLGATED_CONFIG", global = true)]
+    pub config: Option<PathBuf>,
     #[command(flatten)]
     pub connection: ConnectionOptions,
     #[command(flatten)]
     pub logging: LogOptions,
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// What no option shows by itself: values that do not go together.
+    pub fn contradictions(&self) -> Vec<String> {
+        let standbys = match &self.command {
+            Command::Run(options) => &options.standby,
+            Command::Config(options) => &options.run.standby,
+            _ => return Vec::new(),
+        };
+        self.connection
+            .standbys(standbys, "")
+            .err()
+            .map(|error| error.message().to_owned())
+            .into_iter()
+            .collect()
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -62,6 +86,8 @@ pub enum Command {
     Status(OutputOptions),
     /// Examine the deployment, from versions to the notification queue, and print what mends each finding
     Check(CheckOptions),
+    /// Print the options in effect for `run`, and where each is from; passwords are masked
+    Config(Box<ConfigOptions>),
     /// Carry the usage counted so far into the tables, once
     Flush(FlushOptions),
     /// Record expiries and delete tokens that ended long ago, once and until done
@@ -94,13 +120,17 @@ pub struct ConnectionOptions {
     )]
     pub database_url: Option<Secret>,
 
+    /// Read the password from the first line of this file, at each connection, so that it may change
+    #[arg(long, value_name = "PATH", env = "TOLLGATED_PASSWORD_FILE", global = true)]
+    pub password_file: Option<PathBuf>,
+
     /// Longest time that one statement may take
     #[arg(
         long,
         value_name = "TIME",
         env = "TOLLGATED_STATEMENT_TIMEOUT",
         default_value = "60s",
-        value_parser = humantime::parse_duration,
+        value_parser = interval,
         global = true
     )]
     pub statement_timeout: Duration,
@@ -109,25 +139,16 @@ pub struct ConnectionOptions {
 impl ConnectionOptions {
     /// Where to connect to. `application` is what pg_stat_activity shows.
     pub fn target(&self, application: &str) -> Result<Target> {
-        let url = match &self.database_url {
-            Some(url) if !url.expose().trim().is_empty() => url,
-            _ => {
-                return Err(Error::usage("no database is named").with_remedy(
-                    "set DATABASE_URL, or give --database-url, such as postgresql://user@host/dbname or \
-                     postgresql:///dbname?host=/run/postgresql",
-                ));
-            }
-        };
-        at_least("--statement-timeout", self.statement_timeout, Duration::from_millis(100))?;
-        at_most("--statement-timeout", self.statement_timeout, Duration::from_hours(24))?;
-        Target::parse(url, application, self.statement_timeout)
+        let url = self.database_url.clone().unwrap_or_else(|| Secret::new(""));
+        Target::parse(&url, self.password_file.as_deref(), application, self.statement_timeout)
     }
 
     /// The standbys to connect to, with the same settings.
     pub fn standbys(&self, options: &StandbyOptions, application: &str) -> Result<Vec<Target>> {
         let mut targets: Vec<Target> = Vec::new();
         for url in options.urls() {
-            let target = Target::parse(&url, application, self.statement_timeout)?;
+            let target =
+                Target::parse(&url, self.password_file.as_deref(), application, self.statement_timeout)?;
             if targets.iter().any(|other| other.describe() == target.describe()) {
                 return Err(Error::usage(format!("--standby names {} twice", target.describe()))
                     .with_remedy("name each standby once"));
@@ -197,7 +218,7 @@ pub struct OutputOptions {
 #[derive(Clone, Debug, Args)]
 pub struct CheckOptions {
     /// How long a transaction, a subscriber or a standby may be behind before it is told of
-    #[arg(long, value_name = "TIME", default_value = "5min", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "5min", value_parser = patience)]
     pub patience: Duration,
 
     /// Exit with status 1 on warnings too, not on failures alone
@@ -208,12 +229,6 @@ pub struct CheckOptions {
     pub standby: StandbyOptions,
     #[command(flatten)]
     pub output: OutputOptions,
-}
-
-impl CheckOptions {
-    pub fn validate(&self) -> Result<()> {
-        at_most("--patience", self.patience, Duration::from_hours(24 * 365))
-    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -240,7 +255,7 @@ pub struct RetentionOptions {
         value_name = "TIME",
         env = "TOLLGATED_RETENTION",
         default_value = "30days",
-        value_parser = humantime::parse_duration
+        value_parser = retention
     )]
     pub retention: Duration,
 
@@ -250,25 +265,16 @@ pub struct RetentionOptions {
         value_name = "TIME",
         env = "TOLLGATED_USAGE_RETENTION",
         default_value = "90days",
-        value_parser = humantime::parse_duration
+        value_parser = retention
     )]
     pub usage_retention: Duration,
-}
-
-impl RetentionOptions {
-    fn validate(&self) -> Result<()> {
-        // What PostgreSQL's timestamps can still be reckoned with.
-        let longest = Duration::from_hours(24 * 36_525);
-        at_most("--retention", self.retention, longest)?;
-        at_most("--usage-retention", self.usage_retention, longest)
-    }
 }
 
 #[derive(Clone, Debug, Args)]
 pub struct RunOptions {
     /// How often usage is carried from the server's memory into its tables
     #[arg(long, value_name = "TIME", env = "TOLLGATED_FLUSH_INTERVAL", default_value = "5s",
-        value_parser = humantime::parse_duration)]
+        value_parser = interval)]
     pub flush_interval: Duration,
 
     #[command(flatten)]
@@ -276,12 +282,12 @@ pub struct RunOptions {
 
     /// How often expiries are recorded; tokens past their time are refused without it
     #[arg(long, value_name = "TIME", env = "TOLLGATED_EXPIRE_INTERVAL", default_value = "5s",
-        value_parser = humantime::parse_duration)]
+        value_parser = interval)]
     pub expire_interval: Duration,
 
     /// How often ended tokens are deleted
     #[arg(long, value_name = "TIME", env = "TOLLGATED_PURGE_INTERVAL", default_value = "1h",
-        value_parser = humantime::parse_duration)]
+        value_parser = interval)]
     pub purge_interval: Duration,
 
     #[command(flatten)]
@@ -289,24 +295,25 @@ pub struct RunOptions {
 
     /// How often the event log is looked at behind LISTEN, which only tells of the urgent ones
     #[arg(long, value_name = "TIME", env = "TOLLGATED_PUBLISH_INTERVAL", default_value = "1s",
-        value_parser = humantime::parse_duration)]
+        value_parser = interval)]
     pub publish_interval: Duration,
 
     /// How often new events of the audit log are sealed, so that it shows when they are changed afterwards
     #[arg(long, value_name = "TIME", env = "TOLLGATED_SEAL_INTERVAL", default_value = "1min",
-        value_parser = humantime::parse_duration)]
+        value_parser = interval)]
     pub seal_interval: Duration,
 
     #[command(flatten)]
     pub batch: BatchOptions,
 
     /// The name under which the server remembers which events were logged; daemons that share it share the work
-    #[arg(long, value_name = "NAME", env = "TOLLGATED_SUBSCRIPTION", default_value = "log")]
+    #[arg(long, value_name = "NAME", env = "TOLLGATED_SUBSCRIPTION", default_value = "log",
+        value_parser = subscription)]
     pub subscription: String,
 
     /// How long running work and the last flush may take when the daemon is told to stop
     #[arg(long, value_name = "TIME", env = "TOLLGATED_SHUTDOWN_GRACE", default_value = "20s",
-        value_parser = humantime::parse_duration)]
+        value_parser = grace)]
     pub shutdown_grace: Duration,
 
     /// Write the process id to this file, and remove it at the end
@@ -314,30 +321,12 @@ pub struct RunOptions {
     pub pid_file: Option<PathBuf>,
 }
 
-impl RunOptions {
-    pub fn validate(&self) -> Result<()> {
-        for (option, interval) in [
-            ("--flush-interval", self.flush_interval),
-            ("--expire-interval", self.expire_interval),
-            ("--purge-interval", self.purge_interval),
-            ("--publish-interval", self.publish_interval),
-            ("--seal-interval", self.seal_interval),
-        ] {
-            // Less would load the server for nothing; more than a day is surely a wrong unit.
-            at_least(option, interval, Duration::from_millis(100))?;
-            at_most(option, interval, Duration::from_hours(24))?;
-        }
-        at_least("--shutdown-grace", self.shutdown_grace, Duration::from_millis(100))?;
-        at_most("--shutdown-grace", self.shutdown_grace, Duration::from_hours(1))?;
-        self.retention.validate()?;
-        let length = self.subscription.chars().count();
-        if !(1..=100).contains(&length) {
-            return Err(Error::usage(format!(
-                "--subscription takes a name of 1 to 100 characters, not of {length}"
-            )));
-        }
-        Ok(())
-    }
+#[derive(Debug, Args)]
+pub struct ConfigOptions {
+    #[command(flatten)]
+    pub run: RunOptions,
+    #[command(flatten)]
+    pub output: OutputOptions,
 }
 
 #[derive(Debug, Args)]
@@ -362,12 +351,6 @@ pub struct CleanupOptions {
     pub batch: BatchOptions,
     #[command(flatten)]
     pub output: OutputOptions,
-}
-
-impl CleanupOptions {
-    pub fn validate(&self) -> Result<()> {
-        self.retention.validate()
-    }
 }
 
 /// Text that must not be shown: neither `Debug` nor an error nor `--help` does.
@@ -410,20 +393,41 @@ pub fn mask_arguments<'a>(message: &str, arguments: impl IntoIterator<Item = &'a
     token::redact(&masked)
 }
 
-fn at_least(option: &str, value: Duration, least: Duration) -> Result<()> {
-    if value >= least {
-        return Ok(());
-    }
-    let (value, least) = (humantime::format_duration(value), humantime::format_duration(least));
-    Err(Error::usage(format!("{option} must be at least {least}, not {value}")))
+/// Less would load the server for nothing; more than a day is surely a wrong unit.
+fn interval(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::from_millis(100), Duration::from_hours(24))
 }
 
-fn at_most(option: &str, value: Duration, most: Duration) -> Result<()> {
-    if value <= most {
-        return Ok(());
+fn grace(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::from_millis(100), Duration::from_hours(1))
+}
+
+/// At most what PostgreSQL's timestamps can still be reckoned with.
+fn retention(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::ZERO, Duration::from_hours(24 * 36_525))
+}
+
+fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    let value = humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 5s or 1h"))?;
+    let shown = humantime::format_duration;
+    if value < least {
+        return Err(format!("it must be at least {}", shown(least)));
     }
-    let (value, most) = (humantime::format_duration(value), humantime::format_duration(most));
-    Err(Error::usage(format!("{option} must be at most {most}, not {value}")))
+    if value > most {
+        return Err(format!("it must be at most {}", shown(most)));
+    }
+    Ok(value)
+}
+
+fn patience(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::ZERO, Duration::from_hours(24 * 365))
+}
+
+fn subscription(text: &str) -> Result<String, String> {
+    match text.chars().count() {
+        1..=100 => Ok(text.to_owned()),
+        length => Err(format!("it takes a name of 1 to 100 characters, not of {length}")),
+    }
 }
 
 #[cfg(test)]
@@ -431,7 +435,6 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
-    use crate::error::Kind;
 
     fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(std::iter::once(&"tollgated").chain(arguments))
@@ -460,11 +463,10 @@ mod tests {
         assert_eq!(options.standby.urls().count(), 0);
         assert_eq!(options.subscription, "log");
         assert_eq!(options.batch.batch_size, 1000);
-        assert!(options.validate().is_ok());
     }
 
     #[test]
-    fn intervals_that_cannot_be_meant_are_refused_with_the_option_and_the_bound() {
+    fn values_that_cannot_be_meant_are_refused_with_the_option_and_the_bound() {
         for (arguments, words) in [
             (["--flush-interval", "1ms"], ["--flush-interval", "at least 100ms"]),
             (["--purge-interval", "2days"], ["--purge-interval", "at most 1day"]),
@@ -473,10 +475,9 @@ mod tests {
             (["--usage-retention", "200years"], ["--usage-retention", "at most"]),
             (["--subscription", ""], ["--subscription", "1 to 100 characters"]),
         ] {
-            let error = run(&arguments).validate().unwrap_err();
-            assert_eq!(error.kind(), Kind::Usage);
+            let error = parse(&[&["run"], &arguments[..]].concat()).unwrap_err().to_string();
             for word in words {
-                assert!(error.message().contains(word), "{word:?} in {error}");
+                assert!(error.contains(word), "{word:?} in {error}");
             }
         }
     }
@@ -512,20 +513,13 @@ mod tests {
     }
 
     #[test]
-    fn no_database_is_an_error_that_says_what_to_set() {
-        for url in [None, Some(Secret::new(" "))] {
-            let options = ConnectionOptions { database_url: url, statement_timeout: Duration::from_secs(60) };
-            let error = options.target("tollgated test").unwrap_err();
-            assert_eq!(error.kind(), Kind::Usage);
-            assert!(error.report().contains("DATABASE_URL"));
-        }
-    }
-
-    #[test]
     fn standbys_are_repeated_or_separated_by_spaces_and_each_is_named_once() {
         let found = |arguments: &[&str]| {
-            let options =
-                ConnectionOptions { database_url: None, statement_timeout: Duration::from_secs(60) };
+            let options = ConnectionOptions {
+                database_url: None,
+                password_file: None,
+                statement_timeout: Duration::from_secs(60),
+            };
             let targets = options.standbys(&run(arguments).standby, "tollgated test");
             targets.map(|targets| targets.iter().map(Target::describe).collect::<Vec<_>>())
         };
@@ -535,7 +529,10 @@ mod tests {
         assert_eq!(found(&["--standby", &format!(" {one}\n{two} ")]).unwrap(), expected);
         assert_eq!(found(&["--standby", "host=one user=ann dbname=app"]).unwrap(), expected[..1]);
         assert!(found(&["--standby", ""]).unwrap().is_empty());
-        assert_eq!(found(&["--standby", one, "--standby", one]).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(
+            found(&["--standby", one, "--standby", one]).unwrap_err().kind(),
+            crate::error::Kind::Usage
+        );
         let secret = run(&["--standby", "postgresql://u:hunter2@h/d"]);
         assert!(!format!("{secret:?}").contains("hunter2"));
     }

@@ -29,7 +29,9 @@ pub async fn run(database: Database, signals: Vec<Signal>, stop: CancellationTok
     let mut complaint = Complaint::default();
     let mut retries = backoff::delays();
     let mut first = true;
+    let mut restored = database.restored();
     while !stop.is_cancelled() {
+        restored.mark_unchanged();
         let error = match listen(&database, &signals, &stop, &mut complaint, &mut retries, first).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
@@ -47,6 +49,7 @@ pub async fn run(database: Database, signals: Vec<Signal>, stop: CancellationTok
         }
         tokio::select! {
             () = tokio::time::sleep(retries.next_delay()) => {}
+            _ = restored.changed() => {}
             () = stop.cancelled() => {}
         }
     }

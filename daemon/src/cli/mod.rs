@@ -2,6 +2,7 @@
 
 mod check;
 mod cleanup;
+mod config;
 mod flush;
 mod import;
 mod progress;
@@ -14,17 +15,21 @@ mod token;
 
 use std::future::Future;
 
-use crate::config::{Cli, Command, ScopeCommand, StandbyOptions, TokenCommand};
+use crate::config::{Command, ScopeCommand, StandbyOptions, TokenCommand};
 use crate::error::{Error, Result};
+use crate::layers::Layers;
 use crate::{exit, logging};
 
 /// Runs the command and returns the exit code.
-pub fn run(cli: Cli) -> Result<u8> {
-    match &cli.command {
+pub fn run(layers: Layers) -> Result<u8> {
+    // They need no database.
+    match &layers.cli.command {
+        Command::Config(options) => return config::config(&layers, options.output.json),
         Command::Completions(options) => return shell::completions(options),
         Command::Man => return shell::man(),
         _ => {}
     }
+    let cli = layers.cli;
     let serves = matches!(cli.command, Command::Run(_));
     logging::start(&cli.logging, if serves { "info" } else { "warn" })?;
     let application = format!("tollgated {}", name(&cli.command));
@@ -48,8 +53,8 @@ pub fn run(cli: Cli) -> Result<u8> {
         Command::Cleanup(options) => block_on(cleanup::cleanup(target, options)),
         Command::Token(command) => block_on(token::token(target, command)),
         Command::Scope(command) => block_on(scope::scope(target, command)),
-        // They need no database.
-        Command::Completions(_) | Command::Man => Ok(exit::OK),
+        // Answered above, without a connection.
+        Command::Config(_) | Command::Completions(_) | Command::Man => Ok(exit::OK),
     }
 }
 
@@ -60,6 +65,7 @@ fn name(command: &Command) -> &'static str {
         Command::Tail(_) => "tail",
         Command::Status(_) => "status",
         Command::Check(_) => "check",
+        Command::Config(_) => "config",
         Command::Flush(_) => "flush",
         Command::Cleanup(_) => "cleanup",
         Command::Token(TokenCommand::Create(_)) => "token create",

@@ -13,12 +13,13 @@ use crate::config::RunOptions;
 use crate::db::{Database, Target};
 use crate::driver::{Board, Driver, Schedule, Signal};
 use crate::error::{Error, Result};
+use crate::leader::{self, Leadership};
 use crate::shutdown::Shutdown;
 use crate::sql::Identity;
 use crate::tasks::{
     expire_tokens, flush_standby, flush_usage, heartbeat, publish_events, purge, seal_audit, watch_usage,
 };
-use crate::{exit, listener, systemd};
+use crate::{exit, listener, pooler, systemd};
 
 /// A run has a few statements, each of which the server cuts at its statement_timeout. A run that takes longer than
 /// these together waits for a server that will never answer.
@@ -27,7 +28,6 @@ fn run_limit(target: &Target) -> Duration {
 }
 
 pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptions) -> Result<u8> {
-    options.validate()?;
     // Before anything is started, so that no signal finds the default handler in place.
     let mut signals = Signals::install()?;
     let _pid_file = options.pid_file.as_deref().map(PidFile::write).transpose()?;
@@ -38,17 +38,29 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     let database_name = target.describe();
     let database = Database::new(target)?;
     let shutdown = Shutdown::default();
-    let board = Board::default();
-    let driver = Driver::new(shutdown.clone(), board.clone(), options.shutdown_grace);
+    let leadership = Leadership::default();
+    let board = Board::new(leadership.clone());
+    let driver =
+        Driver::new(shutdown.clone(), board.clone(), options.shutdown_grace).retry_when(database.restored());
     let mut flush_now = vec![Signal::default()];
     let events_came = Signal::default();
+    let report = Signal::default();
     let batch_size = options.batch.batch_size;
 
+    // Before the database is looked for, which may come up later; and until after the last flush, which may take its time
+    // but must not hang.
+    let _watchdog = systemd::ready(&format!("serving {database_name}"));
+    tokio::select! {
+        result = pooler::refuse(&database, shutdown.token()) => result?,
+        () = signals.until_stop(&shutdown, &flush_now) => {
+            return Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await);
+        }
+    }
     shutdown.spawn(
         "listener",
         listener::run(database.clone(), vec![events_came.clone()], shutdown.token().clone()),
     );
-    driver.start(
+    driver.start_led(
         flush_usage::FlushUsage::new(database.clone()),
         every(options.flush_interval),
         flush_now[0].clone(),
@@ -72,29 +84,30 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         every(options.publish_interval),
         events_came,
     );
-    driver.start(
+    driver.start_led(
         expire_tokens::ExpireTokens::new(database.clone(), batch_size),
         every(options.expire_interval),
         Signal::default(),
     );
-    driver.start(
+    driver.start_led(
         purge::Purge::new(database.clone(), options.retention, batch_size),
         every(options.purge_interval),
         Signal::default(),
     );
-    driver.start(
+    driver.start_led(
         seal_audit::SealAudit::new(database.clone(), batch_size),
         every(options.seal_interval),
         Signal::default(),
     );
+    let leading = database.clone();
     driver.start(
         heartbeat::Heartbeat::new(database, identity(), board),
         every(heartbeat::PERIOD),
-        Signal::default(),
+        report.clone(),
     );
+    // Last, when all have stood for it.
+    shutdown.spawn("leadership", leader::run(leading, leadership, report, shutdown.token().clone()));
 
-    // Until after the last flush, which may take its time but must not hang.
-    let _watchdog = systemd::ready(&format!("serving {database_name}"));
     signals.until_stop(&shutdown, &flush_now).await;
     systemd::stopping();
     Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await)
@@ -150,7 +163,7 @@ fn announce(target: &Target, standbys: &[Target], options: &RunOptions) {
         std::iter::once(target).chain(standbys).flat_map(Target::plaintext_hosts).collect();
     if !plaintext.is_empty() {
         tracing::warn!(
-            "the connection to {} is not encrypted: this version of tollgated does not speak TLS",
+            "the connection to {} may go unencrypted: give sslmode=verify-full and sslrootcert in the connection string",
             plaintext.join(", ")
         );
     }

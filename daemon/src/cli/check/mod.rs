@@ -24,7 +24,6 @@ const OLDEST_SERVER: i32 = 15;
 const NEWEST_SERVER: i32 = 18;
 
 pub(super) async fn check(target: Target, standbys: Vec<Target>, options: CheckOptions) -> Result<u8> {
-    options.validate()?;
     let mut session = target.connect().await?;
     let mut findings = examine(&target, &mut session, options.patience).await?;
     for standby in &standbys {
@@ -120,8 +119,8 @@ fn connection(target: &Target, server: &Server) -> Finding {
     }
     Finding::warn(
         "connection",
-        format!("{place}; not encrypted on the way to {}", plaintext.join(", ")),
-        "connect over a Unix socket, over the loopback address or through a tunnel",
+        format!("{place}; encryption is not insisted on to {}", plaintext.join(", ")),
+        "give sslmode=verify-full and sslrootcert in the connection string",
     )
 }
 
