@@ -6,10 +6,13 @@
 mod people;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use tollgate_core::token;
 use zeroize::Zeroizing;
 
@@ -303,6 +306,20 @@ pub struct RunOptions {
         value_parser = interval)]
     pub seal_interval: Duration,
 
+    /// How long before its end a token is told of as token.expiring; 0 for never
+    #[arg(long, value_name = "TIME", env = "TOLLGATED_EXPIRY_NOTICE", default_value = "7days",
+        value_parser = notice)]
+    pub expiry_notice: Duration,
+
+    /// Where /livez, /readyz, /metrics and /events are served; or off. /metrics is open to all who can reach it
+    #[arg(long, value_name = "ADDRESS", env = "TOLLGATED_HTTP_ADDRESS", default_value = "127.0.0.1:9464")]
+    pub http_address: HttpAddress,
+
+    /// A network that webhooks may be sent to, also by http, although it is not public, such as 10.1.0.0/16; repeat
+    /// it, or separate several by commas
+    #[arg(long, value_name = "CIDR", env = "TOLLGATED_WEBHOOK_ALLOW", value_delimiter = ',')]
+    pub webhook_allow: Vec<IpNet>,
+
     #[command(flatten)]
     pub batch: BatchOptions,
 
@@ -351,6 +368,33 @@ pub struct CleanupOptions {
     pub batch: BatchOptions,
     #[command(flatten)]
     pub output: OutputOptions,
+}
+
+/// An address to listen on, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HttpAddress(pub Option<SocketAddr>);
+
+impl FromStr for HttpAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self(None)),
+            _ => text.parse().map(|address| Self(Some(address))).map_err(|_| {
+                "it is neither off nor an IP address with a port, such as 127.0.0.1:9464 or [::1]:9464"
+                    .to_owned()
+            }),
+        }
+    }
+}
+
+impl fmt::Display for HttpAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("off"),
+        }
+    }
 }
 
 /// Text that must not be shown: neither `Debug` nor an error nor `--help` does.
@@ -407,6 +451,14 @@ fn retention(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::ZERO, Duration::from_hours(24 * 36_525))
 }
 
+fn patience(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::ZERO, Duration::from_hours(24 * 365))
+}
+
+fn notice(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::ZERO, Duration::from_hours(24 * 3650))
+}
+
 fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let value = humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 5s or 1h"))?;
     let shown = humantime::format_duration;
@@ -417,10 +469,6 @@ fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, Stri
         return Err(format!("it must be at most {}", shown(most)));
     }
     Ok(value)
-}
-
-fn patience(text: &str) -> Result<Duration, String> {
-    bounded(text, Duration::ZERO, Duration::from_hours(24 * 365))
 }
 
 fn subscription(text: &str) -> Result<String, String> {

@@ -15,6 +15,7 @@ use tokio_postgres::{AsyncMessage, Client, Notification};
 use tokio_util::sync::CancellationToken;
 
 use crate::complaint::Complaint;
+use crate::counters;
 use crate::driver::round;
 use crate::error::{Doing as _, Error, Kind, Result};
 pub use crate::target::Target;
@@ -22,7 +23,7 @@ pub use crate::target::Target;
 /// An idle session is asked for a sign of life before it is used again.
 const RECYCLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tasks are short and wake at different times, so few sessions serve all of them.
-const POOL_SIZE: usize = 3;
+const POOL_SIZE: usize = 5;
 
 /// Keeps the values of this session's statements out of the server's log, where this role may decide that. To be called
 /// before a statement one of whose values is a token.
@@ -210,7 +211,7 @@ impl Connector {
         let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
         match &result {
             Ok(_) => {
-                self.made.fetch_add(1, Ordering::Relaxed);
+                counters::CONNECTS.add(1);
                 if let Some(tally) = complaint.recovered() {
                     tracing::info!(
                         attempts = tally.failures,
@@ -221,6 +222,7 @@ impl Connector {
                 }
             }
             Err(error) => {
+                counters::CONNECT_FAILURES.add(1);
                 if let Some(tally) = complaint.failed(&error.to_string()) {
                     tracing::warn!(
                         attempts = tally.failures,

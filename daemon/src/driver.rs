@@ -86,6 +86,8 @@ pub struct Status {
     pub items: u64,
     pub last_success_at: Option<Timestamp>,
     pub consecutive_failures: u64,
+    pub failures: u64,
+    pub busy_seconds: f64,
     pub last_error: Option<String>,
     pub note: Option<String>,
     pub next_run_at: Option<Timestamp>,
@@ -335,6 +337,7 @@ impl<T: Task> Run<T> {
         let took = started.elapsed();
         self.board.update(self.name, |status| {
             status.running = false;
+            status.busy_seconds += took.as_secs_f64();
             status.last_duration_ms = Some((took.as_secs_f64() * 1e6).round() / 1e3);
             match result {
                 Ok(report) => {
@@ -351,6 +354,7 @@ impl<T: Task> Run<T> {
                     status.last_outcome = Some(Outcome::Failed);
                     status.last_items = 0;
                     status.consecutive_failures += 1;
+                    status.failures += 1;
                     status.last_error = Some(error.to_string());
                 }
             }

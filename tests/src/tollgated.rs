@@ -54,6 +54,8 @@ impl Tollgated {
         };
         let mut command = Account::unprivileged()?.command(PathBuf::from(binary));
         command.env("DATABASE_URL", database_url).env("RUST_BACKTRACE", "1").current_dir("/");
+        // Many run beside one another: those that are asked for something take a port of their own.
+        command.env("TOLLGATED_HTTP_ADDRESS", "off");
         Ok(command)
     }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,12 +14,16 @@ use crate::config::RunOptions;
 use crate::db::{Database, Target};
 use crate::driver::{Board, Driver, Schedule, Signal};
 use crate::error::{Error, Result};
+use crate::http::{EventStreams, Metrics, Server, Site, wake_streams};
 use crate::leader::{self, Leadership};
 use crate::shutdown::Shutdown;
 use crate::sql::Identity;
+use crate::tasks::observe::Seen;
 use crate::tasks::{
-    expire_tokens, flush_standby, flush_usage, heartbeat, publish_events, purge, seal_audit, watch_usage,
+    announce_expiries, deliver_webhooks, expire_tokens, flush_standby, flush_usage, heartbeat, observe,
+    publish_events, purge, seal_audit, watch_usage,
 };
+use crate::webhook::Sender;
 use crate::{exit, listener, pooler, systemd};
 
 /// A run has a few statements, each of which the server cuts at its statement_timeout. A run that takes longer than
@@ -35,6 +40,10 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
 
     let limit = run_limit(&target);
     let every = |period| Schedule { period, limit };
+    let server = match options.http_address.0 {
+        Some(address) => Some(Server::bind(address).await?),
+        None => None,
+    };
     let database_name = target.describe();
     let database = Database::new(target)?;
     let shutdown = Shutdown::default();
@@ -45,7 +54,11 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     let mut flush_now = vec![Signal::default()];
     let events_came = Signal::default();
     let report = Signal::default();
+    let streams_wake = Signal::default();
+    let webhooks_wake = Signal::default();
+    let look_now = Signal::default();
     let batch_size = options.batch.batch_size;
+    let seen = Seen::default();
 
     // Before the database is looked for, which may come up later; and until after the last flush, which may take its time
     // but must not hang.
@@ -58,8 +71,43 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     }
     shutdown.spawn(
         "listener",
-        listener::run(database.clone(), vec![events_came.clone()], shutdown.token().clone()),
+        listener::run(
+            database.clone(),
+            vec![events_came.clone(), streams_wake.clone(), webhooks_wake.clone()],
+            (seen.clone(), look_now.clone()),
+            shutdown.token().clone(),
+        ),
     );
+    driver.start(observe::Observe::new(database.clone(), seen.clone()), every(observe::PERIOD), look_now);
+    if let Some(server) = server {
+        let site = Arc::new(Site {
+            metrics: Metrics::new(board.clone(), seen),
+            events: EventStreams::new(database.clone()),
+        });
+        shutdown.spawn("http", server.run(site.clone(), shutdown.token().clone()));
+        shutdown.spawn(
+            "event_streams",
+            wake_streams(site, streams_wake, options.publish_interval, shutdown.token().clone()),
+        );
+    }
+    driver.start(
+        deliver_webhooks::DeliverWebhooks::new(
+            database.clone(),
+            Sender::new(&options.webhook_allow),
+            batch_size,
+            webhooks_wake.clone(),
+            shutdown.token().clone(),
+        ),
+        every(options.publish_interval),
+        webhooks_wake,
+    );
+    if !options.expiry_notice.is_zero() {
+        driver.start_led(
+            announce_expiries::AnnounceExpiries::new(database.clone(), options.expiry_notice, batch_size),
+            every(announce_expiries::PERIOD.min(options.expire_interval * 12)),
+            Signal::default(),
+        );
+    }
     driver.start_led(
         flush_usage::FlushUsage::new(database.clone()),
         every(options.flush_interval),
@@ -147,6 +195,8 @@ fn announce(target: &Target, standbys: &[Target], options: &RunOptions) {
         database = target.describe(),
         standbys = standbys.iter().map(Target::describe).collect::<Vec<_>>().join(" "),
         flush_interval = time(options.flush_interval),
+        http_address = %options.http_address,
+        expiry_notice = time(options.expiry_notice),
         expire_interval = time(options.expire_interval),
         purge_interval = time(options.purge_interval),
         retention = time(options.retention.retention),
