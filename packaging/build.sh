@@ -86,7 +86,7 @@ install -D -m 755 "$binary" "$root/usr/bin/tollgated"
 strip --strip-unneeded "$root/usr/bin/tollgated"
 install -D -m 644 packaging/tollgated/tollgated.service "$root/usr/lib/systemd/system/tollgated.service"
 install -D -m 644 packaging/tollgated/sysusers.conf "$root/usr/lib/sysusers.d/tollgated.conf"
-install -D -m 640 packaging/tollgated/environment "$root/etc/tollgated/environment"
+install -D -m 640 packaging/tollgated/tollgated.toml "$root/etc/tollgated/tollgated.toml"
 mkdir -p "$root"/usr/share/{man/man8,bash-completion/completions,zsh/vendor-completions,fish/vendor_completions.d}
 "$binary" man | gzip -9n >"$root/usr/share/man/man8/tollgated.8.gz"
 "$binary" completions bash >"$root/usr/share/bash-completion/completions/tollgated"
@@ -100,9 +100,9 @@ Carries the usage of tokens from the server's memory into its tables, records
 expiries, deletes what ended long ago, seals the audit log and tells of events.
 Also manages tokens by hand, and examines a deployment (tollgated check).
 
-It runs beside the server or elsewhere, and finds it by DATABASE_URL in
-/etc/tollgated/environment.
+It runs beside the server or elsewhere, which /etc/tollgated/tollgated.toml
+says.
 END
-echo /etc/tollgated/environment >"$root/DEBIAN/conffiles"
+echo /etc/tollgated/tollgated.toml >"$root/DEBIAN/conffiles"
 for script in postinst prerm postrm; do install -m 755 "packaging/tollgated/$script" "$root/DEBIAN/$script"; done
 build tollgated

@@ -154,18 +154,12 @@ fn values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
     unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
 }
 
-/// Starts the daemon by the command line, as the user and with the environment that its unit says.
+/// Starts the daemon by the command line, as the user that its unit says, with the configuration that the package brings.
 fn start(root: &mut Root, unit: &str) -> Result<Manager> {
     let manager = Manager::listen(&root.path().join("run/notify"))?;
     let [user, exec] = [values(unit, "User"), values(unit, "ExecStart")].map(|values| values[0].to_owned());
-    let file = values(unit, "EnvironmentFile")[0].trim_start_matches("-/").to_owned();
     let log = std::fs::File::create(root.path().join("var/log/tollgated"))?;
     let mut command = root.command(&format!("{user}:{user}"), &format!("exec {exec}"));
-    for line in root.read(&file)?.lines().filter(|line| !line.starts_with('#')) {
-        if let Some((name, value)) = line.split_once('=') {
-            command.env(name, value.trim_matches('"'));
-        }
-    }
     command.env("NOTIFY_SOCKET", "/run/notify").env("WATCHDOG_USEC", "300000").stderr(log);
     root.daemon = Some(command.spawn()?);
     Ok(manager)
@@ -193,7 +187,7 @@ fn the_packages_install_on_a_clean_debian_and_serve_a_token() -> Result<()> {
         root.run("root", &format!("test -s {path} && dpkg -S {path}"))?;
     }
     assert_eq!(
-        root.run("root", "stat -c '%U:%G %a' /etc/tollgated/environment")?.trim(),
+        root.run("root", "stat -c '%U:%G %a' /etc/tollgated/tollgated.toml")?.trim(),
         "root:tollgate 640"
     );
     root.run("root", "pg_createcluster --encoding UTF8 15 main -- --no-sync && echo \"listen_addresses = ''\" >>/etc/postgresql/15/main/postgresql.conf")?;
@@ -218,7 +212,7 @@ fn the_packages_install_on_a_clean_debian_and_serve_a_token() -> Result<()> {
         std::thread::sleep(Duration::from_millis(100));
     }
     // As the daemon's user, with its own settings: nothing fails, and the daemon is seen.
-    let check = root.run("tollgate:tollgate", "set -a; . /etc/tollgated/environment; tollgated check")?;
+    let check = root.run("tollgate:tollgate", "tollgated check")?;
     assert!(check.contains("without a failing task"), "{check}");
 
     let mut daemon = root.daemon.take().context("a daemon")?;
@@ -230,7 +224,7 @@ fn the_packages_install_on_a_clean_debian_and_serve_a_token() -> Result<()> {
     // What a person configured outlives a removal, as Debian has it.
     root.stop_server(Signal::SIGINT)?;
     root.run("root", "apt-get remove -q -y tollgated postgresql-15-tollgate")?;
-    root.run("root", "test -e /etc/tollgated/environment && ! test -e /usr/bin/tollgated")?;
+    root.run("root", "test -e /etc/tollgated/tollgated.toml && ! test -e /usr/bin/tollgated")?;
     Ok(())
 }
 

@@ -22,6 +22,7 @@ use crate::{exit, logging};
 
 /// Runs the command and returns the exit code.
 pub fn run(layers: Layers) -> Result<u8> {
+    // They need no database.
     match &layers.cli.command {
         Command::Config(options) => return config::config(&layers, options.output.json),
         Command::Completions(options) => return shell::completions(options),
@@ -50,12 +51,10 @@ pub fn run(layers: Layers) -> Result<u8> {
             block_on(flush::flush(target, standbys, &options.output))
         }
         Command::Cleanup(options) => block_on(cleanup::cleanup(target, options)),
-        // Answered above, without a connection.
-        Command::Config(_) => Ok(crate::exit::OK),
         Command::Token(command) => block_on(token::token(target, command)),
         Command::Scope(command) => block_on(scope::scope(target, command)),
-        // They need no database.
-        Command::Completions(_) | Command::Man => Ok(exit::OK),
+        // Answered above, without a connection.
+        Command::Config(_) | Command::Completions(_) | Command::Man => Ok(exit::OK),
     }
 }
 

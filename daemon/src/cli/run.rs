@@ -77,6 +77,9 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
             wake_streams(site, streams_wake.clone(), options.publish_interval, shutdown.token().clone()),
         );
     }
+    // Before the database is looked for, which may come up later; and until after the last flush, which may take its time
+    // but must not hang.
+    let _watchdog = systemd::ready(&format!("serving {database_name}"));
     tokio::select! {
         result = pooler::refuse(&database, shutdown.token()) => result?,
         () = signals.until_stop(&shutdown, &flush_now) => {
@@ -158,8 +161,6 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     // Last, when all have stood for it.
     shutdown.spawn("leadership", leader::run(leading, leadership, report, shutdown.token().clone()));
 
-    // Until after the last flush, which may take its time but must not hang.
-    let _watchdog = systemd::ready(&format!("serving {database_name}"));
     signals.until_stop(&shutdown, &flush_now).await;
     systemd::stopping();
     Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await)
