@@ -185,6 +185,8 @@ fn run(options: &Options) -> Result<()> {
             let begin = Instant::now();
             let outcome = (part.run)(&Run { install, scale: &scale })
                 .with_context(|| format!("{} on {}", part.name, install.version))?;
+            let unknown = outcome.figures.iter().find(|figure| !figure.median.is_finite());
+            ensure!(unknown.is_none(), "{} was not measured", unknown.map_or("", |figure| &figure.what));
             eprintln!("    {:.0} s", begin.elapsed().as_secs_f64());
             version.parts.push(Measured {
                 part: part.name.to_owned(),

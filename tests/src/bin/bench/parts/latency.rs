@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use hdrhistogram::Histogram;
 use serde_json::Value;
 use tokio_postgres::AsyncMessage;
@@ -51,14 +51,15 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
             )
         })
         .collect::<Result<Vec<_>>>()?;
-    let (mut median, mut tail) = (Series::default(), Series::default());
+    let (mut median, mut tail, mut made) = (Series::default(), Series::default(), Series::default());
     for round in 0..=run.scale.rounds {
         let numbers: Vec<u32> = (round * in_a_round..(round + 1) * in_a_round).collect();
-        let committed = revoke(&mut revokers, &numbers)?;
+        let (committed, rate) = revoke(&mut revokers, &numbers)?;
         let times = delays(&committed, &sql.receive(committed.len())?)?;
         // The first warms up.
         if round > 0 {
             median.0.push(percentile(&times, 0.5) / 1000.0);
+            made.0.push(rate);
             tail.0.push(percentile(&times, 0.99) / 1000.0);
         }
     }
@@ -71,12 +72,15 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
         figures: vec![
             Figure::new("revocation to SQL listener, p99", Unit::Milliseconds, &tail).at_most(10.0),
             Figure::new("revocation to SQL listener, p50", Unit::Milliseconds, &median),
+            // Else the latency is that of a lesser load.
+            Figure::new("revocations made", Unit::PerSecond, &made).at_least(f64::from(RATE) * 0.95),
         ],
     })
 }
 
-/// Revokes these tokens at [`RATE`], and returns when each was acknowledged.
-fn revoke(revokers: &mut [Connection], numbers: &[u32]) -> Result<Moments> {
+/// Revokes these tokens at [`RATE`], and returns when each was acknowledged, and how many a second
+/// there were indeed.
+fn revoke(revokers: &mut [Connection], numbers: &[u32]) -> Result<(Moments, f64)> {
     let begin = Instant::now();
     let sessions = revokers.len();
     thread::scope(|scope| {
@@ -101,9 +105,7 @@ fn revoke(revokers: &mut [Connection], numbers: &[u32]) -> Result<Moments> {
         for worker in workers {
             moments.extend(worker.join().expect("a session that fails says so")?);
         }
-        let late = begin.elapsed().as_secs_f64() * f64::from(RATE) / numbers.len() as f64;
-        ensure!(late < 1.5, "{RATE} revocations a second are too many for this machine");
-        Ok(moments)
+        Ok((moments, numbers.len() as f64 / begin.elapsed().as_secs_f64()))
     })
 }
 

@@ -82,6 +82,11 @@ fn with_unit(number: &str, unit: Unit) -> String {
     format!("{number}{symbol}")
 }
 
+/// A number of things, for a sentence.
+pub(crate) fn count(value: u32) -> String {
+    grouped(value.into(), 0)
+}
+
 /// With a comma at each three digits.
 fn grouped(value: f64, decimals: usize) -> String {
     let text = format!("{:.decimals$}", value.abs());
