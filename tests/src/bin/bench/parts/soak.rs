@@ -30,7 +30,10 @@ struct Memory {
 fn run(run: &Run<'_>) -> Result<Outcome> {
     let tokens = Tokens::new(run.scale.tokens)?;
     let cluster = service::with_tokens(service::builder(run.install, run.scale.tokens), &tokens)?;
-    let mut daemon = Tollgated::spawn(&cluster.url(OPERATOR, DATABASE), &["run"])?;
+    let mut command = Tollgated::command(&cluster.url(OPERATOR, DATABASE))?;
+    command.arg("run").arg(format!("--flush-interval={}ms", run.scale.flush_interval.as_millis()));
+    // Any port: there may be another daemon on this machine.
+    let mut daemon = Tollgated::spawn_command(command.env("TOLLGATED_HTTP_ADDRESS", "127.0.0.1:0"))?;
     let mut clients = Clients::connect(&cluster, WEB, DATABASE, run.scale.clients, &STATEMENTS)?;
     // Twice each: its row of usage is there, and was updated, so that what comes is more of the same.
     let mut verified = 1;
@@ -80,7 +83,10 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     Ok(Outcome {
         conditions: vec![
             format!("{} clients, {} s at {:.0} verifications a second, tokens random among {}", run.scale.clients, run.scale.soak.as_secs(), done.rate(), tokens.len()),
-            "tollgated run with its defaults; every verification found counted at the end".to_owned(),
+            format!(
+                "tollgated run, a flush every {:?}; every verification found counted at the end",
+                run.scale.flush_interval
+            ),
             "memory: private pages of all processes of the server but autovacuum workers, which come and go, and shared \
              pages in use; medians of the first and of the last tenth of the time".to_owned(),
             service::conditions(&cluster)?,
