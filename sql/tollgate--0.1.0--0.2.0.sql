@@ -1724,6 +1724,42 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.check_retention(interval) IS 'Raises 22023 unless a retention is sensible. Internal.';
 
+CREATE OR REPLACE FUNCTION tollgate.expire_tokens(batch_size integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- A variable, because the planner uses no index for a comparison with a volatile function.
+    due      timestamptz := clock_timestamp();
+    affected bigint;
+    one_id   uuid;
+    one_user text;
+BEGIN
+    PERFORM tollgate.check_batch_size($1);
+    WITH expired AS (
+        UPDATE tollgate.api_tokens t SET expired_at = due
+            WHERE t.ctid = ANY (ARRAY(
+                SELECT d.ctid FROM tollgate.api_tokens d
+                WHERE d.expires_at <= due AND d.expired_at IS NULL AND d.revoked_at IS NULL
+                ORDER BY d.expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))
+            RETURNING t.id, t.user_id, t.expires_at
+    ), logged AS (
+        -- The epoch is asked for once, not for each row.
+        INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)
+            SELECT 'token.expired', e.id, e.user_id, jsonb_build_object('expires_at', e.expires_at), (SELECT tollgate.current_epoch()) FROM expired e ORDER BY e.expires_at
+    )
+    SELECT count(*), (array_agg(e.id))[1], (array_agg(e.user_id))[1] INTO affected, one_id, one_user FROM expired e;
+    IF affected = 1 THEN
+        PERFORM tollgate.notify_token_event('token.expired', one_id, one_user, NULL, NULL);
+    ELSIF affected > 1 THEN
+        PERFORM tollgate.notify_token_event('token.expired', NULL, NULL, NULL, affected);
+    END IF;
+    RETURN affected;
+END
+$$;
+COMMENT ON FUNCTION tollgate.expire_tokens(integer) IS
+    'Records the expiry of tokens past their time, once each (event token.expired), and says how many; they were refused from that time on without it';
+
 CREATE OR REPLACE FUNCTION tollgate.purge_tokens(retention interval DEFAULT '30 days', batch_size integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -1750,8 +1786,9 @@ BEGIN
     ), forgotten_hours AS (
         DELETE FROM tollgate.usage_hourly h USING purged p WHERE h.token_id = p.id
     ), logged AS (
-        INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
-            SELECT 'token.purged', p.id, p.user_id, jsonb_build_object('ended_at', p.ended_at) FROM purged p ORDER BY p.ended_at
+        -- The epoch is asked for once, not for each row.
+        INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)
+            SELECT 'token.purged', p.id, p.user_id, jsonb_build_object('ended_at', p.ended_at), (SELECT tollgate.current_epoch()) FROM purged p ORDER BY p.ended_at
     )
     SELECT count(*) INTO affected FROM purged;
     RETURN affected;

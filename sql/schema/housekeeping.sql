@@ -48,8 +48,9 @@ BEGIN
                 ORDER BY d.expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))
             RETURNING t.id, t.user_id, t.expires_at
     ), logged AS (
-        INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
-            SELECT 'token.expired', e.id, e.user_id, jsonb_build_object('expires_at', e.expires_at) FROM expired e ORDER BY e.expires_at
+        -- The epoch is asked for once, not for each row.
+        INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)
+            SELECT 'token.expired', e.id, e.user_id, jsonb_build_object('expires_at', e.expires_at), (SELECT tollgate.current_epoch()) FROM expired e ORDER BY e.expires_at
     )
     SELECT count(*), (array_agg(e.id))[1], (array_agg(e.user_id))[1] INTO affected, one_id, one_user FROM expired e;
     IF affected = 1 THEN
@@ -89,8 +90,9 @@ BEGIN
     ), forgotten_hours AS (
         DELETE FROM tollgate.usage_hourly h USING purged p WHERE h.token_id = p.id
     ), logged AS (
-        INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
-            SELECT 'token.purged', p.id, p.user_id, jsonb_build_object('ended_at', p.ended_at) FROM purged p ORDER BY p.ended_at
+        -- The epoch is asked for once, not for each row.
+        INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)
+            SELECT 'token.purged', p.id, p.user_id, jsonb_build_object('ended_at', p.ended_at), (SELECT tollgate.current_epoch()) FROM purged p ORDER BY p.ended_at
     )
     SELECT count(*) INTO affected FROM purged;
     RETURN affected;
