@@ -47,9 +47,10 @@ pub(crate) fn builder(install: &Install, tokens: u32) -> Builder {
         .setting("tollgate.max_tracked_keys", &tracked_keys(tokens).to_string())
 }
 
-/// Room for each token, as a service would have whose tokens are all in use, and then some: partitions fill unevenly.
+/// Room for each token, as a service would have whose tokens are all in use, and then some: partitions fill unevenly, and a
+/// token under a limit is refused where there is no room for it.
 fn tracked_keys(tokens: u32) -> u64 {
-    (u64::from(tokens) * 5 / 4).max(131_072)
+    u64::from(tokens) * 5 / 4 + 131_072
 }
 
 /// What every part says of its server.
