@@ -156,6 +156,14 @@ $(PG18):
 $(PG15):
 	@tests/setup/pg15.sh $(DEV)/pg15
 
+# For the test of poolers.
+.PHONY: pgbouncer
+pgbouncer: $(DEV)/pgbouncer
+	@:
+
+$(DEV)/pgbouncer:
+	@tests/setup/pgbouncer.sh $@
+
 .PHONY: toolchain
 toolchain: $(LIBCLANG) $(CARGO_PGRX)
 

@@ -1,10 +1,16 @@
-//! The command line and the environment, and what is wrong with them before anything is tried.
+//! Every option: its name, its environment variable, its bounds, its default.
+//!
+//! An option with an `env` can also stand in the configuration file, see [`crate::layers`]; nothing else is needed for
+//! that. Its value parser holds the bounds, so that whatever is wrong with several of them is told at once.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use tollgate_core::token;
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -36,12 +42,33 @@ grants it. It never gives up on the database but waits and tries again.";
 #[derive(Debug, Parser)]
 #[command(name = "tollgated", version, after_help = EXIT_CODES, max_term_width = 110)]
 pub struct Cli {
+    /// Read options from this TOML file too: the key flush_interval is --flush-interval. The command line and the
+    /// environment come first. An empty name means no file [default: /etc/tollgated/tollgated.toml if it exists]
+    #[arg(long, value_name = "PATH", env = "TOLLGATED_CONFIG", global = true)]
+    pub config: Option<PathBuf>,
     #[command(flatten)]
     pub connection: ConnectionOptions,
     #[command(flatten)]
     pub logging: LogOptions,
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// What no option shows by itself: values that do not go together.
+    pub fn contradictions(&self) -> Vec<String> {
+        let standbys = match &self.command {
+            Command::Run(options) => &options.standby,
+            Command::Config(options) => &options.run.standby,
+            _ => return Vec::new(),
+        };
+        self.connection
+            .standbys(standbys, "")
+            .err()
+            .map(|error| error.message().to_owned())
+            .into_iter()
+            .collect()
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -55,6 +82,8 @@ pub enum Command {
     Status(OutputOptions),
     /// Check server, extension, privileges, LISTEN and logging, and print what mends each finding
     Check(CheckOptions),
+    /// Print the options in effect for `run`, and where each is from; passwords are masked
+    Config(Box<ConfigOptions>),
     /// Carry the usage counted so far into the tables, once
     Flush(FlushOptions),
     /// Record expiries and delete tokens that ended long ago, once and until done
@@ -79,13 +108,17 @@ pub struct ConnectionOptions {
     )]
     pub database_url: Option<Secret>,
 
+    /// Read the password from the first line of this file, at each connection, so that it may change
+    #[arg(long, value_name = "PATH", env = "TOLLGATED_PASSWORD_FILE", global = true)]
+    pub password_file: Option<PathBuf>,
+
     /// Longest time that one statement may take
     #[arg(
         long,
         value_name = "TIME",
         env = "TOLLGATED_STATEMENT_TIMEOUT",
         default_value = "60s",
-        value_parser = humantime::parse_duration,
+        value_parser = interval,
         global = true
     )]
     pub statement_timeout: Duration,
@@ -94,25 +127,16 @@ pub struct ConnectionOptions {
 impl ConnectionOptions {
     /// Where to connect to. `application` is what pg_stat_activity shows.
     pub fn target(&self, application: &str) -> Result<Target> {
-        let url = match &self.database_url {
-            Some(url) if !url.expose().trim().is_empty() => url,
-            _ => {
-                return Err(Error::usage("no database is named").with_remedy(
-                    "set DATABASE_URL, or give --database-url, such as postgresql://user@host/dbname or \
-                     postgresql:///dbname?host=/run/postgresql",
-                ));
-            }
-        };
-        at_least("--statement-timeout", self.statement_timeout, Duration::from_millis(100))?;
-        at_most("--statement-timeout", self.statement_timeout, Duration::from_hours(24))?;
-        Target::parse(url, application, self.statement_timeout)
+        let url = self.database_url.clone().unwrap_or_else(|| Secret::new(""));
+        Target::parse(&url, self.password_file.as_deref(), application, self.statement_timeout)
     }
 
     /// The standbys to connect to, with the same settings.
     pub fn standbys(&self, options: &StandbyOptions, application: &str) -> Result<Vec<Target>> {
         let mut targets: Vec<Target> = Vec::new();
         for url in options.urls() {
-            let target = Target::parse(&url, application, self.statement_timeout)?;
+            let target =
+                Target::parse(&url, self.password_file.as_deref(), application, self.statement_timeout)?;
             if targets.iter().any(|other| other.describe() == target.describe()) {
                 return Err(Error::usage(format!("--standby names {} twice", target.describe()))
                     .with_remedy("name each standby once"));
@@ -207,7 +231,7 @@ pub struct RetentionOptions {
         value_name = "TIME",
         env = "TOLLGATED_RETENTION",
         default_value = "30days",
-        value_parser = humantime::parse_duration
+        value_parser = retention
     )]
     pub retention: Duration,
 
@@ -217,25 +241,16 @@ pub struct RetentionOptions {
         value_name = "TIME",
         env = "TOLLGATED_USAGE_RETENTION",
         default_value = "90days",
-        value_parser = humantime::parse_duration
+        value_parser = retention
     )]
     pub usage_retention: Duration,
-}
-
-impl RetentionOptions {
-    fn validate(&self) -> Result<()> {
-        // What PostgreSQL's timestamps can still be reckoned with.
-        let longest = Duration::from_hours(24 * 36_525);
-        at_most("--retention", self.retention, longest)?;
-        at_most("--usage-retention", self.usage_retention, longest)
-    }
 }
 
 #[derive(Clone, Debug, Args)]
 pub struct RunOptions {
     /// How often usage is carried from the server's memory into its tables
     #[arg(long, value_name = "TIME", env = "TOLLGATED_FLUSH_INTERVAL", default_value = "5s",
-        value_parser = humantime::parse_duration)]
+        value_parser = interval)]
     pub flush_interval: Duration,
 
     #[command(flatten)]
@@ -243,12 +258,12 @@ pub struct RunOptions {
 
     /// How often expiries are recorded; tokens past their time are refused without it
     #[arg(long, value_name = "TIME", env = "TOLLGATED_EXPIRE_INTERVAL", default_value = "5s",
-        value_parser = humantime::parse_duration)]
+        value_parser = interval)]
     pub expire_interval: Duration,
 
     /// How often ended tokens are deleted
     #[arg(long, value_name = "TIME", env = "TOLLGATED_PURGE_INTERVAL", default_value = "1h",
-        value_parser = humantime::parse_duration)]
+        value_parser = interval)]
     pub purge_interval: Duration,
 
     #[command(flatten)]
@@ -256,24 +271,39 @@ pub struct RunOptions {
 
     /// How often the event log is looked at behind LISTEN, which only tells of the urgent ones
     #[arg(long, value_name = "TIME", env = "TOLLGATED_PUBLISH_INTERVAL", default_value = "1s",
-        value_parser = humantime::parse_duration)]
+        value_parser = interval)]
     pub publish_interval: Duration,
 
     /// How often new events of the audit log are sealed, so that it shows when they are changed afterwards
     #[arg(long, value_name = "TIME", env = "TOLLGATED_SEAL_INTERVAL", default_value = "1min",
-        value_parser = humantime::parse_duration)]
+        value_parser = interval)]
     pub seal_interval: Duration,
+
+    /// How long before its end a token is told of as token.expiring; 0 for never
+    #[arg(long, value_name = "TIME", env = "TOLLGATED_EXPIRY_NOTICE", default_value = "7days",
+        value_parser = notice)]
+    pub expiry_notice: Duration,
+
+    /// Where /livez, /readyz, /metrics and /events are served; or off. /metrics is open to all who can reach it
+    #[arg(long, value_name = "ADDRESS", env = "TOLLGATED_HTTP_ADDRESS", default_value = "127.0.0.1:9464")]
+    pub http_address: HttpAddress,
+
+    /// A network that webhooks may be sent to, also by http, although it is not public, such as 10.1.0.0/16; repeat
+    /// it, or separate several by commas
+    #[arg(long, value_name = "CIDR", env = "TOLLGATED_WEBHOOK_ALLOW", value_delimiter = ',')]
+    pub webhook_allow: Vec<IpNet>,
 
     #[command(flatten)]
     pub batch: BatchOptions,
 
     /// The name under which the server remembers which events were logged; daemons that share it share the work
-    #[arg(long, value_name = "NAME", env = "TOLLGATED_SUBSCRIPTION", default_value = "log")]
+    #[arg(long, value_name = "NAME", env = "TOLLGATED_SUBSCRIPTION", default_value = "log",
+        value_parser = subscription)]
     pub subscription: String,
 
     /// How long running work and the last flush may take when the daemon is told to stop
     #[arg(long, value_name = "TIME", env = "TOLLGATED_SHUTDOWN_GRACE", default_value = "20s",
-        value_parser = humantime::parse_duration)]
+        value_parser = grace)]
     pub shutdown_grace: Duration,
 
     /// Write the process id to this file, and remove it at the end
@@ -281,30 +311,12 @@ pub struct RunOptions {
     pub pid_file: Option<PathBuf>,
 }
 
-impl RunOptions {
-    pub fn validate(&self) -> Result<()> {
-        for (option, interval) in [
-            ("--flush-interval", self.flush_interval),
-            ("--expire-interval", self.expire_interval),
-            ("--purge-interval", self.purge_interval),
-            ("--publish-interval", self.publish_interval),
-            ("--seal-interval", self.seal_interval),
-        ] {
-            // Less would load the server for nothing; more than a day is surely a wrong unit.
-            at_least(option, interval, Duration::from_millis(100))?;
-            at_most(option, interval, Duration::from_hours(24))?;
-        }
-        at_least("--shutdown-grace", self.shutdown_grace, Duration::from_millis(100))?;
-        at_most("--shutdown-grace", self.shutdown_grace, Duration::from_hours(1))?;
-        self.retention.validate()?;
-        let length = self.subscription.chars().count();
-        if !(1..=100).contains(&length) {
-            return Err(Error::usage(format!(
-                "--subscription takes a name of 1 to 100 characters, not of {length}"
-            )));
-        }
-        Ok(())
-    }
+#[derive(Debug, Args)]
+pub struct ConfigOptions {
+    #[command(flatten)]
+    pub run: RunOptions,
+    #[command(flatten)]
+    pub output: OutputOptions,
 }
 
 #[derive(Debug, Args)]
@@ -329,12 +341,6 @@ pub struct CleanupOptions {
     pub batch: BatchOptions,
     #[command(flatten)]
     pub output: OutputOptions,
-}
-
-impl CleanupOptions {
-    pub fn validate(&self) -> Result<()> {
-        self.retention.validate()
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -444,6 +450,33 @@ pub struct RevokeOptions {
     pub output: OutputOptions,
 }
 
+/// An address to listen on, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HttpAddress(pub Option<SocketAddr>);
+
+impl FromStr for HttpAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self(None)),
+            _ => text.parse().map(|address| Self(Some(address))).map_err(|_| {
+                "it is neither off nor an IP address with a port, such as 127.0.0.1:9464 or [::1]:9464"
+                    .to_owned()
+            }),
+        }
+    }
+}
+
+impl fmt::Display for HttpAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("off"),
+        }
+    }
+}
+
 /// Text that must not be shown: neither `Debug` nor an error nor `--help` does.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<String>);
@@ -484,20 +517,41 @@ pub fn mask_arguments<'a>(message: &str, arguments: impl IntoIterator<Item = &'a
     token::redact(&masked)
 }
 
-fn at_least(option: &str, value: Duration, least: Duration) -> Result<()> {
-    if value >= least {
-        return Ok(());
-    }
-    let (value, least) = (humantime::format_duration(value), humantime::format_duration(least));
-    Err(Error::usage(format!("{option} must be at least {least}, not {value}")))
+/// Less would load the server for nothing; more than a day is surely a wrong unit.
+fn interval(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::from_millis(100), Duration::from_hours(24))
 }
 
-fn at_most(option: &str, value: Duration, most: Duration) -> Result<()> {
-    if value <= most {
-        return Ok(());
+fn grace(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::from_millis(100), Duration::from_hours(1))
+}
+
+/// At most what PostgreSQL's timestamps can still be reckoned with.
+fn retention(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::ZERO, Duration::from_hours(24 * 36_525))
+}
+
+fn notice(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::ZERO, Duration::from_hours(24 * 3650))
+}
+
+fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    let value = humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 5s or 1h"))?;
+    let shown = humantime::format_duration;
+    if value < least {
+        return Err(format!("it must be at least {}", shown(least)));
     }
-    let (value, most) = (humantime::format_duration(value), humantime::format_duration(most));
-    Err(Error::usage(format!("{option} must be at most {most}, not {value}")))
+    if value > most {
+        return Err(format!("it must be at most {}", shown(most)));
+    }
+    Ok(value)
+}
+
+fn subscription(text: &str) -> Result<String, String> {
+    match text.chars().count() {
+        1..=100 => Ok(text.to_owned()),
+        length => Err(format!("it takes a name of 1 to 100 characters, not of {length}")),
+    }
 }
 
 fn parse_object(text: &str) -> Result<serde_json::Value, String> {
@@ -513,7 +567,6 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
-    use crate::error::Kind;
 
     fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(std::iter::once(&"tollgated").chain(arguments))
@@ -542,11 +595,10 @@ mod tests {
         assert_eq!(options.standby.urls().count(), 0);
         assert_eq!(options.subscription, "log");
         assert_eq!(options.batch.batch_size, 1000);
-        assert!(options.validate().is_ok());
     }
 
     #[test]
-    fn intervals_that_cannot_be_meant_are_refused_with_the_option_and_the_bound() {
+    fn values_that_cannot_be_meant_are_refused_with_the_option_and_the_bound() {
         for (arguments, words) in [
             (["--flush-interval", "1ms"], ["--flush-interval", "at least 100ms"]),
             (["--purge-interval", "2days"], ["--purge-interval", "at most 1day"]),
@@ -555,10 +607,9 @@ mod tests {
             (["--usage-retention", "200years"], ["--usage-retention", "at most"]),
             (["--subscription", ""], ["--subscription", "1 to 100 characters"]),
         ] {
-            let error = run(&arguments).validate().unwrap_err();
-            assert_eq!(error.kind(), Kind::Usage);
+            let error = parse(&[&["run"], &arguments[..]].concat()).unwrap_err().to_string();
             for word in words {
-                assert!(error.message().contains(word), "{word:?} in {error}");
+                assert!(error.contains(word), "{word:?} in {error}");
             }
         }
     }
@@ -594,20 +645,13 @@ mod tests {
     }
 
     #[test]
-    fn no_database_is_an_error_that_says_what_to_set() {
-        for url in [None, Some(Secret::new(" "))] {
-            let options = ConnectionOptions { database_url: url, statement_timeout: Duration::from_secs(60) };
-            let error = options.target("tollgated test").unwrap_err();
-            assert_eq!(error.kind(), Kind::Usage);
-            assert!(error.report().contains("DATABASE_URL"));
-        }
-    }
-
-    #[test]
     fn standbys_are_repeated_or_separated_by_spaces_and_each_is_named_once() {
         let found = |arguments: &[&str]| {
-            let options =
-                ConnectionOptions { database_url: None, statement_timeout: Duration::from_secs(60) };
+            let options = ConnectionOptions {
+                database_url: None,
+                password_file: None,
+                statement_timeout: Duration::from_secs(60),
+            };
             let targets = options.standbys(&run(arguments).standby, "tollgated test");
             targets.map(|targets| targets.iter().map(Target::describe).collect::<Vec<_>>())
         };
@@ -617,7 +661,10 @@ mod tests {
         assert_eq!(found(&["--standby", &format!(" {one}\n{two} ")]).unwrap(), expected);
         assert_eq!(found(&["--standby", "host=one user=ann dbname=app"]).unwrap(), expected[..1]);
         assert!(found(&["--standby", ""]).unwrap().is_empty());
-        assert_eq!(found(&["--standby", one, "--standby", one]).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(
+            found(&["--standby", one, "--standby", one]).unwrap_err().kind(),
+            crate::error::Kind::Usage
+        );
         let secret = run(&["--standby", "postgresql://u:hunter2@h/d"]);
         assert!(!format!("{secret:?}").contains("hunter2"));
     }

@@ -5,163 +5,25 @@
 //! reach is said here, once for everybody.
 
 use std::ops::{Deref, DerefMut};
-use std::str::FromStr as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, Pool, PoolError, RecycleError, RecycleResult, Timeouts};
-use tokio::sync::mpsc;
-use tokio_postgres::config::{Host, SslMode};
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Notification};
+use tokio::sync::{mpsc, watch};
+use tokio_postgres::{AsyncMessage, Client, Notification};
 use tokio_util::sync::CancellationToken;
 
 use crate::complaint::Complaint;
-use crate::config::Secret;
+use crate::counters;
 use crate::driver::round;
-use crate::error::{Doing as _, Error, Result};
+use crate::error::{Doing as _, Error, Kind, Result};
+pub use crate::target::Target;
 
-/// A socket must open within this time, unless the connection string says otherwise.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Authentication and set-up must be over within this time.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
-/// Locks are waited for no longer: what holds one is a person or a migration, and every task comes again.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
-/// A network that fails silently is noticed within minutes, not hours.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// An idle session is asked for a sign of life before it is used again.
 const RECYCLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tasks are short and wake at different times, so few sessions serve all of them.
-const POOL_SIZE: usize = 3;
-
-/// Where to connect to, and as what.
-#[derive(Clone, Debug)]
-pub struct Target {
-    config: Config,
-    statement_timeout: Duration,
-}
-
-impl Target {
-    /// Understands both forms of a connection string. No error quotes any part of it that might be a password.
-    pub fn parse(url: &Secret, application: &str, statement_timeout: Duration) -> Result<Self> {
-        let text = url.expose().trim();
-        let mut config = Config::from_str(text).map_err(|error| explain_syntax(text, &error))?;
-        if config.get_ssl_mode() == SslMode::Require {
-            return Err(no_tls("require"));
-        }
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err(Error::usage("the connection string names no host").with_remedy(
-                "name one: postgresql://user@host/dbname, or the directory of the server's Unix socket, \
-                 postgresql:///dbname?host=/run/postgresql",
-            ));
-        }
-        // An @ in a password that is not written %40 makes the rest of the password a part of the host's name,
-        // which would then be shown in messages and asked of a name server.
-        if config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(name) if name.contains('@'))) {
-            return Err(Error::usage("the connection string has more than one @ before the host")
-                .with_remedy("write an @ within user or password as %40"));
-        }
-        if config.get_application_name().is_none() {
-            config.application_name(application);
-        }
-        if config.get_connect_timeout().is_none() {
-            config.connect_timeout(CONNECT_TIMEOUT);
-        }
-        if config.get_tcp_user_timeout().is_none() {
-            config.tcp_user_timeout(TCP_USER_TIMEOUT);
-        }
-        if config.get_keepalives_idle() == Config::new().get_keepalives_idle() {
-            config.keepalives_idle(KEEPALIVE_IDLE);
-        }
-        Ok(Self { config, statement_timeout })
-    }
-
-    pub fn statement_timeout(&self) -> Duration {
-        self.statement_timeout
-    }
-
-    /// For messages: user, hosts and database, no password.
-    pub fn describe(&self) -> String {
-        let ports = self.config.get_ports();
-        let port = |i: usize| ports.get(i).or(ports.first()).copied().unwrap_or(5432);
-        let named = self.config.get_hosts().iter().map(|host| match host {
-            Host::Tcp(name) => name.clone(),
-            Host::Unix(path) => path.display().to_string(),
-        });
-        let hosts: Vec<String> = if self.config.get_hosts().is_empty() {
-            self.config.get_hostaddrs().iter().map(ToString::to_string).collect()
-        } else {
-            named.collect()
-        };
-        let hosts: Vec<String> =
-            hosts.iter().enumerate().map(|(i, host)| format!("{host}:{}", port(i))).collect();
-        let user = self.config.get_user().map(|user| format!("{user}@")).unwrap_or_default();
-        let database = self.config.get_dbname().or(self.config.get_user()).unwrap_or_default();
-        format!("{user}{}/{database}", hosts.join(","))
-    }
-
-    /// Hosts beyond this machine, to which the connection goes in plain text.
-    pub fn plaintext_hosts(&self) -> Vec<&str> {
-        self.config
-            .get_hosts()
-            .iter()
-            .filter_map(|host| match host {
-                Host::Tcp(name) if !is_local(name) => Some(name.as_str()),
-                _ => None,
-            })
-            .collect()
-    }
-
-    /// Makes a connection, and sets it up so that nothing on it can wait for ever.
-    pub async fn connect(&self) -> Result<Session> {
-        // Bounded, since a wake-up that is not taken yet stands for all that follow it.
-        let (sender, notifications) = mpsc::channel(64);
-        let hosts = self.config.get_hosts().len().max(self.config.get_hostaddrs().len()).max(1);
-        let deadline = self.config.get_connect_timeout().copied().unwrap_or(CONNECT_TIMEOUT)
-            * u32::try_from(hosts).unwrap_or(u32::MAX)
-            + GREETING_TIMEOUT;
-        let greeting = async {
-            let (client, connection) = self
-                .config
-                .connect(NoTls)
-                .await
-                .map_err(|error| Error::connecting(&self.describe(), &error))?;
-            // It ends when the client is dropped or the connection breaks, and is in nobody's way until then.
-            tokio::spawn(pump(connection, sender));
-            client.batch_execute(&self.set_up()).await.doing("set up the session")?;
-            Ok(Session { client, notifications })
-        };
-        match tokio::time::timeout(deadline, greeting).await {
-            Ok(result) => result,
-            Err(_) => Err(Error::connect_timeout(&self.describe(), deadline)),
-        }
-    }
-
-    /// Settings of the role or of the database must not change what our statements mean.
-    ///
-    /// - The time-outs keep a run bounded; the last one frees what we held if this process stops in the middle.
-    /// - A usage is acknowledged once its transaction has committed, so the commit must be a durable one.
-    /// - Bind values may be tokens. The rest of that is for whoever may set log_parameter_max_length: see
-    ///   [`hide_bind_values`].
-    fn set_up(&self) -> String {
-        format!(
-            "set search_path to pg_catalog, pg_temp;\
-             set timezone to 'UTC';\
-             set datestyle to 'ISO, YMD';\
-             set intervalstyle to 'iso_8601';\
-             set default_transaction_isolation to 'read committed';\
-             set default_transaction_read_only to off;\
-             set statement_timeout to {};\
-             set lock_timeout to {};\
-             set idle_in_transaction_session_timeout to {};\
-             set log_parameter_max_length_on_error to 0;\
-             select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'",
-            self.statement_timeout.as_millis(),
-            LOCK_TIMEOUT.min(self.statement_timeout).as_millis(),
-            self.statement_timeout.as_millis(),
-        )
-    }
-}
+const POOL_SIZE: usize = 5;
 
 /// Keeps the values of this session's statements out of the server's log, where this role may decide that. To be called
 /// before a statement one of whose values is a token.
@@ -183,6 +45,10 @@ pub struct Session {
 }
 
 impl Session {
+    pub(crate) fn new(client: Client, notifications: mpsc::Receiver<Notification>) -> Self {
+        Self { client, notifications }
+    }
+
     /// The next notification on any channel that this session listens on; `None` once the connection is gone.
     pub async fn notification(&mut self) -> Option<Notification> {
         self.notifications.recv().await
@@ -208,16 +74,23 @@ impl DerefMut for Session {
     }
 }
 
-/// Moves the bytes of a connection until it ends, and hands on its notifications.
-async fn pump<S, T>(
+/// Moves the bytes of a connection until it ends or is cut, and hands on its notifications.
+pub(crate) async fn pump<S, T>(
     mut connection: tokio_postgres::Connection<S, T>,
     notifications: mpsc::Sender<Notification>,
+    cut: CancellationToken,
 ) where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
     loop {
-        match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+        let message = tokio::select! {
+            biased;
+            // Dropping the connection fails whatever waits for an answer on it.
+            () = cut.cancelled() => return,
+            message = std::future::poll_fn(|cx| connection.poll_message(cx)) => message,
+        };
+        match message {
             Some(Ok(AsyncMessage::Notification(notification))) => {
                 // Full or closed: a wake-up is pending already, or nobody waits for one.
                 let _ = notifications.try_send(notification);
@@ -246,12 +119,19 @@ pub type PooledSession = managed::Object<Sessions>;
 
 impl Database {
     pub fn new(target: Target) -> Result<Self> {
-        let connector = Arc::new(Connector { target, complaint: Mutex::default() });
+        let connector = Arc::new(Connector {
+            target,
+            complaint: Mutex::default(),
+            trusted: Mutex::default(),
+            attempts: Mutex::default(),
+            restored: watch::Sender::new(0),
+            made: AtomicU64::new(0),
+        });
         let pool = Pool::builder(Sessions(connector.clone()))
             .max_size(POOL_SIZE)
             .runtime(deadpool::Runtime::Tokio1)
             .timeouts(Timeouts {
-                wait: Some(connector.target.statement_timeout),
+                wait: Some(connector.target.statement_timeout()),
                 // Target::connect has its own, which names the server.
                 create: None,
                 recycle: Some(RECYCLE_TIMEOUT),
@@ -278,6 +158,31 @@ impl Database {
             () = stop.cancelled() => Err(Error::stopping()),
         }
     }
+
+    /// Ends every connection that there is, and every attempt to make one: the network they went through was found
+    /// dead, and whoever waits on them would wait for minutes. No work is lost that a kill would not lose.
+    pub fn cut(&self) {
+        let dead = std::mem::take(&mut *lock(&self.connector.trusted));
+        dead.cancel();
+    }
+
+    /// Tells everyone that there is a way to the server again: those that wait before trying, and those that began to
+    /// try when there was none.
+    pub fn restore(&self) {
+        self.connector.restored.send_modify(|times| *times += 1);
+        let hanging = std::mem::take(&mut *lock(&self.connector.attempts));
+        hanging.cancel();
+    }
+
+    /// Changes at each [`Database::restore`].
+    pub fn restored(&self) -> watch::Receiver<u64> {
+        self.connector.restored.subscribe()
+    }
+
+    /// How many connections were made so far.
+    pub fn connections(&self) -> u64 {
+        self.connector.made.load(Ordering::Relaxed)
+    }
 }
 
 /// Makes every connection of the daemon, and says when that fails and when it works again.
@@ -285,14 +190,28 @@ impl Database {
 struct Connector {
     target: Target,
     complaint: Mutex<Complaint>,
+    /// Cancelled when the connections made with it are to be cut.
+    trusted: Mutex<CancellationToken>,
+    /// Cancelled when an attempt that hangs is better begun anew.
+    attempts: Mutex<CancellationToken>,
+    restored: watch::Sender<u64>,
+    made: AtomicU64,
 }
 
 impl Connector {
     async fn connect(&self) -> Result<Session> {
-        let result = self.target.connect().await;
+        let cut = lock(&self.trusted).clone();
+        let anew = lock(&self.attempts).clone();
+        let result = tokio::select! {
+            biased;
+            result = self.target.connect_until(&cut) => result,
+            () = cut.cancelled() => return Err(Error::new(Kind::Unreachable, "the network failed meanwhile")),
+            () = anew.cancelled() => return Err(Error::new(Kind::Unreachable, "the network came back meanwhile")),
+        };
         let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
         match &result {
             Ok(_) => {
+                counters::CONNECTS.add(1);
                 if let Some(tally) = complaint.recovered() {
                     tracing::info!(
                         attempts = tally.failures,
@@ -303,6 +222,7 @@ impl Connector {
                 }
             }
             Err(error) => {
+                counters::CONNECT_FAILURES.add(1);
                 if let Some(tally) = complaint.failed(&error.to_string()) {
                     tracing::warn!(
                         attempts = tally.failures,
@@ -337,6 +257,11 @@ impl managed::Manager for Sessions {
     }
 }
 
+fn lock(token: &Mutex<CancellationToken>) -> std::sync::MutexGuard<'_, CancellationToken> {
+    // It is only ever replaced whole.
+    token.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn explain_pool(error: PoolError<Error>) -> Error {
     match error {
         PoolError::Backend(error) => error,
@@ -344,196 +269,5 @@ fn explain_pool(error: PoolError<Error>) -> Error {
             Error::failed("no session became free in time: other tasks hold all of them")
         }
         other => Error::failed(format!("no session could be had: {other}")),
-    }
-}
-
-fn is_local(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-fn no_tls(mode: &str) -> Error {
-    Error::usage(format!(
-        "the connection string asks for sslmode={mode}, and this version of tollgated does not speak TLS"
-    ))
-    .with_remedy(
-        "connect over a Unix socket, over the loopback address or through a tunnel, or give sslmode=disable if the \
-         network in between is trusted",
-    )
-}
-
-/// What libpq understands, whether or not we do: only these words may be quoted from a connection string.
-const OPTIONS: [&str; 34] = [
-    "authtype",
-    "channel_binding",
-    "client_encoding",
-    "connect_timeout",
-    "dbname",
-    "fallback_application_name",
-    "gssdelegation",
-    "gssencmode",
-    "gsslib",
-    "host",
-    "hostaddr",
-    "keepalives",
-    "keepalives_count",
-    "krbsrvname",
-    "load_balance_hosts",
-    "max_protocol_version",
-    "min_protocol_version",
-    "options",
-    "passfile",
-    "password",
-    "port",
-    "replication",
-    "require_auth",
-    "requirepeer",
-    "requiressl",
-    "service",
-    "sslcert",
-    "sslcompression",
-    "sslcrl",
-    "sslkey",
-    "sslmode",
-    "sslpassword",
-    "sslrootcert",
-    "target_session_attrs",
-];
-
-/// tokio-postgres quotes what it could not read, which may be a piece of a password. So its text is only looked at.
-fn explain_syntax(text: &str, error: &tokio_postgres::Error) -> Error {
-    let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-    let named = cause.split('`').nth(1);
-    if named == Some("sslmode") {
-        return match sslmode(text) {
-            Some(mode @ ("verify-ca" | "verify-full")) => no_tls(mode),
-            _ => Error::usage("the connection string has an sslmode that does not exist")
-                .with_remedy("give sslmode=disable or sslmode=prefer"),
-        };
-    }
-    match named.filter(|name| OPTIONS.contains(name)) {
-        Some(name) if cause.starts_with("unknown option") => Error::usage(format!(
-            "the connection string has the option {name}, which tollgated does not know"
-        ))
-        .with_remedy(format!("leave {name} out")),
-        Some(name) => Error::usage(format!("the connection string has a bad value for the option {name}")),
-        None => Error::usage("the connection string cannot be read").with_remedy(
-            "write it as postgresql://user:password@host:port/dbname, special characters as %XX, or as \
-             \"host=… dbname=… user=…\", values with spaces in single quotes",
-        ),
-    }
-}
-
-fn sslmode(text: &str) -> Option<&str> {
-    let (_, rest) = text.split_once("sslmode")?;
-    let value = rest.trim_start().strip_prefix('=')?.trim_start().trim_start_matches('\'');
-    value.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')).next()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::Kind;
-
-    fn parse(url: &str) -> Result<Target> {
-        Target::parse(&Secret::new(url), "tollgated test", Duration::from_secs(60))
-    }
-
-    #[test]
-    fn both_forms_reach_a_unix_socket() {
-        for url in [
-            "postgresql:///app?host=/run/postgresql&port=5433&user=ann",
-            "postgresql://ann@%2Frun%2Fpostgresql:5433/app",
-            "host=/run/postgresql port=5433 user=ann dbname=app",
-            "host='/run/postgresql' port = 5433 user=ann dbname='app'",
-        ] {
-            assert_eq!(parse(url).unwrap().describe(), "ann@/run/postgresql:5433/app", "{url}");
-        }
-    }
-
-    #[test]
-    fn several_hosts_are_all_described() {
-        assert_eq!(
-            parse("postgresql://ann@one,two:5433/app").unwrap().describe(),
-            "ann@one:5432,two:5433/app"
-        );
-        assert_eq!(parse("hostaddr=127.0.0.1 user=ann").unwrap().describe(), "ann@127.0.0.1:5432/ann");
-    }
-
-    #[test]
-    fn a_password_is_in_no_description_and_no_debug_output() {
-        for url in ["postgresql://ann:hunter2@db/app", "host=db user=ann password=hunter2"] {
-            let target = parse(url).unwrap();
-            assert!(!target.describe().contains("hunter2"));
-            assert!(!format!("{target:?}").contains("hunter2"));
-            assert!(!target.set_up().contains("hunter2"));
-        }
-    }
-
-    #[test]
-    fn no_error_about_a_connection_string_quotes_a_password() {
-        for url in [
-            "host=db password=hunter2 hunter3=x",
-            "host=db password=hun hunter2",
-            "host=db password='hunter2",
-            "host=db password=x hunter2='y'",
-            "postgresql://ann:p@hunter2@db/app",
-            "postgresql://ann:p?hunter2=1/app",
-            "postgresql://ann@db/app?hunter2=hunter2",
-            "postgresql://ann@db/app?password=hunter2&port=hunter2",
-        ] {
-            let error = parse(url).unwrap_err();
-            assert_eq!(error.kind(), Kind::Usage, "{url}");
-            assert!(!error.report().contains("hunter"), "{url}: {}", error.report());
-        }
-    }
-
-    #[test]
-    fn encryption_that_is_asked_for_is_never_silently_left_out() {
-        for mode in ["require", "verify-ca", "verify-full"] {
-            for url in [format!("postgresql://db/app?sslmode={mode}"), format!("host=db sslmode = '{mode}'")]
-            {
-                let error = parse(&url).unwrap_err();
-                assert_eq!(error.kind(), Kind::Usage);
-                assert!(error.message().contains(&format!("sslmode={mode}")), "{url}: {error}");
-            }
-        }
-        assert!(parse("postgresql://db/app?sslmode=yes").unwrap_err().message().contains("does not exist"));
-        assert!(parse("postgresql://db/app?sslmode=disable").is_ok());
-        assert!(parse("postgresql://db/app?sslmode=prefer").is_ok());
-    }
-
-    #[test]
-    fn only_hosts_beyond_this_machine_count_as_plaintext() {
-        assert_eq!(
-            parse("host=/run/postgresql,localhost,127.0.0.1,::1,db").unwrap().plaintext_hosts(),
-            ["db"]
-        );
-    }
-
-    #[test]
-    fn options_that_are_not_understood_are_named() {
-        let error = parse("postgresql://db/app?sslrootcert=/etc/ca.pem").unwrap_err();
-        assert!(error.message().contains("sslrootcert"), "{error}");
-        let error = parse("postgresql://db/app?connect_timeout=soon").unwrap_err();
-        assert!(error.message().contains("connect_timeout"), "{error}");
-    }
-
-    #[test]
-    fn a_connection_string_without_a_host_says_how_to_name_one() {
-        let error = parse("postgresql:///app").unwrap_err();
-        assert!(error.report().contains("host=/run/postgresql"), "{}", error.report());
-    }
-
-    #[test]
-    fn our_own_time_outs_yield_to_those_in_the_connection_string() {
-        let target =
-            parse("postgresql://db/app?connect_timeout=3&keepalives_idle=7&application_name=mine").unwrap();
-        assert_eq!(target.config.get_connect_timeout(), Some(&Duration::from_secs(3)));
-        assert_eq!(target.config.get_keepalives_idle(), Duration::from_secs(7));
-        assert_eq!(target.config.get_application_name(), Some("mine"));
-        let target = parse("postgresql://db/app").unwrap();
-        assert_eq!(target.config.get_connect_timeout(), Some(&CONNECT_TIMEOUT));
-        assert_eq!(target.config.get_keepalives_idle(), KEEPALIVE_IDLE);
-        assert_eq!(target.config.get_application_name(), Some("tollgated test"));
     }
 }

@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff;
 use crate::complaint::Complaint;
 use crate::error::{Error, Kind, Result};
+use crate::leader::Leadership;
 use crate::shutdown::Shutdown;
 
 /// A piece of background work. `run` may be called at any time and any number of times.
@@ -75,6 +76,8 @@ impl Signal {
 pub struct Status {
     pub period_seconds: f64,
     pub running: bool,
+    /// Of those tasks that one daemon does for all: whether it is this one.
+    pub leads: Option<bool>,
     pub runs: u64,
     pub last_started_at: Option<Timestamp>,
     pub last_duration_ms: Option<f64>,
@@ -83,6 +86,8 @@ pub struct Status {
     pub items: u64,
     pub last_success_at: Option<Timestamp>,
     pub consecutive_failures: u64,
+    pub failures: u64,
+    pub busy_seconds: f64,
     pub last_error: Option<String>,
     pub note: Option<String>,
     pub next_run_at: Option<Timestamp>,
@@ -109,11 +114,23 @@ impl Outcome {
 
 /// The status of every task, by name.
 #[derive(Clone, Debug, Default)]
-pub struct Board(Arc<Mutex<BTreeMap<&'static str, Status>>>);
+pub struct Board {
+    statuses: Arc<Mutex<BTreeMap<&'static str, Status>>>,
+    leadership: Leadership,
+}
 
 impl Board {
+    pub fn new(leadership: Leadership) -> Self {
+        Self { statuses: Arc::default(), leadership }
+    }
+
     pub fn snapshot(&self) -> BTreeMap<&'static str, Status> {
-        self.lock().clone()
+        let leads = self.leadership.snapshot();
+        let mut statuses = self.lock().clone();
+        for (name, status) in &mut statuses {
+            status.leads = leads.get(*name).map(|(leads, _)| *leads);
+        }
+        statuses
     }
 
     fn update(&self, name: &'static str, change: impl FnOnce(&mut Status)) {
@@ -122,7 +139,7 @@ impl Board {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Status>> {
         // Every change is a few plain assignments: what a panic left behind is still a status.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.statuses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -132,16 +149,35 @@ pub struct Driver {
     shutdown: Shutdown,
     board: Board,
     run_grace: Duration,
+    restored: Option<watch::Receiver<u64>>,
 }
 
 impl Driver {
     /// `grace` is the time that the shutdown has. A run may use half of it, so that [`Task::finish`] has the other.
     pub fn new(shutdown: Shutdown, board: Board, grace: Duration) -> Self {
-        Self { shutdown, board, run_grace: grace / 2 }
+        Self { shutdown, board, run_grace: grace / 2, restored: None }
+    }
+
+    /// Whoever waits after a failure tries again when this changes: there is a way to the server again.
+    #[must_use]
+    pub fn retry_when(mut self, restored: watch::Receiver<u64>) -> Self {
+        self.restored = Some(restored);
+        self
+    }
+
+    /// [`Driver::start`], for a task that one of several daemons does for all: only while this one leads.
+    pub fn start_led<T: Task>(&self, task: T, schedule: Schedule, signal: Signal) {
+        let leadership = self.board.leadership.clone();
+        leadership.stand(task.name());
+        self.launch(task, schedule, signal, Some(leadership));
     }
 
     /// Runs the task at once, then whenever its period is over or `signal` wakes it, until the shutdown.
     pub fn start<T: Task>(&self, task: T, schedule: Schedule, signal: Signal) {
+        self.launch(task, schedule, signal, None);
+    }
+
+    fn launch<T: Task>(&self, task: T, schedule: Schedule, signal: Signal, leadership: Option<Leadership>) {
         let name = task.name();
         self.board.update(name, |status| status.period_seconds = schedule.period.as_secs_f64());
         let run = Run {
@@ -154,6 +190,8 @@ impl Driver {
             board: self.board.clone(),
             complaint: Complaint::default(),
             note: None,
+            leadership,
+            restored: self.restored.clone(),
         };
         self.shutdown.spawn(name, run.drive());
     }
@@ -170,6 +208,8 @@ struct Run<T> {
     board: Board,
     complaint: Complaint,
     note: Option<String>,
+    leadership: Option<Leadership>,
+    restored: Option<watch::Receiver<u64>>,
 }
 
 /// What comes after a run.
@@ -186,6 +226,18 @@ impl<T: Task> Run<T> {
     async fn drive(mut self) -> Result<()> {
         let mut retries = None;
         while !self.stop.is_cancelled() {
+            if let Some(leadership) = &self.leadership
+                && !leadership.leads(self.name)
+            {
+                tokio::select! {
+                    () = self.stop.cancelled() => {}
+                    () = leadership.led(self.name) => {}
+                }
+                continue;
+            }
+            if let Some(restored) = &mut self.restored {
+                restored.mark_unchanged();
+            }
             let started = Instant::now();
             let next = match self.run_once().await {
                 Ok(report) => {
@@ -232,6 +284,7 @@ impl<T: Task> Run<T> {
                 tokio::select! {
                     () = self.stop.cancelled() => {}
                     () = tokio::time::sleep(wait) => {}
+                    () = changed(&mut self.restored) => {}
                 }
             }
         }
@@ -284,6 +337,7 @@ impl<T: Task> Run<T> {
         let took = started.elapsed();
         self.board.update(self.name, |status| {
             status.running = false;
+            status.busy_seconds += took.as_secs_f64();
             status.last_duration_ms = Some((took.as_secs_f64() * 1e6).round() / 1e3);
             match result {
                 Ok(report) => {
@@ -300,6 +354,7 @@ impl<T: Task> Run<T> {
                     status.last_outcome = Some(Outcome::Failed);
                     status.last_items = 0;
                     status.consecutive_failures += 1;
+                    status.failures += 1;
                     status.last_error = Some(error.to_string());
                 }
             }
@@ -348,6 +403,16 @@ impl<T: Task> Run<T> {
         }
         self.note.clone_from(&report.note);
     }
+}
+
+/// Never, if there is nothing to change.
+async fn changed(watched: &mut Option<watch::Receiver<u64>>) {
+    if let Some(watched) = watched
+        && watched.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
 }
 
 async fn grace_is_over(stop: &CancellationToken, grace: Duration) {

@@ -112,6 +112,10 @@ impl Error {
         match error.as_db_error() {
             Some(refusal) => Self::refused(Kind::Unreachable, &doing, refusal),
             None => {
+                if let Some((why, remedy)) = crate::tls::explain(error) {
+                    return Self::new(Kind::Unreachable, format!("could not {doing}: {why}"))
+                        .with_remedy(remedy);
+                }
                 let causes = with_causes(error);
                 // Said already.
                 let causes = causes.strip_prefix("error connecting to server: ").unwrap_or(&causes);
@@ -234,6 +238,7 @@ fn is_unavailable(sqlstate: &SqlState) -> bool {
             SqlState::CANNOT_CONNECT_NOW,
             SqlState::TOO_MANY_CONNECTIONS,
             SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+            SqlState::IDLE_SESSION_TIMEOUT,
         ]
         .contains(sqlstate)
 }
@@ -268,9 +273,11 @@ fn remedy(sqlstate: &SqlState, message: &str) -> Option<&'static str> {
         s if *s == SqlState::INVALID_CATALOG_NAME => {
             "create the database, or correct dbname in the connection string"
         }
-        s if *s == SqlState::INVALID_PASSWORD => "correct user and password in the connection string",
+        s if *s == SqlState::INVALID_PASSWORD => {
+            "correct the user in the connection string, and the password there, in --password-file, PGPASSWORD or ~/.pgpass"
+        }
         s if *s == SqlState::INVALID_AUTHORIZATION_SPECIFICATION && message.contains("no encryption") => {
-            "the server admits this host over TLS only, which this version of tollgated does not speak: admit it in pg_hba.conf (`host`, not `hostssl`) or connect over a Unix socket"
+            "the server admits this host over TLS only: give sslmode=require or more, or admit it in pg_hba.conf (`host`, not `hostssl`)"
         }
         s if *s == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => {
             "create the role with LOGIN, or admit it in pg_hba.conf and reload the server"

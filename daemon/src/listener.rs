@@ -13,10 +13,12 @@ use uuid::Uuid;
 
 use crate::backoff;
 use crate::complaint::Complaint;
+use crate::counters;
 use crate::db::{Database, Session};
 use crate::driver::{Signal, round};
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::sql::CHANNEL;
+use crate::tasks::observe::Seen;
 
 /// A listener does nothing but wait, so a dead connection would not show: it is asked for a sign of life.
 const PING_PERIOD: Duration = Duration::from_secs(30);
@@ -25,15 +27,27 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Listens until `stop`, through every loss of the connection.
-pub async fn run(database: Database, signals: Vec<Signal>, stop: CancellationToken) -> Result<()> {
+///
+/// That the listening connection breaks is often the first sign that the server is gone: what was observed of it is then
+/// forgotten, and looked for anew.
+pub async fn run(
+    database: Database,
+    signals: Vec<Signal>,
+    (seen, look_now): (Seen, Signal),
+    stop: CancellationToken,
+) -> Result<()> {
     let mut complaint = Complaint::default();
     let mut retries = backoff::delays();
     let mut first = true;
+    let mut restored = database.restored();
     while !stop.is_cancelled() {
+        restored.mark_unchanged();
         let error = match listen(&database, &signals, &stop, &mut complaint, &mut retries, first).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
+        seen.forget();
+        look_now.wake();
         first = false;
         // Those that could not connect are told of by whoever makes the connections.
         if error.kind() != Kind::Unreachable
@@ -47,6 +61,7 @@ pub async fn run(database: Database, signals: Vec<Signal>, stop: CancellationTok
         }
         tokio::select! {
             () = tokio::time::sleep(retries.next_delay()) => {}
+            _ = restored.changed() => {}
             () = stop.cancelled() => {}
         }
     }
@@ -71,6 +86,7 @@ async fn listen(
         () = stop.cancelled() => return Ok(()),
     }
     *retries = backoff::delays();
+    counters::LISTENS.add(1);
     match complaint.recovered() {
         Some(tally) => {
             tracing::info!(

@@ -2,17 +2,18 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use tollgated::config::{self, Cli};
+use tollgated::config;
 use tollgated::error::Kind;
+use tollgated::layers::{self, Refusal};
 use tollgated::{cli, exit};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return complain(&error),
+    let result = match layers::load(std::env::args_os()) {
+        Ok(layers) => cli::run(layers),
+        Err(Refusal::CommandLine(error)) => return complain(&error),
+        Err(Refusal::Faults(error)) => Err(error),
     };
-    match cli::run(cli) {
+    match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             if error.kind() != Kind::BrokenPipe {

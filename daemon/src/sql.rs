@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use postgres_types::{FromSql, ToSql};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio_postgres::GenericClient;
 use uuid::Uuid;
@@ -18,20 +18,27 @@ use crate::error::{Doing as _, Error, Result};
 pub const CHANNEL: &str = "tollgate_events";
 
 /// The functions that the daemon calls, each of which its role must be allowed to execute.
-pub const OPERATOR_FUNCTIONS: [&str; 15] = [
+pub const OPERATOR_FUNCTIONS: [&str; 22] = [
     "ack_usage",
+    "admit_event_reader",
     "advance_subscription",
+    "announce_expiries",
     "apply_usage",
+    "claim_webhook_deliveries",
     "drain_usage",
     "event_position",
     "expire_tokens",
+    "finish_webhook_delivery",
     "open_subscription",
     "purge_tokens",
     "purge_usage",
+    "purge_webhook_deliveries",
+    "queue_webhook_deliveries",
     "read_events",
     "report_daemon",
     "seal_audit_log",
     "stats",
+    "subscription_backlogs",
     "usage_applied",
     "usage_pressure",
 ];
@@ -162,6 +169,22 @@ pub async fn purge_tokens(
     unsigned("purge_tokens", count)
 }
 
+/// Tells of up to `batch_size` tokens that expire within the notice and says of how many.
+pub async fn announce_expiries(
+    client: &impl GenericClient,
+    notice: std::time::Duration,
+    batch_size: i32,
+) -> Result<u64> {
+    let count = one(
+        client,
+        "announce expiries",
+        "select tollgate.announce_expiries(make_interval(secs => $1), $2)",
+        &[&notice.as_secs_f64(), &batch_size],
+    )
+    .await?;
+    unsigned("announce_expiries", count)
+}
+
 /// Deletes up to `batch_size` hours of tokens that are longer ago than the retention, and says how many.
 pub async fn purge_usage(
     client: &impl GenericClient,
@@ -181,12 +204,12 @@ pub async fn purge_usage(
 /// A place in the event log. What is in it is the server's business; we keep it and hand it back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    epoch: Uuid,
-    horizon: i64,
-    delivered: Vec<i64>,
+    pub epoch: Uuid,
+    pub horizon: i64,
+    pub delivered: Vec<i64>,
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
     pub id: i64,
     /// Together with the id it names an event for good: a promoted standby may give out ids again.
@@ -311,6 +334,109 @@ pub async fn seal_audit_log(client: &impl GenericClient, batch_size: i32) -> Res
     Ok(Sealed { events: unsigned("seal_audit_log", row.try_get(0).doing(DOING)?)?, seal: seal.zip(hash) })
 }
 
+/// A message that is to be sent now: `tollgate.webhook_message`.
+pub struct WebhookMessage {
+    pub id: i64,
+    pub lease: Uuid,
+    pub webhook: String,
+    pub url: String,
+    pub message_id: String,
+    pub body: String,
+    pub attempt: i32,
+    pub secrets: Vec<Vec<u8>>,
+}
+
+impl std::fmt::Debug for WebhookMessage {
+    /// Neither secrets nor the address, whose path may be one.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WebhookMessage")
+            .field("webhook", &self.webhook)
+            .field("message_id", &self.message_id)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Queues messages of new events: of how many, and whether there are no more.
+pub async fn queue_webhook_deliveries(client: &impl GenericClient, max_events: i32) -> Result<(u64, bool)> {
+    const DOING: &str = "queue webhooks";
+    let row = client
+        .query_one("select events, caught_up from tollgate.queue_webhook_deliveries($1)", &[&max_events])
+        .await
+        .doing(DOING)?;
+    let events = row.try_get(0).doing(DOING)?;
+    Ok((unsigned("queue_webhook_deliveries", events)?, row.try_get(1).doing(DOING)?))
+}
+
+/// Messages that are due, up to `per_webhook` of each webhook, for as long as the lease lasts.
+pub async fn claim_webhook_deliveries(
+    client: &impl GenericClient,
+    per_webhook: i32,
+    lease: std::time::Duration,
+) -> Result<Vec<WebhookMessage>> {
+    const DOING: &str = "claim webhooks";
+    let rows = client
+        .query(
+            "select id, lease, webhook, url, message_id, body, attempt, secrets \
+             from tollgate.claim_webhook_deliveries($1, make_interval(secs => $2))",
+            &[&per_webhook, &lease.as_secs_f64()],
+        )
+        .await
+        .doing(DOING)?;
+    rows.iter()
+        .map(|row| {
+            Ok(WebhookMessage {
+                id: row.try_get(0).doing(DOING)?,
+                lease: row.try_get(1).doing(DOING)?,
+                webhook: row.try_get(2).doing(DOING)?,
+                url: row.try_get(3).doing(DOING)?,
+                message_id: row.try_get(4).doing(DOING)?,
+                body: row.try_get(5).doing(DOING)?,
+                attempt: row.try_get(6).doing(DOING)?,
+                secrets: row.try_get(7).doing(DOING)?,
+            })
+        })
+        .collect()
+}
+
+/// What came of a message: a status, or an error; neither if it was not sent. False if the lease had ended.
+pub async fn finish_webhook_delivery(
+    client: &impl GenericClient,
+    message: &WebhookMessage,
+    status: Option<u16>,
+    error: Option<&str>,
+    retry_after: Option<std::time::Duration>,
+) -> Result<bool> {
+    one(
+        client,
+        "record what came of a webhook",
+        "select tollgate.finish_webhook_delivery($1, $2, $3, $4, make_interval(secs => $5))",
+        &[
+            &message.id,
+            &message.lease,
+            &status.map(i32::from),
+            &error,
+            &retry_after.map(|time| time.as_secs_f64()),
+        ],
+    )
+    .await
+}
+
+pub async fn purge_webhook_deliveries(
+    client: &impl GenericClient,
+    retention: std::time::Duration,
+    batch_size: i32,
+) -> Result<u64> {
+    let count = one(
+        client,
+        "delete old webhook messages",
+        "select tollgate.purge_webhook_deliveries(make_interval(secs => $1), $2)",
+        &[&retention.as_secs_f64(), &batch_size],
+    )
+    .await?;
+    unsigned("purge_webhook_deliveries", count)
+}
+
 /// Who this daemon is, for as long as it runs.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -334,6 +460,70 @@ pub async fn report_daemon(client: &impl GenericClient, who: &Identity, tasks: &
 /// The server's counters, as the JSON object of the row: what a later version adds is passed on.
 pub async fn stats(client: &impl GenericClient) -> Result<Value> {
     one(client, "read the server's counters", "select to_jsonb(s) from tollgate.stats() s", &[]).await
+}
+
+/// The code of a token that asks to read events, and its id.
+pub async fn admit_event_reader(
+    client: &impl GenericClient,
+    token_hash: &[u8],
+    client_ip: IpAddr,
+) -> Result<(String, Option<Uuid>)> {
+    const DOING: &str = "verify a reader of events";
+    let row = client
+        .query_one(
+            "select code, token_id from tollgate.admit_event_reader($1, $2)",
+            &[&token_hash, &client_ip],
+        )
+        .await
+        .doing(DOING)?;
+    Ok((row.try_get(0).doing(DOING)?, row.try_get(1).doing(DOING)?))
+}
+
+/// What `/metrics` shows of the server, all of it at one moment.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Observation {
+    /// As [`stats`] returns it.
+    pub stats: Value,
+    /// Name, pending events, and since when in seconds of the epoch: rows of `tollgate.subscription_backlogs()`.
+    pub subscriptions: Vec<Backlog>,
+    pub webhooks: Vec<WebhookState>,
+    pub notification_queue_usage: f64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Backlog {
+    pub name: String,
+    /// `None` for a cursor that the server cannot follow.
+    pub pending: Option<u64>,
+    pub oldest_at: Option<f64>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct WebhookState {
+    pub name: String,
+    pub enabled: bool,
+    pub pending: u64,
+    pub dead: u64,
+}
+
+pub async fn observe(client: &impl GenericClient) -> Result<Observation> {
+    let observation: Value = one(
+        client,
+        "read the server's counters",
+        "select jsonb_build_object(\
+             'stats', to_jsonb(s), 'notification_queue_usage', pg_notification_queue_usage(), \
+             'subscriptions', (select coalesce(jsonb_agg(jsonb_build_object('name', b.name, 'pending', b.pending, \
+                  'oldest_at', extract(epoch from b.oldest_at))), '[]') from tollgate.subscription_backlogs() b), \
+             'webhooks', (select coalesce(jsonb_agg(jsonb_build_object('name', w.name, 'enabled', w.enabled, \
+                  'pending', w.pending, 'dead', w.dead)), '[]') from tollgate.webhooks w)) \
+         from tollgate.stats() s",
+        &[],
+    )
+    .await?;
+    serde_json::from_value(observation).map_err(|error| {
+        Error::failed(format!("could not read the server's counters: they are something else: {error}"))
+            .with_remedy("use a tollgated of the same version as the extension")
+    })
 }
 
 /// The daemons and their tasks, each with `seconds_since_seen` by the server's own clock, the latest first.

@@ -232,3 +232,22 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.drop_subscription(text) IS
     'Forgets a subscriber that is gone for good, so that it does not hold up purge_audit_log any longer; false when there is none of that name; event subscription.dropped';
+
+CREATE FUNCTION tollgate.subscription_backlogs(max_events integer DEFAULT 10000)
+    RETURNS TABLE (name text, pending bigint, oldest_at timestamptz, advanced_at timestamptz)
+    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 10
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT s.name, CASE WHEN s.known IS NOT NULL THEN w.pending END, w.oldest_at, s.advanced_at
+    FROM (SELECT u.*, CASE WHEN u.epoch = '00000000-0000-0000-0000-000000000000' THEN 0 ELSE e.epoch END AS known
+          FROM tollgate.subscriptions u LEFT JOIN tollgate.audit_epochs e ON e.identity = u.epoch) s
+    CROSS JOIN LATERAL (
+        SELECT count(*), min(p.at) FROM (
+            SELECT a.at FROM tollgate.audit_log a
+            WHERE a.epoch > s.known
+               OR a.epoch BETWEEN tollgate.epoch_lineage(s.known) AND s.known AND a.xid >= s.horizon::text::xid8 AND a.id <> ALL (s.delivered)
+            ORDER BY a.epoch, a.xid, a.id LIMIT $1) p) w (pending, oldest_at)
+    ORDER BY s.name;
+END;
+COMMENT ON FUNCTION tollgate.subscription_backlogs(integer) IS
+    'How many events each subscriber has not been told of yet, counted up to a number, and of when the first of them is; NULL for a cursor that this database cannot follow';

@@ -1,4 +1,4 @@
--- What time does to tokens: expiries are recorded, ended tokens are deleted. Called by the daemon, in bounded batches.
+-- What time does to tokens: expiries are announced and recorded, ended tokens are deleted. Called by the daemon, in bounded batches.
 
 CREATE FUNCTION tollgate.check_batch_size(batch_size integer) RETURNS void
     LANGUAGE plpgsql IMMUTABLE
@@ -63,6 +63,54 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.expire_tokens(integer) IS
     'Records the expiry of tokens past their time, once each (event token.expired), and says how many; they were refused from that time on without it';
+
+CREATE TABLE tollgate.expiry_notices (
+    token_id   uuid        PRIMARY KEY REFERENCES tollgate.api_tokens ON DELETE CASCADE,
+    expires_at timestamptz NOT NULL
+);
+COMMENT ON TABLE tollgate.expiry_notices IS 'The expiry of each token that token.expiring told of';
+SELECT pg_extension_config_dump('tollgate.expiry_notices', '');
+
+CREATE FUNCTION tollgate.announce_expiries(notice interval DEFAULT '7 days', batch_size integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- Variables, because the planner uses no index for a comparison with a volatile function.
+    start    timestamptz := clock_timestamp();
+    until    timestamptz;
+    affected bigint;
+BEGIN
+    PERFORM tollgate.check_batch_size($2);
+    IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '10 years' THEN
+        RAISE EXCEPTION 'a notice is from nothing to 10 years'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: notice, of %s.', coalesce($1::text, 'NULL')),
+                  HINT = 'Give how long before its end a token is told of, such as interval ''7 days''.';
+    END IF;
+    until := start + $1;
+    -- Not of a token that has a successor, nor of one that was derived to be brief: nobody need do anything about their end.
+    WITH due AS (
+        SELECT t.id, t.user_id, t.name, t.expires_at FROM tollgate.api_tokens t
+            WHERE t.expires_at > start AND t.expires_at <= until AND t.expired_at IS NULL AND t.revoked_at IS NULL AND t.rotated_to IS NULL
+              AND NOT (t.parent_id IS NOT NULL AND t.expires_at <= t.created_at + $1)
+              AND NOT EXISTS (SELECT FROM tollgate.expiry_notices n WHERE n.token_id = t.id AND n.expires_at = t.expires_at)
+            ORDER BY t.expires_at LIMIT $2 FOR SHARE SKIP LOCKED
+    ), noted AS (
+        INSERT INTO tollgate.expiry_notices AS n (token_id, expires_at) SELECT d.id, d.expires_at FROM due d
+            -- Not if another daemon was faster.
+            ON CONFLICT ON CONSTRAINT expiry_notices_pkey DO UPDATE SET expires_at = excluded.expires_at WHERE n.expires_at <> excluded.expires_at
+            RETURNING n.token_id
+    ), logged AS (
+        INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
+            SELECT 'token.expiring', d.id, d.user_id, jsonb_build_object('name', d.name, 'expires_at', d.expires_at)
+            FROM due d JOIN noted n ON n.token_id = d.id ORDER BY d.expires_at
+    )
+    SELECT count(*) INTO affected FROM noted n;
+    RETURN affected;
+END
+$$;
+COMMENT ON FUNCTION tollgate.announce_expiries(interval, integer) IS
+    'Tells of tokens that expire within the notice, once for each expiry (event token.expiring), and says of how many';
 
 CREATE FUNCTION tollgate.purge_tokens(retention interval DEFAULT '30 days', batch_size integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER

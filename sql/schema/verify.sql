@@ -65,3 +65,12 @@ CREATE FUNCTION tollgate.current_scopes() RETURNS text[]
     LANGUAGE c STABLE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'current_scopes';
 COMMENT ON FUNCTION tollgate.current_scopes() IS 'Scopes of the authenticated token; NULL without one';
+
+CREATE FUNCTION tollgate.admit_event_reader(token_hash bytea, client_ip inet DEFAULT NULL, OUT code text, OUT token_id uuid)
+    LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT v.code, v.token_id FROM tollgate.verify_api_token_hash($1, '{tollgate:events}', $2) v;
+END;
+COMMENT ON FUNCTION tollgate.admit_event_reader(bytea, inet) IS
+    'Verifies that a token, by its sha256 digest, may read events over HTTP: it needs the scope tollgate:events; the code, and the token''s id';

@@ -34,8 +34,13 @@ impl Tollgated {
 
     /// Runs a one-shot command to its end.
     pub fn run(database_url: &str, arguments: &[&str]) -> Result<Output> {
-        let mut process = Self::spawn(database_url, arguments)?;
-        let status = process.wait(RUN_DEADLINE).with_context(|| format!("tollgated {arguments:?}"))?;
+        Self::run_command(Self::command(database_url)?.args(arguments))
+    }
+
+    /// [`Tollgated::run`], with more of an environment.
+    pub fn run_command(command: &mut Command) -> Result<Output> {
+        let mut process = Self::spawn_command(command)?;
+        let status = process.wait(RUN_DEADLINE).with_context(|| format!("{command:?}"))?;
         Ok(Output { status, stdout: process.read("stdout")?.into(), stderr: process.read("stderr")?.into() })
     }
 
@@ -49,6 +54,8 @@ impl Tollgated {
         };
         let mut command = Account::unprivileged()?.command(PathBuf::from(binary));
         command.env("DATABASE_URL", database_url).env("RUST_BACKTRACE", "1").current_dir("/");
+        // Many run beside one another: those that are asked for something take a port of their own.
+        command.env("TOLLGATED_HTTP_ADDRESS", "off");
         Ok(command)
     }
 

@@ -152,8 +152,8 @@ fn connection(target: &Target, server: &Server) -> Finding {
     }
     Finding::warn(
         "connection",
-        format!("{place}; not encrypted on the way to {}", plaintext.join(", ")),
-        "connect over a Unix socket, over the loopback address or through a tunnel",
+        format!("{place}; encryption is not insisted on to {}", plaintext.join(", ")),
+        "give sslmode=verify-full and sslrootcert in the connection string",
     )
 }
 

@@ -10,7 +10,6 @@ use crate::tasks::expire_tokens::fills;
 use crate::{exit, output, sql};
 
 pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u8> {
-    options.validate()?;
     let session = target.connect().await?;
     let batch_size = options.batch.batch_size;
     let progress = progress();

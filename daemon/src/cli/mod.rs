@@ -2,6 +2,7 @@
 
 mod check;
 mod cleanup;
+mod config;
 mod flush;
 mod run;
 mod status;
@@ -10,12 +11,17 @@ mod token;
 
 use std::future::Future;
 
-use crate::config::{Cli, Command, StandbyOptions, TokenCommand};
+use crate::config::{Command, StandbyOptions, TokenCommand};
 use crate::error::{Error, Result};
+use crate::layers::Layers;
 use crate::logging;
 
 /// Runs the command and returns the exit code.
-pub fn run(cli: Cli) -> Result<u8> {
+pub fn run(layers: Layers) -> Result<u8> {
+    if let Command::Config(options) = &layers.cli.command {
+        return config::config(&layers, options.output.json);
+    }
+    let cli = layers.cli;
     let serves = matches!(cli.command, Command::Run(_));
     logging::start(&cli.logging, if serves { "info" } else { "warn" })?;
     let application = format!("tollgated {}", name(&cli.command));
@@ -37,6 +43,8 @@ pub fn run(cli: Cli) -> Result<u8> {
             block_on(flush::flush(target, standbys, options.output.json))
         }
         Command::Cleanup(options) => block_on(cleanup::cleanup(target, options)),
+        // Answered above, without a connection.
+        Command::Config(_) => Ok(crate::exit::OK),
         Command::Token(command) => block_on(token::token(target, command)),
     }
 }
@@ -48,6 +56,7 @@ fn name(command: &Command) -> &'static str {
         Command::Tail(_) => "tail",
         Command::Status(_) => "status",
         Command::Check(_) => "check",
+        Command::Config(_) => "config",
         Command::Flush(_) => "flush",
         Command::Cleanup(_) => "cleanup",
         Command::Token(TokenCommand::Create(_)) => "token create",

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -13,12 +14,17 @@ use crate::config::RunOptions;
 use crate::db::{Database, Target};
 use crate::driver::{Board, Driver, Schedule, Signal};
 use crate::error::{Error, Result};
+use crate::http::{EventStreams, Metrics, Server, Site, wake_streams};
+use crate::leader::{self, Leadership};
 use crate::shutdown::Shutdown;
 use crate::sql::Identity;
+use crate::tasks::observe::Seen;
 use crate::tasks::{
-    expire_tokens, flush_standby, flush_usage, heartbeat, publish_events, purge, seal_audit, watch_usage,
+    announce_expiries, deliver_webhooks, expire_tokens, flush_standby, flush_usage, heartbeat, observe,
+    publish_events, purge, seal_audit, watch_usage,
 };
-use crate::{exit, listener};
+use crate::webhook::Sender;
+use crate::{exit, listener, pooler};
 
 /// A run has a few statements, each of which the server cuts at its statement_timeout. A run that takes longer than
 /// these together waits for a server that will never answer.
@@ -27,7 +33,6 @@ fn run_limit(target: &Target) -> Duration {
 }
 
 pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptions) -> Result<u8> {
-    options.validate()?;
     // Before anything is started, so that no signal finds the default handler in place.
     let mut signals = Signals::install()?;
     let _pid_file = options.pid_file.as_deref().map(PidFile::write).transpose()?;
@@ -35,19 +40,71 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
 
     let limit = run_limit(&target);
     let every = |period| Schedule { period, limit };
+    let server = match options.http_address.0 {
+        Some(address) => Some(Server::bind(address).await?),
+        None => None,
+    };
     let database = Database::new(target)?;
     let shutdown = Shutdown::default();
-    let board = Board::default();
-    let driver = Driver::new(shutdown.clone(), board.clone(), options.shutdown_grace);
+    let leadership = Leadership::default();
+    let board = Board::new(leadership.clone());
+    let driver =
+        Driver::new(shutdown.clone(), board.clone(), options.shutdown_grace).retry_when(database.restored());
     let mut flush_now = vec![Signal::default()];
     let events_came = Signal::default();
+    let report = Signal::default();
+    let streams_wake = Signal::default();
+    let webhooks_wake = Signal::default();
+    let look_now = Signal::default();
     let batch_size = options.batch.batch_size;
+    let seen = Seen::default();
 
+    tokio::select! {
+        result = pooler::refuse(&database, shutdown.token()) => result?,
+        () = signals.until_stop(&shutdown, &flush_now) => {
+            return Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await);
+        }
+    }
     shutdown.spawn(
         "listener",
-        listener::run(database.clone(), vec![events_came.clone()], shutdown.token().clone()),
+        listener::run(
+            database.clone(),
+            vec![events_came.clone(), streams_wake.clone(), webhooks_wake.clone()],
+            (seen.clone(), look_now.clone()),
+            shutdown.token().clone(),
+        ),
     );
+    driver.start(observe::Observe::new(database.clone(), seen.clone()), every(observe::PERIOD), look_now);
+    if let Some(server) = server {
+        let site = Arc::new(Site {
+            metrics: Metrics::new(board.clone(), seen),
+            events: EventStreams::new(database.clone()),
+        });
+        shutdown.spawn("http", server.run(site.clone(), shutdown.token().clone()));
+        shutdown.spawn(
+            "event_streams",
+            wake_streams(site, streams_wake, options.publish_interval, shutdown.token().clone()),
+        );
+    }
     driver.start(
+        deliver_webhooks::DeliverWebhooks::new(
+            database.clone(),
+            Sender::new(&options.webhook_allow),
+            batch_size,
+            webhooks_wake.clone(),
+            shutdown.token().clone(),
+        ),
+        every(options.publish_interval),
+        webhooks_wake,
+    );
+    if !options.expiry_notice.is_zero() {
+        driver.start_led(
+            announce_expiries::AnnounceExpiries::new(database.clone(), options.expiry_notice, batch_size),
+            every(announce_expiries::PERIOD.min(options.expire_interval * 12)),
+            Signal::default(),
+        );
+    }
+    driver.start_led(
         flush_usage::FlushUsage::new(database.clone()),
         every(options.flush_interval),
         flush_now[0].clone(),
@@ -71,26 +128,29 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         every(options.publish_interval),
         events_came,
     );
-    driver.start(
+    driver.start_led(
         expire_tokens::ExpireTokens::new(database.clone(), batch_size),
         every(options.expire_interval),
         Signal::default(),
     );
-    driver.start(
+    driver.start_led(
         purge::Purge::new(database.clone(), options.retention, batch_size),
         every(options.purge_interval),
         Signal::default(),
     );
-    driver.start(
+    driver.start_led(
         seal_audit::SealAudit::new(database.clone(), batch_size),
         every(options.seal_interval),
         Signal::default(),
     );
+    let leading = database.clone();
     driver.start(
         heartbeat::Heartbeat::new(database, identity(), board),
         every(heartbeat::PERIOD),
-        Signal::default(),
+        report.clone(),
     );
+    // Last, when all have stood for it.
+    shutdown.spawn("leadership", leader::run(leading, leadership, report, shutdown.token().clone()));
 
     signals.until_stop(&shutdown, &flush_now).await;
     Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await)
@@ -130,6 +190,8 @@ fn announce(target: &Target, standbys: &[Target], options: &RunOptions) {
         database = target.describe(),
         standbys = standbys.iter().map(Target::describe).collect::<Vec<_>>().join(" "),
         flush_interval = time(options.flush_interval),
+        http_address = %options.http_address,
+        expiry_notice = time(options.expiry_notice),
         expire_interval = time(options.expire_interval),
         purge_interval = time(options.purge_interval),
         retention = time(options.retention.retention),
@@ -146,7 +208,7 @@ fn announce(target: &Target, standbys: &[Target], options: &RunOptions) {
         std::iter::once(target).chain(standbys).flat_map(Target::plaintext_hosts).collect();
     if !plaintext.is_empty() {
         tracing::warn!(
-            "the connection to {} is not encrypted: this version of tollgated does not speak TLS",
+            "the connection to {} may go unencrypted: give sslmode=verify-full and sslrootcert in the connection string",
             plaintext.join(", ")
         );
     }

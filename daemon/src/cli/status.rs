@@ -181,6 +181,11 @@ fn remark(status: &Status, clock: &Clock) -> String {
     {
         remarks.push(format!("running for {seconds}s"));
     }
+    match status.leads {
+        Some(true) => remarks.push("leads".to_owned()),
+        Some(false) => remarks.push("another daemon leads".to_owned()),
+        None => {}
+    }
     remarks.extend(status.last_error.clone());
     remarks.extend(status.note.clone());
     remarks.join("; ")

@@ -1,9 +1,12 @@
 //! What runs in the background, one file a task. The driver says when; see [`crate::driver::Task`] for the rules.
 
+pub mod announce_expiries;
+pub mod deliver_webhooks;
 pub mod expire_tokens;
 pub mod flush_standby;
 pub mod flush_usage;
 pub mod heartbeat;
+pub mod observe;
 pub mod publish_events;
 pub mod purge;
 pub mod seal_audit;

@@ -1,5 +1,6 @@
-//! Deletes tokens that ended, and hours of usage that lie, longer ago than their retention. A batch a transaction, so that
-//! no lock is held for long, and with rests in between: a million tokens may go at once, and nobody waits for that.
+//! Deletes tokens that ended, hours of usage that lie, and webhooks that were given up, longer ago than their retention. A
+//! batch a transaction, so that no lock is held for long, and with rests in between: a million tokens may go at once, and
+//! nobody waits for that.
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +35,9 @@ impl Task for Purge {
         let started = Instant::now();
         let tokens = sql::purge_tokens(&**session, self.retention.retention, self.batch_size).await?;
         let hours = sql::purge_usage(&**session, self.retention.usage_retention, self.batch_size).await?;
-        let more = fills(tokens, self.batch_size) || fills(hours, self.batch_size);
+        let messages =
+            sql::purge_webhook_deliveries(&**session, self.retention.retention, self.batch_size).await?;
+        let more = [tokens, hours, messages].into_iter().any(|items| fills(items, self.batch_size));
         drop(session);
         if more {
             // As long as the work took, which is the longer the busier the server is.

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | head | magic 8, version 4, databases 4, records 8, system identifier 8, checkpoint 8, timeline 4, zero 4, seed 8 |
 //! | each database | oid 4, zero 4, generation 8, boot 16, node 64 (padded with zeros) |
-//! | each record | id 16, database 4, kind 1, family 1, bits 1, zero 1, uses 4, denials 4, handed out 4 + 4, last used 8, address 16, limiter 8 |
+//! | each record | id 16, database 4, kind 1, family 1, bits 1, in second 1, uses 4, denials 4, handed out 4 + 4, last used 8, address 16, limiter 8 |
 //! | end | CRC-32 (IEEE) of all before it, 4 |
 //!
 //! Whatever a file holds, reading it neither panics nor takes more memory than [`MAX_DATABASES`] ask for: it is read
@@ -75,6 +75,8 @@ pub struct Record {
     pub client: Option<Net>,
     /// The limiter's state: see [`crate::limit::State`].
     pub limiter: u64,
+    /// Whether the entry was in the second of the groups that its key may be in.
+    pub in_second: bool,
 }
 
 /// Why a file is not read.
@@ -252,7 +254,7 @@ fn encode(record: &Record) -> [u8; RECORD_LEN] {
     let mut bytes = Fields::new();
     bytes.put(record.id);
     bytes.put(record.database.to_le_bytes());
-    bytes.put([record.kind, family, bits, 0]);
+    bytes.put([record.kind, family, bits, record.in_second.into()]);
     bytes.put(record.uses.to_le_bytes());
     bytes.put(record.denials.to_le_bytes());
     bytes.put(record.handed_out[0].to_le_bytes());
@@ -266,7 +268,7 @@ fn encode(record: &Record) -> [u8; RECORD_LEN] {
 fn decode(mut bytes: Fields<RECORD_LEN>) -> Record {
     let id = bytes.take();
     let database = u32::from_le_bytes(bytes.take());
-    let [kind, family, bits, _] = bytes.take();
+    let [kind, family, bits, in_second] = bytes.take();
     let uses = u32::from_le_bytes(bytes.take());
     let denials = u32::from_le_bytes(bytes.take());
     // No more can have been handed out than was counted; whoever subtracts it relies on that.
@@ -280,7 +282,18 @@ fn decode(mut bytes: Fields<RECORD_LEN>) -> Record {
         _ => None,
     };
     let limiter = u64::from_le_bytes(bytes.take());
-    Record { id, database, kind, uses, denials, handed_out, last_used, client, limiter }
+    Record {
+        id,
+        database,
+        kind,
+        uses,
+        denials,
+        handed_out,
+        last_used,
+        client,
+        limiter,
+        in_second: in_second != 0,
+    }
 }
 
 /// Bytes that are put, or taken, one field after the other.

@@ -36,6 +36,7 @@ fn example(count: u8) -> (Head, Vec<Record>) {
             last_used: 800_000_000_000_000,
             client: Net::v4([192, 0, 2, n], 32),
             limiter: u64::MAX - u64::from(n),
+            in_second: n % 2 == 1,
         })
         .collect();
     let outstanding = Outstanding { database: 16_384, generation: 7, boot: [9; 16], node: [b'n'; NODE_LEN] };
@@ -53,8 +54,9 @@ fn any_client() -> impl Strategy<Value = Option<Net>> {
 
 fn any_record() -> impl Strategy<Value = Record> {
     let counts = (any::<u32>(), any::<u32>(), any::<[u32; 2]>());
-    (any::<[u8; 16]>(), any::<u32>(), any::<u8>(), counts, any::<i64>(), any_client(), any::<u64>()).prop_map(
-        |(id, database, kind, (uses, denials, handed_out), last_used, client, limiter)| Record {
+    let limiter = (any::<u64>(), any::<bool>());
+    (any::<[u8; 16]>(), any::<u32>(), any::<u8>(), counts, any::<i64>(), any_client(), limiter).prop_map(
+        |(id, database, kind, (uses, denials, handed_out), last_used, client, (limiter, in_second))| Record {
             id,
             database,
             kind,
@@ -64,6 +66,7 @@ fn any_record() -> impl Strategy<Value = Record> {
             last_used,
             client,
             limiter,
+            in_second,
         },
     )
 }
@@ -156,7 +159,7 @@ fn the_layout_is_that_of_version_1() {
     assert_eq!(crc32fast::hash(&written(&head, &records)[..296]), LAYOUT);
 }
 
-const LAYOUT: u32 = 1_634_756_286;
+const LAYOUT: u32 = 3_995_617_709;
 
 #[test]
 fn more_handed_out_than_was_counted_is_taken_as_all_of_it() {

@@ -10,8 +10,8 @@
 //!
 //! * Each entry of the table has a lock of one byte, in its own cache line, which whoever counts writes to anyway. It is
 //!   held for some tens of instructions; who finds it taken spins, and gives the processor away after a while.
-//! * Each group of entries has another one, for giving a slot to another key. An entry's lock is taken inside it, never
-//!   the other way round.
+//! * Each group of entries has another one, for giving a slot to another key. Whoever needs two takes that of the lower
+//!   address first. An entry's lock is taken inside it, never the other way round.
 //! * The control lock, one of PostgreSQL's lightweight locks, is about generations: whoever drains or acknowledges holds
 //!   it, and takes the entries' locks one after the other inside it. Nobody takes it while holding another.
 //! * Under an entry's or a group's lock nothing calls PostgreSQL, allocates, or can fail. A backend that is killed while it

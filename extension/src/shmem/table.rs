@@ -1,9 +1,11 @@
 //! The table of counters. No unsafe: everything is an atomic in a slice, and who may touch what when is said by the locks
 //! (see the rules in `mod.rs`).
 //!
-//! It is made of groups, a few thousand usually. A key can only be in the one group that its hash names; the group's
-//! first cache line says by a tag in which slot it may be, and the slot is one cache line. So to count a use takes two
-//! lines, of which that of a known key is only read in the first.
+//! It is made of groups, a few thousand usually. A key is in the group that its hash names, or if that was full, in the
+//! other one that it names; the group's first cache line says by a tag in which slot it may be, and the slot is one cache
+//! line. So to count a use takes two lines mostly, of which that of a known key is only read in the first. With one group
+//! for each key, one in a thousand would find no room as soon as the table holds what it was made for, and a limit
+//! that cannot be kept refuses.
 //!
 //! An entry may have a limiter beside its counters. It is charged under the entry's lock, in the same turn as the use is
 //! counted. While its allowance is not whole the entry stays, however full the table is.
@@ -318,9 +320,18 @@ impl<'a> Table<'a> {
 
     /// Those with something to flush come first, so that a smaller table has room for them, if not for all the others.
     fn records(&self, now: i64) -> impl Iterator<Item = Record> + use<'a> {
-        let groups = self.groups;
-        let all =
-            move || groups.iter().flat_map(|group| bits(group.used()).map(move |slot| group.record(slot)));
+        let table = *self;
+        let all = move || {
+            let slots =
+                table.groups.iter().flat_map(|group| bits(group.used()).map(move |slot| (group, slot)));
+            slots.map(move |(group, slot)| {
+                let record = group.record(slot);
+                let in_second = table
+                    .key(&record)
+                    .is_some_and(|key| !core::ptr::eq(table.groups_of(table.hash(&key))[0], group));
+                Record { in_second, ..record }
+            })
+        };
         let limited = move |record: &Record| !State(record.limiter).is_idle(now);
         let counted = |record: &Record| record.uses > 0 || record.denials > 0;
         all().filter(counted).chain(all().filter(move |record| !counted(record) && limited(record)))
@@ -346,16 +357,23 @@ impl<'a> Table<'a> {
 
     fn restore_one(&self, record: &Record, now: i64) -> u64 {
         let lost = u64::from(record.uses) + u64::from(record.denials);
-        // A later release may count for more.
-        let Some(kind) = Kind::from_number(record.kind) else { return lost };
-        let key = Key { id: split(&record.id), database: record.database, kind };
+        let Some(key) = self.key(record) else { return lost };
         let hash = self.hash(&key);
-        let group = &self.groups[self.place(hash)];
-        let abandoned = |_| false;
-        match group.insert(hash, &key, now, abandoned, |group, slot| group.resume(slot, record)) {
+        // Where it was, there is room for it.
+        let mut groups = self.groups_of(hash);
+        if record.in_second {
+            groups.reverse();
+        }
+        match self.insert(groups, hash, &key, now, |_| false, |group, slot| group.resume(slot, record)) {
             (Some(()), _) => 0,
             (None, _) => lost,
         }
+    }
+
+    /// `None` for what a later release may count.
+    fn key(&self, record: &Record) -> Option<Key> {
+        let kind = Kind::from_number(record.kind)?;
+        Some(Key { id: split(&record.id), database: record.database, kind })
     }
 
     /// Which part of the room holds counters that are not flushed, from 0 to 1; of a large table, by a sample. Costs the
@@ -425,22 +443,62 @@ impl<'a> Table<'a> {
     ) -> Option<R> {
         let key = Key { id: split(id), database, kind };
         let hash = self.hash(&key);
-        let group = &self.groups[self.place(hash)];
-        group.find(hash, &key, |group, slot| group.entries[slot].limiter(&act))
+        self.groups_of(hash)
+            .into_iter()
+            .find_map(|group| group.find(hash, &key, |group, slot| group.entries[slot].limiter(&act)))
     }
 
     /// Does something to the entry of a key, under its lock. It is given one if it has none; `None` if there is no room.
     #[inline]
     fn touch<R>(&self, process: usize, key: &Key, now: i64, act: impl Fn(&Group, usize) -> R) -> Option<R> {
         let hash = self.hash(key);
-        let group = &self.groups[self.place(hash)];
-        group.find(hash, key, &act).or_else(|| {
-            let (done, lost) = group.insert(hash, key, now, |owner| self.is_abandoned(owner, now), &act);
+        self.groups[self.place(hash)].find(hash, key, &act).or_else(|| {
+            let [first, second] = self.groups_of(hash);
+            let groups = if first.is_crowded_beside(second) { [second, first] } else { [first, second] };
+            let (done, lost) =
+                self.insert(groups, hash, key, now, |owner| self.is_abandoned(owner, now), &act);
             if lost > 0 {
                 self.shard(process).overflowed.fetch_add(lost, Relaxed);
             }
             done
         })
+    }
+
+    /// For a key that is not in its first group: does something to its entry in the other one, or gives it an entry in one
+    /// of the two. Says also how many uses are lost by that, or by there being no room.
+    #[cold]
+    fn insert<R>(
+        &self,
+        groups: [&Group; 2],
+        hash: u64,
+        key: &Key,
+        now: i64,
+        abandoned: impl Fn(u32) -> bool,
+        act: impl Fn(&Group, usize) -> R,
+    ) -> (Option<R>, u64) {
+        if let Some(done) = groups.iter().find_map(|group| group.find(hash, key, &act)) {
+            return (Some(done), 0);
+        }
+        // Both, since a key must not get an entry in each; in one order, so that nobody waits for who waits for him.
+        let [low, high] = if core::ptr::from_ref(groups[0]) < core::ptr::from_ref(groups[1]) {
+            [groups[0], groups[1]]
+        } else {
+            [groups[1], groups[0]]
+        };
+        let _low_held = low.lock.hold();
+        let _high_held = (!core::ptr::eq(low, high)).then(|| high.lock.hold());
+        // Before they were held somebody may have inserted it.
+        let found = groups.iter().find_map(|group| group.find(hash, key, &act));
+        let done = found.or_else(|| groups.iter().find_map(|group| group.insert(hash, key, now, &act)));
+        if done.is_some() {
+            return (done, 0);
+        }
+        let replaced =
+            groups.iter().find_map(|group| group.insert_for_abandoned(hash, key, now, &abandoned, &act));
+        match replaced {
+            Some((done, lost)) => (Some(done), lost),
+            None => (None, u64::from(key.kind == Kind::Token)),
+        }
     }
 
     /// The generation that is closed, and its counters.
@@ -584,18 +642,20 @@ impl<'a> Table<'a> {
 
     /// Folded multiplications: ids are random, the seed keeps anyone from aiming at one group.
     fn hash(&self, key: &Key) -> u64 {
-        let fold = |one: u64, other: u64| {
-            let product = u128::from(one) * u128::from(other);
-            (product as u64) ^ ((product >> 64) as u64)
-        };
         let tag = (u64::from(key.database) << 8) | key.kind as u64;
         let mixed = fold(key.id[0] ^ self.header.seed.load(Relaxed), key.id[1] ^ 0x9e37_79b9_7f4a_7c15);
         fold(mixed ^ tag, 0xd6e8_feb8_6659_fd93)
     }
 
     /// By the high half of the hash; tags are of the low one.
+    #[inline]
     fn place(&self, hash: u64) -> usize {
         (((hash >> 32) * self.groups.len() as u64) >> 32) as usize
+    }
+
+    /// Where a key may be; in a small table both may be the same.
+    fn groups_of(&self, hash: u64) -> [&'a Group; 2] {
+        [hash, fold(hash, 0xa076_1d64_78bd_642f)].map(|hash| &self.groups[self.place(hash)])
     }
 }
 
@@ -616,31 +676,20 @@ impl Group {
         None
     }
 
-    /// Gives a key an entry and does something to it, if there is room; says also how many uses are lost by that, or by
-    /// there being none.
-    #[cold]
-    fn insert<R>(
-        &self,
-        hash: u64,
-        key: &Key,
-        now: i64,
-        abandoned: impl Fn(u32) -> bool,
-        act: impl Fn(&Group, usize) -> R,
-    ) -> (Option<R>, u64) {
-        let _held = self.lock.hold();
-        // Before the lock was held somebody may have inserted it.
-        if let Some(done) = self.find(hash, key, &act) {
-            return (Some(done), 0);
-        }
-        let take = |slot| {
-            self.give(slot, hash, key);
-            act(self, slot)
-        };
+    /// Whether a new key had better go to the other one. Only if few slots are left: a key in its first group is found
+    /// sooner.
+    fn is_crowded_beside(&self, other: &Group) -> bool {
+        let [here, there] = [self, other].map(|group| group.unflushed.load(Relaxed).count_ones() as usize);
+        here >= WAYS - WAYS / 4 && there < here
+    }
+
+    /// Gives a key an entry and does something to it, if there is room. Under the lock.
+    fn insert<R>(&self, hash: u64, key: &Key, now: i64, act: impl Fn(&Group, usize) -> R) -> Option<R> {
         if key.kind == Kind::Address
             && let Some(slot) = self.address_to_replace()
         {
             let _slot_held = self.entries[slot].lock.hold();
-            return (Some(take(slot)), 0);
+            return Some(self.give(slot, hash, key, act));
         }
         let unused = !self.used() & ALL_WAYS;
         let flushed = !self.unflushed.load(Relaxed) & ALL_WAYS;
@@ -651,20 +700,30 @@ impl Group {
             let _slot_held = self.entries[slot].lock.hold();
             // It may have been counted in since.
             if self.unflushed.load(Relaxed) & (1 << slot) == 0 && self.entries[slot].is_idle(now) {
-                return (Some(take(slot)), 0);
+                return Some(self.give(slot, hash, key, act));
             }
         }
-        // Counters of another database that nobody flushes, a dropped one perhaps, must not keep others from being counted.
-        for slot in 0..WAYS {
+        None
+    }
+
+    /// The same at the cost of counters of another database that nobody flushes, a dropped one perhaps: it must not keep
+    /// others from being counted. Says how many uses are lost by that. Under the lock.
+    fn insert_for_abandoned<R>(
+        &self,
+        hash: u64,
+        key: &Key,
+        now: i64,
+        abandoned: impl Fn(u32) -> bool,
+        act: impl Fn(&Group, usize) -> R,
+    ) -> Option<(R, u64)> {
+        (0..WAYS).find_map(|slot| {
             let entry = &self.entries[slot];
             let _slot_held = entry.lock.hold();
             let owner = entry.database.load(Relaxed);
-            if owner != key.database && entry.is_idle(now) && abandoned(owner) {
-                let lost = u64::from(entry.uses.load(Relaxed)) + u64::from(entry.denials.load(Relaxed));
-                return (Some(take(slot)), lost);
-            }
-        }
-        (None, u64::from(key.kind == Kind::Token))
+            let lost = u64::from(entry.uses.load(Relaxed)) + u64::from(entry.denials.load(Relaxed));
+            (owner != key.database && entry.is_idle(now) && abandoned(owner))
+                .then(|| (self.give(slot, hash, key, &act), lost))
+        })
     }
 
     /// If addresses have as many slots as they may: that of the one whose allowance will be whole first. Under the
@@ -677,7 +736,7 @@ impl Group {
     }
 
     /// Under both locks.
-    fn give(&self, slot: usize, hash: u64, key: &Key) {
+    fn give<R>(&self, slot: usize, hash: u64, key: &Key, act: impl Fn(&Group, usize) -> R) -> R {
         let entry = &self.entries[slot];
         for (to, from) in entry.id.iter().zip(key.id) {
             to.store(from, Relaxed);
@@ -694,6 +753,7 @@ impl Group {
         let (word, shift) = (&self.tags[slot / 4], 16 * (slot % 4));
         let others = word.load(Relaxed) & !(0xffff << shift);
         word.store(others | (u64::from(tag(hash)) << shift), Relaxed);
+        act(self, slot)
     }
 
     /// Under the slot's lock.
@@ -717,6 +777,7 @@ impl Group {
             last_used: entry.last_used.load(Relaxed),
             client: entry.client(),
             limiter: entry.limiter.load(Relaxed),
+            in_second: false,
         }
     }
 
@@ -828,6 +889,11 @@ impl Entry {
         self.last_used.store(0, Relaxed);
         self.family.store(NO_ADDRESS, Relaxed);
     }
+}
+
+fn fold(one: u64, other: u64) -> u64 {
+    let product = u128::from(one) * u128::from(other);
+    (product as u64) ^ ((product >> 64) as u64)
 }
 
 /// Never 0, which stands for a slot without a key.

@@ -23,10 +23,12 @@ pub(crate) const GRANTS: &str = "
     grant execute on function
         tollgate.drain_usage, tollgate.apply_usage, tollgate.ack_usage, tollgate.expire_tokens, tollgate.purge_tokens,
         tollgate.event_position, tollgate.read_events, tollgate.open_subscription, tollgate.advance_subscription,
-        tollgate.report_daemon, tollgate.seal_audit_log, tollgate.stats, tollgate.purge_usage, tollgate.usage_applied,
-        tollgate.usage_pressure
+        tollgate.report_daemon, tollgate.seal_audit_log, tollgate.stats, tollgate.announce_expiries,
+        tollgate.subscription_backlogs, tollgate.queue_webhook_deliveries, tollgate.claim_webhook_deliveries,
+        tollgate.finish_webhook_delivery, tollgate.purge_webhook_deliveries, tollgate.admit_event_reader,
+        tollgate.purge_usage, tollgate.usage_applied, tollgate.usage_pressure
     to operator;
-    grant select on tollgate.daemons to operator";
+    grant select on tollgate.daemons, tollgate.webhooks to operator";
 
 /// A database of a test's own, so that tests can share a server and yet have its counters and its log to themselves.
 pub(crate) struct Db {

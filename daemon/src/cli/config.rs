@@ -1,0 +1,65 @@
+//! `tollgated config`: the values in effect and where each is from, in the form of the configuration file.
+
+use std::io::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::exit;
+use crate::layers::{Layers, Setting, Source};
+
+pub(super) fn config(layers: &Layers, as_json: bool) -> Result<u8> {
+    let text = if as_json { format!("{:#}\n", describe_json(layers)) } else { describe(layers) };
+    std::io::stdout().write_all(text.as_bytes()).map_err(Error::output)?;
+    Ok(exit::OK)
+}
+
+fn describe(layers: &Layers) -> String {
+    let head = match &layers.file {
+        Some(file) => format!("# With {}.\n", file.display()),
+        None => "# Without a configuration file.\n".to_owned(),
+    };
+    let lines: Vec<(String, String)> = layers.settings.iter().map(line).collect();
+    let width = lines.iter().map(|(text, _)| text.chars().count()).max().unwrap_or_default();
+    lines.iter().fold(head, |text, (setting, source)| format!("{text}{setting:<width$}  # {source}\n"))
+}
+
+fn line(setting: &Setting) -> (String, String) {
+    let value = match &setting.values {
+        None => return (format!("# {} =", setting.key), "not set".to_owned()),
+        Some(values) if setting.list => toml::Value::from(values.clone()),
+        Some(values) => toml::Value::from(values.first().cloned().unwrap_or_default()),
+    };
+    (format!("{} = {value}", setting.key), source(setting))
+}
+
+fn source(setting: &Setting) -> String {
+    match setting.source {
+        Source::CommandLine => format!("command line, --{}", setting.key.replace('_', "-")),
+        Source::Environment => format!("environment, {}", setting.environment),
+        Source::File => "file".to_owned(),
+        Source::Default => "default".to_owned(),
+    }
+}
+
+fn describe_json(layers: &Layers) -> Value {
+    let settings: Vec<Value> = layers
+        .settings
+        .iter()
+        .map(|setting| {
+            let value = match &setting.values {
+                None => Value::Null,
+                Some(values) if setting.list => json!(values),
+                Some(values) => json!(values.first()),
+            };
+            let source = match setting.source {
+                Source::CommandLine => "command line",
+                Source::Environment => "environment",
+                Source::File => "file",
+                Source::Default => "default",
+            };
+            json!({"key": setting.key, "environment": setting.environment, "value": value, "source": source})
+        })
+        .collect();
+    json!({"file": layers.file, "settings": settings})
+}

@@ -1,0 +1,359 @@
+//! `/events`: the event log as server-sent events, for whoever presents a token with the scope `tollgate:events`.
+//!
+//! Each reader has a cursor of its own, and hands it back as `Last-Event-ID` when it comes again, so that the daemon need not
+//! remember anybody. A batch is read only once the one before it is on its way: a slow reader costs one batch of
+//! memory, and nobody else any time.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as HttpBody, Frame, Incoming};
+use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::{Request, Response, StatusCode};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
+use tokio_util::sync::CancellationToken;
+
+use super::{Body, position, text};
+use crate::counters;
+use crate::db::Database;
+use crate::driver::Signal;
+use crate::error::{Error, Result};
+use crate::sql::{self, Cursor};
+
+const MAX_STREAMS: usize = 64;
+/// Small, since this many events of each reader may be in memory.
+const BATCH: i32 = 64;
+/// A comment goes out when nothing else does, so that proxies keep the connection and a dead client is noticed; and the
+/// token is looked at again.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How long a client waits before it comes again, in milliseconds.
+const RETRY: &str = "retry: 1000\n: tollgate\n\n";
+
+/// An answer that is no stream.
+type Refusal = Box<Response<Body>>;
+
+#[derive(Debug)]
+pub struct EventStreams {
+    database: Database,
+    places: Arc<Semaphore>,
+    /// All readers together use one session at a time, so that a crowd of them never holds up the tasks.
+    turn: Arc<Semaphore>,
+    news: watch::Sender<()>,
+}
+
+impl EventStreams {
+    pub fn new(database: Database) -> Self {
+        Self {
+            database,
+            places: Arc::new(Semaphore::new(MAX_STREAMS)),
+            turn: Arc::new(Semaphore::new(1)),
+            news: watch::Sender::new(()),
+        }
+    }
+
+    pub(super) async fn open(
+        &self,
+        request: &Request<Incoming>,
+        peer: SocketAddr,
+        stop: &CancellationToken,
+    ) -> Response<Body> {
+        let opened = self.try_open(request, peer, stop).await;
+        opened.unwrap_or_else(|refusal| {
+            counters::STREAMS_REFUSED.add(1);
+            *refusal
+        })
+    }
+
+    async fn try_open(
+        &self,
+        request: &Request<Incoming>,
+        peer: SocketAddr,
+        stop: &CancellationToken,
+    ) -> std::result::Result<Response<Body>, Refusal> {
+        let reader = Reader {
+            database: self.database.clone(),
+            turn: self.turn.clone(),
+            digest: presented(request).ok_or_else(|| {
+                unauthorized("Present a token with the scope tollgate:events: Authorization: Bearer …\n")
+            })?,
+            peer,
+            stop: stop.clone(),
+        };
+        let place = self.places.clone().try_acquire_owned().map_err(|_| busy("Too many readers.\n"))?;
+        let (code, token_id) = reader.verify().await.map_err(|error| unavailable(&error))?;
+        match code.as_str() {
+            "VALID" => {}
+            "INSUFFICIENT_SCOPE" => {
+                return Err(refusal(StatusCode::FORBIDDEN, "The token lacks the scope tollgate:events.\n"));
+            }
+            "RATE_LIMITED" => {
+                let mut refusal = refusal(StatusCode::TOO_MANY_REQUESTS, "Too many requests.\n");
+                refusal.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("60"));
+                return Err(refusal);
+            }
+            other => return Err(unauthorized(&format!("The token was refused: {other}.\n"))),
+        }
+        let start = Start::of(request)?;
+        // Before the first look, so that nothing falls in between.
+        let news = self.news.subscribe();
+        let cursor = match start {
+            Start::At(cursor) => cursor,
+            Start::After(since) => reader.position(since).await.map_err(|error| unavailable(&error))?,
+        };
+        // A first look now, while an error can still be said with a status.
+        let first = reader.read(&cursor).await.map_err(|error| refuse_cursor(&error))?;
+        drop(first);
+
+        let (sender, frames) = mpsc::channel(1);
+        tokio::spawn(reader.tell(cursor, token_id, news, sender, place));
+        let mut response = Response::new(Frames(frames).boxed());
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        // Nginx would else keep events until it has a buffer full of them.
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        Ok(response)
+    }
+}
+
+/// Wakes all readers: at once for what is notified, and when a periodic look finds anything else.
+pub async fn wake_streams(
+    site: Arc<super::Site>,
+    notified: Signal,
+    period: Duration,
+    stop: CancellationToken,
+) -> Result<()> {
+    let streams = &site.events;
+    let mut seen: Option<Cursor> = None;
+    loop {
+        tokio::select! {
+            () = notified.woken() => {
+                streams.news.send_replace(());
+                continue;
+            }
+            () = tokio::time::sleep(period) => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+        if streams.news.receiver_count() == 0 {
+            seen = None;
+            continue;
+        }
+        match look(&streams.database, seen.take(), &stop).await {
+            Ok((cursor, anything)) => {
+                seen = Some(cursor);
+                if anything {
+                    streams.news.send_replace(());
+                }
+            }
+            // Readers then look for themselves, and find out what is wrong.
+            Err(_) => {
+                streams.news.send_replace(());
+            }
+        }
+    }
+}
+
+async fn look(database: &Database, seen: Option<Cursor>, stop: &CancellationToken) -> Result<(Cursor, bool)> {
+    let session = database.session(stop).await?;
+    let Some(seen) = seen else {
+        return Ok((sql::event_position(&**session, None).await?, true));
+    };
+    let batch = sql::read_events(&**session, &seen, 1000).await?;
+    Ok((batch.next, !batch.events.is_empty()))
+}
+
+/// Where to begin.
+enum Start {
+    At(Cursor),
+    /// Of `tollgate.event_position`.
+    After(Option<i64>),
+}
+
+impl Start {
+    fn of(request: &Request<Incoming>) -> std::result::Result<Self, Refusal> {
+        if let Some(id) = request.headers().get("last-event-id").filter(|id| !id.is_empty()) {
+            let cursor = id.to_str().ok().and_then(position::decode);
+            return cursor.map(Self::At).ok_or_else(|| {
+                refusal(StatusCode::BAD_REQUEST, "Last-Event-ID is not the id of an event of this stream.\n")
+            });
+        }
+        let query = request.uri().query().unwrap_or_default();
+        let since = query.split('&').find_map(|pair| pair.strip_prefix("since="));
+        match since.map(str::parse::<i64>) {
+            None => Ok(Self::After(None)),
+            Some(Ok(since)) if since >= 0 => Ok(Self::After(Some(since))),
+            Some(_) => Err(refusal(StatusCode::BAD_REQUEST, "since is 0, or the number of an event.\n")),
+        }
+    }
+}
+
+/// The digest of the token in the request; the token itself is kept nowhere.
+fn presented(request: &Request<Incoming>) -> Option<Vec<u8>> {
+    let value = request.headers().get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| Sha256::digest(token.trim()).to_vec())
+}
+
+struct Reader {
+    database: Database,
+    turn: Arc<Semaphore>,
+    digest: Vec<u8>,
+    peer: SocketAddr,
+    stop: CancellationToken,
+}
+
+impl Reader {
+    /// The code, and the token's id.
+    async fn verify(&self) -> Result<(String, Option<String>)> {
+        let _turn = self.turn.acquire().await;
+        let session = self.database.session(&self.stop).await?;
+        let ip = self.peer.ip().to_canonical();
+        let (code, token_id) = sql::admit_event_reader(&**session, &self.digest, ip).await?;
+        Ok((code, token_id.map(|id| id.to_string())))
+    }
+
+    async fn position(&self, since: Option<i64>) -> Result<Cursor> {
+        let _turn = self.turn.acquire().await;
+        let session = self.database.session(&self.stop).await?;
+        sql::event_position(&**session, since).await
+    }
+
+    async fn read(&self, cursor: &Cursor) -> Result<sql::Batch> {
+        let _turn = self.turn.acquire().await;
+        let session = self.database.session(&self.stop).await?;
+        sql::read_events(&**session, cursor, BATCH).await
+    }
+
+    /// Tells of events until the client, its token or the daemon is gone. Whoever is cut off comes again with the last id.
+    async fn tell(
+        self,
+        mut cursor: Cursor,
+        token_id: Option<String>,
+        mut news: watch::Receiver<()>,
+        frames: mpsc::Sender<Bytes>,
+        place: OwnedSemaphorePermit,
+    ) {
+        let _held = counters::STREAMS.hold();
+        let _place = place;
+        if !self.send(&frames, RETRY.into()).await {
+            return;
+        }
+        let mut verified = Instant::now();
+        loop {
+            // What comes from here on is news for the next round.
+            news.mark_unchanged();
+            let batch = match self.read(&cursor).await {
+                Ok(batch) => batch,
+                Err(error) => {
+                    tracing::debug!(peer = %self.peer, %error, "ends an event stream");
+                    return;
+                }
+            };
+            let concerned = batch.events.iter().any(|event| event.token_id == token_id);
+            if concerned || verified.elapsed() >= HEARTBEAT {
+                match self.verify().await {
+                    Ok((code, _)) if code == "VALID" => verified = Instant::now(),
+                    _ => return,
+                }
+            }
+            if !batch.events.is_empty() {
+                let told = u64::try_from(batch.events.len()).unwrap_or_default();
+                if !self.send(&frames, write_events(&cursor, &batch)).await {
+                    return;
+                }
+                counters::STREAMED_EVENTS.add(told);
+            }
+            let caught_up = batch.caught_up;
+            cursor = batch.next;
+            if !caught_up {
+                continue;
+            }
+            tokio::select! {
+                changed = news.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(HEARTBEAT) => {
+                    if !self.send(&frames, Bytes::from_static(b": alive\n\n")).await {
+                        return;
+                    }
+                }
+                () = frames.closed() => return,
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// False once nobody takes it.
+    async fn send(&self, frames: &mpsc::Sender<Bytes>, frame: Bytes) -> bool {
+        tokio::select! {
+            sent = frames.send(frame) => sent.is_ok(),
+            () = self.stop.cancelled() => false,
+        }
+    }
+}
+
+fn write_events(since: &Cursor, batch: &sql::Batch) -> Bytes {
+    let mut out = String::new();
+    for (event, place) in batch.events.iter().zip(position::places(since, batch)) {
+        // JSON has no line breaks of its own, and names of events are ours.
+        let data = serde_json::to_string(event).unwrap_or_default();
+        let name = event.event.as_deref().unwrap_or("message");
+        out.push_str(&format!("id: {}\nevent: {name}\ndata: {data}\n\n", position::encode(&place)));
+    }
+    out.into()
+}
+
+/// The frames of a stream, as they come.
+struct Frames(mpsc::Receiver<Bytes>);
+
+impl HttpBody for Frames {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+fn refusal(status: StatusCode, why: impl Into<Bytes>) -> Refusal {
+    Box::new(text(status, why))
+}
+
+fn unauthorized(why: &str) -> Refusal {
+    let mut refusal = refusal(StatusCode::UNAUTHORIZED, why.to_owned());
+    refusal.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    refusal
+}
+
+fn busy(why: &'static str) -> Refusal {
+    let mut refusal = refusal(StatusCode::SERVICE_UNAVAILABLE, why);
+    refusal.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+    refusal
+}
+
+fn unavailable(error: &Error) -> Refusal {
+    // The reason is for those who run the daemon.
+    tracing::debug!(%error, "could not begin an event stream");
+    busy("The database cannot be asked now.\n")
+}
+
+fn refuse_cursor(error: &Error) -> Refusal {
+    if error.sqlstate() == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) {
+        return refusal(
+            StatusCode::GONE,
+            "Last-Event-ID is of another history than this database has, as after restoring an older state: \
+             begin anew without it, or with since=0.\n",
+        );
+    }
+    unavailable(error)
+}

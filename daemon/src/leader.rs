@@ -1,0 +1,289 @@
+//! Which of several daemons does the work of which only one is needed.
+//!
+//! Leadership of a task is a session advisory lock on a connection that serves nothing else. Two clocks bound it:
+//!
+//! - The server ends the session of a leader it has not heard from for [`SERVER_PATIENCE`]: one that is frozen or cut off
+//!   by a network that fails silently. One that was killed closes its socket and loses the lock at once.
+//! - The leader itself begins no run later than [`LEASE`] after it sent the last question that was answered. That is
+//!   shorter, so a daemon that was frozen finds itself no leader before it does anything, and two never begin a run at
+//!   the same time.
+//!
+//! A run that has begun may still send a statement after a freeze in its midst. That is harmless at the database: a
+//! generation of counters counts once by its key, the cursor of a subscription and the chain of seals are locked while
+//! they are worked on, and what has expired or is deleted already is passed over.
+//!
+//! The same connection is the first to notice a dead network, since it asks once a second: then all others are cut, and
+//! told when there is a way again.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::complaint::Complaint;
+use crate::db::{Database, Session};
+use crate::driver::Signal;
+use crate::error::{Doing as _, Error, Kind, Result};
+
+/// How often the locks are asked for, those that are held included.
+const PERIOD: Duration = Duration::from_secs(1);
+/// An answer that takes longer means that the network or the server is dead.
+const ANSWER: Duration = Duration::from_secs(3);
+/// How long leadership counts after the question whose answer confirmed it.
+const LEASE: Duration = Duration::from_secs(3);
+/// After this silence the server gives the locks to another. Longer than [`LEASE`].
+const SERVER_PATIENCE: Duration = Duration::from_millis(4500);
+/// Between attempts to connect: short, since everything else waits for this one.
+const RETRY: Duration = Duration::from_millis(500);
+/// The first key of our advisory locks, "tgld"; the second is the hash of the task's name.
+pub const LOCK_CLASS: i32 = 0x7467_6c64;
+
+/// What this daemon leads, shared by the tasks, the status and the metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Leadership(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    seats: Mutex<BTreeMap<String, Seat>>,
+    changed: Notify,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Seat {
+    /// Until when the lock is surely ours.
+    until: Option<Instant>,
+    /// How often it was won.
+    terms: u64,
+}
+
+impl Leadership {
+    /// Stands for a seat. To be called before [`run`] begins.
+    pub fn stand(&self, seat: &str) {
+        self.seats().entry(seat.to_owned()).or_default();
+    }
+
+    pub fn leads(&self, seat: &str) -> bool {
+        self.seats().get(seat).is_some_and(Seat::holds)
+    }
+
+    /// Waits until this daemon leads.
+    pub async fn led(&self, seat: &str) {
+        loop {
+            let changed = self.0.changed.notified();
+            tokio::pin!(changed);
+            // Before looking, so that no change falls between.
+            changed.as_mut().enable();
+            if self.leads(seat) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Every seat, whether it is held, and how often it was won.
+    pub fn snapshot(&self) -> BTreeMap<String, (bool, u64)> {
+        self.seats().iter().map(|(name, seat)| (name.clone(), (seat.holds(), seat.terms))).collect()
+    }
+
+    /// Says whether anything changed.
+    fn confirm(&self, held: &BTreeMap<String, bool>, asked: Instant) -> bool {
+        let mut news = false;
+        for (name, seat) in self.seats().iter_mut() {
+            let holds = held.get(name).copied().unwrap_or_default();
+            if holds && seat.until.is_none() {
+                seat.terms += 1;
+                news = true;
+                tracing::info!(task = name, "leads");
+            } else if !holds && seat.until.is_some() {
+                news = true;
+            }
+            // A freeze between asking and here must not lengthen the lease.
+            seat.until = holds.then(|| asked + LEASE);
+        }
+        if news {
+            self.0.changed.notify_waiters();
+        }
+        news
+    }
+
+    /// Says whether there was anything to lose.
+    fn lose(&self) -> bool {
+        let mut lost = Vec::new();
+        for (name, seat) in self.seats().iter_mut() {
+            if seat.until.take().is_some() {
+                lost.push(name.clone());
+            }
+        }
+        if !lost.is_empty() {
+            tracing::warn!(tasks = lost.join(", "), "leads no more");
+            self.0.changed.notify_waiters();
+        }
+        !lost.is_empty()
+    }
+
+    fn seats(&self) -> MutexGuard<'_, BTreeMap<String, Seat>> {
+        // Each change is a plain assignment.
+        self.0.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat {
+    fn holds(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() < until)
+    }
+}
+
+/// Holds and seeks leadership until `stop`, through every loss of the connection.
+///
+/// `news` is woken at each gain and loss.
+pub async fn run(
+    database: Database,
+    leadership: Leadership,
+    news: Signal,
+    stop: CancellationToken,
+) -> Result<()> {
+    let mut failed = false;
+    let mut complaint = Complaint::default();
+    loop {
+        let error = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            result = reign(&database, &leadership, &news, &mut failed, &mut complaint) => match result {
+                Ok(never) => match never {},
+                Err(error) => error,
+            },
+        };
+        if leadership.lose() {
+            news.wake();
+        }
+        // Once, at the moment of the loss: a connection that is made while this one cannot be is a good one.
+        if error.kind() == Kind::ConnectionLost && !failed {
+            tracing::warn!(%error, "lost the server: connecting anew");
+            database.cut();
+            failed = true;
+        } else if !matches!(error.kind(), Kind::Unreachable | Kind::ConnectionLost)
+            && let Some(tally) = complaint.failed(&error.to_string())
+        {
+            tracing::warn!(failures = tally.failures, %error, "cannot stand for leadership, will try again");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    }
+}
+
+/// One connection's life.
+async fn reign(
+    database: &Database,
+    leadership: &Leadership,
+    news: &Signal,
+    failed: &mut bool,
+    complaint: &mut Complaint,
+) -> Result<std::convert::Infallible> {
+    // `run` looks after the shutdown.
+    let session = database.connect(&CancellationToken::new()).await?;
+    session
+        // From PostgreSQL 14 on; before, a frozen leader keeps its locks, and a killed one loses them all the same.
+        .batch_execute(&format!(
+            "select set_config(name, '{}', false) from pg_settings where name = 'idle_session_timeout'",
+            SERVER_PATIENCE.as_millis()
+        ))
+        .await
+        .doing("set up the leader's session")?;
+    if std::mem::take(failed) {
+        // Those that tried at the same time as we did, and hang, are not waited for.
+        database.restore();
+    }
+    loop {
+        let asked = Instant::now();
+        let held = tokio::time::timeout(ANSWER, ask(&session, leadership)).await.map_err(|_| {
+            Error::new(
+                Kind::ConnectionLost,
+                format!("no answer from the server within {}", humantime::format_duration(ANSWER)),
+            )
+        })??;
+        complaint.recovered();
+        if leadership.confirm(&held, asked) {
+            news.wake();
+        }
+        tokio::time::sleep_until(asked + PERIOD).await;
+    }
+}
+
+/// Which seats are ours, after asking for those that are not.
+async fn ask(session: &Session, leadership: &Leadership) -> Result<BTreeMap<String, bool>> {
+    const DOING: &str = "ask for leadership";
+    let names: Vec<String> = leadership.seats().keys().cloned().collect();
+    let rows = session
+        .query(
+            // A session may lock a thing twice, and would then have to unlock it twice: only what is not ours is
+            // asked for. CASE, since the order of AND and OR is the planner's.
+            "select name, case when exists (
+                        select from pg_locks l
+                        where l.locktype = 'advisory' and l.pid = pg_backend_pid() and l.granted
+                          and l.classid = $2::int4::oid and l.objid = hashtext(name)::oid and l.objsubid = 2)
+                    then true else pg_try_advisory_lock($2::int4, hashtext(name)) end
+             from unnest($1::text[]) name",
+            &[&names, &LOCK_CLASS],
+        )
+        .await
+        .doing(DOING)?;
+    rows.iter().map(|row| Ok((row.try_get(0).doing(DOING)?, row.try_get(1).doing(DOING)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(names: &[&str]) -> BTreeMap<String, bool> {
+        names.iter().map(|name| ((*name).to_owned(), true)).collect()
+    }
+
+    #[test]
+    fn the_lease_ends_before_the_server_gives_the_lock_away() {
+        assert!(LEASE < SERVER_PATIENCE && PERIOD < LEASE && SERVER_PATIENCE < Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leadership_ends_with_its_lease_even_if_nobody_says_so() {
+        let leadership = Leadership::default();
+        leadership.stand("purge");
+        leadership.stand("seal");
+        leadership.confirm(&held(&["purge"]), Instant::now());
+        assert!(leadership.leads("purge") && !leadership.leads("seal"));
+        tokio::time::sleep(LEASE).await;
+        assert!(!leadership.leads("purge"));
+        assert_eq!(leadership.snapshot()["purge"], (false, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_was_asked_for_before_a_freeze_confirms_nothing() {
+        let leadership = Leadership::default();
+        leadership.stand("purge");
+        let asked = Instant::now();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        leadership.confirm(&held(&["purge"]), asked);
+        assert!(!leadership.leads("purge"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_leadership_hears_of_it_and_of_its_loss() {
+        let leadership = Leadership::default();
+        leadership.stand("purge");
+        let waiting = tokio::spawn({
+            let leadership = leadership.clone();
+            async move { leadership.led("purge").await }
+        });
+        tokio::task::yield_now().await;
+        leadership.confirm(&held(&["purge"]), Instant::now());
+        waiting.await.unwrap();
+        leadership.lose();
+        assert!(!leadership.leads("purge"));
+        leadership.confirm(&held(&["purge"]), Instant::now());
+        assert_eq!(leadership.snapshot()["purge"], (true, 2));
+    }
+}

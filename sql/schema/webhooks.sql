@@ -1,0 +1,406 @@
+-- Webhooks: events as HTTP requests, after the Standard Webhooks specification. What is to be sent waits here in a queue that
+-- the daemon works off under leases: a daemon that dies in the middle leaves what it held to whoever comes next, and a
+-- message that is sent again has the id that it had before.
+
+CREATE TABLE tollgate.webhook_endpoints (
+    name            text        PRIMARY KEY,
+    url             text        NOT NULL,
+    events          text[],
+    secret          bytea       NOT NULL,
+    previous_secret bytea,
+    previous_until  timestamptz,
+    enabled         boolean     NOT NULL DEFAULT true,
+    disabled_reason text,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    created_by      text        NOT NULL DEFAULT tollgate.acting_role(),
+    last_success_at timestamptz,
+    last_failure_at timestamptz,
+    last_error      text
+) WITH (fillfactor = 50);
+COMMENT ON TABLE tollgate.webhook_endpoints IS 'Receivers of webhooks, with the secrets that their messages are signed with: the one thing here that must be kept as it is';
+SELECT pg_extension_config_dump('tollgate.webhook_endpoints', '');
+
+CREATE TABLE tollgate.webhook_queue (
+    id              bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    webhook         text        NOT NULL REFERENCES tollgate.webhook_endpoints ON DELETE CASCADE,
+    event_epoch     integer     NOT NULL,
+    event_id        bigint      NOT NULL,
+    event           text        NOT NULL,
+    body            text        NOT NULL,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    attempts        integer     NOT NULL DEFAULT 0,
+    next_attempt_at timestamptz NOT NULL DEFAULT now(),
+    lease           uuid,
+    last_attempt_at timestamptz,
+    last_status     integer,
+    last_error      text,
+    dead_at         timestamptz
+);
+COMMENT ON TABLE tollgate.webhook_queue IS 'Messages that were not delivered yet, and those that were given up (dead_at)';
+COMMENT ON COLUMN tollgate.webhook_queue.lease IS 'Of the daemon that is sending it; void from next_attempt_at on';
+CREATE INDEX webhook_queue_waiting ON tollgate.webhook_queue (webhook, next_attempt_at, id) WHERE dead_at IS NULL;
+CREATE INDEX webhook_queue_age ON tollgate.webhook_queue (created_at);
+SELECT pg_extension_config_dump('tollgate.webhook_queue', '');
+SELECT pg_extension_config_dump('tollgate.webhook_queue_id_seq', '');
+
+CREATE FUNCTION tollgate.new_webhook_secret() RETURNS bytea
+    LANGUAGE sql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    -- 244 bits of the operating system's.
+    SELECT sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()));
+END;
+COMMENT ON FUNCTION tollgate.new_webhook_secret() IS 'A random secret of 32 bytes. Internal.';
+
+CREATE FUNCTION tollgate.no_such_webhook(name text) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION 'there is no webhook %', tollgate.quote_redacted($1)
+        USING ERRCODE = 'undefined_object', DETAIL = 'Argument: name.',
+              HINT = 'SELECT name FROM tollgate.webhooks lists them; tollgate.define_webhook(name, url) makes one.';
+END
+$$;
+COMMENT ON FUNCTION tollgate.no_such_webhook(text) IS 'Raises 42704. Internal.';
+
+CREATE FUNCTION tollgate.define_webhook(name text, url text, events text[] DEFAULT NULL) RETURNS text
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    new_secret bytea := tollgate.new_webhook_secret();
+BEGIN
+    IF $1 IS NULL OR $1 !~ '^[a-z0-9][a-z0-9_.-]{0,62}$' OR $1 ~ '[0-9a-f]{16}' THEN
+        RAISE EXCEPTION 'this is not a name for a webhook: %', tollgate.quote_redacted($1)
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: name.',
+                  HINT = 'A name is 1 to 63 of a-z, 0-9, "_", "." and "-", begins with a letter or digit, and is no secret: metrics and logs show it.';
+    END IF;
+    -- No user and password: those would be sent to wherever the name leads.
+    IF $2 IS NULL OR length($2) > 2000 OR $2 !~ '^https?://[A-Za-z0-9._:\[\]-]+([/?][!-~]*)?$' OR $2 ~ '[0-9A-Fa-f]{80}' THEN
+        RAISE EXCEPTION 'this is not an address that a webhook can be sent to'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: url.',
+                  HINT = 'Give https://host/path, at most 2000 characters, without user, password and fragment, special characters as %XX.';
+    END IF;
+    IF $3 IS NOT NULL AND (cardinality($3) NOT BETWEEN 1 AND 100 OR array_position($3, NULL) IS NOT NULL
+                           OR EXISTS (SELECT FROM unnest($3) AS e (event) WHERE e.event !~ '^[a-z]{1,40}[.]([a-z]{1,40}|[*])$')) THEN
+        RAISE EXCEPTION 'these are not names of events'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: events.',
+                  HINT = 'Give NULL for all of them, or an array of names such as token.revoked, and of token.* for all that begins so.';
+    END IF;
+    -- One at a time, for the count.
+    LOCK TABLE tollgate.webhook_endpoints IN SHARE ROW EXCLUSIVE MODE;
+    IF EXISTS (SELECT FROM tollgate.webhook_endpoints e WHERE e.name = $1) THEN
+        RAISE EXCEPTION 'there is a webhook % already', tollgate.quote_redacted($1)
+            USING ERRCODE = 'duplicate_object', DETAIL = 'Argument: name.',
+                  HINT = 'Drop it with tollgate.drop_webhook(name), or choose another name.';
+    END IF;
+    IF (SELECT count(*) FROM tollgate.webhook_endpoints) >= 64 THEN
+        RAISE EXCEPTION 'there are 64 webhooks, which is as many as there may be'
+            USING ERRCODE = 'program_limit_exceeded',
+                  HINT = 'Drop one with tollgate.drop_webhook(name), or send to one receiver that passes on.';
+    END IF;
+    INSERT INTO tollgate.webhook_endpoints (name, url, events, secret) VALUES ($1, $2, $3, new_secret);
+    -- From now on, not from when a daemon looks first.
+    PERFORM tollgate.open_subscription('tollgate:webhooks');
+    -- The path of an address is often a secret.
+    INSERT INTO tollgate.audit_log (event, detail)
+        VALUES ('webhook.defined', jsonb_build_object('webhook', $1, 'host', substring($2 FROM '^https?://([^/?]+)'), 'events', $3));
+    RETURN 'whsec_' || encode(new_secret, 'base64');
+END
+$$;
+COMMENT ON FUNCTION tollgate.define_webhook(text, text, text[]) IS
+    'Has events sent to an address from now on, all of them or those named, and returns the secret that they are signed with: the only time it is shown; event webhook.defined';
+
+CREATE FUNCTION tollgate.rotate_webhook_secret(name text, grace interval DEFAULT '1 day') RETURNS text
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    new_secret bytea := tollgate.new_webhook_secret();
+BEGIN
+    IF $2 IS NULL OR $2 < interval '0' OR $2 > interval '30 days' THEN
+        RAISE EXCEPTION 'a grace is from nothing to 30 days'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: grace, of %s.', coalesce($2::text, 'NULL')),
+                  HINT = 'Give how long messages are signed with the old secret as well, such as interval ''1 day''.';
+    END IF;
+    UPDATE tollgate.webhook_endpoints e
+        SET secret = new_secret, previous_secret = CASE WHEN $2 > interval '0' THEN e.secret END,
+            previous_until = CASE WHEN $2 > interval '0' THEN now() + $2 END
+        WHERE e.name = $1;
+    IF NOT FOUND THEN
+        PERFORM tollgate.no_such_webhook($1);
+    END IF;
+    INSERT INTO tollgate.audit_log (event, detail) VALUES ('webhook.rotated', jsonb_build_object('webhook', $1, 'grace', $2));
+    RETURN 'whsec_' || encode(new_secret, 'base64');
+END
+$$;
+COMMENT ON FUNCTION tollgate.rotate_webhook_secret(text, interval) IS
+    'Gives a webhook a new secret and returns it: the only time it is shown. During the grace messages are signed with the old one too; event webhook.rotated';
+
+CREATE FUNCTION tollgate.set_webhook_enabled(name text, enabled boolean) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF $2 IS NULL THEN
+        RAISE EXCEPTION 'a webhook is enabled or not'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: enabled, which is NULL.', HINT = 'Give true or false.';
+    END IF;
+    UPDATE tollgate.webhook_endpoints e SET enabled = $2, disabled_reason = CASE WHEN NOT $2 THEN 'by an administrator' END
+        WHERE e.name = $1 AND e.enabled <> $2;
+    IF NOT FOUND THEN
+        IF NOT EXISTS (SELECT FROM tollgate.webhook_endpoints e WHERE e.name = $1) THEN
+            PERFORM tollgate.no_such_webhook($1);
+        END IF;
+        RETURN false;
+    END IF;
+    INSERT INTO tollgate.audit_log (event, detail)
+        VALUES (CASE WHEN $2 THEN 'webhook.enabled' ELSE 'webhook.disabled' END, jsonb_build_object('webhook', $1));
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION tollgate.set_webhook_enabled(text, boolean) IS
+    'Stops or resumes sending to a webhook; false if it was so already. Events that come while it is disabled are not kept for it; event webhook.enabled or webhook.disabled';
+
+CREATE FUNCTION tollgate.drop_webhook(name text) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    LOCK TABLE tollgate.webhook_endpoints IN SHARE ROW EXCLUSIVE MODE;
+    DELETE FROM tollgate.webhook_endpoints e WHERE e.name = $1;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF NOT EXISTS (SELECT FROM tollgate.webhook_endpoints) THEN
+        -- It would hold up purge_audit_log.
+        DELETE FROM tollgate.subscriptions s WHERE s.name = 'tollgate:webhooks';
+    END IF;
+    INSERT INTO tollgate.audit_log (event, detail) VALUES ('webhook.dropped', jsonb_build_object('webhook', $1));
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION tollgate.drop_webhook(text) IS
+    'Forgets a webhook, its secret, and what was to be sent to it; false when there is none of that name; event webhook.dropped';
+
+CREATE VIEW tollgate.webhooks AS
+    SELECT e.name, e.url, e.events, e.enabled, e.disabled_reason, e.created_at, e.created_by,
+           CASE WHEN e.previous_until > now() THEN e.previous_until END AS old_secret_until,
+           (SELECT count(*) FROM tollgate.webhook_queue q WHERE q.webhook = e.name AND q.dead_at IS NULL) AS pending,
+           (SELECT count(*) FROM tollgate.webhook_queue q WHERE q.webhook = e.name AND q.dead_at IS NOT NULL) AS dead,
+           e.last_success_at, e.last_failure_at, e.last_error
+    FROM tollgate.webhook_endpoints e;
+COMMENT ON VIEW tollgate.webhooks IS 'The webhooks, without their secrets, and how they fare';
+
+CREATE VIEW tollgate.webhook_deliveries AS
+    SELECT q.id, q.webhook, 'evt_' || q.event_epoch || '_' || q.event_id AS message_id, q.event,
+           CASE WHEN q.dead_at IS NOT NULL THEN 'dead' WHEN q.lease IS NOT NULL AND q.next_attempt_at > now() THEN 'sending'
+                ELSE 'waiting' END AS state,
+           q.attempts, q.created_at, CASE WHEN q.dead_at IS NULL THEN q.next_attempt_at END AS next_attempt_at,
+           q.last_attempt_at, q.last_status, q.last_error
+    FROM tollgate.webhook_queue q;
+COMMENT ON VIEW tollgate.webhook_deliveries IS
+    'The messages that are not delivered: waiting, sending, or dead, which is given up until they are replayed or purged';
+
+CREATE FUNCTION tollgate.replay_webhook(name text, delivery bigint DEFAULT NULL) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    affected bigint;
+BEGIN
+    IF NOT EXISTS (SELECT FROM tollgate.webhook_endpoints e WHERE e.name = $1) THEN
+        PERFORM tollgate.no_such_webhook($1);
+    END IF;
+    UPDATE tollgate.webhook_queue q SET dead_at = NULL, attempts = 0, next_attempt_at = now(), lease = NULL
+        WHERE q.webhook = $1 AND q.dead_at IS NOT NULL AND ($2 IS NULL OR q.id = $2);
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    RETURN affected;
+END
+$$;
+COMMENT ON FUNCTION tollgate.replay_webhook(text, bigint) IS
+    'Has dead messages of a webhook sent again, all or the one with that id, with the ids that they had, and says how many';
+
+CREATE FUNCTION tollgate.disable_webhook(name text, reason text) RETURNS void
+    LANGUAGE sql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    WITH disabled AS (
+        UPDATE tollgate.webhook_endpoints e SET enabled = false, disabled_reason = $2 WHERE e.name = $1 AND e.enabled RETURNING e.name
+    )
+    INSERT INTO tollgate.audit_log (event, detail)
+        SELECT 'webhook.disabled', jsonb_build_object('webhook', d.name, 'reason', $2) FROM disabled d;
+END;
+COMMENT ON FUNCTION tollgate.disable_webhook(text, text) IS 'Stops sending to a webhook whose receiver asks for that, or has been gone for too long. Internal.';
+
+CREATE FUNCTION tollgate.queue_webhook_deliveries(max_events integer DEFAULT 1000, OUT events bigint, OUT caught_up boolean)
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    place  record;
+    batch  tollgate.event_batch;
+    full_one text;
+BEGIN
+    PERFORM tollgate.check_event_count($1);
+    events := 0;
+    caught_up := true;
+    IF NOT EXISTS (SELECT FROM tollgate.webhook_endpoints) THEN
+        RETURN;
+    END IF;
+    -- A look first, which locks and writes nothing.
+    SELECT s.epoch, s.horizon, s.delivered, s.advanced_at INTO place FROM tollgate.subscriptions s WHERE s.name = 'tollgate:webhooks';
+    IF FOUND AND place.advanced_at > now() - interval '1 minute' THEN
+        batch := tollgate.read_events(place.epoch, place.horizon, place.delivered, 1);
+        IF batch.events = '[]' THEN
+            RETURN;
+        END IF;
+    END IF;
+    SELECT o.* INTO place FROM tollgate.open_subscription('tollgate:webhooks') o;
+    IF NOT FOUND THEN
+        -- Another daemon does the same at this moment.
+        RETURN;
+    END IF;
+    batch := tollgate.read_events(place.epoch, place.horizon, place.delivered, $1);
+    events := jsonb_array_length(batch.events);
+    caught_up := batch.caught_up;
+    IF events > 0 THEN
+        FOR full_one IN
+            SELECT e.name FROM tollgate.webhook_endpoints e
+            WHERE e.enabled AND (SELECT count(*) FROM (SELECT FROM tollgate.webhook_queue q WHERE q.webhook = e.name LIMIT 100000)) >= 100000
+        LOOP
+            PERFORM tollgate.disable_webhook(full_one, '100000 messages wait for it');
+        END LOOP;
+        INSERT INTO tollgate.webhook_queue (webhook, event_epoch, event_id, event, body)
+            SELECT e.name, (v.told ->> 'epoch')::integer, (v.told ->> 'id')::bigint, v.told ->> 'event',
+                   jsonb_build_object('type', v.told -> 'event', 'timestamp', v.told -> 'at', 'data', v.told)::text
+            FROM jsonb_array_elements(batch.events) WITH ORDINALITY AS v (told, place)
+            JOIN tollgate.webhook_endpoints e ON e.enabled
+                AND (e.events IS NULL OR EXISTS (
+                    SELECT FROM unnest(e.events) AS w (wanted)
+                    WHERE w.wanted = v.told ->> 'event'
+                       OR right(w.wanted, 2) = '.*' AND starts_with(v.told ->> 'event', left(w.wanted, -1))))
+            ORDER BY v.place;
+    END IF;
+    PERFORM tollgate.advance_subscription('tollgate:webhooks', batch.epoch, batch.horizon, batch.delivered);
+END
+$$;
+COMMENT ON FUNCTION tollgate.queue_webhook_deliveries(integer) IS
+    'Takes new events, and queues a message of each for every webhook that wants it, once; says of how many events, and whether there are no more';
+
+CREATE TYPE tollgate.webhook_message AS (
+    id         bigint,
+    lease      uuid,
+    webhook    text,
+    url        text,
+    message_id text,
+    body       text,
+    attempt    integer,
+    secrets    bytea[]
+);
+COMMENT ON TYPE tollgate.webhook_message IS 'A message that is to be sent now, and the secrets that sign it';
+
+CREATE FUNCTION tollgate.claim_webhook_deliveries(per_webhook integer DEFAULT 8, lease interval DEFAULT '2 minutes')
+    RETURNS SETOF tollgate.webhook_message
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    endpoint tollgate.webhook_endpoints;
+BEGIN
+    IF $1 IS NULL OR $1 NOT BETWEEN 1 AND 1000 OR $2 IS NULL OR $2 < interval '1 second' OR $2 > interval '1 hour' THEN
+        RAISE EXCEPTION 'at most 1000 messages of each webhook can be claimed, for a second to an hour'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: per_webhook, lease.', HINT = 'Claim few, and come again.';
+    END IF;
+    FOR endpoint IN SELECT e.* FROM tollgate.webhook_endpoints e WHERE e.enabled ORDER BY e.name FOR NO KEY UPDATE SKIP LOCKED LOOP
+        -- One daemon at a time for each webhook, so that messages go out in order.
+        CONTINUE WHEN EXISTS (
+            SELECT FROM tollgate.webhook_queue q
+            WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.lease IS NOT NULL AND q.next_attempt_at > clock_timestamp());
+        RETURN QUERY
+            WITH due AS (
+                SELECT q.id AS due_id FROM tollgate.webhook_queue q
+                WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.next_attempt_at <= clock_timestamp()
+                ORDER BY q.next_attempt_at, q.id LIMIT $1 FOR UPDATE SKIP LOCKED
+            ), claimed AS (
+                UPDATE tollgate.webhook_queue q
+                    SET lease = gen_random_uuid(), attempts = q.attempts + 1, last_attempt_at = clock_timestamp(),
+                        next_attempt_at = clock_timestamp() + $2
+                    FROM due d WHERE q.id = d.due_id
+                    RETURNING q.*
+            )
+            SELECT c.id, c.lease, c.webhook, endpoint.url, 'evt_' || c.event_epoch || '_' || c.event_id, c.body, c.attempts,
+                   CASE WHEN endpoint.previous_until > now() THEN ARRAY[endpoint.secret, endpoint.previous_secret]
+                        ELSE ARRAY[endpoint.secret] END
+            FROM claimed c ORDER BY c.id;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION tollgate.claim_webhook_deliveries(integer, interval) IS
+    'Messages that are due, some of each webhook, for the caller to send while the lease lasts; after that they are due again';
+
+CREATE FUNCTION tollgate.finish_webhook_delivery(
+    id bigint, lease uuid, status integer, error text DEFAULT NULL, retry_after interval DEFAULT NULL) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    delays constant interval[] := '{5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h, 20 h, 24 h}';
+    why    constant text := left(regexp_replace($4, '[0-9A-Fa-f]{16,}', '…', 'g'), 500);
+    sent   tollgate.webhook_queue;
+BEGIN
+    IF $3 BETWEEN 200 AND 299 THEN
+        DELETE FROM tollgate.webhook_queue q WHERE q.id = $1 AND q.lease = $2 RETURNING q.* INTO sent;
+        UPDATE tollgate.webhook_endpoints e SET last_success_at = clock_timestamp() WHERE e.name = sent.webhook;
+        RETURN sent.id IS NOT NULL;
+    END IF;
+    IF $3 IS NULL AND $4 IS NULL THEN
+        -- It was not sent at all.
+        UPDATE tollgate.webhook_queue q SET lease = NULL, attempts = q.attempts - 1, next_attempt_at = q.last_attempt_at
+            WHERE q.id = $1 AND q.lease = $2;
+        RETURN FOUND;
+    END IF;
+    UPDATE tollgate.webhook_queue q
+        SET lease = NULL, last_status = $3, last_error = why,
+            dead_at = CASE WHEN q.attempts > cardinality(delays) THEN clock_timestamp() END,
+            next_attempt_at = clock_timestamp() + least(greatest(
+                -- Up to a fifth more, so that what failed together is not tried together.
+                delays[least(q.attempts, cardinality(delays))] * (1 + random() / 5), $5), interval '1 day')
+        WHERE q.id = $1 AND q.lease = $2
+        RETURNING q.* INTO sent;
+    UPDATE tollgate.webhook_endpoints e SET last_failure_at = clock_timestamp(), last_error = why WHERE e.name = sent.webhook;
+    IF $3 = 410 AND sent.id IS NOT NULL THEN
+        PERFORM tollgate.disable_webhook(sent.webhook, 'the receiver answered 410 Gone');
+    END IF;
+    RETURN sent.id IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION tollgate.finish_webhook_delivery(bigint, uuid, integer, text, interval) IS
+    'Says what came of a claimed message: the HTTP status, or NULL with an error; neither if it was not sent. It is done with, tried again after 5 seconds to a day, dead after 10 attempts; status 410 disables the webhook, event webhook.disabled. False if the lease had ended';
+
+CREATE FUNCTION tollgate.purge_webhook_deliveries(retention interval DEFAULT '30 days', batch_size integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    affected bigint;
+BEGIN
+    PERFORM tollgate.check_batch_size($2);
+    IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '1000 years' THEN
+        RAISE EXCEPTION 'a retention is from nothing to 1000 years'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', coalesce($1::text, 'NULL')),
+                  HINT = 'Give how long messages that were given up are kept, such as interval ''30 days''.';
+    END IF;
+    -- Those of a webhook that is disabled would else stay for ever.
+    DELETE FROM tollgate.webhook_queue q
+        WHERE q.id = ANY (ARRAY(
+            SELECT d.id FROM tollgate.webhook_queue d JOIN tollgate.webhook_endpoints e ON e.name = d.webhook
+            WHERE d.created_at < now() - $1 AND (d.dead_at < now() - $1 OR NOT e.enabled)
+            ORDER BY d.created_at LIMIT $2));
+    GET DIAGNOSTICS affected = ROW_COUNT;
+    RETURN affected;
+END
+$$;
+COMMENT ON FUNCTION tollgate.purge_webhook_deliveries(interval, integer) IS
+    'Deletes messages that were given up longer ago than the retention, and those of that age that wait for a disabled webhook, and says how many';

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# pgbouncer.sh DIR: unpacks Debian's PgBouncer, with the libraries that this machine has not, into DIR, so that nothing is
+# installed into the system. DIR/run starts it.
+#
+# Exit status 3: it cannot be had on this machine.
+set -euo pipefail
+umask 022
+dir=$1
+
+if [ -e "$dir" ]; then exit 0; fi
+
+unavailable() {
+    echo "PgBouncer is not available here: $1" >&2
+    exit 3
+}
+
+command -v apt-get >/dev/null || unavailable "there is no apt-get."
+echo "==> downloading Debian's PgBouncer"
+work=$dir.part
+rm -rf "$work"
+mkdir -p "$work/deb"
+chmod 777 "$work/deb" # apt's own unprivileged user writes here
+fetch() { (cd "$work/deb" && apt-get download -q pgbouncer libevent-2.1-7 libc-ares2 2>&1); }
+fetch >/dev/null || { [ "$(id -u)" = 0 ] && apt-get update -q && fetch; } || unavailable "apt-get could not download it."
+for deb in "$work"/deb/*.deb; do dpkg-deb -x "$deb" "$work"; done
+rm -rf "$work/deb"
+cat >"$work/run" <<'RUN'
+#!/bin/sh
+here=$(cd "$(dirname "$0")" && pwd)
+LD_LIBRARY_PATH=$(echo "$here"/usr/lib/*-linux-gnu) exec "$here/usr/sbin/pgbouncer" "$@"
+RUN
+chmod 755 "$work/run"
+mv "$work" "$dir"
+"$dir/run" --version >/dev/null || {
+    rm -rf "$dir"
+    unavailable "it does not start."
+}

@@ -1,0 +1,154 @@
+//! The daemon's configuration: where the value of an option comes from, how it is shown, and how it is refused.
+
+use std::path::PathBuf;
+use std::process::Output;
+
+use anyhow::Result;
+use serde_json::Value;
+use tempfile::TempDir;
+use tollgate_tests::{Account, Tollgated};
+
+/// A directory that the daemon's user can read, with a configuration file in it.
+struct Place {
+    directory: TempDir,
+}
+
+impl Place {
+    fn new(content: &str) -> Result<Self> {
+        let directory = TempDir::new()?;
+        Account::unprivileged()?.private_dir(directory.path())?;
+        let place = Self { directory };
+        std::fs::write(place.file(), content)?;
+        Ok(place)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("tollgated.toml")
+    }
+}
+
+/// An address where nobody answers: whoever connects in these tests waits in vain.
+const NOWHERE: &str = "postgresql://ann:hunter2@192.0.2.1:9/app";
+
+fn run(url: &str, environment: &[(&str, &str)], arguments: &[&str]) -> Result<Output> {
+    let mut command = Tollgated::command(url)?;
+    command.envs(environment.iter().copied()).args(arguments);
+    Tollgated::run_command(&mut command)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn setting<'a>(settings: &'a Value, key: &str) -> (&'a str, &'a str) {
+    let found = settings["settings"].as_array().into_iter().flatten().find(|setting| setting["key"] == key);
+    let found = found.unwrap_or_else(|| panic!("no {key} in {settings}"));
+    (found["value"].as_str().unwrap_or_default(), found["source"].as_str().unwrap_or_default())
+}
+
+#[test]
+fn the_command_line_goes_before_the_environment_before_the_file_before_the_default() -> Result<()> {
+    let place = Place::new(
+        "flush_interval = \"7s\"\npurge_interval = \"8min\"\nseal_interval = \"9min\"\nbatch_size = 10\n",
+    )?;
+    let file = place.file().display().to_string();
+    let environment = [
+        ("TOLLGATED_CONFIG", file.as_str()),
+        ("TOLLGATED_PURGE_INTERVAL", "18min"),
+        ("TOLLGATED_SEAL_INTERVAL", "19min"),
+    ];
+    let output = run(NOWHERE, &environment, &["config", "--json", "--seal-interval", "29min"])?;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let settings: Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(settings["file"], file);
+    assert_eq!(setting(&settings, "seal_interval"), ("29min", "command line"));
+    assert_eq!(setting(&settings, "purge_interval"), ("18min", "environment"));
+    assert_eq!(setting(&settings, "flush_interval"), ("7s", "file"));
+    assert_eq!(setting(&settings, "batch_size"), ("10", "file"));
+    assert_eq!(setting(&settings, "expire_interval"), ("5s", "default"));
+    Ok(())
+}
+
+#[test]
+fn what_config_prints_is_a_configuration_file_and_shows_no_password() -> Result<()> {
+    let place = Place::new("subscription = \"it's \\\"mine\\\"\"\n")?;
+    let file = place.file().display().to_string();
+    let output = run(NOWHERE, &[], &["config", "--config", &file])?;
+    let printed = text(&output.stdout);
+    assert!(printed.contains("host=192.0.2.1") && printed.contains("environment, DATABASE_URL"), "{printed}");
+    assert!(!printed.contains("hunter2"), "{printed}");
+    // Again, with what was printed as the file; only the masked connection string cannot be told so.
+    let kept: Vec<&str> = printed.lines().filter(|line| !line.starts_with("database_url")).collect();
+    std::fs::write(place.file(), kept.join("\n"))?;
+    let again = run(NOWHERE, &[], &["config", "--json", "--config", &file])?;
+    assert!(again.status.success(), "{}", text(&again.stderr));
+    let settings: Value = serde_json::from_slice(&again.stdout)?;
+    assert_eq!(setting(&settings, "subscription"), ("it's \"mine\"", "file"));
+    assert_eq!(setting(&settings, "retention"), ("30days", "file"));
+    Ok(())
+}
+
+#[test]
+fn every_fault_is_told_at_once_before_connecting_and_without_a_password() -> Result<()> {
+    let place = Place::new(
+        "flush_intervl = \"5s\"\nflush_interval = \"soon\"\nretention = { days = 3 }\nbatch_size = 0\n\
+         database_url = \"host=192.0.2.1 port=x sslmode=hunter2 password=hunter2\"\n",
+    )?;
+    let file = place.file().display().to_string();
+    let mut command = Tollgated::command("")?;
+    command.env_remove("DATABASE_URL").env("TOLLGATED_LOG_FORMAT", "xml");
+    command.args(["run", "--config", &file, "--purge-interval", "3days"]);
+    let output = Tollgated::run_command(&mut command)?;
+    assert_eq!(output.status.code(), Some(64));
+    let complaint = text(&output.stderr);
+    for words in [
+        "wrong in 8 places",
+        "line 1: there is no option flush_intervl, but there is flush_interval",
+        "line 2: flush_interval: \"soon\"",
+        "line 3: retention: a table does not fit here",
+        "line 4: batch_size: \"0\"",
+        "TOLLGATED_LOG_FORMAT: ",
+        "--purge-interval: \"3days\" cannot be used: it must be at most 1day",
+        "a bad value for the option port",
+        "an sslmode that does not exist",
+    ] {
+        assert!(complaint.contains(words), "{words:?} in {complaint}");
+    }
+    assert!(!complaint.contains("hunter2"), "{complaint}");
+    Ok(())
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_and_not_quoted() -> Result<()> {
+    let place = Place::new("database_url = \"password=hunter2\n")?;
+    let file = place.file().display().to_string();
+    let output = run(NOWHERE, &[], &["run", "--config", &file])?;
+    assert_eq!(output.status.code(), Some(64));
+    let complaint = text(&output.stderr);
+    assert!(complaint.contains(&format!("{file}, line 1: this is not TOML")), "{complaint}");
+    assert!(!complaint.contains("hunter2"), "{complaint}");
+    let output = run(NOWHERE, &[], &["run", "--config", "/nonexistent.toml"])?;
+    assert_eq!(output.status.code(), Some(64));
+    assert!(text(&output.stderr).contains("/nonexistent.toml"), "{}", text(&output.stderr));
+    Ok(())
+}
+
+#[test]
+fn two_passwords_are_one_too_many() -> Result<()> {
+    let place = Place::new("password_file = \"/nonexistent/password\"\n")?;
+    let file = place.file().display().to_string();
+    let output = run(NOWHERE, &[], &["run", "--config", &file])?;
+    assert_eq!(output.status.code(), Some(64));
+    assert!(text(&output.stderr).contains("two passwords"), "{}", text(&output.stderr));
+    Ok(())
+}
+
+#[test]
+fn help_shows_the_options_as_they_are() -> Result<()> {
+    let output = run(NOWHERE, &[], &["run", "--help"])?;
+    let help = text(&output.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+    for words in ["--config <PATH>", "[possible values: human, json]", "TOLLGATED_PASSWORD_FILE"] {
+        assert!(help.contains(words), "{words} in {help}");
+    }
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! The daemon's HTTP port: whether it lives, whether it is ready, and what it measures.
+
+mod common;
+mod operator;
+mod web;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use common::{Shared, issue, issue_with, revoke};
+use operator::{Db, OPERATOR};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tollgate_tests::{Cluster, DATABASE, Tollgated};
+use web::{LONG, begin, eventually_answers, eventually_measures, get, metrics, request, run};
+
+static SHARED: Shared = Shared::new(&[]);
+
+async fn db(name: &str) -> Result<Db> {
+    Db::create(&SHARED.cluster()?, name).await
+}
+
+#[tokio::test]
+async fn it_is_alive_at_once_and_ready_while_the_database_answers() -> Result<()> {
+    let mut cluster = common::start(Cluster::builder())?;
+    operator::grant(&cluster, DATABASE)?;
+    let (_daemon, address) = run(&cluster.url(OPERATOR, DATABASE), &[]).await?;
+    eventually_answers(address, "/readyz", 200).await;
+    cluster.stop()?;
+    eventually_answers(address, "/readyz", 503).await;
+    let page = metrics(address).await?;
+    assert_eq!(page["tollgated_ready"], 0.0);
+    assert!(!page.keys().any(|name| name.starts_with("tollgate_")), "stale: {page:?}");
+    assert_eq!(get(address, "/livez", &[]).await?.status, 200, "nothing is wrong with the process");
+    eventually_measures(address, "tollgated_connect_failures_total", |count| count >= 1.0).await;
+    cluster.restart()?;
+    eventually_answers(address, "/readyz", 200).await;
+    eventually_measures(address, "tollgated_listens_total", |count| count >= 2.0).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn it_is_not_ready_before_it_was_ever_connected() -> Result<()> {
+    let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    eventually_measures(address, "tollgated_connect_failures_total", |count| count >= 1.0).await;
+    assert_eq!(get(address, "/readyz", &[]).await?.status, 503);
+    assert_eq!(get(address, "/livez", &[]).await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn it_measures_what_happened() -> Result<()> {
+    let db = db("measured").await?;
+    let (_daemon, address) = run(&db.url(), &["--flush-interval=100ms", "--expire-interval=100ms"]).await?;
+    eventually_answers(address, "/readyz", 200).await;
+    let before = metrics(address).await?;
+    let valid = "tollgate_verifications_total{code=\"VALID\"}";
+
+    let token = issue(&db.owner, "ann", &["posts:read"]).await?;
+    issue_with(&db.owner, "ann", "expires_in => '100 milliseconds'").await?;
+    for _ in 0..3 {
+        assert_eq!(common::code(&db.web, &token.token).await?, "VALID");
+    }
+    assert!(revoke(&db.owner, token.id).await?);
+    // Other tests share the server, whose counters these are.
+    eventually_measures(address, valid, |count| count >= before[valid] + 3.0).await;
+    eventually_measures(address, "tollgated_expired_tokens_total", |count| count == 1.0).await;
+    eventually_measures(address, "tollgated_flushed_tokens_total", |count| count >= 1.0).await;
+    eventually_measures(address, "tollgated_logged_events_total", |count| count >= 3.0).await;
+    let pending = "tollgate_subscription_pending_events{subscription=\"log\"}";
+    eventually_measures(address, pending, |count| count == 0.0).await;
+
+    let page = metrics(address).await?;
+    for (name, least) in [
+        ("tollgated_task_runs_total{task=\"flush_usage\"}", 1.0),
+        ("tollgated_resident_memory_bytes", 1e6),
+        ("tollgate_tracked_keys_limit", 1.0),
+        ("tollgate_table_bytes{table=\"audit_log\"}", 8192.0),
+        ("tollgate_metering", 1.0),
+    ] {
+        assert!(page[name] >= least, "{name}: {}", page[name]);
+    }
+    assert!((0.0..1.0).contains(&page["tollgate_notification_queue_usage_ratio"]));
+    let text = get(address, "/metrics", &[]).await?.body;
+    assert!(
+        !text.contains(&token.token) && !text.contains(&token.id.to_string()) && !text.contains("\"ann\"")
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn pending_events_are_counted_while_nobody_is_told() -> Result<()> {
+    let db = db("pending").await?;
+    db.operator.execute("select tollgate.open_subscription('elsewhere')", &[]).await?;
+    for _ in 0..5 {
+        issue(&db.owner, "ann", &[]).await?;
+    }
+    let (_daemon, address) = run(&db.url(), &[]).await?;
+    let pending = "tollgate_subscription_pending_events{subscription=\"elsewhere\"}";
+    eventually_measures(address, pending, |count| count == 5.0).await;
+    let since = "tollgate_subscription_oldest_pending_timestamp_seconds{subscription=\"elsewhere\"}";
+    assert!(metrics(address).await?[since] > 1.7e9);
+    Ok(())
+}
+
+/// Names of ours in a text, whatever stands around them.
+fn named(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'))
+        .filter(|word| word.starts_with("tollgate_") || word.starts_with("tollgated_"))
+        .filter(|word| !word.ends_with('_'))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[tokio::test]
+async fn the_dashboard_and_the_alerts_use_only_metrics_that_there_are() -> Result<()> {
+    let db = db("shown").await?;
+    db.owner.execute("select tollgate.define_webhook('crm', 'https://crm.invalid/')", &[]).await?;
+    let (_daemon, address) = run(&db.url(), &[]).await?;
+    eventually_answers(address, "/readyz", 200).await;
+    eventually_measures(address, "tollgate_webhook_enabled{webhook=\"crm\"}", |enabled| enabled == 1.0).await;
+    let mut there: BTreeSet<String> = metrics(address)
+        .await?
+        .keys()
+        .map(|name| name.split('{').next().unwrap_or(name).to_owned())
+        .collect();
+    // Only while something is pending, or once something was flushed.
+    let page = get(address, "/metrics", &[]).await?.body;
+    let typed = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    there.extend(typed.map(str::to_owned));
+    there.insert("tollgate_last_flush_timestamp_seconds".to_owned());
+
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/monitoring");
+    let dashboard = std::fs::read_to_string(folder.join("grafana-dashboard.json"))?;
+    let parsed: Value = serde_json::from_str(&dashboard).context("the dashboard is JSON")?;
+    assert!(parsed["panels"].as_array().is_some_and(|panels| panels.len() >= 10));
+    let expressions: String = parsed["panels"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|panel| panel["targets"].as_array().cloned().unwrap_or_default())
+        .filter_map(|target| Some(format!("{}\n", target["expr"].as_str()?)))
+        .collect();
+    let alerts = std::fs::read_to_string(folder.join("alerts.yaml"))?;
+    let rules: String = alerts.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
+    for (file, text) in [("dashboard", expressions), ("alerts", rules)] {
+        let used = named(&text);
+        assert!(used.len() >= 8, "{file}: {used:?}");
+        let unknown: Vec<&String> = used.difference(&there).collect();
+        assert!(unknown.is_empty(), "{file} uses {unknown:?}, of {there:#?}");
+    }
+    let documented = named(include_str!("../../docs/metrics.md"));
+    // Of a counter, its type is declared without `_total`.
+    let samples = there.iter().filter(|name| !there.contains(&format!("{name}_total")));
+    let undocumented: Vec<&String> = samples.filter(|name| !documented.contains(*name)).collect();
+    assert!(undocumented.is_empty(), "not in docs/metrics.md: {undocumented:?}");
+    let gone: Vec<&String> = documented.iter().filter(|name| !there.contains(*name)).collect();
+    assert!(gone.is_empty(), "in docs/metrics.md, and not there: {gone:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_name_that_leads_here_by_somebody_elses_doing_is_not_served() -> Result<()> {
+    let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    for host in ["evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example"] {
+        for path in ["/metrics", "/events", "/livez"] {
+            let answer = get(address, path, &[&format!("Host: {host}")]).await?;
+            assert_eq!(answer.status, 421, "{host} {path}");
+        }
+    }
+    for host in ["localhost", "LOCALHOST:9464", "127.0.0.1:9464", "[::1]:9464", "[::1]"] {
+        assert_eq!(get(address, "/livez", &[&format!("Host: {host}")]).await?.status, 200, "{host}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_no_request_of_ours_is_refused_and_costs_nothing() -> Result<()> {
+    let (mut daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    assert_eq!(get(address, "/", &[]).await?.status, 404);
+    let (refused, _) = begin(address, &request("/metrics", &[]).replace("GET", "DELETE")).await?;
+    assert_eq!((refused.status, refused.headers["allow"].as_str()), (405, "GET, HEAD"));
+    let long = format!("X-Long: {}", "x".repeat(1 << 20));
+    // The daemon may close before all of it was sent.
+    if let Ok(answer) = get(address, "/metrics", &[&long]).await {
+        assert!([431, 400].contains(&answer.status), "{}", answer.status);
+    }
+    // Half a request, and never the rest.
+    let mut slow = tokio::net::TcpStream::connect(address).await?;
+    slow.write_all(b"GET /livez HTTP/1.1\r\nHost: local").await?;
+    let mut rest = Vec::new();
+    tokio::time::timeout(LONG, slow.read_to_end(&mut rest)).await.context("it is let hang")??;
+    assert!(daemon.is_running());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_said_at_the_start() -> Result<()> {
+    let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    let flag = format!("--http-address={address}");
+    let second = Tollgated::run("postgresql://nobody@127.0.0.1:1/nowhere", &["run", &flag])?;
+    assert_eq!(second.status.code(), Some(64));
+    let error = String::from_utf8(second.stderr)?;
+    assert!(error.contains("--http-address") && error.contains("off"), "{error}");
+    for wrong in ["localhost:9464", "9464", ""] {
+        let flag = format!("--http-address={wrong}");
+        let refused = Tollgated::run("postgresql://nobody@127.0.0.1:1/nowhere", &["run", &flag])?;
+        assert_eq!(refused.status.code(), Some(64), "{wrong}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn it_stops_in_time_with_connections_open() -> Result<()> {
+    let db = db("stopped").await?;
+    let (mut daemon, address) = run(&db.url(), &["--shutdown-grace=20s"]).await?;
+    eventually_answers(address, "/readyz", 200).await;
+    let _idle = tokio::net::TcpStream::connect(address).await?;
+    daemon.terminate()?;
+    assert!(daemon.wait(Duration::from_secs(20))?.success(), "{}", daemon.log());
+    Ok(())
+}

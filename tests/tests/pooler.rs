@@ -1,0 +1,125 @@
+//! The daemon behind a real PgBouncer: in transaction mode it refuses to serve and says why, in session mode it works.
+
+mod common;
+mod operator;
+
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use common::Shared;
+use operator::{Db, OPERATOR};
+use tempfile::TempDir;
+use tollgate_tests::{Account, Port, Tollgated, dev_dir, eventually, eventually_async};
+
+static SHARED: Shared = Shared::new(&[]);
+
+const SOON: Duration = Duration::from_secs(60);
+
+struct PgBouncer {
+    child: Child,
+    port: Port,
+    directory: TempDir,
+}
+
+impl PgBouncer {
+    fn start(db: &Db, mode: &str, more: &str) -> Result<Self> {
+        let program = dev_dir()?.join("pgbouncer/run");
+        ensure!(program.exists(), "{} is missing: `make pgbouncer` fetches it", program.display());
+        let (account, port) = (Account::unprivileged()?, Port::any()?);
+        let directory = TempDir::new()?;
+        account.private_dir(directory.path())?;
+        let users = directory.path().join("users.txt");
+        std::fs::write(&users, format!("\"{OPERATOR}\" \"\"\n"))?;
+        let configuration = directory.path().join("pgbouncer.ini");
+        std::fs::write(
+            &configuration,
+            format!(
+                "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\n\
+                 unix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = {mode}\n\
+                 ignore_startup_parameters = extra_float_digits\n{more}\n",
+                db.cluster.port(),
+                port.number,
+                users.display()
+            ),
+        )?;
+        let log = std::fs::File::create(directory.path().join("log"))?;
+        let mut command = account.command(program);
+        command.arg(&configuration).current_dir("/").process_group(0).stdin(Stdio::null());
+        command.stdout(log.try_clone()?).stderr(log);
+        let child = command.spawn().context("cannot start PgBouncer")?;
+        let pooler = Self { child, port, directory };
+        eventually(SOON, "PgBouncer", || {
+            std::net::TcpStream::connect(("127.0.0.1", pooler.port.number)).is_ok()
+        });
+        Ok(pooler)
+    }
+
+    fn url(&self, db: &Db) -> String {
+        format!("postgresql://{OPERATOR}@127.0.0.1:{}/{}", self.port.number, db.name)
+    }
+}
+
+impl Drop for PgBouncer {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
+            eprintln!("--- PgBouncer's log ---\n{log}");
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_pooler_in_transaction_mode_is_named_at_start_and_left_as_it_was() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "pooled").await?;
+    for more in ["", "server_round_robin = 1\nmin_pool_size = 3", "default_pool_size = 1"] {
+        let pooler = PgBouncer::start(&db, "transaction", more)?;
+        let mut daemon = Tollgated::spawn(&pooler.url(&db), &["run"])?;
+        let status = daemon.wait(SOON)?;
+        let log = daemon.log();
+        assert_eq!(status.code(), Some(64), "{more}: {log}");
+        assert!(
+            log.contains("pooler in transaction mode") && log.contains("pool_mode=session"),
+            "{more}: {log}"
+        );
+        let locks: i64 = common::value(
+            &db.owner,
+            "select count(*) from pg_locks where locktype = 'advisory' and classid = x'74676c64'::int::oid
+             and database = (select oid from pg_database where datname = current_database())",
+        )
+        .await?;
+        assert_eq!(locks, 0, "{more}");
+        // Whoever gets these sessions next finds the settings that the role and the database have.
+        let (client, connection) = tokio_postgres::connect(&pooler.url(&db), tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        let answer = client.simple_query("show search_path").await?;
+        let path = answer.iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        assert_eq!(path.as_deref(), Some("\"$user\", public"), "{more}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pooler_in_session_mode_is_as_good_as_none() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "pooled_session").await?;
+    let pooler = PgBouncer::start(&db, "session", "")?;
+    let daemon =
+        Tollgated::spawn(&pooler.url(&db), &["run", "--publish-interval=24h", "--flush-interval=100ms"])?;
+    let token = common::issue(&db.owner, "ann", &[]).await?;
+    assert_eq!(common::code(&db.web, &token.token).await?, "VALID");
+    eventually_async(SOON, "a flush", async || {
+        operator::counts(&db.owner, token.id).await.is_ok_and(|counts| counts == (1, 0))
+    })
+    .await;
+    eventually_async(SOON, "LISTEN", async || daemon.log().contains("listening")).await;
+    assert!(common::revoke(&db.owner, token.id).await?);
+    // Only a notification can have told of it.
+    eventually_async(SOON, "the revocation", async || daemon.log().contains("token.revoked")).await;
+    Ok(())
+}

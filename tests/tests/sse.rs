@@ -1,0 +1,330 @@
+//! `/events`: every event once its transaction has committed, to whoever may read them, through every break of the
+//! connection; and whoever does not read harms nobody.
+
+mod common;
+mod operator;
+mod web;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use common::{Shared, Token, issue, issue_with, revoke, value};
+use operator::Db;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_postgres::Client;
+use web::{LONG, begin, eventually_answers, eventually_measures, get, metrics, request, run};
+
+static SHARED: Shared = Shared::new(&[]);
+
+async fn db(name: &str) -> Result<Db> {
+    let db = Db::create(&SHARED.cluster()?, name).await?;
+    db.owner.execute("select tollgate.define_scope('tollgate:events', 'Read events')", &[]).await?;
+    Ok(db)
+}
+
+async fn reader(owner: &Client) -> Result<Token> {
+    issue(owner, "reader", &["tollgate:events"]).await
+}
+
+/// One event as it came.
+#[derive(Clone, Debug)]
+struct Told {
+    id: String,
+    event: String,
+    data: Value,
+}
+
+impl Told {
+    fn number(&self) -> i64 {
+        self.data["id"].as_i64().unwrap_or_default()
+    }
+}
+
+struct Stream {
+    lines: BufReader<TcpStream>,
+}
+
+impl Stream {
+    async fn open(address: SocketAddr, token: &str, from: &str, last_id: Option<&str>) -> Result<Self> {
+        let mut headers = vec![format!("Authorization: Bearer {token}")];
+        headers.extend(last_id.map(|id| format!("Last-Event-ID: {id}")));
+        let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+        let (answer, lines) = begin(address, &request(&format!("/events{from}"), &headers)).await?;
+        ensure!(answer.status == 200, "{answer:?}");
+        ensure!(answer.headers["content-type"] == "text/event-stream", "{answer:?}");
+        ensure!(answer.headers["cache-control"] == "no-store", "{answer:?}");
+        Ok(Self { lines })
+    }
+
+    /// The next event; `None` at the end of the stream. Sizes of chunks and comments are passed over.
+    async fn next(&mut self) -> Result<Option<Told>> {
+        let (mut id, mut event) = (None, None);
+        loop {
+            let mut line = String::new();
+            let read = tokio::time::timeout(LONG, self.lines.read_line(&mut line)).await;
+            if read.context("no event came")?? == 0 {
+                return Ok(None);
+            }
+            match line.trim_end().split_once(": ") {
+                Some(("id", text)) => id = Some(text.to_owned()),
+                Some(("event", text)) => event = Some(text.to_owned()),
+                Some(("data", text)) => {
+                    let (id, event) = (id.context("an id")?, event.context("a name")?);
+                    return Ok(Some(Told { id, event, data: serde_json::from_str(text)? }));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    async fn take(&mut self, count: usize) -> Result<Vec<Told>> {
+        let mut all = Vec::new();
+        while all.len() < count {
+            all.push(self.next().await?.context("the stream ended")?);
+        }
+        Ok(all)
+    }
+}
+
+fn numbers(told: &[Told]) -> Vec<i64> {
+    told.iter().map(Told::number).collect()
+}
+
+async fn logged(owner: &Client) -> Result<Vec<i64>> {
+    let rows = owner.query("select id from tollgate.audit_log order by id", &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+#[tokio::test]
+async fn a_reader_is_told_of_what_happens_from_now_on() -> Result<()> {
+    let db = db("from_now").await?;
+    let token = reader(&db.owner).await?;
+    let (_daemon, address) = run(&db.url(), &[]).await?;
+    let mut stream = Stream::open(address, &token.token, "", None).await?;
+    let phone = issue(&db.owner, "ann", &["posts:read"]).await?;
+    assert!(revoke(&db.owner, phone.id).await?);
+    let told = stream.take(2).await?;
+    assert_eq!([told[0].event.as_str(), told[1].event.as_str()], ["token.created", "token.revoked"]);
+    assert_eq!(told[1].data["event"], "token.revoked");
+    assert_eq!(told[1].data["token_id"], phone.id.to_string());
+    assert_eq!(told[1].data["user_id"], "ann");
+    assert!(told[1].data["epoch"].is_i64(), "{:?}", told[1].data);
+    eventually_measures(address, "tollgated_event_streams", |count| count == 1.0).await;
+    drop(stream);
+    eventually_measures(address, "tollgated_event_streams", |count| count == 0.0).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_a_token_with_the_scope_reads_and_only_while_it_is_good() -> Result<()> {
+    let db = db("scope").await?;
+    let (good, other) = (reader(&db.owner).await?, issue(&db.owner, "ann", &["posts:read"]).await?);
+    let (daemon, address) = run(&db.url(), &[]).await?;
+    let asked = async |authorization: Option<&str>| -> Result<u16> {
+        let header = authorization.map(|value| format!("Authorization: {value}"));
+        let headers: Vec<&str> = header.as_deref().into_iter().collect();
+        Ok(get(address, "/events", &headers).await?.status)
+    };
+    assert_eq!(asked(None).await?, 401);
+    assert_eq!(asked(Some("Bearer")).await?, 401);
+    assert_eq!(asked(Some("Bearer nonsense")).await?, 401);
+    assert_eq!(asked(Some(&format!("Basic {}", good.token))).await?, 401);
+    assert_eq!(asked(Some(&format!("Bearer {}", other.token))).await?, 403);
+    let in_query = get(address, &format!("/events?token={}", good.token), &[]).await?;
+    assert_eq!(in_query.status, 401, "addresses end up in logs");
+    let refused = metrics(address).await?["tollgated_event_streams_refused_total"];
+    assert_eq!(refused, 6.0);
+
+    let mut stream = Stream::open(address, &good.token, "", None).await?;
+    assert!(revoke(&db.owner, good.id).await?);
+    // The stream ends, whether or not it told of that.
+    while stream.next().await?.is_some() {}
+    assert_eq!(asked(Some(&format!("Bearer {}", good.token))).await?, 401);
+    for token in [&good, &other] {
+        assert!(!daemon.log().contains(&token.token), "in the log");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoever_comes_back_with_the_last_id_misses_nothing_not_even_what_committed_late() -> Result<()> {
+    let db = db("late").await?;
+    let token = reader(&db.owner).await?;
+    let (_daemon, address) = run(&db.url(), &[]).await?;
+    // Its row has the lower number, and commits after the others were told.
+    let mut late = db.session("postgres").await?;
+    let transaction = late.transaction().await?;
+    let hidden: i64 = transaction
+        .query_one("insert into tollgate.audit_log (event) values ('token.created') returning id", &[])
+        .await?
+        .get(0);
+    let mut stream = Stream::open(address, &token.token, "?since=0", None).await?;
+    let before = logged(&db.owner).await?;
+    let mut all = numbers(&stream.take(before.len()).await?);
+    for _ in 0..5 {
+        issue(&db.owner, "ann", &[]).await?;
+    }
+    let mut told = stream.take(3).await?;
+    all.extend(numbers(&told));
+    drop(stream);
+    transaction.commit().await?;
+
+    let last = told.pop().context("an event")?.id;
+    let mut stream = Stream::open(address, &token.token, "", Some(&last)).await?;
+    let rest = numbers(&stream.take(3).await?);
+    assert!(rest.contains(&hidden), "{hidden} is not among {rest:?}");
+    all.extend(rest);
+    let unique: BTreeSet<i64> = all.iter().copied().collect();
+    assert_eq!(unique.len(), all.len(), "told twice: {all:?}");
+    assert_eq!(unique, logged(&db.owner).await?.into_iter().collect());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_killed_loses_no_event_and_another_one_goes_on() -> Result<()> {
+    let db = db("killed").await?;
+    let token = reader(&db.owner).await?;
+    let mut told: Vec<Told> = Vec::new();
+    for round in 0..3 {
+        let (mut daemon, address) = run(&db.url(), &[]).await?;
+        eventually_answers(address, "/readyz", 200).await;
+        let last = told.last().map(|event| event.id.clone());
+        let mut stream = Stream::open(address, &token.token, "?since=0", last.as_deref()).await?;
+        for _ in 0..20 {
+            let one = issue(&db.owner, "ann", &[]).await?;
+            revoke(&db.owner, one.id).await?;
+        }
+        told.extend(stream.take(20 + round).await?);
+        daemon.kill()?;
+    }
+    let (_daemon, address) = run(&db.url(), &[]).await?;
+    let last = told.last().map(|event| event.id.clone());
+    let mut stream = Stream::open(address, &token.token, "", last.as_deref()).await?;
+    let there = logged(&db.owner).await?;
+    while numbers(&told).into_iter().collect::<BTreeSet<_>>() != there.iter().copied().collect() {
+        told.push(stream.next().await?.context("the stream ended")?);
+        ensure!(told.len() <= 2 * there.len(), "not all of {there:?} in {:?}", numbers(&told));
+    }
+    // One reader by itself, without late commits: once each, and in order.
+    assert_eq!(numbers(&told), there);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_id_that_cannot_be_followed_is_refused_and_says_what_to_do() -> Result<()> {
+    let db = db("elsewhere").await?;
+    let token = reader(&db.owner).await?;
+    let (_daemon, address) = run(&db.url(), &[]).await?;
+    let authorization = format!("Authorization: Bearer {}", token.token);
+    let asked = async |path: &str, id: &str| -> Result<(u16, String)> {
+        let id = format!("Last-Event-ID: {id}");
+        let answer = get(address, path, &[&authorization, &id]).await?;
+        Ok((answer.status, answer.body))
+    };
+    for id in ["7", "nonsense", "00000000000000000000000000000000.0.0-9223372036854775807"] {
+        assert_eq!(asked("/events", id).await?.0, 400, "{id}");
+    }
+    let (status, body) = asked("/events", "0123456789abcdef0123456789abcdef.5.").await?;
+    assert_eq!(status, 410);
+    assert!(body.contains("since=0"), "{body}");
+    assert_eq!(get(address, "/events?since=x", &[&authorization]).await?.status, 400);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_reader_that_never_reads_delays_nobody_and_is_cut_off() -> Result<()> {
+    let db = db("stalled").await?;
+    let token = reader(&db.owner).await?;
+    // Much more than sockets hold.
+    db.owner
+        .execute(
+            "insert into tollgate.audit_log (event, detail)
+             select 'token.updated', jsonb_build_object('filler', repeat('x', 4000)) from generate_series(1, 8000)",
+            &[],
+        )
+        .await?;
+    let (_daemon, address) = run(&db.url(), &[]).await?;
+    eventually_answers(address, "/readyz", 200).await;
+    let before = metrics(address).await?["tollgated_resident_memory_bytes"];
+    let mut stalled = Vec::new();
+    for _ in 0..20 {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(4096)?;
+        let mut socket = socket.connect(address).await?;
+        let authorization = format!("Authorization: Bearer {}", token.token);
+        socket.write_all(request("/events?since=0", &[&authorization]).as_bytes()).await?;
+        stalled.push(socket);
+    }
+    eventually_measures(address, "tollgated_event_streams", |count| count == 20.0).await;
+    let mut lively = Stream::open(address, &token.token, "", None).await?;
+    for _ in 0..50 {
+        let one = issue(&db.owner, "ann", &[]).await?;
+        assert!(revoke(&db.owner, one.id).await?);
+        let told = lively.take(2).await?;
+        assert_eq!(told[1].data["token_id"], one.id.to_string());
+    }
+    let after = metrics(address).await?["tollgated_resident_memory_bytes"];
+    assert!(after - before < 60e6, "from {before} to {after} bytes");
+    // Those that take nothing are let go; the one that reads stays.
+    eventually_measures(address, "tollgated_event_streams", |count| count == 1.0).await;
+    let mut rest = Vec::new();
+    let mut one = stalled.pop().context("a socket")?;
+    tokio::time::timeout(LONG, one.read_to_end(&mut rest)).await.context("still open")?.ok();
+    issue(&db.owner, "ann", &[]).await?;
+    assert_eq!(lively.take(1).await?[0].event, "token.created");
+    Ok(())
+}
+
+#[tokio::test]
+async fn there_is_room_for_so_many_readers_and_the_next_one_is_told_to_come_later() -> Result<()> {
+    let db = db("crowd").await?;
+    let token = reader(&db.owner).await?;
+    let (_daemon, address) = run(&db.url(), &[]).await?;
+    let mut streams = Vec::new();
+    for _ in 0..64 {
+        streams.push(Stream::open(address, &token.token, "", None).await?);
+    }
+    let authorization = format!("Authorization: Bearer {}", token.token);
+    let refused = get(address, "/events", &[&authorization]).await?;
+    assert_eq!(refused.status, 503);
+    assert!(refused.headers.contains_key("retry-after"));
+    issue(&db.owner, "ann", &[]).await?;
+    for stream in &mut streams {
+        assert_eq!(stream.take(1).await?[0].event, "token.created");
+    }
+    drop(streams.pop());
+    eventually_measures(address, "tollgated_event_streams", |count| count == 63.0).await;
+    Stream::open(address, &token.token, "", None).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_token_that_expires_is_no_longer_told_anything() -> Result<()> {
+    let db = db("expires").await?;
+    let token =
+        issue_with(&db.owner, "reader", "scopes => '{tollgate:events}', expires_in => '2 seconds'").await?;
+    let (_daemon, address) = run(&db.url(), &["--expire-interval=100ms"]).await?;
+    let mut stream = Stream::open(address, &token.token, "", None).await?;
+    while stream.next().await?.is_some() {}
+    let expired: bool =
+        value(&db.owner, "select exists (select from tollgate.audit_log where event = 'token.expired')")
+            .await?;
+    assert!(expired);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_the_daemon_is_told_to_stop() -> Result<()> {
+    let db = db("ends").await?;
+    let token = reader(&db.owner).await?;
+    let (mut daemon, address) = run(&db.url(), &[]).await?;
+    let mut stream = Stream::open(address, &token.token, "", None).await?;
+    daemon.terminate()?;
+    while stream.next().await?.is_some() {}
+    assert!(daemon.wait(Duration::from_secs(30))?.success(), "{}", daemon.log());
+    Ok(())
+}
