@@ -83,7 +83,7 @@ fn side<'a>(run: &Run<'_>, cluster: &Cluster, name: &str, number: u32) -> Result
     let tokens = Tokens::new(number)?;
     service::prepare(cluster, name)?;
     // It is only read. Ten million rows and their indexes in the write-ahead log would be minutes of waiting for the disk.
-    cluster.execute(name, "alter table tollgate.api_tokens set unlogged")?;
+    cluster.execute(name, UNLOGGED)?;
     service::load(cluster, name, &tokens)?;
     present(cluster, name, &tokens, run.scale.calls)?;
     let mut clients = Clients::connect(cluster, WEB, name, run.scale.clients, &STATEMENTS)?;
@@ -98,6 +98,19 @@ fn side<'a>(run: &Run<'_>, cluster: &Cluster, name: &str, number: u32) -> Result
     backend.share_processor(0);
     Ok(Side { tokens, clients, backend })
 }
+
+/// Those first that refer to it, as PostgreSQL demands.
+const UNLOGGED: &str = "do $$
+    declare
+        referring regclass;
+    begin
+        for referring in
+            select conrelid from pg_constraint where contype = 'f' and confrelid = 'tollgate.api_tokens'::regclass
+        loop
+            execute format('alter table %s set unlogged', referring);
+        end loop;
+        alter table tollgate.api_tokens set unlogged;
+    end $$";
 
 /// Has a backend see each page of the table and of the index once: by a bitmap, because a sequential scan of a large table
 /// would leave nothing of it in memory.
