@@ -121,6 +121,14 @@ bench-report: ## run make bench, and write the README's section on performance f
 	@$(MAKE) --no-print-directory bench ARGS='$(ARGS) --json $(DEV)/bench.json'
 	@$(CARGO_TARGET_DIR)/release/bench report --json $(DEV)/bench.json
 
+.PHONY: package
+package: ## make Debian packages, of the extension for PostgreSQL 15 and of the daemon, in .dev/package
+	@$(MAKE) --no-print-directory install PG=15
+	@echo '==> building the packages'
+	@cargo build --quiet --release --package tollgated
+	@rm -rf $(DEV)/package
+	@packaging/build.sh $(PG15) $(DEV)/package
+
 # ---- what these are made of ----
 
 .PHONY: freeze

@@ -3,6 +3,8 @@
 //! An option with an `env` can also stand in the configuration file, see [`crate::layers`]; nothing else is needed for
 //! that. Its value parser holds the bounds, so that whatever is wrong with several of them is told at once.
 
+mod people;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,8 +14,13 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use tollgate_core::token;
-use uuid::Uuid;
 use zeroize::Zeroizing;
+
+pub use people::{
+    CompletionsOptions, CreateOptions, DefineScopeOptions, DeriveOptions, DropScopeOptions, EnabledOptions,
+    ImportFormat, ImportOptions, ListOptions, PresentedToken, RevokeOptions, RotateOptions, ScopeCommand,
+    ShowOptions, TokenCommand, VerifyOptions,
+};
 
 use crate::db::Target;
 use crate::error::{Error, Result};
@@ -80,7 +87,7 @@ pub enum Command {
     Tail(TailOptions),
     /// Show the server's counters and the daemons with their tasks; exit status 1 if no daemon was seen for 60 s
     Status(OutputOptions),
-    /// Check server, extension, privileges, LISTEN and logging, and print what mends each finding
+    /// Examine the deployment, from versions to the notification queue, and print what mends each finding
     Check(CheckOptions),
     /// Print the options in effect for `run`, and where each is from; passwords are masked
     Config(Box<ConfigOptions>),
@@ -88,9 +95,17 @@ pub enum Command {
     Flush(FlushOptions),
     /// Record expiries and delete tokens that ended long ago, once and until done
     Cleanup(CleanupOptions),
-    /// Create, list, verify and revoke tokens
+    /// Create, list, verify, change, import and revoke tokens
     #[command(subcommand)]
     Token(TokenCommand),
+    /// List, define and drop scopes
+    #[command(subcommand)]
+    Scope(ScopeCommand),
+    /// Print what lets a shell complete this command line, such as `tollgated completions bash`
+    Completions(CompletionsOptions),
+    /// Print the manual page, in roff
+    #[command(hide = true)]
+    Man,
 }
 
 #[derive(Debug, Args)]
@@ -197,10 +212,22 @@ pub struct OutputOptions {
     /// Print JSON for machines
     #[arg(long)]
     pub json: bool,
+
+    /// Print only what was asked for: no hints, no progress; of something that is done, nothing or its id alone
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
 }
 
 #[derive(Clone, Debug, Args)]
 pub struct CheckOptions {
+    /// How long a transaction, a subscriber or a standby may be behind before it is told of
+    #[arg(long, value_name = "TIME", default_value = "5min", value_parser = patience)]
+    pub patience: Duration,
+
+    /// Exit with status 1 on warnings too, not on failures alone
+    #[arg(long)]
+    pub strict: bool,
+
     #[command(flatten)]
     pub standby: StandbyOptions,
     #[command(flatten)]
@@ -343,113 +370,6 @@ pub struct CleanupOptions {
     pub output: OutputOptions,
 }
 
-#[derive(Debug, Subcommand)]
-pub enum TokenCommand {
-    /// Create a token and print it: the only time it is shown
-    Create(CreateOptions),
-    /// List a user's tokens
-    List(ListOptions),
-    /// Verify a token read from standard input or a file; it counts as a use. Exit status 0 if it is valid, 1 if not
-    Verify(VerifyOptions),
-    /// Revoke a token, by its id or by itself. Exit status 1 if there was nothing to revoke
-    Revoke(RevokeOptions),
-}
-
-#[derive(Debug, Args)]
-pub struct CreateOptions {
-    /// Whose token it is: the application's own key of the user
-    #[arg(long, value_name = "USER")]
-    pub user: String,
-
-    /// What it is for, so that people recognise it in a list
-    #[arg(long)]
-    pub name: String,
-
-    /// A scope it grants; repeat it, or separate several by commas
-    #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',')]
-    pub scopes: Vec<String>,
-
-    /// How long it is valid, such as 90days or 12h [default: until it is revoked]
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub expires_in: Option<Duration>,
-
-    /// A JSON object that verification returns with the token
-    #[arg(long, value_name = "JSON", value_parser = parse_object)]
-    pub metadata: Option<serde_json::Value>,
-
-    /// A network it may be used from, such as 10.0.0.0/8; repeat it, or separate several by commas
-    #[arg(long = "allowed-ip", value_name = "CIDR", value_delimiter = ',')]
-    pub allowed_ips: Vec<String>,
-
-    /// What it begins with, in place of the server's tollgate.token_prefix
-    #[arg(long)]
-    pub prefix: Option<String>,
-
-    #[command(flatten)]
-    pub output: OutputOptions,
-}
-
-#[derive(Debug, Args)]
-pub struct ListOptions {
-    /// Whose tokens
-    #[arg(long, value_name = "USER")]
-    pub user: String,
-
-    #[command(flatten)]
-    pub output: OutputOptions,
-}
-
-/// Where a token is read from. Never the command line: every user of the machine can read that.
-#[derive(Debug, Args)]
-pub struct PresentedToken {
-    /// Read the token from this file; - is standard input. There is no way to pass it as an argument, since
-    /// arguments are visible to every user of the machine
-    #[arg(long, value_name = "PATH", default_value = "-")]
-    pub token_file: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub struct VerifyOptions {
-    #[command(flatten)]
-    pub token: PresentedToken,
-
-    /// A scope that it must grant; repeat it, or separate several by commas
-    #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',')]
-    pub scopes: Vec<String>,
-
-    /// The address of the client that presented it
-    #[arg(long, value_name = "IP")]
-    pub client_ip: Option<std::net::IpAddr>,
-
-    #[command(flatten)]
-    pub output: OutputOptions,
-}
-
-#[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("which").required(true).args(["id", "presented"])))]
-pub struct RevokeOptions {
-    /// The token's id, as `token list` shows it
-    pub id: Option<Uuid>,
-
-    /// Revoke the token that standard input or --token-file holds: for a token that somebody found
-    #[arg(long)]
-    pub presented: bool,
-
-    #[command(flatten)]
-    pub token: PresentedToken,
-
-    /// Revoke it only if it is this user's
-    #[arg(long, value_name = "USER", conflicts_with = "presented")]
-    pub user: Option<String>,
-
-    /// Why, for the audit log
-    #[arg(long, value_name = "TEXT")]
-    pub reason: Option<String>,
-
-    #[command(flatten)]
-    pub output: OutputOptions,
-}
-
 /// An address to listen on, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HttpAddress(pub Option<SocketAddr>);
@@ -531,8 +451,8 @@ fn retention(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::ZERO, Duration::from_hours(24 * 36_525))
 }
 
-fn notice(text: &str) -> Result<Duration, String> {
-    bounded(text, Duration::ZERO, Duration::from_hours(24 * 3650))
+fn patience(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::ZERO, Duration::from_hours(24 * 365))
 }
 
 fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
@@ -547,18 +467,14 @@ fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, Stri
     Ok(value)
 }
 
+fn notice(text: &str) -> Result<Duration, String> {
+    bounded(text, Duration::ZERO, Duration::from_hours(24 * 3650))
+}
+
 fn subscription(text: &str) -> Result<String, String> {
     match text.chars().count() {
         1..=100 => Ok(text.to_owned()),
         length => Err(format!("it takes a name of 1 to 100 characters, not of {length}")),
-    }
-}
-
-fn parse_object(text: &str) -> Result<serde_json::Value, String> {
-    match serde_json::from_str(text) {
-        Ok(value @ serde_json::Value::Object(_)) => Ok(value),
-        Ok(_) => Err("it must be a JSON object, such as {\"team\": \"billing\"}".to_owned()),
-        Err(error) => Err(format!("it is not JSON: {error}")),
     }
 }
 
@@ -667,33 +583,5 @@ mod tests {
         );
         let secret = run(&["--standby", "postgresql://u:hunter2@h/d"]);
         assert!(!format!("{secret:?}").contains("hunter2"));
-    }
-
-    #[test]
-    fn a_token_is_revoked_by_its_id_or_by_itself_and_not_by_both() {
-        let id = "018f4a6e-0000-7000-8000-000000000000";
-        assert!(parse(&["token", "revoke", id, "--user", "ann"]).is_ok());
-        assert!(parse(&["token", "revoke", "--presented", "--reason", "found it"]).is_ok());
-        assert!(parse(&["token", "revoke"]).is_err());
-        assert!(parse(&["token", "revoke", id, "--presented"]).is_err());
-        assert!(parse(&["token", "revoke", "--presented", "--user", "ann"]).is_err());
-        assert!(parse(&["token", "verify", "tgt_0123"]).is_err(), "a token is not an argument");
-    }
-
-    #[test]
-    fn scopes_may_be_repeated_or_separated_by_commas() {
-        let cli =
-            parse(&["token", "create", "--user", "a", "--name", "n", "--scope", "x:y,z", "--scope", "w"]);
-        match cli.unwrap().command {
-            Command::Token(TokenCommand::Create(options)) => assert_eq!(options.scopes, ["x:y", "z", "w"]),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn metadata_must_be_an_object() {
-        assert!(parse_object("{\"a\": 1}").is_ok());
-        assert!(parse_object("[1]").is_err_and(|error| error.contains("object")));
-        assert!(parse_object("{").is_err_and(|error| error.contains("not JSON")));
     }
 }

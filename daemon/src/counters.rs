@@ -36,8 +36,7 @@ impl Drop for Held {
     }
 }
 
-/// Connections made to the server, and attempts that failed.
-pub static CONNECTS: Count = Count::new();
+/// Attempts to connect to the server that failed.
 pub static CONNECT_FAILURES: Count = Count::new();
 /// Times that LISTEN began, which is once more than it was lost.
 pub static LISTENS: Count = Count::new();

@@ -211,7 +211,7 @@ impl Connector {
         let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
         match &result {
             Ok(_) => {
-                counters::CONNECTS.add(1);
+                self.made.fetch_add(1, Ordering::Relaxed);
                 if let Some(tally) = complaint.recovered() {
                     tracing::info!(
                         attempts = tally.failures,

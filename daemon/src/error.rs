@@ -167,6 +167,10 @@ impl Error {
         &self.0.message
     }
 
+    pub fn detail(&self) -> Option<&str> {
+        self.0.detail.as_deref()
+    }
+
     pub fn hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
     }

@@ -22,6 +22,7 @@ pub mod output;
 pub mod pooler;
 pub mod shutdown;
 pub mod sql;
+pub mod systemd;
 pub mod target;
 pub mod tasks;
 pub mod tls;

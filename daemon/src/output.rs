@@ -1,8 +1,14 @@
 //! What commands print: tables for people, JSON for machines.
+//!
+//! Text is painted in any case; whoever writes it takes the colours out again unless standard output is a terminal that
+//! wants them (NO_COLOR, TERM=dumb).
 
 use std::io::{self, IsTerminal as _, Write as _};
 
-use comfy_table::{ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle, Width, presets};
+use anstyle::{AnsiColor, Style};
+use comfy_table::{
+    Cell, Color, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle, Width, presets,
+};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
@@ -24,26 +30,82 @@ pub fn json(value: &impl Serialize) -> Result<()> {
 
 /// A line of text, at once.
 pub fn line(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = anstream::stdout().lock();
     writeln!(out, "{text}").and_then(|()| out.flush()).map_err(Error::output)
+}
+
+/// What a word means, for those who see it in colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tone {
+    Plain,
+    Good,
+    Doubtful,
+    Bad,
+}
+
+impl Tone {
+    /// Of a status of a token, or a code of a verification.
+    pub fn of(word: &str) -> Self {
+        match word {
+            "active" | "VALID" => Tone::Good,
+            "disabled" | "expired" | "RATE_LIMITED" => Tone::Doubtful,
+            "revoked" => Tone::Bad,
+            word if word.chars().all(|c| c.is_ascii_uppercase() || c == '_') && !word.is_empty() => Tone::Bad,
+            _ => Tone::Plain,
+        }
+    }
+
+    fn colour(self) -> Option<AnsiColor> {
+        match self {
+            Tone::Plain => None,
+            Tone::Good => Some(AnsiColor::Green),
+            Tone::Doubtful => Some(AnsiColor::Yellow),
+            Tone::Bad => Some(AnsiColor::Red),
+        }
+    }
+}
+
+pub fn painted(text: &str, tone: Tone) -> String {
+    let style = Style::new().fg_color(tone.colour().map(Into::into));
+    format!("{style}{text}{style:#}")
 }
 
 /// A table with a heading. In a pipe it is plain columns. On a terminal its heading is underlined, and its last column is wrapped to
 /// the width.
 pub fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
-    render(heading, rows, io::stdout().is_terminal())
+    toned_table(heading, rows, |_| Tone::Plain)
+}
+
+/// [`table`], each of its cells in the tone that its text has.
+pub fn toned_table<const N: usize>(
+    heading: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+    tone: fn(&str) -> Tone,
+) -> String {
+    render(heading, rows, tone, io::stdout().is_terminal())
 }
 
 fn render<const N: usize>(
     heading: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
+    tone: fn(&str) -> Tone,
     terminal: bool,
 ) -> String {
-    let rows: Vec<[String; N]> = rows.into_iter().map(|row| row.map(|cell| printable(&cell))).collect();
     let mut table = Table::new();
     table.set_header(heading);
-    table.add_rows(&rows);
+    for row in rows {
+        table.add_row(row.map(|text| {
+            let cell = Cell::new(printable(&text));
+            match tone(&text).colour() {
+                Some(AnsiColor::Green) => cell.fg(Color::DarkGreen),
+                Some(AnsiColor::Yellow) => cell.fg(Color::DarkYellow),
+                Some(_) => cell.fg(Color::DarkRed),
+                None => cell,
+            }
+        }));
+    }
     if terminal {
+        table.enforce_styling();
         table.load_style(UNDERLINED_HEADING);
         table.set_content_arrangement(ContentArrangement::Dynamic);
         // Ids, times and numbers broken over lines can neither be read nor copied.
@@ -113,15 +175,29 @@ mod tests {
 
     #[test]
     fn a_table_in_a_pipe_is_plain_columns() {
-        let text = render(["id", "name"], [["1".into(), "first".into()], ["22".into(), "b".into()]], false);
+        let text = render(
+            ["id", "name"],
+            [["1".into(), "first".into()], ["22".into(), "b".into()]],
+            |_| Tone::Good,
+            false,
+        );
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines, [["id", "name"], ["1", "first"], ["22", "b"]]);
     }
 
     #[test]
+    fn colours_are_for_terminals() {
+        let rows = || [["active".to_owned(), "7".to_owned()]];
+        let painted = render(["STATUS", "N"], rows(), Tone::of, true);
+        assert!(painted.contains("\u{1b}["), "{painted:?}");
+        assert!(!render(["STATUS", "N"], rows(), Tone::of, false).contains('\u{1b}'));
+        assert_eq!(anstream::adapter::strip_str(&super::painted("x", Tone::Bad)).to_string(), "x");
+    }
+
+    #[test]
     fn text_of_others_cannot_command_the_terminal() {
         assert_eq!(printable("a\u{1b}[2Jb\nc\u{9b}d é"), "a\\u{1b}[2Jb\\nc\\u{9b}d é");
-        let text = render(["name"], [["\u{1b}]0;owned\u{7}".into()]], true);
+        let text = render(["name"], [["\u{1b}]0;owned\u{7}".into()]], |_| Tone::Plain, true);
         assert!(!text.contains('\u{7}') && !text.contains("\u{1b}]"), "{text:?}");
     }
 

@@ -18,13 +18,14 @@ use crate::error::{Doing as _, Error, Result};
 pub const CHANNEL: &str = "tollgate_events";
 
 /// The functions that the daemon calls, each of which its role must be allowed to execute.
-pub const OPERATOR_FUNCTIONS: [&str; 22] = [
+pub const OPERATOR_FUNCTIONS: [&str; 23] = [
     "ack_usage",
     "admit_event_reader",
     "advance_subscription",
     "announce_expiries",
     "apply_usage",
     "claim_webhook_deliveries",
+    "deployment_health",
     "drain_usage",
     "event_position",
     "expire_tokens",
@@ -539,6 +540,40 @@ pub async fn daemons(client: &impl GenericClient) -> Result<Vec<Value>> {
     .await
 }
 
+/// A row of `tollgate.deployment_health`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Health {
+    pub aspect: String,
+    pub severity: String,
+    pub detail: String,
+    pub mend: Option<String>,
+}
+
+/// What is amiss, as seen from inside; a transaction or a delay counts once it lasts longer than `patience`.
+pub async fn deployment_health(
+    client: &impl GenericClient,
+    patience: std::time::Duration,
+) -> Result<Vec<Health>> {
+    const DOING: &str = "look at the health of the deployment";
+    let rows = client
+        .query(
+            "select aspect, severity, detail, mend from tollgate.deployment_health(make_interval(secs => $1))",
+            &[&patience.as_secs_f64()],
+        )
+        .await
+        .doing(DOING)?;
+    rows.iter()
+        .map(|row| {
+            Ok(Health {
+                aspect: row.try_get(0).doing(DOING)?,
+                severity: row.try_get(1).doing(DOING)?,
+                detail: row.try_get(2).doing(DOING)?,
+                mend: row.try_get(3).doing(DOING)?,
+            })
+        })
+        .collect()
+}
+
 /// What a new token is to be.
 #[derive(Debug)]
 pub struct NewToken<'a> {
@@ -548,6 +583,8 @@ pub struct NewToken<'a> {
     pub expires_in: Option<std::time::Duration>,
     pub metadata: Value,
     pub allowed_ips: Option<&'a [String]>,
+    pub rate_limit: Option<i32>,
+    pub rate_window: std::time::Duration,
     pub prefix: Option<&'a str>,
 }
 
@@ -558,7 +595,8 @@ pub async fn create_api_token(client: &impl GenericClient, new: &NewToken<'_>) -
         "create the token",
         "select to_jsonb(t) from tollgate.create_api_token(\
              user_id => $1, name => $2, scopes => $3, expires_in => make_interval(secs => $4), \
-             metadata => $5, allowed_ips => $6::text[]::cidr[], prefix => $7) t",
+             metadata => $5, allowed_ips => $6::text[]::cidr[], rate_limit => $7, \
+             rate_window => make_interval(secs => $8), prefix => $9) t",
         &[
             &new.user_id,
             &new.name,
@@ -566,10 +604,143 @@ pub async fn create_api_token(client: &impl GenericClient, new: &NewToken<'_>) -
             &new.expires_in.map(|time| time.as_secs_f64()),
             &new.metadata,
             &new.allowed_ips,
+            &new.rate_limit,
+            &new.rate_window.as_secs_f64(),
             &new.prefix,
         ],
     )
     .await
+}
+
+/// A token to be taken over by its digest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Imported {
+    pub user_id: String,
+    pub name: String,
+    pub token_hash: [u8; 32],
+    pub scopes: Vec<String>,
+    pub expires_at: Option<Timestamp>,
+    pub metadata: Value,
+    pub allowed_ips: Option<Vec<String>>,
+    pub rate_limit: Option<i32>,
+    pub rate_window: Option<std::time::Duration>,
+}
+
+/// What [`import_api_token`] takes, prepared once for many.
+pub async fn prepare_import(client: &impl GenericClient) -> Result<tokio_postgres::Statement> {
+    client
+        .prepare(
+            "select tollgate.import_api_token(\
+                 user_id => $1, name => $2, token_hash => $3, scopes => $4, expires_in => $5::timestamptz - now(), \
+                 metadata => $6, allowed_ips => $7::text[]::cidr[], rate_limit => $8, \
+                 rate_window => make_interval(secs => $9))",
+        )
+        .await
+        .doing("prepare the import")
+}
+
+pub async fn import_api_token(
+    client: &impl GenericClient,
+    statement: &tokio_postgres::Statement,
+    new: &Imported,
+) -> Result<()> {
+    client
+        .execute(
+            statement,
+            &[
+                &new.user_id,
+                &new.name,
+                &&new.token_hash[..],
+                &new.scopes,
+                &new.expires_at,
+                &new.metadata,
+                &new.allowed_ips,
+                &new.rate_limit,
+                &new.rate_window.unwrap_or(std::time::Duration::from_secs(60)).as_secs_f64(),
+            ],
+        )
+        .await
+        .doing("import the token")
+        .map(drop)
+}
+
+/// The row of `tollgate.tokens`; `None` if there is no such token.
+pub async fn show_api_token(client: &impl GenericClient, token_id: Uuid) -> Result<Option<Value>> {
+    let rows = many(
+        client,
+        "look up the token",
+        "select to_jsonb(t) from tollgate.tokens t where t.id = $1",
+        &[&token_id],
+    )
+    .await?;
+    Ok(rows.into_iter().next())
+}
+
+/// `tollgate.issued_token`, with the plaintext in it.
+pub async fn rotate_api_token(
+    client: &impl GenericClient,
+    token_id: Uuid,
+    grace: std::time::Duration,
+) -> Result<Value> {
+    one(
+        client,
+        "rotate the token",
+        "select to_jsonb(t) from tollgate.rotate_api_token($1, make_interval(secs => $2)) t",
+        &[&token_id, &grace.as_secs_f64()],
+    )
+    .await
+}
+
+/// `tollgate.issued_token`, with the plaintext in it. The parent is a bind value: see [`crate::db::hide_bind_values`].
+pub async fn derive_api_token(
+    client: &impl GenericClient,
+    parent: &str,
+    name: &str,
+    scopes: &[String],
+    expires_in: Option<std::time::Duration>,
+    allowed_ips: Option<&[String]>,
+) -> Result<Value> {
+    one(
+        client,
+        "derive the token",
+        "select to_jsonb(t) from tollgate.derive_api_token(\
+             $1, $2, $3, make_interval(secs => $4), $5::text[]::cidr[]) t",
+        &[&parent, &name, &scopes, &expires_in.map(|time| time.as_secs_f64()), &allowed_ips],
+    )
+    .await
+}
+
+/// False when unknown or so already.
+pub async fn set_api_token_enabled(
+    client: &impl GenericClient,
+    token_id: Uuid,
+    enabled: bool,
+    reason: Option<&str>,
+) -> Result<bool> {
+    one(
+        client,
+        if enabled { "enable the token" } else { "disable the token" },
+        "select tollgate.set_api_token_enabled($1, $2, $3)",
+        &[&token_id, &enabled, &reason],
+    )
+    .await
+}
+
+/// Rows of `tollgate.list_scopes`.
+pub async fn list_scopes(client: &impl GenericClient) -> Result<Vec<Value>> {
+    many(client, "list the scopes", "select to_jsonb(s) from tollgate.list_scopes() s", &[]).await
+}
+
+pub async fn define_scope(client: &impl GenericClient, name: &str, description: &str) -> Result<()> {
+    client
+        .execute("select tollgate.define_scope($1, $2)", &[&name, &description])
+        .await
+        .doing("define the scope")
+        .map(drop)
+}
+
+pub async fn drop_scope(client: &impl GenericClient, name: &str) -> Result<()> {
+    client.execute("select tollgate.drop_scope($1)", &[&name]).await.doing("drop the scope").map(drop)
 }
 
 /// Rows of `tollgate.tokens`.

@@ -25,6 +25,9 @@ use crate::tls;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Locks are waited for no longer: what holds one is a person or a migration, and every task comes again.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// A transaction in which nothing happens for so long is of a daemon that was frozen or cut off, and its locks keep another
+/// from the work. Long enough for a batch of events to be written to a slow log.
+const ABANDONED: Duration = Duration::from_secs(10);
 /// A network that fails silently is noticed within minutes, not hours. (The lease of `leader.rs` is faster where there is
 /// one.)
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
@@ -336,7 +339,7 @@ impl Target {
              select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'",
             self.statement_timeout.as_millis(),
             LOCK_TIMEOUT.min(self.statement_timeout).as_millis(),
-            self.statement_timeout.as_millis(),
+            ABANDONED.as_millis(),
         )
     }
 }

@@ -112,3 +112,11 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.drop_scope(text) IS
     'Removes a scope from the catalogue; refused (2BP01) while a live token carries it; event scope.dropped';
+
+CREATE FUNCTION tollgate.list_scopes() RETURNS TABLE (name text, description text, defined_at timestamptz, defined_by text)
+    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 20
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT s.name, s.description, s.defined_at, s.defined_by FROM tollgate.scopes s ORDER BY s.name;
+END;
+COMMENT ON FUNCTION tollgate.list_scopes() IS 'The catalogue of scopes, by name';

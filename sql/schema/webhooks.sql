@@ -268,7 +268,7 @@ BEGIN
     IF events > 0 THEN
         FOR full_one IN
             SELECT e.name FROM tollgate.webhook_endpoints e
-            WHERE e.enabled AND (SELECT count(*) FROM (SELECT FROM tollgate.webhook_queue q WHERE q.webhook = e.name LIMIT 100000)) >= 100000
+            WHERE e.enabled AND (SELECT count(*) FROM (SELECT FROM tollgate.webhook_queue q WHERE q.webhook = e.name LIMIT 100000) w) >= 100000
         LOOP
             PERFORM tollgate.disable_webhook(full_one, '100000 messages wait for it');
         END LOOP;

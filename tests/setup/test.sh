@@ -82,6 +82,14 @@ for major in "${majors[@]}"; do
             export TOLLGATE_TEST_OLDER_PG_CONFIG
         fi
     done
+    # What installs on Debian is tried with its PostgreSQL.
+    unset TOLLGATE_TEST_PACKAGES TOLLGATE_TEST_CLEAN_ROOT
+    if [ "$major" = 15 ] && tests/setup/clean-root.sh "$DEV/clean-root"; then
+        make --no-print-directory package
+        export TOLLGATE_TEST_PACKAGES=$DEV/package TOLLGATE_TEST_CLEAN_ROOT=$DEV/clean-root
+    elif [ "$major" = 15 ] && [ "${CI-}" = true ]; then
+        exit 1
+    fi
     what="client tests on PostgreSQL $major"
     count cargo test --package tollgate-tests -- --test-threads "$threads"
 done

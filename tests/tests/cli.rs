@@ -1,15 +1,15 @@
 //! The one-shot commands of `tollgated`, as people, cron and pipes use them.
 
+mod commands;
 mod common;
 mod operator;
 
-use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, Output, Stdio};
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use commands::{LONG, NO, OK, UNAVAILABLE, USAGE, complaint, ended, expect, fed, json_of, lines, printed};
 use common::{Shared, code, issue, issue_with, revoke, value};
 use operator::{Db, OPERATOR, counts, set, totals};
 use serde_json::{Value, json};
@@ -17,14 +17,6 @@ use tokio_postgres::Client;
 use tollgate_tests::{Account, Cluster, DATABASE, Tollgated, eventually, eventually_async};
 
 static SHARED: Shared = Shared::new(&[]);
-
-const LONG: Duration = Duration::from_secs(60);
-
-/// Exit codes, as `tollgated --help` documents them.
-const OK: i32 = 0;
-const NO: i32 = 1;
-const USAGE: i32 = 64;
-const UNAVAILABLE: i32 = 69;
 
 /// An ordinary role that manages tokens.
 const MANAGER: &str = "manager";
@@ -43,76 +35,6 @@ fn url_of_manager(db: &Db) -> Result<String> {
          to manager",
     )?;
     Ok(db.cluster.url(MANAGER, &db.name))
-}
-
-/// Runs a command, which is to end with this code, and returns what it printed on standard output.
-#[track_caller]
-fn printed(url: &str, arguments: &[&str], code: i32) -> String {
-    let output = Tollgated::run(url, arguments).expect("a command that ends");
-    expect(&output, arguments, code);
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// [`printed`], with `--json`.
-#[track_caller]
-fn json_of(url: &str, arguments: &[&str], code: i32) -> Value {
-    let text = printed(url, &[arguments, &["--json"]].concat(), code);
-    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
-}
-
-/// What it complained of on standard error before it ended with this code.
-#[track_caller]
-fn complaint(url: &str, arguments: &[&str], code: i32) -> String {
-    let output = Tollgated::run(url, arguments).expect("a command that ends");
-    expect(&output, arguments, code);
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{arguments:?}");
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-#[track_caller]
-fn expect(output: &Output, arguments: &[&str], code: i32) {
-    assert_eq!(
-        output.status.code(),
-        Some(code),
-        "{arguments:?}\n{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-/// Runs a command with something on its standard input.
-fn fed(url: &str, arguments: &[&str], input: &[u8]) -> Result<Output> {
-    let mut command = Tollgated::command(url)?;
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn()?;
-    let mut stdin = child.stdin.take().context("a pipe")?;
-    // A command that does not want to read all of it has closed its end.
-    let _ = stdin.write_all(input);
-    drop(stdin);
-    ended(&mut child)?;
-    Ok(child.wait_with_output()?)
-}
-
-/// Waits for a process that prints less than a pipe holds.
-fn ended(child: &mut Child) -> Result<()> {
-    let end = std::time::Instant::now() + LONG;
-    while child.try_wait()?.is_none() {
-        if std::time::Instant::now() > end {
-            child.kill()?;
-            anyhow::bail!("it did not end within {LONG:?}");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
-}
-
-fn lines(text: &str) -> Vec<Value> {
-    // A line that is being written is not there yet.
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}")))
-        .collect()
 }
 
 fn ids(events: &[Value]) -> Vec<i64> {
@@ -264,7 +186,7 @@ async fn tail_ends_quietly_when_its_reader_has_seen_enough() -> Result<()> {
     Ok(())
 }
 
-// ---- status, check, flush, cleanup
+// ---- status, flush, cleanup
 
 #[tokio::test]
 async fn status_shows_the_counters_and_the_daemons() -> Result<()> {
@@ -303,81 +225,6 @@ async fn status_shows_the_counters_and_the_daemons() -> Result<()> {
     Ok(())
 }
 
-/// The finding of this name.
-fn finding(report: &Value, name: &str) -> Value {
-    let findings = report["findings"].as_array().map(Vec::as_slice).unwrap_or_default();
-    findings.iter().find(|finding| finding["name"] == name).cloned().unwrap_or_default()
-}
-
-#[tokio::test]
-async fn check_passes_a_good_deployment() -> Result<()> {
-    let db = Db::create(&SHARED.cluster()?, "checked").await?;
-    let report = json_of(&db.url(), &["check"], OK);
-    assert_eq!(report["ok"], json!(true));
-    let findings = report["findings"].as_array().context("findings")?;
-    for finding in findings {
-        assert_eq!((&finding["verdict"], &finding["mend"]), (&json!("ok"), &Value::Null), "{finding}");
-    }
-    let names: BTreeSet<&str> = findings.iter().filter_map(|finding| finding["name"].as_str()).collect();
-    for name in
-        ["connection", "server", "role", "extension", "privileges", "library", "metering", "listen", "log"]
-    {
-        assert!(names.contains(name), "{name} in {names:?}");
-    }
-    let text = printed(&db.url(), &["check"], OK);
-    assert!(text.lines().all(|line| line.starts_with("ok")), "{text}");
-    Ok(())
-}
-
-#[tokio::test]
-async fn check_prints_what_mends_missing_privileges() -> Result<()> {
-    let db = Db::create(&SHARED.cluster()?, "granted").await?;
-    let role = "\"Tollgate daemon\"";
-    db.owner
-        .batch_execute(&format!("create role {role} login; revoke usage on schema tollgate from public"))
-        .await?;
-    let url = db.cluster.url("Tollgate%20daemon", &db.name);
-    let report = json_of(&url, &["check"], NO);
-    assert_eq!(report["ok"], json!(false));
-    let privileges = finding(&report, "privileges");
-    assert_eq!(privileges["verdict"], json!("fail"), "{report}");
-    assert!(printed(&url, &["check"], NO).contains("FAIL  privileges"));
-
-    // A role that was given exactly this can do all of it.
-    db.owner.batch_execute(privileges["mend"].as_str().context("what mends it")?).await?;
-    let report = json_of(&url, &["check"], OK);
-    assert_eq!(finding(&report, "privileges")["verdict"], json!("ok"), "{report}");
-    let token = issue(&db.owner, "a", &[]).await?;
-    db.owner.query_one("select code from tollgate.verify_api_token($1)", &[&token.token]).await?;
-    assert_eq!(json_of(&url, &["flush"], OK)["uses"], json!(1));
-    json_of(&url, &["cleanup"], OK);
-    printed(&url, &["tail"], OK);
-
-    db.owner.batch_execute(&format!("revoke execute on function tollgate.ack_usage from {role}")).await?;
-    let privileges = finding(&json_of(&url, &["check"], NO), "privileges");
-    assert_eq!(privileges["verdict"], json!("fail"), "{privileges}");
-    db.owner.batch_execute(privileges["mend"].as_str().context("what mends it")?).await?;
-    assert_eq!(finding(&json_of(&url, &["check"], OK), "privileges")["verdict"], json!("ok"));
-    Ok(())
-}
-
-#[tokio::test]
-async fn check_finds_a_missing_extension_and_says_how_to_create_it() -> Result<()> {
-    let cluster = Cluster::builder().extension(false).start()?;
-    cluster.execute(DATABASE, "create role operator login")?;
-    let url = cluster.url(OPERATOR, DATABASE);
-    let report = json_of(&url, &["check"], NO);
-    assert_eq!(report["ok"], json!(false));
-    let extension = finding(&report, "extension");
-    assert_eq!(extension["verdict"], json!("fail"), "{report}");
-    assert!(extension["mend"].as_str().is_some_and(|mend| mend.contains("CREATE EXTENSION tollgate")));
-    for command in [&["status"][..], &["flush"], &["cleanup"], &["tail"]] {
-        let complaint = complaint(&url, command, NO);
-        assert!(complaint.contains("CREATE EXTENSION tollgate"), "{command:?}: {complaint}");
-    }
-    Ok(())
-}
-
 #[tokio::test]
 async fn without_preload_there_is_nothing_to_flush_and_it_says_why() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder().preload(false))?);
@@ -387,29 +234,6 @@ async fn without_preload_there_is_nothing_to_flush_and_it_says_why() -> Result<(
     assert!(flush["metering_detail"].as_str().is_some_and(|text| text.contains("shared_preload_libraries")));
     assert!(printed(&db.url(), &["status"], NO).contains("shared_preload_libraries"));
     json_of(&db.url(), &["cleanup"], OK);
-    Ok(())
-}
-
-#[tokio::test]
-async fn check_fails_a_server_without_preload_and_says_how_to_mend_it() -> Result<()> {
-    let cluster = Arc::new(common::start(Cluster::builder().preload(false))?);
-    let db = Db::only(&cluster).await?;
-    let text = printed(&db.url(), &["check"], NO);
-    assert!(text.contains("metering") && text.contains("shared_preload_libraries"), "{text}");
-    Ok(())
-}
-
-#[tokio::test]
-async fn check_warns_of_a_server_that_logs_tokens() -> Result<()> {
-    let cluster = Arc::new(common::start(Cluster::builder().setting("log_min_duration_statement", "0"))?);
-    let db = Db::only(&cluster).await?;
-    let log = finding(&json_of(&db.url(), &["check"], OK), "log");
-    assert_eq!(log["verdict"], json!("warn"), "{log}");
-    let mend = log["mend"].as_str().context("what mends it")?;
-    assert!(mend.contains("web"), "{mend}");
-    db.owner.batch_execute(mend).await?;
-    let log = finding(&json_of(&db.url(), &["check"], OK), "log");
-    assert_eq!(log["verdict"], json!("ok"), "{log}");
     Ok(())
 }
 
@@ -665,6 +489,135 @@ async fn what_the_server_refuses_is_told_with_all_that_it_says() -> Result<()> {
     let complaint_ = complaint(&db.url(), &["token", "revoke", &id], NO);
     assert!(complaint_.contains("42501"), "{complaint_}");
     Ok(())
+}
+
+#[tokio::test]
+async fn a_token_is_shown_disabled_enabled_rotated_and_derived_from() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "managed").await?;
+    db.owner
+        .batch_execute("create role boss login; select tollgate.grant_capability('boss', 'admin')")
+        .await?;
+    let url = db.cluster.url("boss", &db.name);
+    let create = ["token", "create", "--user=ann", "--name=ci", "--scope=posts:*", "--quiet"];
+    let token = printed(&url, &create, OK).trim_end().to_owned();
+    assert_eq!(code(&db.web, &token).await?, "VALID", "the token alone is printed");
+    let id = printed(&url, &["token", "list", "--user=ann", "--quiet"], OK).trim_end().to_owned();
+
+    let text = printed(&url, &["token", "show", &id], OK);
+    for words in ["ann", "ci", "active", "posts:*", "created by"] {
+        assert!(text.contains(words), "{words} in {text}");
+    }
+    assert!(!text.contains(&token[9..]) && !text.contains("revoked"), "{text}");
+    assert_eq!(json_of(&url, &["token", "show", &id], OK)["user_id"], json!("ann"));
+    let unknown = uuid::Uuid::new_v4().to_string();
+    assert_eq!(json_of(&url, &["token", "show", &unknown], NO), Value::Null);
+
+    for (command, code_, status) in [
+        ("disable", OK, "DISABLED"),
+        ("disable", NO, "DISABLED"),
+        ("enable", OK, "VALID"),
+        ("enable", NO, "VALID"),
+    ] {
+        printed(&url, &["token", command, &id, "--reason=for now"], code_);
+        assert_eq!(code(&db.web, &token).await?, status, "{command}");
+    }
+
+    let derive = ["token", "derive", "--name=part", "--scope=posts:read", "--expires-in=1h", "--quiet"];
+    let output = fed(&url, &derive, token.as_bytes())?;
+    expect(&output, &derive, OK);
+    let child = String::from_utf8(output.stdout)?.trim_end().to_owned();
+    assert_eq!(common::Request::of(&child).requiring(&[Some("posts:read")]).code(&db.web).await?, "VALID");
+    assert_eq!(
+        common::Request::of(&child).requiring(&[Some("posts:write")]).code(&db.web).await?,
+        "INSUFFICIENT_SCOPE"
+    );
+
+    let rotated = json_of(&url, &["token", "rotate", &id, "--grace=1h"], OK);
+    let successor = rotated["token"].as_str().context("a token")?;
+    assert_eq!(
+        (code(&db.web, &token).await?, code(&db.web, successor).await?),
+        ("VALID".into(), "VALID".into())
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn scopes_are_listed_defined_and_dropped() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "catalogued").await?;
+    db.owner
+        .batch_execute("create role keeper login; select tollgate.grant_capability('keeper', 'admin')")
+        .await?;
+    let url = db.cluster.url("keeper", &db.name);
+    let defined = json_of(&url, &["scope", "define", "reports:read", "Read reports"], OK);
+    assert_eq!(defined, json!({"defined": "reports:read"}));
+    let listed = json_of(&url, &["scope", "list"], OK);
+    let listed = listed.as_array().context("scopes")?;
+    let ours = listed.iter().find(|scope| scope["name"] == "reports:read").context("the scope")?;
+    assert_eq!((&ours["description"], &ours["defined_by"]), (&json!("Read reports"), &json!("keeper")));
+    let text = printed(&url, &["scope", "list"], OK);
+    assert!(text.contains("DESCRIPTION") && text.contains("Read reports"), "{text}");
+    let names = printed(&url, &["scope", "list", "--quiet"], OK);
+    assert!(names.lines().any(|line| line == "reports:read"), "{names}");
+    assert_eq!(printed(&url, &["scope", "drop", "reports:read", "--quiet"], OK), "");
+    let complaint_ = complaint(&url, &["scope", "drop", "reports:read"], NO);
+    assert!(complaint_.contains("42704"), "{complaint_}");
+    Ok(())
+}
+
+/// What a command prints when its standard output is a terminal.
+fn on_a_terminal(url: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<String> {
+    use std::io::Read as _;
+    let terminal = nix::pty::openpty(None, None)?;
+    let mut command = Tollgated::command(url)?;
+    command.args(arguments).envs(environment.iter().copied());
+    command.stdin(Stdio::null()).stdout(terminal.slave).stderr(Stdio::null());
+    let mut child = command.spawn()?;
+    // The last holder of the other end, or reading would never end.
+    drop(command);
+    let mut text = Vec::new();
+    // Which it does with an error on Linux, when nobody holds it any more.
+    let _ = std::fs::File::from(terminal.master).read_to_end(&mut text);
+    ended(&mut child)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+#[tokio::test]
+async fn colours_and_lines_are_for_terminals_that_want_them() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "coloured").await?;
+    let url = url_of_manager(&db)?;
+    issue(&db.owner, "ann", &[]).await?;
+    let list = ["token", "list", "--user=ann"];
+    let coloured = on_a_terminal(&url, &list, &[("TERM", "xterm")])?;
+    assert!(coloured.contains("\u{1b}[") && coloured.contains('─'), "{coloured:?}");
+    for environment in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        let plain = on_a_terminal(&url, &list, &[("TERM", "xterm"), environment])?;
+        assert!(!plain.contains('\u{1b}') && plain.contains("active"), "{environment:?} {plain:?}");
+    }
+    assert!(!printed(&url, &list, OK).contains('\u{1b}'));
+    Ok(())
+}
+
+#[test]
+fn completions_and_the_manual_page_know_every_command() {
+    let manual = printed("", &["man"], OK);
+    for shell in ["bash", "zsh", "fish"] {
+        let script = printed("", &["completions", shell], OK);
+        for word in ["token", "import", "dry-run", "patience", "completions"] {
+            assert!(script.contains(word), "{word} for {shell}");
+        }
+    }
+    for word in [
+        "TOLLGATED RUN",
+        "TOLLGATED TOKEN IMPORT",
+        "TOLLGATED SCOPE DEFINE",
+        "SIGUSR1",
+        "token_hash",
+        "flush\\-interval",
+    ] {
+        assert!(manual.contains(word), "{word} in the manual page");
+    }
+    let headings = manual.lines().filter(|line| line.starts_with("\\fB\\-\\-database\\-url\\fR"));
+    assert_eq!(headings.count(), 1, "what all commands have stands there once");
 }
 
 // ---- Usage

@@ -221,8 +221,18 @@ async fn it_tells_the_server_how_its_tasks_fare() -> Result<()> {
     assert_eq!(report["pid"], json!(daemon.pid()));
     let tasks: BTreeSet<&str> =
         report["tasks"].as_object().context("an object")?.keys().map(String::as_str).collect();
-    let expected =
-        ["expire_tokens", "flush_usage", "heartbeat", "publish_events", "purge", "seal_audit", "watch_usage"];
+    let expected = [
+        "announce_expiries",
+        "deliver_webhooks",
+        "expire_tokens",
+        "flush_usage",
+        "heartbeat",
+        "observe",
+        "publish_events",
+        "purge",
+        "seal_audit",
+        "watch_usage",
+    ];
     assert_eq!(tasks, BTreeSet::from(expected));
     assert!(stop(&mut daemon)?.success());
     Ok(())

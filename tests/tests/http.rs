@@ -28,6 +28,7 @@ async fn it_is_alive_at_once_and_ready_while_the_database_answers() -> Result<()
     operator::grant(&cluster, DATABASE)?;
     let (_daemon, address) = run(&cluster.url(OPERATOR, DATABASE), &[]).await?;
     eventually_answers(address, "/readyz", 200).await;
+    eventually_measures(address, "tollgated_listens_total", |count| count == 1.0).await;
     cluster.stop()?;
     eventually_answers(address, "/readyz", 503).await;
     let page = metrics(address).await?;
@@ -55,6 +56,9 @@ async fn it_measures_what_happened() -> Result<()> {
     let db = db("measured").await?;
     let (_daemon, address) = run(&db.url(), &["--flush-interval=100ms", "--expire-interval=100ms"]).await?;
     eventually_answers(address, "/readyz", 200).await;
+    // Events are logged from the moment that the subscription begins.
+    let pending = "tollgate_subscription_pending_events{subscription=\"log\"}";
+    eventually_measures(address, pending, |_| true).await;
     let before = metrics(address).await?;
     let valid = "tollgate_verifications_total{code=\"VALID\"}";
 
@@ -69,7 +73,6 @@ async fn it_measures_what_happened() -> Result<()> {
     eventually_measures(address, "tollgated_expired_tokens_total", |count| count == 1.0).await;
     eventually_measures(address, "tollgated_flushed_tokens_total", |count| count >= 1.0).await;
     eventually_measures(address, "tollgated_logged_events_total", |count| count >= 3.0).await;
-    let pending = "tollgate_subscription_pending_events{subscription=\"log\"}";
     eventually_measures(address, pending, |count| count == 0.0).await;
 
     let page = metrics(address).await?;
@@ -121,6 +124,9 @@ async fn the_dashboard_and_the_alerts_use_only_metrics_that_there_are() -> Resul
     let (_daemon, address) = run(&db.url(), &[]).await?;
     eventually_answers(address, "/readyz", 200).await;
     eventually_measures(address, "tollgate_webhook_enabled{webhook=\"crm\"}", |enabled| enabled == 1.0).await;
+    // How flushes fare is shown by whoever leads them.
+    let leads = "tollgated_task_leader{task=\"flush_usage\"}";
+    eventually_measures(address, leads, |leads| leads == 1.0).await;
     let mut there: BTreeSet<String> = metrics(address)
         .await?
         .keys()

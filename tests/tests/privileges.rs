@@ -279,7 +279,7 @@ async fn every_function_that_runs_as_the_owner_pins_its_search_path() -> Result<
     let loose = "select p.oid::regprocedure::text from pg_proc p
         where p.pronamespace = 'tollgate'::regnamespace
           and (p.prosecdef or p.prolang <> (select oid from pg_language where lanname = 'c'))
-          and p.proconfig is distinct from array['search_path=pg_catalog, pg_temp']";
+          and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)";
     let loose = owner.query(loose, &[]).await?;
     assert!(loose.is_empty(), "{:?}", loose.iter().map(|row| row.get(0)).collect::<Vec<String>>());
     Ok(())

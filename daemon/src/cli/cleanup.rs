@@ -1,8 +1,9 @@
 //! `tollgated cleanup`: records expiries and deletes what ended long ago, batch by batch, until nothing is left.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::json;
 
+use super::progress;
 use crate::config::CleanupOptions;
 use crate::db::{Session, Target};
 use crate::error::Result;
@@ -12,9 +13,7 @@ use crate::{exit, output, sql};
 pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u8> {
     let session = target.connect().await?;
     let batch_size = options.batch.batch_size;
-    let progress = progress();
-
-    progress.set_message("recording expiries");
+    let progress = progress::bar("recording expiries", None, options.output.quiet || options.output.json);
     let expired =
         until_done(&progress, batch_size, || sql::expire_tokens(session_client(&session), batch_size))
             .await?;
@@ -34,7 +33,7 @@ pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u
 
     if options.output.json {
         output::json(&json!({ "expired": expired, "purged": purged, "purged_hours": hours }))?;
-    } else {
+    } else if !options.output.quiet {
         output::line(&format!(
             "recorded {expired} expiries, deleted {purged} ended tokens and {hours} old hours of usage"
         ))?;
@@ -60,15 +59,6 @@ where
             return Ok(total);
         }
     }
-}
-
-/// Drawn on standard error, and only if that is a terminal.
-fn progress() -> ProgressBar {
-    let progress = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}: {human_pos} ({per_sec}, {elapsed})") {
-        progress.set_style(style);
-    }
-    progress
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use serde_json::json;
 
+use super::progress;
+use crate::config::OutputOptions;
 use crate::db::Target;
 use crate::error::Result;
 use crate::tasks::flush_standby;
@@ -46,13 +48,16 @@ impl Totals {
     }
 }
 
-pub(super) async fn flush(target: Target, standbys: Vec<Target>, json: bool) -> Result<u8> {
+pub(super) async fn flush(target: Target, standbys: Vec<Target>, output: &OutputOptions) -> Result<u8> {
     let session = target.connect().await?;
     let mut totals = Totals::default();
+    let progress = progress::bar("flushing usage of tokens", None, output.quiet || output.json);
     for _ in 0..MOST_ROUNDS {
+        progress.tick();
         if !totals.add(flush_round(&session).await?) {
             break;
         }
+        progress.set_position(totals.tokens);
     }
     for standby in standbys {
         let source = standby.connect().await?;
@@ -66,7 +71,8 @@ pub(super) async fn flush(target: Target, standbys: Vec<Target>, json: bool) -> 
             }
         }
     }
-    if json {
+    progress.finish_and_clear();
+    if output.json {
         output::json(&json!({
             "metering": totals.off.is_none(),
             "metering_detail": totals.off,
@@ -76,7 +82,7 @@ pub(super) async fn flush(target: Target, standbys: Vec<Target>, json: bool) -> 
             "denials": totals.denials,
             "lagging_standbys": totals.lagging,
         }))?;
-    } else {
+    } else if !output.quiet || totals.off.is_some() {
         output::line(&match &totals.off {
             Some(note) => note.clone(),
             None => format!(

@@ -4,22 +4,30 @@ mod check;
 mod cleanup;
 mod config;
 mod flush;
+mod import;
+mod progress;
 mod run;
+mod scope;
+mod shell;
 mod status;
 mod tail;
 mod token;
 
 use std::future::Future;
 
-use crate::config::{Command, StandbyOptions, TokenCommand};
+use crate::config::{Command, ScopeCommand, StandbyOptions, TokenCommand};
 use crate::error::{Error, Result};
 use crate::layers::Layers;
-use crate::logging;
+use crate::{exit, logging};
 
 /// Runs the command and returns the exit code.
 pub fn run(layers: Layers) -> Result<u8> {
-    if let Command::Config(options) = &layers.cli.command {
-        return config::config(&layers, options.output.json);
+    // They need no database.
+    match &layers.cli.command {
+        Command::Config(options) => return config::config(&layers, options.output.json),
+        Command::Completions(options) => return shell::completions(options),
+        Command::Man => return shell::man(),
+        _ => {}
     }
     let cli = layers.cli;
     let serves = matches!(cli.command, Command::Run(_));
@@ -36,16 +44,17 @@ pub fn run(layers: Layers) -> Result<u8> {
         Command::Status(output) => block_on(status::status(target, output.json)),
         Command::Check(options) => {
             let standbys = standbys(&options.standby)?;
-            block_on(check::check(target, standbys, options.output.json))
+            block_on(check::check(target, standbys, options))
         }
         Command::Flush(options) => {
             let standbys = standbys(&options.standby)?;
-            block_on(flush::flush(target, standbys, options.output.json))
+            block_on(flush::flush(target, standbys, &options.output))
         }
         Command::Cleanup(options) => block_on(cleanup::cleanup(target, options)),
-        // Answered above, without a connection.
-        Command::Config(_) => Ok(crate::exit::OK),
         Command::Token(command) => block_on(token::token(target, command)),
+        Command::Scope(command) => block_on(scope::scope(target, command)),
+        // Answered above, without a connection.
+        Command::Config(_) | Command::Completions(_) | Command::Man => Ok(exit::OK),
     }
 }
 
@@ -63,6 +72,17 @@ fn name(command: &Command) -> &'static str {
         Command::Token(TokenCommand::List(_)) => "token list",
         Command::Token(TokenCommand::Verify(_)) => "token verify",
         Command::Token(TokenCommand::Revoke(_)) => "token revoke",
+        Command::Token(TokenCommand::Show(_)) => "token show",
+        Command::Token(TokenCommand::Rotate(_)) => "token rotate",
+        Command::Token(TokenCommand::Derive(_)) => "token derive",
+        Command::Token(TokenCommand::Disable(_)) => "token disable",
+        Command::Token(TokenCommand::Enable(_)) => "token enable",
+        Command::Token(TokenCommand::Import(_)) => "token import",
+        Command::Scope(ScopeCommand::List(_)) => "scope list",
+        Command::Scope(ScopeCommand::Define(_)) => "scope define",
+        Command::Scope(ScopeCommand::Drop(_)) => "scope drop",
+        Command::Completions(_) => "completions",
+        Command::Man => "man",
     }
 }
 

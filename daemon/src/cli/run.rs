@@ -24,7 +24,7 @@ use crate::tasks::{
     publish_events, purge, seal_audit, watch_usage,
 };
 use crate::webhook::Sender;
-use crate::{exit, listener, pooler};
+use crate::{exit, listener, pooler, systemd};
 
 /// A run has a few statements, each of which the server cuts at its statement_timeout. A run that takes longer than
 /// these together waits for a server that will never answer.
@@ -44,6 +44,7 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         Some(address) => Some(Server::bind(address).await?),
         None => None,
     };
+    let database_name = target.describe();
     let database = Database::new(target)?;
     let shutdown = Shutdown::default();
     let leadership = Leadership::default();
@@ -52,13 +53,33 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         Driver::new(shutdown.clone(), board.clone(), options.shutdown_grace).retry_when(database.restored());
     let mut flush_now = vec![Signal::default()];
     let events_came = Signal::default();
-    let report = Signal::default();
     let streams_wake = Signal::default();
     let webhooks_wake = Signal::default();
     let look_now = Signal::default();
+    let report = Signal::default();
     let batch_size = options.batch.batch_size;
     let seen = Seen::default();
 
+    // Before there is any connection: that there is none is a thing to ask for.
+    driver.start(
+        observe::Observe::new(database.clone(), seen.clone()),
+        every(observe::PERIOD),
+        look_now.clone(),
+    );
+    if let Some(server) = server {
+        let site = Arc::new(Site {
+            metrics: Metrics::new(board.clone(), seen.clone(), database.clone()),
+            events: EventStreams::new(database.clone()),
+        });
+        shutdown.spawn("http", server.run(site.clone(), shutdown.token().clone()));
+        shutdown.spawn(
+            "event_streams",
+            wake_streams(site, streams_wake.clone(), options.publish_interval, shutdown.token().clone()),
+        );
+    }
+    // Before the database is looked for, which may come up later; and until after the last flush, which may take its time
+    // but must not hang.
+    let _watchdog = systemd::ready(&format!("serving {database_name}"));
     tokio::select! {
         result = pooler::refuse(&database, shutdown.token()) => result?,
         () = signals.until_stop(&shutdown, &flush_now) => {
@@ -70,22 +91,10 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         listener::run(
             database.clone(),
             vec![events_came.clone(), streams_wake.clone(), webhooks_wake.clone()],
-            (seen.clone(), look_now.clone()),
+            (seen, look_now),
             shutdown.token().clone(),
         ),
     );
-    driver.start(observe::Observe::new(database.clone(), seen.clone()), every(observe::PERIOD), look_now);
-    if let Some(server) = server {
-        let site = Arc::new(Site {
-            metrics: Metrics::new(board.clone(), seen),
-            events: EventStreams::new(database.clone()),
-        });
-        shutdown.spawn("http", server.run(site.clone(), shutdown.token().clone()));
-        shutdown.spawn(
-            "event_streams",
-            wake_streams(site, streams_wake, options.publish_interval, shutdown.token().clone()),
-        );
-    }
     driver.start(
         deliver_webhooks::DeliverWebhooks::new(
             database.clone(),
@@ -153,6 +162,7 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     shutdown.spawn("leadership", leader::run(leading, leadership, report, shutdown.token().clone()));
 
     signals.until_stop(&shutdown, &flush_now).await;
+    systemd::stopping();
     Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await)
 }
 

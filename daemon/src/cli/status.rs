@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::{exit, output, sql};
 
 /// A daemon that was not heard of for longer counts as gone. It reports every ten seconds.
-const GONE_AFTER_SECONDS: f64 = 60.0;
+pub(super) const GONE_AFTER_SECONDS: f64 = 60.0;
 /// How many daemons that are gone are listed.
 const MOST_GONE: usize = 3;
 
@@ -33,7 +33,7 @@ fn seconds_since_seen(daemon: &Value) -> Option<f64> {
     daemon.get("seconds_since_seen").and_then(Value::as_f64)
 }
 
-fn is_alive(daemon: &Value) -> bool {
+pub(super) fn is_alive(daemon: &Value) -> bool {
     seconds_since_seen(daemon).is_some_and(|seconds| seconds <= GONE_AFTER_SECONDS)
 }
 

@@ -7,9 +7,13 @@ use serde_json::{Value, json};
 use tollgate_core::token;
 use zeroize::Zeroizing;
 
-use crate::config::{CreateOptions, ListOptions, PresentedToken, RevokeOptions, TokenCommand, VerifyOptions};
+use crate::config::{
+    CreateOptions, DeriveOptions, EnabledOptions, ListOptions, OutputOptions, PresentedToken, RevokeOptions,
+    RotateOptions, ShowOptions, TokenCommand, VerifyOptions,
+};
 use crate::db::{Target, hide_bind_values};
 use crate::error::{Error, Result};
+use crate::output::Tone;
 use crate::{exit, output, sql};
 
 /// Far beyond the longest token; a larger file is not one that holds a token.
@@ -20,8 +24,34 @@ pub(super) async fn token(target: Target, command: TokenCommand) -> Result<u8> {
         TokenCommand::Create(options) => create(target, options).await,
         TokenCommand::List(options) => list(target, options).await,
         TokenCommand::Verify(options) => verify(target, options).await,
+        TokenCommand::Show(options) => show(target, options).await,
         TokenCommand::Revoke(options) => revoke(target, options).await,
+        TokenCommand::Rotate(options) => rotate(target, options).await,
+        TokenCommand::Derive(options) => derive(target, options).await,
+        TokenCommand::Disable(options) => set_enabled(target, options, false).await,
+        TokenCommand::Enable(options) => set_enabled(target, options, true).await,
+        TokenCommand::Import(options) => super::import::import(target, options).await,
     }
+}
+
+/// Prints a token at the only time that it can be.
+fn hand_out(issued: &Value, output: &OutputOptions) -> Result<()> {
+    if output.json {
+        return output::json(issued);
+    }
+    if output.quiet {
+        return output::line(&output::field(issued, "token"));
+    }
+    output::line(&output::facts(&[
+        ("id", output::field(issued, "id")),
+        ("token", output::field(issued, "token")),
+        ("user", output::field(issued, "user_id")),
+        ("name", output::field(issued, "name")),
+        ("scopes", output::field(issued, "scopes")),
+        ("expires", output::moment(issued, "expires_at")),
+    ]))?;
+    eprintln!("Keep the token now: it is stored nowhere and cannot be shown again.");
+    Ok(())
 }
 
 async fn create(target: Target, options: CreateOptions) -> Result<u8> {
@@ -36,23 +66,13 @@ async fn create(target: Target, options: CreateOptions) -> Result<u8> {
             metadata: options.metadata.unwrap_or_else(|| json!({})),
             // No list is every network; an empty one would be none.
             allowed_ips: (!options.allowed_ips.is_empty()).then_some(options.allowed_ips.as_slice()),
+            rate_limit: options.rate_limit,
+            rate_window: options.rate_window,
             prefix: options.prefix.as_deref(),
         },
     )
     .await?;
-    if options.output.json {
-        output::json(&issued)?;
-    } else {
-        output::line(&output::facts(&[
-            ("id", output::field(&issued, "id")),
-            ("token", output::field(&issued, "token")),
-            ("user", output::field(&issued, "user_id")),
-            ("name", output::field(&issued, "name")),
-            ("scopes", output::field(&issued, "scopes")),
-            ("expires", output::moment(&issued, "expires_at")),
-        ]))?;
-        eprintln!("Keep the token now: it is stored nowhere and cannot be shown again.");
-    }
+    hand_out(&issued, &options.output)?;
     Ok(exit::OK)
 }
 
@@ -61,6 +81,10 @@ async fn list(target: Target, options: ListOptions) -> Result<u8> {
     let tokens = sql::list_api_tokens(&*session, &options.user).await?;
     if options.output.json {
         output::json(&tokens)?;
+    } else if options.output.quiet {
+        for token in &tokens {
+            output::line(&output::field(token, "id"))?;
+        }
     } else if tokens.is_empty() {
         output::line(&format!("{} has no tokens", output::printable(&options.user)))?;
     } else {
@@ -78,9 +102,113 @@ async fn list(target: Target, options: ListOptions) -> Result<u8> {
                 output::field(token, "scopes"),
             ]
         });
-        output::line(&output::table(heading, rows))?;
+        output::line(&output::toned_table(heading, rows, status_tone))?;
     }
     Ok(exit::OK)
+}
+
+/// Of the cells of a list, only the status has one.
+fn status_tone(cell: &str) -> Tone {
+    match cell {
+        "active" | "disabled" | "expired" | "revoked" => Tone::of(cell),
+        _ => Tone::Plain,
+    }
+}
+
+async fn show(target: Target, options: ShowOptions) -> Result<u8> {
+    let session = target.connect().await?;
+    let Some(token) = sql::show_api_token(&*session, options.id).await? else {
+        if options.output.json {
+            output::json(&Value::Null)?;
+        } else {
+            output::line("there is no such token; perhaps it ended long ago and was purged")?;
+        }
+        return Ok(exit::NO);
+    };
+    if options.output.json {
+        output::json(&token)?;
+    } else if options.output.quiet {
+        output::line(&output::field(&token, "status"))?;
+    } else {
+        output::line(&output::facts(&known(&token)))?;
+    }
+    Ok(exit::OK)
+}
+
+/// What is known of a token, in the order in which one asks; what does not apply to it is left out.
+fn known(token: &Value) -> Vec<(&'static str, String)> {
+    [
+        ("id", "id"),
+        ("user", "user_id"),
+        ("name", "name"),
+        ("hint", "hint"),
+        ("status", "status"),
+        ("scopes", "scopes"),
+        ("expires", "expires_at"),
+        ("allowed ips", "allowed_ips"),
+        ("rate limit", "rate_limit"),
+        ("rate window", "rate_window"),
+        ("metadata", "metadata"),
+        ("created", "created_at"),
+        ("created by", "created_by"),
+        ("disabled", "disabled_at"),
+        ("revoked", "revoked_at"),
+        ("reason", "revoked_reason"),
+        ("parent", "parent_id"),
+        ("rotated from", "rotated_from"),
+        ("uses", "use_count"),
+        ("denials", "denied_count"),
+        ("last used", "last_used_at"),
+        ("last used from", "last_used_ip"),
+    ]
+    .into_iter()
+    .filter(|(_, key)| token.get(key).is_some_and(|value| !value.is_null()))
+    .map(|(name, key)| {
+        let time = key.ends_with("_at");
+        (name, if time { output::moment(token, key) } else { output::field(token, key) })
+    })
+    .collect()
+}
+
+async fn rotate(target: Target, options: RotateOptions) -> Result<u8> {
+    let session = target.connect().await?;
+    let issued = sql::rotate_api_token(&*session, options.id, options.grace).await?;
+    hand_out(&issued, &options.output)?;
+    Ok(exit::OK)
+}
+
+async fn derive(target: Target, options: DeriveOptions) -> Result<u8> {
+    let parent = read_token(&options.parent)?;
+    let session = target.connect().await?;
+    hide_bind_values(&session).await?;
+    let networks = (!options.allowed_ips.is_empty()).then_some(options.allowed_ips.as_slice());
+    let issued = sql::derive_api_token(
+        &*session,
+        &parent,
+        &options.name,
+        &options.scopes,
+        options.expires_in,
+        networks,
+    )
+    .await?;
+    hand_out(&issued, &options.output)?;
+    Ok(exit::OK)
+}
+
+async fn set_enabled(target: Target, options: EnabledOptions, enabled: bool) -> Result<u8> {
+    let session = target.connect().await?;
+    let changed =
+        sql::set_api_token_enabled(&*session, options.id, enabled, options.reason.as_deref()).await?;
+    let word = if enabled { "enabled" } else { "disabled" };
+    if options.output.json {
+        output::json(&json!({ word: changed }))?;
+    } else if !options.output.quiet {
+        output::line(&match changed {
+            true => word.to_owned(),
+            false => format!("nothing was {word}: there is no such token, or it is {word} already"),
+        })?;
+    }
+    Ok(if changed { exit::OK } else { exit::NO })
 }
 
 async fn verify(target: Target, options: VerifyOptions) -> Result<u8> {
@@ -97,7 +225,7 @@ async fn verify(target: Target, options: VerifyOptions) -> Result<u8> {
     let valid = verification["valid"] == Value::Bool(true);
     if options.output.json {
         output::json(&verification)?;
-    } else {
+    } else if !options.output.quiet {
         output::line(&output::facts(&verdict(&verification)))?;
     }
     Ok(if valid { exit::OK } else { exit::NO })
@@ -145,6 +273,8 @@ async fn revoke(target: Target, options: RevokeOptions) -> Result<u8> {
     };
     if options.output.json {
         output::json(&json!({ "revoked": revoked }))?;
+    } else if options.output.quiet {
+        // The exit status says it.
     } else if revoked {
         output::line("revoked")?;
     } else {

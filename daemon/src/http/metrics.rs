@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::counters;
+use crate::db::Database;
 use crate::driver::Board;
 use crate::sql::Observation;
 use crate::tasks::observe::Seen;
@@ -29,14 +30,15 @@ const MAX_NAMES: usize = 100;
 pub struct Metrics {
     board: Board,
     seen: Seen,
+    database: Database,
     started: Timestamp,
 }
 
 type Labels = Vec<(&'static str, String)>;
 
 impl Metrics {
-    pub fn new(board: Board, seen: Seen) -> Self {
-        Self { board, seen, started: Timestamp::now() }
+    pub fn new(board: Board, seen: Seen, database: Database) -> Self {
+        Self { board, seen, database, started: Timestamp::now() }
     }
 
     /// From the first answer of the server on, while it is connected.
@@ -66,8 +68,12 @@ impl Metrics {
         }
         let ready = f64::from(u8::from(self.is_ready()));
         page.gauge1("tollgated_ready", "Whether the daemon is connected to the database, 0 or 1", ready);
+        page.counter1(
+            "tollgated_connects",
+            "Connections made to the database",
+            float(self.database.connections()),
+        );
         for (name, help, count) in [
-            ("tollgated_connects", "Connections made to the database", &counters::CONNECTS),
             (
                 "tollgated_connect_failures",
                 "Attempts to connect to the database that failed",
@@ -116,12 +122,18 @@ impl Metrics {
         page.gauge(
             "tollgated_task_last_success_timestamp_seconds",
             "When the last run that succeeded ended",
-            each(&|s| s.last_success_at.map(seconds)),
+            // Who does not lead succeeds in nothing, and nothing is wrong with that.
+            each(&|s| s.last_success_at.filter(|_| s.leads != Some(false)).map(seconds)),
         );
         page.gauge(
             "tollgated_task_consecutive_failures",
             "Failed runs since the last one that succeeded",
             each(&|s| Some(float(s.consecutive_failures))),
+        );
+        page.gauge(
+            "tollgated_task_leader",
+            "Of tasks that one daemon does for all: whether it is this one, 0 or 1",
+            each(&|s| s.leads.map(|leads| f64::from(u8::from(leads)))),
         );
         page.gauge("tollgated_task_period_seconds", "How often it runs", each(&|s| Some(s.period_seconds)));
 
@@ -136,7 +148,7 @@ impl Metrics {
         ] {
             page.counter1(name, help, items(task));
         }
-        if let Some(flush) = board.get("flush_usage") {
+        if let Some(flush) = board.get("flush_usage").filter(|flush| flush.leads != Some(false)) {
             page.gauge1("tollgated_flush_last_tokens", "Tokens in the last flush", float(flush.last_items));
             let lag = flush.last_success_at.unwrap_or(self.started);
             let lag = Timestamp::now().duration_since(lag).as_secs_f64().max(0.0);

@@ -23,7 +23,7 @@ pub(super) fn encode(cursor: &Cursor) -> String {
     ids.truncate(usize::try_from(MAX_IDS).unwrap_or(usize::MAX));
     let mut rest = ids.as_slice();
     while let [first, ..] = *rest {
-        let length = rest.iter().zip(first..).take_while(|(id, expected)| *id == expected).count();
+        let length = 1 + rest.windows(2).take_while(|pair| pair[1] - pair[0] == 1).count();
         let last = rest[length - 1];
         rest = &rest[length..];
         if text.len() > MAX_LENGTH {

@@ -47,10 +47,12 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.attach_users_table(regclass,name)", "attach_users_table('pg_temp.clerks_users', 'id')"),
     ("tollgate.define_scope(text,text)", "define_scope('clerk:scope', 'of the clerk')"),
     ("tollgate.drop_scope(text)", "drop_scope('clerk:scope')"),
+    ("tollgate.list_scopes()", "list_scopes()"),
     ("tollgate.grant_capability(regrole,text)", "grant_capability('{role}', 'verifier')"),
     ("tollgate.list_capability_grants()", "list_capability_grants()"),
     ("tollgate.revoke_capability(regrole,text)", "revoke_capability('{role}', 'verifier')"),
     ("tollgate.stats()", "stats()"),
+    ("tollgate.deployment_health(interval)", "deployment_health()"),
     ("tollgate.drain_usage()", "drain_usage()"),
     (
         "tollgate.apply_usage(text,uuid,bigint,tollgate.usage_row[])",

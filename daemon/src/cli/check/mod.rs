@@ -1,92 +1,59 @@
-//! `tollgated check`: goes through everything that the daemon needs, and prints the command that mends what is amiss.
+//! `tollgated check`: goes through everything that a deployment needs, and prints the command that mends what is amiss.
+//!
+//! What can be seen from inside the database is judged there, by `tollgate.deployment_health()`; here is judged what shows
+//! only to a client, and what is to be said where that function cannot be called.
 
-use serde::Serialize;
+mod daemons;
+mod finding;
+mod log;
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
+use crate::config::CheckOptions;
 use crate::db::{Session, Target};
-use crate::error::{Doing as _, Error, Result};
+use crate::error::{Doing as _, Result};
 use crate::{exit, listener, output, sql};
+use finding::{Finding, Verdict, describe};
 
 /// The oldest major that the extension is built for.
 const OLDEST_SERVER: i32 = 15;
 const NEWEST_SERVER: i32 = 18;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Verdict {
-    Ok,
-    /// Works, but not as one would wish.
-    Warn,
-    /// The daemon cannot do its work.
-    Fail,
-}
-
-#[derive(Debug, PartialEq, Serialize)]
-struct Finding {
-    name: &'static str,
-    verdict: Verdict,
-    detail: String,
-    /// The command that mends it.
-    mend: Option<String>,
-}
-
-impl Finding {
-    fn ok(name: &'static str, detail: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Ok, detail: detail.into(), mend: None }
-    }
-
-    fn warn(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Warn, detail: detail.into(), mend: Some(mend.into()) }
-    }
-
-    fn fail(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name, verdict: Verdict::Fail, detail: detail.into(), mend: Some(mend.into()) }
-    }
-
-    fn error(name: &'static str, error: &Error) -> Self {
-        let mend = error.remedy().or(error.hint()).map(str::to_owned);
-        Self { name, verdict: Verdict::Fail, detail: error.message().to_owned(), mend }
-    }
-}
-
-pub(super) async fn check(target: Target, standbys: Vec<Target>, json: bool) -> Result<u8> {
+pub(super) async fn check(target: Target, standbys: Vec<Target>, options: CheckOptions) -> Result<u8> {
     let mut session = target.connect().await?;
-    let mut findings = examine(&target, &mut session).await?;
+    let mut findings = examine(&target, &mut session, options.patience).await?;
     for standby in &standbys {
         findings.push(standby_finding(standby).await);
     }
-    let ok = findings.iter().all(|finding| finding.verdict != Verdict::Fail);
-    if json {
+    let ok = findings.iter().all(|finding| match finding.verdict {
+        Verdict::Ok => true,
+        Verdict::Warn => !options.strict,
+        Verdict::Fail => false,
+    });
+    if options.output.json {
         output::json(&json!({ "ok": ok, "findings": findings }))?;
     } else {
         for finding in &findings {
-            output::line(&describe(finding))?;
+            if !(options.output.quiet && finding.verdict == Verdict::Ok) {
+                output::line(&describe(finding))?;
+            }
         }
     }
     Ok(if ok { exit::OK } else { exit::NO })
 }
 
-fn describe(finding: &Finding) -> String {
-    let verdict = match finding.verdict {
-        Verdict::Ok => "ok",
-        Verdict::Warn => "warn",
-        Verdict::Fail => "FAIL",
-    };
-    let mut text = format!("{verdict:4}  {:12}  {}", finding.name, output::printable(&finding.detail));
-    for line in finding.mend.iter().flat_map(|mend| mend.lines()) {
-        text.push_str(&format!("\n      {:12}  to mend it: {}", "", output::printable(line)));
-    }
-    text
-}
-
-async fn examine(target: &Target, session: &mut Session) -> Result<Vec<Finding>> {
+async fn examine(target: &Target, session: &mut Session, patience: Duration) -> Result<Vec<Finding>> {
     let server = Server::ask(session).await?;
     let mut findings = vec![
         connection(target, &server),
         version(server.version_num),
         recovery(server.in_recovery),
         role(&server),
+        clock(session).await?,
     ];
     let extension = Extension::ask(session).await?;
     let installed = extension.installed.is_some();
@@ -96,7 +63,7 @@ async fn examine(target: &Target, session: &mut Session) -> Result<Vec<Finding>>
         let grants = privileges.missing(&server.quoted_role);
         findings.extend(privileges.findings(&grants, &server));
         if grants.is_empty() {
-            findings.extend(contents(session).await);
+            findings.extend(contents(session, patience).await);
         }
     }
     findings.push(if server.in_recovery {
@@ -108,7 +75,7 @@ async fn examine(target: &Target, session: &mut Session) -> Result<Vec<Finding>>
         }
     });
     if installed {
-        findings.push(logging(session).await?);
+        findings.push(log::logging(session).await?);
     }
     Ok(findings)
 }
@@ -359,24 +326,63 @@ impl Privileges {
 }
 
 /// That the functions not only may be called but answer, and what they say of the server.
-async fn contents(session: &Session) -> Vec<Finding> {
+async fn contents(session: &Session, patience: Duration) -> Vec<Finding> {
     let mut findings = match sql::stats(&**session).await {
         Ok(stats) => stats_findings(&stats),
         Err(error) => vec![Finding::error("stats", &error)],
     };
     let read = async {
         let cursor = sql::event_position(&**session, None).await?;
-        sql::read_events(&**session, &cursor, 1).await?;
-        sql::daemons(&**session).await
+        sql::read_events(&**session, &cursor, 1).await
     };
     findings.push(match read.await {
-        Ok(_) => Finding::ok(
-            "tables",
-            "the event log and the daemons' reports can be read through their functions",
-        ),
-        Err(error) => Finding::error("tables", &error),
+        Ok(_) => Finding::ok("events", "the event log can be read"),
+        Err(error) => Finding::error("events", &error),
     });
+    match sql::daemons(&**session).await {
+        Ok(daemons) => findings.extend(daemons::findings(&daemons)),
+        Err(error) => findings.push(Finding::error("daemons", &error)),
+    }
+    match sql::deployment_health(&**session, patience).await {
+        Ok(health) => findings.extend(health.into_iter().map(Finding::from)),
+        Err(error) => findings.push(Finding::error("health", &error)),
+    }
     findings
+}
+
+/// How far the two clocks may be apart before the times in the daemon's log and the server's no longer match.
+const MOST_SKEW: Duration = Duration::from_secs(2);
+
+/// The clock of this machine against the server's, which alone decides what has expired.
+async fn clock(client: &Client) -> Result<Finding> {
+    const DOING: &str = "ask the server for the time";
+    let (sent, asked) = (Timestamp::now(), Instant::now());
+    let row = client.query_one("select clock_timestamp()", &[]).await.doing(DOING)?;
+    let server: Timestamp = row.try_get(0).doing(DOING)?;
+    Ok(skew(sent, asked.elapsed(), server))
+}
+
+/// The server looked at its clock at some time between the question and the answer.
+fn skew(sent: Timestamp, took: Duration, server: Timestamp) -> Finding {
+    let ahead = server.duration_since(sent);
+    let took = jiff::SignedDuration::try_from(took).unwrap_or(jiff::SignedDuration::MAX);
+    let (off, direction) = if ahead.is_negative() {
+        (ahead.abs(), "behind")
+    } else {
+        ((ahead - took).max(jiff::SignedDuration::ZERO), "ahead of")
+    };
+    let off = off.unsigned_abs();
+    if off <= MOST_SKEW {
+        return Finding::ok("clock", "the server's clock agrees with this machine's");
+    }
+    Finding::warn(
+        "clock",
+        format!(
+            "the server's clock is {} {direction} this machine's; tokens expire by the server's",
+            humantime::format_duration(Duration::from_secs(off.as_secs()))
+        ),
+        "timedatectl set-ntp true (on the machine whose clock is wrong), and see timedatectl timesync-status",
+    )
 }
 
 fn stats_findings(stats: &Value) -> Vec<Finding> {
@@ -409,118 +415,6 @@ fn stats_findings(stats: &Value) -> Vec<Finding> {
     vec![versions, metering]
 }
 
-/// The settings that decide whether bind values, which may be tokens, are logged.
-#[derive(Debug, Default)]
-struct LogSettings {
-    log_statement: String,
-    log_min_duration_statement: i64,
-    log_min_duration_sample: i64,
-    log_transaction_sample_rate: f64,
-    log_parameter_max_length_on_error: i64,
-    /// Quoted names of roles that handle tokens and whose bind values are not kept out of the log.
-    exposed_roles: Vec<String>,
-}
-
-impl LogSettings {
-    /// What makes statements with their bind values appear in the log.
-    fn statements_logged_by(&self) -> Option<String> {
-        if self.log_statement == "all" {
-            Some("log_statement = all".to_owned())
-        } else if self.log_min_duration_statement >= 0 {
-            Some(format!("log_min_duration_statement = {}", self.log_min_duration_statement))
-        } else if self.log_min_duration_sample >= 0 {
-            Some(format!("log_min_duration_sample = {}", self.log_min_duration_sample))
-        } else if self.log_transaction_sample_rate > 0.0 {
-            Some(format!("log_transaction_sample_rate = {}", self.log_transaction_sample_rate))
-        } else {
-            None
-        }
-    }
-
-    fn finding(&self) -> Finding {
-        const NAME: &str = "log";
-        let mend = |setting: &str| {
-            self.exposed_roles
-                .iter()
-                .map(|role| format!("ALTER ROLE {role} SET {setting} = 0;"))
-                .collect::<Vec<_>>()
-                .join("\n")
-        };
-        let exposed = self.exposed_roles.join(", ");
-        match self.statements_logged_by() {
-            Some(cause) if !self.exposed_roles.is_empty() => Finding::warn(
-                NAME,
-                format!(
-                    "{cause}: the server's log may hold the tokens that {exposed} verify, as bind values"
-                ),
-                mend("log_parameter_max_length"),
-            ),
-            _ if self.log_parameter_max_length_on_error != 0 => Finding::warn(
-                NAME,
-                "log_parameter_max_length_on_error is not 0: statements that fail are logged with their bind values",
-                "ALTER SYSTEM SET log_parameter_max_length_on_error = 0; SELECT pg_reload_conf();",
-            ),
-            Some(cause) => {
-                Finding::ok(NAME, format!("{cause}, without the bind values of roles that verify tokens"))
-            }
-            None => Finding::ok(NAME, "statements are not logged, so neither are the tokens they verify"),
-        }
-    }
-}
-
-async fn logging(client: &Client) -> Result<Finding> {
-    const DOING: &str = "look up the settings of the log";
-    // reset_val is what the session began with, before we set anything. The setting of the server as a whole, which
-    // holds for other roles, shows only if nothing more special holds for ours; else the default must be assumed.
-    let row = client
-        .query_one(
-            "select max(reset_val) filter (where name = 'log_statement'), \
-                    max(reset_val) filter (where name = 'log_min_duration_statement'), \
-                    max(reset_val) filter (where name = 'log_min_duration_sample'), \
-                    max(reset_val) filter (where name = 'log_transaction_sample_rate'), \
-                    max(reset_val) filter (where name = 'log_parameter_max_length_on_error'), \
-                    coalesce(max(reset_val) filter (where name = 'log_parameter_max_length' \
-                             and source in ('default', 'configuration file', 'command line')), '-1') \
-             from pg_settings where name like 'log\\_%'",
-            &[],
-        )
-        .await
-        .doing(DOING)?;
-    let text = |column: usize| -> Result<String> {
-        Ok(row.try_get::<_, Option<String>>(column).doing(DOING)?.unwrap_or_default())
-    };
-    let exposed = client
-        .query(
-            "with special as ( \
-                 select s.setrole, s.setdatabase, split_part(c, '=', 2) as value \
-                 from pg_db_role_setting s, unnest(s.setconfig) c \
-                 where split_part(c, '=', 1) = 'log_parameter_max_length' \
-                   and s.setdatabase in (0, (select d.oid from pg_database d where d.datname = current_database())) \
-             ) \
-             select quote_ident(r.rolname) from pg_roles r \
-             where r.rolcanlogin \
-               and exists (select from pg_proc p join pg_namespace n on n.oid = p.pronamespace \
-                           where n.nspname = 'tollgate' \
-                             and p.proname in ('verify_api_token', 'authenticate', 'revoke_presented_token') \
-                             and has_function_privilege(r.oid, p.oid, 'execute')) \
-               and coalesce((select s.value from special s where s.setrole in (r.oid, 0) \
-                             order by s.setrole = 0, s.setdatabase = 0 limit 1), $1) <> '0' \
-             order by 1",
-            &[&text(5)?],
-        )
-        .await
-        .doing(DOING)?;
-    Ok(LogSettings {
-        log_statement: text(0)?,
-        log_min_duration_statement: text(1)?.parse().unwrap_or(-1),
-        log_min_duration_sample: text(2)?.parse().unwrap_or(-1),
-        log_transaction_sample_rate: text(3)?.parse().unwrap_or(0.0),
-        log_parameter_max_length_on_error: text(4)?.parse().unwrap_or(0),
-        exposed_roles: exposed.iter().map(|row| row.try_get(0).doing(DOING)).collect::<Result<_>>()?,
-    }
-    .finding())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -537,6 +431,22 @@ mod tests {
 
     fn all_functions(may: bool) -> Vec<(String, bool)> {
         sql::OPERATOR_FUNCTIONS.iter().map(|name| (name.to_string(), may)).collect()
+    }
+
+    #[test]
+    fn a_slow_answer_is_no_wrong_clock() {
+        let sent: Timestamp = "2030-01-01T00:00:00Z".parse().unwrap();
+        let at = |seconds: i64, took| {
+            skew(sent, Duration::from_secs(took), sent + jiff::SignedDuration::from_secs(seconds))
+        };
+        for (ahead, took) in [(0, 0), (30, 30), (15, 30), (0, 30), (2, 0), (-2, 0), (32, 30)] {
+            assert_eq!(at(ahead, took).verdict, Verdict::Ok, "{ahead} {took}");
+        }
+        for (ahead, took, words) in [(-3, 0, "3s behind"), (-3, 30, "3s behind"), (35, 30, "5s ahead of")] {
+            let finding = at(ahead, took);
+            assert_eq!(finding.verdict, Verdict::Warn);
+            assert!(finding.detail.contains(words), "{}", finding.detail);
+        }
     }
 
     #[test]
@@ -613,45 +523,5 @@ mod tests {
         assert_eq!(verdicts(ours, ours, true), [Verdict::Ok, Verdict::Ok]);
         assert_eq!(verdicts("9.9.9", ours, true), [Verdict::Fail, Verdict::Ok]);
         assert_eq!(verdicts("9.9.9", "9.9.9", false), [Verdict::Warn, Verdict::Fail]);
-    }
-
-    #[test]
-    fn logging_warns_only_when_statements_of_exposed_roles_are_logged() {
-        let quiet = || LogSettings {
-            log_statement: "none".into(),
-            log_min_duration_statement: -1,
-            log_min_duration_sample: -1,
-            exposed_roles: vec!["app".into(), "\"Other\"".into()],
-            ..LogSettings::default()
-        };
-        assert_eq!(quiet().finding().verdict, Verdict::Ok);
-        assert_eq!(LogSettings { log_statement: "mod".into(), ..quiet() }.finding().verdict, Verdict::Ok);
-        for loud in [
-            LogSettings { log_statement: "all".into(), ..quiet() },
-            LogSettings { log_min_duration_statement: 0, ..quiet() },
-            LogSettings { log_min_duration_sample: 250, ..quiet() },
-            LogSettings { log_transaction_sample_rate: 0.1, ..quiet() },
-        ] {
-            let finding = loud.finding();
-            assert_eq!(finding.verdict, Verdict::Warn, "{loud:?}");
-            assert_eq!(
-                finding.mend.as_deref(),
-                Some(
-                    "ALTER ROLE app SET log_parameter_max_length = 0;\nALTER ROLE \"Other\" SET log_parameter_max_length = 0;"
-                )
-            );
-        }
-        let hidden = LogSettings { log_statement: "all".into(), exposed_roles: vec![], ..quiet() };
-        assert_eq!(hidden.finding().verdict, Verdict::Ok);
-        let on_error = LogSettings { log_parameter_max_length_on_error: -1, ..quiet() };
-        assert_eq!(on_error.finding().verdict, Verdict::Warn);
-    }
-
-    #[test]
-    fn a_finding_is_one_line_and_one_more_for_each_command_that_mends_it() {
-        assert_eq!(describe(&Finding::ok("server", "fine")), "ok    server        fine");
-        let text = describe(&Finding::fail("role", "bad", "one;\ntwo;"));
-        assert_eq!(text.lines().count(), 3);
-        assert!(text.lines().skip(1).all(|line| line.contains("to mend it: ")));
     }
 }

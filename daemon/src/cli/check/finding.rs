@@ -1,0 +1,87 @@
+//! What `check` finds: a verdict on one aspect of a deployment, and the command that mends it.
+
+use std::borrow::Cow;
+
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::output::{self, Tone};
+use crate::sql::Health;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Verdict {
+    Ok,
+    /// Works, but not as one would wish.
+    Warn,
+    /// The daemon cannot do its work.
+    Fail,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+pub(super) struct Finding {
+    pub(super) name: Cow<'static, str>,
+    pub(super) verdict: Verdict,
+    pub(super) detail: String,
+    /// The command that mends it.
+    pub(super) mend: Option<String>,
+}
+
+impl Finding {
+    pub(super) fn ok(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { name: name.into(), verdict: Verdict::Ok, detail: detail.into(), mend: None }
+    }
+
+    pub(super) fn warn(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { name: name.into(), verdict: Verdict::Warn, detail: detail.into(), mend: Some(mend.into()) }
+    }
+
+    pub(super) fn fail(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { name: name.into(), verdict: Verdict::Fail, detail: detail.into(), mend: Some(mend.into()) }
+    }
+
+    pub(super) fn error(name: &'static str, error: &Error) -> Self {
+        let mend = error.remedy().or(error.hint()).map(str::to_owned);
+        Self { name: name.into(), verdict: Verdict::Fail, detail: error.message().to_owned(), mend }
+    }
+}
+
+impl From<Health> for Finding {
+    fn from(health: Health) -> Self {
+        let verdict = match health.severity.as_str() {
+            "ok" => Verdict::Ok,
+            "fail" => Verdict::Fail,
+            // A severity of a later version is one that we cannot weigh, and better told than not.
+            _ => Verdict::Warn,
+        };
+        Self { name: health.aspect.into(), verdict, detail: health.detail, mend: health.mend }
+    }
+}
+
+/// One line, and one more for each command.
+pub(super) fn describe(finding: &Finding) -> String {
+    let verdict = match finding.verdict {
+        Verdict::Ok => output::painted("ok  ", Tone::Good),
+        Verdict::Warn => output::painted("warn", Tone::Doubtful),
+        Verdict::Fail => output::painted("FAIL", Tone::Bad),
+    };
+    let mut text = format!("{verdict}  {:13}  {}", finding.name, output::printable(&finding.detail));
+    for line in finding.mend.iter().flat_map(|mend| mend.lines()) {
+        text.push_str(&format!("\n      {:13}  to mend it: {}", "", output::printable(line)));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_one_line_and_one_more_for_each_command_that_mends_it() {
+        let line = describe(&Finding::ok("server", "fine"));
+        assert_eq!(anstream::adapter::strip_str(&line).to_string(), "ok    server         fine");
+        let text = describe(&Finding::fail("role", "bad", "one;\ntwo;"));
+        assert_eq!(text.lines().count(), 3);
+        assert!(text.lines().skip(1).all(|line| line.contains("to mend it: ")));
+    }
+}

@@ -1,0 +1,349 @@
+//! The rows of a file of tokens, CSV or JSON lines, checked as far as that needs no server.
+
+use std::io::{BufRead, BufReader, Read};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use crate::config::ImportFormat;
+use crate::error::{Error, Result};
+use crate::sql::Imported;
+
+const COLUMNS: [&str; 9] = [
+    "user_id",
+    "name",
+    "token_hash",
+    "scopes",
+    "expires_at",
+    "metadata",
+    "allowed_ips",
+    "rate_limit",
+    "rate_window",
+];
+const REQUIRED: [&str; 3] = ["user_id", "name", "token_hash"];
+
+/// Far beyond what one token needs; a longer line is not one of such a file.
+const LONGEST_LINE: u64 = 1024 * 1024;
+
+const WITH_ANY_PADDING: GeneralPurposeConfig =
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+const BASE64: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, WITH_ANY_PADDING);
+const BASE64_URL: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, WITH_ANY_PADDING);
+
+/// What a line of the file holds, or what is wrong with it.
+#[derive(Debug, PartialEq)]
+pub(super) struct Row {
+    pub(super) line: u64,
+    pub(super) token: Result<Imported, String>,
+}
+
+pub(super) struct Rows<R> {
+    source: Source<R>,
+    name: String,
+    done: bool,
+}
+
+enum Source<R> {
+    Csv { reader: csv::Reader<R>, heading: csv::StringRecord },
+    Jsonl { reader: BufReader<R>, line: u64 },
+}
+
+/// Refuses a CSV file whose heading is not one of tokens: with a wrong one, every row would be.
+pub(super) fn read<R: Read>(source: R, format: ImportFormat, name: &str) -> Result<Rows<R>> {
+    let source = match format {
+        ImportFormat::Jsonl => Source::Jsonl { reader: BufReader::new(source), line: 0 },
+        ImportFormat::Csv => {
+            let mut reader =
+                csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(source);
+            let heading = reader.headers().map_err(|error| unreadable(name, &error))?.clone();
+            check_heading(&heading, name)?;
+            Source::Csv { reader, heading }
+        }
+    };
+    Ok(Rows { source, name: name.to_owned(), done: false })
+}
+
+fn check_heading(heading: &csv::StringRecord, name: &str) -> Result<()> {
+    let lacking: Vec<&str> =
+        REQUIRED.into_iter().filter(|column| !heading.iter().any(|name| name == *column)).collect();
+    // Without a heading, its first line has a token's data, which is not to be repeated.
+    let unknown = heading.iter().filter(|name| !COLUMNS.contains(name)).count();
+    let twice = COLUMNS.iter().find(|column| heading.iter().filter(|name| name == *column).count() > 1);
+    let fault = if !lacking.is_empty() {
+        format!("no column {}", lacking.join(", "))
+    } else if let Some(column) = twice {
+        format!("the column {column} twice")
+    } else if unknown > 0 {
+        format!("{unknown} columns that are not known")
+    } else {
+        return Ok(());
+    };
+    Err(Error::usage(format!("the first line of {name} has {fault}"))
+        .with_remedy(format!("name the columns in the first line; there are {}", COLUMNS.join(", "))))
+}
+
+fn unreadable(name: &str, error: &dyn std::error::Error) -> Error {
+    Error::failed(format!("could not read {name}: {error}"))
+}
+
+impl<R> Rows<R> {
+    pub(super) fn is_done(&self) -> bool {
+        self.done
+    }
+}
+
+impl<R: Read> Iterator for Rows<R> {
+    type Item = Result<Row>;
+
+    /// An error means that there is no going on.
+    fn next(&mut self) -> Option<Result<Row>> {
+        if self.done {
+            return None;
+        }
+        let next = match &mut self.source {
+            Source::Csv { reader, heading } => next_of_csv(reader, heading, &self.name),
+            Source::Jsonl { reader, line } => next_of_jsonl(reader, line, &self.name),
+        };
+        self.done = !matches!(next, Some(Ok(_)));
+        next
+    }
+}
+
+fn next_of_csv<R: Read>(
+    reader: &mut csv::Reader<R>,
+    heading: &csv::StringRecord,
+    name: &str,
+) -> Option<Result<Row>> {
+    let mut record = csv::StringRecord::new();
+    let read = reader.read_record(&mut record);
+    let line = record.position().map_or_else(|| reader.position().line(), csv::Position::line);
+    let token = match read {
+        Ok(false) => return None,
+        Ok(true) if record.len() != heading.len() => {
+            Err(format!("{} fields, where the first line has {}", record.len(), heading.len()))
+        }
+        Ok(true) => of_record(heading, &record),
+        Err(error) => match error.kind() {
+            csv::ErrorKind::Utf8 { .. } => Err("it is not UTF-8".to_owned()),
+            _ => return Some(Err(unreadable(name, &error))),
+        },
+    };
+    Some(Ok(Row { line, token }))
+}
+
+fn of_record(heading: &csv::StringRecord, record: &csv::StringRecord) -> Result<Imported, String> {
+    let mut fields = Map::new();
+    for (column, text) in heading.iter().zip(record).filter(|(_, text)| !text.is_empty()) {
+        let value = match column {
+            "scopes" | "allowed_ips" => json!(text.split_whitespace().collect::<Vec<_>>()),
+            "rate_limit" => json!(text.parse::<i32>().map_err(|_| whole("rate_limit"))?),
+            "metadata" => serde_json::from_str(text).map_err(|_| "metadata is not JSON".to_owned())?,
+            _ => json!(text),
+        };
+        fields.insert(column.to_owned(), value);
+    }
+    of_fields(&fields)
+}
+
+fn next_of_jsonl<R: Read>(reader: &mut BufReader<R>, line: &mut u64, name: &str) -> Option<Result<Row>> {
+    loop {
+        let mut bytes = Vec::new();
+        *line += 1;
+        match reader.take(LONGEST_LINE).read_until(b'\n', &mut bytes) {
+            Ok(0) => return None,
+            Ok(_) if bytes.len() as u64 == LONGEST_LINE => {
+                return Some(Err(Error::failed(format!(
+                    "line {line} of {name} is longer than {LONGEST_LINE} bytes: that is no file of JSON lines"
+                ))));
+            }
+            Ok(_) if bytes.trim_ascii().is_empty() => {}
+            Ok(_) => return Some(Ok(Row { line: *line, token: of_json(&bytes) })),
+            Err(error) => return Some(Err(unreadable(name, &error))),
+        }
+    }
+}
+
+fn of_json(bytes: &[u8]) -> Result<Imported, String> {
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(fields)) => of_fields(&fields),
+        Ok(_) => Err("it is not a JSON object".to_owned()),
+        // What serde_json says may quote what it did not expect.
+        Err(error) => Err(format!("it is not JSON, from column {} on", error.column())),
+    }
+}
+
+fn of_fields(fields: &Map<String, Value>) -> Result<Imported, String> {
+    let unknown = fields.keys().filter(|key| !COLUMNS.contains(&key.as_str())).count();
+    if unknown > 0 {
+        return Err(format!("it has {unknown} keys that are not known; there are {}", COLUMNS.join(", ")));
+    }
+    let field = |name: &str| fields.get(name).filter(|value| !value.is_null());
+    let text = |name: &str| match field(name) {
+        Some(Value::String(text)) => Ok(text.as_str()),
+        Some(_) => Err(format!("{name} is not text")),
+        None => Err(format!("{name} is missing")),
+    };
+    Ok(Imported {
+        user_id: text("user_id")?.to_owned(),
+        name: text("name")?.to_owned(),
+        token_hash: digest(text("token_hash")?)?,
+        scopes: field("scopes").map(|value| list("scopes", value)).transpose()?.unwrap_or_default(),
+        expires_at: optional(field("expires_at"), || text("expires_at"))?
+            .map(|text| {
+                text.parse::<Timestamp>()
+                    .map_err(|_| "expires_at is not a time such as 2030-01-02T03:04:05Z".to_owned())
+            })
+            .transpose()?,
+        metadata: field("metadata").cloned().unwrap_or_else(|| json!({})),
+        allowed_ips: field("allowed_ips").map(|value| list("allowed_ips", value)).transpose()?,
+        rate_limit: field("rate_limit")
+            .map(|value| {
+                value.as_i64().and_then(|limit| i32::try_from(limit).ok()).ok_or_else(|| whole("rate_limit"))
+            })
+            .transpose()?,
+        rate_window: optional(field("rate_window"), || text("rate_window"))?
+            .map(|text| {
+                humantime::parse_duration(text)
+                    .map_err(|_| "rate_window is not a time such as 1min".to_owned())
+            })
+            .transpose()?
+            .filter(|window| *window > Duration::ZERO),
+    })
+}
+
+fn optional<'a, T>(
+    field: Option<&Value>,
+    read: impl FnOnce() -> Result<&'a T, String>,
+) -> Result<Option<&'a T>, String>
+where
+    T: ?Sized,
+{
+    field.map(|_| read()).transpose()
+}
+
+fn whole(name: &str) -> String {
+    format!("{name} is not a whole number that a limit can be")
+}
+
+fn list(name: &str, value: &Value) -> Result<Vec<String>, String> {
+    let texts =
+        value.as_array().map(|items| items.iter().map(|item| item.as_str().map(str::to_owned)).collect());
+    match texts {
+        Some(Some(texts)) => Ok(texts),
+        _ => Err(format!("{name} is not an array of texts")),
+    }
+}
+
+/// In hex, with or without PostgreSQL's \x, or in base64 of either alphabet, padded or not.
+fn digest(text: &str) -> Result<[u8; 32], String> {
+    let hex = text.strip_prefix("\\x").unwrap_or(text);
+    let bytes = if hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        (0..64).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok()).collect()
+    } else {
+        BASE64.decode(text).or_else(|_| BASE64_URL.decode(text)).ok()
+    };
+    bytes.and_then(|bytes: Vec<u8>| bytes.try_into().ok()).ok_or_else(|| {
+        "token_hash is not a SHA-256 digest in hex or base64; it takes the digest of the token, never the token".to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEX: &str = "00112233445566778899aabbccddeeff00112233445566778899AABBCCDDEEFF";
+
+    fn rows(text: &str, format: ImportFormat) -> Vec<Row> {
+        read(text.as_bytes(), format, "f").unwrap().map(Result::unwrap).collect()
+    }
+
+    fn why(row: &Row) -> &str {
+        row.token.as_ref().err().map_or("accepted", String::as_str)
+    }
+
+    #[test]
+    fn digests_are_read_in_every_usual_form() {
+        let bytes = digest(HEX).unwrap();
+        assert_eq!(digest(&format!("\\x{}", HEX.to_lowercase())).unwrap(), bytes);
+        for (engine, text) in [
+            (base64::engine::general_purpose::STANDARD, "padded"),
+            (base64::engine::general_purpose::STANDARD_NO_PAD, "bare"),
+            (base64::engine::general_purpose::URL_SAFE, "url"),
+            (base64::engine::general_purpose::URL_SAFE_NO_PAD, "url, bare"),
+        ] {
+            assert_eq!(digest(&engine.encode(bytes)).unwrap(), bytes, "{text}");
+        }
+        for bad in ["", &HEX[1..], "tgt_0123456789abcdef", "é"] {
+            let error = digest(bad).unwrap_err();
+            assert!(bad.is_empty() || !error.contains(bad), "{error}");
+        }
+    }
+
+    #[test]
+    fn both_formats_say_the_same() {
+        let csv = format!(
+            "name,user_id,token_hash,scopes,expires_at,metadata,allowed_ips,rate_limit,rate_window\n\
+             ci,ann,{HEX},a:b c,2030-01-02T03:04:05Z,\"{{\"\"x\"\": 1}}\",10.0.0.0/8,5,1min\n\
+             ci,bob,{HEX},,,,,,\n"
+        );
+        let jsonl = format!(
+            "{{\"name\": \"ci\", \"user_id\": \"ann\", \"token_hash\": \"{HEX}\", \"scopes\": [\"a:b\", \"c\"], \
+               \"expires_at\": \"2030-01-02T03:04:05Z\", \"metadata\": {{\"x\": 1}}, \"allowed_ips\": [\"10.0.0.0/8\"], \
+               \"rate_limit\": 5, \"rate_window\": \"1min\"}}\n\n\
+             {{\"name\": \"ci\", \"user_id\": \"bob\", \"token_hash\": \"{HEX}\", \"expires_at\": null}}"
+        );
+        let (csv, jsonl) = (rows(&csv, ImportFormat::Csv), rows(&jsonl, ImportFormat::Jsonl));
+        assert_eq!(csv.iter().map(|row| row.line).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(jsonl.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 3]);
+        for (one, other) in csv.iter().zip(&jsonl) {
+            assert_eq!(one.token.as_ref().unwrap(), other.token.as_ref().unwrap());
+        }
+        let whole = csv[0].token.as_ref().unwrap();
+        assert_eq!((whole.scopes.len(), whole.rate_limit), (2, Some(5)));
+        let bare = csv[1].token.as_ref().unwrap();
+        assert_eq!((&bare.allowed_ips, &bare.metadata), (&None, &json!({})));
+    }
+
+    #[test]
+    fn a_bad_row_is_refused_by_its_line_and_the_next_is_read() {
+        let csv = format!(
+            "user_id,name,token_hash,rate_limit\nann,n,junk,\nann,n\nann,n,{HEX},many\n,n,{HEX},\n\"a\nb\",n,{HEX},\nann,n,bad,\n"
+        );
+        let csv = rows(&csv, ImportFormat::Csv);
+        assert_eq!(csv.iter().map(|row| row.line).collect::<Vec<_>>(), [2, 3, 4, 5, 6, 8]);
+        for (row, words) in
+            csv.iter().zip(["token_hash", "2 fields", "rate_limit", "user_id", "accepted", "token_hash"])
+        {
+            assert!(why(row).contains(words), "{row:?}");
+        }
+        let jsonl = "{\n[]\n{\"user\": 1}\n{\"user_id\": 1}\n";
+        let jsonl = rows(jsonl, ImportFormat::Jsonl);
+        for (row, words) in
+            jsonl.iter().zip(["not JSON", "not a JSON object", "not known", "user_id is not text"])
+        {
+            assert!(why(row).contains(words), "{row:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_heading_is_refused_and_not_quoted() {
+        for text in [
+            format!("ann,n,{HEX}\n"),
+            "user_id,name\n".into(),
+            "user_id,name,token_hash,x\n".into(),
+            "user_id,name,token_hash,name\n".into(),
+            String::new(),
+        ] {
+            let Err(error) = read(text.as_bytes(), ImportFormat::Csv, "f") else { panic!("{text}") };
+            assert!(
+                error.report().contains("token_hash") && !error.report().contains(HEX),
+                "{}",
+                error.report()
+            );
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! `tollgated token import`: what a file holds arrives whole, once, and what is refused is told by its line.
+
+mod commands;
+mod common;
+mod operator;
+
+use std::fmt::Write as _;
+
+use anyhow::{Context as _, Result};
+use commands::{LONG, NO, OK, USAGE, complaint, expect, fed, json_of, printed};
+use common::{Shared, code, value};
+use operator::Db;
+use serde_json::json;
+use tempfile::TempDir;
+use tollgate_tests::{Account, Tollgated, eventually_async};
+
+static SHARED: Shared = Shared::new(&[("tollgate.accept_foreign_tokens", "on")]);
+
+/// A database, the address of a role that may import, and a directory that the command can read.
+async fn world(name: &str) -> Result<(Db, String, TempDir)> {
+    let db = Db::create(&SHARED.cluster()?, name).await?;
+    db.cluster.execute(
+        &db.name,
+        &format!(
+            "create role {name}_issuer login; select tollgate.grant_capability('{name}_issuer', 'issuer')"
+        ),
+    )?;
+    let url = db.cluster.url(&format!("{name}_issuer"), &db.name);
+    let directory = tempfile::tempdir()?;
+    Account::unprivileged()?.own(directory.path())?;
+    Ok((db, url, directory))
+}
+
+fn digest(token: &str) -> String {
+    tollgate_core::token::digest(token.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn file(directory: &TempDir, name: &str, text: &str) -> Result<String> {
+    let path = directory.path().join(name);
+    std::fs::write(&path, text)?;
+    Ok(path.to_str().context("a name")?.to_owned())
+}
+
+#[tokio::test]
+async fn a_file_is_imported_once_and_each_refused_row_is_told_by_its_line() -> Result<()> {
+    let (db, url, directory) = world("rows").await?;
+    let bad = digest("tgt_bad");
+    let csv = format!(
+        "user_id,name,token_hash,scopes,expires_at\n\
+         ann,one,{},posts:read posts:write,2999-01-01T00:00:00Z\n\
+         ann,two,{bad},nonsense,\n\
+         ann,three,sk_live_secret,,\n\
+         ann,past,{},,2001-01-01T00:00:00Z\n\
+         bob,four,{},,\n",
+        digest("one"),
+        digest("past"),
+        digest("four"),
+    );
+    let path = file(&directory, "tokens.csv", &csv)?;
+    for arguments in [&["--dry-run"][..], &["--dry-run", "--batch-size=1"], &[]] {
+        let report = json_of(&url, &[&["token", "import", &path], arguments].concat(), NO);
+        assert_eq!((&report["imported"], &report["present"]), (&json!(2), &json!(0)), "{report}");
+        assert_eq!(report["dry_run"], json!(!arguments.is_empty()));
+        let refused = report["refused"].as_array().context("refused rows")?;
+        let lines: Vec<_> = refused.iter().map(|row| row["line"].as_i64().unwrap_or_default()).collect();
+        assert_eq!(lines, [3, 4, 5], "{report}");
+        for (row, words) in refused.iter().zip(["nonsense", "token_hash", "expires_in"]) {
+            assert!(row["why"].as_str().is_some_and(|why| why.contains(words)), "{words} in {row}");
+        }
+        for secret in ["sk_live_secret", &bad[..16]] {
+            assert!(!report.to_string().contains(secret), "{report}");
+        }
+        let imported = if arguments.is_empty() { 2 } else { 0 };
+        let there: i64 = value(&db.owner, "select count(*) from tollgate.api_tokens").await?;
+        assert_eq!(there, imported, "{arguments:?}");
+    }
+    assert_eq!(code(&db.web, "one").await?, "VALID");
+    let expires: String =
+        value(&db.owner, "select expires_at::text from tollgate.tokens where name = 'one'").await?;
+    assert!(expires.starts_with("2999-01-01 00:00:00"), "{expires}");
+
+    let text = printed(&url, &["token", "import", &path], NO);
+    assert!(text.contains(&format!("{path}:3: ")), "{text}");
+    assert!(text.contains("imported 0 tokens, 2 were there already, 3 refused"), "{text}");
+    assert_eq!(value::<i64>(&db.owner, "select count(*) from tollgate.api_tokens").await?, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn json_lines_come_on_standard_input_too_and_a_row_that_stands_there_twice_is_one_token() -> Result<()>
+{
+    let (db, url, _directory) = world("lines").await?;
+    let row = |name: &str| {
+        format!(
+            "{}\n",
+            json!({"user_id": "ann", "name": name, "token_hash": digest(name), "scopes": ["posts:*"],
+                                "metadata": {"plan": "pro"}, "allowed_ips": ["10.0.0.0/8"]})
+        )
+    };
+    let input = [row("a"), row("b"), row("a")].concat();
+    for (arguments, imported) in [(&["--dry-run"][..], 2), (&[], 2), (&[], 0)] {
+        let command = [&["token", "import", "-", "--format=jsonl", "--json"], arguments].concat();
+        let output = fed(&url, &command, input.as_bytes())?;
+        expect(&output, &command, OK);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        assert_eq!(report["imported"], json!(imported), "{report}");
+        assert_eq!(report["present"], json!(3 - imported), "{report}");
+    }
+    let verified = common::Request::of("a").coming_from("10.1.2.3").verify(&db.web).await?;
+    assert_eq!((verified.code.as_str(), verified.metadata), ("VALID", Some(json!({"plan": "pro"}))));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_import_that_was_killed_is_begun_again_and_loses_and_doubles_nothing() -> Result<()> {
+    const ROWS: i64 = 20_000;
+    let (db, url, directory) = world("killed").await?;
+    let mut csv = String::from("user_id,name,token_hash\n");
+    for n in 0..ROWS {
+        writeln!(csv, "user-{n},n,{}", digest(&n.to_string()))?;
+    }
+    let path = file(&directory, "tokens.csv", &csv)?;
+    let mut import = Tollgated::spawn(&url, &["token", "import", &path, "--batch-size=500"])?;
+    let there = "select count(*) from tollgate.api_tokens";
+    eventually_async(LONG, "a few batches", async || value::<i64>(&db.owner, there).await.unwrap() >= 1000)
+        .await;
+    import.kill()?;
+    // The server may be about to commit one more.
+    let alive = "select count(*) from pg_stat_activity where application_name = 'tollgated token import'";
+    eventually_async(LONG, "its session to end", async || value::<i64>(&db.owner, alive).await.unwrap() == 0)
+        .await;
+    let before: i64 = value(&db.owner, there).await?;
+    assert!(before < ROWS, "it was killed too late to tell");
+    assert_eq!(before % 500, 0, "batches are whole");
+
+    let report = json_of(&url, &["token", "import", &path], OK);
+    assert_eq!(report["present"], json!(before));
+    assert_eq!(report["imported"], json!(ROWS - before));
+    assert_eq!(value::<i64>(&db.owner, there).await?, ROWS);
+    let events = "select count(*) from tollgate.audit_log where event = 'token.imported'";
+    assert_eq!(value::<i64>(&db.owner, events).await?, ROWS);
+    Ok(())
+}
+
+#[test]
+fn a_file_that_cannot_be_one_of_tokens_is_refused_before_anything_is_tried() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    Account::unprivileged()?.own(directory.path())?;
+    let bare = file(&directory, "bare.csv", &format!("ann,n,{}\n", digest("x")))?;
+    let nameless = file(&directory, "tokens", "")?;
+    let url = "postgres://nobody@127.0.0.1:1/nowhere";
+    for (path, words) in
+        [(bare.as_str(), "user_id"), (&nameless, "--format"), ("/nonexistent/tokens.csv", "/nonexistent")]
+    {
+        let complaint = complaint(url, &["token", "import", path], USAGE);
+        assert!(complaint.contains(words), "{words} in {complaint}");
+        assert!(!complaint.contains(&digest("x")[..16]), "{complaint}");
+    }
+    Ok(())
+}
