@@ -30,7 +30,11 @@ fn row(figure: &Figure) -> [String; 5] {
     [
         figure.what.clone(),
         show(figure.median, figure.unit),
-        format!("{} to {}", show(figure.min, figure.unit), show(figure.max, figure.unit)),
+        if figure.values.len() > 1 {
+            format!("{} to {}", show(figure.min, figure.unit), show(figure.max, figure.unit))
+        } else {
+            String::new()
+        },
         figure.target.map(|target| bound(target, figure.unit)).unwrap_or_default(),
         match figure.met() {
             Some(true) => "met",
