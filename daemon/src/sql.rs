@@ -4,7 +4,9 @@
 //! ALTER EXTENSION would fail until its session ends.
 
 use std::net::IpAddr;
+use std::pin::pin;
 
+use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 use postgres_types::{FromSql, ToSql};
 use serde::{Deserialize, Serialize};
@@ -67,16 +69,18 @@ pub struct Generation {
 /// `None` when nothing was counted.
 pub async fn drain_usage(client: &impl GenericClient) -> Result<Option<Generation>> {
     const DOING: &str = "drain usage";
+    // Row by row: as the client collects them they would take several times as much memory.
     let rows = client
-        .query(
+        .query_raw(
             "select node, boot, generation, token_id, uses, denials, last_used_at, last_used_ip \
              from tollgate.drain_usage()",
-            &[],
+            std::iter::empty::<&(dyn ToSql + Sync)>(),
         )
         .await
         .doing(DOING)?;
+    let mut rows = pin!(rows);
     let mut generation: Option<Generation> = None;
-    for row in &rows {
+    while let Some(row) = rows.try_next().await.doing(DOING)? {
         let usage = UsageRow {
             token_id: row.try_get(3).doing(DOING)?,
             uses: row.try_get(4).doing(DOING)?,

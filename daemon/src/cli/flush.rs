@@ -10,8 +10,8 @@ use crate::tasks::flush_standby;
 use crate::tasks::flush_usage::{Round, flush as flush_round};
 use crate::{exit, output};
 
-/// Two rounds carry all that was counted before the command began. More are a matter of traffic that goes on
-/// meanwhile, which would keep this going for ever.
+/// Of those that are not full. Two carry all that was counted before the command began. More are a matter of traffic that
+/// goes on meanwhile, which would keep this going for ever.
 const MOST_ROUNDS: u32 = 16;
 
 #[derive(Debug, Default, PartialEq)]
@@ -52,17 +52,22 @@ pub(super) async fn flush(target: Target, standbys: Vec<Target>, output: &Output
     let session = target.connect().await?;
     let mut totals = Totals::default();
     let progress = progress::bar("flushing usage of tokens", None, output.quiet || output.json);
-    for _ in 0..MOST_ROUNDS {
+    let mut rounds = 0;
+    while rounds < MOST_ROUNDS {
         progress.tick();
-        if !totals.add(flush_round(&session).await?) {
+        let round = flush_round(&session).await?;
+        rounds += u32::from(!round.is_full());
+        if !totals.add(round) {
             break;
         }
         progress.set_position(totals.tokens);
     }
     for standby in standbys {
         let source = standby.connect().await?;
-        for _ in 0..MOST_ROUNDS {
+        let mut rounds = 0;
+        while rounds < MOST_ROUNDS {
             let round = flush_standby::flush(&source, async || Ok(&session)).await?;
+            rounds += u32::from(!round.is_full());
             if round == Round::NotReplayed {
                 totals.lagging.push(standby.describe());
             }

@@ -47,12 +47,14 @@ impl Task for FlushStandby {
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
         let mut report = Report::default();
-        match self.round(stop).await? {
+        let round = self.round(stop).await?;
+        let more = round.is_full();
+        match round {
             Round::Empty => self.lags = false,
             Round::Off(note) => report.note = Some(note),
             Round::NotReplayed => self.lags = true,
             Round::Flushed { tokens, applied, .. } => {
-                (report.items, report.more) = (tokens, !applied);
+                (report.items, report.more) = (tokens, more || !applied);
                 // One that was applied in an earlier run was waited for until now.
                 self.lags &= !applied;
             }
@@ -70,8 +72,11 @@ impl Task for FlushStandby {
         // The shutdown has begun already: its grace bounds this, not its token.
         let stop = CancellationToken::new();
         let mut items = 0;
-        for _ in 0..LAST_ROUNDS {
-            match self.round(&stop).await.map_err(still_counted)? {
+        let mut rounds = 0;
+        while rounds < LAST_ROUNDS {
+            let round = self.round(&stop).await.map_err(still_counted)?;
+            rounds += u32::from(!round.is_full());
+            match round {
                 Round::Flushed { tokens, .. } => items += tokens,
                 Round::Empty | Round::NotReplayed => break,
                 Round::Off(_) => return Ok(None),

@@ -13,6 +13,8 @@ use crate::sql;
 
 /// Enough for a generation that was left behind, for what was counted since, and for a rival that flushes too.
 pub(super) const LAST_ROUNDS: u32 = 4;
+/// As many tokens as drain_usage hands out at a time.
+const FULL: u64 = 65_536;
 
 #[derive(Debug)]
 pub struct FlushUsage {
@@ -37,6 +39,13 @@ pub enum Round {
     NotReplayed,
 }
 
+impl Round {
+    /// Whether there may be more to carry at once.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Round::Flushed { tokens: FULL.., .. })
+    }
+}
+
 impl FlushUsage {
     pub fn new(database: Database) -> Self {
         Self { database }
@@ -50,12 +59,15 @@ impl Task for FlushUsage {
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
         let session = self.database.session(stop).await?;
-        Ok(match flush(&session).await? {
-            Round::Empty => Report::default(),
+        let round = flush(&session).await?;
+        let more = round.is_full();
+        Ok(match round {
+            Round::Empty | Round::NotReplayed => Report::default(),
             Round::Off(note) => Report { note: Some(note), ..Report::default() },
             // A generation that was left behind stood before the one in which counting went on.
-            Round::Flushed { tokens, applied, .. } => Report { items: tokens, more: !applied, note: None },
-            Round::NotReplayed => Report::default(),
+            Round::Flushed { tokens, applied, .. } => {
+                Report { items: tokens, more: more || !applied, note: None }
+            }
         })
     }
 
@@ -63,8 +75,11 @@ impl Task for FlushUsage {
         // The shutdown has begun already: its grace bounds this, not its token.
         let session = self.database.session(&CancellationToken::new()).await.map_err(still_counted)?;
         let mut items = 0;
-        for _ in 0..LAST_ROUNDS {
-            match flush(&session).await.map_err(still_counted)? {
+        let mut rounds = 0;
+        while rounds < LAST_ROUNDS {
+            let round = flush(&session).await.map_err(still_counted)?;
+            rounds += u32::from(!round.is_full());
+            match round {
                 Round::Flushed { tokens, .. } => items += tokens,
                 Round::Empty | Round::NotReplayed => break,
                 Round::Off(_) => return Ok(None),

@@ -31,6 +31,9 @@ const ALL_WAYS: u32 = (1 << WAYS) - 1;
 const MAX_ADDRESSES: usize = WAYS / 4;
 /// In microseconds: ten minutes, a hundred times the daemon's period.
 const ABANDONED_AFTER: i64 = 600 * 1_000_000;
+/// Rows that are handed out at a time. More would only take more memory, of the session that drains and of who carries
+/// them; what is left is for the next generation.
+const MOST_ROWS: usize = 65_536;
 /// Groups that are looked at to tell how full the table is: keys are spread over all of them evenly.
 const SAMPLE: usize = 4096;
 
@@ -507,12 +510,12 @@ impl<'a> Table<'a> {
         // Allocated before any entry is locked. Keys that are inserted meanwhile may find no room, and stay for the next
         // generation; those handed out already are all among the unflushed now.
         let mut rows = Vec::new();
-        let room = self.unflushed() + 128;
+        let room = (self.unflushed() + 128).min(MOST_ROWS);
         rows.try_reserve_exact(room).map_err(|_| Refusal::OutOfMemory(room * size_of::<UsageRow>()))?;
         let slot = self.database(database).ok_or(Refusal::TooManyDatabases)?;
         slot.drained_at.store(now, Relaxed);
         if slot.closed.load(Relaxed) != 0 {
-            self.hand_out(database, &mut rows, false);
+            self.hand_out(database, &mut rows, None);
             if rows.is_empty() {
                 // All of it was given up, for others or because it found no room after a restart. There is nothing left
                 // that could be acknowledged, and nothing else would be handed out until it is.
@@ -520,7 +523,9 @@ impl<'a> Table<'a> {
             }
         }
         if slot.closed.load(Relaxed) == 0 {
-            self.hand_out(database, &mut rows, true);
+            // From another group each time, so that none always comes last.
+            let first = self.place(fold(slot.generation.load(Relaxed), 0xa076_1d64_78bd_642f));
+            self.hand_out(database, &mut rows, Some(first));
             if !rows.is_empty() {
                 let origin = &self.header.origin;
                 slot.closed_under.store(&origin.node(), &origin.boot());
@@ -531,13 +536,16 @@ impl<'a> Table<'a> {
         Ok(Drained { node: slot.closed_under.node(), boot: slot.closed_under.boot(), generation, rows })
     }
 
-    /// Appends what is handed out of a database, up to the capacity; first closes it.
-    fn hand_out(&self, database: u32, rows: &mut Vec<UsageRow>, close: bool) {
-        for (group, slot) in self.unflushed_slots() {
+    /// Appends what is handed out of a database. First closes it, from a group on and up to the capacity.
+    fn hand_out(&self, database: u32, rows: &mut Vec<UsageRow>, close_from: Option<usize>) {
+        for (group, slot) in self.unflushed_slots(close_from.unwrap_or(0)) {
             let (entry, handed_out) = (&group.entries[slot], &group.handed_out[slot]);
             let _held = entry.lock.hold();
             if entry.database.load(Relaxed) == database {
-                if close && rows.len() < rows.capacity() {
+                if close_from.is_some() {
+                    if rows.len() == rows.capacity() {
+                        return;
+                    }
                     handed_out.uses.store(entry.uses.load(Relaxed), Relaxed);
                     handed_out.denials.store(entry.denials.load(Relaxed), Relaxed);
                 }
@@ -573,7 +581,7 @@ impl<'a> Table<'a> {
         if generation == 0 || slot.closed.load(Relaxed) != generation {
             return false;
         }
-        for (group, slot) in self.unflushed_slots() {
+        for (group, slot) in self.unflushed_slots(0) {
             let _held = group.entries[slot].lock.hold();
             if group.entries[slot].database.load(Relaxed) == database {
                 group.subtract(slot);
@@ -613,9 +621,12 @@ impl<'a> Table<'a> {
         self.groups.iter().map(|group| group.unflushed.load(Relaxed).count_ones() as usize).sum()
     }
 
-    fn unflushed_slots(&self) -> impl Iterator<Item = (&'a Group, usize)> + use<'a> {
-        self.groups
+    /// Of all groups, from one of them on.
+    fn unflushed_slots(&self, first: usize) -> impl Iterator<Item = (&'a Group, usize)> + use<'a> {
+        let (before, after) = self.groups.split_at(first);
+        after
             .iter()
+            .chain(before)
             .flat_map(|group| bits(group.unflushed.load(Relaxed)).map(move |slot| (group, slot)))
     }
 

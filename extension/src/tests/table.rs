@@ -303,6 +303,26 @@ fn as_many_keys_as_were_asked_for_find_room_and_a_fifth_more() {
 }
 
 #[test]
+fn what_is_too_much_for_one_generation_goes_into_the_next_ones() {
+    const KEYS: u64 = 150_000;
+    let counters = Counters::new(KEYS as usize);
+    for key in 0..KEYS {
+        counters.count(DATABASE, key.into(), accepted(1, None));
+    }
+    let mut sizes = Vec::new();
+    loop {
+        let (generation, rows) = counters.drain(DATABASE);
+        if rows.is_empty() {
+            break;
+        }
+        assert_eq!(totals(&counters.drain(DATABASE).1), totals(&rows), "the same until it is acknowledged");
+        assert!(counters.acknowledge(DATABASE, generation));
+        sizes.push(rows.len() as u64);
+    }
+    assert_eq!(sizes, [65_536, 65_536, KEYS - 2 * 65_536]);
+}
+
+#[test]
 fn keys_that_come_and_go_are_counted_exactly_by_many_at_once() {
     // Far more keys than slots: slots change hands all the time, while others count in them.
     const THREADS: u64 = 4;
