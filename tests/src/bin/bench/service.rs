@@ -158,18 +158,23 @@ fn check_limited(cluster: &Cluster, tokens: &Tokens) -> Result<()> {
     owner.execute("0", &[tokens.get(0), REQUIRED, ADDRESS], b"VALID 999999999")
 }
 
-/// What the daemon does every few seconds. Between the turns, so that it costs none of them.
+/// What the daemon does every few seconds, as often as there is something. Between the turns, so that it costs none of them.
 pub(crate) fn flush(cluster: &Cluster, database: &str) -> Result<()> {
-    cluster.execute(
-        database,
-        "select tollgate.apply_usage(node, boot, generation,
-                    array_agg((token_id, uses, denials, last_used_at, last_used_ip)::tollgate.usage_row))
-           from tollgate.drain_usage() group by node, boot, generation",
-    )?;
-    cluster.execute(
-        database,
-        "select tollgate.ack_usage(generation) from (select distinct generation from tollgate.drain_usage()) as drained",
-    )
+    let mut owner = Connection::prepare(&socket(cluster), "postgres", database, &[])?;
+    loop {
+        owner.simple(
+            "select tollgate.apply_usage(node, boot, generation,
+                        array_agg((token_id, uses, denials, last_used_at, last_used_ip)::tollgate.usage_row))
+               from tollgate.drain_usage() group by node, boot, generation",
+        )?;
+        let acknowledged = owner.simple(
+            "select tollgate.ack_usage(generation)
+               from (select distinct generation from tollgate.drain_usage()) as drained",
+        )?;
+        if acknowledged.is_none() {
+            return Ok(());
+        }
+    }
 }
 
 /// That every verification was counted.
