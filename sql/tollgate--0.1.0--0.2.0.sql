@@ -1793,6 +1793,8 @@ BEGIN
         DELETE FROM tollgate.token_usage u USING purged p WHERE u.token_id = p.id
     ), forgotten_hours AS (
         DELETE FROM tollgate.usage_hourly h USING purged p WHERE h.token_id = p.id
+    ), forgotten_notices AS (
+        DELETE FROM tollgate.expiry_notices n USING purged p WHERE n.token_id = p.id
     ), logged AS (
         -- The epoch is asked for once, not for each row.
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)
@@ -1896,7 +1898,7 @@ BEGIN
                      'look for the process that the server''s log names in the warnings of the NOTIFY queue')
         FROM (SELECT a.pid, tollgate.session_label(a.usename, a.datname, a.application_name) AS label, a.state,
                      date_trunc('second', checked_at - a.xact_start) AS age,
-                     row_number() OVER (ORDER BY a.query ~* '^\s*listen\M' DESC, a.xact_start) AS place
+                     row_number() OVER (ORDER BY a.query ~* '^[[:space:]]*listen[[:>:]]' DESC, a.xact_start) AS place
               FROM pg_stat_activity a
               WHERE a.backend_type = 'client backend' AND a.xact_start IS NOT NULL AND a.pid <> pg_backend_pid()) h
         WHERE queue >= 0.05 AND h.place <= 3
@@ -2039,7 +2041,7 @@ BEGIN
         ) AS w (name, bad, wanted, consequence)
         -- Not what this session was set to since, as a daemon's is.
         JOIN pg_settings s ON s.name = w.name AND s.reset_val = w.bad
-        WHERE w.name NOT LIKE 'auto\_explain.%'
+        WHERE NOT starts_with(w.name, 'auto_explain.')
            OR EXISTS (SELECT FROM pg_settings e WHERE e.name = 'auto_explain.log_min_duration' AND e.reset_val <> '-1');
     IF NOT FOUND THEN
         RETURN QUERY SELECT aspect, 'ok', 'none endangers tokens or what is recorded of them', NULL;
@@ -2582,10 +2584,10 @@ COMMENT ON FUNCTION tollgate.settle_privileges() IS
     'Makes the decisions hold for what an installation or an upgrade brought, and has remembered capabilities granted anew. Internal.';
 
 CREATE TABLE tollgate.expiry_notices (
-    token_id   uuid        PRIMARY KEY REFERENCES tollgate.api_tokens ON DELETE CASCADE,
+    token_id   uuid        PRIMARY KEY,
     expires_at timestamptz NOT NULL
 );
-COMMENT ON TABLE tollgate.expiry_notices IS 'The expiry of each token that token.expiring told of';
+COMMENT ON TABLE tollgate.expiry_notices IS 'The expiry of each token that token.expiring told of. No foreign key, whose check would lock, and so write, the row of the token';
 SELECT pg_extension_config_dump('tollgate.expiry_notices', '');
 
 CREATE FUNCTION tollgate.announce_expiries(notice interval DEFAULT '7 days', batch_size integer DEFAULT 1000) RETURNS bigint
@@ -2704,7 +2706,7 @@ BEGIN
                   HINT = 'A name is 1 to 63 of a-z, 0-9, "_", "." and "-", begins with a letter or digit, and is no secret: metrics and logs show it.';
     END IF;
     -- No user and password: those would be sent to wherever the name leads.
-    IF $2 IS NULL OR length($2) > 2000 OR $2 !~ '^https?://[A-Za-z0-9._:\[\]-]+([/?][!-~]*)?$' OR $2 ~ '[0-9A-Fa-f]{80}' THEN
+    IF $2 IS NULL OR length($2) > 2000 OR $2 !~ '^https?://[][A-Za-z0-9._:-]+([/?][!-~]*)?$' OR $2 ~ '[0-9A-Fa-f]{80}' THEN
         RAISE EXCEPTION 'this is not an address that a webhook can be sent to'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: url.',
                   HINT = 'Give https://host/path, at most 2000 characters, without user, password and fragment, special characters as %XX.';

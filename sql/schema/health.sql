@@ -53,7 +53,7 @@ BEGIN
                      'look for the process that the server''s log names in the warnings of the NOTIFY queue')
         FROM (SELECT a.pid, tollgate.session_label(a.usename, a.datname, a.application_name) AS label, a.state,
                      date_trunc('second', checked_at - a.xact_start) AS age,
-                     row_number() OVER (ORDER BY a.query ~* '^\s*listen\M' DESC, a.xact_start) AS place
+                     row_number() OVER (ORDER BY a.query ~* '^[[:space:]]*listen[[:>:]]' DESC, a.xact_start) AS place
               FROM pg_stat_activity a
               WHERE a.backend_type = 'client backend' AND a.xact_start IS NOT NULL AND a.pid <> pg_backend_pid()) h
         WHERE queue >= 0.05 AND h.place <= 3
@@ -196,7 +196,7 @@ BEGIN
         ) AS w (name, bad, wanted, consequence)
         -- Not what this session was set to since, as a daemon's is.
         JOIN pg_settings s ON s.name = w.name AND s.reset_val = w.bad
-        WHERE w.name NOT LIKE 'auto\_explain.%'
+        WHERE NOT starts_with(w.name, 'auto_explain.')
            OR EXISTS (SELECT FROM pg_settings e WHERE e.name = 'auto_explain.log_min_duration' AND e.reset_val <> '-1');
     IF NOT FOUND THEN
         RETURN QUERY SELECT aspect, 'ok', 'none endangers tokens or what is recorded of them', NULL;

@@ -65,10 +65,10 @@ COMMENT ON FUNCTION tollgate.expire_tokens(integer) IS
     'Records the expiry of tokens past their time, once each (event token.expired), and says how many; they were refused from that time on without it';
 
 CREATE TABLE tollgate.expiry_notices (
-    token_id   uuid        PRIMARY KEY REFERENCES tollgate.api_tokens ON DELETE CASCADE,
+    token_id   uuid        PRIMARY KEY,
     expires_at timestamptz NOT NULL
 );
-COMMENT ON TABLE tollgate.expiry_notices IS 'The expiry of each token that token.expiring told of';
+COMMENT ON TABLE tollgate.expiry_notices IS 'The expiry of each token that token.expiring told of. No foreign key, whose check would lock, and so write, the row of the token';
 SELECT pg_extension_config_dump('tollgate.expiry_notices', '');
 
 CREATE FUNCTION tollgate.announce_expiries(notice interval DEFAULT '7 days', batch_size integer DEFAULT 1000) RETURNS bigint
@@ -137,6 +137,8 @@ BEGIN
         DELETE FROM tollgate.token_usage u USING purged p WHERE u.token_id = p.id
     ), forgotten_hours AS (
         DELETE FROM tollgate.usage_hourly h USING purged p WHERE h.token_id = p.id
+    ), forgotten_notices AS (
+        DELETE FROM tollgate.expiry_notices n USING purged p WHERE n.token_id = p.id
     ), logged AS (
         -- The epoch is asked for once, not for each row.
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)

@@ -77,7 +77,7 @@ BEGIN
                   HINT = 'A name is 1 to 63 of a-z, 0-9, "_", "." and "-", begins with a letter or digit, and is no secret: metrics and logs show it.';
     END IF;
     -- No user and password: those would be sent to wherever the name leads.
-    IF $2 IS NULL OR length($2) > 2000 OR $2 !~ '^https?://[A-Za-z0-9._:\[\]-]+([/?][!-~]*)?$' OR $2 ~ '[0-9A-Fa-f]{80}' THEN
+    IF $2 IS NULL OR length($2) > 2000 OR $2 !~ '^https?://[][A-Za-z0-9._:-]+([/?][!-~]*)?$' OR $2 ~ '[0-9A-Fa-f]{80}' THEN
         RAISE EXCEPTION 'this is not an address that a webhook can be sent to'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: url.',
                   HINT = 'Give https://host/path, at most 2000 characters, without user, password and fragment, special characters as %XX.';

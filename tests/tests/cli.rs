@@ -569,7 +569,8 @@ fn on_a_terminal(url: &str, arguments: &[&str], environment: &[(&str, &str)]) ->
     use std::io::Read as _;
     let terminal = nix::pty::openpty(None, None)?;
     let mut command = Tollgated::command(url)?;
-    command.args(arguments).envs(environment.iter().copied());
+    // Where CI is set, colours are for every terminal.
+    command.args(arguments).env_remove("CI").envs(environment.iter().copied());
     command.stdin(Stdio::null()).stdout(terminal.slave).stderr(Stdio::null());
     let mut child = command.spawn()?;
     // The last holder of the other end, or reading would never end.
