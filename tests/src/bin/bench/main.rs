@@ -90,6 +90,8 @@ pub(crate) struct Scale {
     pub(crate) rounds: u32,
     pub(crate) turn: Duration,
     pub(crate) soak: Duration,
+    /// Between the daemon's flushes.
+    pub(crate) flush_interval: Duration,
     /// Calls in one statement, for what is measured inside a backend.
     pub(crate) calls: u32,
     /// Rows of the table that policies guard.
@@ -110,6 +112,7 @@ impl Options {
             rounds: 7,
             turn: Duration::from_secs(2),
             soak: Duration::from_mins(10),
+            flush_interval: Duration::from_secs(5),
             calls: 500_000,
             rows: 1_000_000,
             flushed: 200_000,
@@ -121,7 +124,8 @@ impl Options {
             many: 4000,
             rounds: 1,
             turn: Duration::from_millis(100),
-            soak: Duration::from_secs(3),
+            soak: Duration::from_secs(2),
+            flush_interval: Duration::from_millis(200),
             calls: 500,
             rows: 2000,
             flushed: 500,
@@ -185,6 +189,8 @@ fn run(options: &Options) -> Result<()> {
             let begin = Instant::now();
             let outcome = (part.run)(&Run { install, scale: &scale })
                 .with_context(|| format!("{} on {}", part.name, install.version))?;
+            let unknown = outcome.figures.iter().find(|figure| !figure.median.is_finite());
+            ensure!(unknown.is_none(), "{} was not measured", unknown.map_or("", |figure| &figure.what));
             eprintln!("    {:.0} s", begin.elapsed().as_secs_f64());
             version.parts.push(Measured {
                 part: part.name.to_owned(),

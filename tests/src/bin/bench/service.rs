@@ -47,9 +47,10 @@ pub(crate) fn builder(install: &Install, tokens: u32) -> Builder {
         .setting("tollgate.max_tracked_keys", &tracked_keys(tokens).to_string())
 }
 
-/// Room for each token, as a service would have whose tokens are all in use, and then some: partitions fill unevenly.
+/// Room for each token, as a service would have whose tokens are all in use, and then some: partitions fill unevenly, and a
+/// token under a limit is refused where there is no room for it.
 fn tracked_keys(tokens: u32) -> u64 {
-    (u64::from(tokens) * 5 / 4).max(131_072)
+    u64::from(tokens) * 5 / 4 + 131_072
 }
 
 /// What every part says of its server.
@@ -157,18 +158,23 @@ fn check_limited(cluster: &Cluster, tokens: &Tokens) -> Result<()> {
     owner.execute("0", &[tokens.get(0), REQUIRED, ADDRESS], b"VALID 999999999")
 }
 
-/// What the daemon does every few seconds. Between the turns, so that it costs none of them.
+/// What the daemon does every few seconds, as often as there is something. Between the turns, so that it costs none of them.
 pub(crate) fn flush(cluster: &Cluster, database: &str) -> Result<()> {
-    cluster.execute(
-        database,
-        "select tollgate.apply_usage(node, boot, generation,
-                    array_agg((token_id, uses, denials, last_used_at, last_used_ip)::tollgate.usage_row))
-           from tollgate.drain_usage() group by node, boot, generation",
-    )?;
-    cluster.execute(
-        database,
-        "select tollgate.ack_usage(generation) from (select distinct generation from tollgate.drain_usage()) as drained",
-    )
+    let mut owner = Connection::prepare(&socket(cluster), "postgres", database, &[])?;
+    loop {
+        owner.simple(
+            "select tollgate.apply_usage(node, boot, generation,
+                        array_agg((token_id, uses, denials, last_used_at, last_used_ip)::tollgate.usage_row))
+               from tollgate.drain_usage() group by node, boot, generation",
+        )?;
+        let acknowledged = owner.simple(
+            "select tollgate.ack_usage(generation)
+               from (select distinct generation from tollgate.drain_usage()) as drained",
+        )?;
+        if acknowledged.is_none() {
+            return Ok(());
+        }
+    }
 }
 
 /// That every verification was counted.

@@ -1,6 +1,7 @@
 //! Tokens that are made from their numbers, so that the client knows them; `create_api_token` would be the only other
 //! place that does.
 
+use std::ops::Range;
 use std::thread;
 
 use anyhow::Result;
@@ -15,16 +16,22 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    /// The tokens of these numbers, of which there is at least one.
+    /// The first so many.
     pub(crate) fn new(count: u32) -> Result<Self> {
+        Self::of(0..count)
+    }
+
+    /// The tokens of these numbers.
+    pub(crate) fn of(numbers: Range<u32>) -> Result<Self> {
         let length = token(0).token().len();
         let workers = u32::try_from(thread::available_parallelism()?.get())?;
-        let share = count.div_ceil(workers).max(1);
+        let share = u32::try_from(numbers.len())?.div_ceil(workers).max(1);
         let text = thread::scope(|scope| {
             let workers: Vec<_> = (0..workers)
                 .map(|worker| {
+                    let at = |position: u32| (numbers.start + position * share).min(numbers.end);
+                    let numbers = at(worker)..at(worker + 1);
                     scope.spawn(move || {
-                        let numbers = (worker * share).min(count)..((worker + 1) * share).min(count);
                         let mut text = String::with_capacity(numbers.len() * length);
                         numbers.for_each(|number| text.push_str(token(number).token()));
                         text
@@ -34,6 +41,15 @@ impl Tokens {
             workers.into_iter().map(|worker| worker.join().expect("making tokens does not fail")).collect()
         });
         Ok(Self { text, length })
+    }
+
+    /// Each with another last character, so that only the checksum tells.
+    pub(crate) fn malformed(&self) -> Self {
+        let spoil = |token: &str| {
+            let (rest, last) = token.split_at(token.len() - 1);
+            format!("{rest}{}", if last == "0" { "1" } else { "0" })
+        };
+        Self { text: (0..self.len()).map(|index| spoil(self.get(index))).collect(), length: self.length }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -105,5 +121,8 @@ mod tests {
         for number in [0, 50, 51, 100] {
             assert_eq!(tokens.get(number), token(u32::try_from(number).expect("small")).token());
         }
+        let later = Tokens::of(50..101).expect("tokens");
+        assert_eq!((later.len(), later.get(1)), (51, tokens.get(51)));
+        assert_ne!(later.malformed().get(1), later.get(1));
     }
 }

@@ -5,28 +5,32 @@ use anyhow::{Result, ensure};
 use tollgate_tests::DATABASE;
 
 use super::{Outcome, Part, Run, part};
-use crate::clients::{ADDRESS, REQUIRED, socket};
+use crate::clients::{ADDRESS, Clients, REQUIRED, Statement, socket};
 use crate::measure::{Series, alternate_numbers, timed};
 use crate::report::{Figure, Unit};
-use crate::service::{self, WEB};
-use crate::tokens::{Tokens, token};
+use crate::service::{self, VERIFY, WEB};
+use crate::tokens::Tokens;
 use crate::wire::Connection;
 
 pub(super) const PART: Part =
     part("backend", "calls inside a backend: of a hot, an unknown, a malformed token", run);
+
+/// A verification of what is no token, or none of ours.
+const REFUSED: Statement = Statement { expected: b"f", ..VERIFY };
 
 fn run(run: &Run<'_>) -> Result<Outcome> {
     let (calls, count) = (run.scale.calls, run.scale.tokens.div_ceil(10));
     let tokens = Tokens::new(count)?;
     let cluster =
         service::with_tokens(service::builder(run.install, count).setting("autovacuum", "off"), &tokens)?;
-    let (valid, unknown) = (tokens.get(tokens.len() / 2), token(count));
-    let malformed = malformed(valid);
+    let unknown = Tokens::of(count..2 * count)?;
+    let malformed = tokens.malformed();
+    let some = tokens.len() / 2;
     let turns = [
-        ("bench.empty", valid, None),
-        ("tollgate.verify_api_token", valid, Some("VALID")),
-        ("tollgate.verify_api_token", unknown.token(), Some("NOT_FOUND")),
-        ("tollgate.verify_api_token", &malformed, Some("MALFORMED")),
+        ("bench.empty", tokens.get(some), None),
+        ("tollgate.verify_api_token", tokens.get(some), Some("VALID")),
+        ("tollgate.verify_api_token", unknown.get(some), Some("NOT_FOUND")),
+        ("tollgate.verify_api_token", malformed.get(some), Some("MALFORMED")),
     ];
     let mut web = Connection::prepare(&socket(&cluster), WEB, DATABASE, &[])?;
     web.share_processor(0);
@@ -48,37 +52,36 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
         ensure!(counted == Some(calls.to_string()), "{counted:?} calls where {calls} were expected");
         Ok(time.as_secs_f64() * 1e9 / f64::from(calls))
     })?;
-    let [empty, valid, unknown, malformed] = &nanoseconds[..] else { unreachable!() };
-    let [valid, unknown, malformed] = [valid, unknown, malformed].map(|series| series.minus(empty));
-    let micros = |series: &Series| series.times(1e-3);
+    let [empty, calls_of @ ..] = &nanoseconds[..] else { unreachable!() };
+    let inside: Vec<Series> = calls_of.iter().map(|series| series.minus(empty).times(1e-3)).collect();
+
+    let mut clients = Clients::connect(&cluster, WEB, DATABASE, run.scale.clients, &[VERIFY, REFUSED])?;
+    clients.warm_up(0, &tokens, 0..tokens.len())?;
+    let presented = [(0, &tokens), (1, &unknown), (1, &malformed)];
+    let rates = alternate_numbers("backend, round trips", run.scale.rounds, presented.len(), |turn| {
+        let (statement, tokens) = presented[turn];
+        Ok(clients.run(run.scale.turn, statement, tokens)?.rate())
+    })?;
+    let round_trip = |what: &str, refused: &Series| {
+        Figure::new(&format!("{what} ÷ a valid one, round trip"), Unit::Ratio, &rates[0].over(refused))
+            .at_most(1.0)
+    };
     Ok(Outcome {
         conditions: vec![
             format!("one client, {calls} calls in a statement, the same token again and again, of {count}"),
             "less as many calls of an internal function that is declared alike and does nothing".to_owned(),
+            format!("round trips: {} clients, random among {count} of each", run.scale.clients),
             "expiry, networks, scopes, metering and a limit on".to_owned(),
             service::conditions(&cluster)?,
         ],
         figures: vec![
-            Figure::new("one verification inside a backend, hot token", Unit::Microseconds, &micros(&valid))
+            Figure::new("one verification inside a backend, hot token", Unit::Microseconds, &inside[0])
                 .at_most(2.0),
-            Figure::new("unknown token ÷ valid token, inside a backend", Unit::Ratio, &unknown.over(&valid))
-                .at_most(1.0),
-            Figure::new(
-                "malformed token ÷ valid token, inside a backend",
-                Unit::Ratio,
-                &malformed.over(&valid),
-            )
-            .at_most(1.0),
-            Figure::new("malformed token, inside a backend", Unit::Microseconds, &micros(&malformed))
-                .at_most(0.5),
-            Figure::new("unknown token, inside a backend", Unit::Microseconds, &micros(&unknown)),
-            Figure::new("a call of an empty function", Unit::Microseconds, &micros(empty)),
+            round_trip("unknown token", &rates[1]),
+            round_trip("malformed token", &rates[2]),
+            Figure::new("malformed token, inside a backend", Unit::Microseconds, &inside[2]).at_most(0.5),
+            Figure::new("unknown token, inside a backend", Unit::Microseconds, &inside[1]),
+            Figure::new("a call of an empty function", Unit::Microseconds, &empty.times(1e-3)),
         ],
     })
-}
-
-/// With another last character, so that only the checksum tells.
-fn malformed(token: &str) -> String {
-    let (rest, last) = token.split_at(token.len() - 1);
-    format!("{rest}{}", if last == "0" { "1" } else { "0" })
 }

@@ -71,9 +71,16 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     let meanwhile = |pairs: &[Pair]| pairs.iter().map(|pair| pair.meanwhile).collect::<Series>();
     Ok(Outcome {
         conditions: vec![
-            format!("{} clients, {rate:.0} verifications a second, a quarter of what there can be", run.scale.clients),
-            format!("{ROUNDS} times {share} ended tokens deleted by tollgated cleanup beside {} live ones, in turn with quiet stretches", tokens.len()),
-            "then as often at full load, where cleanup and clients share two processors that are busy already".to_owned(),
+            format!(
+                "{} clients, {rate:.0} verifications a second, a quarter of what there can be",
+                run.scale.clients
+            ),
+            format!(
+                "{ROUNDS} times {share} ended tokens deleted by tollgated cleanup beside {} live ones, in turn with \
+                 quiet stretches",
+                tokens.len()
+            ),
+            "then as often at full load, where the processors are busy already".to_owned(),
             service::conditions(&cluster)?,
         ],
         figures: vec![
@@ -83,11 +90,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
                 &meanwhile(&paced).over(&quiet(&paced)),
             )
             .at_most(2.0),
-            Figure::new(
-                "the same at full load",
-                Unit::Ratio,
-                &meanwhile(&flat_out).over(&quiet(&flat_out)),
-            ),
+            Figure::new("the same at full load", Unit::Ratio, &meanwhile(&flat_out).over(&quiet(&flat_out))),
             Figure::new("p99 of verification, quiet", Unit::Microseconds, &quiet(&paced)),
             Figure::new("p99 of verification, during cleanup", Unit::Microseconds, &meanwhile(&paced)),
             Figure::new("tokens deleted meanwhile", Unit::PerSecond, &speeds),

@@ -6,7 +6,7 @@ use tollgate_tests::{Cluster, DATABASE};
 use super::{Outcome, Part, Run, part};
 use crate::clients::{ADDRESS, Clients, REQUIRED, Statement};
 use crate::measure::{Series, alternate_numbers, timed};
-use crate::report::{Figure, Unit};
+use crate::report::{Figure, Unit, count};
 use crate::service::{self, VERIFY, WEB};
 use crate::tokens::{Random, Tokens};
 use crate::wire::Connection;
@@ -52,10 +52,10 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     let [empty_few, verify_few, empty_many, verify_many] = &inside[..] else { unreachable!() };
     let (inside_few, inside_many) = (verify_few.minus(empty_few), verify_many.minus(empty_many));
 
-    let at = |what: &str, side: &Side<'_>, series: &Series| {
-        Figure::new(&format!("{what} at {} tokens", side.tokens.len()), Unit::Microseconds, series)
+    let at = |what: &str, tokens: u32, series: &Series| {
+        Figure::new(&format!("{what} at {} tokens", count(tokens)), Unit::Microseconds, series)
     };
-    let names = format!("at {many} tokens ÷ at {few}");
+    let names = format!("at {} tokens ÷ at {}", count(many), count(few));
     Ok(Outcome {
         conditions: vec![
             format!("{} clients, tokens random among all, all of them tracked", run.scale.clients),
@@ -71,19 +71,19 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
                 Unit::Ratio,
                 &inside_many.over(&inside_few),
             ),
-            at("a verification's round trip", &sides[0], of_few),
-            at("a verification's round trip", &sides[1], of_many),
-            at("inside a backend", &sides[0], &inside_few),
-            at("inside a backend", &sides[1], &inside_many),
+            at("a verification's round trip", few, of_few),
+            at("a verification's round trip", many, of_many),
+            at("inside a backend", few, &inside_few),
+            at("inside a backend", many, &inside_many),
         ],
     })
 }
 
-fn side<'a>(run: &Run<'_>, cluster: &Cluster, name: &str, count: u32) -> Result<Side<'a>> {
-    let tokens = Tokens::new(count)?;
+fn side<'a>(run: &Run<'_>, cluster: &Cluster, name: &str, number: u32) -> Result<Side<'a>> {
+    let tokens = Tokens::new(number)?;
     service::prepare(cluster, name)?;
     // It is only read. Ten million rows and their indexes in the write-ahead log would be minutes of waiting for the disk.
-    cluster.execute(name, "alter table tollgate.api_tokens set unlogged")?;
+    cluster.execute(name, UNLOGGED)?;
     service::load(cluster, name, &tokens)?;
     present(cluster, name, &tokens, run.scale.calls)?;
     let mut clients = Clients::connect(cluster, WEB, name, run.scale.clients, &STATEMENTS)?;
@@ -98,6 +98,19 @@ fn side<'a>(run: &Run<'_>, cluster: &Cluster, name: &str, count: u32) -> Result<
     backend.share_processor(0);
     Ok(Side { tokens, clients, backend })
 }
+
+/// Those first that refer to it, as PostgreSQL demands.
+const UNLOGGED: &str = "do $$
+    declare
+        referring regclass;
+    begin
+        for referring in
+            select conrelid from pg_constraint where contype = 'f' and confrelid = 'tollgate.api_tokens'::regclass
+        loop
+            execute format('alter table %s set unlogged', referring);
+        end loop;
+        alter table tollgate.api_tokens set unlogged;
+    end $$";
 
 /// Has a backend see each page of the table and of the index once: by a bitmap, because a sequential scan of a large table
 /// would leave nothing of it in memory.

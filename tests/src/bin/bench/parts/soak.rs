@@ -23,19 +23,27 @@ const STATEMENTS: [Statement; 1] = [VERIFY];
 /// Bytes of memory at one moment.
 #[derive(Clone, Copy)]
 struct Memory {
-    server: f64,
+    /// Of the server's processes, each its own.
+    private: f64,
+    /// That the server's processes have in common, as far as it was ever used.
+    shared: f64,
     daemon: f64,
 }
 
 fn run(run: &Run<'_>) -> Result<Outcome> {
     let tokens = Tokens::new(run.scale.tokens)?;
     let cluster = service::with_tokens(service::builder(run.install, run.scale.tokens), &tokens)?;
-    let mut daemon = Tollgated::spawn(&cluster.url(OPERATOR, DATABASE), &["run"])?;
+    let mut command = Tollgated::command(&cluster.url(OPERATOR, DATABASE))?;
+    command.arg("run").arg(format!("--flush-interval={}ms", run.scale.flush_interval.as_millis()));
+    // Any port: there may be another daemon on this machine.
+    let mut daemon = Tollgated::spawn_command(command.env("TOLLGATED_HTTP_ADDRESS", "127.0.0.1:0"))?;
     let mut clients = Clients::connect(&cluster, WEB, DATABASE, run.scale.clients, &STATEMENTS)?;
     // Twice each: its row of usage is there, and was updated, so that what comes is more of the same.
+    let mut verified = 1;
     for _ in 0..2 {
         clients.warm_up(0, &tokens, 0..tokens.len())?;
-        service_catches_up(&cluster);
+        verified += tokens.len() as u64;
+        catch_up(&cluster, verified);
     }
     let before = Tables::look(&cluster)?;
 
@@ -55,38 +63,56 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
         anyhow::Ok((done?, samples?))
     })?;
     ensure!(daemon.is_running(), "the daemon ended:\n{}", daemon.log());
-    service_catches_up(&cluster);
-    let after = Tables::look(&cluster)?;
-    let verified = 1 + 2 * tokens.len() as u64 + done.executions;
+    verified += done.executions;
+    catch_up(&cluster, verified);
     daemon.terminate()?;
     daemon.wait(Duration::from_secs(60))?;
-    service::check_metering(&cluster, verified)?;
+    drop(clients);
+    // A session reports what it did to tables when it ends, at the latest.
+    let others = "select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()";
+    eventually(Duration::from_secs(60), "all sessions to end", || {
+        cluster.value(DATABASE, others).is_ok_and(|count| count.as_deref() == Some("0"))
+    });
+    let after = Tables::look(&cluster)?;
 
-    // The first minute of ten, beside the last.
+    // The first minute of ten, beside the last. The least of each: a flush takes memory while it runs, and gives it back.
     let tenth = (samples.len() / 10).max(1);
     let growth = |of: fn(&Memory) -> f64| {
-        let median = |samples: &[Memory]| samples.iter().map(of).collect::<Series>().median();
-        median(&samples[samples.len() - tenth..]) - median(&samples[..tenth])
+        let least = |samples: &[Memory]| samples.iter().map(of).collect::<Series>().min();
+        least(&samples[samples.len() - tenth..]) - least(&samples[..tenth])
     };
-    let last = samples.last().context("at least one sample")?;
+    let most = |of: fn(&Memory) -> f64| samples.iter().map(of).collect::<Series>().max();
     let one = |what: &str, unit: Unit, value: f64| Figure::new(what, unit, &Series(vec![value]));
     Ok(Outcome {
         conditions: vec![
-            format!("{} clients, {} s at {:.0} verifications a second, tokens random among {}", run.scale.clients, run.scale.soak.as_secs(), done.rate(), tokens.len()),
-            "tollgated run with its defaults; every verification found counted at the end".to_owned(),
-            "memory: private pages of all processes of the server but autovacuum workers, which come and go, and shared \
-             pages in use; medians of the first and of the last tenth of the time".to_owned(),
+            format!(
+                "{} clients, {} s at {:.0} verifications a second, tokens random among {}",
+                run.scale.clients,
+                run.scale.soak.as_secs(),
+                done.rate(),
+                tokens.len()
+            ),
+            format!(
+                "tollgated run, a flush every {:?}; every verification found counted at the end",
+                run.scale.flush_interval
+            ),
+            "private memory: of all processes of the server but autovacuum workers, which come and go; growth: from the \
+             least in the first tenth of the time to the least in the last"
+                .to_owned(),
             service::conditions(&cluster)?,
         ],
         figures: vec![
             one("soak: dead tuples in api_tokens", Unit::Rows, after.dead).at_most(0.0),
             one("soak: growth of api_tokens and its indexes", Unit::Bytes, after.tokens - before.tokens).at_most(0.0),
-            one("soak: growth of the server's memory", Unit::Bytes, growth(|memory| memory.server)).at_most(SLACK),
+            one("soak: growth of the server's private memory", Unit::Bytes, growth(|memory| memory.private))
+                .at_most(SLACK),
+            one("soak: growth of the shared memory in use", Unit::Bytes, growth(|memory| memory.shared)),
             one("soak: growth of the daemon's memory", Unit::Bytes, growth(|memory| memory.daemon)),
-            one("soak: updates of token_usage that are HOT", Unit::Percent, 100.0 * (after.hot - before.hot) / (after.updates - before.updates)),
+            one("soak: HOT updates of token_usage", Unit::Percent, 100.0 * after.hot / after.updates),
             one("soak: growth of token_usage and its index", Unit::Bytes, after.usage - before.usage),
-            one("soak: the server's memory at the end", Unit::Bytes, last.server),
-            one("soak: the daemon's memory at the end", Unit::Bytes, last.daemon),
+            one("soak: the server's private memory, at most", Unit::Bytes, most(|memory| memory.private)),
+            one("soak: the shared memory in use, at most", Unit::Bytes, most(|memory| memory.shared)),
+            one("soak: the daemon's memory, at most", Unit::Bytes, most(|memory| memory.daemon)),
             one("soak: verifications", Unit::PerSecond, done.rate()),
         ],
     })
@@ -100,14 +126,11 @@ fn pause(soak: Duration) -> Duration {
     (soak / 300).clamp(Duration::from_millis(50), Duration::from_secs(2))
 }
 
-/// Waits until the daemon has flushed what was counted before.
-fn service_catches_up(cluster: &Cluster) {
-    let flushes = "select coalesce(sum(flushes), 0) from tollgate.usage_flushes";
-    let number =
-        || cluster.value(DATABASE, flushes).ok().flatten().and_then(|value| value.parse::<u64>().ok());
-    let before = number().unwrap_or(0);
-    // The first may have begun before.
-    eventually(Duration::from_secs(60), "the daemon to flush", || number().is_some_and(|now| now > before));
+/// Waits until the daemon has flushed all that was verified.
+fn catch_up(cluster: &Cluster, verified: u64) {
+    eventually(Duration::from_secs(60), "the daemon to flush all verifications", || {
+        service::check_metering(cluster, verified).is_ok()
+    });
 }
 
 /// Sizes in bytes, counts of rows.
@@ -146,7 +169,7 @@ impl Tables {
 fn sample(cluster: &Cluster, daemon: &Tollgated) -> Result<Memory> {
     let postmaster = fs::read_to_string(cluster.data_dir().join("postmaster.pid"))?;
     let postmaster = postmaster.lines().next().context("the postmaster's process id")?.to_owned();
-    let mut server = 0.0;
+    let (mut private, mut shared) = (0.0, 0.0);
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(pid) =
             entry.file_name().to_str().filter(|name| name.parse::<u32>().is_ok()).map(str::to_owned)
@@ -159,21 +182,20 @@ fn sample(cluster: &Cluster, daemon: &Tollgated) -> Result<Memory> {
         // Gone, if they cannot be read: that is what these processes do.
         let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         if !title.contains("autovacuum worker") {
-            server += memory_of(&pid).unwrap_or(0.0);
+            let (its_own, its_part) = memory_of(&pid).unwrap_or_default();
+            private += its_own;
+            shared += its_part;
         }
     }
-    ensure!(server > 0.0, "the memory of the server's processes cannot be read");
-    Ok(Memory { server, daemon: memory_of(&daemon.pid().to_string()).unwrap_or(0.0) })
+    ensure!(private > 0.0, "the memory of the server's processes cannot be read");
+    let (daemon, _) = memory_of(&daemon.pid().to_string()).context("the daemon's memory")?;
+    Ok(Memory { private, shared, daemon })
 }
 
 /// A process's private pages, and its part of those that it shares with others.
-fn memory_of(pid: &str) -> Option<f64> {
+fn memory_of(pid: &str) -> Option<(f64, f64)> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    ["Pss_Anon:", "Pss_Shmem:"]
-        .iter()
-        .map(|field| kilobytes(&rollup, field))
-        .sum::<Option<f64>>()
-        .map(|sum| sum * 1024.0)
+    Some((kilobytes(&rollup, "Pss_Anon:")? * 1024.0, kilobytes(&rollup, "Pss_Shmem:")? * 1024.0))
 }
 
 fn kilobytes(text: &str, field: &str) -> Option<f64> {

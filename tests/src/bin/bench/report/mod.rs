@@ -10,7 +10,7 @@ use crate::measure::Series;
 
 pub(crate) use machine::Machine;
 pub(crate) use readme::{rewrite, section};
-pub(crate) use table::print;
+pub(crate) use table::{count, print};
 
 /// All that one run measured.
 #[derive(Debug, Serialize, Deserialize)]

@@ -30,7 +30,11 @@ fn row(figure: &Figure) -> [String; 5] {
     [
         figure.what.clone(),
         show(figure.median, figure.unit),
-        format!("{} to {}", show(figure.min, figure.unit), show(figure.max, figure.unit)),
+        if figure.values.len() > 1 {
+            format!("{} to {}", show(figure.min, figure.unit), show(figure.max, figure.unit))
+        } else {
+            String::new()
+        },
         figure.target.map(|target| bound(target, figure.unit)).unwrap_or_default(),
         match figure.met() {
             Some(true) => "met",
@@ -80,6 +84,11 @@ fn with_unit(number: &str, unit: Unit) -> String {
         Unit::Percent => " %",
     };
     format!("{number}{symbol}")
+}
+
+/// A number of things, for a sentence.
+pub(crate) fn count(value: u32) -> String {
+    grouped(value.into(), 0)
 }
 
 /// With a comma at each three digits.
