@@ -247,7 +247,8 @@ async fn several_daemons_seal_and_log_what_proves_it_elsewhere() -> Result<()> {
     let reported =
         "select count(*) from tollgate.daemons d where d.tasks -> 'seal_audit' ->> 'last_outcome' = 'ok'";
     eventually_async(LONG, "the task to be reported", async || {
-        value::<i64>(&db.owner, reported).await.unwrap() == 2
+        // One of them leads the task.
+        value::<i64>(&db.owner, reported).await.unwrap() >= 1
     })
     .await;
     Ok(())
