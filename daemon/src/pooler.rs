@@ -10,26 +10,33 @@ use tokio_postgres::SimpleQueryMessage;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff;
-use crate::db::{Database, Session};
+use crate::db::{Database, Session, Target};
 use crate::error::{Doing as _, Error, Kind, Result};
 
 /// A pooler without a free session keeps us waiting.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const DOING: &str = "find out whether a pooler is in between";
+/// A pooler that lends its sessions in turn, or any of them, may by chance lend us the same ones again: twice out of
+/// two, which the second round shows, or at random, which all of ten rounds do not.
+const ROUNDS: usize = 10;
 
 /// Waits until the server can be reached, and refuses to go on through a pooler in transaction mode: no waiting mends
 /// that. `Ok` also if it cannot be told; LISTEN is proved again whenever it is used.
-pub async fn refuse(database: &Database, stop: &CancellationToken) -> Result<()> {
+pub async fn refuse(target: &Target, stop: &CancellationToken) -> Result<()> {
+    let database = Database::new(target.without_settings())?;
     let mut retries = backoff::delays();
     loop {
-        let error = match probe(database, stop).await {
+        let error = match probe(&database, stop).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
         match error.kind() {
             Kind::Unreachable | Kind::ConnectionLost => tokio::time::sleep(retries.next_delay()).await,
             Kind::Usage => return Err(error),
-            _ => return Ok(()),
+            _ => {
+                tracing::warn!(%error, "cannot tell whether a pooler is in between; goes on as if there were none");
+                return Ok(());
+            }
         }
     }
 }
@@ -39,29 +46,26 @@ async fn probe(database: &Database, stop: &CancellationToken) -> Result<()> {
     examine(&one, &other).await
 }
 
-/// Whether two sessions that are ours at the same time are one at the server, or one of them becomes another.
+/// Whether two sessions that are ours at the same time are one at the server, or one of them becomes another. They come
+/// from [`Target::without_settings`], for what is set in them might be left to somebody else.
 pub async fn examine(one: &Session, other: &Session) -> Result<()> {
     let shared = async {
-        let before = identity(one).await?;
-        other.batch_execute("begin").await.doing(DOING)?;
-        // The other holds a session now; asked again, the one gets it if there is but one for both.
-        if identity(other).await? == before {
-            return Ok(true);
+        let before = identity(one, "").await?;
+        for _ in 0..ROUNDS {
+            // The other holds a session from here on; asked again, the one gets it if there is but one for both.
+            if identity(other, "begin;").await? == before || identity(one, "").await? != before {
+                return Ok(true);
+            }
+            other.batch_execute("commit").await.doing(DOING)?;
         }
-        Ok(identity(one).await? != before)
+        Ok(false)
     };
     let shared = tokio::time::timeout(TIMEOUT, shared)
         .await
         .map_err(|_| Error::failed(format!("could not {DOING}: no answer")))??;
     if !shared {
-        other.batch_execute("commit").await.doing(DOING)?;
         return Ok(());
     }
-    // Our settings must not stay behind for whoever gets these sessions next. Both at a time, so that both are reached;
-    // as well as it goes.
-    let _ = other.batch_execute("reset all").await;
-    let _ = tokio::time::timeout(TIMEOUT, one.batch_execute("reset all")).await;
-    let _ = other.batch_execute("commit").await;
     Err(Error::usage(
         "there is a connection pooler in transaction mode between tollgated and the server, through which LISTEN, advisory \
          locks and settings do not work",
@@ -72,13 +76,11 @@ pub async fn examine(one: &Session, other: &Session) -> Result<()> {
     ))
 }
 
-/// Names a session of a server, and is the same for as long as that session lives.
-async fn identity(session: &Session) -> Result<String> {
+/// Names a session of a server, and is the same for as long as that session lives. Asked `after` another statement.
+async fn identity(session: &Session, after: &str) -> Result<String> {
     // Not prepared: a pooler may not know prepared statements.
-    let answer = session
-        .simple_query("select pg_catalog.pg_backend_pid() || ' ' || pg_catalog.pg_postmaster_start_time()")
-        .await
-        .doing(DOING)?;
+    let name = "select pg_catalog.pg_backend_pid() || ' ' || pg_catalog.pg_postmaster_start_time()";
+    let answer = session.simple_query(&format!("{after}{name}")).await.doing(DOING)?;
     let row = answer.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0),
         _ => None,

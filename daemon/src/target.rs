@@ -45,6 +45,8 @@ pub struct Target {
     password: Password,
     connect_timeout: Duration,
     statement_timeout: Duration,
+    /// Whether sessions get our settings.
+    set_up: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,7 +162,22 @@ impl Target {
         if tls.direct {
             base.ssl_negotiation(SslNegotiation::Direct);
         }
-        Some(Self { hosts, base, role, shuffle, tls, password, connect_timeout, statement_timeout })
+        Some(Self {
+            hosts,
+            base,
+            role,
+            shuffle,
+            tls,
+            password,
+            connect_timeout,
+            statement_timeout,
+            set_up: true,
+        })
+    }
+
+    /// The same, whose sessions keep the settings of the role and the database, for whoever may get them next.
+    pub fn without_settings(&self) -> Self {
+        Self { set_up: false, ..self.clone() }
     }
 
     pub fn statement_timeout(&self) -> Duration {
@@ -242,7 +259,9 @@ impl Target {
             config.password(password.expose());
         }
         let session = self.open(&mut config, host, cut).await?;
-        session.batch_execute(&self.set_up()).await.doing("set up the session")?;
+        if self.set_up {
+            session.batch_execute(&self.settings()).await.doing("set up the session")?;
+        }
         if role != Role::Any {
             let row = session
                 .query_one("select pg_is_in_recovery()", &[])
@@ -324,7 +343,7 @@ impl Target {
     /// - A usage is acknowledged once its transaction has committed, so the commit must be a durable one.
     /// - Bind values may be tokens. The rest of that is for whoever may set log_parameter_max_length: see
     ///   [`crate::db::hide_bind_values`].
-    fn set_up(&self) -> String {
+    fn settings(&self) -> String {
         format!(
             "set search_path to pg_catalog, pg_temp;\
              set timezone to 'UTC';\
@@ -580,7 +599,7 @@ mod tests {
             let target = parse(url).unwrap();
             assert!(!target.describe().contains("hunter2"));
             assert!(!format!("{target:?}").contains("hunter2"));
-            assert!(!target.set_up().contains("hunter2"));
+            assert!(!target.settings().contains("hunter2"));
         }
     }
 

@@ -56,6 +56,20 @@ impl PgBouncer {
         Ok(pooler)
     }
 
+    /// Waits until it keeps this many sessions of the server, which it opens once somebody has come.
+    async fn fill(&self, db: &Db, sessions: i64) -> Result<()> {
+        let (_client, connection) = tokio_postgres::connect(&self.url(db), tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        let count = "select count(*) from pg_stat_activity where state = 'idle' and usename = 'OPERATOR'
+                     and datname = current_database()";
+        let count = count.replace("OPERATOR", OPERATOR);
+        eventually_async(SOON, "the sessions of PgBouncer", async || {
+            common::value::<i64>(&db.owner, &count).await.is_ok_and(|idle| idle >= sessions)
+        })
+        .await;
+        Ok(())
+    }
+
     fn url(&self, db: &Db) -> String {
         format!("postgresql://{OPERATOR}@127.0.0.1:{}/{}", self.port.number, db.name)
     }
@@ -75,10 +89,17 @@ impl Drop for PgBouncer {
 #[tokio::test]
 async fn a_pooler_in_transaction_mode_is_named_at_start_and_left_as_it_was() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "pooled").await?;
-    for more in ["", "server_round_robin = 1\nmin_pool_size = 3", "default_pool_size = 1"] {
+    for (more, sessions) in [
+        ("", 0),
+        // By turns, two sessions for our two: each gets its own again, as from a server.
+        ("server_round_robin = 1\nmin_pool_size = 2", 2),
+        ("server_round_robin = 1\nmin_pool_size = 3", 3),
+        ("default_pool_size = 1", 0),
+    ] {
         let pooler = PgBouncer::start(&db, "transaction", more)?;
+        pooler.fill(&db, sessions).await?;
         let mut daemon = Tollgated::spawn(&pooler.url(&db), &["run"])?;
-        let status = daemon.wait(SOON)?;
+        let status = daemon.wait(SOON).with_context(|| format!("behind a pooler with {more:?}"))?;
         let log = daemon.log();
         assert_eq!(status.code(), Some(64), "{more}: {log}");
         assert!(

@@ -45,7 +45,7 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         None => None,
     };
     let database_name = target.describe();
-    let database = Database::new(target)?;
+    let database = Database::new(target.clone())?;
     let shutdown = Shutdown::default();
     let leadership = Leadership::default();
     let board = Board::new(leadership.clone());
@@ -61,11 +61,6 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     let seen = Seen::default();
 
     // Before there is any connection: that there is none is a thing to ask for.
-    driver.start(
-        observe::Observe::new(database.clone(), seen.clone()),
-        every(observe::PERIOD),
-        look_now.clone(),
-    );
     if let Some(server) = server {
         let site = Arc::new(Site {
             metrics: Metrics::new(board.clone(), seen.clone(), database.clone()),
@@ -81,11 +76,16 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     // but must not hang.
     let _watchdog = systemd::ready(&format!("serving {database_name}"));
     tokio::select! {
-        result = pooler::refuse(&database, shutdown.token()) => result?,
+        result = pooler::refuse(&target, shutdown.token()) => result?,
         () = signals.until_stop(&shutdown, &flush_now) => {
             return Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await);
         }
     }
+    driver.start(
+        observe::Observe::new(database.clone(), seen.clone()),
+        every(observe::PERIOD),
+        look_now.clone(),
+    );
     shutdown.spawn(
         "listener",
         listener::run(
