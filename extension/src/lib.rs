@@ -1,10 +1,10 @@
 //! Tollgate: API tokens inside PostgreSQL. This file only wires the modules together.
 //!
 //! Where to look: what users call is in `api`, one function by the name SQL gives it; where our tables are touched, in
-//! `store`; how a verification in FROM is executed, in `scan`; where memory is shared between backends, in `shmem`; the
-//! identity of a transaction, in `context`; the rules themselves, free of PostgreSQL, in the crate `tollgate-core`. What
-//! needs secrecy, hashing or speed is written in Rust; statements over sets of rows are written in SQL, in `sql/schema`,
-//! where every object stands with its comment.
+//! `store`; how a verification in FROM is executed, in `scan`; how a policy on a constant scope is, in `policy`; where
+//! memory is shared between backends, in `shmem`; the identity of a transaction, in `context`; the rules themselves, free
+//! of PostgreSQL, in the crate `tollgate-core`. What needs secrecy, hashing or speed is written in Rust; statements over
+//! sets of rows are written in SQL, in `sql/schema`, where every object stands with its comment.
 
 use pgrx::prelude::*;
 
@@ -18,6 +18,7 @@ mod fmgr;
 mod guc;
 mod limits;
 mod log;
+mod policy;
 mod presented;
 mod scan;
 mod shmem;
@@ -40,6 +41,7 @@ pub extern "C-unwind" fn _PG_init() {
     guc::reserve_prefix();
     store::init();
     scan::init();
+    policy::init();
 }
 
 extension_sql_file!("../../sql/schema/install.sql", name = "install", bootstrap);

@@ -953,6 +953,118 @@ async fn a_policy_on_a_constant_scope_in_a_sub_select_is_evaluated_once() -> Res
     Ok(())
 }
 
+/// PostgreSQL evaluates a policy where its table is scanned, for each row; with an identity it is settled before.
+#[tokio::test]
+async fn a_policy_on_a_constant_scope_is_asked_once_for_a_statement() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    owner
+        .batch_execute(
+            "create schema settled;
+             create table settled.posts (id int, author text) partition by hash (id);
+             create table settled.posts_0 partition of settled.posts for values with (modulus 2, remainder 0);
+             create table settled.posts_1 partition of settled.posts for values with (modulus 2, remainder 1);
+             create table settled.notes (id int, author text);
+             insert into settled.posts select n, 'user-' || n % 10 from generate_series(1, 1000) n;
+             insert into settled.notes select n, 'user-' || n % 10 from generate_series(1, 1000) n;
+             alter table settled.posts enable row level security;
+             alter table settled.notes enable row level security;
+             create policy readers on settled.posts for select to web
+                 using (tollgate.token_has_scope('posts:read'));
+             create policy one on settled.notes for select to web
+                 using (author = 'user-1' and tollgate.token_has_any_scope('{notes:read,notes:write}')
+                        and tollgate.token_has_all_scopes('{notes:read}'));
+             create policy change on settled.notes for update to web
+                 using (tollgate.token_has_scope('notes:write'));
+             grant usage on schema settled to web;
+             grant select on settled.posts to web;
+             grant select, update on settled.notes to web",
+        )
+        .await?;
+    owner
+        .batch_execute("select tollgate.define_scope(s, s) from unnest('{notes:read,notes:write}'::text[]) s")
+        .await?;
+    let both = issue(&owner, "settled", &["posts:read", "notes:read", "notes:write"]).await?.token;
+    let reader = issue(&owner, "settled", &["notes:read"]).await?.token;
+    let none = issue(&owner, "settled", &[]).await?.token;
+    // Prepared once, so that the plans are the same ones for all of them.
+    web.batch_execute(
+        "set plan_cache_mode = force_generic_plan;
+         prepare posts as select count(*) from settled.posts;
+         prepare notes as select count(*) from settled.notes;
+         prepare both_of_them as select count(*) from settled.notes n join settled.posts p using (id)
+             where exists (select from settled.posts q where q.id = n.id);
+         prepare change as update settled.notes set author = author where id < 100",
+    )
+    .await?;
+    for _ in 0..3 {
+        for (token, posts, notes, joined, changed) in [
+            (None, 0, 0, 0, 0),
+            (Some(&both), 1000, 100, 100, 10),
+            (Some(&reader), 0, 100, 0, 0),
+            (Some(&none), 0, 0, 0, 0),
+        ] {
+            web.batch_execute("begin").await?;
+            if let Some(token) = token {
+                authenticate(&web, token).await?;
+            }
+            assert_eq!(value::<i64>(&web, "execute posts").await?, posts);
+            assert_eq!(value::<i64>(&web, "execute notes").await?, notes);
+            assert_eq!(value::<i64>(&web, "execute both_of_them").await?, joined);
+            assert_eq!(web.execute("execute change", &[]).await?, changed);
+            web.batch_execute("rollback").await?;
+        }
+    }
+
+    // The server counts the calls that are made for rows.
+    let calls = "select coalesce(sum(calls), 0)::bigint from pg_stat_xact_user_functions where schemaname = 'tollgate'";
+    owner.batch_execute("set track_functions = 'all'; begin").await?;
+    authenticate(&owner, &both).await?;
+    owner.batch_execute("set local role web").await?;
+    let before: i64 = value(&owner, calls).await?;
+    assert_eq!(value::<i64>(&owner, "select count(*) from settled.posts").await?, 1000);
+    assert_eq!(value::<i64>(&owner, "select count(*) from settled.notes").await?, 100);
+    // Each partition's is a one-time filter, which PostgreSQL makes by itself.
+    assert_eq!(value::<i64>(&owner, calls).await?, before + 2);
+    let per_row = "select count(*) from settled.posts where tollgate.token_has_scope('posts:' || author)";
+    assert_eq!(value::<i64>(&owner, per_row).await?, 0);
+    assert_eq!(value::<i64>(&owner, calls).await?, before + 2 + 2 + 1000);
+    owner.batch_execute("rollback").await?;
+    Ok(())
+}
+
+/// The plan of a statement may be a cached one, and an error at its start must leave it whole.
+#[tokio::test]
+async fn a_settled_condition_is_in_the_plan_again_when_a_statement_could_not_start() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    owner
+        .batch_execute(
+            "create schema whole;
+             create table whole.posts as select n as id from generate_series(1, 10) n;
+             alter table whole.posts enable row level security;
+             create policy anyone on whole.posts for select to web using (true);
+             create policy writers on whole.posts for update to web
+                 using (tollgate.token_has_scope('posts:write'));
+             grant usage on schema whole to web;
+             grant select, update on whole.posts to web",
+        )
+        .await?;
+    let token = issue(&owner, "whole", &["posts:write"]).await?.token;
+    web.batch_execute(
+        "set plan_cache_mode = force_generic_plan;
+         prepare change as update whole.posts set id = id;
+         begin",
+    )
+    .await?;
+    authenticate(&web, &token).await?;
+    assert_eq!(web.execute("execute change", &[]).await?, 10);
+    web.batch_execute("commit; begin read only").await?;
+    authenticate(&web, &token).await?;
+    refused(web.execute("execute change", &[]).await, &SqlState::READ_ONLY_SQL_TRANSACTION);
+    web.batch_execute("rollback").await?;
+    assert_eq!(web.execute("execute change", &[]).await?, 0);
+    Ok(())
+}
+
 async fn plan_of(client: &Client, explain: &str) -> Result<String> {
     let lines = client.query(explain, &[]).await?;
     Ok(lines.iter().map(|line| line.get::<_, String>(0)).collect::<Vec<_>>().join("\n"))

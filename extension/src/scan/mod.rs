@@ -10,6 +10,8 @@
 mod exec;
 mod plan;
 
+pub(crate) use plan::{list_len, list_nth};
+
 pub(crate) fn init() {
     plan::init();
 }

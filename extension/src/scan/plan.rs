@@ -215,13 +215,13 @@ pub(super) unsafe fn new_node<T>(tag: NodeTag) -> *mut T {
     }
 }
 
-pub(super) unsafe fn list_len(list: *const List) -> usize {
+pub(crate) unsafe fn list_len(list: *const List) -> usize {
     // SAFETY: a list, or NULL for an empty one.
     unsafe { list.as_ref() }.map_or(0, |list| usize::try_from(list.length).unwrap_or(0))
 }
 
 /// The nth element of a list of nodes that has so many.
-pub(super) unsafe fn list_nth(list: *const List, n: usize) -> *mut c_void {
+pub(crate) unsafe fn list_nth(list: *const List, n: usize) -> *mut c_void {
     // SAFETY: the caller's promise.
     unsafe { (*(*list).elements.add(n)).ptr_value }
 }
