@@ -6,12 +6,11 @@ use super::progress;
 use crate::config::OutputOptions;
 use crate::db::Target;
 use crate::error::Result;
-use crate::tasks::flush_standby;
-use crate::tasks::flush_usage::{Round, flush as flush_round};
+use crate::tasks::flush_usage::{Round, go_on};
+use crate::tasks::{flush_standby, flush_usage};
 use crate::{exit, output};
 
-/// Of those that are not full. Two carry all that was counted before the command began. More are a matter of traffic that
-/// goes on meanwhile, which would keep this going for ever.
+/// Two carry all that was counted before the command began.
 const MOST_ROUNDS: u32 = 16;
 
 #[derive(Debug, Default, PartialEq)]
@@ -26,15 +25,10 @@ struct Totals {
 }
 
 impl Totals {
-    /// False when there is nothing left to do.
-    fn add(&mut self, round: Round) -> bool {
+    fn add(&mut self, round: Round) {
         match round {
-            Round::Empty => false,
-            Round::Off(note) => {
-                self.off = Some(note);
-                false
-            }
-            Round::NotReplayed => false,
+            Round::Empty | Round::NotReplayed => {}
+            Round::Off(note) => self.off = Some(note),
             Round::Flushed { tokens, uses, denials, applied } => {
                 self.rounds += 1;
                 if applied {
@@ -42,7 +36,6 @@ impl Totals {
                     self.uses += uses;
                     self.denials += denials;
                 }
-                true
             }
         }
     }
@@ -52,29 +45,31 @@ pub(super) async fn flush(target: Target, standbys: Vec<Target>, output: &Output
     let session = target.connect().await?;
     let mut totals = Totals::default();
     let progress = progress::bar("flushing usage of tokens", None, output.quiet || output.json);
-    let mut rounds = 0;
-    while rounds < MOST_ROUNDS {
-        progress.tick();
-        let round = flush_round(&session).await?;
-        rounds += u32::from(!round.is_full());
-        if !totals.add(round) {
-            break;
-        }
-        progress.set_position(totals.tokens);
-    }
+    go_on(
+        MOST_ROUNDS,
+        || {
+            progress.tick();
+            flush_usage::flush(&session)
+        },
+        |round| {
+            totals.add(round);
+            progress.set_position(totals.tokens);
+        },
+    )
+    .await?;
     for standby in standbys {
         let source = standby.connect().await?;
-        let mut rounds = 0;
-        while rounds < MOST_ROUNDS {
-            let round = flush_standby::flush(&source, async || Ok(&session)).await?;
-            rounds += u32::from(!round.is_full());
-            if round == Round::NotReplayed {
-                totals.lagging.push(standby.describe());
-            }
-            if !totals.add(round) {
-                break;
-            }
-        }
+        go_on(
+            MOST_ROUNDS,
+            || flush_standby::flush(&source, async || Ok(&session)),
+            |round| {
+                if round == Round::NotReplayed {
+                    totals.lagging.push(standby.describe());
+                }
+                totals.add(round);
+            },
+        )
+        .await?;
     }
     progress.finish_and_clear();
     if output.json {
@@ -111,16 +106,9 @@ mod tests {
     #[test]
     fn what_had_been_applied_before_is_not_counted_again() {
         let mut totals = Totals::default();
-        assert!(totals.add(Round::Flushed { tokens: 2, uses: 10, denials: 1, applied: false }));
-        assert!(totals.add(Round::Flushed { tokens: 3, uses: 20, denials: 4, applied: true }));
-        assert!(!totals.add(Round::Empty));
+        totals.add(Round::Flushed { tokens: 2, uses: 10, denials: 1, applied: false });
+        totals.add(Round::Flushed { tokens: 3, uses: 20, denials: 4, applied: true });
+        totals.add(Round::Empty);
         assert_eq!(totals, Totals { rounds: 2, tokens: 3, uses: 20, denials: 4, ..Totals::default() });
-    }
-
-    #[test]
-    fn a_server_that_counts_nothing_ends_it() {
-        let mut totals = Totals::default();
-        assert!(!totals.add(Round::Off("metering off".into())));
-        assert_eq!(totals.off.as_deref(), Some("metering off"));
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::flush_usage::{Drained, LAST_ROUNDS, Round, acknowledge, drain, still_counted};
+use super::flush_usage::{self, Drained, Round, acknowledge, drain};
 use crate::db::{Database, Session, Target};
 use crate::driver::{Report, Task};
 use crate::error::Result;
@@ -71,18 +71,7 @@ impl Task for FlushStandby {
     async fn finish(&mut self) -> Result<Option<Report>> {
         // The shutdown has begun already: its grace bounds this, not its token.
         let stop = CancellationToken::new();
-        let mut items = 0;
-        let mut rounds = 0;
-        while rounds < LAST_ROUNDS {
-            let round = self.round(&stop).await.map_err(still_counted)?;
-            rounds += u32::from(!round.is_full());
-            match round {
-                Round::Flushed { tokens, .. } => items += tokens,
-                Round::Empty | Round::NotReplayed => break,
-                Round::Off(_) => return Ok(None),
-            }
-        }
-        Ok(Some(Report { items, ..Report::default() }))
+        flush_usage::finish(|| self.round(&stop)).await
     }
 }
 

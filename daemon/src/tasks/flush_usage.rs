@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::sql;
 
 /// Enough for a generation that was left behind, for what was counted since, and for a rival that flushes too.
-pub(super) const LAST_ROUNDS: u32 = 4;
+const LAST_ROUNDS: u32 = 4;
 /// As many tokens as drain_usage hands out at a time.
 const FULL: u64 = 65_536;
 
@@ -74,22 +74,45 @@ impl Task for FlushUsage {
     async fn finish(&mut self) -> Result<Option<Report>> {
         // The shutdown has begun already: its grace bounds this, not its token.
         let session = self.database.session(&CancellationToken::new()).await.map_err(still_counted)?;
-        let mut items = 0;
-        let mut rounds = 0;
-        while rounds < LAST_ROUNDS {
-            let round = flush(&session).await.map_err(still_counted)?;
-            rounds += u32::from(!round.is_full());
-            match round {
-                Round::Flushed { tokens, .. } => items += tokens,
-                Round::Empty | Round::NotReplayed => break,
-                Round::Off(_) => return Ok(None),
-            }
-        }
-        Ok(Some(Report { items, ..Report::default() }))
+        finish(|| flush(&session)).await
     }
 }
 
-pub(super) fn still_counted(error: Error) -> Error {
+/// Makes rounds while there is something to carry, and tells of each. Beside the full ones there are `most` of them: traffic
+/// that goes on meanwhile would keep this going for ever.
+pub async fn go_on<R>(most: u32, mut round: impl FnMut() -> R, mut tell: impl FnMut(Round)) -> Result<()>
+where
+    R: Future<Output = Result<Round>>,
+{
+    let mut rounds = 0;
+    while rounds < most {
+        let round = round().await?;
+        rounds += u32::from(!round.is_full());
+        let carried = matches!(round, Round::Flushed { .. });
+        tell(round);
+        if !carried {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The last rounds before the process ends.
+pub(super) async fn finish<R>(round: impl FnMut() -> R) -> Result<Option<Report>>
+where
+    R: Future<Output = Result<Round>>,
+{
+    let (mut items, mut counts) = (0, true);
+    let tell = |round| match round {
+        Round::Flushed { tokens, .. } => items += tokens,
+        Round::Off(_) => counts = false,
+        Round::Empty | Round::NotReplayed => {}
+    };
+    go_on(LAST_ROUNDS, round, tell).await.map_err(still_counted)?;
+    Ok(counts.then(|| Report { items, ..Report::default() }))
+}
+
+fn still_counted(error: Error) -> Error {
     error.with_detail("Nothing is lost: the server keeps counting, and the next flush carries it all.")
 }
 
@@ -138,4 +161,34 @@ pub async fn acknowledge(session: &Session, generation: &sql::Generation, applie
 fn metering_off(error: &Error) -> String {
     let text = error.to_string();
     format!("metering off: {}", text.strip_prefix("could not drain usage: ").unwrap_or(&text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn rounds_of(most: u32, rounds: Vec<Round>) -> usize {
+        let (mut rounds, mut told) = (rounds.into_iter(), 0);
+        let next = || std::future::ready(Ok(rounds.next().unwrap_or(Round::Empty)));
+        go_on(most, next, |_| told += 1).await.expect("no round fails");
+        told
+    }
+
+    fn flushed(tokens: u64) -> Round {
+        Round::Flushed { tokens, uses: 1, denials: 0, applied: true }
+    }
+
+    #[tokio::test]
+    async fn it_goes_on_until_nothing_is_left_or_nothing_is_counted() {
+        assert_eq!(rounds_of(4, vec![flushed(1), Round::Empty, flushed(1)]).await, 2);
+        assert_eq!(rounds_of(4, vec![Round::Off("metering off".into()), flushed(1)]).await, 1);
+        assert_eq!(rounds_of(4, vec![flushed(1), Round::NotReplayed, flushed(1)]).await, 2);
+    }
+
+    #[tokio::test]
+    async fn only_rounds_that_are_not_full_are_numbered() {
+        let mut rounds = vec![flushed(FULL); 9];
+        rounds.extend(vec![flushed(1); 9]);
+        assert_eq!(rounds_of(4, rounds).await, 9 + 4);
+    }
 }
