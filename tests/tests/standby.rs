@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use common::{Token, code, issue, value};
 use nix::sys::signal::Signal;
-use operator::{Db, OPERATOR, ack, apply, counts, drain, drained, flush_all, sums};
+use operator::{Db, OPERATOR, ack, apply, counts, drain, drained, flush_all, issue_many, sums, verify_each};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually_async};
@@ -299,6 +299,37 @@ async fn what_came_from_a_standby_is_told_of_there_once_it_is_replayed() -> Resu
     pausing.batch_execute("select pg_wal_replay_resume()").await?;
     standby.catch_up_with(&db.cluster)?;
     assert!(applied(&operator).await?);
+    Ok(())
+}
+
+/// A standby has memory of its own, in which the room for counters ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn early_flushes_keep_a_standby_from_overflowing_however_many_tokens_are_used() -> Result<()> {
+    const TOKENS: i32 = 4_000;
+    let db =
+        Db::only(&Arc::new(common::start(Cluster::builder().setting("tollgate.max_tracked_keys", "1024"))?))
+            .await?;
+    let tokens = issue_many(&db.owner, TOKENS).await?;
+    let standby = db.cluster.standby()?;
+    standby.catch_up_with(&db.cluster)?;
+    // By its period it would flush tomorrow.
+    let mut arguments = FLUSHING.to_vec();
+    arguments[2] = "--flush-interval=24h";
+    let on_standby = format!("--standby={}", url(&standby));
+    arguments.push(&on_standby);
+    let daemon = Tollgated::spawn(&db.url(), &arguments)?;
+    let web = standby.connect("web", DATABASE).await?;
+    let operator = standby.connect(OPERATOR, DATABASE).await?;
+    let pressed = async |column: &str| -> Result<f64> {
+        value(&operator, &format!("select {column}::float8 from tollgate.usage_pressure()")).await
+    };
+    for tokens in tokens.chunks(100) {
+        verify_each(&web, tokens).await?;
+        eventually_async(LONG, "an early flush", async || pressed("pressure").await.unwrap() < 1.0 / 3.0)
+            .await;
+    }
+    assert!(pressed("overflowed").await?.abs() < 0.5);
+    assert!(!daemon.log().contains("not counted"), "{}", daemon.log());
     Ok(())
 }
 

@@ -122,6 +122,11 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         let signal = Signal::default();
         flush_now.push(signal.clone());
         driver.start(
+            watch_usage::WatchUsage::of_standby(standby.clone(), signal.clone())?,
+            every(watch_usage::PERIOD),
+            Signal::default(),
+        );
+        driver.start(
             flush_standby::FlushStandby::new(database.clone(), standby)?,
             every(options.flush_interval),
             signal,

@@ -29,8 +29,7 @@ pub struct FlushStandby {
 
 impl FlushStandby {
     pub fn new(primary: Database, standby: Target) -> Result<Self> {
-        // It lives as long as the process, as the names of other tasks do.
-        let name = String::leak(format!("flush_standby {}", standby.describe()));
+        let name = super::name_at("flush_standby", &standby.describe());
         Ok(Self { name, primary, standby: Database::new(standby)?, lags: false })
     }
 

@@ -11,3 +11,9 @@ pub mod publish_events;
 pub mod purge;
 pub mod seal_audit;
 pub mod watch_usage;
+
+/// The name of a task that there is once for each of several servers.
+fn name_at(task: &str, server: &str) -> &'static str {
+    // It lives as long as the process, as the names of other tasks do.
+    String::leak(format!("{task} {server}"))
+}

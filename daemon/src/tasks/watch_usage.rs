@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use crate::complaint::Complaint;
-use crate::db::{Database, Session};
+use crate::db::{Database, Session, Target};
 use crate::driver::{Report, Signal, Task};
 use crate::error::Result;
 use crate::sql;
@@ -22,6 +22,9 @@ const FLUSH_AT: f64 = 1.0 / 3.0;
 
 #[derive(Debug)]
 pub struct WatchUsage {
+    name: &'static str,
+    /// Whose memory it is, where it is not the primary's.
+    server: Option<String>,
     database: Database,
     flush_now: Signal,
     session: Option<Session>,
@@ -31,7 +34,15 @@ pub struct WatchUsage {
 impl WatchUsage {
     /// `flush_now` wakes the flush of this database.
     pub fn new(database: Database, flush_now: Signal) -> Self {
-        Self { database, flush_now, session: None, overflow: Overflow::default() }
+        let overflow = Overflow::default();
+        Self { name: "watch_usage", server: None, database, flush_now, session: None, overflow }
+    }
+
+    /// The same of a standby, which counts in a memory of its own.
+    pub fn of_standby(standby: Target, flush_now: Signal) -> Result<Self> {
+        let server = standby.describe();
+        let name = super::name_at("watch_usage", &server);
+        Ok(Self { name, server: Some(server), ..Self::new(Database::new(standby)?, flush_now) })
     }
 
     async fn look(&mut self, stop: &CancellationToken) -> Result<sql::Pressure> {
@@ -48,7 +59,7 @@ impl WatchUsage {
 
 impl Task for WatchUsage {
     fn name(&self) -> &'static str {
-        "watch_usage"
+        self.name
     }
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
@@ -69,6 +80,7 @@ impl Task for WatchUsage {
             tracing::warn!(
                 lost,
                 since_server_start = now.overflowed,
+                server = self.server,
                 "{lost} uses were not counted, for lack of room in the server's memory; raise tollgate.max_tracked_keys \
                  in postgresql.conf and restart the server"
             );
