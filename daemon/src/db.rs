@@ -129,6 +129,8 @@ impl Database {
         });
         let pool = Pool::builder(Sessions(connector.clone()))
             .max_size(POOL_SIZE)
+            // Few of them work, as long as few are needed.
+            .queue_mode(managed::QueueMode::Lifo)
             .runtime(deadpool::Runtime::Tokio1)
             .timeouts(Timeouts {
                 wait: Some(connector.target.statement_timeout()),
@@ -182,6 +184,33 @@ impl Database {
     /// How many connections were made so far.
     pub fn connections(&self) -> u64 {
         self.connector.made.load(Ordering::Relaxed)
+    }
+}
+
+/// A session that one task keeps to itself: what its work leaves a server's process with in memory, it does not leave
+/// with one process after another.
+#[derive(Debug)]
+pub struct OwnSession {
+    database: Database,
+    session: Option<Session>,
+}
+
+impl OwnSession {
+    pub fn new(database: Database) -> Self {
+        Self { database, session: None }
+    }
+
+    /// The session that was given back, or a new one. Gives up when `stop` is cancelled.
+    pub async fn take(&mut self, stop: &CancellationToken) -> Result<Session> {
+        match self.session.take().filter(|session| !session.is_closed()) {
+            Some(session) => Ok(session),
+            None => self.database.connect(stop).await,
+        }
+    }
+
+    /// For the next time; not after an error, nor after a run that was cut short.
+    pub fn give_back(&mut self, session: Session) {
+        self.session = Some(session);
     }
 }
 

@@ -6,7 +6,7 @@
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
-use crate::db::{Database, Session};
+use crate::db::{Database, OwnSession, Session};
 use crate::driver::{Report, Task};
 use crate::error::{Error, Result};
 use crate::sql;
@@ -14,11 +14,11 @@ use crate::sql;
 /// Enough for a generation that was left behind, for what was counted since, and for a rival that flushes too.
 const LAST_ROUNDS: u32 = 4;
 /// As many tokens as drain_usage hands out at a time.
-const FULL: u64 = 65_536;
+const FULL: u64 = 16_384;
 
 #[derive(Debug)]
 pub struct FlushUsage {
-    database: Database,
+    session: OwnSession,
 }
 
 /// What one round of drain, apply and acknowledge did.
@@ -48,7 +48,7 @@ impl Round {
 
 impl FlushUsage {
     pub fn new(database: Database) -> Self {
-        Self { database }
+        Self { session: OwnSession::new(database) }
     }
 }
 
@@ -58,8 +58,9 @@ impl Task for FlushUsage {
     }
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
-        let session = self.database.session(stop).await?;
+        let session = self.session.take(stop).await?;
         let round = flush(&session).await?;
+        self.session.give_back(session);
         let more = round.is_full();
         Ok(match round {
             Round::Empty | Round::NotReplayed => Report::default(),
@@ -73,7 +74,7 @@ impl Task for FlushUsage {
 
     async fn finish(&mut self) -> Result<Option<Report>> {
         // The shutdown has begun already: its grace bounds this, not its token.
-        let session = self.database.session(&CancellationToken::new()).await.map_err(still_counted)?;
+        let session = self.session.take(&CancellationToken::new()).await.map_err(still_counted)?;
         finish(|| flush(&session)).await
     }
 }

@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use crate::complaint::Complaint;
-use crate::db::{Database, Session, Target};
+use crate::db::{Database, OwnSession, Target};
 use crate::driver::{Report, Signal, Task};
 use crate::error::Result;
 use crate::sql;
@@ -25,9 +25,8 @@ pub struct WatchUsage {
     name: &'static str,
     /// Whose memory it is, where it is not the primary's.
     server: Option<String>,
-    database: Database,
+    session: OwnSession,
     flush_now: Signal,
-    session: Option<Session>,
     overflow: Overflow,
 }
 
@@ -35,7 +34,7 @@ impl WatchUsage {
     /// `flush_now` wakes the flush of this database.
     pub fn new(database: Database, flush_now: Signal) -> Self {
         let overflow = Overflow::default();
-        Self { name: "watch_usage", server: None, database, flush_now, session: None, overflow }
+        Self { name: "watch_usage", server: None, session: OwnSession::new(database), flush_now, overflow }
     }
 
     /// The same of a standby, which counts in a memory of its own.
@@ -46,13 +45,9 @@ impl WatchUsage {
     }
 
     async fn look(&mut self, stop: &CancellationToken) -> Result<sql::Pressure> {
-        let session = match self.session.take().filter(|session| !session.is_closed()) {
-            Some(session) => session,
-            None => self.database.connect(stop).await?,
-        };
+        let session = self.session.take(stop).await?;
         let pressure = sql::usage_pressure(&*session).await?;
-        // After an error it is not put back, and made anew.
-        self.session = Some(session);
+        self.session.give_back(session);
         Ok(pressure)
     }
 }

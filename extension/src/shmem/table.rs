@@ -33,7 +33,7 @@ const MAX_ADDRESSES: usize = WAYS / 4;
 const ABANDONED_AFTER: i64 = 600 * 1_000_000;
 /// Rows that are handed out at a time. More would only take more memory, of the session that drains and of who carries
 /// them; what is left is for the next generation.
-const MOST_ROWS: usize = 65_536;
+const MOST_ROWS: usize = 16_384;
 /// Groups that are looked at to tell how full the table is: keys are spread over all of them evenly.
 const SAMPLE: usize = 4096;
 

@@ -304,7 +304,7 @@ fn as_many_keys_as_were_asked_for_find_room_and_a_fifth_more() {
 
 #[test]
 fn what_is_too_much_for_one_generation_goes_into_the_next_ones() {
-    const KEYS: u64 = 150_000;
+    const KEYS: u64 = 40_000;
     let counters = Counters::new(KEYS as usize);
     for key in 0..KEYS {
         counters.count(DATABASE, key.into(), accepted(1, None));
@@ -319,7 +319,7 @@ fn what_is_too_much_for_one_generation_goes_into_the_next_ones() {
         assert!(counters.acknowledge(DATABASE, generation));
         sizes.push(rows.len() as u64);
     }
-    assert_eq!(sizes, [65_536, 65_536, KEYS - 2 * 65_536]);
+    assert_eq!(sizes, [16_384, 16_384, KEYS - 2 * 16_384]);
 }
 
 #[test]
