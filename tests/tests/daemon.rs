@@ -3,6 +3,7 @@
 mod common;
 mod operator;
 mod running;
+mod web;
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
@@ -610,6 +611,39 @@ async fn events_that_could_not_be_written_are_told_later() -> Result<()> {
 
     let last = run(&db.url(), &[EAGER])?;
     eventually_tells(&last, &logged).await;
+    Ok(())
+}
+
+// ---- Its size
+
+/// All that is resident, pages of the binary that others share included. The binary of the tests is not optimized, and six
+/// times as large as the one that is installed, which takes less.
+#[tokio::test]
+async fn at_rest_it_takes_less_than_25_megabytes() -> Result<()> {
+    const MOST: u64 = 25_000_000;
+    let db = Db::create(&SHARED.cluster()?, "resting").await?;
+    // With its own intervals, and all that it does.
+    let mut command = Tollgated::command(&db.url())?;
+    command.args(["run", "--log-format=json", "--http-address=127.0.0.1:0", "--audit-retention=400days"]);
+    let (daemon, address) = web::start(&mut command).await?;
+    for task in [
+        "announce_expiries",
+        "deliver_webhooks",
+        "expire_tokens",
+        "flush_usage",
+        "heartbeat",
+        "observe",
+        "publish_events",
+        "purge",
+        "purge_audit",
+        "seal_audit",
+        "watch_usage",
+    ] {
+        let runs = format!("tollgated_task_runs_total{{task=\"{task}\"}}");
+        web::eventually_measures(address, &runs, |count| count >= 1.0).await;
+    }
+    let (resident, own) = (web::memory(&daemon, "VmRSS")?, web::memory(&daemon, "RssAnon")?);
+    assert!(resident < MOST, "{resident} bytes, of which {own} are not of its binary and libraries");
     Ok(())
 }
 
