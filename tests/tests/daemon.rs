@@ -6,6 +6,7 @@ mod running;
 mod web;
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -576,6 +577,56 @@ async fn no_event_is_lost_although_the_daemon_is_killed_again_and_again() -> Res
     })
     .await;
     assert_eq!(known, logged);
+    Ok(())
+}
+
+/// More events than fit into a pipe: when the first has been read of it, the batch cannot have been told to its end.
+#[tokio::test]
+async fn no_event_is_lost_when_the_daemon_is_killed_in_the_midst_of_telling() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "killedtelling").await?;
+    let before = last_event(&db.owner).await?;
+    let mut first = run(&db.url(), &[EAGER])?;
+    subscribed(&db.owner, "log").await;
+    assert!(stop(&mut first)?.success());
+    let earlier = logged_after(&db.owner, before).await?;
+    issue_many(&db.owner, 1_000).await?;
+    let logged: BTreeSet<i64> =
+        logged_after(&db.owner, before).await?.difference(&earlier).copied().collect();
+
+    let (pipe, end) = std::io::pipe()?;
+    let mut command = Tollgated::command(&db.url())?;
+    command.args(["run", "--log-format=json"]).args(EAGER);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(end);
+    let mut daemon = command.spawn()?;
+    // Or our end of it would keep it open.
+    drop(command);
+    let mut pipe = BufReader::new(pipe);
+    let mut known = BTreeSet::new();
+    let mut killed = false;
+    loop {
+        let mut line = String::new();
+        // What was cut off by the kill is not told.
+        if pipe.read_line(&mut line)? == 0 || !line.ends_with('\n') {
+            break;
+        }
+        let line: Value = serde_json::from_str(&line)?;
+        if line["target"] == "tollgate::events" {
+            known.extend(line["id"].as_i64());
+            if !killed {
+                daemon.kill()?;
+                daemon.wait()?;
+                killed = true;
+            }
+        }
+    }
+    assert!(!known.is_empty() && !known.is_superset(&logged), "{} of {}", known.len(), logged.len());
+
+    let last = run(&db.url(), &[EAGER])?;
+    eventually_async(LONG, "the rest to be told", async || {
+        known.extend(ids(&told(&last)));
+        known.is_superset(&logged)
+    })
+    .await;
     Ok(())
 }
 
