@@ -3,7 +3,9 @@
 # DIR: the extension for Debian's PostgreSQL 15 and, on its own since it may run elsewhere, the daemon. Called by
 # `make package`.
 #
-# The same source gives the same packages: times are those of the last commit, or SOURCE_DATE_EPOCH.
+# The same source gives the same packages: times are those of the last commit, or SOURCE_DATE_EPOCH. Their maintainer, whom
+# Debian policy (5.6.2) wants to be somebody who can be reached, is who made that commit, or DEBFULLNAME and DEBEMAIL, by which
+# Debian's own tools know who builds.
 set -euo pipefail
 umask 022
 pg_config=$1
@@ -15,7 +17,13 @@ major=$("$pg_config" --version | sed -nE 's/^PostgreSQL ([0-9]+).*/\1/p')
 version=$(sed -nE 's/^version = "(.*)"/\1/p' Cargo.toml)
 debian_version=$version-1
 architecture=$(dpkg --print-architecture)
-maintainer='Tollgate developers <tollgate@example.org>'
+if [ -n "${DEBEMAIL:-}" ] && [ -n "${DEBFULLNAME:-}" ]; then
+    maintainer="$DEBFULLNAME <$DEBEMAIL>"
+elif ! maintainer=$(git log -1 --format='%an <%ae>') || [ -z "$maintainer" ]; then
+    echo 'build.sh: a Debian package names its maintainer, and without a commit there is nobody to name:' >&2
+    echo '  export DEBFULLNAME="Your Name" DEBEMAIL=you@your.domain' >&2
+    exit 1
+fi
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 export SOURCE_DATE_EPOCH
 work=$(mktemp -d)

@@ -2126,6 +2126,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'expire_tokens(integer)',                                'operator'),
         ('FUNCTION', 'finish_webhook_delivery(bigint, uuid, integer, text, interval)', 'operator'),
         ('FUNCTION', 'open_subscription(text)',                               'operator'),
+        ('FUNCTION', 'purge_audit_log(timestamptz, integer)',                 'operator'),
         ('FUNCTION', 'purge_tokens(interval, integer)',                       'operator'),
         ('FUNCTION', 'purge_webhook_deliveries(interval, integer)',           'operator'),
         ('FUNCTION', 'queue_webhook_deliveries(integer)',                     'operator'),

@@ -271,6 +271,11 @@ pub struct RetentionOptions {
         value_parser = retention
     )]
     pub usage_retention: Duration,
+
+    /// How long the audit log is kept, at least 1day; or off, for ever. Only what is sealed and was told to every
+    /// subscription is deleted
+    #[arg(long, value_name = "TIME", env = "TOLLGATED_AUDIT_RETENTION", default_value = "off")]
+    pub audit_retention: AuditRetention,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -397,6 +402,33 @@ impl fmt::Display for HttpAddress {
     }
 }
 
+/// How long the audit log is kept, or that it is for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuditRetention(pub Option<Duration>);
+
+impl FromStr for AuditRetention {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        // A zero may be meant as "off", and a log that is gone cannot be had back.
+        bounded(text, Duration::from_hours(24), MOST_RETENTION)
+            .map(|time| Self(Some(time)))
+            .map_err(|fault| format!("{fault}; or as off, to keep all of it"))
+    }
+}
+
+impl fmt::Display for AuditRetention {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(time) => humantime::format_duration(time).fmt(f),
+            None => f.write_str("off"),
+        }
+    }
+}
+
 /// Text that must not be shown: neither `Debug` nor an error nor `--help` does.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<String>);
@@ -446,9 +478,11 @@ fn grace(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::from_millis(100), Duration::from_hours(1))
 }
 
-/// At most what PostgreSQL's timestamps can still be reckoned with.
+/// What PostgreSQL's timestamps can still be reckoned with.
+const MOST_RETENTION: Duration = Duration::from_hours(24 * 36_525);
+
 fn retention(text: &str) -> Result<Duration, String> {
-    bounded(text, Duration::ZERO, Duration::from_hours(24 * 36_525))
+    bounded(text, Duration::ZERO, MOST_RETENTION)
 }
 
 fn patience(text: &str) -> Result<Duration, String> {
@@ -508,6 +542,7 @@ mod tests {
         assert_eq!(options.seal_interval, Duration::from_secs(60));
         assert_eq!(options.retention.retention, Duration::from_hours(30 * 24));
         assert_eq!(options.retention.usage_retention, Duration::from_hours(90 * 24));
+        assert_eq!(options.retention.audit_retention, AuditRetention(None), "no log is deleted unasked");
         assert_eq!(options.standby.urls().count(), 0);
         assert_eq!(options.subscription, "log");
         assert_eq!(options.batch.batch_size, 1000);
@@ -521,6 +556,10 @@ mod tests {
             (["--shutdown-grace", "0s"], ["--shutdown-grace", "at least 100ms"]),
             (["--retention", "200years"], ["--retention", "at most"]),
             (["--usage-retention", "200years"], ["--usage-retention", "at most"]),
+            (["--audit-retention", "0"], ["--audit-retention", "off"]),
+            (["--audit-retention", "0s"], ["--audit-retention", "at least 1day; or as off"]),
+            (["--audit-retention", "23h"], ["--audit-retention", "at least 1day"]),
+            (["--audit-retention", "200years"], ["--audit-retention", "at most"]),
             (["--subscription", ""], ["--subscription", "1 to 100 characters"]),
         ] {
             let error = parse(&[&["run"], &arguments[..]].concat()).unwrap_err().to_string();

@@ -20,7 +20,7 @@ use crate::error::{Doing as _, Error, Result};
 pub const CHANNEL: &str = "tollgate_events";
 
 /// The functions that the daemon calls, each of which its role must be allowed to execute.
-pub const OPERATOR_FUNCTIONS: [&str; 23] = [
+pub const OPERATOR_FUNCTIONS: [&str; 24] = [
     "ack_usage",
     "admit_event_reader",
     "advance_subscription",
@@ -33,6 +33,7 @@ pub const OPERATOR_FUNCTIONS: [&str; 23] = [
     "expire_tokens",
     "finish_webhook_delivery",
     "open_subscription",
+    "purge_audit_log",
     "purge_tokens",
     "purge_usage",
     "purge_webhook_deliveries",
@@ -204,6 +205,23 @@ pub async fn purge_usage(
     )
     .await?;
     unsigned("purge_usage", count)
+}
+
+/// Removes sealed events of the audit log that are older than the retention, whole stretches of at least `max_events` together if
+/// there are as many, and says how many.
+pub async fn purge_audit_log(
+    client: &impl GenericClient,
+    retention: std::time::Duration,
+    max_events: i32,
+) -> Result<u64> {
+    let count = one(
+        client,
+        "delete old events of the audit log",
+        "select tollgate.purge_audit_log(now() - make_interval(secs => $1), $2)",
+        &[&retention.as_secs_f64(), &max_events],
+    )
+    .await?;
+    unsigned("purge_audit_log", count)
 }
 
 /// A place in the event log. What is in it is the server's business; we keep it and hand it back.

@@ -91,7 +91,7 @@ fn what_config_prints_is_a_configuration_file_and_shows_no_password() -> Result<
 #[test]
 fn every_fault_is_told_at_once_before_connecting_and_without_a_password() -> Result<()> {
     let place = Place::new(
-        "flush_intervl = \"5s\"\nflush_interval = \"soon\"\nretention = { days = 3 }\nbatch_size = 0\n\
+        "flush_intervl = \"5s\"\nflush_interval = \"soon\"\nretention = { days = 3 }\nbatch_size = 0\naudit_retention = \"0s\"\n\
          database_url = \"host=192.0.2.1 port=x sslmode=hunter2 password=hunter2\"\n",
     )?;
     let file = place.file().display().to_string();
@@ -102,11 +102,12 @@ fn every_fault_is_told_at_once_before_connecting_and_without_a_password() -> Res
     assert_eq!(output.status.code(), Some(64));
     let complaint = text(&output.stderr);
     for words in [
-        "wrong in 8 places",
+        "wrong in 9 places",
         "line 1: there is no option flush_intervl, but there is flush_interval",
         "line 2: flush_interval: \"soon\"",
         "line 3: retention: a table does not fit here",
         "line 4: batch_size: \"0\"",
+        "line 5: audit_retention: \"0s\" cannot be used: it must be at least 1day; or as off, to keep all of it",
         "TOLLGATED_LOG_FORMAT: ",
         "--purge-interval: \"3days\" cannot be used: it must be at most 1day",
         "a bad value for the option port",

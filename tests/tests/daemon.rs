@@ -3,8 +3,10 @@
 mod common;
 mod operator;
 mod running;
+mod web;
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -578,6 +580,56 @@ async fn no_event_is_lost_although_the_daemon_is_killed_again_and_again() -> Res
     Ok(())
 }
 
+/// More events than fit into a pipe: when the first has been read of it, the batch cannot have been told to its end.
+#[tokio::test]
+async fn no_event_is_lost_when_the_daemon_is_killed_in_the_midst_of_telling() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "killedtelling").await?;
+    let before = last_event(&db.owner).await?;
+    let mut first = run(&db.url(), &[EAGER])?;
+    subscribed(&db.owner, "log").await;
+    assert!(stop(&mut first)?.success());
+    let earlier = logged_after(&db.owner, before).await?;
+    issue_many(&db.owner, 1_000).await?;
+    let logged: BTreeSet<i64> =
+        logged_after(&db.owner, before).await?.difference(&earlier).copied().collect();
+
+    let (pipe, end) = std::io::pipe()?;
+    let mut command = Tollgated::command(&db.url())?;
+    command.args(["run", "--log-format=json"]).args(EAGER);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(end);
+    let mut daemon = command.spawn()?;
+    // Or our end of it would keep it open.
+    drop(command);
+    let mut pipe = BufReader::new(pipe);
+    let mut known = BTreeSet::new();
+    let mut killed = false;
+    loop {
+        let mut line = String::new();
+        // What was cut off by the kill is not told.
+        if pipe.read_line(&mut line)? == 0 || !line.ends_with('\n') {
+            break;
+        }
+        let line: Value = serde_json::from_str(&line)?;
+        if line["target"] == "tollgate::events" {
+            known.extend(line["id"].as_i64());
+            if !killed {
+                daemon.kill()?;
+                daemon.wait()?;
+                killed = true;
+            }
+        }
+    }
+    assert!(!known.is_empty() && !known.is_superset(&logged), "{} of {}", known.len(), logged.len());
+
+    let last = run(&db.url(), &[EAGER])?;
+    eventually_async(LONG, "the rest to be told", async || {
+        known.extend(ids(&told(&last)));
+        known.is_superset(&logged)
+    })
+    .await;
+    Ok(())
+}
+
 /// The log is where the events go to: while its disk is full, they must wait for better times.
 #[tokio::test]
 async fn events_that_could_not_be_written_are_told_later() -> Result<()> {
@@ -610,6 +662,39 @@ async fn events_that_could_not_be_written_are_told_later() -> Result<()> {
 
     let last = run(&db.url(), &[EAGER])?;
     eventually_tells(&last, &logged).await;
+    Ok(())
+}
+
+// ---- Its size
+
+/// All that is resident, pages of the binary that others share included. The binary of the tests is not optimized, and six
+/// times as large as the one that is installed, which takes less.
+#[tokio::test]
+async fn at_rest_it_takes_less_than_25_megabytes() -> Result<()> {
+    const MOST: u64 = 25_000_000;
+    let db = Db::create(&SHARED.cluster()?, "resting").await?;
+    // With its own intervals, and all that it does.
+    let mut command = Tollgated::command(&db.url())?;
+    command.args(["run", "--log-format=json", "--http-address=127.0.0.1:0", "--audit-retention=400days"]);
+    let (daemon, address) = web::start(&mut command).await?;
+    for task in [
+        "announce_expiries",
+        "deliver_webhooks",
+        "expire_tokens",
+        "flush_usage",
+        "heartbeat",
+        "observe",
+        "publish_events",
+        "purge",
+        "purge_audit",
+        "seal_audit",
+        "watch_usage",
+    ] {
+        let runs = format!("tollgated_task_runs_total{{task=\"{task}\"}}");
+        web::eventually_measures(address, &runs, |count| count >= 1.0).await;
+    }
+    let (resident, own) = (web::memory(&daemon, "VmRSS")?, web::memory(&daemon, "RssAnon")?);
+    assert!(resident < MOST, "{resident} bytes, of which {own} are not of its binary and libraries");
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 mod common;
 mod operator;
+mod web;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use operator::{
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use tollgate_tests::eventually_async;
+use tollgate_tests::{Tollgated, eventually_async};
 use uuid::Uuid;
 
 static SHARED: Shared = Shared::new(&[]);
@@ -405,5 +406,148 @@ async fn both_find_their_tokens_by_an_index() -> Result<()> {
     )
     .await?;
     assert_eq!(events, done + rest + gone);
+    Ok(())
+}
+
+// ---- The audit log
+
+/// Three days pass for the events that are not sealed yet.
+const AGE: &str = "
+    begin;
+    alter table tollgate.audit_log disable trigger append_only;
+    update tollgate.audit_log set at = at - interval '3 days' where at > now() - interval '1 day';
+    alter table tollgate.audit_log enable always trigger append_only;
+    commit";
+
+/// Seals all there is, which older transactions, also of other databases, may hold up.
+async fn seal(db: &Db) {
+    eventually_async(LONG, "all to be sealed", async || {
+        db.operator.execute("select tollgate.seal_audit_log()", &[]).await.unwrap();
+        let unsealed = "select count(*) from tollgate.audit_log a, tollgate.place_after_seal(
+                            (select max(s.seal) from tollgate.audit_seals s)) p
+                        where (a.epoch, a.xid) >= (p.epoch, p.xid)";
+        value::<i64>(&db.owner, unsealed).await.unwrap() == 0
+    })
+    .await;
+}
+
+/// A stretch of events of three days ago, two of them of these tokens.
+async fn old_stretch(db: &Db) -> Result<Vec<Token>> {
+    let tokens = issue_many(&db.owner, 2).await?;
+    db.owner.batch_execute(AGE).await?;
+    seal(db).await;
+    Ok(tokens)
+}
+
+async fn events_of(db: &Db, tokens: &[Token]) -> Result<i64> {
+    let ids: Vec<Uuid> = tokens.iter().map(|token| token.id).collect();
+    let sql = "select count(*) from tollgate.audit_log where token_id = any ($1)";
+    Ok(db.owner.query_one(sql, &[&ids]).await?.get(0))
+}
+
+async fn log_is_whole(db: &Db) -> Result<bool> {
+    value(&db.owner, "select whole from tollgate.verify_audit_log()").await
+}
+
+/// Until a task has begun and ended twice after this.
+async fn runs_twice(address: std::net::SocketAddr, task: &str) -> Result<()> {
+    let runs = format!("tollgated_task_runs_total{{task=\"{task}\"}}");
+    let before = web::metrics(address).await?.get(&runs).copied().unwrap_or_default();
+    web::eventually_measures(address, &runs, |count| count >= before + 2.0).await;
+    Ok(())
+}
+
+const OFTEN: [&str; 2] = ["--purge-interval=100ms", "--seal-interval=100ms"];
+
+fn cleanup(db: &Db, arguments: &[&str]) -> Result<Value> {
+    let output = Tollgated::run(&db.url(), &[&["cleanup", "--json"], arguments].concat())?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+#[tokio::test]
+async fn the_daemon_deletes_old_events_that_are_sealed_and_told_to_all_and_no_others() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "audit_retention").await?;
+    let told = old_stretch(&db).await?;
+    db.operator.execute("select tollgate.open_subscription('slow')", &[]).await?;
+    let untold = old_stretch(&db).await?;
+    let new = issue_many(&db.owner, 2).await?;
+    let before: i64 = value(&db.owner, "select count(*) from tollgate.audit_log").await?;
+
+    let (daemon, address) = web::run(&db.url(), &[&OFTEN[..], &["--audit-retention=2days"]].concat()).await?;
+    web::eventually_measures(address, "tollgated_purged_events_total", |count| count >= 2.0).await;
+    runs_twice(address, "purge_audit").await?;
+    assert_eq!(
+        (events_of(&db, &told).await?, events_of(&db, &untold).await?, events_of(&db, &new).await?),
+        (0, 2, 2),
+        "{}",
+        daemon.log()
+    );
+    assert!(log_is_whole(&db).await?);
+
+    let dropped = "select tollgate.drop_subscription('slow')";
+    assert!(value::<bool>(&db.owner, dropped).await?);
+    eventually_async(LONG, "the rest to be deleted", async || events_of(&db, &untold).await.unwrap() == 0)
+        .await;
+    runs_twice(address, "purge_audit").await?;
+    assert_eq!(events_of(&db, &new).await?, 2);
+    assert!(log_is_whole(&db).await?);
+    // What it counts is what is gone.
+    let added = "select count(*) from tollgate.audit_log
+                 where event in ('audit.purged', 'subscription.dropped') or event like 'epoch.%'";
+    let added: i64 = value(&db.owner, added).await?;
+    let left: i64 = value(&db.owner, "select count(*) from tollgate.audit_log").await?;
+    let counted = web::metrics(address).await?["tollgated_purged_events_total"];
+    assert_eq!(counted, (before + added - left) as f64);
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_event_is_deleted_unasked() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "audit_kept").await?;
+    let old = old_stretch(&db).await?;
+    let (_daemon, address) = web::run(&db.url(), &OFTEN).await?;
+    runs_twice(address, "purge").await?;
+    let page = web::metrics(address).await?;
+    assert!(!page.keys().any(|name| name.contains("purge_audit")), "{page:?}");
+    assert_eq!(cleanup(&db, &["--retention=0s", "--usage-retention=0s"])?["purged_events"], json!(0));
+    assert_eq!(cleanup(&db, &["--audit-retention=off"])?["purged_events"], json!(0));
+    assert_eq!(events_of(&db, &old).await?, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn cleanup_deletes_old_events_until_none_is_left() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "audit_cleanup").await?;
+    let old = [old_stretch(&db).await?, old_stretch(&db).await?, old_stretch(&db).await?].concat();
+    let new = issue_many(&db.owner, 2).await?;
+    seal(&db).await;
+    let before: i64 = value(&db.owner, "select count(*) from tollgate.audit_log").await?;
+    assert_eq!(cleanup(&db, &["--audit-retention=4days"])?["purged_events"], json!(0));
+    let answer = cleanup(&db, &["--audit-retention=2days", "--batch-size=1"])?;
+    assert_eq!(answer["purged_events"], json!(before - 2));
+    assert_eq!((events_of(&db, &old).await?, events_of(&db, &new).await?), (0, 2));
+    assert!(log_is_whole(&db).await?);
+    Ok(())
+}
+
+/// Whoever changed it would be glad of it.
+#[tokio::test]
+async fn a_log_that_was_tampered_with_is_not_deleted_and_keeps_nothing_else_from_it() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "audit_tampered").await?;
+    let old = old_stretch(&db).await?;
+    db.owner.batch_execute(&AGE.replace("'3 days' where at > now() - interval '1 day'", "'1 hour'")).await?;
+    let ended = token(&db, "revoked_at = now() - interval '31 days'").await?;
+    let (daemon, address) = web::run(&db.url(), &[&OFTEN[..], &["--audit-retention=2days"]].concat()).await?;
+    web::eventually_measures(address, "tollgated_task_failures_total{task=\"purge_audit\"}", |count| {
+        count >= 1.0
+    })
+    .await;
+    eventually_async(LONG, "the ended token to go", async || {
+        !remaining(&db).await.unwrap().contains(&ended.id)
+    })
+    .await;
+    assert!(daemon.log().contains("the audit log is not as it was sealed"), "{}", daemon.log());
+    assert_eq!(events_of(&db, &old).await?, 2);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The daemon behind a real PgBouncer: in transaction mode it refuses to serve and says why, in session mode it works.
+//! The daemon behind a real PgBouncer: in transaction mode it refuses to serve and says why, as does `check`, in session mode it works.
 
 mod common;
 mod operator;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use common::Shared;
 use operator::{Db, OPERATOR};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tollgate_tests::{Account, Port, Tollgated, dev_dir, eventually, eventually_async};
 
@@ -86,6 +87,28 @@ impl Drop for PgBouncer {
     }
 }
 
+/// Whoever gets its sessions next finds no lock, no LISTEN, and the settings that the role and the database have.
+async fn left_as_it_was(db: &Db, pooler: &PgBouncer) -> Result<()> {
+    let locks: i64 = common::value(
+        &db.owner,
+        "select count(*) from pg_locks where locktype = 'advisory' and classid = x'74676c64'::int::oid
+         and database = (select oid from pg_database where datname = current_database())",
+    )
+    .await?;
+    ensure!(locks == 0, "{locks} locks");
+    let (client, connection) = tokio_postgres::connect(&pooler.url(db), tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    let answer = client
+        .simple_query("select current_setting('search_path'), count(c) from pg_listening_channels() c")
+        .await?;
+    let found = answer.iter().find_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => Some(format!("{:?} {:?}", row.get(0), row.get(1))),
+        _ => None,
+    });
+    ensure!(found.as_deref() == Some("Some(\"\\\"$user\\\", public\") Some(\"0\")"), "{found:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_pooler_in_transaction_mode_is_named_at_start_and_left_as_it_was() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "pooled").await?;
@@ -106,22 +129,49 @@ async fn a_pooler_in_transaction_mode_is_named_at_start_and_left_as_it_was() -> 
             log.contains("pooler in transaction mode") && log.contains("pool_mode=session"),
             "{more}: {log}"
         );
-        let locks: i64 = common::value(
-            &db.owner,
-            "select count(*) from pg_locks where locktype = 'advisory' and classid = x'74676c64'::int::oid
-             and database = (select oid from pg_database where datname = current_database())",
-        )
-        .await?;
-        assert_eq!(locks, 0, "{more}");
-        // Whoever gets these sessions next finds the settings that the role and the database have.
-        let (client, connection) = tokio_postgres::connect(&pooler.url(&db), tokio_postgres::NoTls).await?;
-        tokio::spawn(connection);
-        let answer = client.simple_query("show search_path").await?;
-        let path = answer.iter().find_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-            _ => None,
-        });
-        assert_eq!(path.as_deref(), Some("\"$user\", public"), "{more}");
+        left_as_it_was(&db, &pooler).await.context(more)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_names_a_pooler_in_transaction_mode_and_leaves_it_as_it_was() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "pooled_check").await?;
+    for (more, sessions) in [
+        ("", 0),
+        ("server_round_robin = 1\nmin_pool_size = 2", 2),
+        ("server_round_robin = 1\nmin_pool_size = 3", 3),
+        ("default_pool_size = 1", 0),
+    ] {
+        let pooler = PgBouncer::start(&db, "transaction", more)?;
+        pooler.fill(&db, sessions).await?;
+        let output = Tollgated::run(&pooler.url(&db), &["check", "--json"])?;
+        assert_eq!(output.status.code(), Some(1), "{more}: {}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout)?;
+        assert_eq!(report["ok"], json!(false), "{more}");
+        let findings = report["findings"].as_array().context("findings")?;
+        // What is asked through it might be answered by anybody.
+        assert_eq!(findings.len(), 1, "{more}: {report}");
+        let found = &findings[0];
+        assert_eq!(
+            (&found["name"], &found["verdict"]),
+            (&json!("pooler"), &json!("fail")),
+            "{more}: {report}"
+        );
+        let text = found.to_string();
+        assert!(
+            text.contains("pooler in transaction mode") && text.contains("pool_mode=session"),
+            "{more}: {text}"
+        );
+        left_as_it_was(&db, &pooler).await.context(more)?;
+    }
+    let pooler = PgBouncer::start(&db, "session", "")?;
+    let output = Tollgated::run(&pooler.url(&db), &["check", "--json"])?;
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    let findings = report["findings"].as_array().context("findings")?;
+    for name in ["pooler", "listen", "privileges"] {
+        let found = findings.iter().find(|finding| finding["name"] == name);
+        assert_eq!(found.map(|finding| &finding["verdict"]), Some(&json!("ok")), "{name}: {report}");
     }
     Ok(())
 }

@@ -29,13 +29,25 @@ pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u
         sql::purge_usage(session_client(&session), options.retention.usage_retention, batch_size)
     })
     .await?;
+    let mut events = 0;
+    if let Some(retention) = options.retention.audit_retention.0 {
+        progress.set_position(0);
+        progress.set_message("deleting old events of the audit log");
+        events = until_done(&progress, batch_size, || {
+            sql::purge_audit_log(session_client(&session), retention, batch_size)
+        })
+        .await?;
+    }
     progress.finish_and_clear();
 
     if options.output.json {
-        output::json(&json!({ "expired": expired, "purged": purged, "purged_hours": hours }))?;
+        output::json(
+            &json!({ "expired": expired, "purged": purged, "purged_hours": hours, "purged_events": events }),
+        )?;
     } else if !options.output.quiet {
         output::line(&format!(
-            "recorded {expired} expiries, deleted {purged} ended tokens and {hours} old hours of usage"
+            "recorded {expired} expiries, deleted {purged} ended tokens, {hours} old hours of usage and {events} old \
+             events of the audit log"
         ))?;
     }
     Ok(exit::OK)

@@ -21,7 +21,7 @@ use crate::sql::Identity;
 use crate::tasks::observe::Seen;
 use crate::tasks::{
     announce_expiries, deliver_webhooks, expire_tokens, flush_standby, flush_usage, heartbeat, observe,
-    publish_events, purge, seal_audit, watch_usage,
+    publish_events, purge, purge_audit, seal_audit, watch_usage,
 };
 use crate::webhook::Sender;
 use crate::{exit, listener, pooler, systemd};
@@ -58,6 +58,7 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     let look_now = Signal::default();
     let report = Signal::default();
     let batch_size = options.batch.batch_size;
+    let audit_retention = options.retention.audit_retention.0;
     let seen = Seen::default();
 
     // Before there is any connection: that there is none is a thing to ask for.
@@ -152,6 +153,13 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         every(options.purge_interval),
         Signal::default(),
     );
+    if let Some(retention) = audit_retention {
+        driver.start_led(
+            purge_audit::PurgeAudit::new(database.clone(), retention, batch_size),
+            every(options.purge_interval),
+            Signal::default(),
+        );
+    }
     driver.start_led(
         seal_audit::SealAudit::new(database.clone(), batch_size),
         every(options.seal_interval),
@@ -211,6 +219,7 @@ fn announce(target: &Target, standbys: &[Target], options: &RunOptions) {
         purge_interval = time(options.purge_interval),
         retention = time(options.retention.retention),
         usage_retention = time(options.retention.usage_retention),
+        audit_retention = %options.retention.audit_retention,
         publish_interval = time(options.publish_interval),
         seal_interval = time(options.seal_interval),
         subscription = options.subscription,

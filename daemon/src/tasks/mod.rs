@@ -9,6 +9,7 @@ pub mod heartbeat;
 pub mod observe;
 pub mod publish_events;
 pub mod purge;
+pub mod purge_audit;
 pub mod seal_audit;
 pub mod watch_usage;
 

@@ -26,7 +26,8 @@ pub(crate) const GRANTS: &str = "
         tollgate.report_daemon, tollgate.seal_audit_log, tollgate.stats, tollgate.announce_expiries,
         tollgate.subscription_backlogs, tollgate.queue_webhook_deliveries, tollgate.claim_webhook_deliveries,
         tollgate.finish_webhook_delivery, tollgate.purge_webhook_deliveries, tollgate.admit_event_reader,
-        tollgate.purge_usage, tollgate.usage_applied, tollgate.usage_pressure, tollgate.deployment_health
+        tollgate.purge_usage, tollgate.usage_applied, tollgate.usage_pressure, tollgate.deployment_health,
+        tollgate.purge_audit_log
     to operator;
     grant select on tollgate.daemons, tollgate.webhooks to operator";
 

@@ -101,6 +101,14 @@ pub(crate) async fn metrics(address: SocketAddr) -> Result<BTreeMap<String, f64>
         .collect()
 }
 
+/// What a line of the daemon's `/proc/PID/status` says, in bytes.
+pub(crate) fn memory(daemon: &Tollgated, name: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")).with_context(|| status.clone())?;
+    Ok(kilobytes.trim().parse::<u64>()? * 1024)
+}
+
 pub(crate) async fn eventually_measures(address: SocketAddr, name: &str, is: impl Fn(f64) -> bool) {
     let mut last = None;
     eventually_async(LONG, &format!("a good value of {name}"), async || {

@@ -15,8 +15,8 @@ use tokio_postgres::Client;
 
 use crate::config::CheckOptions;
 use crate::db::{Session, Target};
-use crate::error::{Doing as _, Result};
-use crate::{exit, listener, output, sql};
+use crate::error::{Doing as _, Kind, Result};
+use crate::{exit, listener, output, pooler, sql};
 use finding::{Finding, Verdict, describe};
 
 /// The oldest major that the extension is built for.
@@ -24,8 +24,12 @@ const OLDEST_SERVER: i32 = 15;
 const NEWEST_SERVER: i32 = 18;
 
 pub(super) async fn check(target: Target, standbys: Vec<Target>, options: CheckOptions) -> Result<u8> {
-    let mut session = target.connect().await?;
-    let mut findings = examine(&target, &mut session, options.patience).await?;
+    let mut findings = vec![pooler_finding(&target).await?];
+    // Through a pooler each answer might be another session's, and what is asked would leave settings and a LISTEN behind.
+    if findings[0].verdict != Verdict::Fail {
+        let mut session = target.connect().await?;
+        findings.extend(examine(&target, &mut session, options.patience).await?);
+    }
     for standby in &standbys {
         findings.push(standby_finding(standby).await);
     }
@@ -44,6 +48,30 @@ pub(super) async fn check(target: Target, standbys: Vec<Target>, options: CheckO
         }
     }
     Ok(if ok { exit::OK } else { exit::NO })
+}
+
+/// Whether sessions are ours. Fails if there is no way to the server at all.
+async fn pooler_finding(target: &Target) -> Result<Finding> {
+    const NAME: &str = "pooler";
+    let target = target.without_settings();
+    let one = target.connect().await?;
+    let examined = async { pooler::examine(&one, &target.connect().await?).await };
+    Ok(match examined.await {
+        Ok(()) => Finding::ok(NAME, "no pooler in transaction mode is in between"),
+        Err(error) if error.kind() == Kind::Usage => {
+            let mut finding = Finding::error(NAME, &error);
+            finding.detail.push_str("; nothing else was examined through it");
+            finding
+        }
+        Err(error) => Finding::warn(
+            NAME,
+            format!("cannot tell whether a pooler in transaction mode is in between: {}", error.message()),
+            error
+                .remedy()
+                .or(error.hint())
+                .unwrap_or("tollgated check (again, once the server is less busy)"),
+        ),
+    })
 }
 
 async fn examine(target: &Target, session: &mut Session, patience: Duration) -> Result<Vec<Finding>> {
