@@ -2,7 +2,6 @@
 //! the SQL functions that lead here.
 #![allow(unsafe_code)]
 
-use super::{latest, relations};
 use crate::error::Error;
 use core::cell::RefCell;
 use pgrx::Uuid;
@@ -58,14 +57,6 @@ const INSERT: &str = "
     )
     SELECT expires_at, created_at FROM issued";
 
-const UNCOVERED: &str = "
-    SELECT coalesce(array_agg(wanted.scope ORDER BY wanted.n), '{}')
-    FROM unnest($1) WITH ORDINALITY AS wanted (scope, n)
-    WHERE wanted.scope <> 'admin' AND NOT EXISTS (
-        SELECT FROM tollgate.scopes s
-        WHERE s.name = wanted.scope
-           OR (right(wanted.scope, 2) = ':*' AND starts_with(s.name, left(wanted.scope, -1))))";
-
 const COVERING: &str = "
     SELECT count(*) FROM (
         SELECT FROM tollgate.scopes s
@@ -80,7 +71,6 @@ thread_local! {
     static LOCK_FOR_ROTATION_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
     static LOCK_PARENT_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
     static REPLACE_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
-    static UNCOVERED_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
 }
 
 /// Stores a token and its event; `None` if one with its digest is stored already.
@@ -180,23 +170,11 @@ pub(crate) fn lock_parent(token_id: Uuid) -> Result<Option<(String, i32)>, Error
     })
 }
 
-/// The scopes that the catalogue neither holds nor, for a wildcard, has one of. Whatever they are found covered by stays
-/// until the transaction ends: `drop_scope` waits for it.
-pub(crate) fn uncovered_scopes(scopes: &[String]) -> Result<Vec<String>, Error> {
-    if scopes.is_empty() {
-        return Ok(Vec::new());
-    }
-    // SAFETY: an existing relation.
-    unsafe { pg_sys::LockRelationOid(relations::relations().scopes, pg_sys::RowShareLock.cast_signed()) };
-    if latest::transaction_keeps_its_snapshot() {
-        // The snapshot may show what has been dropped since. Locking the rows notices (40001).
-        // SAFETY: the datum is of the type beside it.
-        let arguments = [unsafe { DatumWithOid::new(scopes.to_vec(), pg_sys::TEXTARRAYOID) }];
-        with_plan(&COVERING_PLAN, COVERING, &arguments, |_| Ok(()))?;
-    }
+/// Locks the rows of the catalogue that cover some of the scopes.
+pub(crate) fn lock_covering_scopes(scopes: &[String]) -> Result<(), Error> {
     // SAFETY: the datum is of the type beside it.
     let arguments = [unsafe { DatumWithOid::new(scopes.to_vec(), pg_sys::TEXTARRAYOID) }];
-    with_plan(&UNCOVERED_PLAN, UNCOVERED, &arguments, |rows| Ok(rows.get_one()?.unwrap_or_default()))
+    with_plan(&COVERING_PLAN, COVERING, &arguments, |_| Ok(()))
 }
 
 fn with_plan<R>(

@@ -13,6 +13,7 @@ pub(crate) struct Relations {
     pub(crate) api_tokens: Oid,
     pub(crate) token_hash_index: Oid,
     pub(crate) scopes: Oid,
+    pub(crate) scopes_index: Oid,
     /// By `Composite`.
     pub(crate) composites: [Oid; Composite::COUNT],
 }
@@ -41,6 +42,7 @@ pub(crate) fn relations() -> Relations {
             api_tokens: in_schema(schema, c"api_tokens"),
             token_hash_index: in_schema(schema, c"api_tokens_token_hash"),
             scopes: in_schema(schema, c"scopes"),
+            scopes_index: in_schema(schema, c"scopes_pkey"),
             composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
         };
         // The look-ups themselves may have brought the news that something changed.
@@ -62,6 +64,32 @@ pub(crate) fn forget() {
     EPOCH.set(EPOCH.get() + 1);
 }
 
+/// Refuses a table that was changed by hand, rather than misread it. `columns` are those that are read, by their place,
+/// counted from 0.
+pub(crate) fn check_columns<const N: usize>(
+    relation: Oid,
+    table: &str,
+    columns: [(usize, &CStr, Oid); N],
+) -> Result<(), Error> {
+    for (place, name, column_type) in columns {
+        let number = place as i16 + 1;
+        // SAFETY: look-ups in the system catalogue; the name is a palloc'ed C string or NULL.
+        let matches = unsafe {
+            let found = pg_sys::get_attname(relation, number, true);
+            !found.is_null()
+                && CStr::from_ptr(found) == name
+                && pg_sys::get_atttype(relation, number) == column_type
+        };
+        if !matches {
+            return Err(Error::unknown_layout(format!(
+                "Column {number} of tollgate.{table} is not {}.",
+                name.to_string_lossy()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// A relation of our schema.
 fn in_schema(schema: Oid, name: &CStr) -> Oid {
     // SAFETY: a look-up in the system catalogue by a C string.
@@ -76,7 +104,7 @@ fn in_schema(schema: Oid, name: &CStr) -> Oid {
 #[pg_guard]
 unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
     let ours = |cached: Relations| {
-        [cached.api_tokens, cached.token_hash_index, cached.scopes].contains(&relation)
+        [cached.api_tokens, cached.token_hash_index, cached.scopes, cached.scopes_index].contains(&relation)
             || cached.composites.contains(&relation)
     };
     if relation == Oid::INVALID || CACHE.get().is_none_or(ours) {
