@@ -12,7 +12,7 @@ use std::thread::LocalKey;
 /// A table of which the columns up to the last one that is read are fixed by number.
 pub(crate) struct Table<const N: usize> {
     pub(crate) name: &'static str,
-    pub(crate) relation: fn(&Relations) -> Oid,
+    pub(crate) relation: fn(&Relations) -> Option<Oid>,
     pub(crate) columns: [(usize, &'static CStr, Oid); N],
     /// The epoch in which the columns were last checked.
     pub(crate) checked_in: &'static LocalKey<Cell<Option<u64>>>,
@@ -38,10 +38,10 @@ impl Row<'_> {
 }
 
 impl Open {
-    /// Opens a table. Its lock is kept until the transaction ends, as that of any query.
-    pub(crate) fn new<const N: usize>(table: &Table<N>) -> Self {
+    /// Opens a table, if there is one. Its lock is kept until the transaction ends, as that of any query.
+    pub(crate) fn new<const N: usize>(table: &Table<N>) -> Option<Self> {
         loop {
-            let oid = (table.relation)(&relations::relations());
+            let oid = (table.relation)(&relations::relations())?;
             // SAFETY: any number may be asked for. The snapshot stays registered until this is closed.
             unsafe {
                 let relation = pg_sys::try_table_open(oid, pg_sys::AccessShareLock.cast_signed());
@@ -57,7 +57,7 @@ impl Open {
                 // As SPI does before each statement.
                 pg_sys::CommandCounterIncrement();
                 let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetTransactionSnapshot());
-                return Open { table: relation, snapshot };
+                return Some(Open { table: relation, snapshot });
             }
         }
     }
@@ -116,6 +116,30 @@ impl Open {
         // SAFETY: there is room for each column.
         unsafe { pg_sys::heap_deform_tuple(tuple, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr()) };
         look(&Row { values: &values, nulls: &nulls });
+    }
+
+    /// The last row in the order of an index.
+    pub(crate) fn last<R>(&self, index: Oid, look: impl FnOnce(&Row<'_>) -> R) -> Option<R> {
+        let mut result = None;
+        let mut look = Some(look);
+        // SAFETY: an index of this table; the scan is ended before anything that it uses.
+        unsafe {
+            let index = pg_sys::index_open(index, pg_sys::AccessShareLock.cast_signed());
+            let scan = pg_sys::systable_beginscan_ordered(
+                self.table,
+                index,
+                self.snapshot,
+                0,
+                core::ptr::null_mut(),
+            );
+            let backward = pg_sys::ScanDirection::BackwardScanDirection;
+            if let Some(tuple) = pg_sys::systable_getnext_ordered(scan, backward).as_mut() {
+                self.look_at(tuple, &mut |row| result = look.take().map(|look| look(row)));
+            }
+            pg_sys::systable_endscan_ordered(scan);
+            pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
+        }
+        result
     }
 
     pub(crate) fn close(self) {
