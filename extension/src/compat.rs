@@ -11,6 +11,12 @@ pub(crate) const GUC_NO_RESET: u32 = 0;
 #[cfg(not(feature = "pg15"))]
 pub(crate) const GUC_NO_RESET: u32 = pgrx::pg_sys::GUC_NO_RESET;
 
+/// The privilege to insert, in the type that the functions take which check it (64 bits since 16).
+#[cfg(feature = "pg15")]
+pub(crate) const ACL_INSERT: pg_sys::AclMode = pg_sys::ACL_INSERT;
+#[cfg(not(feature = "pg15"))]
+pub(crate) const ACL_INSERT: pg_sys::AclMode = pg_sys::ACL_INSERT as pg_sys::AclMode;
+
 /// `AddinShmemInitLock`, a macro in C (`lwlocknames.h`, `lwlocklist.h`): the same number in every supported version.
 pub(crate) const ADDIN_SHMEM_INIT_LOCK: usize = 21;
 

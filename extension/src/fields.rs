@@ -2,7 +2,7 @@
 
 use crate::datum::{self, TextArray};
 use crate::error::Error;
-use crate::store::issue;
+use crate::store::scopes as catalogue;
 use crate::{guc, sys};
 use pgrx::datum::Interval;
 use tollgate_core::scope;
@@ -106,7 +106,7 @@ pub(crate) fn scopes(value: Option<TextArray<'_>>) -> Result<Vec<String>, Error>
             "A scope is segments joined by \":\", each of a-z, 0-9, \"_\", \".\" and \"-\"; a wildcard ends in \":*\".",
         ));
     }
-    let undefined = issue::uncovered_scopes(&scopes)?;
+    let undefined = catalogue::uncovered(&scopes)?;
     if !undefined.is_empty() {
         let undefined: Vec<&str> = undefined.iter().map(String::as_str).collect();
         return Err(Error::argument(

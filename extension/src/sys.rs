@@ -63,6 +63,31 @@ unsafe extern "C-unwind" {
     pub(crate) fn heap_form_tuple(desc: TupleDesc, values: *mut Datum, nulls: *mut bool) -> HeapTuple;
     pub(crate) fn HeapTupleHeaderGetDatum(tuple: pg_sys::HeapTupleHeader) -> Datum;
     pub(crate) fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: c_int);
+    pub(crate) fn CommandCounterIncrement();
+    pub(crate) fn CreateExecutorState() -> *mut pg_sys::EState;
+    pub(crate) fn MakePerTupleExprContext(state: *mut pg_sys::EState) -> *mut pg_sys::ExprContext;
+    pub(crate) fn InitResultRelInfo(
+        target: *mut pg_sys::ResultRelInfo,
+        table: Relation,
+        range_table_index: pg_sys::Index,
+        partition_root: *mut pg_sys::ResultRelInfo,
+        instrument: c_int,
+    );
+    pub(crate) fn ExecOpenIndices(target: *mut pg_sys::ResultRelInfo, speculative: bool);
+    pub(crate) fn ExecCloseIndices(target: *mut pg_sys::ResultRelInfo);
+    pub(crate) fn build_column_default(table: Relation, column: c_int) -> *mut pg_sys::Node;
+    pub(crate) fn expression_planner(expression: *mut pg_sys::Expr) -> *mut pg_sys::Expr;
+    pub(crate) fn ExecInitExpr(
+        expression: *mut pg_sys::Expr,
+        parent: *mut pg_sys::PlanState,
+    ) -> *mut pg_sys::ExprState;
+    pub(crate) fn ExecSimpleRelationInsert(
+        target: *mut pg_sys::ResultRelInfo,
+        state: *mut pg_sys::EState,
+        slot: *mut TupleTableSlot,
+    );
+    pub(crate) fn palloc0(size: usize) -> *mut core::ffi::c_void;
+    pub(crate) fn MemoryContextReset(context: pg_sys::MemoryContext);
     pub(crate) fn ExecScan(
         node: *mut pg_sys::ScanState,
         access: pg_sys::ExecScanAccessMtd,

@@ -2,13 +2,17 @@
 //! the SQL functions that lead here.
 #![allow(unsafe_code)]
 
-use super::{latest, relations};
+use super::direct::{Compiled, Table, Target};
+use super::epoch;
 use crate::error::Error;
-use core::cell::RefCell;
-use pgrx::Uuid;
+use crate::sys;
+use core::cell::{Cell, RefCell};
+use core::ffi::{CStr, c_char};
 use pgrx::datum::{DatumWithOid, Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::{self, Datum};
 use pgrx::spi::{OwnedPreparedStatement, Spi, SpiError};
+use pgrx::{FromDatum, IntoDatum, JsonB, Uuid, direct_function_call_as_datum};
+use serde_json::json;
 use tollgate_core::token::Digest;
 
 pub(crate) struct NewToken<'a> {
@@ -26,6 +30,8 @@ pub(crate) struct NewToken<'a> {
     pub(crate) allowed_ips: Option<Datum>,
     pub(crate) rate_limit: Option<i32>,
     pub(crate) rate_window: Option<Interval>,
+    /// Whether the digest is that of a secret that was just drawn, so that no other token has it.
+    pub(crate) is_drawn: bool,
     /// Locked. What is not given of lifetime, metadata, networks and limits is inherited from it.
     pub(crate) parent: Option<Uuid>,
 }
@@ -58,14 +64,6 @@ const INSERT: &str = "
     )
     SELECT expires_at, created_at FROM issued";
 
-const UNCOVERED: &str = "
-    SELECT coalesce(array_agg(wanted.scope ORDER BY wanted.n), '{}')
-    FROM unnest($1) WITH ORDINALITY AS wanted (scope, n)
-    WHERE wanted.scope <> 'admin' AND NOT EXISTS (
-        SELECT FROM tollgate.scopes s
-        WHERE s.name = wanted.scope
-           OR (right(wanted.scope, 2) = ':*' AND starts_with(s.name, left(wanted.scope, -1))))";
-
 const COVERING: &str = "
     SELECT count(*) FROM (
         SELECT FROM tollgate.scopes s
@@ -74,17 +72,163 @@ const COVERING: &str = "
                          OR (right(wanted.scope, 2) = ':*' AND starts_with(s.name, left(wanted.scope, -1))))
         FOR KEY SHARE OF s) locked";
 
+const TOKENS: Table<12> = Table {
+    relation: |relations| Some(relations.api_tokens),
+    given: [
+        (c"id", pg_sys::UUIDOID),
+        (c"token_hash", pg_sys::BYTEAOID),
+        (c"hint", pg_sys::TEXTOID),
+        (c"user_id", pg_sys::TEXTOID),
+        (c"name", pg_sys::TEXTOID),
+        (c"scopes", pg_sys::TEXTARRAYOID),
+        (c"expires_at", pg_sys::TIMESTAMPTZOID),
+        (c"metadata", pg_sys::JSONBOID),
+        (c"allowed_ips", pg_sys::CIDRARRAYOID),
+        (c"rate_limit", pg_sys::INT4OID),
+        (c"rate_window", pg_sys::INTERVALOID),
+        (c"parent_id", pg_sys::UUIDOID),
+    ],
+    told: (c"created_at", pg_sys::TIMESTAMPTZOID),
+    kept: &TOKENS_COMPILED,
+};
+
+const AUDIT_LOG: Table<5> = Table {
+    relation: |relations| Some(relations.audit_log),
+    given: [
+        (c"event", pg_sys::TEXTOID),
+        (c"token_id", pg_sys::UUIDOID),
+        (c"user_id", pg_sys::TEXTOID),
+        (c"detail", pg_sys::JSONBOID),
+        (c"epoch", pg_sys::INT4OID),
+    ],
+    told: (c"id", pg_sys::INT8OID),
+    kept: &AUDIT_LOG_COMPILED,
+};
+
 thread_local! {
+    static AUDIT_LOG_COMPILED: Cell<*mut Compiled> = const { Cell::new(core::ptr::null_mut()) };
+    static TOKENS_COMPILED: Cell<*mut Compiled> = const { Cell::new(core::ptr::null_mut()) };
     static COVERING_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
     static INSERT_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
     static LOCK_FOR_ROTATION_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
     static LOCK_PARENT_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
     static REPLACE_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
-    static UNCOVERED_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
 }
 
 /// Stores a token and its event; `None` if one with its digest is stored already.
 pub(crate) fn insert(token: &NewToken<'_>) -> Result<Option<Stored>, Error> {
+    if token.is_drawn
+        && token.parent.is_none()
+        && let Some(stored) = insert_directly(token)
+    {
+        return Ok(Some(stored));
+    }
+    insert_by_statement(token)
+}
+
+/// The same as the statement; `None` if only that will do.
+fn insert_directly(token: &NewToken<'_>) -> Option<Stored> {
+    let epoch = epoch::registered()?;
+    let mut tokens = Target::open(&TOKENS)?;
+    let mut log = Target::open(&AUDIT_LOG)?;
+    let expires_at = token.lifetime.map(from_now);
+    let created_at = tokens.insert([
+        token.id.into_datum(),
+        token.digest.as_slice().into_datum(),
+        token.hint.into_datum(),
+        token.user_id.into_datum(),
+        token.name.into_datum(),
+        token.scopes.to_vec().into_datum(),
+        expires_at,
+        token.metadata,
+        token.allowed_ips,
+        token.rate_limit.into_datum(),
+        token.rate_limit.and(token.rate_window).into_datum(),
+        None,
+    ]);
+    log.insert([
+        token.event.into_datum(),
+        token.id.into_datum(),
+        token.user_id.into_datum(),
+        detail(token, expires_at).into_datum(),
+        Some(epoch),
+    ]);
+    // SAFETY: both are timestamps, passed by value.
+    let time = |datum: Option<Datum>| unsafe {
+        TimestampWithTimeZone::from_datum(datum.unwrap_or(Datum::null()), datum.is_none())
+    };
+    Some(Stored { expires_at: time(expires_at), created_at: time(created_at) })
+}
+
+/// `clock_timestamp() + $1`.
+fn from_now(lifetime: Interval) -> Datum {
+    let arguments = [Some(Datum::from(sys::GetCurrentTimestamp())), lifetime.into_datum()];
+    // SAFETY: a function of these arguments, which is strict and returns no NULL.
+    let sum = unsafe { direct_function_call_as_datum(pg_sys::timestamptz_pl_interval, &arguments) };
+    sum.unwrap_or(Datum::null())
+}
+
+/// What the event says of the token, as `jsonb_build_object` writes it.
+fn detail(token: &NewToken<'_>, expires_at: Option<Datum>) -> JsonB {
+    let mut detail = json!({ "name": token.name, "hint": token.hint, "scopes": token.scopes });
+    if let Some(expires_at) = expires_at {
+        // SAFETY: given no buffer, it returns a palloc'ed C string.
+        let text = unsafe {
+            text_of(pg_sys::JsonEncodeDateTime(
+                core::ptr::null_mut(),
+                expires_at,
+                pg_sys::TIMESTAMPTZOID,
+                core::ptr::null(),
+            ))
+        };
+        detail["expires_at"] = text.into();
+    }
+    if let Some(networks) = token.allowed_ips {
+        detail["allowed_ips"] = networks_as_text(networks).into();
+    }
+    if let Some(limit) = token.rate_limit {
+        detail["rate_limit"] = limit.into();
+        if let Some(window) = token.rate_window.into_datum() {
+            // SAFETY: the output function of the datum's type.
+            let text =
+                unsafe { text_of(pg_sys::OidOutputFunctionCall(pg_sys::F_INTERVAL_OUT.into(), window)) };
+            detail["rate_window"] = text.into();
+        }
+    }
+    JsonB(detail)
+}
+
+/// The elements of a cidr[] without NULLs.
+fn networks_as_text(networks: Datum) -> Vec<String> {
+    let (mut elements, mut count) = (core::ptr::null_mut(), 0);
+    // SAFETY: an array of cidr, whose length varies and whose alignment is that of int; the elements are written one after
+    // another to where they are read.
+    unsafe {
+        pg_sys::deconstruct_array(
+            pg_sys::pg_detoast_datum(networks.cast_mut_ptr()).cast(),
+            pg_sys::CIDROID,
+            -1,
+            false,
+            pg_sys::TYPALIGN_INT as core::ffi::c_char,
+            &raw mut elements,
+            core::ptr::null_mut(),
+            &raw mut count,
+        );
+        (0..usize::try_from(count).unwrap_or(0))
+            .map(|i| text_of(pg_sys::OidOutputFunctionCall(pg_sys::F_CIDR_OUT.into(), *elements.add(i))))
+            .collect()
+    }
+}
+
+/// # Safety
+///
+/// A C string.
+unsafe fn text_of(text: *const c_char) -> String {
+    // SAFETY: the caller's promise.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+fn insert_by_statement(token: &NewToken<'_>) -> Result<Option<Stored>, Error> {
     // SAFETY: each datum is of the type beside it, and lives as long as the call that it came from.
     let arguments = unsafe {
         [
@@ -180,23 +324,11 @@ pub(crate) fn lock_parent(token_id: Uuid) -> Result<Option<(String, i32)>, Error
     })
 }
 
-/// The scopes that the catalogue neither holds nor, for a wildcard, has one of. Whatever they are found covered by stays
-/// until the transaction ends: `drop_scope` waits for it.
-pub(crate) fn uncovered_scopes(scopes: &[String]) -> Result<Vec<String>, Error> {
-    if scopes.is_empty() {
-        return Ok(Vec::new());
-    }
-    // SAFETY: an existing relation.
-    unsafe { pg_sys::LockRelationOid(relations::relations().scopes, pg_sys::RowShareLock.cast_signed()) };
-    if latest::transaction_keeps_its_snapshot() {
-        // The snapshot may show what has been dropped since. Locking the rows notices (40001).
-        // SAFETY: the datum is of the type beside it.
-        let arguments = [unsafe { DatumWithOid::new(scopes.to_vec(), pg_sys::TEXTARRAYOID) }];
-        with_plan(&COVERING_PLAN, COVERING, &arguments, |_| Ok(()))?;
-    }
+/// Locks the rows of the catalogue that cover some of the scopes.
+pub(crate) fn lock_covering_scopes(scopes: &[String]) -> Result<(), Error> {
     // SAFETY: the datum is of the type beside it.
     let arguments = [unsafe { DatumWithOid::new(scopes.to_vec(), pg_sys::TEXTARRAYOID) }];
-    with_plan(&UNCOVERED_PLAN, UNCOVERED, &arguments, |rows| Ok(rows.get_one()?.unwrap_or_default()))
+    with_plan(&COVERING_PLAN, COVERING, &arguments, |_| Ok(()))
 }
 
 fn with_plan<R>(

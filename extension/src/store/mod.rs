@@ -1,14 +1,19 @@
-//! Where our tables are touched: which relations they are, the index probe of verification, the statements of issuing, and
-//! what must be seen as it is now, whatever snapshot the transaction has.
+//! Where our tables are touched: which relations they are, the index probe of verification, the statements of issuing, what
+//! is read and inserted without one, and what must be seen as it is now, whatever snapshot the transaction has.
 
 pub(crate) mod as_role;
 pub(crate) mod composite;
+mod direct;
+mod epoch;
 pub(crate) mod issue;
 pub(crate) mod latest;
 pub(crate) mod probe;
 pub(crate) mod quota;
 pub(crate) mod relations;
+pub(crate) mod rows;
+pub(crate) mod scopes;
 
 pub(crate) fn init() {
     relations::init();
+    direct::init();
 }

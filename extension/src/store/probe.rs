@@ -10,7 +10,7 @@
 use super::relations::{self, Relations};
 use crate::compat;
 use crate::datum;
-use crate::error::Error;
+use crate::error::OrRaise;
 use crate::shmem::{self, Place};
 use crate::sys;
 use core::cell::Cell;
@@ -155,7 +155,8 @@ impl Lookup {
             let relations = relations::relations();
             let epoch = relations::epoch();
             if CHECKED_IN.get() != Some(epoch) {
-                check_columns(&relations);
+                let columns = EXPECTED.map(|(column, name, oid)| (column as usize, name, oid));
+                relations::check_columns(relations.api_tokens, "api_tokens", columns).or_raise();
                 CHECKED_IN.set(Some(epoch));
             }
             // SAFETY: the closure holds nothing that needs dropping. The key is not looked at after the one descent.
@@ -334,24 +335,4 @@ fn scan_key() -> pg_sys::ScanKeyData {
         KEY.set(Some(key));
         key
     })
-}
-
-fn check_columns(relations: &Relations) {
-    for (column, name, column_type) in EXPECTED {
-        let number = column as i16 + 1;
-        // SAFETY: look-ups in the system catalogue; the name is a palloc'ed C string or NULL.
-        let matches = unsafe {
-            let found = pg_sys::get_attname(relations.api_tokens, number, true);
-            !found.is_null()
-                && CStr::from_ptr(found) == name
-                && pg_sys::get_atttype(relations.api_tokens, number) == column_type
-        };
-        if !matches {
-            Error::unknown_layout(format!(
-                "Column {number} of tollgate.api_tokens is not {}.",
-                name.to_string_lossy()
-            ))
-            .raise();
-        }
-    }
 }

@@ -13,6 +13,11 @@ pub(crate) struct Relations {
     pub(crate) api_tokens: Oid,
     pub(crate) token_hash_index: Oid,
     pub(crate) scopes: Oid,
+    pub(crate) scopes_index: Oid,
+    pub(crate) audit_log: Oid,
+    /// `None` before version 0.2 of the schema.
+    pub(crate) audit_epochs: Option<Oid>,
+    pub(crate) audit_epochs_index: Option<Oid>,
     /// By `Composite`.
     pub(crate) composites: [Oid; Composite::COUNT],
 }
@@ -41,6 +46,10 @@ pub(crate) fn relations() -> Relations {
             api_tokens: in_schema(schema, c"api_tokens"),
             token_hash_index: in_schema(schema, c"api_tokens_token_hash"),
             scopes: in_schema(schema, c"scopes"),
+            scopes_index: in_schema(schema, c"scopes_pkey"),
+            audit_log: in_schema(schema, c"audit_log"),
+            audit_epochs: find(schema, c"audit_epochs"),
+            audit_epochs_index: find(schema, c"audit_epochs_pkey"),
             composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
         };
         // The look-ups themselves may have brought the news that something changed.
@@ -62,21 +71,59 @@ pub(crate) fn forget() {
     EPOCH.set(EPOCH.get() + 1);
 }
 
-/// A relation of our schema.
-fn in_schema(schema: Oid, name: &CStr) -> Oid {
+/// Refuses a table that was changed by hand, rather than misread it. `columns` are those that are read, by their place,
+/// counted from 0.
+pub(crate) fn check_columns<const N: usize>(
+    relation: Oid,
+    table: &str,
+    columns: [(usize, &CStr, Oid); N],
+) -> Result<(), Error> {
+    for (place, name, column_type) in columns {
+        let number = place as i16 + 1;
+        // SAFETY: look-ups in the system catalogue; the name is a palloc'ed C string or NULL.
+        let matches = unsafe {
+            let found = pg_sys::get_attname(relation, number, true);
+            !found.is_null()
+                && CStr::from_ptr(found) == name
+                && pg_sys::get_atttype(relation, number) == column_type
+        };
+        if !matches {
+            return Err(Error::unknown_layout(format!(
+                "Column {number} of tollgate.{table} is not {}.",
+                name.to_string_lossy()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn find(schema: Oid, name: &CStr) -> Option<Oid> {
     // SAFETY: a look-up in the system catalogue by a C string.
     let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), schema) };
-    if oid == Oid::INVALID {
-        Error::unknown_layout(format!("There is no relation tollgate.{}.", name.to_string_lossy())).raise();
-    }
-    oid
+    (oid != Oid::INVALID).then_some(oid)
+}
+
+/// A relation of our schema.
+fn in_schema(schema: Oid, name: &CStr) -> Oid {
+    find(schema, name).unwrap_or_else(|| {
+        Error::unknown_layout(format!("There is no relation tollgate.{}.", name.to_string_lossy())).raise()
+    })
 }
 
 /// Called by PostgreSQL whenever a relation changed, at any moment that takes a lock: it may only mark.
 #[pg_guard]
 unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
     let ours = |cached: Relations| {
-        [cached.api_tokens, cached.token_hash_index, cached.scopes].contains(&relation)
+        let tables = [
+            cached.api_tokens,
+            cached.token_hash_index,
+            cached.scopes,
+            cached.scopes_index,
+            cached.audit_log,
+        ];
+        let epochs = [cached.audit_epochs, cached.audit_epochs_index];
+        tables.contains(&relation)
+            || epochs.contains(&Some(relation))
             || cached.composites.contains(&relation)
     };
     if relation == Oid::INVALID || CACHE.get().is_none_or(ours) {

@@ -1,0 +1,152 @@
+//! Rows of our small tables, read without a plan: by their primary key, or all of them. They are those that a statement
+//! would see which began now.
+#![allow(unsafe_code)]
+
+use super::relations::{self, Relations};
+use crate::error::OrRaise;
+use core::cell::Cell;
+use core::ffi::CStr;
+use pgrx::pg_sys::{self, Datum, Oid};
+use std::thread::LocalKey;
+
+/// A table of which the columns up to the last one that is read are fixed by number.
+pub(crate) struct Table<const N: usize> {
+    pub(crate) name: &'static str,
+    pub(crate) relation: fn(&Relations) -> Option<Oid>,
+    pub(crate) columns: [(usize, &'static CStr, Oid); N],
+    /// The epoch in which the columns were last checked.
+    pub(crate) checked_in: &'static LocalKey<Cell<Option<u64>>>,
+}
+
+/// A table that is open. Plain pointers: on an ERROR the resource owner of the transaction releases what they point to.
+pub(crate) struct Open {
+    table: pg_sys::Relation,
+    snapshot: pg_sys::Snapshot,
+}
+
+/// A row, as it lies in the page that is pinned while it is looked at.
+pub(crate) struct Row<'a> {
+    values: &'a [Datum],
+    nulls: &'a [bool],
+}
+
+impl Row<'_> {
+    /// A column by its place, counted from 0.
+    pub(crate) fn datum(&self, place: usize) -> Option<Datum> {
+        (!self.nulls[place]).then(|| self.values[place])
+    }
+}
+
+impl Open {
+    /// Opens a table, if there is one. Its lock is kept until the transaction ends, as that of any query.
+    pub(crate) fn new<const N: usize>(table: &Table<N>) -> Option<Self> {
+        loop {
+            let oid = (table.relation)(&relations::relations())?;
+            // SAFETY: any number may be asked for. The snapshot stays registered until this is closed.
+            unsafe {
+                let relation = pg_sys::try_table_open(oid, pg_sys::AccessShareLock.cast_signed());
+                if relation.is_null() {
+                    relations::forget();
+                    continue;
+                }
+                let epoch = relations::epoch();
+                if table.checked_in.get() != Some(epoch) {
+                    relations::check_columns(oid, table.name, table.columns).or_raise();
+                    table.checked_in.set(Some(epoch));
+                }
+                // As SPI does before each statement.
+                pg_sys::CommandCounterIncrement();
+                let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetTransactionSnapshot());
+                return Some(Open { table: relation, snapshot });
+            }
+        }
+    }
+
+    /// Whether a row has this text in the first column, on which the index is.
+    pub(crate) fn has(&self, index: Oid, text: Datum) -> bool {
+        let mut key = pg_sys::ScanKeyData::default();
+        // SAFETY: the key outlives the scan; the column is of type text, and its collation that of the column. The scan is
+        // ended before anything that it uses.
+        unsafe {
+            pg_sys::ScanKeyEntryInitialize(
+                &raw mut key,
+                0,
+                1,
+                pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
+                pg_sys::TEXTOID,
+                pg_sys::DEFAULT_COLLATION_OID,
+                pg_sys::Oid::from(pg_sys::F_TEXTEQ),
+                text,
+            );
+            let scan = pg_sys::systable_beginscan(self.table, index, true, self.snapshot, 1, &raw mut key);
+            let found = !pg_sys::systable_getnext(scan).is_null();
+            pg_sys::systable_endscan(scan);
+            found
+        }
+    }
+
+    /// Looks at each row, in no order.
+    pub(crate) fn each(&self, mut look: impl FnMut(&Row<'_>)) {
+        // SAFETY: no index and no keys; the scan is ended before anything that it uses.
+        unsafe {
+            let scan = pg_sys::systable_beginscan(
+                self.table,
+                Oid::INVALID,
+                false,
+                self.snapshot,
+                0,
+                core::ptr::null_mut(),
+            );
+            while let Some(tuple) = pg_sys::systable_getnext(scan).as_mut() {
+                self.look_at(tuple, &mut look);
+            }
+            pg_sys::systable_endscan(scan);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The row is one of this table's, and pinned.
+    unsafe fn look_at(&self, tuple: &mut pg_sys::HeapTupleData, look: &mut impl FnMut(&Row<'_>)) {
+        // SAFETY: the descriptor is that of the table, which is open.
+        let descriptor = unsafe { (*self.table).rd_att };
+        // SAFETY: the same.
+        let columns = usize::try_from(unsafe { (*descriptor).natts }).unwrap_or(0);
+        let (mut values, mut nulls) = (vec![Datum::null(); columns], vec![true; columns]);
+        // SAFETY: there is room for each column.
+        unsafe { pg_sys::heap_deform_tuple(tuple, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr()) };
+        look(&Row { values: &values, nulls: &nulls });
+    }
+
+    /// The last row in the order of an index.
+    pub(crate) fn last<R>(&self, index: Oid, look: impl FnOnce(&Row<'_>) -> R) -> Option<R> {
+        let mut result = None;
+        let mut look = Some(look);
+        // SAFETY: an index of this table; the scan is ended before anything that it uses.
+        unsafe {
+            let index = pg_sys::index_open(index, pg_sys::AccessShareLock.cast_signed());
+            let scan = pg_sys::systable_beginscan_ordered(
+                self.table,
+                index,
+                self.snapshot,
+                0,
+                core::ptr::null_mut(),
+            );
+            let backward = pg_sys::ScanDirection::BackwardScanDirection;
+            if let Some(tuple) = pg_sys::systable_getnext_ordered(scan, backward).as_mut() {
+                self.look_at(tuple, &mut |row| result = look.take().map(|look| look(row)));
+            }
+            pg_sys::systable_endscan_ordered(scan);
+            pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
+        }
+        result
+    }
+
+    pub(crate) fn close(self) {
+        // SAFETY: no scan is under way.
+        unsafe {
+            pg_sys::UnregisterSnapshot(self.snapshot);
+            pg_sys::table_close(self.table, pg_sys::NoLock.cast_signed());
+        }
+    }
+}
