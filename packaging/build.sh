@@ -4,8 +4,8 @@
 # `make package`.
 #
 # The same source gives the same packages: times are those of the last commit, or SOURCE_DATE_EPOCH. Their maintainer, whom
-# Debian policy (5.6.2) wants to be somebody who can be reached, is who made that commit, or DEBFULLNAME and DEBEMAIL, by which
-# Debian's own tools know who builds.
+# Debian policy (5.6.2) wants to be somebody who can be reached, is DEBFULLNAME and DEBEMAIL, by which Debian's own tools know
+# who builds, or else who made that commit.
 set -euo pipefail
 umask 022
 pg_config=$1
@@ -19,10 +19,9 @@ debian_version=$version-1
 architecture=$(dpkg --print-architecture)
 if [ -n "${DEBEMAIL:-}" ] && [ -n "${DEBFULLNAME:-}" ]; then
     maintainer="$DEBFULLNAME <$DEBEMAIL>"
-elif ! maintainer=$(git log -1 --format='%an <%ae>') || [ -z "$maintainer" ]; then
-    echo 'build.sh: a Debian package names its maintainer, and without a commit there is nobody to name:' >&2
-    echo '  export DEBFULLNAME="Your Name" DEBEMAIL=you@your.domain' >&2
-    exit 1
+elif ! maintainer=$(git log -1 --format='%an <%ae>' 2>/dev/null) || [ -z "$maintainer" ]; then
+    # Not from a repository. As Debian's own tools do when they are told nothing.
+    maintainer="$(id -un) <$(id -un)@$(uname -n)>"
 fi
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 export SOURCE_DATE_EPOCH
