@@ -7,11 +7,13 @@
 //!
 //! So when a statement starts and there is an identity, such conditions are answered first: while the executor sets itself
 //! up, those that are true are not in the plan, and those that are false are a constant. Then the plan is as it was, since
-//! it may be a cached one. A statement sees the identity with which it began, as a STABLE function may.
+//! it may be a cached one. The answers are those of the identity with which the statement began, as a STABLE function's may
+//! be; without an identity nothing is answered ahead.
 #![allow(unsafe_code)]
 
 use crate::scan::{list_len, list_nth};
 use crate::{compat, context, sys};
+use core::cell::RefCell;
 use core::ffi::c_int;
 use pgrx::pg_sys::{self, Datum, List, Node, NodeTag, Plan};
 use pgrx::prelude::*;
@@ -27,90 +29,129 @@ pub(crate) fn init() {
     }
 }
 
-#[pg_guard]
+/// Not guarded: what `next` raises may jump over this frame, and nothing here panics.
 unsafe extern "C-unwind" fn executor_start(query: *mut pg_sys::QueryDesc, flags: c_int) {
-    let next = NEXT_HOOK.get().copied().flatten().unwrap_or(sys::standard_ExecutorStart);
     let explains_only = flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY.cast_signed() != 0;
-    // SAFETY: the executor passes a valid descriptor, to whoever comes after us as to us. Without an identity nothing here
-    // needs dropping; with one, what `next` raises unwinds through `Settled`.
+    let settles = !explains_only && context::is_established();
+    // SAFETY: the executor passes a valid descriptor, to whoever comes after us as to us.
     unsafe {
-        if explains_only || !context::is_established() {
-            return next(query, flags);
-        }
-        let _settled = Settled::new((*query).plannedstmt);
-        sys::guarded(|| next(query, flags));
-    }
-}
-
-/// A plan without the conditions whose answer is known; dropped, it is what it was.
-struct Settled(Vec<(*mut Plan, *mut List)>);
-
-impl Settled {
-    unsafe fn new(statement: *mut pg_sys::PlannedStmt) -> Self {
-        let mut settled = Settled(Vec::new());
-        // SAFETY: a valid statement, which nobody else uses while it is about to be executed.
-        unsafe {
-            settled.settle_tree((*statement).planTree);
-            settled.settle_list((*statement).subplans);
-        }
-        settled
-    }
-
-    unsafe fn settle_list(&mut self, plans: *mut List) {
-        // SAFETY: a list of plans, some of which may be NULL.
-        unsafe {
-            for n in 0..list_len(plans) {
-                self.settle_tree(list_nth(plans, n).cast());
-            }
-        }
-    }
-
-    unsafe fn settle_tree(&mut self, plan: *mut Plan) {
-        // SAFETY: valid nodes, of the types that their tags say, or NULL.
-        unsafe {
-            let Some(tag) = plan.cast::<Node>().as_ref().map(|node| node.type_) else { return };
-            pg_sys::check_stack_depth();
-            self.settle(plan);
-            self.settle_tree((*plan).lefttree);
-            self.settle_tree((*plan).righttree);
-            match tag {
-                NodeTag::T_Append => self.settle_list((*plan.cast::<pg_sys::Append>()).appendplans),
-                NodeTag::T_MergeAppend => self.settle_list((*plan.cast::<pg_sys::MergeAppend>()).mergeplans),
-                NodeTag::T_SubqueryScan => self.settle_tree((*plan.cast::<pg_sys::SubqueryScan>()).subplan),
-                _ => {}
-            }
-        }
-    }
-
-    unsafe fn settle(&mut self, plan: *mut Plan) {
-        // SAFETY: a valid plan, whose `qual` is a list of conditions that all must be true.
-        unsafe {
-            let conditions = (*plan).qual;
-            let answers: Vec<Option<bool>> =
-                (0..list_len(conditions)).map(|n| answer(list_nth(conditions, n).cast())).collect();
-            if answers.iter().all(Option::is_none) {
-                return;
-            }
-            let mut left = core::ptr::null_mut();
-            for (n, answer) in answers.into_iter().enumerate() {
-                left = match answer {
-                    Some(true) => left,
-                    Some(false) => pg_sys::lappend(left, pg_sys::makeBoolConst(false, false).cast()),
-                    None => pg_sys::lappend(left, list_nth(conditions, n)),
-                };
-            }
-            self.0.push((plan, conditions));
-            (*plan).qual = left;
+        if settles || SETTLED.with_borrow(|settled| !settled.is_empty()) {
+            start_settled(query, flags, settles);
+        } else {
+            next()(query, flags);
         }
     }
 }
 
-impl Drop for Settled {
+fn next() -> unsafe extern "C-unwind" fn(*mut pg_sys::QueryDesc, c_int) {
+    NEXT_HOOK.get().copied().flatten().unwrap_or(sys::standard_ExecutorStart)
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn start_settled(query: *mut pg_sys::QueryDesc, flags: c_int, settles: bool) {
+    // SAFETY: as for `executor_start`; an ERROR unwinds through `Starting`.
+    unsafe {
+        let _starting = Starting::new((*query).plannedstmt, settles);
+        sys::guarded(|| next()(query, flags));
+    }
+}
+
+/// A plan's conditions, and those of them that are not settled.
+struct Settled {
+    plan: *mut Plan,
+    conditions: *mut List,
+    left: *mut List,
+}
+
+thread_local! {
+    /// In the plan of the statement that is starting.
+    static SETTLED: RefCell<Vec<Settled>> = const { RefCell::new(Vec::new()) };
+}
+
+/// While a statement starts its conditions are settled, and those of the statements around it, which are starting too, are
+/// in their plans: a function that partitions are pruned by may execute the same cached plan, as somebody else.
+struct Starting {
+    around: Vec<Settled>,
+}
+
+impl Starting {
+    unsafe fn new(statement: *mut pg_sys::PlannedStmt, settles: bool) -> Self {
+        let starting = Starting { around: SETTLED.take() };
+        // SAFETY: a valid statement, which nobody else uses while it is about to be executed; plans outlive the start of their
+        // execution.
+        unsafe {
+            for settled in &starting.around {
+                (*settled.plan).qual = settled.conditions;
+            }
+            if settles {
+                settle_tree((*statement).planTree);
+                settle_list((*statement).subplans);
+            }
+        }
+        starting
+    }
+}
+
+impl Drop for Starting {
     fn drop(&mut self) {
-        for &(plan, conditions) in &self.0 {
-            // SAFETY: the plan outlives the start of its execution.
-            unsafe { (*plan).qual = conditions };
+        // SAFETY: plans outlive the start of their execution.
+        unsafe {
+            for settled in SETTLED.take() {
+                (*settled.plan).qual = settled.conditions;
+            }
+            for settled in &self.around {
+                (*settled.plan).qual = settled.left;
+            }
         }
+        SETTLED.set(core::mem::take(&mut self.around));
+    }
+}
+
+unsafe fn settle_list(plans: *mut List) {
+    // SAFETY: a list of plans, some of which may be NULL.
+    unsafe {
+        for n in 0..list_len(plans) {
+            settle_tree(list_nth(plans, n).cast());
+        }
+    }
+}
+
+unsafe fn settle_tree(plan: *mut Plan) {
+    // SAFETY: valid nodes, of the types that their tags say, or NULL.
+    unsafe {
+        let Some(tag) = plan.cast::<Node>().as_ref().map(|node| node.type_) else { return };
+        pg_sys::check_stack_depth();
+        settle(plan);
+        settle_tree((*plan).lefttree);
+        settle_tree((*plan).righttree);
+        match tag {
+            NodeTag::T_Append => settle_list((*plan.cast::<pg_sys::Append>()).appendplans),
+            NodeTag::T_MergeAppend => settle_list((*plan.cast::<pg_sys::MergeAppend>()).mergeplans),
+            NodeTag::T_SubqueryScan => settle_tree((*plan.cast::<pg_sys::SubqueryScan>()).subplan),
+            _ => {}
+        }
+    }
+}
+
+unsafe fn settle(plan: *mut Plan) {
+    // SAFETY: a valid plan, whose `qual` is a list of conditions that all must be true.
+    unsafe {
+        let conditions = (*plan).qual;
+        let answers: Vec<Option<bool>> =
+            (0..list_len(conditions)).map(|n| answer(list_nth(conditions, n).cast())).collect();
+        if answers.iter().all(Option::is_none) {
+            return;
+        }
+        let mut left = core::ptr::null_mut();
+        for (n, answer) in answers.into_iter().enumerate() {
+            left = match answer {
+                Some(true) => left,
+                Some(false) => pg_sys::lappend(left, pg_sys::makeBoolConst(false, false).cast()),
+                None => pg_sys::lappend(left, list_nth(conditions, n)),
+            };
+        }
+        SETTLED.with_borrow_mut(|settled| settled.push(Settled { plan, conditions, left }));
+        (*plan).qual = left;
     }
 }
 

@@ -1065,6 +1065,60 @@ async fn a_settled_condition_is_in_the_plan_again_when_a_statement_could_not_sta
     Ok(())
 }
 
+/// A function by which partitions are pruned is called while a statement starts, and may do anything.
+#[tokio::test]
+async fn a_statement_that_starts_within_the_start_of_another_asks_for_itself() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    owner
+        .batch_execute(
+            "create schema nested;
+             create table nested.posts as select n as id from generate_series(1, 10) n;
+             create table nested.parts (key int) partition by list (key);
+             create table nested.part_1 partition of nested.parts for values in (1);
+             create table nested.part_2 partition of nested.parts for values in (2);
+             insert into nested.parts values (1), (2);
+             alter table nested.posts enable row level security;
+             create policy readers on nested.posts for select to web
+                 using (tollgate.token_has_scope('posts:read'));
+             create function nested.count_all() returns bigint language plpgsql as $$
+             begin
+                 return (select count(*) from nested.posts, nested.parts where key = nested.key());
+             end $$;
+             create function nested.key() returns int language plpgsql stable as $$
+             begin
+                 if current_setting('nested.token') <> '' then
+                     perform tollgate.authenticate(set_config('nested.token', '', true) || current_setting('nested.other'));
+                     perform set_config('nested.counted', nested.count_all()::text, true);
+                 end if;
+                 return 1;
+             end $$;
+             grant usage on schema nested to web;
+             grant select on all tables in schema nested to web",
+        )
+        .await?;
+    let reader = issue(&owner, "reader", &["posts:read"]).await?.token;
+    let other = issue(&owner, "other", &[]).await?.token;
+    // Planned before, since the planner calls the function too.
+    web.batch_execute(
+        "set plan_cache_mode = force_generic_plan; set nested.token = ''; select nested.count_all()",
+    )
+    .await?;
+    for _ in 0..2 {
+        web.batch_execute("begin").await?;
+        authenticate(&web, &reader).await?;
+        web.batch_execute(&format!(
+            "set local nested.token = 'yes'; set local nested.other = '{other}'; set local nested.counted = ''"
+        ))
+        .await?;
+        // Who began may read; who came in between may not.
+        assert_eq!(value::<i64>(&web, "select nested.count_all()").await?, 10);
+        assert_eq!(value::<String>(&web, "select current_setting('nested.counted')").await?, "0");
+        assert_eq!(identity(&web).await?.map(|identity| identity.user_id).as_deref(), Some("other"));
+        web.batch_execute("commit").await?;
+    }
+    Ok(())
+}
+
 async fn plan_of(client: &Client, explain: &str) -> Result<String> {
     let lines = client.query(explain, &[]).await?;
     Ok(lines.iter().map(|line| line.get::<_, String>(0)).collect::<Vec<_>>().join("\n"))

@@ -3,6 +3,7 @@
 
 use super::exec;
 use crate::api::verify::Function;
+use crate::sys;
 use core::ffi::{CStr, c_char, c_void};
 use pgrx::pg_sys::{self, Index, List, Node, NodeTag, Oid};
 use pgrx::prelude::*;
@@ -28,7 +29,7 @@ unsafe extern "C-unwind" fn set_rel_pathlist(
     // SAFETY: the planner passes valid nodes, to the one before us as to us.
     unsafe {
         if let Some(next) = NEXT_HOOK.get().copied().flatten() {
-            next(root, rel, rti, rte);
+            sys::guarded(|| next(root, rel, rti, rte));
         }
         if (*rte).rtekind == pg_sys::RTEKind::RTE_FUNCTION
             && let Some((function, call)) = simple_call(rel, rte)
