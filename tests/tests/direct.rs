@@ -4,6 +4,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
 use common::{Shared, code, database, issue, issue_with, refused, value};
@@ -192,6 +193,13 @@ async fn whatever_somebody_adds_to_the_tables_holds_at_once() -> Result<()> {
         other.batch_execute("drop index tollgate.added").await?;
         other.batch_execute(&format!("alter table tollgate.{table} drop column added")).await?;
         assert!(!issues_by_statement(&issuer, plain).await?);
+
+        // A type that may refuse what it accepted before.
+        let added = format!("create domain added as text; alter table tollgate.{table} add added added");
+        other.batch_execute(&added).await?;
+        assert!(issues_by_statement(&issuer, plain).await?);
+        other.batch_execute("drop domain added cascade").await?;
+        assert!(!issues_by_statement(&issuer, plain).await?);
     }
     Ok(())
 }
@@ -202,7 +210,7 @@ async fn issue_refused(issuer: &Client) -> Result<(), tokio_postgres::Error> {
 
 #[tokio::test]
 async fn each_row_is_in_each_index() -> Result<()> {
-    let (issuer, other, _cluster) = sessions("each_index").await?;
+    let (issuer, other, cluster) = sessions("each_index").await?;
     for i in 0..50 {
         let expiry = if i % 2 == 0 { "expires_in => '1 hour'" } else { "scopes => '{posts:*}'" };
         assert!(!issues_by_statement(&issuer, expiry).await?);
@@ -211,6 +219,27 @@ async fn each_row_is_in_each_index() -> Result<()> {
             other.batch_execute("reindex table tollgate.audit_log").await?;
         }
     }
+    // While others issue, indexes come, are filled and go.
+    let busy = cluster.connect("postgres", "each_index").await?;
+    let done = Arc::new(AtomicBool::new(false));
+    let issuing = tokio::spawn({
+        let done = Arc::clone(&done);
+        async move {
+            let mut issued = 0;
+            while !done.load(Ordering::Relaxed) {
+                issue(&busy, "busy", &[]).await?;
+                issued += 1;
+            }
+            anyhow::Ok(issued)
+        }
+    });
+    for _ in 0..3 {
+        other.batch_execute("reindex table concurrently tollgate.api_tokens").await?;
+        other.batch_execute("create index concurrently extra on tollgate.api_tokens (name)").await?;
+        other.batch_execute("drop index concurrently tollgate.extra").await?;
+    }
+    done.store(true, Ordering::Relaxed);
+    assert!(issuing.await?? > 0);
     other.batch_execute("create extension amcheck").await?;
     let checked: i64 = value(
         &other,

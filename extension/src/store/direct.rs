@@ -71,12 +71,23 @@ impl Compiled {
         // SAFETY: the table is open.
         let (oid, columns) = unsafe { ((*relation).rd_id, (*(*relation).rd_att).natts) };
         let place = |(name, column_type): (&CStr, Oid)| {
-            // SAFETY: look-ups in the system catalogue.
-            let (number, found) = unsafe {
+            let (mut found, mut modifier, mut collation) = (Oid::INVALID, 0, Oid::INVALID);
+            // SAFETY: look-ups in the system catalogue, the second one of a column that exists.
+            let number = unsafe {
                 let number = pg_sys::get_attnum(oid, name.as_ptr());
-                (number, pg_sys::get_atttype(oid, number))
+                if number > 0 {
+                    pg_sys::get_atttypetypmodcoll(
+                        oid,
+                        number,
+                        &raw mut found,
+                        &raw mut modifier,
+                        &raw mut collation,
+                    );
+                }
+                number
             };
-            (found == column_type).then(|| usize::try_from(number - 1).ok()).flatten()
+            // A modifier would change the value.
+            (found == column_type && modifier == -1).then(|| usize::try_from(number - 1).ok()).flatten()
         };
         let given = table.given.into_iter().map(place).collect::<Option<Vec<_>>>()?;
         let told = place(table.told)?;
@@ -124,11 +135,13 @@ impl Compiled {
             sys::guarded(|| sys::ExecCloseIndices(compiled.target));
             for place in 0..usize::try_from(columns).unwrap_or(0) {
                 let number = place as i16 + 1;
-                let is_dropped = pg_sys::get_atttype(oid, number) == Oid::INVALID;
-                if is_dropped || compiled.given.contains(&place) {
+                let column_type = pg_sys::get_atttype(oid, number);
+                if column_type == Oid::INVALID || compiled.given.contains(&place) {
                     continue;
                 }
-                compiled.is_known &= pg_sys::get_attgenerated(oid, number) == 0;
+                compiled.is_known &= pg_sys::get_attgenerated(oid, number) == 0
+                    // A domain may refuse the NULL of a column that is not given, and changes by itself.
+                    && pg_sys::get_typtype(column_type).cast_unsigned() != pg_sys::TYPTYPE_DOMAIN;
                 let default = compiled.lasting(|| {
                     let expression = sys::build_column_default(relation, i32::from(number));
                     if expression.is_null() {
@@ -173,8 +186,12 @@ impl Compiled {
             (*target).ri_RelationDesc = table;
             sys::guarded(|| {
                 for (i, index) in self.indexes.iter().enumerate() {
-                    *(*target).ri_IndexRelationDescs.add(i) =
-                        sys::index_open(*index, pg_sys::RowExclusiveLock.cast_signed());
+                    let index = sys::index_open(*index, pg_sys::RowExclusiveLock.cast_signed());
+                    *(*target).ri_IndexRelationDescs.add(i) = index;
+                    // All that changes of an index without the table being told: CREATE INDEX CONCURRENTLY waits, after this, for
+                    // whoever has the table locked.
+                    let info = *(*target).ri_IndexRelationInfo.add(i);
+                    (*info).ii_ReadyForInserts = (*(*index).rd_index).indisready;
                 }
             });
         }
@@ -254,7 +271,8 @@ impl<const N: usize> Target<N> {
     /// `None` if it takes a statement to insert a row. The lock on the table is kept until the transaction ends, so what was
     /// found of it holds.
     pub(crate) fn open(table: &Table<N>) -> Option<Self> {
-        loop {
+        // Somebody may change functions all the time.
+        for _ in 0..3 {
             let oid = (table.relation)(&relations::relations())?;
             // SAFETY: any number may be asked for.
             let relation = unsafe { pg_sys::try_table_open(oid, pg_sys::RowExclusiveLock.cast_signed()) };
@@ -285,6 +303,7 @@ impl<const N: usize> Target<N> {
                 return Some(target);
             }
         }
+        None
     }
 
     /// Inserts a row, which the next statement sees, and tells its column that is told.
