@@ -13,8 +13,15 @@ pub mod purge_audit;
 pub mod seal_audit;
 pub mod watch_usage;
 
+use tokio::time::Instant;
+
 /// The name of a task that there is once for each of several servers.
 fn name_at(task: &str, server: &str) -> &'static str {
     // It lives as long as the process, as the names of other tasks do.
     String::leak(format!("{task} {server}"))
+}
+
+/// Between two batches of deletions: as long as the last one took, which is the longer the busier the server is.
+pub async fn rest(started: Instant) {
+    tokio::time::sleep(started.elapsed()).await;
 }

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::expire_tokens::fills;
+use super::rest;
 use crate::config::RetentionOptions;
 use crate::db::Database;
 use crate::driver::{Report, Task};
@@ -40,9 +41,8 @@ impl Task for Purge {
         let more = [tokens, hours, messages].into_iter().any(|items| fills(items, self.batch_size));
         drop(session);
         if more {
-            // As long as the work took, which is the longer the busier the server is.
             tokio::select! {
-                () = tokio::time::sleep(started.elapsed()) => {}
+                () = rest(started) => {}
                 () = stop.cancelled() => {}
             }
         }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::expire_tokens::fills;
+use super::rest;
 use crate::db::Database;
 use crate::driver::{Report, Task};
 use crate::error::Result;
@@ -39,9 +40,8 @@ impl Task for PurgeAudit {
         let more = fills(items, self.batch_size);
         drop(session);
         if more {
-            // As long as the work took, which is the longer the busier the server is.
             tokio::select! {
-                () = tokio::time::sleep(started.elapsed()) => {}
+                () = rest(started) => {}
                 () = stop.cancelled() => {}
             }
         }

@@ -150,8 +150,9 @@ impl<'a> Clients<'a> {
         let Statement { takes, expected, .. } = self.statements[statement];
         let name = statement.to_string();
         let pause = rate.map(|rate| Duration::from_secs_f64(self.connections.len() as f64 / rate));
-        let shares = self.all(|number, connection| {
-            connection.share_processor(number);
+        let shares = self.all(|_, connection| {
+            // A tail is about what else runs there, which on a processor of its own nobody would wait for.
+            connection.leave_to_scheduler();
             let mut random = Random::new();
             let mut times = histogram();
             let mut due = Instant::now();

@@ -74,6 +74,17 @@ impl Connection {
         }
     }
 
+    /// Has the backend run wherever the calling thread may, after [`Connection::share_processor`].
+    pub(crate) fn leave_to_scheduler(&self) {
+        #[cfg(target_os = "linux")]
+        {
+            use nix::sched::{sched_getaffinity, sched_setaffinity};
+            use nix::unistd::Pid;
+            let all = sched_getaffinity(Pid::from_raw(0));
+            let _ = all.and_then(|all| sched_setaffinity(Pid::from_raw(self.backend), &all));
+        }
+    }
+
     /// Runs a prepared statement, which must return one row that begins with `expected`.
     pub(crate) fn execute(&mut self, statement: &str, parameters: &[&str], expected: &[u8]) -> Result<()> {
         let bound = frontend::bind(
