@@ -124,6 +124,11 @@ async fn the_dashboard_and_the_alerts_use_only_metrics_that_there_are() -> Resul
     let (_daemon, address) = run(&db.url(), &[]).await?;
     eventually_answers(address, "/readyz", 200).await;
     eventually_measures(address, "tollgate_webhook_enabled{webhook=\"crm\"}", |enabled| enabled == 1.0).await;
+    // Of events that nobody comes for, there is an oldest one.
+    db.operator.execute("select tollgate.open_subscription('elsewhere')", &[]).await?;
+    issue(&db.owner, "ann", &[]).await?;
+    let since = "tollgate_subscription_oldest_pending_timestamp_seconds{subscription=\"elsewhere\"}";
+    eventually_measures(address, since, |since| since > 0.0).await;
     // How flushes fare is shown by whoever leads them.
     let leads = "tollgated_task_leader{task=\"flush_usage\"}";
     eventually_measures(address, leads, |leads| leads == 1.0).await;
@@ -132,7 +137,7 @@ async fn the_dashboard_and_the_alerts_use_only_metrics_that_there_are() -> Resul
         .keys()
         .map(|name| name.split('{').next().unwrap_or(name).to_owned())
         .collect();
-    // Only while something is pending, or once something was flushed.
+    // Once something was flushed.
     let page = get(address, "/metrics", &[]).await?.body;
     let typed = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     there.extend(typed.map(str::to_owned));
