@@ -122,15 +122,18 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     for standby in standbys {
         let signal = Signal::default();
         flush_now.push(signal.clone());
+        let server = standby.describe();
+        // One for both, so that it is said once that it is out of reach.
+        let standby = Database::new(standby)?;
         driver.start(
-            watch_usage::WatchUsage::of_standby(standby.clone(), signal.clone())?,
-            every(watch_usage::PERIOD),
-            Signal::default(),
+            flush_standby::FlushStandby::new(database.clone(), standby.clone(), &server),
+            every(options.flush_interval),
+            signal.clone(),
         );
         driver.start(
-            flush_standby::FlushStandby::new(database.clone(), standby)?,
-            every(options.flush_interval),
-            signal,
+            watch_usage::WatchUsage::of_standby(standby, server, signal),
+            every(watch_usage::PERIOD),
+            Signal::default(),
         );
     }
     driver.start(

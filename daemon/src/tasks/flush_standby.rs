@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::flush_usage::{self, Drained, Round, acknowledge, drain};
-use crate::db::{Database, Session, Target};
+use crate::db::{Database, Session};
 use crate::driver::{Report, Task};
 use crate::error::Result;
 use crate::sql;
@@ -28,9 +28,9 @@ pub struct FlushStandby {
 }
 
 impl FlushStandby {
-    pub fn new(primary: Database, standby: Target) -> Result<Self> {
-        let name = super::name_at("flush_standby", &standby.describe());
-        Ok(Self { name, primary, standby: Database::new(standby)?, lags: false })
+    /// `server` names the standby.
+    pub fn new(primary: Database, standby: Database, server: &str) -> Self {
+        Self { name: super::name_at("flush_standby", server), primary, standby, lags: false }
     }
 
     async fn round(&self, stop: &CancellationToken) -> Result<Round> {

@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use crate::complaint::Complaint;
-use crate::db::{Database, OwnSession, Target};
+use crate::db::{Database, OwnSession};
 use crate::driver::{Report, Signal, Task};
 use crate::error::Result;
 use crate::sql;
@@ -38,10 +38,9 @@ impl WatchUsage {
     }
 
     /// The same of a standby, which counts in a memory of its own.
-    pub fn of_standby(standby: Target, flush_now: Signal) -> Result<Self> {
-        let server = standby.describe();
+    pub fn of_standby(standby: Database, server: String, flush_now: Signal) -> Self {
         let name = super::name_at("watch_usage", &server);
-        Ok(Self { name, server: Some(server), ..Self::new(Database::new(standby)?, flush_now) })
+        Self { name, server: Some(server), ..Self::new(standby, flush_now) }
     }
 
     async fn look(&mut self, stop: &CancellationToken) -> Result<sql::Pressure> {
