@@ -18,6 +18,15 @@ static SHARED: Shared = Shared::new(&[]);
 
 const SOON: Duration = Duration::from_secs(60);
 
+/// Ways to lend sessions by the transaction, and how many sessions to wait for.
+const TRANSACTION_POOLS: [(&str, i64); 4] = [
+    ("", 0),
+    // By turns, two sessions for our two: each gets its own again, as from a server.
+    ("server_round_robin = 1\nmin_pool_size = 2", 2),
+    ("server_round_robin = 1\nmin_pool_size = 3", 3),
+    ("default_pool_size = 1", 0),
+];
+
 struct PgBouncer {
     child: Child,
     port: Port,
@@ -112,13 +121,7 @@ async fn left_as_it_was(db: &Db, pooler: &PgBouncer) -> Result<()> {
 #[tokio::test]
 async fn a_pooler_in_transaction_mode_is_named_at_start_and_left_as_it_was() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "pooled").await?;
-    for (more, sessions) in [
-        ("", 0),
-        // By turns, two sessions for our two: each gets its own again, as from a server.
-        ("server_round_robin = 1\nmin_pool_size = 2", 2),
-        ("server_round_robin = 1\nmin_pool_size = 3", 3),
-        ("default_pool_size = 1", 0),
-    ] {
+    for (more, sessions) in TRANSACTION_POOLS {
         let pooler = PgBouncer::start(&db, "transaction", more)?;
         pooler.fill(&db, sessions).await?;
         let mut daemon = Tollgated::spawn(&pooler.url(&db), &["run"])?;
@@ -137,12 +140,7 @@ async fn a_pooler_in_transaction_mode_is_named_at_start_and_left_as_it_was() -> 
 #[tokio::test]
 async fn check_names_a_pooler_in_transaction_mode_and_leaves_it_as_it_was() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "pooled_check").await?;
-    for (more, sessions) in [
-        ("", 0),
-        ("server_round_robin = 1\nmin_pool_size = 2", 2),
-        ("server_round_robin = 1\nmin_pool_size = 3", 3),
-        ("default_pool_size = 1", 0),
-    ] {
+    for (more, sessions) in TRANSACTION_POOLS {
         let pooler = PgBouncer::start(&db, "transaction", more)?;
         pooler.fill(&db, sessions).await?;
         let output = Tollgated::run(&pooler.url(&db), &["check", "--json"])?;
