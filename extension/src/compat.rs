@@ -90,6 +90,22 @@ pub(crate) unsafe fn pin_if_still(
     }
 }
 
+/// The name of a column of a row's descriptor, counted from 0.
+///
+/// # Safety
+///
+/// The descriptor has that column.
+pub(crate) unsafe fn column_name(descriptor: pg_sys::TupleDesc, n: usize) -> *mut pg_sys::NameData {
+    // SAFETY: the caller's promise.
+    unsafe {
+        #[cfg(feature = "pg18")]
+        let attribute = pg_sys::TupleDescAttr(descriptor, n as c_int);
+        #[cfg(not(feature = "pg18"))]
+        let attribute = (*descriptor).attrs.as_mut_ptr().add(n);
+        &raw mut (*attribute).attname
+    }
+}
+
 /// Raises 42501 unless the current user may execute a function, and tells whoever audits that it is about to be.
 pub(crate) fn check_may_execute(function: pg_sys::Oid) {
     // SAFETY: look-ups in the system catalogue, and the hook of another library with the argument it expects.

@@ -86,6 +86,25 @@ unsafe extern "C-unwind" {
         state: *mut pg_sys::EState,
         slot: *mut TupleTableSlot,
     );
+    pub(crate) fn CreateTemplateTupleDesc(columns: c_int) -> pg_sys::TupleDesc;
+    pub(crate) fn TupleDescInitEntry(
+        descriptor: pg_sys::TupleDesc,
+        number: pg_sys::AttrNumber,
+        name: *const c_char,
+        data_type: pg_sys::Oid,
+        modifier: i32,
+        dimensions: c_int,
+    );
+    pub(crate) fn TupleDescCopyEntry(
+        descriptor: pg_sys::TupleDesc,
+        number: pg_sys::AttrNumber,
+        source: pg_sys::TupleDesc,
+        source_number: pg_sys::AttrNumber,
+    );
+    pub(crate) fn ExecInitResultSlot(
+        node: *mut pg_sys::PlanState,
+        operations: *const pg_sys::TupleTableSlotOps,
+    );
     pub(crate) fn palloc0(size: usize) -> *mut core::ffi::c_void;
     pub(crate) fn MemoryContextReset(context: pg_sys::MemoryContext);
     pub(crate) fn ExecScan(
@@ -95,6 +114,7 @@ unsafe extern "C-unwind" {
     ) -> *mut TupleTableSlot;
 
     // These raise nothing as they are used here, and so need no guard.
+    pub(crate) fn namestrcpy(name: *mut pg_sys::NameData, text: *const c_char);
     pub(crate) fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
     pub(crate) fn ExecStoreVirtualTuple(slot: *mut TupleTableSlot) -> *mut TupleTableSlot;
     pub(crate) safe fn GetCurrentTimestamp() -> pg_sys::TimestampTz;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use common::{Shared, Token, World, code, issue, issue_with, refused, value};
 use serde_json::Value;
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, SimpleQueryMessage};
 use tollgate_tests::{Cluster, DATABASE, eventually_async};
 
 static SHARED: Shared = Shared::new(&[]);
@@ -170,6 +170,158 @@ async fn every_shape_of_query_gives_what_the_function_scan_gives() -> Result<()>
             }
         }
     }
+    Ok(())
+}
+
+/// Names of the columns and the rows as text, as the executor describes them.
+async fn shown(client: &Client, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
+    let messages = client.simple_query(sql).await.with_context(|| sql.to_owned())?;
+    let row = |message: &SimpleQueryMessage| match message {
+        SimpleQueryMessage::RowDescription(columns) => {
+            Some(columns.iter().map(|column| Some(column.name().to_owned())).collect())
+        }
+        SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|n| row.get(n).map(str::to_owned)).collect()),
+        _ => None,
+    };
+    Ok(messages.iter().filter_map(row).collect())
+}
+
+#[tokio::test]
+async fn where_the_row_is_the_result_its_columns_have_the_names_and_values_of_the_function_scan() -> Result<()>
+{
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    let token = issue_with(
+        &owner,
+        "results",
+        "scopes => '{posts:read}', metadata => '{\"plan\": \"pro\"}', expires_in => '1 hour', rate_limit => 1000000,
+         rate_window => '1 second'",
+    )
+    .await?;
+    let all = "valid, code, token_id, user_id, name, scopes, expires_at, metadata, rate_limit, retry_after";
+    let backwards = all.rsplit(", ").collect::<Vec<_>>().join(", ");
+    for presented in [&token.token, "not a token"] {
+        for columns in [
+            all,
+            &backwards,
+            "valid",
+            "code as verdict, user_id as \"Who?\", expires_at",
+            "name as a_name_that_is_longer_than_a_name_may_be_which_is_sixty_three_bytes_and_not_more",
+            "code, code as again",
+            "code, upper(code)",
+        ] {
+            let from = |call: &str| {
+                format!("select {columns} from {}", call.replace("$1", &format!("'{presented}'")))
+            };
+            assert_eq!(shown(&web, &from(CALL)).await?, shown(&web, &from(PLAIN_CALL)).await?, "{columns}");
+            // Put into memory and taken out again.
+            let sorted = |call: &str| from(call) + " order by 1 limit 1";
+            assert_eq!(
+                shown(&web, &sorted(CALL)).await?,
+                shown(&web, &sorted(PLAIN_CALL)).await?,
+                "{columns}"
+            );
+        }
+    }
+    let starred = shown(&web, &format!("select * from tollgate.verify_api_token('{}')", token.token)).await?;
+    let names: Vec<&str> = starred[0].iter().flatten().map(String::as_str).collect();
+    let expected = all.replace("rate_limit", "rate_limit, rate_remaining");
+    assert_eq!(names, expected.split(", ").collect::<Vec<_>>());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_plan_is_explained_the_same_before_and_after_it_has_run_or_failed_to() -> Result<()> {
+    let World { owner, cluster, .. } = SHARED.world().await?;
+    owner.batch_execute("create role explainer login").await?;
+    let token = issue(&owner, "explained", &[]).await?;
+    let client = cluster.connect("explainer", DATABASE).await?;
+    let grant = "grant execute on function tollgate.verify_api_token to explainer";
+    owner.batch_execute(grant).await?;
+    client
+        .batch_execute(
+            "set plan_cache_mode = force_generic_plan;
+             prepare verify(text) as select code, user_id as who from tollgate.verify_api_token($1)",
+        )
+        .await?;
+    let execute = format!("execute verify('{}')", token.token);
+    let explain = format!("explain (verbose, costs off) {execute}");
+    let before = shown(&client, &explain).await?;
+    assert!(format!("{before:?}").contains("Output: code, user_id"), "{before:?}");
+    let result = shown(&client, &execute).await?;
+    owner.batch_execute("revoke execute on function tollgate.verify_api_token from explainer").await?;
+    refused(client.simple_query(&execute).await, &SqlState::INSUFFICIENT_PRIVILEGE);
+    owner.batch_execute(grant).await?;
+    for _ in 0..3 {
+        assert_eq!(shown(&client, &explain).await?, before);
+        assert_eq!(shown(&client, &execute).await?, result);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_prepared_statement_runs_in_two_portals_at_once() -> Result<()> {
+    let World { owner, mut web, cluster: _cluster } = SHARED.world().await?;
+    let tokens = [issue(&owner, "first", &[]).await?, issue(&owner, "second", &[]).await?];
+    let transaction = web.transaction().await?;
+    let union = format!("select user_id, name from {CALL} union all select 'end', $1");
+    for sql in [&format!("select user_id, name from {CALL}"), &union] {
+        let statement = transaction.prepare(sql).await?;
+        let portals = [
+            transaction.bind(&statement, &[&tokens[0].token]).await?,
+            transaction.bind(&statement, &[&tokens[1].token]).await?,
+        ];
+        for (portal, expected) in portals.iter().zip(["first", "second"]) {
+            let rows = transaction.query_portal(portal, 1).await?;
+            assert_eq!(rows[0].get::<_, String>(0), expected);
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_argument_is_taken_from_wherever_it_comes() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    let token = issue(&owner, "arguments", &["posts:read"]).await?;
+    web.batch_execute(
+        "create function pg_temp.in_sql(t text, s text[]) returns text language sql volatile as
+             'select code from tollgate.verify_api_token(t, s)';
+         create function pg_temp.in_plpgsql(t text, s text[]) returns text language plpgsql volatile as $$
+         declare found text; copy text := t;
+         begin
+             select code into found from tollgate.verify_api_token(copy, s || null::text[], null);
+             return found;
+         end $$;
+         create function pg_temp.dynamic(t text, s text[]) returns text language plpgsql volatile as $$
+         declare found text;
+         begin
+             execute 'select code from tollgate.verify_api_token($1, $2)' into found using t, s;
+             return found;
+         end $$;
+         prepare prepared(varchar, text[]) as select code from tollgate.verify_api_token($1, $2)",
+    )
+    .await?;
+    for (scopes, expected) in
+        [("'{posts:read}'", "VALID"), ("'{posts:write}'", "INSUFFICIENT_SCOPE"), ("null", "VALID")]
+    {
+        let token = &token.token;
+        for call in [
+            format!("select pg_temp.in_sql('{token}', {scopes})"),
+            format!("select pg_temp.in_plpgsql('{token}', {scopes})"),
+            format!("select pg_temp.dynamic('{token}', {scopes})"),
+            format!("execute prepared('{token}', {scopes})"),
+            format!("select code from tollgate.verify_api_token('{token}', {scopes})"),
+            format!(
+                "select code from tollgate.verify_api_token(left('{token}', 5) || substr('{token}', 6), {scopes})"
+            ),
+        ] {
+            // Seven times: the plan of a prepared statement is a generic one from the sixth on.
+            for _ in 0..7 {
+                assert_eq!(shown(&web, &call).await?[1][0].as_deref(), Some(expected), "{call}");
+            }
+        }
+    }
+    let nothing = "select code from tollgate.verify_api_token(null)";
+    assert_eq!(shown(&web, nothing).await?[1][0].as_deref(), Some("MALFORMED"));
     Ok(())
 }
 

@@ -127,7 +127,21 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    pub(crate) const COLUMNS: usize = 11;
+    /// Of [`Verdict::columns`], each a type that PostgreSQL is born with.
+    pub(crate) const TYPES: [pg_sys::Oid; 11] = [
+        pg_sys::BOOLOID,
+        pg_sys::TEXTOID,
+        pg_sys::UUIDOID,
+        pg_sys::TEXTOID,
+        pg_sys::TEXTOID,
+        pg_sys::TEXTARRAYOID,
+        pg_sys::TIMESTAMPTZOID,
+        pg_sys::JSONBOID,
+        pg_sys::INT4OID,
+        pg_sys::INT4OID,
+        pg_sys::INTERVALOID,
+    ];
+    pub(crate) const COLUMNS: usize = Verdict::TYPES.len();
 
     /// Does what a function does, short of forming its row.
     pub(crate) fn of(function: Function, call: &Call) -> Self {

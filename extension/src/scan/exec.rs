@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::plan::{list_len, list_nth, new_node};
+use super::row;
 use crate::api::verify::{Function, Verdict};
 use crate::compat;
 use crate::fmgr::Call;
@@ -20,7 +21,10 @@ struct State {
     function: Function,
     /// For each column of the scan's row, which of the function's it is, counted from 0.
     columns: [usize; Verdict::COLUMNS],
-    arguments: [*mut pg_sys::ExprState; MAX_ARGUMENTS],
+    /// Of those arguments whose value is not known from the start.
+    expressions: [*mut pg_sys::ExprState; MAX_ARGUMENTS],
+    /// The scan's row is the node's result.
+    is_result: bool,
     /// The call's frame: the header, then the arguments.
     call: Frame,
     /// Kept until the node ends: a scan from the beginning returns the same row and counts no second use.
@@ -52,40 +56,126 @@ static METHODS: Methods = Methods(pg_sys::CustomExecMethods {
 
 #[pg_guard]
 pub(super) unsafe extern "C-unwind" fn create_state<const F: usize>(
-    _plan: *mut pg_sys::CustomScan,
+    plan: *mut pg_sys::CustomScan,
 ) -> *mut pg_sys::Node {
-    // SAFETY: a zeroed State is one that has not begun.
+    // SAFETY: a zeroed State is one that has not begun; the executor passes the plan that `plan` made.
     unsafe {
         let state = new_node::<State>(NodeTag::T_CustomScanState);
         ptr::write(&raw mut (*state).verdict, None);
         (*state).node.methods = &raw const METHODS.0;
         (*state).function = Function::ALL[F];
+        // Between this and `begin` the executor makes descriptors of the scan's row and of the result. Where they are the same,
+        // of columns that we know, it is shown a node of none, and `begin` makes the one. Should the executor fail meanwhile,
+        // the lists still lie aside the next time.
+        if is_result(plan) {
+            swap_lists(plan);
+        }
+        (*state).is_result = (*plan).custom_scan_tlist.is_null();
         state.cast()
+    }
+}
+
+/// Lays the columns of the scan's row and of the result aside, or puts them back.
+unsafe fn swap_lists(plan: *mut pg_sys::CustomScan) {
+    // SAFETY: `plan` made room for two lists.
+    unsafe {
+        let aside = (*(*plan).custom_private).elements.cast::<*mut pg_sys::List>();
+        core::mem::swap(&mut (*plan).custom_scan_tlist, &mut *aside);
+        core::mem::swap(&mut (*plan).scan.plan.targetlist, &mut *aside.add(1));
+    }
+}
+
+/// Whether the scan's row is the node's result, column by column, each as we know it, and nothing is decided by it. Then no code but the
+/// executor's own runs between [`create_state`] and [`begin`].
+unsafe fn is_result(plan: *const pg_sys::CustomScan) -> bool {
+    // SAFETY: a finished plan, in which the targets' variables are numbers in the scan's row.
+    unsafe {
+        let targets = (*plan).scan.plan.targetlist;
+        (*plan).scan.plan.qual.is_null()
+            && !(*plan).custom_scan_tlist.is_null()
+            && list_len(targets) == list_len((*plan).custom_scan_tlist)
+            && (0..list_len(targets)).all(|n| {
+                let target = (*list_nth(targets, n).cast::<pg_sys::TargetEntry>()).expr.cast::<pg_sys::Var>();
+                (*target).xpr.type_ == NodeTag::T_Var
+                    && usize::try_from((*target).varattno) == Ok(n + 1)
+                    && Verdict::TYPES.get(column_of((*plan).custom_scan_tlist, n)) == Some(&(*target).vartype)
+            })
     }
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn begin(
     node: *mut pg_sys::CustomScanState,
-    _estate: *mut pg_sys::EState,
+    estate: *mut pg_sys::EState,
     _eflags: core::ffi::c_int,
 ) {
     // SAFETY: the executor passes the state that `create_state` made, of the plan that `plan` made.
     unsafe {
         let state = &mut *node.cast::<State>();
         let plan = state.node.ss.ps.plan.cast::<pg_sys::CustomScan>();
+        if state.is_result {
+            swap_lists(plan);
+        }
         let call = list_nth((*plan).custom_exprs, 0).cast::<pg_sys::FuncExpr>();
         compat::check_may_execute((*call).funcid);
 
         let arguments = list_len((*call).args).min(MAX_ARGUMENTS);
         state.call.header.nargs = arguments as i16;
-        for (n, argument) in state.arguments.iter_mut().enumerate().take(arguments) {
-            *argument = pg_sys::ExecInitExpr(list_nth((*call).args, n).cast(), &raw mut state.node.ss.ps);
+        for n in 0..arguments {
+            let argument = list_nth((*call).args, n).cast::<pg_sys::Expr>();
+            match known(argument, (*estate).es_param_list_info) {
+                Some(value) => state.call.arguments[n] = value,
+                None => state.expressions[n] = pg_sys::ExecInitExpr(argument, &raw mut state.node.ss.ps),
+            }
         }
-        for (n, column) in state.columns.iter_mut().enumerate().take(list_len((*plan).custom_scan_tlist)) {
-            let entry = list_nth((*plan).custom_scan_tlist, n).cast::<pg_sys::TargetEntry>();
-            let number = (*(*entry).expr.cast::<pg_sys::Var>()).varattno;
-            *column = usize::try_from(number - 1).expect("columns only, as the planner was told");
+        let width = list_len((*plan).custom_scan_tlist);
+        for (n, column) in state.columns.iter_mut().enumerate().take(width) {
+            *column = column_of((*plan).custom_scan_tlist, n);
+        }
+        if state.is_result {
+            sys::guarded(|| {
+                let result = &raw mut state.node.ss.ps;
+                (*result).ps_ResultTupleDesc =
+                    row::describe(&state.columns[..width], (*plan).scan.plan.targetlist);
+                sys::ExecInitResultSlot(result, &raw const pg_sys::TTSOpsVirtual);
+                state.node.ss.ss_ScanTupleSlot = (*result).ps_ResultTupleSlot;
+            });
+        }
+    }
+}
+
+/// Which of the function's columns, counted from 0, the nth of the scan's row is.
+unsafe fn column_of(row: *const pg_sys::List, n: usize) -> usize {
+    // SAFETY: `plan` made the list, of variables of the function's row, and it has so many.
+    let number = unsafe {
+        let entry = list_nth(row, n).cast::<pg_sys::TargetEntry>();
+        (*(*entry).expr.cast::<pg_sys::Var>()).varattno
+    };
+    usize::try_from(number - 1).expect("columns only, as the planner was told")
+}
+
+/// The value of a constant, or of a statement's parameter that came with it: an expression state would take longer to make
+/// than to evaluate. Anything else is evaluated by the executor.
+unsafe fn known(argument: *const pg_sys::Expr, parameters: pg_sys::ParamListInfo) -> Option<NullableDatum> {
+    // SAFETY: an expression of the planner's; the statement's parameters, or NULL if it has none. They stay as they are
+    // while it runs.
+    unsafe {
+        match (*argument).type_ {
+            NodeTag::T_Const => {
+                let constant = argument.cast::<pg_sys::Const>();
+                Some(NullableDatum { value: (*constant).constvalue, isnull: (*constant).constisnull })
+            }
+            NodeTag::T_Param => {
+                let parameter = argument.cast::<pg_sys::Param>();
+                let all = parameters.as_ref().filter(|all| all.paramFetch.is_none())?;
+                let number = usize::try_from((*parameter).paramid).ok()?.checked_sub(1)?;
+                // Not of another type, of which the executor complains.
+                let given = all.params.as_slice(usize::try_from(all.numParams).ok()?).get(number)?;
+                let as_planned = (*parameter).paramkind == pg_sys::ParamKind::PARAM_EXTERN
+                    && given.ptype == (*parameter).paramtype;
+                as_planned.then_some(NullableDatum { value: given.value, isnull: given.isnull })
+            }
+            _ => None,
         }
     }
 }
@@ -127,13 +217,15 @@ unsafe fn call(state: &mut State) -> Verdict {
     unsafe {
         let previous = pg_sys::MemoryContextSwitchTo((*state.node.ss.ps.state).es_query_cxt);
         let context = state.node.ss.ps.ps_ExprContext;
-        sys::guarded(|| {
-            for (argument, value) in state.arguments.iter().zip(&mut state.call.arguments) {
-                if let Some(evaluate) = argument.as_ref().and_then(|expression| expression.evalfunc) {
-                    value.value = evaluate(*argument, context, &raw mut value.isnull);
+        if state.expressions.iter().any(|expression| !expression.is_null()) {
+            sys::guarded(|| {
+                for (expression, value) in state.expressions.iter().zip(&mut state.call.arguments) {
+                    if let Some(evaluate) = expression.as_ref().and_then(|state| state.evalfunc) {
+                        value.value = evaluate(*expression, context, &raw mut value.isnull);
+                    }
                 }
-            }
-        });
+            });
+        }
         let verdict = Verdict::of(state.function, &Call::new(&raw mut state.call.header));
         pg_sys::MemoryContextSwitchTo(previous);
         verdict

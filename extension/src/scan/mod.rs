@@ -9,6 +9,7 @@
 
 mod exec;
 mod plan;
+mod row;
 
 pub(crate) use plan::{list_len, list_nth};
 

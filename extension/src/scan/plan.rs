@@ -184,6 +184,10 @@ unsafe extern "C-unwind" fn plan<const F: usize>(
                 (*node).custom_scan_tlist = pg_sys::lappend((*node).custom_scan_tlist, entry.cast());
             }
         }
+        // Room for two lists, see `exec::swap_lists`.
+        for _ in 0..2 {
+            (*node).custom_private = pg_sys::lappend((*node).custom_private, core::ptr::null_mut());
+        }
         (*node).methods = &raw const SCAN_METHODS[F].0;
         node.cast()
     }
