@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use postgres_types::{FromSql, ToSql};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio_postgres::GenericClient;
+use tokio_postgres::{GenericClient, Statement};
 use uuid::Uuid;
 
 use crate::error::{Doing as _, Error, Result};
@@ -159,20 +159,44 @@ pub async fn expire_tokens(client: &impl GenericClient, batch_size: i32) -> Resu
     unsigned("expire_tokens", count)
 }
 
-/// Deletes up to `batch_size` tokens that ended longer ago than the retention, and says how many.
-pub async fn purge_tokens(
-    client: &impl GenericClient,
-    retention: std::time::Duration,
-    batch_size: i32,
-) -> Result<u64> {
-    let count = one(
-        client,
-        "delete ended tokens",
-        "select tollgate.purge_tokens(make_interval(secs => $1), $2)",
-        &[&retention.as_secs_f64(), &batch_size],
-    )
-    .await?;
-    unsigned("purge_tokens", count)
+/// What is deleted once it is over for longer than its retention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Tokens,
+    UsageHours,
+    WebhookDeliveries,
+}
+
+/// A statement that deletes some of [`Ended`].
+#[derive(Clone, Debug)]
+pub struct Purge {
+    statement: Statement,
+    function: &'static str,
+    doing: &'static str,
+}
+
+impl Purge {
+    pub async fn prepare(client: &impl GenericClient, what: Ended) -> Result<Self> {
+        let (function, doing) = match what {
+            Ended::Tokens => ("purge_tokens", "delete ended tokens"),
+            Ended::UsageHours => ("purge_usage", "delete old hours of usage"),
+            Ended::WebhookDeliveries => ("purge_webhook_deliveries", "delete old webhook messages"),
+        };
+        let statement = format!("select tollgate.{function}(make_interval(secs => $1), $2)");
+        Ok(Self { statement: client.prepare(&statement).await.doing(doing)?, function, doing })
+    }
+
+    /// Deletes up to `most` that were over longer ago than the retention, and says how many.
+    pub async fn execute(
+        &self,
+        client: &impl GenericClient,
+        retention: std::time::Duration,
+        most: i32,
+    ) -> Result<u64> {
+        let values: [&(dyn ToSql + Sync); 2] = [&retention.as_secs_f64(), &most];
+        let row = client.query_one(&self.statement, &values).await.doing(self.doing)?;
+        unsigned(self.function, row.try_get(0).doing(self.doing)?)
+    }
 }
 
 /// Tells of up to `batch_size` tokens that expire within the notice and says of how many.
@@ -189,22 +213,6 @@ pub async fn announce_expiries(
     )
     .await?;
     unsigned("announce_expiries", count)
-}
-
-/// Deletes up to `batch_size` hours of tokens that are longer ago than the retention, and says how many.
-pub async fn purge_usage(
-    client: &impl GenericClient,
-    retention: std::time::Duration,
-    batch_size: i32,
-) -> Result<u64> {
-    let count = one(
-        client,
-        "delete old hours of usage",
-        "select tollgate.purge_usage(make_interval(secs => $1), $2)",
-        &[&retention.as_secs_f64(), &batch_size],
-    )
-    .await?;
-    unsigned("purge_usage", count)
 }
 
 /// Removes sealed events of the audit log that are older than the retention, whole stretches of at least `max_events` together if
@@ -443,21 +451,6 @@ pub async fn finish_webhook_delivery(
         ],
     )
     .await
-}
-
-pub async fn purge_webhook_deliveries(
-    client: &impl GenericClient,
-    retention: std::time::Duration,
-    batch_size: i32,
-) -> Result<u64> {
-    let count = one(
-        client,
-        "delete old webhook messages",
-        "select tollgate.purge_webhook_deliveries(make_interval(secs => $1), $2)",
-        &[&retention.as_secs_f64(), &batch_size],
-    )
-    .await?;
-    unsigned("purge_webhook_deliveries", count)
 }
 
 /// Who this daemon is, for as long as it runs.

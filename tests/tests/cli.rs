@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use commands::{LONG, NO, OK, UNAVAILABLE, USAGE, complaint, ended, expect, fed, json_of, lines, printed};
 use common::{Shared, code, issue, issue_with, revoke, value};
-use operator::{Db, OPERATOR, counts, set, totals};
+use operator::{Db, OPERATOR, counts, issue_many, set, totals};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 use tollgate_tests::{Account, Cluster, DATABASE, Tollgated, eventually, eventually_async};
@@ -289,6 +289,41 @@ async fn cleanup_records_and_deletes_until_nothing_is_left() -> Result<()> {
     assert_eq!(left, kept.id);
     let text = printed(&db.url(), &["cleanup", "--retention=0s"], OK);
     assert!(text.contains("recorded 0 expiries, deleted 1 ended tokens"), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn cleanup_deletes_in_short_transactions_and_what_they_deleted_stays_deleted() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "pieces").await?;
+    let tokens = issue_many(&db.owner, 130).await?;
+    db.owner
+        .batch_execute("update tollgate.api_tokens set revoked_at = now() - interval '1 day' - random() * interval '1 day'")
+        .await?;
+    let last = tokens[7].id;
+    set(&db.owner, last, "revoked_at = now() - interval '2 hours'").await?;
+    db.owner
+        .batch_execute(&format!(
+            "create function public.refuse() returns trigger language plpgsql as
+                 $$ begin raise 'not this one'; end $$;
+             create trigger refuse before delete on tollgate.api_tokens
+                 for each row when (old.id = '{last}') execute function public.refuse()"
+        ))
+        .await?;
+    let cleanup = ["cleanup", "--retention=1h"];
+    let text = complaint(&db.url(), &cleanup, NO);
+    assert!(text.contains("not this one"), "{text}");
+    let left: i64 = value(&db.owner, "select count(*) from tollgate.api_tokens").await?;
+    assert_eq!(left, 30, "two transactions of fifty are done");
+    db.owner.batch_execute("drop trigger refuse on tollgate.api_tokens").await?;
+    assert_eq!(json_of(&db.url(), &cleanup, OK)["purged"], json!(30));
+    let purged: Vec<i64> = db
+        .owner
+        .query("select count(*) from tollgate.audit_log where event = 'token.purged' group by epoch, xid order by 1", &[])
+        .await?
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert_eq!(purged, [30, 50, 50]);
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! `tollgated cleanup`: records expiries and deletes what ended long ago, batch by batch, until nothing is left. Half of the
+//! `tollgated cleanup`: records expiries and deletes what ended long ago, batch by batch, until nothing is left. Most of the
 //! time it leaves the server to others.
 
 use indicatif::ProgressBar;
@@ -6,38 +6,42 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::progress;
-use crate::config::CleanupOptions;
-use crate::db::{Session, Target};
+use crate::config::{CleanupOptions, RetentionOptions};
+use crate::db::Target;
 use crate::error::Result;
+use crate::sql::Ended;
 use crate::tasks::expire_tokens::fills;
+use crate::tasks::pieces::purge;
 use crate::tasks::rest;
 use crate::{exit, output, sql};
 
 pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u8> {
-    let session = target.connect().await?;
+    let mut session = target.connect().await?;
     let batch_size = options.batch.batch_size;
+    let RetentionOptions { retention, usage_retention, audit_retention } = options.retention;
     let progress = progress::bar("recording expiries", None, options.output.quiet || options.output.json);
-    let expired =
-        until_done(&progress, batch_size, || sql::expire_tokens(session_client(&session), batch_size))
-            .await?;
+    let expired = until_done(&progress, batch_size, async || {
+        rested(batch_size, sql::expire_tokens(&*session, batch_size)).await
+    })
+    .await?;
     progress.set_position(0);
     progress.set_message("deleting ended tokens");
-    let purged = until_done(&progress, batch_size, || {
-        sql::purge_tokens(session_client(&session), options.retention.retention, batch_size)
+    let purged = until_done(&progress, batch_size, async || {
+        purge(&mut session, Ended::Tokens, retention, batch_size).await
     })
     .await?;
     progress.set_position(0);
     progress.set_message("deleting old hours of usage");
-    let hours = until_done(&progress, batch_size, || {
-        sql::purge_usage(session_client(&session), options.retention.usage_retention, batch_size)
+    let hours = until_done(&progress, batch_size, async || {
+        purge(&mut session, Ended::UsageHours, usage_retention, batch_size).await
     })
     .await?;
     let mut events = 0;
-    if let Some(retention) = options.retention.audit_retention.0 {
+    if let Some(retention) = audit_retention.0 {
         progress.set_position(0);
         progress.set_message("deleting old events of the audit log");
-        events = until_done(&progress, batch_size, || {
-            sql::purge_audit_log(session_client(&session), retention, batch_size)
+        events = until_done(&progress, batch_size, async || {
+            rested(batch_size, sql::purge_audit_log(&*session, retention, batch_size)).await
         })
         .await?;
     }
@@ -56,17 +60,13 @@ pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u
     Ok(exit::OK)
 }
 
-fn session_client(session: &Session) -> &tokio_postgres::Client {
-    session
-}
-
-async fn until_done<F>(progress: &ProgressBar, batch_size: i32, mut batch: impl FnMut() -> F) -> Result<u64>
-where
-    F: Future<Output = Result<u64>>,
-{
+async fn until_done(
+    progress: &ProgressBar,
+    batch_size: i32,
+    mut batch: impl AsyncFnMut() -> Result<u64>,
+) -> Result<u64> {
     let mut total = 0;
     loop {
-        let started = Instant::now();
         let items = batch().await?;
         total += items;
         progress.set_position(total);
@@ -74,8 +74,17 @@ where
         if !fills(items, batch_size) {
             return Ok(total);
         }
+    }
+}
+
+/// Does a batch at one go, and rests after it if there may be another.
+async fn rested(batch_size: i32, batch: impl Future<Output = Result<u64>>) -> Result<u64> {
+    let started = Instant::now();
+    let items = batch.await?;
+    if fills(items, batch_size) {
         rest(started).await;
     }
+    Ok(items)
 }
 
 #[cfg(test)]
@@ -88,18 +97,14 @@ mod tests {
     #[tokio::test]
     async fn batches_go_on_until_one_is_not_full() {
         let left = RefCell::new(vec![10, 10, 3, 10]);
-        let total = until_done(&ProgressBar::hidden(), 10, || {
-            let items = left.borrow_mut().remove(0);
-            async move { Ok(items) }
-        })
-        .await;
+        let total = until_done(&ProgressBar::hidden(), 10, async || Ok(left.borrow_mut().remove(0))).await;
         assert_eq!(total.unwrap(), 23);
         assert_eq!(*left.borrow(), [10]);
     }
 
     #[tokio::test]
     async fn a_failure_ends_it() {
-        let total = until_done(&ProgressBar::hidden(), 10, || async { Err(Error::failed("no")) }).await;
+        let total = until_done(&ProgressBar::hidden(), 10, async || Err(Error::failed("no"))).await;
         assert!(total.is_err());
     }
 }

@@ -7,6 +7,7 @@ pub mod flush_standby;
 pub mod flush_usage;
 pub mod heartbeat;
 pub mod observe;
+pub mod pieces;
 pub mod publish_events;
 pub mod purge;
 pub mod purge_audit;

@@ -1,17 +1,15 @@
 //! Deletes tokens that ended, hours of usage that lie, and webhooks that were given up, longer ago than their retention. A
-//! batch a transaction, so that no lock is held for long, and with rests in between: a million tokens may go at once, and
-//! nobody waits for that.
+//! million tokens may go at once, and nobody waits for that.
 
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::expire_tokens::fills;
-use super::rest;
+use super::pieces::purge;
 use crate::config::RetentionOptions;
 use crate::db::Database;
 use crate::driver::{Report, Task};
 use crate::error::Result;
-use crate::sql;
+use crate::sql::Ended;
 
 #[derive(Debug)]
 pub struct Purge {
@@ -32,20 +30,12 @@ impl Task for Purge {
     }
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
-        let session = self.database.session(stop).await?;
-        let started = Instant::now();
-        let tokens = sql::purge_tokens(&**session, self.retention.retention, self.batch_size).await?;
-        let hours = sql::purge_usage(&**session, self.retention.usage_retention, self.batch_size).await?;
-        let messages =
-            sql::purge_webhook_deliveries(&**session, self.retention.retention, self.batch_size).await?;
+        let RetentionOptions { retention, usage_retention, .. } = self.retention;
+        let mut session = self.database.session(stop).await?;
+        let tokens = purge(&mut session, Ended::Tokens, retention, self.batch_size).await?;
+        let hours = purge(&mut session, Ended::UsageHours, usage_retention, self.batch_size).await?;
+        let messages = purge(&mut session, Ended::WebhookDeliveries, retention, self.batch_size).await?;
         let more = [tokens, hours, messages].into_iter().any(|items| fills(items, self.batch_size));
-        drop(session);
-        if more {
-            tokio::select! {
-                () = rest(started) => {}
-                () = stop.cancelled() => {}
-            }
-        }
         Ok(Report { items: tokens + hours, more, note: None })
     }
 }
