@@ -24,6 +24,8 @@ pub use crate::target::Target;
 const RECYCLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tasks are short and wake at different times, so few sessions serve all of them.
 const POOL_SIZE: usize = 5;
+/// A session that nobody needed for so long is closed: the server keeps a process for each, which comes to some megabytes.
+const MOST_IDLE: Duration = Duration::from_secs(30);
 
 /// Keeps the values of this session's statements out of the server's log, where this role may decide that. To be called
 /// before a statement one of whose values is a token.
@@ -145,6 +147,8 @@ impl Database {
 
     /// A session to use and drop. Gives up when `stop` is cancelled.
     pub async fn session(&self, stop: &CancellationToken) -> Result<PooledSession> {
+        // Whoever is first after one became superfluous closes it; some task asks every few seconds.
+        self.pool.retain(|_, metrics| metrics.last_used() < MOST_IDLE);
         tokio::select! {
             biased;
             session = self.pool.get() => session.map_err(explain_pool),

@@ -453,6 +453,31 @@ async fn asked_twice_it_stops_at_once() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn sessions_that_it_needs_no_longer_are_closed() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "idle").await?;
+    // So many tasks wait at once as never again.
+    db.owner.batch_execute("begin; lock table tollgate.api_tokens in access exclusive mode").await?;
+    let _daemon = run(&db.url(), &[LAZY])?;
+    let sessions = async |which: &str| -> i64 {
+        let count = format!(
+            "select count(*) from pg_stat_activity
+             where application_name = 'tollgated run' and datname = current_database() and {which}"
+        );
+        value(&db.owner, &count).await.unwrap()
+    };
+    eventually_async(LONG, "three tasks to wait for the lock", async || {
+        // Within a transaction it is a snapshot.
+        db.owner.batch_execute("select pg_stat_clear_snapshot()").await.unwrap();
+        sessions("wait_event_type = 'Lock'").await >= 3
+    })
+    .await;
+    let most = sessions("true").await;
+    db.owner.batch_execute("commit").await?;
+    eventually_async(LONG, "two sessions to be closed", async || sessions("true").await <= most - 2).await;
+    Ok(())
+}
+
 /// Nothing comes back at all, as when the machine behind the connection is gone.
 #[tokio::test]
 async fn a_server_that_does_not_answer_cannot_keep_it_from_stopping() -> Result<()> {
