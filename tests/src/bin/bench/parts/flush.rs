@@ -16,13 +16,15 @@ use crate::wire::Connection;
 pub(super) const PART: Part =
     part("flush", "distinct tokens whose counts apply_usage writes in a second", run);
 
+/// So many tokens at most the server hands to the daemon at once.
+const GENERATION: u32 = 16_384;
+
 fn run(run: &Run<'_>) -> Result<Outcome> {
     let (tokens, flushed) = (Tokens::new(run.scale.tokens)?, run.scale.flushed);
     let cluster = service::with_tokens(service::builder(run.install, run.scale.tokens), &tokens)?;
     let mut owner = Connection::prepare(&socket(&cluster), "postgres", DATABASE, &[])?;
     let mut generation = 0;
     let mut apply = |first: bool| -> Result<Duration> {
-        generation += 1;
         if first {
             owner.simple("truncate tollgate.token_usage")?;
         }
@@ -30,15 +32,23 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
         owner.simple(&format!(
             "drop table if exists drained;
              create temporary table drained as
-                 select array_agg((id, 3, 1, now(), '203.0.113.7')::tollgate.usage_row) as rows
-                 from (select id from tollgate.api_tokens order by random() limit {flushed}) as used"
+                 select number / {GENERATION} as part, array_agg((id, 3, 1, now(), '203.0.113.7')::tollgate.usage_row) as rows
+                 from (select id, row_number() over () - 1 as number
+                       from (select id from tollgate.api_tokens order by random() limit {flushed}) as used) as numbered
+                 group by part"
         ))?;
-        let sql = format!(
-            "select tollgate.apply_usage('bench', '00000000-0000-0000-0000-000000000001', {generation}, rows) from drained"
-        );
-        let (applied, time) = timed(|| owner.simple(&sql))?;
-        ensure!(applied.as_deref() == Some("t"), "apply_usage answered {applied:?}");
-        Ok(time)
+        let mut total = Duration::ZERO;
+        for part in 0..flushed.div_ceil(GENERATION) {
+            generation += 1;
+            let sql = format!(
+                "select tollgate.apply_usage('bench', '00000000-0000-0000-0000-000000000001', {generation}, rows)
+                 from drained where part = {part}"
+            );
+            let (applied, time) = timed(|| owner.simple(&sql))?;
+            ensure!(applied.as_deref() == Some("t"), "apply_usage answered {applied:?}");
+            total += time;
+        }
+        Ok(total)
     };
     let rate = |time: Duration| f64::from(flushed) / time.as_secs_f64();
     let first = alternate_numbers("flush, the first", run.scale.rounds, 1, |_| Ok(rate(apply(true)?)))?;
@@ -49,8 +59,10 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
         |what: &str, series: &[Series]| Figure::new(what, Unit::PerSecond, &series[0]).at_least(150_000.0);
     Ok(Outcome {
         conditions: vec![
-            format!("one client, {flushed} tokens a flush, random among {}", tokens.len()),
-            "the statement apply_usage, with its commit".to_owned(),
+            format!("one client, {flushed} tokens, random among {}", tokens.len()),
+            format!(
+                "the statement apply_usage for {GENERATION} of them at a time, as the daemon does, each with its commit"
+            ),
             service::conditions(&cluster)?,
         ],
         figures: vec![
