@@ -19,6 +19,7 @@ mod guc;
 mod limits;
 mod log;
 mod policy;
+mod prefetch;
 mod presented;
 mod scan;
 mod shmem;

@@ -82,15 +82,33 @@ pub(crate) fn refund(kind: Kind, id: &[u8; 16], limit: Limit) {
     }
 }
 
+/// To be called some time before [`place`].
+pub(crate) fn prefetch_place(digest: &Digest) {
+    if let Some(segment) = segment() {
+        segment.places.prefetch(digest);
+    }
+}
+
 /// Where the row of a token may be.
 pub(crate) fn place(digest: &Digest) -> Option<Place> {
-    segment()?.places.find(digest)
+    let segment = segment()?;
+    let place = segment.places.find(digest)?;
+    segment.table.prefetch_group(place.group as usize);
+    Some(place)
 }
 
 /// Remembers where the row of a token was found.
-pub(crate) fn note_place(digest: &Digest, place: Place) {
+pub(crate) fn note_place(digest: &Digest, token: &[u8; 16], place: Place) {
     if let Some(segment) = segment() {
-        segment.places.note(digest, place);
+        let group = segment.table.group_of(database(), token) as u32;
+        segment.places.note(digest, Place { group, ..place });
+    }
+}
+
+/// To be called some time before a use of the token is counted or charged.
+pub(crate) fn prefetch_counters(token: &[u8; 16]) {
+    if let Some(segment) = segment() {
+        segment.table.prefetch_entry(database(), token);
     }
 }
 

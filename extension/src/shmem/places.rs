@@ -5,6 +5,7 @@
 //! asked. So nothing here is locked, nothing has to be kept in step with the table, and a torn or stale hint costs time
 //! and nothing else.
 
+use crate::prefetch::prefetch;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tollgate_core::token::Digest;
 
@@ -18,6 +19,8 @@ pub(crate) struct Place {
     pub(crate) offset: u16,
     /// From 1 on.
     pub(crate) buffer: u32,
+    /// The group of the counters that the token has an entry in, or had; the lower 24 bits of its number.
+    pub(crate) group: u32,
 }
 
 #[repr(C, align(64))]
@@ -29,9 +32,11 @@ pub(super) struct Bucket([Hint; WAYS]);
 struct Hint {
     /// Block (32 bits) and buffer (32). All zero: no hint, since buffers are numbered from 1 on.
     page: AtomicU64,
-    /// Offset (16 bits) and a part of the digest (48).
+    /// Offset (16 bits), group (24) and a part of the digest (24).
     row: AtomicU64,
 }
+
+const GROUP_BITS: u32 = 24;
 
 #[derive(Clone, Copy)]
 pub(super) struct Places<'a>(&'a [Bucket]);
@@ -46,15 +51,21 @@ impl<'a> Places<'a> {
         Places(buckets)
     }
 
+    /// To be called some time before [`Places::find`].
+    pub(super) fn prefetch(&self, digest: &Digest) {
+        prefetch(self.bucket(digest).0);
+    }
+
     pub(super) fn find(&self, digest: &Digest) -> Option<Place> {
         let (bucket, part) = self.bucket(digest);
         bucket.0.iter().find_map(|hint| {
             let row = hint.row.load(Relaxed);
             let page = hint.page.load(Relaxed);
-            (row >> 16 == part && page != 0).then_some(Place {
+            (row >> (16 + GROUP_BITS) == part && page != 0).then_some(Place {
                 block: (page >> 32) as u32,
                 offset: row as u16,
                 buffer: page as u32,
+                group: (row >> 16) as u32 & ((1 << GROUP_BITS) - 1),
             })
         })
     }
@@ -64,10 +75,11 @@ impl<'a> Places<'a> {
         let (bucket, part) = self.bucket(digest);
         let of = |wanted: &dyn Fn(&Hint) -> bool| bucket.0.iter().find(|hint| wanted(hint));
         let victim = &bucket.0[usize::from(digest[31]) % WAYS];
-        let hint = of(&|hint| hint.row.load(Relaxed) >> 16 == part)
+        let hint = of(&|hint| hint.row.load(Relaxed) >> (16 + GROUP_BITS) == part)
             .or_else(|| of(&|hint| hint.page.load(Relaxed) == 0))
             .unwrap_or(victim);
-        hint.row.store((part << 16) | u64::from(place.offset), Relaxed);
+        let group = u64::from(place.group) & ((1 << GROUP_BITS) - 1);
+        hint.row.store((part << (16 + GROUP_BITS)) | (group << 16) | u64::from(place.offset), Relaxed);
         hint.page.store((u64::from(place.block) << 32) | u64::from(place.buffer), Relaxed);
     }
 
@@ -75,6 +87,6 @@ impl<'a> Places<'a> {
     fn bucket(&self, digest: &Digest) -> (&'a Bucket, u64) {
         let word = |at: usize| u64::from_le_bytes(digest[at..at + 8].try_into().expect("eight bytes"));
         let number = (u128::from(word(0)) * self.0.len() as u128) >> 64;
-        (&self.0[number as usize], word(8) >> 16)
+        (&self.0[number as usize], word(8) >> (16 + GROUP_BITS))
     }
 }

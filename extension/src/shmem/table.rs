@@ -14,6 +14,7 @@
 //! out as often as it is asked to, until `acknowledge` subtracts it. So whoever carries counters to the tables may die at
 //! any moment and start over. What is not acknowledged when the server is stopped goes on in the table of its next start.
 
+use crate::prefetch::prefetch;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 use std::net::IpAddr;
 use tollgate_core::limit::{Charge, Limit, State};
@@ -420,6 +421,27 @@ impl<'a> Table<'a> {
         })
     }
 
+    /// The number of the group in which a token's entry is, unless that is full.
+    pub(super) fn group_of(&self, database: u32, token: &[u8; 16]) -> usize {
+        self.place(self.hash(&Key { id: split(token), database, kind: Kind::Token }))
+    }
+
+    /// To be called some time before [`Table::prefetch_entry`].
+    pub(super) fn prefetch_group(&self, number: usize) {
+        if let Some(group) = self.groups.get(number) {
+            prefetch(group);
+        }
+    }
+
+    /// To be called some time before the token's use is counted or charged.
+    pub(super) fn prefetch_entry(&self, database: u32, token: &[u8; 16]) {
+        let hash = self.hash(&Key { id: split(token), database, kind: Kind::Token });
+        let group = &self.groups[self.place(hash)];
+        for slot in group.candidates(hash) {
+            prefetch(&group.entries[slot]);
+        }
+    }
+
     /// Charges a limit. `None` if there is no room to remember it.
     pub(super) fn charge(
         &self,
@@ -674,17 +696,21 @@ impl Group {
     /// Does something to the entry of a key, under its lock; `None` if the key is not here.
     #[inline]
     fn find<R>(&self, hash: u64, key: &Key, act: impl Fn(&Group, usize) -> R) -> Option<R> {
-        for (n, word) in self.tags.iter().enumerate() {
-            for lane in lanes(word.load(Relaxed), tag(hash)) {
-                let slot = 4 * n + lane;
-                let entry = &self.entries[slot];
-                let _held = entry.lock.hold();
-                if entry.is(key) {
-                    return Some(act(self, slot));
-                }
+        for slot in self.candidates(hash) {
+            let entry = &self.entries[slot];
+            let _held = entry.lock.hold();
+            if entry.is(key) {
+                return Some(act(self, slot));
             }
         }
         None
+    }
+
+    /// The slots whose tag is the one of a key with that hash: mostly one, if it is here, or else none.
+    #[inline]
+    fn candidates(&self, hash: u64) -> impl Iterator<Item = usize> {
+        let words = self.tags.iter().enumerate();
+        words.flat_map(move |(n, word)| lanes(word.load(Relaxed), tag(hash)).map(move |lane| 4 * n + lane))
     }
 
     /// Whether a new key had better go to the other one. Only if few slots are left: a key in its first group is found

@@ -11,6 +11,7 @@ use super::relations::{self, Relations};
 use crate::compat;
 use crate::datum;
 use crate::error::OrRaise;
+use crate::prefetch::prefetch;
 use crate::shmem::{self, Place};
 use crate::sys;
 use core::cell::Cell;
@@ -150,7 +151,8 @@ impl Lookup {
         let argument = DigestDatum { length: varlena_length(DIGEST_LEN), digest: *digest };
         let mut key = scan_key();
         key.sk_argument = Datum::from(&raw const argument);
-        let mut hint = shmem::place(digest);
+        shmem::prefetch_place(digest);
+        let mut hinted = true;
         loop {
             let relations = relations::relations();
             let epoch = relations::epoch();
@@ -160,17 +162,18 @@ impl Lookup {
                 CHECKED_IN.set(Some(epoch));
             }
             // SAFETY: the closure holds nothing that needs dropping. The key is not looked at after the one descent.
-            let Some(open) = (unsafe { sys::guarded(|| begin(&relations, epoch, hint, &raw mut key)) })
-            else {
+            let Some(open) = (unsafe {
+                sys::guarded(|| begin(&relations, epoch, hinted.then_some(digest), &raw mut key))
+            }) else {
                 continue;
             };
             let lookup = Lookup { open, row: TokenRow { slot: open.slot } };
             match open.found {
-                Some(place) if open.index.is_some() => shmem::note_place(digest, place),
+                Some(place) if open.index.is_some() => shmem::note_place(digest, &lookup.row.id(), place),
                 // Another row has taken the place: there are more tokens than hints, or it was vacuumed away.
                 Some(_) if lookup.row.varlena(Column::TokenHash) != Some(digest) => {
                     lookup.close();
-                    hint = None;
+                    hinted = false;
                     continue;
                 }
                 _ => {}
@@ -208,7 +211,7 @@ pub(crate) fn with_token<R>(digest: &Digest, read: impl FnOnce(Option<&TokenRow>
     result
 }
 
-/// Finds the row, where the hint says or else by the index, and deforms it; `None` if the relations are no longer what
+/// Finds the row, where a hint for the digest says or else by the index, and deforms it; `None` if the relations are no longer what
 /// they were looked up as.
 ///
 /// # Safety
@@ -217,7 +220,7 @@ pub(crate) fn with_token<R>(digest: &Digest, read: impl FnOnce(Option<&TokenRow>
 unsafe fn begin(
     relations: &Relations,
     epoch: u64,
-    hint: Option<Place>,
+    hinted: Option<&Digest>,
     key: pg_sys::ScanKey,
 ) -> Option<Open> {
     let lock = pg_sys::AccessShareLock.cast_signed();
@@ -234,6 +237,10 @@ unsafe fn begin(
             sys::table_close(table, lock);
             return None;
         }
+        let hint = hinted.and_then(shmem::place);
+        if let Some(place) = hint {
+            prefetch_line_pointer(place);
+        }
         let snapshot = sys::RegisterSnapshot(sys::GetLatestSnapshot());
         let slot = sys::table_slot_create(table, core::ptr::null_mut());
         let mut open = Open { table, snapshot, slot, index: None, found: None };
@@ -249,6 +256,8 @@ unsafe fn begin(
             open.found = descend(scan, slot);
         }
         if open.found.is_some() {
+            sys::slot_getsomeattrs_int(slot, Column::Id as i32 + 1);
+            shmem::prefetch_counters(&TokenRow { slot }.id());
             sys::slot_getsomeattrs_int(slot, LAST_COLUMN as i32 + 1);
         }
         Some(open)
@@ -269,10 +278,24 @@ unsafe fn descend(scan: pg_sys::IndexScanDesc, slot: *mut pg_sys::TupleTableSlot
                 let is_heap = core::ptr::eq((*slot).tts_ops, &raw const pg_sys::TTSOpsBufferHeapTuple);
                 let buffer =
                     if is_heap { (*slot.cast::<pg_sys::BufferHeapTupleTableSlot>()).buffer } else { 0 };
-                return Some(Place { block, offset, buffer: buffer.cast_unsigned() });
+                return Some(Place { block, offset, buffer: buffer.cast_unsigned(), group: 0 });
             }
         }
     }
+}
+
+/// Has what is needed to pin a page and to find a row in it fetched into the processor's cache.
+fn prefetch_line_pointer(place: Place) {
+    let Some(buffer) = (place.buffer as usize).checked_sub(1) else { return };
+    // SAFETY: two pointers that never change; only addresses are calculated.
+    let (descriptor, page) = unsafe {
+        let page = pg_sys::BufferBlocks.wrapping_add(buffer.wrapping_mul(pg_sys::BLCKSZ as usize));
+        (pg_sys::BufferDescriptors.wrapping_add(buffer), page)
+    };
+    prefetch(descriptor);
+    prefetch(page);
+    let line_pointers = core::mem::offset_of!(pg_sys::PageHeaderData, pd_linp);
+    prefetch(page.wrapping_add(line_pointers + 4 * usize::from(place.offset.saturating_sub(1))));
 }
 
 /// Puts the row at a place into the slot, if the page is still in its buffer and there is one that the snapshot sees. It

@@ -13,7 +13,12 @@ fn places(keys: usize) -> Places<'static> {
 }
 
 fn one(n: u32) -> (Digest, Place) {
-    let place = Place { block: n.wrapping_mul(0x9e37_79b9), offset: (n % 0xffff) as u16 + 1, buffer: n + 1 };
+    let place = Place {
+        block: n.wrapping_mul(0x9e37_79b9),
+        offset: (n % 0xffff) as u16 + 1,
+        buffer: n + 1,
+        group: n % (1 << 24),
+    };
     (digest(&n.to_be_bytes()), place)
 }
 
