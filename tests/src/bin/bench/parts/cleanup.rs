@@ -24,18 +24,21 @@ const DEADLINE: Duration = Duration::from_mins(10);
 /// At least so many, whatever else is asked for: one cleanup says little of a tail.
 const ROUNDS: u32 = 5;
 
-/// The tail of one quiet stretch, and of the cleanup after it.
+/// The tail of one quiet stretch, and of the cleanup after it; how many tokens that deleted in a second.
 struct Pair {
     quiet: f64,
     meanwhile: f64,
+    speed: f64,
 }
 
 fn run(run: &Run<'_>) -> Result<Outcome> {
     let tokens = Tokens::new(run.scale.tokens)?;
     let cluster = service::with_tokens(service::builder(run.install, run.scale.tokens * 2), &tokens)?;
-    let share = run.scale.ended / (2 * ROUNDS);
-    // Half of them for each of the two loads.
-    load_ended(&cluster, tokens.len(), 2 * ROUNDS, share)?;
+    // A tenth of them is for the load that has no target, beside which a cleanup takes long.
+    let shares = [run.scale.ended / 10 / ROUNDS, run.scale.ended * 9 / 10 / ROUNDS];
+    let groups = shares.map(|share| std::iter::repeat_n(share, ROUNDS as usize)).into_iter().flatten();
+    let groups: Vec<u32> = groups.collect();
+    load_ended(&cluster, tokens.len(), &groups)?;
     let mut clients = Clients::connect(&cluster, WEB, DATABASE, run.scale.clients, &STATEMENTS)?;
     clients.warm_up(0, &tokens, 0..tokens.len())?;
     service::flush(&cluster, DATABASE)?;
@@ -43,22 +46,20 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     let rate = full / 4.0;
 
     let mut progress = Progress::new("cleanup", 2 * ROUNDS as usize);
-    let mut speeds = Series::default();
+    let mut left = groups;
     let mut pairs = |rate: Option<f64>| -> Result<Vec<Pair>> {
         (0..ROUNDS)
             .map(|_| {
                 let quiet = clients.latencies_for(run.scale.turn * 2, rate, 0, &tokens)?;
-                let (meanwhile, time) = while_cleaning(
-                    &cluster,
-                    &mut clients,
-                    rate,
-                    &tokens,
-                    2 * ROUNDS - speeds.0.len() as u32,
-                    share,
-                )?;
-                speeds.0.push(f64::from(share) / time.as_secs_f64());
+                let share = left.pop().context("a group for each")?;
+                let (meanwhile, time) =
+                    while_cleaning(&cluster, &mut clients, rate, &tokens, left.len(), share)?;
                 progress.step();
-                Ok(Pair { quiet: percentile(&quiet, 0.99), meanwhile: percentile(&meanwhile, 0.99) })
+                Ok(Pair {
+                    quiet: percentile(&quiet, 0.99),
+                    meanwhile: percentile(&meanwhile, 0.99),
+                    speed: f64::from(share) / time.as_secs_f64(),
+                })
             })
             .collect()
     };
@@ -67,8 +68,9 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     let left = cluster.value(DATABASE, "select count(*) from tollgate.api_tokens")?;
     ensure!(left == Some(tokens.len().to_string()), "{left:?} tokens are left of {}", tokens.len());
 
-    let quiet = |pairs: &[Pair]| pairs.iter().map(|pair| pair.quiet).collect::<Series>();
-    let meanwhile = |pairs: &[Pair]| pairs.iter().map(|pair| pair.meanwhile).collect::<Series>();
+    let of = |pairs: &[Pair], what: fn(&Pair) -> f64| pairs.iter().map(what).collect::<Series>();
+    let quiet = |pairs: &[Pair]| of(pairs, |pair| pair.quiet);
+    let meanwhile = |pairs: &[Pair]| of(pairs, |pair| pair.meanwhile);
     Ok(Outcome {
         conditions: vec![
             format!(
@@ -76,11 +78,12 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
                 run.scale.clients
             ),
             format!(
-                "{ROUNDS} times {share} ended tokens deleted by tollgated cleanup beside {} live ones, in turn with \
-                 quiet stretches",
+                "{ROUNDS} times {} ended tokens deleted by tollgated cleanup beside {} live ones, in turn with quiet \
+                 stretches",
+                shares[1],
                 tokens.len()
             ),
-            "then as often at full load, where the processors are busy already".to_owned(),
+            format!("then {ROUNDS} times {} at full load, where the processors are busy already", shares[0]),
             service::conditions(&cluster)?,
         ],
         figures: vec![
@@ -93,19 +96,19 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
             Figure::new("the same at full load", Unit::Ratio, &meanwhile(&flat_out).over(&quiet(&flat_out))),
             Figure::new("p99 of verification, quiet", Unit::Microseconds, &quiet(&paced)),
             Figure::new("p99 of verification, during cleanup", Unit::Microseconds, &meanwhile(&paced)),
-            Figure::new("tokens deleted meanwhile", Unit::PerSecond, &speeds),
+            Figure::new("tokens deleted meanwhile", Unit::PerSecond, &of(&paced, |pair| pair.speed)),
         ],
     })
 }
 
-/// Runs `tollgated cleanup` for those that ended at least so long ago, with the clients at work, and returns how long
+/// Runs `tollgated cleanup` for the groups from this one on, of which one is left, with the clients at work, and returns how long
 /// verifications took meanwhile.
 fn while_cleaning(
     cluster: &Cluster,
     clients: &mut Clients<'_>,
     rate: Option<f64>,
     tokens: &Tokens,
-    age: u32,
+    group: usize,
     share: u32,
 ) -> Result<(Histogram<u64>, Duration)> {
     let stop = AtomicBool::new(false);
@@ -115,7 +118,7 @@ fn while_cleaning(
     let measured = thread::scope(|scope| {
         let cleanup = scope.spawn(|| {
             let ran = timed(|| {
-                let retention = format!("{}days", YEAR + 10 * (age - 1));
+                let retention = format!("{}days", ended_days_ago(group));
                 let arguments = ["cleanup", "--retention", &retention, "--json"];
                 let mut daemon = Tollgated::spawn(&cluster.url(OPERATOR, DATABASE), &arguments)?;
                 let status = daemon.wait(DEADLINE)?;
@@ -135,24 +138,26 @@ fn while_cleaning(
     Ok(measured)
 }
 
-/// In days. The youngest ended that long ago.
-const YEAR: u32 = 365;
+/// More than a year, and each group ten days more than the one before it.
+fn ended_days_ago(group: usize) -> usize {
+    365 + 10 * group
+}
 
-/// So many groups of tokens that ended, each ten days before the one that is before it, their expiries recorded.
-fn load_ended(cluster: &Cluster, live: usize, groups: u32, share: u32) -> Result<()> {
+/// Tokens that ended, so many in each group, mixed, their expiries recorded.
+fn load_ended(cluster: &Cluster, live: usize, groups: &[u32]) -> Result<()> {
     use std::io::Write as _;
     let path = cluster.socket_dir().join("ended");
     let mut file = std::io::BufWriter::new(std::fs::File::create(&path)?);
-    let first = u32::try_from(live)?;
-    for number in 0..groups * share {
-        let (group, number) = (number % groups, first + number);
+    let largest = groups.iter().copied().max().unwrap_or(0);
+    let mixed = (0..largest).flat_map(|n| (0..groups.len()).filter(move |&group| n < groups[group]));
+    for (number, group) in (u32::try_from(live)?..).zip(mixed) {
         writeln!(
             file,
             "{}\t\\\\x{}\tuser-{}\tkey {number}\ttgt_0000\t{}",
             id(number),
             hash(token(number).token()),
             number / 10,
-            YEAR + 10 * group
+            ended_days_ago(group)
         )?;
     }
     file.into_inner()?;
