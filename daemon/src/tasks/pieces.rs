@@ -16,12 +16,12 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// How many rows go by one statement, and how many by one transaction.
 ///
-/// A statement computes for some 0.2 ms. Few transactions ask less of the disk; but while one is open, nobody is told of
+/// A statement computes for some 0.3 ms. Few transactions ask less of the disk; but while one is open, nobody is told of
 /// the events of those that began after it.
 fn sizes(what: Ended) -> (i32, i32) {
     match what {
         // With its usage, and a look for descendants.
-        Ended::Tokens => (5, 50),
+        Ended::Tokens => (10, 50),
         Ended::UsageHours | Ended::WebhookDeliveries => (50, 500),
     }
 }

@@ -50,7 +50,9 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     let mut pairs = |rate: Option<f64>| -> Result<Vec<Pair>> {
         (0..ROUNDS)
             .map(|_| {
-                let quiet = clients.latencies_for(run.scale.turn * 2, rate, 0, &tokens)?;
+                // What the cleanup before it left for the disk to do is not of a quiet time.
+                cluster.execute(DATABASE, "checkpoint")?;
+                let quiet = clients.latencies_for(run.scale.turn * 10, rate, 0, &tokens)?;
                 let share = left.pop().context("a group for each")?;
                 let (meanwhile, time) =
                     while_cleaning(&cluster, &mut clients, rate, &tokens, left.len(), share)?;
