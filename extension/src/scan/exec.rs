@@ -80,8 +80,8 @@ unsafe fn swap_lists(plan: *mut pg_sys::CustomScan) {
     // SAFETY: `plan` made room for two lists.
     unsafe {
         let aside = (*(*plan).custom_private).elements.cast::<*mut pg_sys::List>();
-        core::mem::swap(&mut (*plan).custom_scan_tlist, &mut *aside);
-        core::mem::swap(&mut (*plan).scan.plan.targetlist, &mut *aside.add(1));
+        ptr::swap(&raw mut (*plan).custom_scan_tlist, aside);
+        ptr::swap(&raw mut (*plan).scan.plan.targetlist, aside.add(1));
     }
 }
 

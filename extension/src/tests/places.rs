@@ -27,6 +27,8 @@ fn what_was_noted_last_is_found_and_nothing_else() {
     let places = places(1000);
     let (digest, first) = one(1);
     assert_eq!(places.find(&digest), None);
+    places.prefetch(&digest);
+    assert_eq!(places.find(&digest), None, "asked for early, not made");
     places.note(&digest, first);
     assert_eq!(places.find(&digest), Some(first));
     let (other, second) = one(2);

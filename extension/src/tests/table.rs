@@ -139,6 +139,22 @@ impl Dice {
 }
 
 #[test]
+fn asking_for_counters_early_counts_nothing_and_takes_any_number_of_a_group() {
+    let counters = Counters::new(1000);
+    let known = 1_u128 << 80;
+    counters.count(DATABASE, known, accepted(STARTED_AT, None));
+    for token in [known, 2 << 80] {
+        let group = counters.table.group_of(DATABASE, &token.to_be_bytes());
+        assert!(group < groups_for(1000));
+        counters.table.prefetch_group(group);
+        counters.table.prefetch_entry(DATABASE, &token.to_be_bytes());
+    }
+    counters.table.prefetch_group(usize::MAX);
+    let (_, rows) = counters.drain(DATABASE);
+    assert_eq!(rows.iter().map(|(&id, row)| (id, row.uses)).collect::<Vec<_>>(), [(known, 1)]);
+}
+
+#[test]
 fn uses_and_denials_are_summed_per_token() {
     let counters = Counters::new(1024);
     for n in 0..10 {
