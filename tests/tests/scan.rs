@@ -255,6 +255,18 @@ async fn a_plan_is_explained_the_same_before_and_after_it_has_run_or_failed_to()
         assert_eq!(shown(&client, &explain).await?, before);
         assert_eq!(shown(&client, &execute).await?, result);
     }
+    // Of no column of the function's.
+    client
+        .batch_execute("prepare constant(text) as select 1 as one from tollgate.verify_api_token($1)")
+        .await?;
+    let execute = format!("execute constant('{}')", token.token);
+    let explain = format!("explain (verbose, costs off) {execute}");
+    let before = shown(&client, &explain).await?;
+    assert!(format!("{before:?}").contains("Output: 1"), "{before:?}");
+    for _ in 0..3 {
+        assert_eq!(shown(&client, &execute).await?, [[Some("one".to_owned())], [Some("1".to_owned())]]);
+        assert_eq!(shown(&client, &explain).await?, before);
+    }
     Ok(())
 }
 

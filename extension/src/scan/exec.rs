@@ -64,13 +64,20 @@ pub(super) unsafe extern "C-unwind" fn create_state<const F: usize>(
         ptr::write(&raw mut (*state).verdict, None);
         (*state).node.methods = &raw const METHODS.0;
         (*state).function = Function::ALL[F];
-        // Between this and `begin` the executor makes descriptors of the scan's row and of the result. Where they are the same,
-        // of columns that we know, it is shown a node of none, and `begin` makes the one. Should the executor fail meanwhile,
-        // the lists still lie aside the next time.
-        if is_result(plan) {
+        if lists_lie_aside(plan) {
             swap_lists(plan);
         }
-        (*state).is_result = (*plan).custom_scan_tlist.is_null();
+        for (n, column) in (*state).columns.iter_mut().enumerate().take(list_len((*plan).custom_scan_tlist)) {
+            let entry = list_nth((*plan).custom_scan_tlist, n).cast::<pg_sys::TargetEntry>();
+            let number = (*(*entry).expr.cast::<pg_sys::Var>()).varattno;
+            *column = usize::try_from(number - 1).expect("columns only, as the planner was told");
+        }
+        // Between this and `begin` the executor makes descriptors of the scan's row and of the result. Where they are the same,
+        // of columns that we know, it is shown a node of none, and `begin` makes the one.
+        (*state).is_result = is_result(plan, &(*state).columns);
+        if (*state).is_result {
+            swap_lists(plan);
+        }
         state.cast()
     }
 }
@@ -85,9 +92,16 @@ unsafe fn swap_lists(plan: *mut pg_sys::CustomScan) {
     }
 }
 
-/// Whether the scan's row is the node's result, column by column, each as we know it, and nothing is decided by it. Then no code but the
-/// executor's own runs between [`create_state`] and [`begin`].
-unsafe fn is_result(plan: *const pg_sys::CustomScan) -> bool {
+/// Whether the executor failed between an earlier [`create_state`] and its [`begin`]. Only lists that are not empty are laid
+/// aside, while those in the plan may well be empty.
+unsafe fn lists_lie_aside(plan: *const pg_sys::CustomScan) -> bool {
+    // SAFETY: as for `swap_lists`.
+    unsafe { !list_nth((*plan).custom_private, 0).is_null() }
+}
+
+/// Whether the scan's row, of these columns, is the node's result, column by column, each as we know it, and nothing is
+/// decided by it. Then no code but the executor's own runs between [`create_state`] and [`begin`].
+unsafe fn is_result(plan: *const pg_sys::CustomScan, columns: &[usize; Verdict::COLUMNS]) -> bool {
     // SAFETY: a finished plan, in which the targets' variables are numbers in the scan's row.
     unsafe {
         let targets = (*plan).scan.plan.targetlist;
@@ -98,7 +112,8 @@ unsafe fn is_result(plan: *const pg_sys::CustomScan) -> bool {
                 let target = (*list_nth(targets, n).cast::<pg_sys::TargetEntry>()).expr.cast::<pg_sys::Var>();
                 (*target).xpr.type_ == NodeTag::T_Var
                     && usize::try_from((*target).varattno) == Ok(n + 1)
-                    && Verdict::TYPES.get(column_of((*plan).custom_scan_tlist, n)) == Some(&(*target).vartype)
+                    && columns.get(n).and_then(|&column| Verdict::TYPES.get(column))
+                        == Some(&(*target).vartype)
             })
     }
 }
@@ -128,30 +143,17 @@ unsafe extern "C-unwind" fn begin(
                 None => state.expressions[n] = pg_sys::ExecInitExpr(argument, &raw mut state.node.ss.ps),
             }
         }
-        let width = list_len((*plan).custom_scan_tlist);
-        for (n, column) in state.columns.iter_mut().enumerate().take(width) {
-            *column = column_of((*plan).custom_scan_tlist, n);
-        }
         if state.is_result {
+            let targets = (*plan).scan.plan.targetlist;
+            let columns = &state.columns[..list_len(targets)];
             sys::guarded(|| {
                 let result = &raw mut state.node.ss.ps;
-                (*result).ps_ResultTupleDesc =
-                    row::describe(&state.columns[..width], (*plan).scan.plan.targetlist);
+                (*result).ps_ResultTupleDesc = row::describe(columns, targets);
                 sys::ExecInitResultSlot(result, &raw const pg_sys::TTSOpsVirtual);
                 state.node.ss.ss_ScanTupleSlot = (*result).ps_ResultTupleSlot;
             });
         }
     }
-}
-
-/// Which of the function's columns, counted from 0, the nth of the scan's row is.
-unsafe fn column_of(row: *const pg_sys::List, n: usize) -> usize {
-    // SAFETY: `plan` made the list, of variables of the function's row, and it has so many.
-    let number = unsafe {
-        let entry = list_nth(row, n).cast::<pg_sys::TargetEntry>();
-        (*(*entry).expr.cast::<pg_sys::Var>()).varattno
-    };
-    usize::try_from(number - 1).expect("columns only, as the planner was told")
 }
 
 /// The value of a constant, or of a statement's parameter that came with it: an expression state would take longer to make

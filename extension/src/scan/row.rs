@@ -4,7 +4,7 @@
 //! Ours never change, so they are looked up once per process.
 #![allow(unsafe_code)]
 
-use super::plan::{list_len, list_nth};
+use super::plan::list_nth;
 use crate::api::verify::Verdict;
 use crate::{compat, sys};
 use core::ffi::c_int;
@@ -25,7 +25,7 @@ pub(super) unsafe fn describe(columns: &[usize], targets: *const pg_sys::List) -
     unsafe {
         let all = all();
         let descriptor = sys::CreateTemplateTupleDesc(columns.len() as c_int);
-        for (n, &column) in columns.iter().enumerate().take(list_len(targets)) {
+        for (n, &column) in columns.iter().enumerate() {
             sys::TupleDescCopyEntry(descriptor, number(n), all, number(column));
             let name = (*list_nth(targets, n).cast::<pg_sys::TargetEntry>()).resname;
             if !name.is_null() {

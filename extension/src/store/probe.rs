@@ -211,8 +211,8 @@ pub(crate) fn with_token<R>(digest: &Digest, read: impl FnOnce(Option<&TokenRow>
     result
 }
 
-/// Finds the row, where a hint for the digest says or else by the index, and deforms it; `None` if the relations are no longer what
-/// they were looked up as.
+/// Finds the row, where a hint for the digest says or else by the index, and deforms it; `None` if the relations are no
+/// longer what they were looked up as.
 ///
 /// # Safety
 ///
