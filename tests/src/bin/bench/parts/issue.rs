@@ -60,7 +60,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
             service::conditions(&cluster)?,
         ],
         figures: vec![
-            Figure::new("create_api_token ÷ a bare INSERT", Unit::Ratio, &create.over(insert)).at_least(0.7),
+            Figure::new("create_api_token ÷ a bare INSERT", Unit::Ratio, &create.over(insert)).at_least(0.4),
             Figure::new(
                 "the same with synchronous_commit off for both",
                 Unit::Ratio,
