@@ -133,15 +133,17 @@ package: ## make Debian packages, of the extension for PostgreSQL 15 and of the 
 
 .PHONY: freeze
 freeze: install ## keep the install script of this version in sql/install, when it is released
+	@mkdir -p sql/install
 	@cp "$$($(PG_CONFIG) --sharedir)/extension/tollgate--$(VERSION).sql" sql/install/
 
 .PHONY: install
 install: postgres toolchain
 	@echo '==> building the extension for PostgreSQL $(PG)'
 	@mkdir -p $(DEV)/log
+	@rm -f "$$($(PG_CONFIG) --sharedir)"/extension/tollgate--*.sql
 	@tests/setup/pgrx.sh $(PG_NAME) $(PG_CONFIG) install --release --package tollgate --pg-config $(PG_CONFIG) \
 	    --no-default-features --features pg$(PG) >$(DEV)/log/install-$(PG_NAME).log
-	@for script in $(filter-out %--$(VERSION).sql,$(wildcard sql/install/*.sql)); do \
+	@for script in $(filter-out %/tollgate--$(VERSION).sql,$(wildcard sql/install/*.sql sql/upgrade/*.sql)); do \
 	    install -m 644 $$script "$$($(PG_CONFIG) --sharedir)/extension/"; \
 	done
 

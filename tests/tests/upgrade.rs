@@ -1,19 +1,52 @@
-//! Upgrades. The install script of every release is kept as it was (sql/install); from the first one on, updating leads to
-//! the same objects as a fresh installation does, and loses nothing.
+//! Upgrades. `make freeze` keeps the install script of a release in sql/install, and each release brings the way from the
+//! one before it in sql/upgrade: updating leads to the same objects as a fresh installation does. Before the first release
+//! there is nothing to compare; so that the comparison is known to work, it is tried on a release that the test makes up.
 
 mod common;
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use common::{Token, code, issue, value};
+use common::value;
 use tokio_postgres::Client;
 use tollgate_tests::{Cluster, DATABASE, Install};
 
 const CURRENT: &str = env!("CARGO_PKG_VERSION");
-const FIRST: &str = "0.1.0";
+
+/// The first PostgreSQL that looks for extensions elsewhere than among its own files.
+const HAS_CONTROL_PATH: u32 = 18;
+
+/// What the next release of the tests' adds: statements, each with the name that it makes for later ones, if any.
+const ADDITIONS: &[(Option<&str>, &str)] = &[
+    (
+        Some("gates"),
+        "CREATE TABLE tollgate.gates (id bigint GENERATED ALWAYS AS IDENTITY, name text NOT NULL)",
+    ),
+    (None, "COMMENT ON TABLE tollgate.gates IS 'Of a test'"),
+    (None, "SELECT pg_extension_config_dump('tollgate.gates', '')"),
+    (None, "GRANT SELECT ON tollgate.gates TO pg_monitor"),
+    (Some("opened"), "ALTER TABLE tollgate.api_tokens ADD COLUMN opened bigint NOT NULL DEFAULT 1"),
+    (None, "COMMENT ON COLUMN tollgate.api_tokens.opened IS 'Of a test'"),
+    (None, "CREATE INDEX api_tokens_gate ON tollgate.api_tokens (opened)"),
+    (None, "ALTER TABLE tollgate.api_tokens ADD CONSTRAINT a_gate CHECK (opened > 0)"),
+    (None, "ALTER TABLE tollgate.token_usage SET (fillfactor = 71)"),
+    (
+        Some("count_"),
+        "CREATE FUNCTION tollgate.count_() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+    ),
+    (None, "ALTER FUNCTION tollgate.count_() SET search_path = pg_catalog, pg_temp"),
+    (
+        Some("count_each"),
+        "CREATE TRIGGER count_each AFTER INSERT ON tollgate.api_tokens EXECUTE FUNCTION tollgate.count_()",
+    ),
+    (None, "ALTER TABLE tollgate.api_tokens ENABLE ALWAYS TRIGGER count_each"),
+    (None, "CREATE OR REPLACE VIEW tollgate.tokens_of_a_test AS SELECT t.id FROM tollgate.api_tokens t"),
+    (Some("numbers"), "CREATE SEQUENCE tollgate.numbers"),
+    (None, "ALTER SEQUENCE tollgate.numbers MAXVALUE 9"),
+];
 
 /// Every object of the extension, under a name, with all that can be told of it.
 const OBJECTS: &str = "
@@ -36,13 +69,16 @@ const OBJECTS: &str = "
     union all
     select 'column ' || c.oid::regclass || '.' || a.attname,
            concat_ws(' ', a.attnum, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity, a.attgenerated,
-                     pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum))
+                     a.attstorage, a.attcollation::regcollation, pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum))
         from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
         left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum
         where c.relnamespace = 'tollgate'::regnamespace and c.relkind <> 'i'
     union all
-    select 'relation ' || c.oid::regclass, concat_ws(' ', c.relkind, c.relpersistence, c.reloptions, am.amname)
+    select 'relation ' || c.oid::regclass, concat_ws(' ', c.relkind, c.relpersistence, c.reloptions, am.amname, c.relrowsecurity, c.relforcerowsecurity)
         from relation c left join pg_am am on am.oid = c.relam
+    union all
+    select 'sequence ' || s.seqrelid::regclass, concat_ws(' ', s.seqtypid::regtype, s.seqstart, s.seqincrement, s.seqmax, s.seqmin, s.seqcache, s.seqcycle)
+        from pg_class c join pg_sequence s on s.seqrelid = c.oid where c.relnamespace = 'tollgate'::regnamespace
     union all
     select 'view ' || c.oid::regclass, pg_get_viewdef(c.oid) from relation c where c.relkind = 'v'
     union all
@@ -78,111 +114,122 @@ fn differences(ours: &BTreeMap<String, String>, theirs: &BTreeMap<String, String
         .collect()
 }
 
-async fn update(client: &Client) -> Result<()> {
-    Ok(client.batch_execute("alter extension tollgate update").await?)
+/// A database with the extension of this version, or of the one that is installed unless another is named.
+async fn database(cluster: &Cluster, name: &str, version: Option<&str>) -> Result<Client> {
+    cluster.execute(DATABASE, &format!("create database {name}"))?;
+    let version = version.map(|version| format!("version '{version}'")).unwrap_or_default();
+    cluster.execute(name, &format!("create extension tollgate {version}"))?;
+    cluster.connect("postgres", name).await
 }
 
-#[tokio::test]
-async fn updating_the_first_release_gives_what_a_fresh_installation_has() -> Result<()> {
-    let cluster = Arc::new(Cluster::builder().start()?);
-    cluster.execute(DATABASE, "create database updated")?;
-    cluster.execute("updated", &format!("create extension tollgate version '{FIRST}'"))?;
-    let (fresh, updated) =
-        (cluster.connect("postgres", DATABASE).await?, cluster.connect("postgres", "updated").await?);
-    assert!(!differences(&objects(&fresh).await?, &objects(&updated).await?).is_empty(), "nothing to update");
-    update(&updated).await?;
-    let version: String =
-        value(&updated, "select extversion from pg_extension where extname = 'tollgate'").await?;
-    assert_eq!(version, CURRENT);
-    let differences = differences(&objects(&fresh).await?, &objects(&updated).await?);
-    assert!(differences.is_empty(), "fresh, then updated:\n{}", differences.join("\n"));
+async fn update(client: &Client, version: &str) -> Result<()> {
+    client.batch_execute(&format!("alter extension tollgate update to '{version}'")).await?;
+    let extension = "select extversion from pg_extension where extname = 'tollgate'";
+    anyhow::ensure!(value::<String>(client, extension).await? == version);
     Ok(())
 }
 
-#[tokio::test]
-async fn an_update_loses_nothing_and_the_library_serves_the_older_schema_until_then() -> Result<()> {
-    let cluster = Arc::new(Cluster::builder().extension(false).start()?);
-    let owner = cluster.connect("postgres", DATABASE).await?;
-    owner.batch_execute(&format!("create extension tollgate version '{FIRST}'")).await?;
-    owner
-        .batch_execute(
-            "create role web login; create role daemon login; create role clerk login;
-             grant execute on function tollgate.verify_api_token to web;
-             grant execute on function tollgate.create_api_token, tollgate.revoke_api_token to clerk;
-             grant execute on function tollgate.drain_usage, tollgate.apply_usage, tollgate.ack_usage, tollgate.event_position,
-                 tollgate.read_events, tollgate.open_subscription, tollgate.advance_subscription, tollgate.expire_tokens,
-                 tollgate.purge_tokens, tollgate.report_daemon, tollgate.stats to daemon;
-             select tollgate.define_scope('posts:read', 'as it was')",
-        )
-        .await?;
-    // As the older library left it.
-    let tokens = ["ann", "bob", "cid"].map(|user| (user, format!("{user}'s secret")));
-    for (user, secret) in &tokens {
-        owner
-            .execute(
-                "insert into tollgate.api_tokens (id, token_hash, user_id, name, scopes, metadata, hint)
-                 values (gen_random_uuid(), sha256($1::text::bytea), $2, 'old', '{posts:read}', '{}', 'tgt_0123')",
-                &[secret, user],
-            )
-            .await?;
+/// The releases whose install scripts are kept, with these.
+fn releases() -> Result<Vec<(String, String)>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sql/install");
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(Vec::new()) };
+    let mut releases = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let stem = path.file_stem().context("a name")?.to_string_lossy().into_owned();
+        let version = stem.strip_prefix("tollgate--").with_context(|| stem.clone())?.to_owned();
+        releases.push((version, fs::read_to_string(path)?));
     }
-    owner
-        .batch_execute(
-            "insert into tollgate.audit_log (event, user_id) select 'token.created', user_id from tollgate.api_tokens;
-             insert into tollgate.token_usage (token_id, use_count, denied_count) select id, 7, 1 from tollgate.api_tokens;
-             update tollgate.api_tokens set revoked_at = now() where user_id = 'cid'",
-        )
-        .await?;
-    let daemon = cluster.connect("daemon", DATABASE).await?;
-    daemon.execute("select tollgate.open_subscription('log')", &[]).await?;
-    owner
-        .batch_execute("insert into tollgate.audit_log (event, user_id) values ('token.created', 'later')")
-        .await?;
+    Ok(releases)
+}
 
-    let web = cluster.connect("web", DATABASE).await?;
-    let verdicts = async |web: &Client| -> Result<Vec<String>> {
-        let mut codes = Vec::new();
-        for (_, secret) in &tokens {
-            let sql = "select code from tollgate.verify_api_token_hash(sha256($1::text::bytea))";
-            codes.push(web.query_one(sql, &[secret]).await?.get(0));
+fn install_script() -> Result<String> {
+    let path = Install::under_test()?.extension_dir().join(format!("tollgate--{CURRENT}.sql"));
+    fs::read_to_string(&path).with_context(|| path.display().to_string())
+}
+
+#[tokio::test]
+async fn updating_any_release_gives_what_a_fresh_installation_has() -> Result<()> {
+    let earlier = releases()?.into_iter().filter(|(version, _)| version != CURRENT).collect::<Vec<_>>();
+    if earlier.is_empty() {
+        return Ok(());
+    }
+    let cluster = Cluster::start()?;
+    let fresh = objects(&cluster.connect("postgres", DATABASE).await?).await?;
+    for (n, (version, _)) in earlier.iter().enumerate() {
+        let updated = database(&cluster, &format!("updated_{n}"), Some(version)).await?;
+        update(&updated, CURRENT).await?;
+        let differences = differences(&fresh, &objects(&updated).await?);
+        assert!(differences.is_empty(), "fresh, then updated from {version}:\n{}", differences.join("\n"));
+    }
+    Ok(())
+}
+
+#[test]
+fn the_install_script_of_this_release_is_frozen() -> Result<()> {
+    for (version, frozen) in releases()? {
+        assert!(
+            version != CURRENT || statements(&frozen) == statements(&install_script()?),
+            "the schema is not that of {CURRENT} any more: raise the version and write sql/upgrade/tollgate--{CURRENT}--….sql"
+        );
+    }
+    Ok(())
+}
+
+/// A folder of extensions with this version, the next one, the way there, and for each addition a way that forgets it.
+fn made_up_releases() -> Result<tempfile::TempDir> {
+    let scratch = tempfile::tempdir()?;
+    let folder = scratch.path().join("extension");
+    fs::create_dir(&folder)?;
+    for directory in [scratch.path(), &folder] {
+        // The server is another user.
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
+    }
+    let present = install_script()?;
+    let control = Install::under_test()?.extension_dir().join("tollgate.control");
+    fs::copy(control, folder.join("tollgate.control"))?;
+    let write = |name: &str, text: &str| fs::write(folder.join(format!("tollgate--{name}.sql")), text);
+    let script = |forgotten: Option<usize>| {
+        let gone = forgotten.and_then(|n| ADDITIONS[n].0);
+        let mut script = String::new();
+        for (n, (_, statement)) in ADDITIONS.iter().enumerate() {
+            if Some(n) != forgotten && !gone.is_some_and(|name| statement.contains(name)) {
+                script += &format!("{statement};\n");
+            }
         }
-        Ok(codes)
+        script + "SELECT tollgate.settle_privileges();\n"
     };
-    owner.batch_execute("grant execute on function tollgate.verify_api_token_hash to web").await?;
-    assert_eq!(verdicts(&web).await?, ["VALID", "VALID", "REVOKED"], "by the older schema");
-    let clerk = cluster.connect("clerk", DATABASE).await?;
-    let between = issue(&clerk, "eve", &["posts:read"]).await?;
-    assert_eq!(code(&web, &between.token).await?, "VALID");
-    let presented = "select tollgate.revoke_presented_token($1)";
-    assert!(owner.query_one(presented, &[&between.token]).await?.get::<_, bool>(0));
-    assert_eq!(code(&web, &between.token).await?, "REVOKED");
+    write(CURRENT, &present)?;
+    write("next", &format!("{present}\n{}", script(None)))?;
+    write(&format!("{CURRENT}--next"), &script(None))?;
+    for n in 0..ADDITIONS.len() {
+        write(&format!("{CURRENT}--without{n}"), &script(Some(n)))?;
+    }
+    Ok(scratch)
+}
 
-    update(&owner).await?;
-    assert_eq!(verdicts(&web).await?, ["VALID", "VALID", "REVOKED"], "in the same session");
-    let kept = value::<i64>(&owner, "select sum(use_count + denied_count)::bigint from tollgate.token_usage")
-        .await?;
-    assert_eq!(kept, 24);
-    let scopes: String =
-        value(&owner, "select description from tollgate.scopes where name = 'posts:read'").await?;
-    assert_eq!(scopes, "as it was");
-
-    // Grants stay; who was the daemon's role is an operator, and reads on where it stopped.
-    let new: Token = issue(&clerk, "dan", &["posts:read"]).await?;
-    assert_eq!(code(&web, &new.token).await?, "VALID");
-    let state: String = value(&owner, "select string_agg(role || ' ' || capability || ' ' || state, ', ') from tollgate.capability_grants where capability is not null").await?;
-    assert_eq!(state, "daemon operator granted");
-    let events: String = value(
-        &daemon,
-        "select (tollgate.read_events(s.epoch, s.horizon, s.delivered)).events #>> '{}' from tollgate.open_subscription('log') s",
-    )
-    .await?;
-    let told: Vec<serde_json::Value> = serde_json::from_str(&events)?;
-    let users: Vec<&str> = told.iter().filter_map(|event| event["user_id"].as_str()).collect();
-    assert_eq!(users, ["later", "eve", "eve", "dan"]);
-    let whole: bool = value(&owner, "select whole from tollgate.verify_audit_log()").await?;
-    assert!(whole);
-    let sealed: i64 = value(&owner, "select events from tollgate.seal_audit_log()").await?;
-    assert!(sealed >= 5, "{sealed}");
+#[tokio::test]
+async fn whatever_an_upgrade_script_forgets_is_found() -> Result<()> {
+    if Install::under_test()?.major < HAS_CONTROL_PATH {
+        println!("skipped: this PostgreSQL looks for extensions among its own files only");
+        return Ok(());
+    }
+    let scratch = made_up_releases()?;
+    let cluster = Cluster::builder()
+        .setting("extension_control_path", &format!("{}:$system", scratch.path().display()))
+        .start()?;
+    let fresh = objects(&database(&cluster, "fresh", Some("next")).await?).await?;
+    let updated = database(&cluster, "updated", None).await?;
+    let before = objects(&updated).await?;
+    update(&updated, "next").await?;
+    let after = differences(&fresh, &objects(&updated).await?);
+    assert!(after.is_empty(), "fresh, then updated:\n{}", after.join("\n"));
+    assert!(differences(&fresh, &before).len() >= ADDITIONS.len(), "{:?}", differences(&fresh, &before));
+    for (n, (_, forgotten)) in ADDITIONS.iter().enumerate() {
+        let updated = database(&cluster, &format!("forgetful_{n}"), None).await?;
+        update(&updated, &format!("without{n}")).await?;
+        assert!(!differences(&fresh, &objects(&updated).await?).is_empty(), "not found: {forgotten}");
+    }
     Ok(())
 }
 
@@ -200,19 +247,4 @@ fn statements(script: &str) -> String {
         .filter(|line| !line.trim().is_empty())
         .collect::<Vec<_>>()
         .join("\n")
-}
-
-#[test]
-fn the_install_script_of_this_release_is_frozen() -> Result<()> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../sql/install/tollgate--{CURRENT}.sql"));
-    let frozen = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let installed = Install::under_test()?.extension_dir().join(format!("tollgate--{CURRENT}.sql"));
-    let generated = std::fs::read_to_string(&installed).with_context(|| installed.display().to_string())?;
-    assert!(
-        statements(&frozen) == statements(&generated),
-        "the schema is not that of {} any more: raise the version and write an upgrade script if {CURRENT} was released, \
-         else `make freeze`",
-        path.display()
-    );
-    Ok(())
 }

@@ -17,12 +17,6 @@ fn presented_token_id(call: &Call) -> Option<Datum> {
     Uuid::from_bytes(id).into_datum()
 }
 
-// Named by `revoke_presented_token` as 0.1 installed it, which must work until ALTER EXTENSION UPDATE was run.
-sql_function!(token_digest);
-fn token_digest(call: &Call) -> Option<Datum> {
-    presented::digest(call.bytes(0)?)?.as_slice().into_datum()
-}
-
 // Fields of a token, of which those are checked that the first argument names. Returns the scopes without repetitions.
 sql_function!(check_token_fields);
 fn check_token_fields(call: &Call) -> Option<Datum> {

@@ -27,9 +27,8 @@ const EPOCHS: Table<3> = Table {
 
 /// As `current_epoch()` says, whose place it is to register another one: then this is `None`.
 pub(crate) fn registered() -> Option<Datum> {
-    let epochs = Open::new(&EPOCHS)?;
-    let newest =
-        relations::relations().audit_epochs_index.and_then(|index| epochs.last(index, of_this_server));
+    let epochs = Open::new(&EPOCHS);
+    let newest = epochs.last(relations::relations().audit_epochs_index, of_this_server);
     epochs.close();
     newest.flatten()
 }

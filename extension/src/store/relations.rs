@@ -15,9 +15,8 @@ pub(crate) struct Relations {
     pub(crate) scopes: Oid,
     pub(crate) scopes_index: Oid,
     pub(crate) audit_log: Oid,
-    /// `None` before version 0.2 of the schema.
-    pub(crate) audit_epochs: Option<Oid>,
-    pub(crate) audit_epochs_index: Option<Oid>,
+    pub(crate) audit_epochs: Oid,
+    pub(crate) audit_epochs_index: Oid,
     /// By `Composite`.
     pub(crate) composites: [Oid; Composite::COUNT],
 }
@@ -48,8 +47,8 @@ pub(crate) fn relations() -> Relations {
             scopes: in_schema(schema, c"scopes"),
             scopes_index: in_schema(schema, c"scopes_pkey"),
             audit_log: in_schema(schema, c"audit_log"),
-            audit_epochs: find(schema, c"audit_epochs"),
-            audit_epochs_index: find(schema, c"audit_epochs_pkey"),
+            audit_epochs: in_schema(schema, c"audit_epochs"),
+            audit_epochs_index: in_schema(schema, c"audit_epochs_pkey"),
             composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
         };
         // The look-ups themselves may have brought the news that something changed.
@@ -97,17 +96,14 @@ pub(crate) fn check_columns<const N: usize>(
     Ok(())
 }
 
-fn find(schema: Oid, name: &CStr) -> Option<Oid> {
-    // SAFETY: a look-up in the system catalogue by a C string.
-    let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), schema) };
-    (oid != Oid::INVALID).then_some(oid)
-}
-
 /// A relation of our schema.
 fn in_schema(schema: Oid, name: &CStr) -> Oid {
-    find(schema, name).unwrap_or_else(|| {
-        Error::unknown_layout(format!("There is no relation tollgate.{}.", name.to_string_lossy())).raise()
-    })
+    // SAFETY: a look-up in the system catalogue by a C string.
+    let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), schema) };
+    if oid == Oid::INVALID {
+        Error::unknown_layout(format!("There is no relation tollgate.{}.", name.to_string_lossy())).raise();
+    }
+    oid
 }
 
 /// Called by PostgreSQL whenever a relation changed, at any moment that takes a lock: it may only mark.
@@ -120,11 +116,10 @@ unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
             cached.scopes,
             cached.scopes_index,
             cached.audit_log,
+            cached.audit_epochs,
+            cached.audit_epochs_index,
         ];
-        let epochs = [cached.audit_epochs, cached.audit_epochs_index];
-        tables.contains(&relation)
-            || epochs.contains(&Some(relation))
-            || cached.composites.contains(&relation)
+        tables.contains(&relation) || cached.composites.contains(&relation)
     };
     if relation == Oid::INVALID || CACHE.get().is_none_or(ours) {
         forget();

@@ -12,7 +12,7 @@ use std::thread::LocalKey;
 /// A table of which the columns up to the last one that is read are fixed by number.
 pub(crate) struct Table<const N: usize> {
     pub(crate) name: &'static str,
-    pub(crate) relation: fn(&Relations) -> Option<Oid>,
+    pub(crate) relation: fn(&Relations) -> Oid,
     pub(crate) columns: [(usize, &'static CStr, Oid); N],
     /// The epoch in which the columns were last checked.
     pub(crate) checked_in: &'static LocalKey<Cell<Option<u64>>>,
@@ -38,10 +38,10 @@ impl Row<'_> {
 }
 
 impl Open {
-    /// Opens a table, if there is one. Its lock is kept until the transaction ends, as that of any query.
-    pub(crate) fn new<const N: usize>(table: &Table<N>) -> Option<Self> {
+    /// Opens a table. Its lock is kept until the transaction ends, as that of any query.
+    pub(crate) fn new<const N: usize>(table: &Table<N>) -> Self {
         loop {
-            let oid = (table.relation)(&relations::relations())?;
+            let oid = (table.relation)(&relations::relations());
             // SAFETY: any number may be asked for. The snapshot stays registered until this is closed.
             unsafe {
                 let relation = pg_sys::try_table_open(oid, pg_sys::AccessShareLock.cast_signed());
@@ -57,7 +57,7 @@ impl Open {
                 // As SPI does before each statement.
                 pg_sys::CommandCounterIncrement();
                 let snapshot = pg_sys::RegisterSnapshot(pg_sys::GetTransactionSnapshot());
-                return Some(Open { table: relation, snapshot });
+                return Open { table: relation, snapshot };
             }
         }
     }
