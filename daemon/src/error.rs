@@ -8,6 +8,8 @@ use std::fmt;
 
 use tokio_postgres::error::{DbError, SqlState};
 
+use crate::printable;
+
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What an error means for whoever must react to it: a retry, an exit code, a log line.
@@ -181,7 +183,7 @@ impl Error {
 
     /// The error over several lines, for a terminal.
     pub fn report(&self) -> String {
-        let mut text = self.0.message.clone();
+        let mut text = printable::escape_lines(&self.0.message, "");
         for (name, value) in [
             ("sqlstate", self.0.sqlstate.as_ref().map(SqlState::code)),
             ("detail", self.0.detail.as_deref()),
@@ -192,7 +194,7 @@ impl Error {
                 text.push_str("\n  ");
                 text.push_str(name);
                 text.push_str(": ");
-                text.push_str(&value.replace('\n', "\n    "));
+                text.push_str(&printable::escape_lines(value, "    "));
             }
         }
         text

@@ -1,4 +1,6 @@
 //! Log lines: on standard error, for people or for machines. Standard output belongs to what a command prints.
+//!
+//! Each line is written by [`Lines`], which lets nothing through that a terminal would obey, and no second line.
 
 use std::io::{self, IsTerminal as _};
 use std::panic::PanicHookInfo;
@@ -9,6 +11,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::{LogFormat, LogOptions};
 use crate::error::{Error, Result};
+use crate::printable;
 
 /// The target of the lines that tell of events. They are what `run` is there for, so no level hides them.
 pub const EVENTS: &str = "tollgate::events";
@@ -16,7 +19,8 @@ pub const EVENTS: &str = "tollgate::events";
 /// `default` is the level when none is given.
 pub fn start(options: &LogOptions, default: &str) -> Result<()> {
     let directives = options.log_level.as_deref().unwrap_or(default);
-    let subscriber = subscriber(options.log_format, directives, io::stderr().is_terminal(), io::stderr)?;
+    let ansi = io::stderr().is_terminal();
+    let subscriber = subscriber(options.log_format, directives, ansi, io::stderr)?;
     // Not init(), which would also take in the records of the `log` crate if any crate in the build asks for that:
     // tokio-postgres writes bind values there.
     tracing::subscriber::set_global_default(subscriber)
@@ -38,11 +42,68 @@ where
         Error::usage(format!("--log-level does not understand {directives:?}: {error}"))
             .with_remedy("give error, warn, info, debug or trace, or directives such as warn,tollgated=debug")
     })?;
+    let writer = Lines { inner: writer, format, ansi: ansi && format == LogFormat::Human };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(writer);
     Ok(match format {
         LogFormat::Human => Box::new(builder.finish()),
         LogFormat::Json => Box::new(builder.json().flatten_event(true).with_current_span(false).finish()),
     })
+}
+
+/// Writes records, each of which is handed over whole.
+struct Lines<W> {
+    inner: W,
+    format: LogFormat,
+    ansi: bool,
+}
+
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for Lines<W> {
+    type Writer = Line<W::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Line { inner: self.inner.make_writer(), format: self.format, ansi: self.ansi }
+    }
+
+    fn make_writer_for(&'a self, metadata: &tracing::Metadata<'_>) -> Self::Writer {
+        Line { inner: self.inner.make_writer_for(metadata), format: self.format, ansi: self.ansi }
+    }
+}
+
+struct Line<W> {
+    inner: W,
+    format: LogFormat,
+    ansi: bool,
+}
+
+impl<W: io::Write> io::Write for Line<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        let line = text.strip_suffix('\n').unwrap_or(&text);
+        let line = match self.format {
+            LogFormat::Json => printable::escape_json(line),
+            LogFormat::Human if self.ansi => escape_but_colours(line),
+            LogFormat::Human => printable::escape(line),
+        };
+        self.inner.write_all(format!("{line}\n").as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// The colours are those of `tracing-subscriber`, which escapes what others would add.
+fn escape_but_colours(line: &str) -> String {
+    let mut pieces = line.split("\u{1b}[");
+    let mut text = printable::escape(pieces.next().unwrap_or_default());
+    for piece in pieces {
+        let end = piece.find(|c: char| !(c.is_ascii_digit() || c == ';')).unwrap_or(piece.len());
+        let colour = piece[end..].starts_with('m');
+        text.push_str(if colour { "\u{1b}[" } else { "\\u{1b}[" });
+        text.push_str(&printable::escape(piece));
+    }
+    text
 }
 
 /// Who names the events in a directive gets what they ask for.
@@ -77,9 +138,13 @@ mod tests {
     }
 
     fn logged(format: LogFormat, directives: &str, log: impl FnOnce()) -> String {
+        logged_on(false, format, directives, log)
+    }
+
+    fn logged_on(terminal: bool, format: LogFormat, directives: &str, log: impl FnOnce()) -> String {
         let buffer = Buffer::default();
         let writer = buffer.clone();
-        let subscriber = subscriber(format, directives, false, move || writer.clone()).unwrap();
+        let subscriber = subscriber(format, directives, terminal, move || writer.clone()).unwrap();
         tracing::subscriber::with_default(subscriber, log);
         String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap()
     }
@@ -112,6 +177,26 @@ mod tests {
         });
         assert_eq!(line.lines().count(), 1, "{line}");
         assert!(!line.contains('\u{1b}'), "{line:?}");
+    }
+
+    #[test]
+    fn nothing_hidden_is_logged_neither_as_a_value_nor_within_a_message() {
+        const OTHERS: &str = "x\ny\u{1b}[2J\u{1b}]0;owned\u{7}\u{9b}\u{202e}\u{2066}\u{200b}\u{2028}";
+        let log = || tracing::warn!(name = OTHERS, error = %OTHERS, "a message: {OTHERS}");
+        for format in [LogFormat::Human, LogFormat::Json] {
+            let line = logged(format, "info", log);
+            let body = line.strip_suffix('\n').unwrap();
+            assert!(!body.chars().any(printable::is_hidden), "{line:?}");
+            if format == LogFormat::Json {
+                let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+                assert_eq!((&value["name"], &value["error"]), (&OTHERS.into(), &OTHERS.into()));
+            }
+        }
+        let coloured = logged_on(true, LogFormat::Human, "info", log);
+        assert!(coloured.contains("\u{1b}[33m"), "{coloured:?}");
+        let plain = anstream::adapter::strip_str(coloured.trim_end()).to_string();
+        assert!(!plain.chars().any(printable::is_hidden), "{plain:?}");
+        assert!(!coloured.contains("\u{1b}[2J") && !coloured.contains("\u{1b}]"), "{coloured:?}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use tollgated::config;
 use tollgated::error::Kind;
 use tollgated::layers::{self, Refusal};
-use tollgated::{cli, exit};
+use tollgated::{cli, exit, printable};
 
 fn main() -> ExitCode {
     let result = match layers::load(std::env::args_os()) {
@@ -34,6 +34,7 @@ fn complain(error: &clap::Error) -> ExitCode {
     let arguments: Vec<String> =
         std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let text = error.render().to_string();
-    eprint!("{}", config::mask_arguments(&text, arguments.iter().map(String::as_str)));
+    let text = config::mask_arguments(&text, arguments.iter().map(String::as_str));
+    eprint!("{}", printable::escape_lines(&text, ""));
     ExitCode::from(exit::USAGE)
 }

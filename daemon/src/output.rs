@@ -1,5 +1,8 @@
 //! What commands print: tables for people, JSON for machines.
 //!
+//! What is printed is a [`Text`], or becomes one: whatever is in it that others wrote was made harmless on the way in, by
+//! [`crate::printable`].
+//!
 //! Text is painted in any case; whoever writes it takes the colours out again unless standard output is a terminal that
 //! wants them (NO_COLOR, TERM=dumb).
 
@@ -14,6 +17,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::printable;
 
 const UNDERLINED_HEADING: TableStyle =
     TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
@@ -23,15 +27,58 @@ const NARROWEST: u16 = 12;
 
 /// A JSON document on a line of its own.
 pub fn json(value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string(value)
-        .map_err(|error| Error::failed(format!("could not write JSON: {error}")))?;
-    line(&text)
+    let mut out = anstream::stdout().lock();
+    out.write_all(json_line(value)?.as_bytes()).and_then(|()| out.flush()).map_err(Error::output)
 }
 
-/// A line of text, at once.
-pub fn line(text: &str) -> Result<()> {
+/// The same, with the line's end, for a caller who prints many at once.
+pub fn json_line(value: &impl Serialize) -> Result<String> {
+    let text = serde_json::to_string(value)
+        .map_err(|error| Error::failed(format!("could not write JSON: {error}")))?;
+    Ok(printable::escape_json(&text) + "\n")
+}
+
+/// Text, and a line's end, at once.
+pub fn line(text: impl Into<Text>) -> Result<()> {
     let mut out = anstream::stdout().lock();
-    writeln!(out, "{text}").and_then(|()| out.flush()).map_err(Error::output)
+    writeln!(out, "{}", text.into().0).and_then(|()| out.flush()).map_err(Error::output)
+}
+
+/// Text for people. All that comes into it is escaped but for its own line breaks and colours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Text(String);
+
+impl Text {
+    /// Adds text that belongs on the same line.
+    #[must_use]
+    pub fn and(mut self, text: impl Into<Text>) -> Self {
+        self.0.push_str(&text.into().0);
+        self
+    }
+
+    /// Adds a line.
+    #[must_use]
+    pub fn then(mut self, line: impl Into<Text>) -> Self {
+        self.0.push('\n');
+        self.0.push_str(&line.into().0);
+        self
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for Text {
+    fn from(text: &str) -> Self {
+        Self(printable::escape(text))
+    }
+}
+
+impl From<String> for Text {
+    fn from(text: String) -> Self {
+        text.as_str().into()
+    }
 }
 
 /// What a word means, for those who see it in colour.
@@ -65,14 +112,14 @@ impl Tone {
     }
 }
 
-pub fn painted(text: &str, tone: Tone) -> String {
+pub fn painted(text: &str, tone: Tone) -> Text {
     let style = Style::new().fg_color(tone.colour().map(Into::into));
-    format!("{style}{text}{style:#}")
+    Text(format!("{style}{}{style:#}", printable::escape(text)))
 }
 
 /// A table with a heading. In a pipe it is plain columns. On a terminal its heading is underlined, and its last column is wrapped to
 /// the width.
-pub fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+pub fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> Text {
     toned_table(heading, rows, |_| Tone::Plain)
 }
 
@@ -81,8 +128,8 @@ pub fn toned_table<const N: usize>(
     heading: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
     tone: fn(&str) -> Tone,
-) -> String {
-    render(heading, rows, tone, io::stdout().is_terminal())
+) -> Text {
+    Text(render(heading, rows, tone, io::stdout().is_terminal()))
 }
 
 fn render<const N: usize>(
@@ -95,7 +142,7 @@ fn render<const N: usize>(
     table.set_header(heading);
     for row in rows {
         table.add_row(row.map(|text| {
-            let cell = Cell::new(printable(&text));
+            let cell = Cell::new(printable::escape(&text));
             match tone(&text).colour() {
                 Some(AnsiColor::Green) => cell.fg(Color::DarkGreen),
                 Some(AnsiColor::Yellow) => cell.fg(Color::DarkYellow),
@@ -124,22 +171,11 @@ fn render<const N: usize>(
 }
 
 /// Facts, one a line, the values beneath each other.
-pub fn facts(facts: &[(&str, String)]) -> String {
+pub fn facts(facts: &[(&str, String)]) -> Text {
     let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     let lines: Vec<String> =
-        facts.iter().map(|(name, value)| format!("{name:width$}  {}", printable(value))).collect();
-    lines.join("\n")
-}
-
-/// Names and reasons are other people's text: without this they could send commands to the terminal.
-pub fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let escaped = c.is_control();
-            let plain = (!escaped).then_some(c);
-            escaped.then(|| c.escape_default()).into_iter().flatten().chain(plain)
-        })
-        .collect()
+        facts.iter().map(|(name, value)| format!("{name:width$}  {}", printable::escape(value))).collect();
+    Text(lines.join("\n"))
 }
 
 /// A field of a JSON object as text for a person; what is absent or null is a dash.
@@ -191,14 +227,21 @@ mod tests {
         let painted = render(["STATUS", "N"], rows(), Tone::of, true);
         assert!(painted.contains("\u{1b}["), "{painted:?}");
         assert!(!render(["STATUS", "N"], rows(), Tone::of, false).contains('\u{1b}'));
-        assert_eq!(anstream::adapter::strip_str(&super::painted("x", Tone::Bad)).to_string(), "x");
+        assert_eq!(anstream::adapter::strip_str(super::painted("x", Tone::Bad).as_str()).to_string(), "x");
     }
 
     #[test]
     fn text_of_others_cannot_command_the_terminal() {
-        assert_eq!(printable("a\u{1b}[2Jb\nc\u{9b}d é"), "a\\u{1b}[2Jb\\nc\\u{9b}d é");
-        let text = render(["name"], [["\u{1b}]0;owned\u{7}".into()]], |_| Tone::Plain, true);
-        assert!(!text.contains('\u{7}') && !text.contains("\u{1b}]"), "{text:?}");
+        const OTHERS: &str = "\u{1b}]0;owned\u{7}\u{202e}";
+        let rows = render(["name"], [[OTHERS.into()]], |_| Tone::Plain, true);
+        let texts = [
+            facts(&[("name", OTHERS.into())]),
+            super::painted(OTHERS, Tone::Plain),
+            Text::from(OTHERS).and(OTHERS).then(OTHERS),
+        ];
+        for text in texts.iter().map(Text::as_str).chain([rows.as_str()]) {
+            assert!(!text.contains(['\u{7}', '\u{202e}']) && !text.contains("\u{1b}]"), "{text:?}");
+        }
     }
 
     #[test]
@@ -216,6 +259,6 @@ mod tests {
 
     #[test]
     fn facts_stand_beneath_each_other() {
-        assert_eq!(facts(&[("a", "1".into()), ("long", "2".into())]), "a     1\nlong  2");
+        assert_eq!(facts(&[("a", "1".into()), ("long", "2".into())]).as_str(), "a     1\nlong  2");
     }
 }

@@ -114,6 +114,15 @@ impl Target {
         faults
     }
 
+    /// The files that decide to whom and as whom we connect.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = self.tls.files();
+        if let Password::File(path) | Password::Passfile(path) = &self.password {
+            files.push(path.clone());
+        }
+        files
+    }
+
     fn read(
         url: &Secret,
         password_file: Option<&Path>,

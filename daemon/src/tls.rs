@@ -169,6 +169,16 @@ impl Settings {
         Some((certificate, key))
     }
 
+    /// The files that are read for each connection.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let root = match &self.roots {
+            Roots::File(path) => Some(path.clone()),
+            Roots::Unchecked | Roots::System => None,
+        };
+        let own = self.client.iter().flat_map(|(certificate, key)| [certificate.clone(), key.clone()]);
+        root.into_iter().chain(own).collect()
+    }
+
     /// What makes TLS connections. Reads the files.
     pub fn connector(&self) -> Result<MakeRustlsConnect> {
         self.client_config().map(MakeRustlsConnect::new)

@@ -163,6 +163,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'token_changes(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
         ('FUNCTION', 'token_is_within(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
         ('FUNCTION', 'wal_timeline()',                                        'nobody'),
+        ('FUNCTION', 'webhook_url(text)',                                     'nobody'),
         ('TYPE',     'audit_place',                                           'nobody'),
         ('TYPE',     'memory_stats',                                          'nobody'),
         ('VIEW',     'object_privileges',                                     'nobody'),

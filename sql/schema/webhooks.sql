@@ -64,23 +64,61 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.no_such_webhook(text) IS 'Raises 42704. Internal.';
 
+CREATE FUNCTION tollgate.webhook_url(url text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    label  constant text := '[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?';
+    -- Scheme, host, port, path and query. No user and password: those would be sent to wherever the name leads. No fragment:
+    -- it is not sent at all.
+    parts  constant text[] := regexp_match($1,
+        '^(https?)://([[][0-9A-Fa-f:.]{2,45}[]]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?((?:[/?](?:[A-Za-z0-9._~:/?@!$&''()*+,;=-]|%[0-9A-Fa-f]{2})*)?)$');
+    scheme constant text := parts[1];
+    port   constant integer := parts[3];
+    host   text := lower(parts[2]);
+BEGIN
+    IF parts IS NULL OR length($1) > 2000 OR $1 ~ '[0-9A-Fa-f]{80}' OR port NOT BETWEEN 1 AND 65535 THEN
+        RETURN NULL;
+    END IF;
+    BEGIN
+        host := CASE
+            WHEN host LIKE '[%:%' THEN '[' || host(trim(host, '[]')::inet) || ']'
+            -- What ends in a number is an address, and has to be one in its usual form.
+            WHEN host ~ '(^|[.])([0-9]+|0x[0-9a-f]*)$' THEN host(host::inet)
+            WHEN host ~ ('^' || label || '([.]' || label || ')*$') THEN host
+        END;
+    EXCEPTION WHEN invalid_text_representation THEN
+        RETURN NULL;
+    END;
+    IF host ~ '^[0-9.]+$' AND host <> lower(parts[2]) THEN
+        RETURN NULL;
+    END IF;
+    RETURN scheme || '://' || host
+        || CASE WHEN port <> CASE scheme WHEN 'https' THEN 443 ELSE 80 END THEN ':' || port ELSE '' END
+        || CASE WHEN parts[4] LIKE '/%' THEN '' ELSE '/' END || parts[4];
+END
+$$;
+COMMENT ON FUNCTION tollgate.webhook_url(text) IS
+    'An address that a webhook can be sent to, in one form: the host in lower case, no port that goes without saying, at least / as path; NULL if it is none. Internal.';
+
 CREATE FUNCTION tollgate.define_webhook(name text, url text, events text[] DEFAULT NULL) RETURNS text
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     new_secret bytea := tollgate.new_webhook_secret();
+    address    constant text := tollgate.webhook_url($2);
 BEGIN
     IF $1 IS NULL OR $1 !~ '^[a-z0-9][a-z0-9_.-]{0,62}$' OR $1 ~ '[0-9a-f]{16}' THEN
         RAISE EXCEPTION 'this is not a name for a webhook: %', tollgate.quote_redacted($1)
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: name.',
                   HINT = 'A name is 1 to 63 of a-z, 0-9, "_", "." and "-", begins with a letter or digit, and is no secret: metrics and logs show it.';
     END IF;
-    -- No user and password: those would be sent to wherever the name leads.
-    IF $2 IS NULL OR length($2) > 2000 OR $2 !~ '^https?://[][A-Za-z0-9._:-]+([/?][!-~]*)?$' OR $2 ~ '[0-9A-Fa-f]{80}' THEN
+    IF address IS NULL THEN
         RAISE EXCEPTION 'this is not an address that a webhook can be sent to'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: url.',
-                  HINT = 'Give https://host/path, at most 2000 characters, without user, password and fragment, special characters as %XX.';
+                  HINT = 'Give https://host/path, at most 2000 characters, with a port of 1 to 65535 if any, without user, password and fragment, special characters as %XX.';
     END IF;
     IF $3 IS NOT NULL AND (cardinality($3) NOT BETWEEN 1 AND 100 OR array_position($3, NULL) IS NOT NULL
                            OR EXISTS (SELECT FROM unnest($3) AS e (event) WHERE e.event !~ '^[a-z]{1,40}[.]([a-z]{1,40}|[*])$')) THEN
@@ -100,12 +138,12 @@ BEGIN
             USING ERRCODE = 'program_limit_exceeded',
                   HINT = 'Drop one with tollgate.drop_webhook(name), or send to one receiver that passes on.';
     END IF;
-    INSERT INTO tollgate.webhook_endpoints (name, url, events, secret) VALUES ($1, $2, $3, new_secret);
+    INSERT INTO tollgate.webhook_endpoints (name, url, events, secret) VALUES ($1, address, $3, new_secret);
     -- From now on, not from when a daemon looks first.
     PERFORM tollgate.open_subscription('tollgate:webhooks');
     -- The path of an address is often a secret.
     INSERT INTO tollgate.audit_log (event, detail)
-        VALUES ('webhook.defined', jsonb_build_object('webhook', $1, 'host', substring($2 FROM '^https?://([^/?]+)'), 'events', $3));
+        VALUES ('webhook.defined', jsonb_build_object('webhook', $1, 'host', substring(address FROM '^https?://([^/]+)'), 'events', $3));
     RETURN 'whsec_' || encode(new_secret, 'base64');
 END
 $$;

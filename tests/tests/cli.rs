@@ -327,6 +327,134 @@ async fn cleanup_deletes_in_short_transactions_and_what_they_deleted_stays_delet
     Ok(())
 }
 
+// ---- what others wrote
+
+/// Clears a screen, sets a title, ends a line, turns writing round, hides.
+const NASTY: &str = "x\u{1b}[2J\u{1b}]0;owned\u{7}\r\n\u{9b}31m\u{202e}\u{2066}\u{200b}\u{2028}\u{e0041}y";
+
+/// Nothing but line breaks and our own colours may reach a terminal besides what can be seen.
+fn assert_harmless(text: &str, what: &[&str]) {
+    let ours = text.replace("\u{1b}[0m", "").replace("\u{1b}[1m", "");
+    let ours = (30..=37).fold(ours, |text, colour| text.replace(&format!("\u{1b}[{colour}m"), ""));
+    let hidden = |c: char| {
+        c.is_control() && c != '\n'
+            || ['\u{202e}', '\u{2066}', '\u{200b}', '\u{2028}', '\u{e0041}'].contains(&c)
+    };
+    assert!(!ours.chars().any(hidden), "{what:?}: {text:?}");
+    // What came after its line break does not begin a line.
+    assert!(!ours.lines().any(|line| line.starts_with(['\u{9b}', '3'])), "{what:?}: {text:?}");
+}
+
+#[tokio::test]
+async fn no_command_passes_control_characters_and_invisible_ones_of_others_on() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "nasty").await?;
+    let url = db.cluster.url("postgres", &db.name);
+    let owner = &db.owner;
+    owner.execute("select tollgate.define_scope('x:y', 'A scope')", &[]).await?;
+    owner.execute("update tollgate.scopes set description = $1, defined_by = $1", &[&NASTY]).await?;
+    let token = issue(owner, NASTY, &["x:y"]).await?;
+    let ended = issue(owner, NASTY, &[]).await?;
+    owner.execute("select tollgate.revoke_api_token($1, null, $2)", &[&ended.id, &NASTY]).await?;
+    owner
+        .execute(
+            "update tollgate.api_tokens set name = $1, created_by = $1, metadata = jsonb_build_object($1::text, $1::text)",
+            &[&NASTY],
+        )
+        .await?;
+    owner
+        .execute(
+            "select tollgate.report_daemon(gen_random_uuid(), $1, 1, $1, now(), jsonb_build_object($1::text, $1::text))",
+            &[&NASTY],
+        )
+        .await?;
+    // Tasks that can be read, and say what is nasty.
+    owner
+        .execute(
+            "select tollgate.report_daemon(gen_random_uuid(), $1, 2, '0', now(), jsonb_build_object($1::text, jsonb_build_object(
+                 'last_error', $1::text, 'note', $1::text)))",
+            &[&NASTY],
+        )
+        .await?;
+    owner.execute("select tollgate.open_subscription($1)", &[&NASTY]).await?;
+    owner
+        .batch_execute(&format!(
+            "create function public.refuse() returns trigger language plpgsql as $$ begin
+                 raise exception using message = 'm{NASTY}', detail = 'd{NASTY}', hint = 'h{NASTY}';
+             end $$;
+             create trigger refuse before delete on tollgate.scopes for each row execute function public.refuse()"
+        ))
+        .await?;
+    let directory = tempfile::tempdir()?;
+    Account::unprivileged()?.own(directory.path())?;
+    let presented = directory.path().join("token");
+    std::fs::write(&presented, &token.token)?;
+    let presented = format!("--token-file={}", presented.display());
+    let rows = directory.path().join("rows.csv");
+    std::fs::write(
+        &rows,
+        format!("token_hash,user_id,name,scopes\nno,\"{NASTY}\",\"{NASTY}\",\"{NASTY}\"\n"),
+    )?;
+    let rows = rows.display().to_string();
+    let (id, ended_id) = (token.id.to_string(), ended.id.to_string());
+    let (user, name) = (format!("--user={NASTY}"), format!("--name={NASTY}"));
+    let commands: &[&[&str]] = &[
+        &["tail", "--since=0"],
+        &["status"],
+        &["check"],
+        &["flush"],
+        &["cleanup"],
+        &["config", "--subscription", NASTY],
+        &["token", "create", &user, &name],
+        &["token", "list", &user],
+        &["token", "list", "--user=no\u{202e}body"],
+        &["token", "show", &id],
+        &["token", "show", &ended_id],
+        &["token", "verify", &presented],
+        &["token", "derive", &presented, &name, "--expires-in=1h"],
+        &["token", "disable", &id, "--reason", NASTY],
+        &["token", "enable", &id],
+        &["token", "import", &rows],
+        &["token", "rotate", &id],
+        &["token", "revoke", &id, "--reason", NASTY],
+        &["scope", "list"],
+        &["scope", "define", NASTY, NASTY],
+        &["scope", "drop", "x:y"],
+        &["scope", "drop", NASTY],
+        &["no\u{202e}command"],
+    ];
+    for command in commands {
+        for form in [&[][..], &["--json"], &["--quiet"], &["--log-format=json"]] {
+            let arguments = [command, form].concat();
+            let mut daemon = Tollgated::command(&url)?;
+            // As on a terminal: what is coloured there is not made plain.
+            let output = Tollgated::run_command(daemon.env("CLICOLOR_FORCE", "1").args(&arguments))?;
+            let (out, error) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+            assert_harmless(&out, &arguments);
+            assert_harmless(&error, &arguments);
+            if (form == ["--json"] || command[0] == "tail") && !out.is_empty() && command[0] != "config" {
+                lines(&out);
+            }
+        }
+    }
+    // Nor does the log of `run`.
+    for format in ["human", "json"] {
+        let subscription = format!("--subscription=log_{format}");
+        let run = ["run", "--log-format", format, "--publish-interval=100ms", &subscription];
+        let daemon = Tollgated::spawn(&url, &run)?;
+        eventually(LONG, "events to be logged", || {
+            let token = issue_in_background(&db.cluster, &db.name);
+            token.is_ok() && daemon.log().contains("owned")
+        });
+        assert_harmless(&daemon.log(), &run);
+    }
+    Ok(())
+}
+
+fn issue_in_background(cluster: &Cluster, database: &str) -> Result<()> {
+    let user = NASTY.replace('\'', "\'\'");
+    cluster.execute(database, &format!("select tollgate.create_api_token('{user}', 'x')"))
+}
+
 // ---- token
 
 #[tokio::test]

@@ -145,6 +145,50 @@ fn two_passwords_are_one_too_many() -> Result<()> {
 }
 
 #[test]
+fn files_that_others_may_write_are_named_once_with_the_command_against_it() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = Place::new("statement_timeout = \"7s\"\n")?;
+    let file = |name: &str| place.directory.path().join(name);
+    let password = file("password");
+    std::fs::write(&password, "hunter2\n")?;
+    let set = |path: &std::path::Path, mode: u32| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+    };
+    let url = "host=127.0.0.1 port=1 user=ann dbname=app";
+    let (config, password_file) = (place.file().display().to_string(), password.display().to_string());
+    let warned = || -> Result<String> {
+        let arguments = ["status", "--config", &config, "--password-file", &password_file];
+        let output = run(url, &[], &arguments)?;
+        assert_eq!(output.status.code(), Some(69), "{}", text(&output.stderr));
+        Ok(text(&output.stderr))
+    };
+    for path in [&place.file(), &password] {
+        set(path, 0o644)?;
+    }
+    assert!(!warned()?.contains("others may change"), "{}", warned()?);
+    set(&place.file(), 0o664)?;
+    set(&password, 0o646)?;
+    let complaint = warned()?;
+    for path in [&config, &password_file] {
+        assert_eq!(complaint.matches(&format!("chmod go-w {path}")).count(), 1, "{path} in {complaint}");
+    }
+    set(&place.file(), 0o644)?;
+    set(&password, 0o644)?;
+    set(place.directory.path(), 0o777)?;
+    let complaint = warned()?;
+    assert!(complaint.contains(&format!("chmod go-w {}", place.directory.path().display())), "{complaint}");
+    assert!(!complaint.contains("hunter2"), "{complaint}");
+    // And a file of passwords by login.
+    set(place.directory.path(), 0o755)?;
+    std::fs::write(file("pgpass"), "*:*:*:*:hunter2\n")?;
+    set(&file("pgpass"), 0o666)?;
+    let passfile = file("pgpass").display().to_string();
+    let output = run(&format!("{url} passfile={passfile}"), &[], &["status"])?;
+    assert!(text(&output.stderr).contains(&format!("chmod go-w {passfile}")), "{}", text(&output.stderr));
+    Ok(())
+}
+
+#[test]
 fn help_shows_the_options_as_they_are() -> Result<()> {
     let output = run(NOWHERE, &[], &["run", "--help"])?;
     let help = text(&output.stdout).split_whitespace().collect::<Vec<_>>().join(" ");

@@ -5,7 +5,10 @@ mod operator;
 mod web;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -13,7 +16,9 @@ use common::{Shared, issue, issue_with, revoke};
 use operator::{Db, OPERATOR};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tollgate_tests::{Cluster, DATABASE, Tollgated};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually_async};
 use web::{LONG, begin, eventually_answers, eventually_measures, get, metrics, request, run};
 
 static SHARED: Shared = Shared::new(&[]);
@@ -184,6 +189,79 @@ async fn a_name_that_leads_here_by_somebody_elses_doing_is_not_served() -> Resul
     for host in ["localhost", "LOCALHOST:9464", "127.0.0.1:9464", "[::1]:9464", "[::1]"] {
         assert_eq!(get(address, "/livez", &[&format!("Host: {host}")]).await?.status, 200, "{host}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_can_be_understood_in_two_ways_is_refused() -> Result<()> {
+    let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    for request in [
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+        "GET http://evil.example/livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "GET http://localhost/livez HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "GET /livez HTTP/1.1\r\n\r\n",
+        "GET /livez HTTP/1.1\r\nHost:\r\n\r\n",
+        "GET /livez HTTP/1.1\r\nHost: localhost, evil.example\r\n\r\n",
+        "GET /livez HTTP/1.1\r\nHost: localhost:x\r\n\r\n",
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello",
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET /events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n",
+        "GET /events HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: 1\r\nLast-Event-ID: 2\r\n\r\n",
+    ] {
+        assert_eq!(begin(address, request).await?.0.status, 400, "{request}");
+    }
+    for request in
+        ["GET /livez HTTP/1.0\r\n\r\n", "GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"]
+    {
+        assert_eq!(begin(address, request).await?.0.status, 200, "{request}");
+    }
+    Ok(())
+}
+
+/// So many clients that never leave by themselves, each of which sends something again and again, so that none is idle for
+/// long enough to be let go for that. Returns once the daemon has heard of most of them.
+async fn crowd(address: SocketAddr, count: usize, sends: &'static str) -> JoinSet<()> {
+    let begun = Arc::new(AtomicUsize::new(0));
+    let mut clients = JoinSet::new();
+    for _ in 0..count {
+        let begun = begun.clone();
+        clients.spawn(async move {
+            let Ok(mut socket) = TcpStream::connect(address).await else { return };
+            begun.fetch_add(1, Ordering::SeqCst);
+            let mut answer = [0; 4096];
+            loop {
+                if socket.write_all(sends.as_bytes()).await.is_err() {
+                    return;
+                }
+                let next = tokio::time::sleep(Duration::from_millis(500));
+                tokio::select! {
+                    read = socket.read(&mut answer) => if !matches!(read, Ok(1..)) { return },
+                    () = next => continue,
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
+    }
+    eventually_async(LONG, "the crowd to come", async || begun.load(Ordering::SeqCst) == count).await;
+    clients
+}
+
+#[tokio::test]
+async fn connections_of_others_however_many_keep_nobody_from_an_answer() -> Result<()> {
+    let (mut daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    // Whole requests, and heads that go on for ever, of which each byte is new.
+    for sends in ["GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", "G"] {
+        let _crowd = crowd(address, 400, sends).await;
+        for _ in 0..20 {
+            let answer = tokio::time::timeout(LONG, get(address, "/livez", &[])).await;
+            assert_eq!(answer.with_context(|| format!("{sends:?} keep it busy"))??.status, 200);
+        }
+    }
+    let sockets = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid()))?.count();
+    assert!(sockets < 400, "{sockets} files are open");
+    assert!(daemon.is_running());
     Ok(())
 }
 

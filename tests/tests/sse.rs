@@ -15,6 +15,7 @@ use operator::Db;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use web::{LONG, begin, eventually_answers, eventually_measures, get, metrics, request, run};
 
@@ -247,15 +248,19 @@ async fn a_reader_that_never_reads_delays_nobody_and_is_cut_off() -> Result<()> 
             &[],
         )
         .await?;
+    let mut tokens = Vec::new();
+    for _ in 0..4 {
+        tokens.push(reader(&db.owner).await?);
+    }
     let (_daemon, address) = run(&db.url(), &[]).await?;
     eventually_answers(address, "/readyz", 200).await;
     let before = metrics(address).await?["tollgated_resident_memory_bytes"];
     let mut stalled = Vec::new();
-    for _ in 0..20 {
+    for number in 0..20 {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(4096)?;
         let mut socket = socket.connect(address).await?;
-        let authorization = format!("Authorization: Bearer {}", token.token);
+        let authorization = format!("Authorization: Bearer {}", tokens[number % 4].token);
         socket.write_all(request("/events?since=0", &[&authorization]).as_bytes()).await?;
         stalled.push(socket);
     }
@@ -279,16 +284,33 @@ async fn a_reader_that_never_reads_delays_nobody_and_is_cut_off() -> Result<()> 
     Ok(())
 }
 
+/// Tokens for as many readers as there is room for, and one more.
+async fn readers(owner: &Client) -> Result<Vec<Token>> {
+    let mut tokens = Vec::new();
+    for _ in 0..9 {
+        tokens.push(reader(owner).await?);
+    }
+    Ok(tokens)
+}
+
+/// As many streams as there may be: eight for each of eight tokens.
+async fn fill(address: SocketAddr, tokens: &[Token]) -> Result<Vec<Stream>> {
+    let mut streams = Vec::new();
+    for token in &tokens[..8] {
+        for _ in 0..8 {
+            streams.push(Stream::open(address, &token.token, "", None).await?);
+        }
+    }
+    Ok(streams)
+}
+
 #[tokio::test]
 async fn there_is_room_for_so_many_readers_and_the_next_one_is_told_to_come_later() -> Result<()> {
     let db = db("crowd").await?;
-    let token = reader(&db.owner).await?;
+    let tokens = readers(&db.owner).await?;
     let (_daemon, address) = run(&db.url(), &[]).await?;
-    let mut streams = Vec::new();
-    for _ in 0..64 {
-        streams.push(Stream::open(address, &token.token, "", None).await?);
-    }
-    let authorization = format!("Authorization: Bearer {}", token.token);
+    let mut streams = fill(address, &tokens).await?;
+    let authorization = format!("Authorization: Bearer {}", tokens[8].token);
     let refused = get(address, "/events", &[&authorization]).await?;
     assert_eq!(refused.status, 503);
     assert!(refused.headers.contains_key("retry-after"));
@@ -298,7 +320,142 @@ async fn there_is_room_for_so_many_readers_and_the_next_one_is_told_to_come_late
     }
     drop(streams.pop());
     eventually_measures(address, "tollgated_event_streams", |count| count == 63.0).await;
-    Stream::open(address, &token.token, "", None).await?;
+    Stream::open(address, &tokens[8].token, "", None).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_token_has_eight_streams_at_most_and_leaves_the_rest_to_others() -> Result<()> {
+    let db = db("share").await?;
+    let (greedy, other) = (reader(&db.owner).await?, reader(&db.owner).await?);
+    let (_daemon, address) = run(&db.url(), &[]).await?;
+    let mut streams = Vec::new();
+    for _ in 0..8 {
+        streams.push(Stream::open(address, &greedy.token, "", None).await?);
+    }
+    let authorization = format!("Authorization: Bearer {}", greedy.token);
+    let refused = get(address, "/events", &[&authorization]).await?;
+    assert_eq!(refused.status, 429);
+    assert!(refused.headers.contains_key("retry-after"));
+    streams.push(Stream::open(address, &other.token, "", None).await?);
+    issue(&db.owner, "ann", &[]).await?;
+    for stream in &mut streams {
+        assert_eq!(stream.take(1).await?[0].event, "token.created");
+    }
+    // A place that is left can be had again.
+    drop(streams.remove(0));
+    eventually_measures(address, "tollgated_event_streams", |count| count == 8.0).await;
+    Stream::open(address, &greedy.token, "", None).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn junk_however_much_shuts_no_reader_out_and_ends_no_stream() -> Result<()> {
+    let db = db("junk").await?;
+    let tokens = readers(&db.owner).await?;
+    let (_daemon, address) = run(&db.url(), &[]).await?;
+    eventually_answers(address, "/readyz", 200).await;
+    let mut junk = JoinSet::new();
+    for number in 0..100 {
+        junk.spawn(async move {
+            let authorization = format!("Authorization: Bearer tgt_nonsense{number}");
+            loop {
+                // The daemon closes connections when there are too many of them.
+                if let Ok(answer) = get(address, "/events", &[&authorization]).await {
+                    assert!([401, 503].contains(&answer.status), "{answer:?}");
+                }
+            }
+        });
+    }
+    eventually_measures(address, "tollgated_event_streams_refused_total", |count| count >= 100.0).await;
+    let mut streams = fill(address, &tokens).await?;
+    issue(&db.owner, "ann", &[]).await?;
+    for stream in &mut streams {
+        assert_eq!(stream.take(1).await?[0].event, "token.created");
+    }
+    assert!(junk.try_join_next().is_none(), "they go on");
+    Ok(())
+}
+
+#[tokio::test]
+async fn idle_connections_end_no_stream() -> Result<()> {
+    let db = db("idle").await?;
+    let token = reader(&db.owner).await?;
+    let (_daemon, address) = run(&db.url(), &[]).await?;
+    let mut stream = Stream::open(address, &token.token, "", None).await?;
+    let mut idle = Vec::new();
+    for _ in 0..600 {
+        idle.push(TcpStream::connect(address).await?);
+    }
+    assert_eq!(get(address, "/livez", &[]).await?.status, 200);
+    issue(&db.owner, "ann", &[]).await?;
+    assert_eq!(stream.take(1).await?[0].event, "token.created");
+    Ok(())
+}
+
+#[tokio::test]
+async fn failures_of_an_address_neither_end_its_streams_nor_stop_a_good_token() -> Result<()> {
+    let db = db("proxy").await?;
+    db.cluster.execute(
+        &db.name,
+        &format!(
+            "alter database {0} set tollgate.failure_rate_limit = 3;
+             alter database {0} set tollgate.failure_rate_window = '1d'",
+            db.name
+        ),
+    )?;
+    let here = "scopes => '{tollgate:events}', allowed_ips => '{127.0.0.0/8}'";
+    let (good, bound) = (reader(&db.owner).await?, issue_with(&db.owner, "reader", here).await?);
+    let elsewhere = "scopes => '{tollgate:events}', allowed_ips => '{10.0.0.0/8}'";
+    let elsewhere = issue_with(&db.owner, "reader", elsewhere).await?;
+    let unscoped = issue_with(&db.owner, "reader", "allowed_ips => '{127.0.0.0/8}'").await?;
+    let (_daemon, address) = run(&db.url(), &[]).await?;
+    let mut streams = Vec::new();
+    for token in [&good, &bound] {
+        streams.push(Stream::open(address, &token.token, "", None).await?);
+    }
+    let asked = async |token: &str| -> Result<u16> {
+        Ok(get(address, "/events", &[&format!("Authorization: Bearer {token}")]).await?.status)
+    };
+    for _ in 0..3 {
+        assert_eq!(asked("nonsense").await?, 401);
+    }
+    assert_eq!(asked("nonsense").await?, 429, "whoever guesses has used it up");
+    for (token, stream) in [&good, &bound].into_iter().zip(&mut streams) {
+        // What concerns its token has a stream look at it again.
+        let sql = "select tollgate.update_api_token($1, '{\"name\": \"renamed\"}')";
+        db.owner.execute(sql, &[&token.id]).await?;
+        while stream.take(1).await?[0].data["token_id"] != token.id.to_string() {}
+        issue(&db.owner, "ann", &[]).await?;
+        while stream.take(1).await?[0].data["user_id"] != "ann" {}
+        // And another reader with it is let in.
+        Stream::open(address, &token.token, "", None).await?;
+    }
+    assert_eq!(asked(&elsewhere.token).await?, 401);
+    assert_eq!(asked(&unscoped.token).await?, 403);
+    for (token, stream) in [&good, &bound].into_iter().zip(&mut streams) {
+        assert!(revoke(&db.owner, token.id).await?);
+        while stream.next().await?.is_some() {}
+        assert_eq!(asked(&token.token).await?, 401);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_when_its_token_has_used_up_its_limit() -> Result<()> {
+    let db = db("used_up").await?;
+    let limited = "scopes => '{tollgate:events}', rate_limit => 1, rate_window => '1 day'";
+    let token = issue_with(&db.owner, "reader", limited).await?;
+    let (_daemon, address) = run(&db.url(), &[]).await?;
+    let mut stream = Stream::open(address, &token.token, "", None).await?;
+    let authorization = format!("Authorization: Bearer {}", token.token);
+    assert_eq!(get(address, "/events", &[&authorization]).await?.status, 429);
+    db.owner.execute("select tollgate.update_api_token($1, '{\"name\": \"renamed\"}')", &[&token.id]).await?;
+    assert_eq!(stream.take(1).await?[0].event, "token.updated");
+    issue(&db.owner, "ann", &[]).await?;
+    assert_eq!(stream.take(1).await?[0].event, "token.created");
+    assert!(revoke(&db.owner, token.id).await?);
+    while stream.next().await?.is_some() {}
     Ok(())
 }
 

@@ -52,7 +52,7 @@ pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u
             &json!({ "expired": expired, "purged": purged, "purged_hours": hours, "purged_events": events }),
         )?;
     } else if !options.output.quiet {
-        output::line(&format!(
+        output::line(format!(
             "recorded {expired} expiries, deleted {purged} ended tokens, {hours} old hours of usage and {events} old \
              events of the audit log"
         ))?;

@@ -5,18 +5,23 @@ use std::io::Write as _;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::exit;
 use crate::layers::{Layers, Setting, Source};
+use crate::{exit, printable};
 
 pub(super) fn config(layers: &Layers, as_json: bool) -> Result<u8> {
-    let text = if as_json { format!("{:#}\n", describe_json(layers)) } else { describe(layers) };
+    let text = if as_json {
+        // The line breaks are between the values; within them JSON has none.
+        printable::escape_json_lines(&format!("{:#}\n", describe_json(layers)))
+    } else {
+        describe(layers)
+    };
     std::io::stdout().write_all(text.as_bytes()).map_err(Error::output)?;
     Ok(exit::OK)
 }
 
 fn describe(layers: &Layers) -> String {
     let head = match &layers.file {
-        Some(file) => format!("# With {}.\n", file.display()),
+        Some(file) => format!("# With {}.\n", printable::escape(&file.display().to_string())),
         None => "# Without a configuration file.\n".to_owned(),
     };
     let lines: Vec<(String, String)> = layers.settings.iter().map(line).collect();
@@ -27,10 +32,18 @@ fn describe(layers: &Layers) -> String {
 fn line(setting: &Setting) -> (String, String) {
     let value = match &setting.values {
         None => return (format!("# {} =", setting.key), "not set".to_owned()),
-        Some(values) if setting.list => toml::Value::from(values.clone()),
-        Some(values) => toml::Value::from(values.first().cloned().unwrap_or_default()),
+        Some(values) if setting.list => {
+            format!("[{}]", values.iter().map(|value| string(value)).collect::<Vec<_>>().join(", "))
+        }
+        Some(values) => string(values.first().map(String::as_str).unwrap_or_default()),
     };
     (format!("{} = {value}", setting.key), source(setting))
+}
+
+/// A string of TOML in double quotes.
+fn string(text: &str) -> String {
+    let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{}\"", printable::escape_toml(&quoted))
 }
 
 fn source(setting: &Setting) -> String {

@@ -83,7 +83,7 @@ pub(super) async fn flush(target: Target, standbys: Vec<Target>, output: &Output
             "lagging_standbys": totals.lagging,
         }))?;
     } else if !output.quiet || totals.off.is_some() {
-        output::line(&match &totals.off {
+        output::line(match &totals.off {
             Some(note) => note.clone(),
             None => format!(
                 "flushed {} uses and {} denials of {} tokens in {} generations",
@@ -91,7 +91,7 @@ pub(super) async fn flush(target: Target, standbys: Vec<Target>, output: &Output
             ),
         })?;
         for standby in &totals.lagging {
-            output::line(&format!(
+            output::line(format!(
                 "{standby} is behind: its uses are in the tables, but it has not replayed that yet; flush it again to go on"
             ))?;
         }

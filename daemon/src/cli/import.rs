@@ -219,16 +219,13 @@ fn print(report: &Report, options: &ImportOptions, name: &str) -> Result<()> {
         }));
     }
     for Refused { line, why } in refused {
-        output::line(&output::printable(&format!("{name}:{line}: {why}")))?;
+        output::line(format!("{name}:{line}: {why}"))?;
     }
     if options.output.quiet {
         return Ok(());
     }
     let verb = if options.dry_run { "would import" } else { "imported" };
-    output::line(&format!(
-        "{verb} {imported} tokens, {present} were there already, {} refused",
-        refused.len()
-    ))
+    output::line(format!("{verb} {imported} tokens, {present} were there already, {} refused", refused.len()))
 }
 
 #[cfg(test)]

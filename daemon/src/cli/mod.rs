@@ -16,9 +16,10 @@ mod token;
 use std::future::Future;
 
 use crate::config::{Command, ScopeCommand, StandbyOptions, TokenCommand};
+use crate::db::Target;
 use crate::error::{Error, Result};
 use crate::layers::Layers;
-use crate::{exit, logging};
+use crate::{exit, file_trust, logging};
 
 /// Runs the command and returns the exit code.
 pub fn run(layers: Layers) -> Result<u8> {
@@ -34,7 +35,13 @@ pub fn run(layers: Layers) -> Result<u8> {
     logging::start(&cli.logging, if serves { "info" } else { "warn" })?;
     let application = format!("tollgated {}", name(&cli.command));
     let target = cli.connection.target(&application)?;
-    let standbys = |options: &StandbyOptions| cli.connection.standbys(options, &application);
+    file_trust::warn_of(layers.file.into_iter().chain(target.files()));
+    let standbys = |options: &StandbyOptions| {
+        let standbys = cli.connection.standbys(options, &application)?;
+        let known = target.files();
+        file_trust::warn_of(standbys.iter().flat_map(Target::files).filter(|file| !known.contains(file)));
+        Ok::<_, Error>(standbys)
+    };
     match cli.command {
         Command::Run(options) => {
             let standbys = standbys(&options.standby)?;

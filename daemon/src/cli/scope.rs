@@ -22,7 +22,7 @@ async fn list(target: Target, output: &OutputOptions) -> Result<u8> {
         output::json(&scopes)?;
     } else if output.quiet {
         for scope in &scopes {
-            output::line(&output::printable(&output::field(scope, "name")))?;
+            output::line(output::field(scope, "name"))?;
         }
     } else if scopes.is_empty() {
         output::line("there are no scopes: define one with `tollgated scope define`")?;
@@ -35,7 +35,7 @@ async fn list(target: Target, output: &OutputOptions) -> Result<u8> {
                 output::field(scope, "description"),
             ]
         });
-        output::line(&output::table(["NAME", "DEFINED", "BY", "DESCRIPTION"], rows))?;
+        output::line(output::table(["NAME", "DEFINED", "BY", "DESCRIPTION"], rows))?;
     }
     Ok(exit::OK)
 }
@@ -56,7 +56,7 @@ fn done(output: &OutputOptions, what: &str, name: &str) -> Result<u8> {
     if output.json {
         output::json(&json!({ what: name }))?;
     } else if !output.quiet {
-        output::line(&format!("{what} {name}"))?;
+        output::line(format!("{what} {name}"))?;
     }
     Ok(exit::OK)
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::db::Target;
 use crate::driver::{Outcome, Status};
 use crate::error::Result;
+use crate::output::Text;
 use crate::{exit, output, sql};
 
 /// A daemon that was not heard of for longer counts as gone. It reports every ten seconds.
@@ -24,7 +25,7 @@ pub(super) async fn status(target: Target, json: bool) -> Result<u8> {
     if json {
         output::json(&json!({ "healthy": healthy, "stats": stats, "daemons": daemons }))?;
     } else {
-        output::line(&describe(&stats, &daemons))?;
+        output::line(describe(&stats, &daemons))?;
     }
     Ok(if healthy { exit::OK } else { exit::NO })
 }
@@ -37,28 +38,26 @@ pub(super) fn is_alive(daemon: &Value) -> bool {
     seconds_since_seen(daemon).is_some_and(|seconds| seconds <= GONE_AFTER_SECONDS)
 }
 
-fn describe(stats: &Value, daemons: &[Value]) -> String {
+fn describe(stats: &Value, daemons: &[Value]) -> Text {
     let mut text = output::facts(&server(stats));
     if !daemons.iter().any(is_alive) {
-        text.push_str(
-            "\n\nNo daemon was seen within 60 s: start one with `tollgated run`. Until then usage is counted but not \
+        text = text.then("").then(
+            "No daemon was seen within 60 s: start one with `tollgated run`. Until then usage is counted but not \
              flushed, expiries are not recorded, and nothing is purged.",
         );
     }
     let (alive, gone): (Vec<&Value>, Vec<&Value>) = daemons.iter().partition(|daemon| is_alive(daemon));
     for daemon in alive {
-        text.push_str("\n\n");
-        text.push_str(&describe_daemon(daemon));
+        text = text.then("").then(describe_daemon(daemon));
     }
     // The latest tell who served here last; a daemon that restarts in a loop would leave hundreds.
     if !gone.is_empty() {
-        text.push_str("\n\ngone:");
+        text = text.then("").then("gone:");
         for daemon in gone.iter().take(MOST_GONE) {
-            text.push_str("\n  ");
-            text.push_str(&headline(daemon));
+            text = text.then(format!("  {}", headline(daemon)));
         }
         if let Some(more @ 1..) = gone.len().checked_sub(MOST_GONE) {
-            text.push_str(&format!("\n  and {more} more within the last day"));
+            text = text.then(format!("  and {more} more within the last day"));
         }
     }
     text
@@ -125,7 +124,7 @@ fn bytes(stats: &Value, name: &str) -> String {
 }
 
 fn headline(daemon: &Value) -> String {
-    let text = |name| output::printable(&output::field(daemon, name));
+    let text = |name| output::field(daemon, name);
     let seen = match seconds_since_seen(daemon) {
         Some(seconds) => {
             format!("seen {} ago", humantime::format_duration(Duration::from_secs(seconds.max(0.0) as u64)))
@@ -141,22 +140,18 @@ fn headline(daemon: &Value) -> String {
     )
 }
 
-fn describe_daemon(daemon: &Value) -> String {
-    let mut description = headline(daemon);
+fn describe_daemon(daemon: &Value) -> Text {
+    let description = Text::from(headline(daemon));
     let clock = Clock::of(daemon);
     // Tasks of another version's daemon may look different. What cannot be read is no reason to show nothing.
     let tasks = daemon.get("tasks").cloned().unwrap_or_default();
     match serde_json::from_value::<BTreeMap<String, Status>>(tasks) {
-        Ok(tasks) => {
-            description.push('\n');
-            description.push_str(&output::table(
-                ["TASK", "LAST RUN", "TOOK", "OUTCOME", "ITEMS", "TOTAL", "FAILURES", "NEXT RUN", "REMARK"],
-                tasks.iter().map(|(name, status)| row(name, status, &clock)),
-            ));
-        }
-        Err(error) => description.push_str(&format!("\nits tasks cannot be read: {error}")),
+        Ok(tasks) => description.then(output::table(
+            ["TASK", "LAST RUN", "TOOK", "OUTCOME", "ITEMS", "TOTAL", "FAILURES", "NEXT RUN", "REMARK"],
+            tasks.iter().map(|(name, status)| row(name, status, &clock)),
+        )),
+        Err(error) => description.then(format!("its tasks cannot be read: {error}")),
     }
-    description
 }
 
 fn row(name: &str, status: &Status, clock: &Clock) -> [String; 9] {
@@ -262,7 +257,7 @@ mod tests {
 
     #[test]
     fn the_description_says_who_failed_and_why() {
-        let text = describe(&json!({"metering": true}), &[daemon(3.2)]);
+        let text = describe(&json!({"metering": true}), &[daemon(3.2)]).as_str().to_owned();
         assert!(text.contains("purge") && text.contains("failed") && text.contains("no luck"), "{text}");
         assert!(text.contains("seen 3s ago"), "{text}");
         assert!(!text.contains("No daemon"), "{text}");
@@ -297,24 +292,26 @@ mod tests {
     fn of_the_daemons_that_are_gone_only_the_latest_are_listed_and_without_their_tasks() {
         let daemons: Vec<Value> =
             std::iter::once(daemon(1.0)).chain((0..10).map(|_| daemon(3600.0))).collect();
-        let text = describe(&json!({}), &daemons);
+        let text = describe(&json!({}), &daemons).as_str().to_owned();
         assert_eq!(text.matches("seen 1h ago").count(), MOST_GONE, "{text}");
         assert_eq!(text.matches("no luck").count(), 1, "{text}");
         assert!(text.contains("and 7 more"), "{text}");
-        assert!(!describe(&json!({}), &daemons[..1]).contains("gone"));
-        assert!(!describe(&json!({}), &daemons[..4]).contains("more"));
+        assert!(!describe(&json!({}), &daemons[..1]).as_str().contains("gone"));
+        assert!(!describe(&json!({}), &daemons[..4]).as_str().contains("more"));
     }
 
     #[test]
     fn no_daemon_is_said_with_its_consequences() {
         for daemons in [vec![], vec![daemon(3600.0)]] {
-            assert!(describe(&json!({}), &daemons).contains("No daemon was seen"));
+            assert!(describe(&json!({}), &daemons).as_str().contains("No daemon was seen"));
         }
     }
 
     #[test]
     fn metering_that_is_off_is_shown_with_the_reason() {
-        let text = describe(&json!({"metering": false, "metering_detail": "Off: not preloaded."}), &[]);
+        let text = describe(&json!({"metering": false, "metering_detail": "Off: not preloaded."}), &[])
+            .as_str()
+            .to_owned();
         assert!(text.contains("metering       Off: not preloaded."), "{text}");
         assert!(!text.contains("shared memory"), "{text}");
     }

@@ -17,7 +17,7 @@ use crate::config::TailOptions;
 use crate::db::{Session, Target};
 use crate::error::{Error, Kind, Result};
 use crate::sql::{self, Cursor, Event};
-use crate::{exit, listener};
+use crate::{exit, listener, output};
 
 /// Not every event is notified, so the log is looked at this often.
 const POLL_PERIOD: Duration = Duration::from_secs(1);
@@ -112,7 +112,7 @@ struct Line<'a> {
 }
 
 fn write_lines(mut out: impl Write, events: &[Event]) -> Result<()> {
-    let mut text = Vec::new();
+    let mut text = String::new();
     for event in events {
         let line = Line {
             id: event.id,
@@ -125,11 +125,9 @@ fn write_lines(mut out: impl Write, events: &[Event]) -> Result<()> {
             reason: &event.reason,
             detail: &event.detail,
         };
-        serde_json::to_writer(&mut text, &line)
-            .map_err(|error| Error::failed(format!("could not write JSON: {error}")))?;
-        text.push(b'\n');
+        text.push_str(&output::json_line(&line)?);
     }
-    out.write_all(&text).and_then(|()| out.flush()).map_err(Error::output)
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::output)
 }
 
 /// Resolves when whoever reads our output has closed its end: without this, `tail --follow | head -1` would hang until

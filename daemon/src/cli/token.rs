@@ -40,9 +40,9 @@ fn hand_out(issued: &Value, output: &OutputOptions) -> Result<()> {
         return output::json(issued);
     }
     if output.quiet {
-        return output::line(&output::field(issued, "token"));
+        return output::line(output::field(issued, "token"));
     }
-    output::line(&output::facts(&[
+    output::line(output::facts(&[
         ("id", output::field(issued, "id")),
         ("token", output::field(issued, "token")),
         ("user", output::field(issued, "user_id")),
@@ -83,10 +83,10 @@ async fn list(target: Target, options: ListOptions) -> Result<u8> {
         output::json(&tokens)?;
     } else if options.output.quiet {
         for token in &tokens {
-            output::line(&output::field(token, "id"))?;
+            output::line(output::field(token, "id"))?;
         }
     } else if tokens.is_empty() {
-        output::line(&format!("{} has no tokens", output::printable(&options.user)))?;
+        output::line(format!("{} has no tokens", options.user))?;
     } else {
         let heading = ["ID", "NAME", "HINT", "STATUS", "USES", "DENIALS", "LAST USED", "EXPIRES", "SCOPES"];
         let rows = tokens.iter().map(|token| {
@@ -102,7 +102,7 @@ async fn list(target: Target, options: ListOptions) -> Result<u8> {
                 output::field(token, "scopes"),
             ]
         });
-        output::line(&output::toned_table(heading, rows, status_tone))?;
+        output::line(output::toned_table(heading, rows, status_tone))?;
     }
     Ok(exit::OK)
 }
@@ -128,9 +128,9 @@ async fn show(target: Target, options: ShowOptions) -> Result<u8> {
     if options.output.json {
         output::json(&token)?;
     } else if options.output.quiet {
-        output::line(&output::field(&token, "status"))?;
+        output::line(output::field(&token, "status"))?;
     } else {
-        output::line(&output::facts(&known(&token)))?;
+        output::line(output::facts(&known(&token)))?;
     }
     Ok(exit::OK)
 }
@@ -203,7 +203,7 @@ async fn set_enabled(target: Target, options: EnabledOptions, enabled: bool) -> 
     if options.output.json {
         output::json(&json!({ word: changed }))?;
     } else if !options.output.quiet {
-        output::line(&match changed {
+        output::line(match changed {
             true => word.to_owned(),
             false => format!("nothing was {word}: there is no such token, or it is {word} already"),
         })?;
@@ -226,7 +226,7 @@ async fn verify(target: Target, options: VerifyOptions) -> Result<u8> {
     if options.output.json {
         output::json(&verification)?;
     } else if !options.output.quiet {
-        output::line(&output::facts(&verdict(&verification)))?;
+        output::line(output::facts(&verdict(&verification)))?;
     }
     Ok(if valid { exit::OK } else { exit::NO })
 }

@@ -4,32 +4,45 @@
 //! remember anybody. A batch is read only once the one before it is on its way: a slow reader costs one batch of
 //! memory, and nobody else any time.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as HttpBody, Frame, Incoming};
-use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use hyper::{Request, Response, StatusCode};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
-use super::{Body, position, text};
+use super::connections::Held;
+use super::{Body, Client, position, text};
 use crate::counters;
 use crate::db::Database;
 use crate::driver::Signal;
 use crate::error::{Error, Result};
 use crate::sql::{self, Cursor};
 
-const MAX_STREAMS: usize = 64;
+pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// Of all tokens, and of each.
+pub(super) const MAX_STREAMS: usize = 64;
+const MAX_STREAMS_PER_TOKEN: usize = 8;
+/// Requests whose token is being verified, in the order in which they came. More of them wait before that, in connections that
+/// make room for others.
+pub(super) const MAX_ASKING: usize = 128;
+/// From the request to the first look at the log.
+const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Small, since this many events of each reader may be in memory.
 const BATCH: i32 = 64;
 /// A comment goes out when nothing else does, so that proxies keep the connection and a dead client is noticed; and the
@@ -44,9 +57,12 @@ type Refusal = Box<Response<Body>>;
 #[derive(Debug)]
 pub struct EventStreams {
     database: Database,
-    places: Arc<Semaphore>,
-    /// All readers together use one session at a time, so that a crowd of them never holds up the tasks.
+    places: Arc<Places>,
+    asking: Semaphore,
+    /// All readers together use one session at a time, so that a crowd of them never holds up the tasks; and so do those whose
+    /// token is verified for the first time, so that they never hold up the readers.
     turn: Arc<Semaphore>,
+    first_turn: Semaphore,
     news: watch::Sender<()>,
 }
 
@@ -54,8 +70,10 @@ impl EventStreams {
     pub fn new(database: Database) -> Self {
         Self {
             database,
-            places: Arc::new(Semaphore::new(MAX_STREAMS)),
+            places: Arc::default(),
+            asking: Semaphore::new(MAX_ASKING),
             turn: Arc::new(Semaphore::new(1)),
+            first_turn: Semaphore::new(1),
             news: watch::Sender::new(()),
         }
     }
@@ -63,20 +81,22 @@ impl EventStreams {
     pub(super) async fn open(
         &self,
         request: &Request<Incoming>,
-        peer: SocketAddr,
+        client: &Client,
         stop: &CancellationToken,
     ) -> Response<Body> {
-        let opened = self.try_open(request, peer, stop).await;
-        opened.unwrap_or_else(|refusal| {
+        let opened = tokio::time::timeout(OPENING_TIMEOUT, self.try_open(request, client, stop)).await;
+        opened.unwrap_or_else(|_| Err(busy("The database takes too long.\n"))).unwrap_or_else(|refusal| {
             counters::STREAMS_REFUSED.add(1);
             *refusal
         })
     }
 
+    /// What costs something comes after what may refuse the request: the token is verified before there is a place for its
+    /// reader, and a place is had before the log is read.
     async fn try_open(
         &self,
         request: &Request<Incoming>,
-        peer: SocketAddr,
+        client: &Client,
         stop: &CancellationToken,
     ) -> std::result::Result<Response<Body>, Refusal> {
         let reader = Reader {
@@ -85,11 +105,13 @@ impl EventStreams {
             digest: presented(request).ok_or_else(|| {
                 unauthorized("Present a token with the scope tollgate:events: Authorization: Bearer …\n")
             })?,
-            peer,
+            peer: client.peer,
             stop: stop.clone(),
         };
-        let place = self.places.clone().try_acquire_owned().map_err(|_| busy("Too many readers.\n"))?;
-        let (code, token_id) = reader.verify().await.map_err(|error| unavailable(&error))?;
+        let asking = self.asking.acquire().await;
+        let held = client.connection.hold();
+        let (code, token_id) = reader.verify(&self.first_turn).await.map_err(|error| unavailable(&error))?;
+        drop(asking);
         match code.as_str() {
             "VALID" => {}
             "INSUFFICIENT_SCOPE" => {
@@ -103,6 +125,7 @@ impl EventStreams {
             other => return Err(unauthorized(&format!("The token was refused: {other}.\n"))),
         }
         let start = Start::of(request)?;
+        let place = self.places.take(token_id.as_deref(), held)?;
         // Before the first look, so that nothing falls in between.
         let news = self.news.subscribe();
         let cursor = match start {
@@ -122,6 +145,54 @@ impl EventStreams {
         // Nginx would else keep events until it has a buffer full of them.
         headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
         Ok(response)
+    }
+}
+
+/// The places that are taken, by token.
+#[derive(Debug, Default)]
+struct Places(Mutex<HashMap<String, usize>>);
+
+impl Places {
+    fn take(self: &Arc<Self>, token_id: Option<&str>, held: Held) -> std::result::Result<Place, Refusal> {
+        let token_id = token_id.unwrap_or_default().to_owned();
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = taken.get(&token_id).copied().unwrap_or_default();
+        if own >= MAX_STREAMS_PER_TOKEN {
+            let mut refusal = refusal(
+                StatusCode::TOO_MANY_REQUESTS,
+                format!(
+                    "This token has {MAX_STREAMS_PER_TOKEN} streams already: end one, or use another token.\n"
+                ),
+            );
+            refusal.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+            return Err(refusal);
+        }
+        if taken.values().sum::<usize>() >= MAX_STREAMS {
+            return Err(busy("Too many readers.\n"));
+        }
+        taken.insert(token_id.clone(), own + 1);
+        Ok(Place { all: self.clone(), token_id, _held: held })
+    }
+}
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+struct Place {
+    all: Arc<Places>,
+    token_id: String,
+    /// The connection stays open for as long.
+    _held: Held,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = taken.get_mut(&self.token_id) {
+            *own -= 1;
+            if *own == 0 {
+                taken.remove(&self.token_id);
+            }
+        }
     }
 }
 
@@ -180,18 +251,18 @@ enum Start {
 
 impl Start {
     fn of(request: &Request<Incoming>) -> std::result::Result<Self, Refusal> {
-        if let Some(id) = request.headers().get("last-event-id").filter(|id| !id.is_empty()) {
+        if let Some(id) = request.headers().get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
             let cursor = id.to_str().ok().and_then(position::decode);
             return cursor.map(Self::At).ok_or_else(|| {
                 refusal(StatusCode::BAD_REQUEST, "Last-Event-ID is not the id of an event of this stream.\n")
             });
         }
         let query = request.uri().query().unwrap_or_default();
-        let since = query.split('&').find_map(|pair| pair.strip_prefix("since="));
-        match since.map(str::parse::<i64>) {
-            None => Ok(Self::After(None)),
-            Some(Ok(since)) if since >= 0 => Ok(Self::After(Some(since))),
-            Some(_) => Err(refusal(StatusCode::BAD_REQUEST, "since is 0, or the number of an event.\n")),
+        let mut given = query.split('&').filter_map(|pair| pair.strip_prefix("since="));
+        match (given.next().map(str::parse::<i64>), given.next()) {
+            (None, _) => Ok(Self::After(None)),
+            (Some(Ok(since)), None) if since >= 0 => Ok(Self::After(Some(since))),
+            _ => Err(refusal(StatusCode::BAD_REQUEST, "since is 0, or the number of an event.\n")),
         }
     }
 }
@@ -213,8 +284,8 @@ struct Reader {
 
 impl Reader {
     /// The code, and the token's id.
-    async fn verify(&self) -> Result<(String, Option<String>)> {
-        let _turn = self.turn.acquire().await;
+    async fn verify(&self, turn: &Semaphore) -> Result<(String, Option<String>)> {
+        let _turn = turn.acquire().await;
         let session = self.database.session(&self.stop).await?;
         let ip = self.peer.ip().to_canonical();
         let (code, token_id) = sql::admit_event_reader(&**session, &self.digest, ip).await?;
@@ -240,7 +311,7 @@ impl Reader {
         token_id: Option<String>,
         mut news: watch::Receiver<()>,
         frames: mpsc::Sender<Bytes>,
-        place: OwnedSemaphorePermit,
+        place: Place,
     ) {
         let _held = counters::STREAMS.hold();
         let _place = place;
@@ -260,8 +331,11 @@ impl Reader {
             };
             let concerned = batch.events.iter().any(|event| event.token_id == token_id);
             if concerned || verified.elapsed() >= HEARTBEAT {
-                match self.verify().await {
-                    Ok((code, _)) if code == "VALID" => verified = Instant::now(),
+                match self.verify(&self.turn).await {
+                    // A limit is looked at after all else: nothing is wrong with the token, and the stream has begun already.
+                    Ok((code, _)) if ["VALID", "RATE_LIMITED"].contains(&code.as_str()) => {
+                        verified = Instant::now();
+                    }
                     _ => return,
                 }
             }

@@ -5,6 +5,7 @@
 //! followed, proxies not used. Nothing of the answer is read but its head, which is bounded, in bounded time.
 
 mod address;
+mod capped;
 mod sign;
 
 use std::net::{IpAddr, SocketAddr};
@@ -25,14 +26,19 @@ use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
 use crate::sql::WebhookMessage;
+use capped::Capped;
 
 /// From the look-up of the name to the head of the answer.
 pub const DEADLINE: Duration = Duration::from_secs(15);
 /// Of each of several addresses, so that one that is silent leaves time for the next.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_ADDRESSES: usize = 3;
-/// Of the head of an answer.
+/// Of the head of an answer, with the informational ones (1xx) that come before it.
 const MAX_HEAD: usize = 16 * 1024;
+/// Of all that a receiver sends, with its certificates and what else belongs to TLS.
+const MAX_READ: usize = 128 * 1024;
+/// As in `tollgate.define_webhook`.
+const MAX_URL: usize = 2000;
 
 /// What came of an attempt: what the receiver answered, or why there was no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,10 +136,10 @@ impl Sender {
     }
 
     async fn try_send(&self, message: &WebhookMessage) -> Result<Response<hyper::body::Incoming>, String> {
-        let url = Url::parse(&message.url).map_err(|error| format!("the address is no URL: {error}"))?;
+        let url = parse(&message.url)?;
         let (host, port) = match (url.host(), url.port_or_known_default()) {
-            (Some(host), Some(port)) => (host, port),
-            _ => return Err("the address names no host".to_owned()),
+            (Some(host), Some(port @ 1..)) => (host, port),
+            _ => return Err("the address names no host, or port 0".to_owned()),
         };
         let encrypted = url.scheme() == "https";
         let socket = self.connect(&host, port, encrypted).await?;
@@ -155,7 +161,12 @@ impl Sender {
         exchange(socket, request).await
     }
 
-    async fn connect(&self, host: &Host<&str>, port: u16, encrypted: bool) -> Result<TcpStream, String> {
+    async fn connect(
+        &self,
+        host: &Host<&str>,
+        port: u16,
+        encrypted: bool,
+    ) -> Result<Capped<TcpStream>, String> {
         let found: Vec<SocketAddr> = match host {
             Host::Ipv4(ip) => vec![(*ip, port).into()],
             Host::Ipv6(ip) => vec![(*ip, port).into()],
@@ -168,13 +179,31 @@ impl Sender {
         let mut last = "the name of the receiver has no address".to_owned();
         for address in permitted.into_iter().take(MAX_ADDRESSES) {
             match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
-                Ok(Ok(socket)) => return Ok(socket),
+                Ok(Ok(socket)) => return Ok(Capped::new(socket, MAX_READ)),
                 Ok(Err(error)) => last = format!("could not connect: {error}"),
                 Err(_) => last = "could not connect: no answer".to_owned(),
             }
         }
         Err(last)
     }
+}
+
+/// What `tollgate.define_webhook` lets in. It is checked here again, since the table can be written to in other ways too.
+fn parse(address: &str) -> Result<Url, String> {
+    // The parser passes over line breaks and tabs, and mends what is not ASCII.
+    if address.len() > MAX_URL || !address.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(
+            "the address is too long, or has characters that are not to be written as they are".to_owned()
+        );
+    }
+    let url = Url::parse(address).map_err(|error| format!("the address is no URL: {error}"))?;
+    if !["http", "https"].contains(&url.scheme()) {
+        return Err("the address is neither https nor http".to_owned());
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
+        return Err("the address has a user, a password or a fragment".to_owned());
+    }
+    Ok(url)
 }
 
 fn request(url: &Url, message: &WebhookMessage) -> Result<Request<Full<Bytes>>, String> {
@@ -202,7 +231,7 @@ async fn exchange(
     let broken = |error: hyper::Error| format!("the connection broke: {error}");
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(MAX_HEAD)
-        .handshake(TokioIo::new(socket))
+        .handshake(TokioIo::new(Capped::new(socket, MAX_HEAD)))
         .await
         .map_err(broken)?;
     let mut answer = std::pin::pin!(sender.send_request(request));
@@ -213,4 +242,43 @@ async fn exchange(
         _ = connection => answer.await,
     }
     .map_err(broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_plain_and_has_a_host_and_nothing_secret_or_unsent() {
+        for good in ["https://crm.example/hook?x=1", "http://[::1]:8080/", "https://crm.example"] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        let long = format!("https://crm.example/{}", "x".repeat(MAX_URL));
+        for bad in [
+            "https://ann:secret@crm.example/",
+            "https://ann@crm.example/",
+            "https://crm.example/#fragment",
+            "https://crm.example/\n",
+            "https://crm\t.example/",
+            "https://crm.example/é",
+            "https://:443/",
+            "https://crm.example:99999999/",
+            "ftp://crm.example/",
+            "file:///etc/passwd",
+            "crm.example",
+            "",
+            &long,
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn no_more_is_read_than_was_agreed() {
+        use tokio::io::AsyncReadExt as _;
+        let mut endless = Capped::new(tokio::io::repeat(b'x'), 1000);
+        let mut read = Vec::new();
+        assert!(endless.read_to_end(&mut read).await.is_err());
+        assert!(read.len() < 100_000, "{}", read.len());
+    }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::output::{self, Tone};
+use crate::output::{self, Text, Tone};
 use crate::sql::Health;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -59,17 +59,15 @@ impl From<Health> for Finding {
 }
 
 /// One line, and one more for each command.
-pub(super) fn describe(finding: &Finding) -> String {
+pub(super) fn describe(finding: &Finding) -> Text {
     let verdict = match finding.verdict {
         Verdict::Ok => output::painted("ok  ", Tone::Good),
         Verdict::Warn => output::painted("warn", Tone::Doubtful),
         Verdict::Fail => output::painted("FAIL", Tone::Bad),
     };
-    let mut text = format!("{verdict}  {:13}  {}", finding.name, output::printable(&finding.detail));
-    for line in finding.mend.iter().flat_map(|mend| mend.lines()) {
-        text.push_str(&format!("\n      {:13}  to mend it: {}", "", output::printable(line)));
-    }
-    text
+    let first = verdict.and(format!("  {:13}  {}", finding.name, finding.detail));
+    let commands = finding.mend.iter().flat_map(|mend| mend.lines());
+    commands.fold(first, |text, line| text.then(format!("      {:13}  to mend it: {line}", "")))
 }
 
 #[cfg(test)]
@@ -79,9 +77,9 @@ mod tests {
     #[test]
     fn a_finding_is_one_line_and_one_more_for_each_command_that_mends_it() {
         let line = describe(&Finding::ok("server", "fine"));
-        assert_eq!(anstream::adapter::strip_str(&line).to_string(), "ok    server         fine");
+        assert_eq!(anstream::adapter::strip_str(line.as_str()).to_string(), "ok    server         fine");
         let text = describe(&Finding::fail("role", "bad", "one;\ntwo;"));
-        assert_eq!(text.lines().count(), 3);
-        assert!(text.lines().skip(1).all(|line| line.contains("to mend it: ")));
+        assert_eq!(text.as_str().lines().count(), 3);
+        assert!(text.as_str().lines().skip(1).all(|line| line.contains("to mend it: ")));
     }
 }

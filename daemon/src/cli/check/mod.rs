@@ -43,7 +43,7 @@ pub(super) async fn check(target: Target, standbys: Vec<Target>, options: CheckO
     } else {
         for finding in &findings {
             if !(options.output.quiet && finding.verdict == Verdict::Ok) {
-                output::line(&describe(finding))?;
+                output::line(describe(finding))?;
             }
         }
     }
