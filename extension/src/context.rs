@@ -5,8 +5,14 @@
 //! ROLLBACK TO SAVEPOINT, and is shipped to parallel workers. Nobody can forge it: the check hook takes a value only from
 //! `authenticate` (a flag of this module), from the leader of a parallel worker that is starting, or the empty one; a
 //! superuser's SET is refused like anyone's. The secret is not in it.
+//!
+//! A transaction has at most one identity: it is bound to the first token that authenticates, until its top-level end. A
+//! savepoint that rolls the setting back does not undo the binding, because cursors and sub-selects that live on may have
+//! been answered by that identity. Parallel workers get the setting from their leader; they bind nothing, and need not,
+//! since PostgreSQL lets no worker set a setting.
 #![allow(unsafe_code)]
 
+use crate::error::Error;
 use crate::{compat, guc, sys};
 use core::cell::{Cell, RefCell};
 use core::ffi::{CStr, c_char, c_void};
@@ -34,6 +40,10 @@ thread_local! {
     static ESTABLISHING: Cell<bool> = const { Cell::new(false) };
     /// The setting's value, parsed by the assign hook.
     static CURRENT: RefCell<Option<Context>> = const { RefCell::new(None) };
+    /// The token that the top-level transaction is bound to.
+    static BOUND: Cell<Option<[u8; 16]>> = const { Cell::new(None) };
+    /// Whether the identity was established outside a transaction block, and nothing has asked for it since.
+    static UNUSED: Cell<bool> = const { Cell::new(false) };
 }
 
 pub(crate) fn init() {
@@ -59,10 +69,19 @@ pub(crate) fn init() {
             Some(assign),
             None,
         );
+        pg_sys::RegisterXactCallback(Some(at_transaction_event), core::ptr::null_mut());
     }
 }
 
-/// Makes a verified token the identity of the transaction.
+/// Whether a token may become the identity of this transaction: 25001 if that is bound to another one.
+pub(crate) fn may_bind(token_id: &[u8; 16]) -> Result<(), Error> {
+    match BOUND.get() {
+        Some(bound) if bound != *token_id && !guc::identity_changes() => Err(Error::second_identity()),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a verified token that [`may_bind`] the identity of the transaction.
 pub(crate) fn establish(context: &Context) {
     struct Permit;
     impl Drop for Permit {
@@ -76,12 +95,17 @@ pub(crate) fn establish(context: &Context) {
     ESTABLISHING.set(true);
     let _permit = Permit;
     guc::set_local(NAME, &value);
+    // Only now: a setting that could not be set binds nothing.
+    BOUND.set(Some(context.token_id));
+    // SAFETY: a plain read of the state of this backend's transaction.
+    UNUSED.set(!unsafe { pg_sys::IsTransactionBlock() });
 }
 
 /// Reads the identity of the transaction; `None` if it has none, or its token has expired meanwhile.
 pub(crate) fn read<R>(reader: impl FnOnce(&Context) -> R) -> Option<R> {
     CURRENT.with_borrow(|current| {
         let context = current.as_ref()?;
+        UNUSED.set(false);
         if context.expires_at.is_some_and(|end| end <= sys::GetCurrentTimestamp()) {
             return None;
         }
@@ -120,4 +144,20 @@ unsafe extern "C-unwind" fn assign(new: *const c_char, _extra: *mut c_void) {
     let context =
         value.filter(|text| !text.is_empty()).and_then(|text| serde_json::from_slice(text.to_bytes()).ok());
     CURRENT.set(context);
+}
+
+/// PostgreSQL calls this for top-level transactions alone: at COMMIT, COMMIT AND CHAIN, a procedure's COMMIT, ROLLBACK and
+/// PREPARE TRANSACTION, but not for savepoints. No statement runs between this and the reset of the setting.
+#[pg_guard]
+unsafe extern "C-unwind" fn at_transaction_event(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
+    match event {
+        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT if UNUSED.take() => Error::unused_identity().warn(),
+        pg_sys::XactEvent::XACT_EVENT_COMMIT
+        | pg_sys::XactEvent::XACT_EVENT_ABORT
+        | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
+            BOUND.set(None);
+            UNUSED.set(false);
+        }
+        _ => {}
+    }
 }

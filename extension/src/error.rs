@@ -69,6 +69,29 @@ impl Error {
             .hint(format!("Try again in {}.", duration(retry_after)))
     }
 
+    /// The detail names no token: who is asked to run as another must not learn who came before.
+    pub(crate) fn second_identity() -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+            "this transaction is authenticated with another token already",
+        )
+        .detail(
+            "A transaction has one identity until it ends, also after ROLLBACK TO a savepoint: cursors and \
+             sub-selects may have been answered by it.",
+        )
+        .hint("End the transaction, and authenticate in a new one.")
+    }
+
+    /// As PostgreSQL warns of SET LOCAL outside a transaction block.
+    pub(crate) fn unused_identity() -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_NO_ACTIVE_SQL_TRANSACTION,
+            "authenticate() outside a transaction block has no effect on later statements",
+        )
+        .detail("The identity ended with its statement, before anything used it.")
+        .hint("Call BEGIN first; or, to check a token only, tollgate.verify_api_token().")
+    }
+
     pub(crate) fn missing_scope(scope: &str, authenticated: bool) -> Self {
         let error = Error::new(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -102,6 +125,22 @@ impl Error {
         )
         .detail(format!("The setting tollgate.max_tokens_per_user allows {limit}."))
         .hint("Revoke a token that is not needed any more, then try again.")
+    }
+
+    /// Of a token that was issued. `remaining` in microseconds.
+    pub(crate) fn short_life(remaining: i64) -> Self {
+        let remaining = duration(u64::try_from(remaining).unwrap_or(0));
+        Error::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, format!("the token expires in {remaining}"))
+            .hint("An interval without a unit is in seconds: write '90 days' for ninety days.")
+    }
+
+    /// Of a token that was issued.
+    pub(crate) fn name_like_a_list() -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+            "the name of the token looks like a list of scopes",
+        )
+        .hint("The arguments are user_id, name, scopes: pass the user first, or name them as in scopes => '{posts:read}'.")
     }
 
     pub(crate) fn duplicate_digest() -> Self {
@@ -170,6 +209,18 @@ impl Error {
     #[track_caller]
     pub(crate) fn log(self) {
         self.report(PgLogLevel::LOG);
+    }
+
+    /// To the client that called.
+    #[track_caller]
+    pub(crate) fn warn(self) {
+        self.report(PgLogLevel::WARNING);
+    }
+
+    /// To the client that called.
+    #[track_caller]
+    pub(crate) fn notice(self) {
+        self.report(PgLogLevel::NOTICE);
     }
 
     #[track_caller]

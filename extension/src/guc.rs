@@ -19,6 +19,7 @@ static USER_RATE_WINDOW: GucSetting<i32> = GucSetting::<i32>::new(60);
 static FAILURE_RATE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static FAILURE_RATE_WINDOW: GucSetting<i32> = GucSetting::<i32>::new(60);
 static ACCEPT_FOREIGN_TOKENS: GucSetting<bool> = GucSetting::<bool>::new(false);
+static IDENTITY_CHANGES: GucSetting<bool> = GucSetting::<bool>::new(false);
 static TOKEN_PREFIX: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Which outcomes of verifications go to the server's log. Named as the setting's values are.
@@ -118,6 +119,19 @@ pub(crate) fn init() {
         c"For tokens brought along with import_api_token(), which keep the format of the system that issued them. Off by \
           default, because Tollgate's own format lets typos and junk be refused without a look-up.",
         &ACCEPT_FOREIGN_TOKENS,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    define_identity_changes();
+}
+
+fn define_identity_changes() {
+    GucRegistry::define_bool_guc(
+        c"tollgate.identity_changes",
+        c"Whether a transaction may authenticate with one token after another.",
+        c"For test suites that run many requests in one transaction and roll it back. Off by default, because cursors and \
+          sub-selects that one identity began would go on as another; never switch it on where requests are served.",
+        &IDENTITY_CHANGES,
         GucContext::Suset,
         GucFlags::default(),
     );
@@ -228,6 +242,10 @@ fn rate_limit(limit: i32, window: &GucSetting<i32>) -> Option<Limit> {
 
 pub(crate) fn accept_foreign_tokens() -> bool {
     ACCEPT_FOREIGN_TOKENS.get()
+}
+
+pub(crate) fn identity_changes() -> bool {
+    IDENTITY_CHANGES.get()
 }
 
 pub(crate) fn token_prefix() -> Prefix {

@@ -9,7 +9,9 @@ use crate::fmgr::{Call, sql_function};
 use crate::store::composite::{self, Composite};
 use crate::store::issue::{self, NewToken, Stored};
 use crate::store::quota;
+use crate::sys;
 use core::ffi::CStr;
+use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, Uuid};
 use tollgate_core::token::{self, Digest, ENTROPY_LEN, Issued, Prefix};
@@ -114,7 +116,21 @@ pub(super) fn store(token: &NewToken<'_>) -> Result<Stored, Error> {
     quota::claim(token.user_id)?;
     let stored = issue::insert(token)?.ok_or_else(Error::duplicate_digest)?;
     fields::end("expires_in", stored.expires_at.map(i64::from))?;
+    say_what_may_not_be_meant(Some(token.name), stored.expires_at);
     Ok(stored)
+}
+
+/// What is allowed, and yet mostly a mistake: an interval without a unit, which is in seconds, so that '90' ends after a
+/// minute and a half and '365' after six; and scopes in the place of the name, because the user was left out.
+pub(super) fn say_what_may_not_be_meant(name: Option<&str>, expires_at: Option<TimestampWithTimeZone>) {
+    const SHORT_LIFE: i64 = 600_000_000;
+    let remaining = expires_at.map(|end| i64::from(end).saturating_sub(sys::GetCurrentTimestamp()));
+    if let Some(remaining @ ..SHORT_LIFE) = remaining {
+        Error::short_life(remaining).notice();
+    }
+    if name.is_some_and(|name| name.starts_with('{') && name.ends_with('}')) {
+        Error::name_like_a_list().notice();
+    }
 }
 
 pub(super) fn issued_token(issued: &Issued, token: &NewToken<'_>, stored: &Stored) -> Datum {

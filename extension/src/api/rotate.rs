@@ -1,6 +1,6 @@
 //! `rotate_api_token`: a new secret for a token that stays what it is. The rest is in `sql/schema/lifecycle.sql`.
 
-use super::issue::{draw, new_id, refuse_if_read_only};
+use super::issue::{draw, new_id, refuse_if_read_only, say_what_may_not_be_meant};
 use crate::error::{Error, OrRaise};
 use crate::fmgr::{Call, sql_function};
 use crate::store::composite::{self, Composite};
@@ -21,6 +21,7 @@ fn rotate_api_token(call: &Call) -> Option<Datum> {
     let issued = draw(&prefix_of(&old.hint)).or_raise();
     let (id, hint) = (new_id(), issued.hint());
     let new = issue::replace(token_id, id, &issued.digest(), &hint, grace).or_raise();
+    say_what_may_not_be_meant(None, new.stored.expires_at);
     Some(composite::form(
         Composite::IssuedToken,
         [

@@ -2,7 +2,7 @@
 
 use crate::context::{self, Context};
 use crate::datum::{self, TextArray};
-use crate::error::Error;
+use crate::error::{Error, OrRaise};
 use crate::fmgr::{Call, sql_function};
 use crate::limits::{self, Quota};
 use crate::log;
@@ -57,8 +57,12 @@ fn authenticate(call: &Call) -> Option<Datum> {
 
 sql_function!(presented_token_has_scope);
 fn presented_token_has_scope(call: &Call) -> Option<Datum> {
-    let request =
-        Request { digest: presented_digest(call), required: Required::One(call.bytes(1)), client: None };
+    let request = Request {
+        digest: presented_digest(call),
+        required: Required::One(call.bytes(1)),
+        client: None,
+        binds: false,
+    };
     let verdict = Verdict::on(&request, Metering::Uncounted);
     let granted = verdict.code == Code::Valid;
     verdict.close();
@@ -78,6 +82,8 @@ struct Request<'a> {
     required: Required<'a>,
     /// What the application saw, never the peer of the database connection.
     client: Option<Net>,
+    /// Whether the token is to become the identity of the transaction.
+    binds: bool,
 }
 
 enum Required<'a> {
@@ -94,11 +100,12 @@ enum Metering {
 }
 
 impl<'a> Request<'a> {
-    fn new(digest: Option<Digest>, call: &'a Call) -> Self {
+    fn new(digest: Option<Digest>, call: &'a Call, binds: bool) -> Self {
         Request {
             digest,
             required: call.text_array(1).map_or(Required::Nothing, Required::All),
             client: call.bytes(2).and_then(datum::net),
+            binds,
         }
     }
 
@@ -149,8 +156,9 @@ impl Verdict {
             Function::VerifyApiTokenHash => call.bytes(0).and_then(|bytes| bytes.try_into().ok()),
             Function::VerifyApiToken | Function::Authenticate => presented_digest(call),
         };
-        let verdict = Verdict::on(&Request::new(digest, call), Metering::Counted);
-        if function == Function::Authenticate {
+        let binds = function == Function::Authenticate;
+        let verdict = Verdict::on(&Request::new(digest, call, binds), Metering::Counted);
+        if binds {
             match (verdict.accepted().map(context_of), verdict.quota) {
                 (Some(context), _) => context::establish(&context),
                 (None, Some(quota)) => Error::rate_limited(quota.charge.retry_after).raise(),
@@ -176,6 +184,13 @@ impl Verdict {
             (_, None) => Code::NotFound,
             (_, Some(token)) => judge(token, request, now),
         };
+        // Before anything is counted or charged: nothing was wrong with the token.
+        if request.binds
+            && code == Code::Valid
+            && let Some(token) = token
+        {
+            context::may_bind(&token.id()).or_raise();
+        }
         if metering == Metering::Uncounted {
             return Verdict::new(code, None, lookup);
         }
