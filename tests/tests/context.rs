@@ -10,10 +10,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use common::{
     Identity, Shared, Token, World, authenticate, current_user, error, identity, issue, issue_with, refused,
-    revoke, value,
+    revoke, update, value,
 };
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{AsyncMessage, Client};
 use tollgate_tests::{Cluster, DATABASE, eventually_async};
 
 static SHARED: Shared = Shared::new(&[]);
@@ -482,23 +482,319 @@ async fn a_refused_token_raises_and_keeps_nothing_new() -> Result<()> {
 }
 
 #[tokio::test]
-async fn authenticating_again_replaces_the_identity() -> Result<()> {
+async fn an_identity_outside_a_transaction_block_that_nothing_used_is_warned_of() -> Result<()> {
+    let World { owner, cluster, web: _ } = SHARED.world().await?;
+    let token = issue(&owner, "warned", &[]).await?.token;
+    owner
+        .batch_execute(
+            "create schema warned;
+             create function warned.log_in(token text) returns text language plpgsql as
+                 'begin return (select user_id from tollgate.authenticate(token)); end';
+             create function warned.whoami(token text) returns text language plpgsql as
+                 'begin perform from tollgate.authenticate(token); return tollgate.current_user_id(); end';
+             create function warned.two_statements(token text) returns text language sql as
+                 'select from tollgate.authenticate(token); select tollgate.current_user_id()';
+             create procedure warned.and_commits(token text) language plpgsql as
+                 'begin perform from tollgate.authenticate(token); commit; end';
+             grant usage on schema warned to web",
+        )
+        .await?;
+    let (web, mut messages) = cluster.listen("web", DATABASE).await?;
+    let call = format!("from tollgate.authenticate('{token}')");
+    for (statements, warns) in [
+        (format!("select valid {call}"), true),
+        (format!("select warned.log_in('{token}')"), true),
+        (format!("do $$ begin perform {call}; end $$"), true),
+        (format!("call warned.and_commits('{token}')"), true),
+        (format!("select tollgate.current_user_id() {call}"), false),
+        (format!("select warned.whoami('{token}')"), false),
+        (format!("select warned.two_statements('{token}')"), false),
+        (format!("do $$ begin perform {call}; perform tollgate.current_user_id(); end $$"), false),
+        // Several in one message are a transaction block, whatever comes after.
+        (format!("select valid {call}; select tollgate.current_user_id()"), false),
+        (format!("select valid {call}; select 1"), false),
+        (format!("begin; select valid {call}; commit"), false),
+        (format!("begin; savepoint s; select valid {call}; rollback to s; commit"), false),
+    ] {
+        web.batch_execute(&statements).await?;
+        // What was sent before this comes before it.
+        web.batch_execute("do $$ begin raise notice 'done'; end $$").await?;
+        let mut warnings = Vec::new();
+        while let Some(message) = messages.recv().await {
+            match message {
+                AsyncMessage::Notice(notice) if notice.message() == "done" => break,
+                AsyncMessage::Notice(notice) => warnings.push(notice),
+                _ => {}
+            }
+        }
+        assert_eq!(warnings.len(), usize::from(warns), "{statements}: {warnings:?}");
+        for warning in warnings {
+            assert_eq!(warning.code(), &SqlState::NO_ACTIVE_SQL_TRANSACTION);
+            assert_eq!(warning.severity(), "WARNING");
+            assert!(warning.hint().is_some_and(|hint| hint.contains("BEGIN")), "{warning:?}");
+        }
+    }
+    // One that fails says so, and no more.
+    error(web.batch_execute(&format!("select 1 / (select 0 {call})")).await);
+    Ok(())
+}
+
+// ---- One identity
+
+/// The error that another token than the first one meets.
+async fn assert_bound(client: &Client, other: &str) -> Result<()> {
+    client.batch_execute("savepoint assert_bound").await?;
+    let error = refused(authenticate(client, other).await, &SqlState::ACTIVE_SQL_TRANSACTION);
+    assert!(error.detail().is_some_and(|detail| detail.contains("savepoint")), "{error:?}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("new one")), "{error:?}");
+    client.batch_execute("rollback to assert_bound; release assert_bound").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_transaction_authenticates_with_one_token_alone() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    let first = issue(&owner, "one", &["posts:read"]).await?;
+    let namesake = issue(&owner, "one", &["posts:read"]).await?;
+    let derived = common::derive(&owner, &first, &["posts:read"]).await?;
+    let other = issue_with(&owner, "other", "rate_limit => 1, rate_window => '1 day'").await?;
+    let revoked = issue(&owner, "revoked", &[]).await?;
+    revoke(&owner, revoked.id).await?;
+
+    web.batch_execute("begin").await?;
+    // Who is refused binds nothing.
+    for refusal in [&revoked.token, "junk"] {
+        web.batch_execute("savepoint s").await?;
+        refused(authenticate(&web, refusal).await, &SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
+        web.batch_execute("rollback to s").await?;
+    }
+    authenticate(&web, &first.token).await?;
+    for another in [&other, &namesake, &derived] {
+        assert_bound(&web, &another.token).await?;
+        assert_eq!(identity(&web).await?.map(|identity| identity.token_id), Some(first.id));
+    }
+    // The other token was good: what it may not be here is no use, and charges no limit. A check of it changes nothing.
+    assert_eq!(common::code(&web, &other.token).await?, "VALID");
+    assert_eq!(current_user(&web).await?.as_deref(), Some("one"));
+    // The same token again is looked at again.
+    authenticate(&web, &first.token).await?;
+    update(&owner, first.id, &serde_json::json!({"scopes": []})).await?;
+    authenticate(&web, &first.token).await?;
+    assert_eq!(identity(&web).await?.map(|identity| identity.scopes), Some(Vec::new()));
+    web.batch_execute("savepoint s").await?;
+    revoke(&owner, first.id).await?;
+    refused(authenticate(&web, &first.token).await, &SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
+    web.batch_execute("rollback to s").await?;
+    assert_eq!(current_user(&web).await?.as_deref(), Some("one"), "that of before");
+    assert_bound(&web, &namesake.token).await?;
+    web.batch_execute("commit").await?;
+
+    // The secret of a rotated token is another one.
+    web.batch_execute("begin").await?;
+    authenticate(&web, &namesake.token).await?;
+    let successor = common::rotate(&owner, namesake.id, "1 hour").await?;
+    assert_bound(&web, &successor.token).await?;
+    web.batch_execute("commit").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_end_of_an_identity_before_its_transactions_frees_nothing() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    let ann = issue(&owner, "ann", &[]).await?.token;
+    let ben = issue(&owner, "ben", &[]).await?.token;
+    // Rolled back to a savepoint, by the client and by an exception.
+    web.batch_execute("begin; savepoint s").await?;
+    authenticate(&web, &ann).await?;
+    web.batch_execute("rollback to s").await?;
+    assert_eq!(identity(&web).await?, None);
+    assert_bound(&web, &ben).await?;
+    assert_eq!(identity(&web).await?, None);
+    authenticate(&web, &ann).await?;
+    assert_eq!(current_user(&web).await?.as_deref(), Some("ann"));
+    web.batch_execute("rollback").await?;
+
+    let block = format!(
+        "do $$ begin
+             begin
+                 perform from tollgate.authenticate('{ann}');
+                 raise division_by_zero;
+             exception when division_by_zero then null;
+             end;
+             begin
+                 perform from tollgate.authenticate('{ben}');
+                 raise 'bound to two';
+             exception when active_sql_transaction then null;
+             end;
+             if tollgate.current_user_id() is not null then raise 'still somebody'; end if;
+         end $$"
+    );
+    web.batch_execute(&block).await?;
+    web.batch_execute("begin").await?;
+    web.batch_execute(&block).await?;
+    assert_bound(&web, &ben).await?;
+    web.batch_execute("commit").await?;
+
+    // Expired.
+    let short = issue_with(&owner, "short", "expires_in => '500 milliseconds'").await?.token;
+    web.batch_execute("begin").await?;
+    authenticate(&web, &short).await?;
+    eventually_async(Duration::from_secs(10), "the identity to expire", async || {
+        current_user(&web).await.is_ok_and(|user| user.is_none())
+    })
+    .await;
+    assert_bound(&web, &ben).await?;
+    web.batch_execute("commit").await?;
+
+    // Emptied, which superusers may do.
+    owner.batch_execute("begin").await?;
+    authenticate(&owner, &ann).await?;
+    owner.batch_execute("set local tollgate.context = ''").await?;
+    assert_eq!(identity(&owner).await?, None);
+    assert_bound(&owner, &ben).await?;
+    owner.batch_execute("rollback").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_top_level_transaction_may_have_another_identity() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    let ann = issue(&owner, "ann", &[]).await?.token;
+    let ben = issue(&owner, "ben", &[]).await?.token;
+    for end in [
+        "commit; begin",
+        "rollback; begin",
+        "commit and chain",
+        "rollback and chain",
+        "prepare transaction 'each'; rollback prepared 'each'; begin",
+    ] {
+        web.batch_execute("begin").await?;
+        authenticate(&web, &ann).await?;
+        for statement in end.split("; ") {
+            web.batch_execute(statement).await?;
+        }
+        assert_eq!(identity(&web).await?, None, "{end}");
+        authenticate(&web, &ben).await?;
+        assert_eq!(current_user(&web).await?.as_deref(), Some("ben"), "{end}");
+        assert_bound(&web, &ann).await?;
+        web.batch_execute("commit").await?;
+    }
+    // By an error, at once and at the COMMIT.
+    web.batch_execute("begin").await?;
+    authenticate(&web, &ann).await?;
+    error(web.batch_execute("select 1 / 0").await);
+    web.batch_execute("commit; begin").await?;
+    authenticate(&web, &ben).await?;
+    web.batch_execute("commit").await?;
+
+    owner
+        .batch_execute(
+            "create schema chained;
+             create procedure chained.run(tokens text[], inout seen text[]) language plpgsql as $$
+                 declare token text;
+                 begin
+                     foreach token in array tokens loop
+                         perform from tollgate.authenticate(token);
+                         seen := seen || tollgate.current_user_id();
+                         commit;
+                         perform from tollgate.authenticate(tokens[1]);
+                         rollback;
+                     end loop;
+                 end $$;
+             grant usage on schema chained to web",
+        )
+        .await?;
+    let row = web.query_one("call chained.run($1, '{}')", &[&vec![&ann, &ben]]).await?;
+    assert_eq!(row.get::<_, Vec<&str>>(0), ["ann", "ben"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_one_identity_began_is_never_finished_by_another() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    posts(&owner, "mixed", 9).await?;
+    owner
+        .batch_execute(
+            "grant delete on mixed.posts to web;
+             create policy own_deletes on mixed.posts for delete to web using
+                 ((select tollgate.token_has_scope('posts:write')) and author = tollgate.current_user_id());
+             create function mixed.as_somebody(token text) returns bigint language plpgsql
+                 set search_path = pg_catalog, pg_temp as $$
+                 begin
+                     perform from tollgate.authenticate(token);
+                     return (select count(*) from mixed.posts);
+                 end $$",
+        )
+        .await?;
+    let anna = issue(&owner, "anna", &["posts:*"]).await?.token;
+    let bert = issue(&owner, "bert", &[]).await?.token;
+
+    // A cursor, which is asked for its rows one by one.
+    web.batch_execute("begin").await?;
+    authenticate(&web, &anna).await?;
+    web.batch_execute("declare mixed no scroll cursor for select id from mixed.posts order by id").await?;
+    assert_eq!(web.query("fetch 1 from mixed", &[]).await?.len(), 1);
+    assert_bound(&web, &bert).await?;
+    let rest = web.query("fetch all from mixed", &[]).await?;
+    assert_eq!(rest.iter().map(|row| row.get(0)).collect::<Vec<i32>>(), [6, 9]);
+    web.batch_execute("rollback").await?;
+
+    // A held one, whose rows are computed at the COMMIT, and which would authenticate there.
+    web.batch_execute("begin").await?;
+    authenticate(&web, &anna).await?;
+    web.batch_execute(&format!(
+        "declare held cursor with hold for select user_id from tollgate.authenticate('{bert}')"
+    ))
+    .await?;
+    refused(web.batch_execute("commit").await, &SqlState::ACTIVE_SQL_TRANSACTION);
+    assert_eq!(identity(&web).await?, None);
+
+    // One statement, a part of which authenticates. The deletion had gone by anna's scopes and bert's name.
+    for mixing in [
+        "with a as materialized (select valid from tollgate.authenticate($1))
+             delete from mixed.posts where (select valid from a)",
+        "delete from mixed.posts where (select (tollgate.authenticate($1)).valid)",
+        "select mixed.as_somebody($1), count(*) from mixed.posts",
+        "select p.id from mixed.posts p, tollgate.authenticate($1) a where p.author = a.user_id",
+    ] {
+        web.batch_execute("begin").await?;
+        authenticate(&web, &anna).await?;
+        refused(web.query(mixing, &[&bert]).await, &SqlState::ACTIVE_SQL_TRANSACTION);
+        web.batch_execute("rollback").await?;
+    }
+    assert_eq!(value::<i64>(&owner, "select count(*) from mixed.posts").await?, 9);
+
+    // A function with a SET clause: what it authenticates stays the identity of the transaction.
+    web.batch_execute("begin").await?;
+    assert_eq!(web.query_one("select mixed.as_somebody($1)", &[&anna]).await?.get::<_, i64>(0), 3);
+    assert_eq!(current_user(&web).await?.as_deref(), Some("anna"));
+    assert_bound(&web, &bert).await?;
+    web.batch_execute("commit").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_superuser_may_let_transactions_change_their_identity() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let broad = issue(&owner, "broad", &["admin"]).await?;
     let narrow = issue(&owner, "narrow", &["posts:read"]).await?;
-    web.batch_execute("begin").await?;
-    authenticate(&web, &broad.token).await?;
-    authenticate(&web, &narrow.token).await?;
-    let now = identity(&web).await?.context("an identity")?;
+    refused(web.batch_execute("set tollgate.identity_changes = on").await, &SqlState::INSUFFICIENT_PRIVILEGE);
+
+    owner.batch_execute("begin; set local tollgate.identity_changes = on").await?;
+    authenticate(&owner, &broad.token).await?;
+    authenticate(&owner, &narrow.token).await?;
+    let now = identity(&owner).await?.context("an identity")?;
     assert_eq!(
         (now.user_id.as_str(), now.token_id, now.scopes),
         ("narrow", narrow.id, vec!["posts:read".into()])
     );
-    assert!(!value::<bool>(&web, "select tollgate.token_has_scope('users:read')").await?);
-    authenticate(&web, &narrow.token).await?;
-    assert_eq!(current_user(&web).await?.as_deref(), Some("narrow"));
-    web.batch_execute("commit").await?;
-    assert_eq!(identity(&web).await?, None);
+    assert!(!value::<bool>(&owner, "select tollgate.token_has_scope('users:read')").await?);
+    // Once it is off again, the last one stays.
+    owner.batch_execute("set local tollgate.identity_changes = off").await?;
+    assert_bound(&owner, &broad.token).await?;
+    authenticate(&owner, &narrow.token).await?;
+    owner.batch_execute("commit").await?;
+    assert_eq!(identity(&owner).await?, None);
     Ok(())
 }
 
@@ -603,7 +899,10 @@ async fn an_expiry_ends_the_identity_inside_its_transaction() -> Result<()> {
 
 #[tokio::test]
 async fn savepoints_keep_and_restore_the_identity() -> Result<()> {
-    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    let World { owner, cluster, web: _ } = SHARED.world().await?;
+    // Of several identities, as test suites may have them in one transaction.
+    let web = cluster.connect("postgres", DATABASE).await?;
+    web.batch_execute("set tollgate.identity_changes = on").await?;
     let a = issue(&owner, "a", &[]).await?.token;
     let b = issue(&owner, "b", &[]).await?.token;
     let c = issue(&owner, "c", &[]).await?.token;
@@ -686,7 +985,7 @@ async fn an_error_caught_in_plpgsql_undoes_what_was_authenticated_in_its_block()
         .await?;
     let outer = issue(&owner, "outer", &[]).await?.token;
     let inner = issue(&owner, "inner", &[]).await?.token;
-    for (outer_token, before) in [(Some(outer.as_str()), Some("outer")), (None, None)] {
+    for (outer_token, before) in [(Some(inner.as_str()), Some("inner")), (None, None)] {
         web.batch_execute("begin").await?;
         let row = web.query_one("select caught.inside($1, $2)", &[&outer_token, &inner]).await?;
         let seen: Vec<Option<&str>> = row.get(0);
@@ -697,6 +996,7 @@ async fn an_error_caught_in_plpgsql_undoes_what_was_authenticated_in_its_block()
     web.batch_execute("begin").await?;
     let row = web.query_one("select caught.refusal($1, 'junk')", &[&outer]).await?;
     assert_eq!(row.get::<_, Option<&str>>(0), Some("outer"));
+    web.batch_execute("commit; begin").await?;
     let row = web.query_one("select caught.released($1)", &[&inner]).await?;
     assert_eq!(row.get::<_, Option<&str>>(0), Some("inner"), "no error, nothing undone");
     assert_eq!(current_user(&web).await?.as_deref(), Some("inner"));
@@ -863,6 +1163,7 @@ async fn each_identity_sees_the_rows_that_its_policies_allow() -> Result<()> {
     web.batch_execute("begin").await?;
     authenticate(&web, &anna).await?;
     assert_eq!(ids().await?, [3, 6, 9]);
+    web.batch_execute("commit; begin").await?;
     // The same prepared statement, another identity.
     authenticate(&web, &bert).await?;
     assert!(ids().await?.is_empty());
@@ -1065,60 +1366,6 @@ async fn a_settled_condition_is_in_the_plan_again_when_a_statement_could_not_sta
     Ok(())
 }
 
-/// A function by which partitions are pruned is called while a statement starts, and may do anything.
-#[tokio::test]
-async fn a_statement_that_starts_within_the_start_of_another_asks_for_itself() -> Result<()> {
-    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
-    owner
-        .batch_execute(
-            "create schema nested;
-             create table nested.posts as select n as id from generate_series(1, 10) n;
-             create table nested.parts (key int) partition by list (key);
-             create table nested.part_1 partition of nested.parts for values in (1);
-             create table nested.part_2 partition of nested.parts for values in (2);
-             insert into nested.parts values (1), (2);
-             alter table nested.posts enable row level security;
-             create policy readers on nested.posts for select to web
-                 using (tollgate.token_has_scope('posts:read'));
-             create function nested.count_all() returns bigint language plpgsql as $$
-             begin
-                 return (select count(*) from nested.posts, nested.parts where key = nested.key());
-             end $$;
-             create function nested.key() returns int language plpgsql stable as $$
-             begin
-                 if current_setting('nested.token') <> '' then
-                     perform tollgate.authenticate(set_config('nested.token', '', true) || current_setting('nested.other'));
-                     perform set_config('nested.counted', nested.count_all()::text, true);
-                 end if;
-                 return 1;
-             end $$;
-             grant usage on schema nested to web;
-             grant select on all tables in schema nested to web",
-        )
-        .await?;
-    let reader = issue(&owner, "reader", &["posts:read"]).await?.token;
-    let other = issue(&owner, "other", &[]).await?.token;
-    // Planned before, since the planner calls the function too.
-    web.batch_execute(
-        "set plan_cache_mode = force_generic_plan; set nested.token = ''; select nested.count_all()",
-    )
-    .await?;
-    for _ in 0..2 {
-        web.batch_execute("begin").await?;
-        authenticate(&web, &reader).await?;
-        web.batch_execute(&format!(
-            "set local nested.token = 'yes'; set local nested.other = '{other}'; set local nested.counted = ''"
-        ))
-        .await?;
-        // Who began may read; who came in between may not.
-        assert_eq!(value::<i64>(&web, "select nested.count_all()").await?, 10);
-        assert_eq!(value::<String>(&web, "select current_setting('nested.counted')").await?, "0");
-        assert_eq!(identity(&web).await?.map(|identity| identity.user_id).as_deref(), Some("other"));
-        web.batch_execute("commit").await?;
-    }
-    Ok(())
-}
-
 async fn plan_of(client: &Client, explain: &str) -> Result<String> {
     let lines = client.query(explain, &[]).await?;
     Ok(lines.iter().map(|line| line.get::<_, String>(0)).collect::<Vec<_>>().join("\n"))
@@ -1183,12 +1430,18 @@ async fn a_worker_sees_the_identity_of_its_leader_at_that_moment() -> Result<()>
     authenticate(&web, &a.token).await?;
     let seen = in_worker().await?.context("an identity")?;
     assert_eq!((seen.token_id, seen.user_id.as_str()), (a.id, "a, with 'quotes' and ☃"));
-    web.batch_execute("savepoint s").await?;
+    // The worker has bound nothing, and the leader still is bound.
+    assert_bound(&web, &b.token).await?;
+    assert_eq!(in_worker().await?.map(|identity| identity.token_id), Some(a.id));
+    web.batch_execute("rollback; begin; savepoint s").await?;
+    assert_eq!(in_worker().await?, None);
     authenticate(&web, &b.token).await?;
     let seen = in_worker().await?.context("an identity")?;
     assert_eq!((seen.token_id, seen.scopes), (b.id, vec!["users:*".into()]));
     web.batch_execute("rollback to s").await?;
-    assert_eq!(in_worker().await?.map(|identity| identity.token_id), Some(a.id));
+    assert_eq!(in_worker().await?, None);
+    authenticate(&web, &b.token).await?;
+    assert_eq!(in_worker().await?.map(|identity| identity.token_id), Some(b.id));
     web.batch_execute("commit").await?;
     assert_eq!(in_worker().await?, None);
     Ok(())
