@@ -107,6 +107,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'check_retention(interval)',                             'nobody'),
         ('FUNCTION', 'check_snapshot(uuid, text[])',                          'nobody'),
         ('FUNCTION', 'check_token_fields(text[], text, text[], timestamptz, jsonb, cidr[], integer, interval)', 'nobody'),
+        ('FUNCTION', 'check_user_named(text)',                                'nobody'),
         ('FUNCTION', 'check_within_parent(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
         ('FUNCTION', 'claim_token_slot(text)',                                'nobody'),
         ('FUNCTION', 'current_epoch()',                                       'nobody'),

@@ -62,10 +62,27 @@ CREATE VIEW tollgate.tokens WITH (security_barrier) AS
     FROM tollgate.api_tokens t LEFT JOIN tollgate.token_usage u ON u.token_id = t.id;
 COMMENT ON VIEW tollgate.tokens IS 'Tokens for people: hint, status and usage as of the last flush; never the digest';
 
+CREATE FUNCTION tollgate.check_user_named(user_id text) RETURNS void
+    LANGUAGE plpgsql STABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- Blank as well: no token has such a user.
+    IF $1 IS NULL OR $1 !~ '[^[:space:]]' THEN
+        RAISE EXCEPTION 'a user must be named'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: user_id, which is NULL, empty or blank.',
+                  HINT = 'Pass the key of the user in your application, as text.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.check_user_named(text) IS
+    'Raises 22023 for a user who is nobody, whose tokens would be none: the mistake would go unseen. Internal.';
+
 CREATE FUNCTION tollgate.list_api_tokens(user_id text) RETURNS SETOF tollgate.tokens
     LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
+    SELECT tollgate.check_user_named($1);
     SELECT t.* FROM tollgate.tokens t WHERE t.user_id = $1 ORDER BY t.created_at, t.id;
 END;
-COMMENT ON FUNCTION tollgate.list_api_tokens(text) IS 'The tokens of a user, oldest first: hint, status and usage, never the digest';
+COMMENT ON FUNCTION tollgate.list_api_tokens(text) IS 'The tokens of a user, oldest first: hint, status and usage, never the digest; 22023 without a user';

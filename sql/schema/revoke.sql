@@ -106,17 +106,21 @@ CREATE FUNCTION tollgate.revoke_all_api_tokens(user_id text, reason text DEFAULT
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM tollgate.check_user_named($1);
     RETURN tollgate.revoke_tokens_of_users(ARRAY[$1], tollgate.stored_reason($2), '{}');
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_all_api_tokens(text, text) IS
-    'Revokes every token of a user that is not revoked yet, and says how many; one event token.revoked each, one notification';
+    'Revokes every token of a user that is not revoked yet, and says how many; one event token.revoked each, one notification; 22023 without a user';
 
 CREATE FUNCTION tollgate.revoke_presented_token(token text, reason text DEFAULT NULL) RETURNS boolean
-    LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT tollgate.revoke_api_token(tollgate.presented_token_id($1), NULL, $2);
-END;
+AS $$
+BEGIN
+    -- An expression of PL/pgSQL has no plan that auto_explain could write down with the token in it; a SELECT here has.
+    RETURN tollgate.revoke_api_token(tollgate.presented_token_id($1), NULL, $2);
+END
+$$;
 COMMENT ON FUNCTION tollgate.revoke_presented_token(text, text) IS
     'Revokes a token by its plaintext, so that whoever finds a leaked one can kill it; false when it is malformed, unknown or revoked already';

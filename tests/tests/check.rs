@@ -191,6 +191,91 @@ async fn check_warns_of_a_server_that_logs_tokens() -> Result<()> {
 }
 
 #[tokio::test]
+async fn check_names_the_roles_whose_plans_auto_explain_writes() -> Result<()> {
+    let cluster = Arc::new(common::start(Cluster::builder())?);
+    let db = Db::only(&cluster).await?;
+    let report =
+        async || -> Result<Value> { Ok(finding(&json_of(&db.url(), &["check"], OK), "auto_explain")) };
+    assert_eq!(report().await?["verdict"], json!("ok"));
+    // Loaded for one role, and told to write for it: what only that role's sessions would show.
+    db.owner.batch_execute("alter role web set session_preload_libraries = 'auto_explain'").await?;
+    assert_eq!(report().await?["verdict"], json!("ok"));
+    db.owner.batch_execute("alter role web set auto_explain.log_min_duration = '250ms'").await?;
+    let parameters = cluster.major() >= 16;
+    let warned = report().await?;
+    let detail = warned["detail"].as_str().context("a detail")?;
+    assert_eq!(warned["verdict"], json!("warn"), "{warned}");
+    assert!(detail.contains("plans of web,") && !detail.contains("log_verbose"), "{warned}");
+    assert_eq!(detail.contains("log_parameter_max_length"), parameters, "{warned}");
+    db.owner
+        .batch_execute(
+            "alter role web set auto_explain.log_verbose = yes; alter role web set auto_explain.log_parameter_max_length = '0B'",
+        )
+        .await?;
+    let warned = report().await?;
+    let detail = warned["detail"].as_str().context("a detail")?;
+    assert!(detail.contains("of web, with log_verbose") && !detail.contains("log_parameter"), "{warned}");
+    // A role that passes no token is nobody's concern.
+    db.owner
+        .batch_execute(
+            "create role reporting login; alter role reporting set auto_explain.log_min_duration = 0",
+        )
+        .await?;
+    let mend = warned["mend"].as_str().context("what mends it")?;
+    assert!(!mend.contains("reporting"), "{mend}");
+    db.owner.batch_execute(mend).await?;
+    assert_eq!(report().await?["verdict"], json!("ok"));
+
+    // Loaded for the whole server.
+    let cluster = Arc::new(common::start(
+        Cluster::builder()
+            .preload(false)
+            .setting("shared_preload_libraries", "tollgate,auto_explain")
+            .setting("auto_explain.log_min_duration", "1s"),
+    )?);
+    let db = Db::only(&cluster).await?;
+    let warned = finding(&json_of(&db.url(), &["check"], OK), "auto_explain");
+    assert_eq!(warned["verdict"], json!("warn"), "{warned}");
+    db.owner.batch_execute(warned["mend"].as_str().context("what mends it")?).await?;
+    assert_eq!(finding(&json_of(&db.url(), &["check"], OK), "auto_explain")["verdict"], json!("ok"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_names_where_transactions_may_change_their_identity() -> Result<()> {
+    let cluster = Arc::new(common::start(Cluster::builder())?);
+    let db = Db::only(&cluster).await?;
+    let identity = || finding(&json_of(&db.url(), &["check"], OK), "identity");
+    assert_eq!(identity()["verdict"], json!("ok"));
+    let database: String = value(&db.owner, "select quote_ident(current_database())").await?;
+    for (on, named) in [
+        (format!("alter database {database} set tollgate.identity_changes = on"), "this database"),
+        ("alter role web set tollgate.identity_changes = on".to_owned(), "role web"),
+        (format!("alter role web in database {database} set tollgate.identity_changes = 'true'"), "role web"),
+        ("alter role all set tollgate.identity_changes = on".to_owned(), "all roles"),
+        (
+            "alter system set tollgate.identity_changes = on; select pg_reload_conf()".to_owned(),
+            "the whole server",
+        ),
+    ] {
+        for statement in on.split("; ") {
+            db.owner.batch_execute(statement).await?;
+        }
+        eventually_async(LONG, "the setting to be on", async || identity()["verdict"] == json!("warn")).await;
+        let warned = identity();
+        assert!(warned["detail"].as_str().is_some_and(|detail| detail.contains(named)), "{on}: {warned}");
+        for statement in warned["mend"].as_str().context("what mends it")?.split_inclusive(';') {
+            db.owner.batch_execute(statement).await?;
+        }
+        eventually_async(LONG, "the setting to be off", async || identity()["verdict"] == json!("ok")).await;
+    }
+    // Off for a role is nothing to warn of.
+    db.owner.batch_execute("alter role web set tollgate.identity_changes = off").await?;
+    assert_eq!(identity()["verdict"], json!("ok"));
+    Ok(())
+}
+
+#[tokio::test]
 async fn check_warns_while_no_daemon_serves_and_of_what_would_be_lost() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder().setting("synchronous_commit", "off"))?);
     let db = Db::only(&cluster).await?;

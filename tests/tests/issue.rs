@@ -423,8 +423,7 @@ async fn all_tokens_of_a_user_are_revoked_and_nobody_elses() -> Result<()> {
     revoke(&owner, own[0].id).await?;
     let others = issue(&owner, "everything else", &[]).await?;
     let all = "select tollgate.revoke_all_api_tokens($1, 'left the company')";
-    for (user, expected) in [(Some("everything"), 2), (Some("everything"), 0), (Some("nobody"), 0), (None, 0)]
-    {
+    for (user, expected) in [("everything", 2), ("everything", 0), ("nobody", 0)] {
         assert_eq!(owner.query_one(all, &[&user]).await?.get::<_, i64>(0), expected, "{user:?}");
     }
     for token in &own {
@@ -631,10 +630,89 @@ async fn a_list_shows_the_users_tokens_oldest_first_with_their_status_and_never_
         let text: &str = row.get(5);
         assert!(!text.contains(&digest) && !text.contains(&token.token[4..20]), "{text}");
     }
-    for nobody in ["nobody", ""] {
-        assert!(lister.query("select from tollgate.list_api_tokens($1)", &[&nobody]).await?.is_empty());
+    assert!(lister.query("select from tollgate.list_api_tokens('nobody')", &[]).await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_is_nobody_has_no_tokens_to_list_or_revoke_and_that_is_an_error() -> Result<()> {
+    let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
+    issue(&owner, "somebody", &[]).await?;
+    for call in [
+        "select * from tollgate.list_api_tokens($1)",
+        "select tollgate.revoke_all_api_tokens($1)",
+        "select * from tollgate.create_api_token($1, 'a name')",
+        "select tollgate.import_api_token($1, 'a name', sha256('x'))",
+    ] {
+        for nobody in [None, Some(""), Some(" \t\n")] {
+            let error = refused(owner.query(call, &[&nobody]).await, &SqlState::INVALID_PARAMETER_VALUE);
+            assert_eq!(error.detail(), Some("Argument: user_id, which is NULL, empty or blank."), "{call}");
+            assert!(error.hint().is_some(), "{call}");
+        }
     }
-    assert!(lister.query("select from tollgate.list_api_tokens(null)", &[]).await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_token_that_ends_within_minutes_is_said_to_however_it_comes_to_be() -> Result<()> {
+    let World { owner, cluster, .. } = SHARED.world().await?;
+    let (client, mut messages) = cluster.listen("postgres", DATABASE).await?;
+    let mut notices = async |call: &str| -> Result<Vec<(String, String)>> {
+        client.batch_execute(call).await.with_context(|| call.to_owned())?;
+        client.batch_execute("do $$ begin raise notice 'done'; end $$").await?;
+        let mut notices = Vec::new();
+        while let Some(message) = messages.recv().await {
+            match message {
+                AsyncMessage::Notice(notice) if notice.message() == "done" => break,
+                AsyncMessage::Notice(notice) => {
+                    assert_eq!(notice.severity(), "NOTICE");
+                    notices.push((notice.message().to_owned(), notice.hint().unwrap_or_default().to_owned()));
+                }
+                _ => {}
+            }
+        }
+        Ok(notices)
+    };
+    let parent = issue_with(&owner, "short", "expires_in => '1 hour'").await?;
+    let brief = issue_with(&owner, "short", "expires_in => '9 minutes'").await?;
+    // A call, what the notice says.
+    for (call, told) in [
+        ("create_api_token('short', 'a name', expires_in => '90')".to_owned(), Some("90 s")),
+        ("create_api_token('short', 'a name', expires_in => '365')".to_owned(), Some("365 s")),
+        ("create_api_token('short', 'a name', expires_in => '1 second')".to_owned(), Some("1 s")),
+        ("import_api_token('short', 'a name', sha256('1'), expires_in => '30')".to_owned(), Some("30 s")),
+        (format!("derive_api_token('{}', 'a name', '{{}}', '59')", parent.token), Some("59 s")),
+        // One that ends with its parent, one that replaces another.
+        (format!("derive_api_token('{}', 'a name', '{{}}', null)", brief.token), Some(" s")),
+        (format!("rotate_api_token('{}')", brief.id), Some(" s")),
+        (format!("rotate_api_token('{}')", parent.id), None),
+        ("create_api_token('short', 'a name', expires_in => '90 days')".to_owned(), None),
+        ("create_api_token('short', 'a name', expires_in => '11 minutes')".to_owned(), None),
+        ("create_api_token('short', 'a name')".to_owned(), None),
+        ("import_api_token('short', 'a name', sha256('2'))".to_owned(), None),
+    ] {
+        let notices = notices(&format!("select tollgate.{call}")).await?;
+        assert_eq!(notices.len(), usize::from(told.is_some()), "{call}: {notices:?}");
+        for ((message, hint), told) in notices.iter().zip(told) {
+            assert!(message.starts_with("the token expires in ") && message.ends_with(told), "{message}");
+            assert!(hint.contains("seconds") && hint.contains("'90 days'"), "{hint}");
+        }
+    }
+
+    for (call, told) in [
+        ("create_api_token('laptop', '{posts:read}')", true),
+        ("create_api_token('laptop', '{}')", true),
+        ("import_api_token('laptop', '{posts:read}', sha256('3'))", true),
+        ("create_api_token('ann', 'laptop', '{posts:read}')", false),
+        ("create_api_token('ann', '{laptop')", false),
+    ] {
+        let notices = notices(&format!("select tollgate.{call}")).await?;
+        assert_eq!(notices.len(), usize::from(told), "{call}: {notices:?}");
+        for (message, hint) in notices {
+            assert!(message.contains("list of scopes") && !message.contains('{'), "{message}");
+            assert!(hint.contains("user_id, name, scopes"), "{hint}");
+        }
+    }
     Ok(())
 }
 

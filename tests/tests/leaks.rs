@@ -280,3 +280,108 @@ async fn no_token_and_no_part_of_one_is_told_to_anybody_but_its_caller() -> Resu
     );
     Ok(())
 }
+
+// ---- auto_explain
+
+/// A plan that the planner makes for given bind values has them in it as constants, and auto_explain writes plans.
+#[tokio::test]
+async fn auto_explain_writes_tokens_where_the_documents_say_and_nowhere_else() -> Result<()> {
+    let builder = Cluster::builder()
+        .preload(false)
+        .setting("shared_preload_libraries", "tollgate,auto_explain")
+        .setting("auto_explain.log_min_duration", "0")
+        .setting("auto_explain.log_nested_statements", "on");
+    let builder = if tollgate_tests::Install::under_test()?.major >= 16 {
+        builder.setting("auto_explain.log_parameter_max_length", "0")
+    } else {
+        builder
+    };
+    let cluster = common::start(builder)?;
+    let owner = cluster.connect("postgres", DATABASE).await?;
+    owner
+        .batch_execute(
+            "create role colleague login; create table posts as select 1 as id;
+             create function logged_in(token text) returns text language plpgsql as $$
+                 declare answer tollgate.verification;
+                 begin
+                     answer := tollgate.authenticate(token);
+                     return answer.user_id;
+                 end $$",
+        )
+        .await?;
+    // What was written of a statement with a fresh token, whether the token is in it, and whether the statement is.
+    let log_of = async |statement: &str, settings: &str| -> Result<(bool, bool)> {
+        let session = cluster.connect("postgres", DATABASE).await?;
+        session.batch_execute(calls::PREPARATION).await?;
+        session.batch_execute(settings).await?;
+        let token = common::issue(&owner, "clerk", &["posts:read"]).await?;
+        let statement = calls::replaced(statement, &token, "colleague");
+        let before = cluster.log().len();
+        let values: &[&(dyn ToSql + Sync)] = if statement.contains("$1") { &[&token.token] } else { &[] };
+        session.query(&statement, values).await.with_context(|| statement.clone())?;
+        let log = cluster.log().split_off(before);
+        let mut told = Told::default();
+        told.add(&statement, log.as_str());
+        Ok((!told.leaks(&[token.token]).is_empty(), log.contains(&statement)))
+    };
+
+    // Without log_verbose whatever is called shows no token,
+    for (function, call) in calls::all(&owner).await? {
+        let statement = format!("select * from tollgate.{}", call.replace("'{token}'", "$1"));
+        let (leaks, written) = log_of(&statement, "").await?;
+        assert!(written, "auto_explain did not write {function}");
+        assert!(!leaks, "{function}");
+    }
+    // and with it these, which are the forms that the documents show. Within PL/pgSQL an expression has no plan.
+    let verbose = "set auto_explain.log_verbose = on";
+    for statement in [
+        "select * from tollgate.authenticate($1)",
+        "select user_id from tollgate.authenticate($1, client_ip => '10.0.0.1')",
+        "select valid, code from tollgate.verify_api_token($1, '{posts:read}') v where v.valid",
+        "select p.id from posts p left join tollgate.verify_api_token($1) v on v.valid",
+        "with a as materialized (select valid from tollgate.authenticate($1)) select from posts where (select valid from a)",
+    ] {
+        assert_eq!(log_of(statement, verbose).await?, (false, true), "{statement}");
+    }
+    // The plans within our own functions: the token comes to them by a setting, which is in no plan.
+    let token = common::issue(&owner, "clerk", &["posts:read"]).await?.token;
+    owner.query("select set_config('my.token', $1, false)", &[&token]).await?;
+    owner.batch_execute("set auto_explain.log_verbose = on").await?;
+    let before = cluster.log().len();
+    for call in [
+        "authenticate(t)",
+        "verify_api_token(t)",
+        "token_has_scope(t, 'posts:read')",
+        "derive_api_token(t, 'n', '{posts:read}', '1 day')",
+        "revoke_presented_token(t)",
+    ] {
+        owner
+            .batch_execute(&format!(
+                "do $$ declare t text := current_setting('my.token'); x text; begin x := tollgate.{call}; end $$"
+            ))
+            .await?;
+    }
+    let nested = cluster.log().split_off(before);
+    assert!(nested.contains("tollgate.lock_token"), "the nested statements are not there: {nested}");
+    let mut told = Told::default();
+    nested.lines().for_each(|line| told.add("a nested statement", line));
+    assert!(told.leaks(&[token]).is_empty(), "{nested}");
+
+    // What the documents warn of.
+    for (statement, settings) in [
+        ("select from posts where tollgate.token_has_scope($1, 'posts:read')", ""),
+        ("select from posts where (tollgate.verify_api_token($1)).valid", ""),
+        ("select tollgate.authenticate($1)", verbose),
+        ("select tollgate.revoke_presented_token($1)", verbose),
+        ("select token from tollgate.derive_api_token($1, 'n', '{}', null)", verbose),
+        ("select * from tollgate.authenticate($1) with ordinality", verbose),
+        ("select a from tollgate.authenticate($1) a", verbose),
+        ("select logged_in($1)", verbose),
+        ("select set_config('request.headers', $1, true)", verbose),
+    ] {
+        assert_eq!(log_of(statement, settings).await?, (true, true), "{statement}");
+        let generic = format!("{settings}; set plan_cache_mode = force_generic_plan");
+        assert_eq!(log_of(statement, &generic).await?, (false, true), "a generic plan of {statement}");
+    }
+    Ok(())
+}

@@ -135,7 +135,9 @@ pub(crate) async fn all(owner: &Client) -> Result<Vec<(&'static str, &'static st
 
 /// A call as a statement.
 pub(crate) fn filled(call: &str, token: &Token, role: &str) -> String {
-    let call =
-        call.replace("{token}", &token.token).replace("{id}", &token.id.to_string()).replace("{role}", role);
-    format!("select * from tollgate.{call}")
+    format!("select * from tollgate.{}", replaced(call, token, role))
+}
+
+pub(crate) fn replaced(text: &str, token: &Token, role: &str) -> String {
+    text.replace("{token}", &token.token).replace("{id}", &token.id.to_string()).replace("{role}", role)
 }

@@ -5,6 +5,7 @@
 
 mod daemons;
 mod finding;
+mod identity;
 mod log;
 
 use std::time::{Duration, Instant};
@@ -104,6 +105,8 @@ async fn examine(target: &Target, session: &mut Session, patience: Duration) -> 
     });
     if installed {
         findings.push(log::logging(session).await?);
+        findings.push(log::auto_explain(session).await?);
+        findings.push(identity::identity_changes(session).await?);
     }
     Ok(findings)
 }
