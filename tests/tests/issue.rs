@@ -654,7 +654,7 @@ async fn who_is_nobody_has_no_tokens_to_list_or_revoke_and_that_is_an_error() ->
 }
 
 #[tokio::test]
-async fn a_token_that_ends_within_minutes_is_said_to_however_it_comes_to_be() -> Result<()> {
+async fn a_token_that_ends_within_two_minutes_is_said_to_however_it_comes_to_be() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     let (client, mut messages) = cluster.listen("postgres", DATABASE).await?;
     let mut notices = async |call: &str| -> Result<Vec<(String, String)>> {
@@ -674,11 +674,10 @@ async fn a_token_that_ends_within_minutes_is_said_to_however_it_comes_to_be() ->
         Ok(notices)
     };
     let parent = issue_with(&owner, "short", "expires_in => '1 hour'").await?;
-    let brief = issue_with(&owner, "short", "expires_in => '9 minutes'").await?;
+    let brief = issue_with(&owner, "short", "expires_in => '110 seconds'").await?;
     // A call, what the notice says.
     for (call, told) in [
         ("create_api_token('short', 'a name', expires_in => '90')".to_owned(), Some("90 s")),
-        ("create_api_token('short', 'a name', expires_in => '365')".to_owned(), Some("365 s")),
         ("create_api_token('short', 'a name', expires_in => '1 second')".to_owned(), Some("1 s")),
         ("import_api_token('short', 'a name', sha256('1'), expires_in => '30')".to_owned(), Some("30 s")),
         (format!("derive_api_token('{}', 'a name', '{{}}', '59')", parent.token), Some("59 s")),
@@ -687,7 +686,7 @@ async fn a_token_that_ends_within_minutes_is_said_to_however_it_comes_to_be() ->
         (format!("rotate_api_token('{}')", brief.id), Some(" s")),
         (format!("rotate_api_token('{}')", parent.id), None),
         ("create_api_token('short', 'a name', expires_in => '90 days')".to_owned(), None),
-        ("create_api_token('short', 'a name', expires_in => '11 minutes')".to_owned(), None),
+        ("create_api_token('short', 'a name', expires_in => '3 minutes')".to_owned(), None),
         ("create_api_token('short', 'a name')".to_owned(), None),
         ("import_api_token('short', 'a name', sha256('2'))".to_owned(), None),
     ] {

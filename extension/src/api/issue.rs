@@ -121,9 +121,10 @@ pub(super) fn store(token: &NewToken<'_>) -> Result<Stored, Error> {
 }
 
 /// What is allowed, and yet mostly a mistake: an interval without a unit, which is in seconds, so that '90' ends after a
-/// minute and a half and '365' after six; and scopes in the place of the name, because the user was left out.
+/// minute and a half (five minutes are what a token for one job may well have); and scopes in the place of the name,
+/// because the user was left out.
 pub(super) fn say_what_may_not_be_meant(name: Option<&str>, expires_at: Option<TimestampWithTimeZone>) {
-    const SHORT_LIFE: i64 = 600_000_000;
+    const SHORT_LIFE: i64 = 120_000_000;
     let remaining = expires_at.map(|end| i64::from(end).saturating_sub(sys::GetCurrentTimestamp()));
     if let Some(remaining @ ..SHORT_LIFE) = remaining {
         Error::short_life(remaining).notice();
