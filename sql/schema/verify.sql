@@ -19,7 +19,7 @@ CREATE FUNCTION tollgate.authenticate(token text, required_scopes text[] DEFAULT
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'authenticate';
 COMMENT ON FUNCTION tollgate.authenticate(text, text[], inet) IS
-    'Verifies a token and makes it the identity of this transaction; raises 28000 when it is refused, 42501 when it lacks a required scope, 53400 when it is over its limit';
+    'Verifies a token and makes it the identity of this transaction; raises 28000 when it is refused, 42501 when it lacks a required scope, 53400 when it is over its limit, 25001 when the transaction has another identity';
 
 CREATE FUNCTION tollgate.token_has_scope(token text, scope text) RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE

@@ -773,6 +773,41 @@ async fn what_one_identity_began_is_never_finished_by_another() -> Result<()> {
     Ok(())
 }
 
+/// As PostgREST runs each request in one transaction, over connections that it keeps.
+#[tokio::test]
+async fn requests_that_authenticate_before_their_query_have_an_identity_each() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    posts(&owner, "requests", 9).await?;
+    owner
+        .batch_execute(
+            "create function requests.before() returns void language plpgsql as $$
+                 declare token text := nullif(current_setting('request.headers', true), '')::json ->> 'x-api-key';
+                 begin
+                     if token is not null then
+                         perform from tollgate.authenticate(token);
+                     end if;
+                 end $$",
+        )
+        .await?;
+    let anna = issue(&owner, "anna", &["posts:read"]).await?.token;
+    let bert = issue(&owner, "bert", &["posts:read"]).await?.token;
+    for (token, ids) in [
+        (Some(&anna), vec![3, 6, 9]),
+        (Some(&bert), vec![1, 4, 7]),
+        (None, vec![]),
+        (Some(&anna), vec![3, 6, 9]),
+    ] {
+        let headers = serde_json::json!({ "x-api-key": token }).to_string();
+        web.batch_execute("begin isolation level read committed read only").await?;
+        web.query("select set_config('request.headers', $1, true)", &[&headers]).await?;
+        web.batch_execute("select requests.before()").await?;
+        let rows = web.query("select id from requests.posts order by id", &[]).await?;
+        assert_eq!(rows.iter().map(|row| row.get(0)).collect::<Vec<i32>>(), ids);
+        web.batch_execute("commit").await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_superuser_may_let_transactions_change_their_identity() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;

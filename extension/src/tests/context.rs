@@ -81,7 +81,7 @@ mod tests {
         let failed = PgTryBuilder::new(|| {
             // SAFETY: left again below, whether or not it is raised in between.
             unsafe { pg_sys::EnterParallelMode() };
-            context::establish(&context("second", None));
+            context::establish(&Context { token_id: [8; 16], ..context("second", None) });
             false
         })
         .catch_others(|_| true)
@@ -93,5 +93,7 @@ mod tests {
         assert!(failed, "a setting was set in a parallel operation");
         assert_eq!(user().as_deref(), Some("first"));
         assert!(refused_to_set());
+        assert!(context::may_bind(&[9; 16]).is_ok());
+        assert!(context::may_bind(&[8; 16]).is_err(), "what failed has bound the transaction");
     }
 }
