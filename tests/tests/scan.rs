@@ -567,10 +567,7 @@ async fn a_cached_plan_is_the_same_after_each_execution_and_after_an_error() -> 
     )
     .await?;
     let p = |by: i32| format!("execute p ('{}', {by})", token.token);
-    let plan_of = async || {
-        plan(&web, &format!("(verbose) execute p ('{}', 1)", token.token).replace("(verbose) ", "")).await
-    };
-    let first = plan_of().await?;
+    let first = plan(&web, &p(1)).await?;
     for _ in 0..3 {
         assert_eq!(shown(&web, &p(1)).await?[1][1].as_deref(), Some("VALID"));
         refused(web.batch_execute(&p(0)).await, &SqlState::DIVISION_BY_ZERO);
