@@ -11,12 +11,6 @@ pub(crate) const GUC_NO_RESET: u32 = 0;
 #[cfg(not(feature = "pg15"))]
 pub(crate) const GUC_NO_RESET: u32 = pgrx::pg_sys::GUC_NO_RESET;
 
-/// The privilege to insert, in the type that the functions take which check it (64 bits since 16).
-#[cfg(feature = "pg15")]
-pub(crate) const ACL_INSERT: pg_sys::AclMode = pg_sys::ACL_INSERT;
-#[cfg(not(feature = "pg15"))]
-pub(crate) const ACL_INSERT: pg_sys::AclMode = pg_sys::ACL_INSERT as pg_sys::AclMode;
-
 /// `AddinShmemInitLock`, a macro in C (`lwlocknames.h`, `lwlocklist.h`): the same number in every supported version.
 pub(crate) const ADDIN_SHMEM_INIT_LOCK: usize = 21;
 
@@ -87,22 +81,6 @@ pub(crate) unsafe fn pin_if_still(
         #[cfg(not(feature = "pg15"))]
         let locator = (*table).rd_locator;
         ReadRecentBuffer(locator, pg_sys::ForkNumber::MAIN_FORKNUM, block, buffer)
-    }
-}
-
-/// The name of a column of a row's descriptor, counted from 0.
-///
-/// # Safety
-///
-/// The descriptor has that column.
-pub(crate) unsafe fn column_name(descriptor: pg_sys::TupleDesc, n: usize) -> *mut pg_sys::NameData {
-    // SAFETY: the caller's promise.
-    unsafe {
-        #[cfg(feature = "pg18")]
-        let attribute = pg_sys::TupleDescAttr(descriptor, n as c_int);
-        #[cfg(not(feature = "pg18"))]
-        let attribute = (*descriptor).attrs.as_mut_ptr().add(n);
-        &raw mut (*attribute).attname
     }
 }
 

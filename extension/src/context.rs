@@ -113,11 +113,6 @@ pub(crate) fn read<R>(reader: impl FnOnce(&Context) -> R) -> Option<R> {
     })
 }
 
-/// Whether [`read`] may find an identity.
-pub(crate) fn is_established() -> bool {
-    CURRENT.with_borrow(Option::is_some)
-}
-
 #[pg_guard]
 unsafe extern "C-unwind" fn check(
     new: *mut *mut c_char,

@@ -4,6 +4,7 @@
 //! bound checked.
 #![allow(unsafe_code)]
 
+use crate::sys;
 use pgrx::pg_sys::{self, Datum};
 use tollgate_core::net::Net;
 
@@ -21,6 +22,28 @@ pub(crate) unsafe fn varlena<'a>(datum: Datum) -> &'a [u8] {
             pointer = pg_sys::pg_detoast_datum_packed(pointer);
         }
         pgrx::varlena::varlena_to_byte_slice(pointer)
+    }
+}
+
+/// The length in the catalogue (`typlen`) of types of variable length.
+pub(crate) const VARLENA: i16 = -1;
+/// Not of the catalogue: of any type that is passed by value.
+pub(crate) const BY_VALUE: i16 = 0;
+
+/// Copies a value of a type of that length into the current memory context. One that is stored out of line is fetched, since the
+/// row that it belongs to may be gone tomorrow.
+///
+/// # Safety
+///
+/// A value of such a type; only inside `sys::guarded`.
+pub(crate) unsafe fn copy(datum: Datum, length: i16) -> Datum {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let pointer = datum.cast_mut_ptr::<pg_sys::varlena>();
+        if length == VARLENA && pgrx::varlena::varatt_is_1b_e(pointer) {
+            return Datum::from(sys::detoast_external_attr(pointer));
+        }
+        sys::datumCopy(datum, length == BY_VALUE, i32::from(length))
     }
 }
 

@@ -1,8 +1,13 @@
 //! The errors users see: each a SQLSTATE, a sentence, a detail and a hint that says what the reader can do. None ever
 //! holds a token or a part of one.
+#![allow(unsafe_code)]
 
+use crate::sys;
+use core::ffi::c_int;
+use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
+use std::ffi::CString;
 use tollgate_core::status::Code;
 use tollgate_core::token;
 
@@ -201,30 +206,6 @@ impl Error {
 
     #[track_caller]
     pub(crate) fn raise(self) -> ! {
-        self.report(PgLogLevel::ERROR);
-        unreachable!("an ERROR does not return")
-    }
-
-    /// To the server's log.
-    #[track_caller]
-    pub(crate) fn log(self) {
-        self.report(PgLogLevel::LOG);
-    }
-
-    /// To the client that called.
-    #[track_caller]
-    pub(crate) fn warn(self) {
-        self.report(PgLogLevel::WARNING);
-    }
-
-    /// To the client that called.
-    #[track_caller]
-    pub(crate) fn notice(self) {
-        self.report(PgLogLevel::NOTICE);
-    }
-
-    #[track_caller]
-    fn report(self, level: PgLogLevel) {
         let mut report = ErrorReport::new(self.sqlstate, self.message, "");
         if let Some(detail) = self.detail {
             report = report.set_detail(detail);
@@ -232,7 +213,50 @@ impl Error {
         if let Some(hint) = self.hint {
             report = report.set_hint(hint);
         }
-        report.report(level);
+        report.report(PgLogLevel::ERROR);
+        unreachable!("an ERROR does not return")
+    }
+
+    /// To the server's log.
+    pub(crate) fn log(self) {
+        self.tell(pg_sys::LOG);
+    }
+
+    /// To the client that called.
+    pub(crate) fn warn(self) {
+        self.tell(pg_sys::WARNING);
+    }
+
+    /// To the client that called.
+    pub(crate) fn notice(self) {
+        self.tell(pg_sys::NOTICE);
+    }
+
+    /// Reports it as a message below ERROR.
+    fn tell(self, level: u32) {
+        let text = |text: &str| CString::new(text.replace('\0', "")).unwrap_or_default();
+        let (message, detail, hint) =
+            (text(&self.message), self.detail.as_deref().map(text), self.hint.as_deref().map(text));
+        let pointer = |text: &Option<CString>| text.as_ref().map(|text| text.as_ptr());
+        let (message, sqlstate) = (message.as_ptr(), self.sqlstate as c_int);
+        let (detail, hint) = (pointer(&detail), pointer(&hint));
+        // SAFETY: the sequence that ereport() stands for; each format takes the one string, which outlives the closure. At this
+        // level errfinish processes interrupts, so an ERROR may come of it: the closure holds nothing that needs dropping.
+        unsafe {
+            sys::guarded(|| {
+                if sys::errstart(level.cast_signed(), core::ptr::null()) {
+                    sys::errcode(sqlstate);
+                    sys::errmsg_internal(c"%s".as_ptr(), message);
+                    if let Some(detail) = detail {
+                        sys::errdetail_internal(c"%s".as_ptr(), detail);
+                    }
+                    if let Some(hint) = hint {
+                        sys::errhint(c"%s".as_ptr(), hint);
+                    }
+                    sys::errfinish(c"error.rs".as_ptr(), 0, c"tell".as_ptr());
+                }
+            });
+        }
     }
 }
 

@@ -24,10 +24,10 @@ macro_rules! sql_function {
             unsafe extern "C-unwind" fn entry(
                 fcinfo: ::pgrx::pg_sys::FunctionCallInfo,
             ) -> ::pgrx::pg_sys::Datum {
-                // SAFETY: PostgreSQL calls this with a valid fcinfo. The guard turns a panic into an ERROR once every
-                // Rust frame is unwound.
+                // SAFETY: PostgreSQL calls this with a valid fcinfo. The guard raises an ERROR once every Rust frame is
+                // unwound.
                 unsafe {
-                    ::pgrx::pg_sys::panic::pgrx_extern_c_guard(move || {
+                    $crate::guard::entry(move || {
                         let call = $crate::fmgr::Call::new(fcinfo);
                         match $name(&call) {
                             Some(datum) => datum,

@@ -1,9 +1,9 @@
 //! Tollgate: API tokens inside PostgreSQL. This file only wires the modules together.
 //!
 //! Where to look: what users call is in `api`, one function by the name SQL gives it; where our tables are touched, in
-//! `store`; how a verification in FROM is executed, in `scan`; how a policy on a constant scope is, in `policy`; where
-//! memory is shared between backends, in `shmem`; the identity of a transaction, in `context`; the rules themselves, free
-//! of PostgreSQL, in the crate `tollgate-core`. What needs secrecy, hashing or speed is written in Rust; statements over
+//! `store`; how a verification in FROM is executed, in `scan`; where memory is
+//! shared between backends, in `shmem`; the identity of a transaction, in `context`; how errors of PostgreSQL pass through Rust,
+//! in `guard`; the rules themselves, free of PostgreSQL, in the crate `tollgate-core`. What needs secrecy, hashing or speed is written in Rust; statements over
 //! sets of rows are written in SQL, in `sql/schema`, where every object stands with its comment.
 
 use pgrx::prelude::*;
@@ -15,10 +15,10 @@ mod datum;
 mod error;
 mod fields;
 mod fmgr;
+mod guard;
 mod guc;
 mod limits;
 mod log;
-mod policy;
 mod prefetch;
 mod presented;
 mod scan;
@@ -36,13 +36,13 @@ pgrx::pg_module_magic!(name, version);
 #[allow(unsafe_code)]
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    guard::init();
     guc::init();
     context::init();
     shmem::init();
     guc::reserve_prefix();
     store::init();
     scan::init();
-    policy::init();
 }
 
 extension_sql_file!("../../sql/schema/install.sql", name = "install", bootstrap);

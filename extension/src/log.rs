@@ -108,13 +108,17 @@ fn push_scopes(line: &mut String, scopes: &TextArray<'_>) {
 fn emit(line: &str) {
     // Holds nothing but what is formatted above.
     let Ok(line) = CString::new(line) else { return };
-    // SAFETY: the sequence that ereport() stands for, at a level that is no ERROR; the format takes the one string.
+    let text = line.as_ptr();
+    // SAFETY: the sequence that ereport() stands for; the format takes the one string, which outlives the closure. At this level
+    // errfinish processes interrupts, so an ERROR may come of it: the closure holds nothing that needs dropping.
     unsafe {
-        if pg_sys::errstart_cold(pg_sys::LOG_SERVER_ONLY.cast_signed(), core::ptr::null()) {
-            pg_sys::errmsg_internal(c"%s".as_ptr(), line.as_ptr());
-            pg_sys::errhidestmt(true);
-            pg_sys::errhidecontext(true);
-            sys::errfinish(c"log.rs".as_ptr(), 0, c"verification".as_ptr());
-        }
+        sys::guarded(|| {
+            if sys::errstart(pg_sys::LOG_SERVER_ONLY.cast_signed(), core::ptr::null()) {
+                sys::errmsg_internal(c"%s".as_ptr(), text);
+                sys::errhidestmt(true);
+                sys::errhidecontext(true);
+                sys::errfinish(c"log.rs".as_ptr(), 0, c"verification".as_ptr());
+            }
+        });
     }
 }

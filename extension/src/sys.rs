@@ -14,7 +14,8 @@ use pgrx::pg_sys::{
 ///
 /// # Safety
 ///
-/// On an ERROR the frames of `calls` are jumped over: it must hold nothing that needs dropping, and must not panic.
+/// On an ERROR the frames of `calls` are jumped over: it must hold nothing that needs dropping, and must not panic. So it must
+/// not call the functions of `pg_sys` either, which panic on an ERROR.
 pub(crate) unsafe fn guarded<R: Copy>(calls: impl FnOnce() -> R) -> R {
     // SAFETY: the caller keeps the conditions of `pg_guard_ffi_boundary`, which are those above.
     unsafe { pg_sys::ffi::pg_guard_ffi_boundary(calls) }
@@ -62,60 +63,25 @@ unsafe extern "C-unwind" {
     pub(crate) fn ExecDropSingleTupleTableSlot(slot: *mut TupleTableSlot);
     pub(crate) fn heap_form_tuple(desc: TupleDesc, values: *mut Datum, nulls: *mut bool) -> HeapTuple;
     pub(crate) fn HeapTupleHeaderGetDatum(tuple: pg_sys::HeapTupleHeader) -> Datum;
-    pub(crate) fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: c_int);
-    pub(crate) fn CommandCounterIncrement();
-    pub(crate) fn CreateExecutorState() -> *mut pg_sys::EState;
-    pub(crate) fn MakePerTupleExprContext(state: *mut pg_sys::EState) -> *mut pg_sys::ExprContext;
-    pub(crate) fn InitResultRelInfo(
-        target: *mut pg_sys::ResultRelInfo,
-        table: Relation,
-        range_table_index: pg_sys::Index,
-        partition_root: *mut pg_sys::ResultRelInfo,
-        instrument: c_int,
-    );
-    pub(crate) fn ExecOpenIndices(target: *mut pg_sys::ResultRelInfo, speculative: bool);
-    pub(crate) fn ExecCloseIndices(target: *mut pg_sys::ResultRelInfo);
-    pub(crate) fn build_column_default(table: Relation, column: c_int) -> *mut pg_sys::Node;
-    pub(crate) fn expression_planner(expression: *mut pg_sys::Expr) -> *mut pg_sys::Expr;
-    pub(crate) fn ExecInitExpr(
-        expression: *mut pg_sys::Expr,
-        parent: *mut pg_sys::PlanState,
-    ) -> *mut pg_sys::ExprState;
-    pub(crate) fn ExecSimpleRelationInsert(
-        target: *mut pg_sys::ResultRelInfo,
-        state: *mut pg_sys::EState,
-        slot: *mut TupleTableSlot,
-    );
-    pub(crate) fn CreateTemplateTupleDesc(columns: c_int) -> pg_sys::TupleDesc;
-    pub(crate) fn TupleDescInitEntry(
-        descriptor: pg_sys::TupleDesc,
-        number: pg_sys::AttrNumber,
-        name: *const c_char,
-        data_type: pg_sys::Oid,
-        modifier: i32,
-        dimensions: c_int,
-    );
-    pub(crate) fn TupleDescCopyEntry(
-        descriptor: pg_sys::TupleDesc,
-        number: pg_sys::AttrNumber,
-        source: pg_sys::TupleDesc,
-        source_number: pg_sys::AttrNumber,
-    );
-    pub(crate) fn ExecInitResultSlot(
-        node: *mut pg_sys::PlanState,
-        operations: *const pg_sys::TupleTableSlotOps,
-    );
-    pub(crate) fn palloc0(size: usize) -> *mut core::ffi::c_void;
-    pub(crate) fn MemoryContextReset(context: pg_sys::MemoryContext);
+    pub(crate) fn datumCopy(value: Datum, by_value: bool, length: c_int) -> Datum;
+    pub(crate) fn detoast_external_attr(value: *mut pg_sys::varlena) -> *mut pg_sys::varlena;
+    pub(crate) fn errstart(level: c_int, domain: *const c_char) -> bool;
+    pub(crate) fn errcode(sqlstate: c_int) -> c_int;
+    pub(crate) fn errmsg_internal(format: *const c_char, ...) -> c_int;
+    pub(crate) fn errdetail_internal(format: *const c_char, ...) -> c_int;
+    pub(crate) fn errhint(format: *const c_char, ...) -> c_int;
+    pub(crate) fn errhidestmt(hide: bool) -> c_int;
+    pub(crate) fn errhidecontext(hide: bool) -> c_int;
+    pub(crate) fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
     pub(crate) fn ExecScan(
         node: *mut pg_sys::ScanState,
         access: pg_sys::ExecScanAccessMtd,
         recheck: pg_sys::ExecScanRecheckMtd,
     ) -> *mut TupleTableSlot;
 
+    pub(crate) fn ExecScanReScan(node: *mut pg_sys::ScanState);
+
     // These raise nothing as they are used here, and so need no guard.
-    pub(crate) fn namestrcpy(name: *mut pg_sys::NameData, text: *const c_char);
-    pub(crate) fn errfinish(file: *const c_char, line: c_int, function: *const c_char);
     pub(crate) fn ExecStoreVirtualTuple(slot: *mut TupleTableSlot) -> *mut TupleTableSlot;
     pub(crate) safe fn GetCurrentTimestamp() -> pg_sys::TimestampTz;
 }

@@ -161,6 +161,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'settle_privileges()',                                   'nobody'),
         ('FUNCTION', 'stored_reason(text)',                                   'nobody'),
         ('FUNCTION', 'system_identifier()',                                   'nobody'),
+        ('FUNCTION', 'issued_detail(tollgate.api_tokens)', 'nobody'),
         ('FUNCTION', 'token_changes(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
         ('FUNCTION', 'token_is_within(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
         ('FUNCTION', 'wal_timeline()',                                        'nobody'),

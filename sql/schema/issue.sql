@@ -49,6 +49,16 @@ CREATE FUNCTION tollgate.check_token_fields(
 COMMENT ON FUNCTION tollgate.check_token_fields(text[], text, text[], timestamptz, jsonb, cidr[], integer, interval) IS
     'Raises 22023 unless the named fields are such as a token may be issued with; returns the scopes, each once. Internal.';
 
+CREATE FUNCTION tollgate.issued_detail(token tollgate.api_tokens) RETURNS jsonb
+    LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
+    SELECT jsonb_strip_nulls(jsonb_build_object(
+        'name', ($1).name, 'hint', ($1).hint, 'scopes', ($1).scopes, 'expires_at', ($1).expires_at, 'allowed_ips', ($1).allowed_ips,
+        'rate_limit', ($1).rate_limit, 'rate_window', ($1).rate_window, 'parent_id', ($1).parent_id, 'rotated_from', ($1).rotated_from));
+END;
+COMMENT ON FUNCTION tollgate.issued_detail(tollgate.api_tokens) IS
+    'What an event says of a token that was issued, in whatever way. Internal.';
+
 CREATE VIEW tollgate.tokens WITH (security_barrier) AS
     SELECT t.id, t.user_id, t.name, t.hint,
            CASE WHEN t.revoked_at IS NOT NULL THEN 'revoked'

@@ -81,11 +81,7 @@ BEGIN
     INSERT INTO tollgate.audit_log (event, token_id, user_id, detail) VALUES
         ('token.rotated', $1, old.user_id,
          jsonb_build_object('rotated_to', $2, 'changes', tollgate.token_changes(old, ended))),
-        ('token.created', $2, new.user_id,
-         jsonb_strip_nulls(jsonb_build_object(
-             'name', new.name, 'hint', new.hint, 'scopes', new.scopes, 'expires_at', new.expires_at,
-             'allowed_ips', new.allowed_ips, 'rate_limit', new.rate_limit, 'rate_window', new.rate_window,
-             'parent_id', new.parent_id, 'rotated_from', $1)));
+        ('token.created', $2, new.user_id, tollgate.issued_detail(new));
     affected := tollgate.narrow_descendants(ended, 'rotated');
     PERFORM tollgate.notify_family_event('token.rotated', $1, old.user_id, NULL, affected);
     RETURN new;

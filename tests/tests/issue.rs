@@ -846,3 +846,107 @@ async fn expire(owner: &Client, token: &Token) -> Result<()> {
     owner.execute("update tollgate.api_tokens set expires_at = now() where id = $1", &[&token.id]).await?;
     Ok(())
 }
+
+// ---- What somebody has put on the tables
+
+/// A database of the test's own, whose tables the test changes.
+async fn changed(name: &str) -> Result<(Client, std::sync::Arc<Cluster>)> {
+    let cluster = SHARED.cluster()?;
+    common::database(&cluster, name)?;
+    Ok((cluster.connect("postgres", name).await?, cluster))
+}
+
+#[tokio::test]
+async fn a_trigger_on_the_tokens_may_issue_another_token() -> Result<()> {
+    let (owner, _cluster) = changed("nested").await?;
+    owner
+        .batch_execute(
+            "create function public.issue_another() returns trigger language plpgsql security definer as $$
+             begin
+                 if new.name = 'outer' then
+                     perform tollgate.create_api_token(new.user_id, 'inner', '{posts:read}');
+                     perform tollgate.import_api_token(new.user_id, 'imported', sha256(new.id::text::bytea));
+                 end if;
+                 return null;
+             end $$;
+             create trigger another after insert on tollgate.api_tokens for each row
+                 execute function public.issue_another()",
+        )
+        .await?;
+    for level in ["read committed", "repeatable read"] {
+        owner.batch_execute(&format!("begin isolation level {level}")).await?;
+        owner.batch_execute("select tollgate.create_api_token('ann', 'outer', '{posts:read}')").await?;
+        owner.batch_execute("commit").await?;
+    }
+    let names: String = value(
+        &owner,
+        "select string_agg(name || ' ' || n, ', ' order by name)
+         from (select name, count(*) as n from tollgate.api_tokens group by name) t",
+    )
+    .await?;
+    assert_eq!(names, "imported 2, inner 2, outer 2");
+    let rotated: String = value(
+        &owner,
+        "select string_agg(r.name, ',') from tollgate.api_tokens t, tollgate.rotate_api_token(t.id) r where t.name = 'outer'",
+    )
+    .await?;
+    assert_eq!(rotated, "outer,outer");
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_way_of_issuing_says_the_same_of_the_token() -> Result<()> {
+    let (owner, _cluster) = changed("details").await?;
+    let more = "expires_in => '1 day', allowed_ips => '{10.0.0.0/8}', rate_limit => 10, rate_window => '1 day 02:03:04.5'";
+    let created = issue_with(&owner, "ann", &format!("scopes => '{{posts:read}}', {more}")).await?;
+    let derived = "select tollgate.derive_api_token($1, 'derived', '{posts:read}', null)";
+    owner.query(derived, &[&created.token]).await?;
+    let imported = format!(
+        "select tollgate.import_api_token('ann', 'imported', sha256('x'), scopes => '{{posts:read}}', {more})"
+    );
+    owner.batch_execute(&imported).await?;
+    owner.query("select tollgate.rotate_api_token($1)", &[&created.id]).await?;
+    let differing: i64 = value(
+        &owner,
+        "select count(*) from tollgate.audit_log a join tollgate.api_tokens t on t.id = a.token_id
+         where a.event in ('token.created', 'token.derived', 'token.imported') and a.detail - '{expires_at}'::text[]
+             is distinct from jsonb_strip_nulls(jsonb_build_object(
+                 'name', t.name, 'hint', t.hint, 'scopes', t.scopes, 'allowed_ips', t.allowed_ips,
+                 'rate_limit', t.rate_limit, 'rate_window', t.rate_window, 'parent_id', t.parent_id,
+                 'rotated_from', t.rotated_from))",
+    )
+    .await?;
+    assert_eq!(differing, 0);
+    let events: i64 = value(
+        &owner,
+        "select count(*) from tollgate.audit_log where detail ? 'expires_at'
+             and event in ('token.created', 'token.derived', 'token.imported')",
+    )
+    .await?;
+    assert_eq!(events, 4);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_scope_is_found_in_the_catalogue_as_it_is_for_the_transaction() -> Result<()> {
+    let (issuer, cluster) = changed("catalogue").await?;
+    let other = cluster.connect("postgres", "catalogue").await?;
+    for level in ["read committed", "repeatable read"] {
+        issuer
+            .batch_execute(&format!(
+                "begin isolation level {level}; select tollgate.define_scope('mine:a', 'x')"
+            ))
+            .await?;
+        issue(&issuer, "ann", &["mine:a", "mine:*"]).await?;
+        issuer.batch_execute("rollback").await?;
+        let sql = "select tollgate.create_api_token('ann', 'key', '{mine:a,posts:read,mine:*,admin,posts:*,post:*}')";
+        let error = refused(issuer.batch_execute(sql).await, &SqlState::INVALID_PARAMETER_VALUE);
+        assert!(error.detail().unwrap_or_default().contains(r#""mine:a", "mine:*", "post:*""#), "{error:?}");
+    }
+    issuer.batch_execute("begin isolation level repeatable read; select 1").await?;
+    other.batch_execute("select tollgate.drop_scope('users:write')").await?;
+    let sql = "select tollgate.create_api_token('ann', 'key', '{users:write}')";
+    refused(issuer.batch_execute(sql).await, &SqlState::T_R_SERIALIZATION_FAILURE);
+    issuer.batch_execute("rollback").await?;
+    Ok(())
+}

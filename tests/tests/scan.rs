@@ -387,6 +387,201 @@ async fn a_cursor_shows_the_row_as_it_was_when_it_was_fetched_and_scrolls() -> R
     Ok(())
 }
 
+/// What each of these fetches gives, of a cursor on a call: the code, or nothing.
+async fn fetched(web: &Client, declare: &str, fetches: &[&str]) -> Result<Vec<Option<String>>> {
+    web.batch_execute(&format!("begin; {declare}")).await?;
+    let mut found = Vec::new();
+    for fetch in fetches {
+        let row = web.query_opt(&format!("{fetch} from c"), &[]).await.with_context(|| declare.to_owned())?;
+        found.push(row.map(|row| row.get(0)));
+    }
+    web.batch_execute("commit").await?;
+    Ok(found)
+}
+
+#[tokio::test]
+async fn a_cursor_moves_in_both_directions_as_one_on_a_function_scan_does() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    let token = issue(&owner, "backward", &[]).await?;
+    let fetches = [
+        "fetch backward 1",
+        "fetch next",
+        "fetch backward 1",
+        "fetch next",
+        "fetch next",
+        "fetch next",
+        "fetch backward 1",
+        "fetch relative 0",
+        "fetch prior",
+        "fetch last",
+        "fetch first",
+        "fetch absolute -1",
+        "fetch forward 1",
+        "fetch backward 1",
+    ];
+    for scroll in ["", "scroll"] {
+        for condition in ["", "where valid", "where not valid", "join generate_series(1, 1) on true"] {
+            let call = format!("tollgate.verify_api_token('{}')", token.token);
+            let declare =
+                |call: &str| format!("declare c {scroll} cursor for select code from {call} {condition}");
+            // A join without SCROLL moves forward alone, whatever is below.
+            let fetches = if condition.starts_with("join") && scroll.is_empty() {
+                &["fetch next", "fetch next"][..]
+            } else {
+                &fetches[..]
+            };
+            let ours = fetched(&web, &declare(&call), fetches).await?;
+            let theirs = fetched(&web, &declare(&format!("{call} with ordinality")), fetches).await?;
+            assert_eq!(ours, theirs, "{scroll} {condition}");
+        }
+    }
+    let no_scroll = format!(
+        "begin; declare c no scroll cursor for select code from tollgate.verify_api_token('{}')",
+        token.token
+    );
+    web.batch_execute(&no_scroll).await?;
+    refused(web.query("fetch backward 1 from c", &[]).await, &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE);
+    web.batch_execute("rollback").await?;
+    Ok(())
+}
+
+/// Calls that return while their statement goes on.
+fn open_calls(token: &Token) -> [String; 5] {
+    let call = format!("tollgate.verify_api_token('{}')", token.token);
+    [
+        format!("select valid from {call}"),
+        format!("select v.* from {call} v, generate_series(1, 1000)"),
+        format!("select ({call}).metadata"),
+        format!("select valid from tollgate.authenticate('{}')", token.token),
+        format!(
+            "select tollgate.token_has_scope('{}', 'posts:read') from generate_series(1, 1000)",
+            token.token
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn an_open_cursor_on_a_verification_holds_no_pin_and_no_lock() -> Result<()> {
+    let World { owner, web, cluster } = SHARED.world().await?;
+    owner.batch_execute("create extension if not exists pg_buffercache").await?;
+    let metadata = "metadata => jsonb_build_object('long', (select string_agg(md5(i::text), '') from generate_series(1, 500) i))";
+    let token = issue_with(&owner, "held", metadata).await?;
+    let pid: i32 = value(&web, "select pg_backend_pid()").await?;
+    // Our hint leads to the row the second time.
+    for call in open_calls(&token).into_iter().cycle().take(10) {
+        web.batch_execute(&format!("begin; declare c cursor for {call}; fetch 1 from c")).await?;
+        let pins: i64 = value(
+            &owner,
+            "select count(*) from pg_buffercache where pinning_backends > 0 and reldatabase = (
+                 select oid from pg_database where datname = current_database())
+                 and relfilenode in (select pg_relation_filenode(c.oid) from pg_class c
+                                     where relnamespace = 'tollgate'::regnamespace and relkind in ('r', 'i'))",
+        )
+        .await?;
+        assert_eq!(pins, 0, "{call}");
+        let locks: i64 = value(
+            &owner,
+            &format!(
+                "select count(*) from pg_locks where pid = {pid} and relation in (
+                     'tollgate.api_tokens'::regclass, 'tollgate.api_tokens_token_hash'::regclass)"
+            ),
+        )
+        .await?;
+        assert_eq!(locks, 0, "{call}");
+        let vacuuming = cluster.connect("postgres", DATABASE).await?;
+        vacuuming.batch_execute("set lock_timeout = '20s'; set statement_timeout = '20s'").await?;
+        vacuuming
+            .batch_execute("vacuum (freeze, disable_page_skipping) tollgate.api_tokens")
+            .await
+            .with_context(|| call.clone())?;
+        web.batch_execute("fetch all from c; commit").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_was_stored_out_of_line_is_still_there_when_its_row_is_gone() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    let metadata = "metadata => jsonb_build_object('long', (select string_agg(md5(i::text), '') from generate_series(1, 500) i))";
+    let token = issue_with(&owner, "gone", metadata).await?;
+    let declare = format!(
+        "begin; declare c cursor for select length(metadata ->> 'long'), user_id from tollgate.verify_api_token('{}'),
+             generate_series(1, 3); fetch 1 from c",
+        token.token
+    );
+    web.batch_execute(&declare).await?;
+    owner.batch_execute(&format!("delete from tollgate.api_tokens where id = '{}'", token.id)).await?;
+    owner.batch_execute("vacuum full tollgate.api_tokens").await?;
+    let rows = web.query("fetch all from c", &[]).await?;
+    let row = |row: &tokio_postgres::Row| (row.get::<_, i32>(0), row.get::<_, String>(1));
+    assert_eq!(rows.iter().map(row).collect::<Vec<_>>(), vec![(16000, "gone".to_owned()); 2]);
+    web.batch_execute("commit").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_verification_on_a_standby_conflicts_with_no_recovery() -> Result<()> {
+    let primary = Arc::new(common::start(
+        Cluster::builder().setting("max_standby_streaming_delay", "10ms").setting("autovacuum", "off"),
+    )?);
+    let owner = primary.connect("postgres", DATABASE).await?;
+    let token = issue(&owner, "standby", &["posts:read"]).await?;
+    let doomed = issue(&owner, "standby", &[]).await?;
+    let standby = primary.standby()?;
+    // Dead to everybody, on the page of the other: pruning it waits for pins of the page and for nothing else.
+    owner.batch_execute(&format!("delete from tollgate.api_tokens where id = '{}'", doomed.id)).await?;
+    standby.catch_up_with(&primary)?;
+    let web = standby.connect("web", DATABASE).await?;
+    web.batch_execute(&format!(
+        "begin; declare c cursor for select code from tollgate.verify_api_token('{}'), generate_series(1, 3); fetch 1 from c",
+        token.token
+    ))
+    .await?;
+    for step in [
+        "vacuum (freeze, disable_page_skipping) tollgate.api_tokens",
+        "reindex index tollgate.api_tokens_token_hash",
+    ] {
+        owner.batch_execute(step).await?;
+        standby.catch_up_with(&primary)?;
+        assert_eq!(web.query("fetch 1 from c", &[]).await.with_context(|| step.to_owned())?.len(), 1);
+    }
+    web.batch_execute("commit").await?;
+    assert_eq!(code(&web, &token.token).await?, "VALID");
+    let conflicts: i64 = value(
+        &web,
+        "select sum(confl_lock + confl_snapshot + confl_bufferpin)::bigint from pg_stat_database_conflicts",
+    )
+    .await?;
+    assert_eq!(conflicts, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cached_plan_is_the_same_after_each_execution_and_after_an_error() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    let token = issue(&owner, "cached", &["posts:read"]).await?;
+    web.batch_execute(
+        "set plan_cache_mode = force_generic_plan;
+         prepare p (text, int) as select v.*, 1 / $2 as one from tollgate.verify_api_token($1) v;
+         prepare q (text) as select * from tollgate.authenticate($1)",
+    )
+    .await?;
+    let p = |by: i32| format!("execute p ('{}', {by})", token.token);
+    let first = plan(&web, &p(1)).await?;
+    for _ in 0..3 {
+        assert_eq!(shown(&web, &p(1)).await?[1][1].as_deref(), Some("VALID"));
+        refused(web.batch_execute(&p(0)).await, &SqlState::DIVISION_BY_ZERO);
+        refused(
+            web.batch_execute("execute q ('junk')").await,
+            &SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        );
+        let row = shown(&web, &format!("execute q ('{}')", token.token)).await?;
+        assert_eq!(row[1][1].as_deref(), Some("VALID"));
+        assert_eq!(plan(&web, &p(1)).await?, first);
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn the_privilege_is_checked_each_time_a_plan_is_run() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;

@@ -52,7 +52,6 @@ fn derive_api_token(call: &Call) -> Option<Datum> {
         allowed_ips: call.datum(4),
         rate_limit: None,
         rate_window: None,
-        is_drawn: true,
         parent: Some(parent),
     };
     let stored = store(&token).or_raise();

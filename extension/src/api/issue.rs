@@ -47,7 +47,6 @@ fn create_api_token(call: &Call) -> Option<Datum> {
         allowed_ips: call.datum(5),
         rate_limit: call.value(6),
         rate_window: call.value(7),
-        is_drawn: true,
         parent: None,
     };
     let stored = store(&token).or_raise();
@@ -81,7 +80,6 @@ fn import_api_token(call: &Call) -> Option<Datum> {
         allowed_ips: call.datum(6),
         rate_limit: call.value(7),
         rate_window: call.value(8),
-        is_drawn: false,
         parent: None,
     };
     store(&token).or_raise();

@@ -134,21 +134,21 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    /// Of [`Verdict::columns`], each a type that PostgreSQL is born with.
-    pub(crate) const TYPES: [pg_sys::Oid; 11] = [
-        pg_sys::BOOLOID,
-        pg_sys::TEXTOID,
-        pg_sys::UUIDOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTOID,
-        pg_sys::TEXTARRAYOID,
-        pg_sys::TIMESTAMPTZOID,
-        pg_sys::JSONBOID,
-        pg_sys::INT4OID,
-        pg_sys::INT4OID,
-        pg_sys::INTERVALOID,
+    /// Of [`Verdict::columns`], for [`datum::copy`].
+    pub(crate) const LENGTHS: [i16; 11] = [
+        datum::BY_VALUE,
+        datum::VARLENA,
+        size_of::<uuid::Bytes>() as i16,
+        datum::VARLENA,
+        datum::VARLENA,
+        datum::VARLENA,
+        datum::BY_VALUE,
+        datum::VARLENA,
+        datum::BY_VALUE,
+        datum::BY_VALUE,
+        size_of::<pg_sys::Interval>() as i16,
     ];
-    pub(crate) const COLUMNS: usize = Verdict::TYPES.len();
+    pub(crate) const COLUMNS: usize = Verdict::LENGTHS.len();
 
     /// Does what a function does, short of forming its row.
     pub(crate) fn of(function: Function, call: &Call) -> Self {

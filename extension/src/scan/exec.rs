@@ -1,15 +1,13 @@
-//! Execution: the function is called at the first row that is asked for; its columns are handed on from where they lie.
+//! Execution: the function is called at the first row that is asked for, and the columns that are wanted are copied. From then on
+//! the node holds nothing but memory of the executor's.
 #![allow(unsafe_code)]
 
 use super::plan::{list_len, list_nth, new_node};
-use super::row;
 use crate::api::verify::{Function, Verdict};
-use crate::compat;
 use crate::fmgr::Call;
-use crate::sys;
+use crate::{compat, datum, guard, sys};
 use core::ptr;
 use pgrx::pg_sys::{self, Datum, NodeTag, NullableDatum};
-use pgrx::prelude::*;
 
 /// Arguments of the widest of our functions.
 const MAX_ARGUMENTS: usize = 3;
@@ -23,13 +21,19 @@ struct State {
     columns: [usize; Verdict::COLUMNS],
     /// Of those arguments whose value is not known from the start.
     expressions: [*mut pg_sys::ExprState; MAX_ARGUMENTS],
-    /// The scan's row is the node's result.
-    is_result: bool,
     /// The call's frame: the header, then the arguments.
     call: Frame,
-    /// Kept until the node ends: a scan from the beginning returns the same row and counts no second use.
-    verdict: Option<Verdict>,
-    returned: bool,
+    /// The scan's row, once the function was called: a scan from the beginning returns the same row and counts no second use.
+    row: Option<[Option<Datum>; Verdict::COLUMNS]>,
+    position: Position,
+}
+
+/// Where the scan is, whose only row may be fetched in both directions.
+#[derive(Clone, Copy)]
+enum Position {
+    Before,
+    At,
+    After,
 }
 
 #[repr(C)]
@@ -54,71 +58,29 @@ static METHODS: Methods = Methods(pg_sys::CustomExecMethods {
     ExplainCustomScan: None,
 });
 
-#[pg_guard]
 pub(super) unsafe extern "C-unwind" fn create_state<const F: usize>(
     plan: *mut pg_sys::CustomScan,
 ) -> *mut pg_sys::Node {
-    // SAFETY: a zeroed State is one that has not begun; the executor passes the plan that `plan` made.
+    // SAFETY: the executor passes the plan that `plan` made, and sets up the rest of a state that is zeroed.
     unsafe {
-        let state = new_node::<State>(NodeTag::T_CustomScanState);
-        ptr::write(&raw mut (*state).verdict, None);
-        (*state).node.methods = &raw const METHODS.0;
-        (*state).function = Function::ALL[F];
-        if lists_lie_aside(plan) {
-            swap_lists(plan);
-        }
-        for (n, column) in (*state).columns.iter_mut().enumerate().take(list_len((*plan).custom_scan_tlist)) {
-            let entry = list_nth((*plan).custom_scan_tlist, n).cast::<pg_sys::TargetEntry>();
-            let number = (*(*entry).expr.cast::<pg_sys::Var>()).varattno;
-            *column = usize::try_from(number - 1).expect("columns only, as the planner was told");
-        }
-        // Between this and `begin` the executor makes descriptors of the scan's row and of the result. Where they are the same,
-        // of columns that we know, it is shown a node of none, and `begin` makes the one.
-        (*state).is_result = is_result(plan, &(*state).columns);
-        if (*state).is_result {
-            swap_lists(plan);
-        }
-        state.cast()
+        guard::entry(|| {
+            let state = new_node::<State>(NodeTag::T_CustomScanState);
+            (*state).node.methods = &raw const METHODS.0;
+            (*state).function = Function::ALL[F];
+            ptr::write(&raw mut (*state).row, None);
+            (*state).position = Position::Before;
+            for (n, column) in
+                (*state).columns.iter_mut().enumerate().take(list_len((*plan).custom_scan_tlist))
+            {
+                let entry = list_nth((*plan).custom_scan_tlist, n).cast::<pg_sys::TargetEntry>();
+                let number = (*(*entry).expr.cast::<pg_sys::Var>()).varattno;
+                *column = usize::try_from(number - 1).expect("columns only, as the planner was told");
+            }
+            state.cast()
+        })
     }
 }
 
-/// Lays the columns of the scan's row and of the result aside, or puts them back.
-unsafe fn swap_lists(plan: *mut pg_sys::CustomScan) {
-    // SAFETY: `plan` made room for two lists.
-    unsafe {
-        let aside = (*(*plan).custom_private).elements.cast::<*mut pg_sys::List>();
-        ptr::swap(&raw mut (*plan).custom_scan_tlist, aside);
-        ptr::swap(&raw mut (*plan).scan.plan.targetlist, aside.add(1));
-    }
-}
-
-/// Whether the executor failed between an earlier [`create_state`] and its [`begin`]. Only lists that are not empty are laid
-/// aside, while those in the plan may well be empty.
-unsafe fn lists_lie_aside(plan: *const pg_sys::CustomScan) -> bool {
-    // SAFETY: as for `swap_lists`.
-    unsafe { !list_nth((*plan).custom_private, 0).is_null() }
-}
-
-/// Whether the scan's row, of these columns, is the node's result, column by column, each as we know it, and nothing is
-/// decided by it. Then no code but the executor's own runs between [`create_state`] and [`begin`].
-unsafe fn is_result(plan: *const pg_sys::CustomScan, columns: &[usize; Verdict::COLUMNS]) -> bool {
-    // SAFETY: a finished plan, in which the targets' variables are numbers in the scan's row.
-    unsafe {
-        let targets = (*plan).scan.plan.targetlist;
-        (*plan).scan.plan.qual.is_null()
-            && !(*plan).custom_scan_tlist.is_null()
-            && list_len(targets) == list_len((*plan).custom_scan_tlist)
-            && (0..list_len(targets)).all(|n| {
-                let target = (*list_nth(targets, n).cast::<pg_sys::TargetEntry>()).expr.cast::<pg_sys::Var>();
-                (*target).xpr.type_ == NodeTag::T_Var
-                    && usize::try_from((*target).varattno) == Ok(n + 1)
-                    && columns.get(n).and_then(|&column| Verdict::TYPES.get(column))
-                        == Some(&(*target).vartype)
-            })
-    }
-}
-
-#[pg_guard]
 unsafe extern "C-unwind" fn begin(
     node: *mut pg_sys::CustomScanState,
     estate: *mut pg_sys::EState,
@@ -126,33 +88,24 @@ unsafe extern "C-unwind" fn begin(
 ) {
     // SAFETY: the executor passes the state that `create_state` made, of the plan that `plan` made.
     unsafe {
-        let state = &mut *node.cast::<State>();
-        let plan = state.node.ss.ps.plan.cast::<pg_sys::CustomScan>();
-        if state.is_result {
-            swap_lists(plan);
-        }
-        let call = list_nth((*plan).custom_exprs, 0).cast::<pg_sys::FuncExpr>();
-        compat::check_may_execute((*call).funcid);
+        guard::entry(|| {
+            let state = &mut *node.cast::<State>();
+            let plan = state.node.ss.ps.plan.cast::<pg_sys::CustomScan>();
+            let call = list_nth((*plan).custom_exprs, 0).cast::<pg_sys::FuncExpr>();
+            compat::check_may_execute((*call).funcid);
 
-        let arguments = list_len((*call).args).min(MAX_ARGUMENTS);
-        state.call.header.nargs = arguments as i16;
-        for n in 0..arguments {
-            let argument = list_nth((*call).args, n).cast::<pg_sys::Expr>();
-            match known(argument, (*estate).es_param_list_info) {
-                Some(value) => state.call.arguments[n] = value,
-                None => state.expressions[n] = pg_sys::ExecInitExpr(argument, &raw mut state.node.ss.ps),
+            let arguments = list_len((*call).args).min(MAX_ARGUMENTS);
+            state.call.header.nargs = arguments as i16;
+            for n in 0..arguments {
+                let argument = list_nth((*call).args, n).cast::<pg_sys::Expr>();
+                match known(argument, (*estate).es_param_list_info) {
+                    Some(value) => state.call.arguments[n] = value,
+                    None => {
+                        state.expressions[n] = pg_sys::ExecInitExpr(argument, &raw mut state.node.ss.ps);
+                    }
+                }
             }
-        }
-        if state.is_result {
-            let targets = (*plan).scan.plan.targetlist;
-            let columns = &state.columns[..list_len(targets)];
-            sys::guarded(|| {
-                let result = &raw mut state.node.ss.ps;
-                (*result).ps_ResultTupleDesc = row::describe(columns, targets);
-                sys::ExecInitResultSlot(result, &raw const pg_sys::TTSOpsVirtual);
-                state.node.ss.ss_ScanTupleSlot = (*result).ps_ResultTupleSlot;
-            });
-        }
+        });
     }
 }
 
@@ -188,34 +141,45 @@ unsafe extern "C-unwind" fn next(node: *mut pg_sys::CustomScanState) -> *mut pg_
     unsafe { sys::ExecScan(&raw mut (*node).ss, Some(row), Some(recheck)) }
 }
 
-#[pg_guard]
+/// `ExecScanAccessMtd`, as `FunctionNext` is one.
 unsafe extern "C-unwind" fn row(node: *mut pg_sys::ScanState) -> *mut pg_sys::TupleTableSlot {
     // SAFETY: ExecScan passes on the state of `next`. The slot has a value for each entry of `columns` that is set, since
-    // its descriptor was made from the list that they were read from; what the values point to stays in place until `end`.
+    // its descriptor was made from the list that they were read from.
     unsafe {
-        let state = &mut *node.cast::<State>();
-        if state.returned {
-            return ptr::null_mut();
-        }
-        state.returned = true;
-        if state.verdict.is_none() {
-            state.verdict = Some(call(state));
-        }
-        let values = state.verdict.as_ref().map_or([None; Verdict::COLUMNS], Verdict::columns);
-        let slot = state.node.ss.ss_ScanTupleSlot;
-        let width = usize::try_from((*(*slot).tts_tupleDescriptor).natts).unwrap_or(0);
-        for (n, &column) in state.columns.iter().enumerate().take(width) {
-            *(*slot).tts_values.add(n) = values[column].unwrap_or(Datum::null());
-            *(*slot).tts_isnull.add(n) = values[column].is_none();
-        }
-        sys::ExecStoreVirtualTuple(slot)
+        guard::entry(|| {
+            let state = &mut *node.cast::<State>();
+            let direction = (*state.node.ss.ps.state).es_direction;
+            let backward = direction == pg_sys::ScanDirection::BackwardScanDirection;
+            state.position = match (state.position, backward) {
+                (Position::Before, false) | (Position::After, true) => Position::At,
+                (_, false) => Position::After,
+                (_, true) => Position::Before,
+            };
+            if !matches!(state.position, Position::At) {
+                return ptr::null_mut();
+            }
+            let slot = state.node.ss.ss_ScanTupleSlot;
+            let width = usize::try_from((*(*slot).tts_tupleDescriptor).natts).unwrap_or(0);
+            let row = match state.row {
+                Some(row) => row,
+                None => {
+                    let row = call(state, width);
+                    *state.row.insert(row)
+                }
+            };
+            for (n, value) in row.into_iter().enumerate().take(width) {
+                *(*slot).tts_values.add(n) = value.unwrap_or(Datum::null());
+                *(*slot).tts_isnull.add(n) = value.is_none();
+            }
+            sys::ExecStoreVirtualTuple(slot)
+        })
     }
 }
 
-/// Calls the function, in the memory that lives as long as the node.
-unsafe fn call(state: &mut State) -> Verdict {
-    // SAFETY: expressions that `begin` made; the frame has room for every argument there is. The guarded closure holds
-    // nothing that needs dropping.
+/// Calls the function, and copies the columns that are wanted to memory that lives as long as the node.
+unsafe fn call(state: &mut State, width: usize) -> [Option<Datum>; Verdict::COLUMNS] {
+    // SAFETY: expressions that `begin` made; the frame has room for every argument there is. The guarded closures hold nothing
+    // that needs dropping. The values are of their columns' types, and stay in place until the verdict is closed.
     unsafe {
         let previous = pg_sys::MemoryContextSwitchTo((*state.node.ss.ps.state).es_query_cxt);
         let context = state.node.ss.ps.ps_ExprContext;
@@ -229,8 +193,17 @@ unsafe fn call(state: &mut State) -> Verdict {
             });
         }
         let verdict = Verdict::of(state.function, &Call::new(&raw mut state.call.header));
+        let values = verdict.columns();
+        let mut row = [None; Verdict::COLUMNS];
+        let wanted = &state.columns[..width];
+        sys::guarded(|| {
+            for (copy, &column) in row.iter_mut().zip(wanted) {
+                *copy = values[column].map(|value| datum::copy(value, Verdict::LENGTHS[column]));
+            }
+        });
+        verdict.close();
         pg_sys::MemoryContextSwitchTo(previous);
-        verdict
+        row
     }
 }
 
@@ -242,24 +215,18 @@ unsafe extern "C-unwind" fn recheck(
     true
 }
 
-#[pg_guard]
+/// Not guarded, as `next`.
 unsafe extern "C-unwind" fn rescan(node: *mut pg_sys::CustomScanState) {
     // SAFETY: the executor passes a state that has begun. The arguments cannot have changed.
     unsafe {
-        let state = &mut *node.cast::<State>();
-        pg_sys::ExecScanReScan(&raw mut state.node.ss);
-        state.returned = false;
+        let state = node.cast::<State>();
+        sys::ExecScanReScan(&raw mut (*state).node.ss);
+        (*state).position = Position::Before;
     }
 }
 
-#[pg_guard]
-unsafe extern "C-unwind" fn end(node: *mut pg_sys::CustomScanState) {
-    // SAFETY: the executor passes a state that has begun, for the last time.
-    let verdict = unsafe { (*node.cast::<State>()).verdict.take() };
-    if let Some(verdict) = verdict {
-        verdict.close();
-    }
-}
+/// The executor frees the memory.
+unsafe extern "C-unwind" fn end(_node: *mut pg_sys::CustomScanState) {}
 
 /// PostgreSQL's table of methods holds pointers, to a name and functions that never change.
 struct Methods(pg_sys::CustomExecMethods);

@@ -3,7 +3,7 @@
 
 use super::exec;
 use crate::api::verify::Function;
-use crate::sys;
+use crate::guard;
 use core::ffi::{CStr, c_char, c_void};
 use pgrx::pg_sys::{self, Index, List, Node, NodeTag, Oid};
 use pgrx::prelude::*;
@@ -19,23 +19,26 @@ pub(crate) fn init() {
     }
 }
 
-#[pg_guard]
 unsafe extern "C-unwind" fn set_rel_pathlist(
     root: *mut pg_sys::PlannerInfo,
     rel: *mut pg_sys::RelOptInfo,
     rti: Index,
     rte: *mut pg_sys::RangeTblEntry,
 ) {
-    // SAFETY: the planner passes valid nodes, to the one before us as to us.
+    // SAFETY: the planner passes valid nodes, to the one before us as to us. An ERROR of theirs jumps over a frame that owns
+    // nothing.
     unsafe {
         if let Some(next) = NEXT_HOOK.get().copied().flatten() {
-            sys::guarded(|| next(root, rel, rti, rte));
+            next(root, rel, rti, rte);
         }
-        if (*rte).rtekind == pg_sys::RTEKind::RTE_FUNCTION
-            && let Some((function, call)) = simple_call(rel, rte)
-        {
-            offer(rel, function, call);
+        if (*rte).rtekind != pg_sys::RTEKind::RTE_FUNCTION {
+            return;
         }
+        guard::entry(|| {
+            if let Some((function, call)) = simple_call(rel, rte) {
+                offer(rel, function, call);
+            }
+        });
     }
 }
 
@@ -115,7 +118,7 @@ unsafe fn offer(rel: *mut pg_sys::RelOptInfo, function: Function, call: *mut pg_
         // No tuplestore: less than what the planner reckons for one, so that this path is preferred.
         (*path).path.startup_cost = 0.0;
         (*path).path.total_cost /= 2.0;
-        (*path).flags = pg_sys::CUSTOMPATH_SUPPORT_PROJECTION;
+        (*path).flags = pg_sys::CUSTOMPATH_SUPPORT_PROJECTION | pg_sys::CUSTOMPATH_SUPPORT_BACKWARD_SCAN;
         (*path).custom_private = pg_sys::lappend(core::ptr::null_mut(), call.cast());
         (*path).methods = &raw const PATH_METHODS[function as usize].0;
         pg_sys::add_path(rel, path.cast());
@@ -166,8 +169,8 @@ unsafe extern "C-unwind" fn plan<const F: usize>(
         (*node).flags = (*path).flags;
         // As an expression of the node, so that the plan is known to depend on the function.
         (*node).custom_exprs = (*path).custom_private;
-        // The columns that are wanted, in the order in which they are first named: where that is all that is wanted, the
-        // scan's row is the result. The targets may be replaced by others that are made of the relation's own.
+        // The columns that are wanted, in the order in which they are first named: where that is all that is wanted, there is
+        // nothing to project. The targets may be replaced by others that are made of the relation's own.
         let targets_to_be = (*(*rel).reltarget).exprs;
         let wanted =
             own_columns(rel, targets).chain(own_columns(rel, quals)).chain(own_columns(rel, targets_to_be));
@@ -183,10 +186,6 @@ unsafe extern "C-unwind" fn plan<const F: usize>(
                     pg_sys::makeTargetEntry(copy.cast(), position as i16, core::ptr::null_mut(), false);
                 (*node).custom_scan_tlist = pg_sys::lappend((*node).custom_scan_tlist, entry.cast());
             }
-        }
-        // Room for two lists, see `exec::swap_lists`.
-        for _ in 0..2 {
-            (*node).custom_private = pg_sys::lappend((*node).custom_private, core::ptr::null_mut());
         }
         (*node).methods = &raw const SCAN_METHODS[F].0;
         node.cast()
@@ -220,13 +219,13 @@ pub(super) unsafe fn new_node<T>(tag: NodeTag) -> *mut T {
     }
 }
 
-pub(crate) unsafe fn list_len(list: *const List) -> usize {
+pub(super) unsafe fn list_len(list: *const List) -> usize {
     // SAFETY: a list, or NULL for an empty one.
     unsafe { list.as_ref() }.map_or(0, |list| usize::try_from(list.length).unwrap_or(0))
 }
 
 /// The nth element of a list of nodes that has so many.
-pub(crate) unsafe fn list_nth(list: *const List, n: usize) -> *mut c_void {
+pub(super) unsafe fn list_nth(list: *const List, n: usize) -> *mut c_void {
     // SAFETY: the caller's promise.
     unsafe { (*(*list).elements.add(n)).ptr_value }
 }

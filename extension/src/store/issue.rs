@@ -2,17 +2,12 @@
 //! the SQL functions that lead here.
 #![allow(unsafe_code)]
 
-use super::direct::{Compiled, Table, Target};
-use super::epoch;
 use crate::error::Error;
-use crate::sys;
-use core::cell::{Cell, RefCell};
-use core::ffi::{CStr, c_char};
+use core::cell::Cell;
+use pgrx::Uuid;
 use pgrx::datum::{DatumWithOid, Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::{self, Datum};
 use pgrx::spi::{OwnedPreparedStatement, Spi, SpiError};
-use pgrx::{FromDatum, IntoDatum, JsonB, Uuid, direct_function_call_as_datum};
-use serde_json::json;
 use tollgate_core::token::Digest;
 
 pub(crate) struct NewToken<'a> {
@@ -30,8 +25,6 @@ pub(crate) struct NewToken<'a> {
     pub(crate) allowed_ips: Option<Datum>,
     pub(crate) rate_limit: Option<i32>,
     pub(crate) rate_window: Option<Interval>,
-    /// Whether the digest is that of a secret that was just drawn, so that no other token has it.
-    pub(crate) is_drawn: bool,
     /// Locked. What is not given of lifetime, metadata, networks and limits is inherited from it.
     pub(crate) parent: Option<Uuid>,
 }
@@ -45,22 +38,17 @@ const INSERT: &str = "
     WITH parent AS (
         SELECT p.* FROM tollgate.api_tokens p WHERE p.id = $13
     ), issued AS (
-        INSERT INTO tollgate.api_tokens (id, token_hash, hint, user_id, name, scopes, expires_at, metadata, allowed_ips,
-                                         rate_limit, rate_window, parent_id)
+        INSERT INTO tollgate.api_tokens AS t (id, token_hash, hint, user_id, name, scopes, expires_at, metadata, allowed_ips,
+                                              rate_limit, rate_window, parent_id)
         SELECT $2, $3, $4, $5, $6, $7, coalesce(clock_timestamp() + $8, p.expires_at), coalesce($9, p.metadata),
                coalesce($10, p.allowed_ips), coalesce($11, p.rate_limit),
                CASE WHEN $11 IS NULL THEN p.rate_window ELSE $12 END, p.id
         FROM (SELECT) given LEFT JOIN parent p ON true
         ON CONFLICT (token_hash) DO NOTHING
-        RETURNING id, user_id, name, hint, scopes, expires_at, allowed_ips, rate_limit, rate_window, parent_id, created_at
+        RETURNING t.id, t.user_id, t.expires_at, t.created_at, tollgate.issued_detail(t) AS detail
     ), logged AS (
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
-        SELECT $1, i.id, i.user_id,
-               jsonb_strip_nulls(jsonb_build_object('name', i.name, 'hint', i.hint, 'scopes', i.scopes,
-                                                    'expires_at', i.expires_at, 'allowed_ips', i.allowed_ips,
-                                                    'rate_limit', i.rate_limit, 'rate_window', i.rate_window,
-                                                    'parent_id', i.parent_id))
-        FROM issued i
+        SELECT $1, i.id, i.user_id, i.detail FROM issued i
     )
     SELECT expires_at, created_at FROM issued";
 
@@ -72,163 +60,19 @@ const COVERING: &str = "
                          OR (right(wanted.scope, 2) = ':*' AND starts_with(s.name, left(wanted.scope, -1))))
         FOR KEY SHARE OF s) locked";
 
-const TOKENS: Table<12> = Table {
-    relation: |relations| Some(relations.api_tokens),
-    given: [
-        (c"id", pg_sys::UUIDOID),
-        (c"token_hash", pg_sys::BYTEAOID),
-        (c"hint", pg_sys::TEXTOID),
-        (c"user_id", pg_sys::TEXTOID),
-        (c"name", pg_sys::TEXTOID),
-        (c"scopes", pg_sys::TEXTARRAYOID),
-        (c"expires_at", pg_sys::TIMESTAMPTZOID),
-        (c"metadata", pg_sys::JSONBOID),
-        (c"allowed_ips", pg_sys::CIDRARRAYOID),
-        (c"rate_limit", pg_sys::INT4OID),
-        (c"rate_window", pg_sys::INTERVALOID),
-        (c"parent_id", pg_sys::UUIDOID),
-    ],
-    told: (c"created_at", pg_sys::TIMESTAMPTZOID),
-    kept: &TOKENS_COMPILED,
-};
-
-const AUDIT_LOG: Table<5> = Table {
-    relation: |relations| Some(relations.audit_log),
-    given: [
-        (c"event", pg_sys::TEXTOID),
-        (c"token_id", pg_sys::UUIDOID),
-        (c"user_id", pg_sys::TEXTOID),
-        (c"detail", pg_sys::JSONBOID),
-        (c"epoch", pg_sys::INT4OID),
-    ],
-    told: (c"id", pg_sys::INT8OID),
-    kept: &AUDIT_LOG_COMPILED,
-};
+/// A statement that was prepared, for as long as the process lives.
+type Kept = Cell<Option<&'static OwnedPreparedStatement>>;
 
 thread_local! {
-    static AUDIT_LOG_COMPILED: Cell<*mut Compiled> = const { Cell::new(core::ptr::null_mut()) };
-    static TOKENS_COMPILED: Cell<*mut Compiled> = const { Cell::new(core::ptr::null_mut()) };
-    static COVERING_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
-    static INSERT_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
-    static LOCK_FOR_ROTATION_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
-    static LOCK_PARENT_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
-    static REPLACE_PLAN: RefCell<Option<OwnedPreparedStatement>> = const { RefCell::new(None) };
+    static COVERING_PLAN: Kept = const { Cell::new(None) };
+    static INSERT_PLAN: Kept = const { Cell::new(None) };
+    static LOCK_FOR_ROTATION_PLAN: Kept = const { Cell::new(None) };
+    static LOCK_PARENT_PLAN: Kept = const { Cell::new(None) };
+    static REPLACE_PLAN: Kept = const { Cell::new(None) };
 }
 
 /// Stores a token and its event; `None` if one with its digest is stored already.
 pub(crate) fn insert(token: &NewToken<'_>) -> Result<Option<Stored>, Error> {
-    if token.is_drawn
-        && token.parent.is_none()
-        && let Some(stored) = insert_directly(token)
-    {
-        return Ok(Some(stored));
-    }
-    insert_by_statement(token)
-}
-
-/// The same as the statement; `None` if only that will do.
-fn insert_directly(token: &NewToken<'_>) -> Option<Stored> {
-    let epoch = epoch::registered()?;
-    let mut tokens = Target::open(&TOKENS)?;
-    let mut log = Target::open(&AUDIT_LOG)?;
-    let expires_at = token.lifetime.map(from_now);
-    let created_at = tokens.insert([
-        token.id.into_datum(),
-        token.digest.as_slice().into_datum(),
-        token.hint.into_datum(),
-        token.user_id.into_datum(),
-        token.name.into_datum(),
-        token.scopes.to_vec().into_datum(),
-        expires_at,
-        token.metadata,
-        token.allowed_ips,
-        token.rate_limit.into_datum(),
-        token.rate_limit.and(token.rate_window).into_datum(),
-        None,
-    ]);
-    log.insert([
-        token.event.into_datum(),
-        token.id.into_datum(),
-        token.user_id.into_datum(),
-        detail(token, expires_at).into_datum(),
-        Some(epoch),
-    ]);
-    // SAFETY: both are timestamps, passed by value.
-    let time = |datum: Option<Datum>| unsafe {
-        TimestampWithTimeZone::from_datum(datum.unwrap_or(Datum::null()), datum.is_none())
-    };
-    Some(Stored { expires_at: time(expires_at), created_at: time(created_at) })
-}
-
-/// `clock_timestamp() + $1`.
-fn from_now(lifetime: Interval) -> Datum {
-    let arguments = [Some(Datum::from(sys::GetCurrentTimestamp())), lifetime.into_datum()];
-    // SAFETY: a function of these arguments, which is strict and returns no NULL.
-    let sum = unsafe { direct_function_call_as_datum(pg_sys::timestamptz_pl_interval, &arguments) };
-    sum.unwrap_or(Datum::null())
-}
-
-/// What the event says of the token, as `jsonb_build_object` writes it.
-fn detail(token: &NewToken<'_>, expires_at: Option<Datum>) -> JsonB {
-    let mut detail = json!({ "name": token.name, "hint": token.hint, "scopes": token.scopes });
-    if let Some(expires_at) = expires_at {
-        // SAFETY: given no buffer, it returns a palloc'ed C string.
-        let text = unsafe {
-            text_of(pg_sys::JsonEncodeDateTime(
-                core::ptr::null_mut(),
-                expires_at,
-                pg_sys::TIMESTAMPTZOID,
-                core::ptr::null(),
-            ))
-        };
-        detail["expires_at"] = text.into();
-    }
-    if let Some(networks) = token.allowed_ips {
-        detail["allowed_ips"] = networks_as_text(networks).into();
-    }
-    if let Some(limit) = token.rate_limit {
-        detail["rate_limit"] = limit.into();
-        if let Some(window) = token.rate_window.into_datum() {
-            // SAFETY: the output function of the datum's type.
-            let text =
-                unsafe { text_of(pg_sys::OidOutputFunctionCall(pg_sys::F_INTERVAL_OUT.into(), window)) };
-            detail["rate_window"] = text.into();
-        }
-    }
-    JsonB(detail)
-}
-
-/// The elements of a cidr[] without NULLs.
-fn networks_as_text(networks: Datum) -> Vec<String> {
-    let (mut elements, mut count) = (core::ptr::null_mut(), 0);
-    // SAFETY: an array of cidr, whose length varies and whose alignment is that of int; the elements are written one after
-    // another to where they are read.
-    unsafe {
-        pg_sys::deconstruct_array(
-            pg_sys::pg_detoast_datum(networks.cast_mut_ptr()).cast(),
-            pg_sys::CIDROID,
-            -1,
-            false,
-            pg_sys::TYPALIGN_INT as core::ffi::c_char,
-            &raw mut elements,
-            core::ptr::null_mut(),
-            &raw mut count,
-        );
-        (0..usize::try_from(count).unwrap_or(0))
-            .map(|i| text_of(pg_sys::OidOutputFunctionCall(pg_sys::F_CIDR_OUT.into(), *elements.add(i))))
-            .collect()
-    }
-}
-
-/// # Safety
-///
-/// A C string.
-unsafe fn text_of(text: *const c_char) -> String {
-    // SAFETY: the caller's promise.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
-}
-
-fn insert_by_statement(token: &NewToken<'_>) -> Result<Option<Stored>, Error> {
     // SAFETY: each datum is of the type beside it, and lives as long as the call that it came from.
     let arguments = unsafe {
         [
@@ -332,20 +176,23 @@ pub(crate) fn lock_covering_scopes(scopes: &[String]) -> Result<(), Error> {
 }
 
 fn with_plan<R>(
-    plan: &'static std::thread::LocalKey<RefCell<Option<OwnedPreparedStatement>>>,
+    plan: &'static std::thread::LocalKey<Kept>,
     statement: &str,
     arguments: &[DatumWithOid<'_>],
     read: impl FnOnce(pgrx::spi::SpiTupleTable<'_>) -> Result<R, SpiError>,
 ) -> Result<R, Error> {
     let types: Vec<_> = arguments.iter().map(|argument| pg_sys::PgOid::from(argument.oid())).collect();
     Spi::connect_mut(|client| {
-        plan.with_borrow_mut(|kept| {
-            if kept.is_none() {
-                *kept = Some(client.prepare_mut(statement, &types)?.keep());
+        let prepared = match plan.get() {
+            Some(prepared) => prepared,
+            None => {
+                let prepared: &_ = Box::leak(Box::new(client.prepare_mut(statement, &types)?.keep()));
+                plan.set(Some(prepared));
+                prepared
             }
-            let prepared = kept.as_ref().ok_or(SpiError::InvalidPosition)?;
-            read(client.update(prepared, Some(1), arguments)?.first())
-        })
+        };
+        // A trigger may lead here again.
+        read(client.update(prepared, Some(1), arguments)?.first())
     })
     .map_err(|error| Error::internal(format!("could not store a token: {error}")))
 }

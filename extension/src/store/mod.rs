@@ -1,10 +1,8 @@
 //! Where our tables are touched: which relations they are, the index probe of verification, the statements of issuing, what
-//! is read and inserted without one, and what must be seen as it is now, whatever snapshot the transaction has.
+//! is read without one, and what must be seen as it is now, whatever snapshot the transaction has.
 
 pub(crate) mod as_role;
 pub(crate) mod composite;
-mod direct;
-mod epoch;
 pub(crate) mod issue;
 pub(crate) mod latest;
 pub(crate) mod probe;
@@ -15,5 +13,4 @@ pub(crate) mod scopes;
 
 pub(crate) fn init() {
     relations::init();
-    direct::init();
 }

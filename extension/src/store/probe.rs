@@ -3,8 +3,8 @@
 //!
 //! It reads with the latest snapshot, not the active one: in a REPEATABLE READ transaction an older snapshot would still
 //! show a token that has been revoked. It takes no lock on the row, assigns no transaction id and writes nothing, so it
-//! works in READ ONLY transactions and on standbys. The locks on table and index are kept until the transaction ends, as
-//! those of any query, so that a second verification in the transaction finds them held.
+//! works in READ ONLY transactions and on standbys. What it holds, a lock on table and index, a snapshot and a pin, it holds until
+//! the look-up is closed, and nothing longer.
 #![allow(unsafe_code)]
 
 use super::relations::{self, Relations};
@@ -187,17 +187,17 @@ impl Lookup {
     }
 
     pub(crate) fn close(self) {
-        let open = self.open;
+        let (open, lock) = (self.open, pg_sys::AccessShareLock.cast_signed());
         // SAFETY: ends what `begin` began, in the opposite order; the row cannot be used any more.
         unsafe {
             sys::guarded(|| {
                 if let Some((index, scan)) = open.index {
                     sys::index_endscan(scan);
-                    sys::index_close(index, pg_sys::NoLock.cast_signed());
+                    sys::index_close(index, lock);
                 }
                 sys::ExecDropSingleTupleTableSlot(open.slot);
                 sys::UnregisterSnapshot(open.snapshot);
-                sys::table_close(open.table, pg_sys::NoLock.cast_signed());
+                sys::table_close(open.table, lock);
             });
         }
     }

@@ -14,9 +14,6 @@ pub(crate) struct Relations {
     pub(crate) token_hash_index: Oid,
     pub(crate) scopes: Oid,
     pub(crate) scopes_index: Oid,
-    pub(crate) audit_log: Oid,
-    pub(crate) audit_epochs: Oid,
-    pub(crate) audit_epochs_index: Oid,
     /// By `Composite`.
     pub(crate) composites: [Oid; Composite::COUNT],
 }
@@ -46,9 +43,6 @@ pub(crate) fn relations() -> Relations {
             token_hash_index: in_schema(schema, c"api_tokens_token_hash"),
             scopes: in_schema(schema, c"scopes"),
             scopes_index: in_schema(schema, c"scopes_pkey"),
-            audit_log: in_schema(schema, c"audit_log"),
-            audit_epochs: in_schema(schema, c"audit_epochs"),
-            audit_epochs_index: in_schema(schema, c"audit_epochs_pkey"),
             composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
         };
         // The look-ups themselves may have brought the news that something changed.
@@ -110,15 +104,7 @@ fn in_schema(schema: Oid, name: &CStr) -> Oid {
 #[pg_guard]
 unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
     let ours = |cached: Relations| {
-        let tables = [
-            cached.api_tokens,
-            cached.token_hash_index,
-            cached.scopes,
-            cached.scopes_index,
-            cached.audit_log,
-            cached.audit_epochs,
-            cached.audit_epochs_index,
-        ];
+        let tables = [cached.api_tokens, cached.token_hash_index, cached.scopes, cached.scopes_index];
         tables.contains(&relation) || cached.composites.contains(&relation)
     };
     if relation == Oid::INVALID || CACHE.get().is_none_or(ours) {

@@ -118,30 +118,6 @@ impl Open {
         look(&Row { values: &values, nulls: &nulls });
     }
 
-    /// The last row in the order of an index.
-    pub(crate) fn last<R>(&self, index: Oid, look: impl FnOnce(&Row<'_>) -> R) -> Option<R> {
-        let mut result = None;
-        let mut look = Some(look);
-        // SAFETY: an index of this table; the scan is ended before anything that it uses.
-        unsafe {
-            let index = pg_sys::index_open(index, pg_sys::AccessShareLock.cast_signed());
-            let scan = pg_sys::systable_beginscan_ordered(
-                self.table,
-                index,
-                self.snapshot,
-                0,
-                core::ptr::null_mut(),
-            );
-            let backward = pg_sys::ScanDirection::BackwardScanDirection;
-            if let Some(tuple) = pg_sys::systable_getnext_ordered(scan, backward).as_mut() {
-                self.look_at(tuple, &mut |row| result = look.take().map(|look| look(row)));
-            }
-            pg_sys::systable_endscan_ordered(scan);
-            pg_sys::index_close(index, pg_sys::NoLock.cast_signed());
-        }
-        result
-    }
-
     pub(crate) fn close(self) {
         // SAFETY: no scan is under way.
         unsafe {

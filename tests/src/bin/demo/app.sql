@@ -46,11 +46,11 @@ INSERT INTO tollgate_demo.posts (id, author, title, published) VALUES
 ALTER TABLE tollgate_demo.posts ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY read ON tollgate_demo.posts FOR SELECT USING (
-    tollgate.token_has_scope('demo:posts:read') AND (published OR author = tollgate.current_user_id()));
+    (SELECT tollgate.token_has_scope('demo:posts:read')) AND (published OR author = (SELECT tollgate.current_user_id())));
 CREATE POLICY moderate ON tollgate_demo.posts FOR SELECT USING (
-    tollgate.token_has_scope('demo:posts:moderate'));
+    (SELECT tollgate.token_has_scope('demo:posts:moderate')));
 CREATE POLICY write ON tollgate_demo.posts FOR INSERT WITH CHECK (
-    tollgate.token_has_scope('demo:posts:write') AND author = tollgate.current_user_id());
+    (SELECT tollgate.token_has_scope('demo:posts:write')) AND author = (SELECT tollgate.current_user_id()));
 
 -- The application verifies tokens and works on its own tables. It can neither issue a token nor read one.
 GRANT USAGE ON SCHEMA tollgate_demo TO tollgate_demo_app;

@@ -236,7 +236,8 @@ impl Walk<'_> {
         self.report.step(
             "An application: posts under row-level security, and ordinary roles",
             &["create policy read on posts for select using (\n    \
-               tollgate.token_has_scope('demo:posts:read') and (published or author = tollgate.current_user_id()))"],
+               (select tollgate.token_has_scope('demo:posts:read'))\n    \
+               and (published or author = (select tollgate.current_user_id())))"],
         );
         let metering: bool = self.owner.query_one("select metering from tollgate.stats()", &[]).await?.get(0);
         self.report.check("the server's memory counts usage", "on", if metering { "on" } else { "off" });
