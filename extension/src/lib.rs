@@ -21,6 +21,7 @@ mod log;
 mod policy;
 mod prefetch;
 mod presented;
+mod refusal;
 mod scan;
 mod shmem;
 mod store;
