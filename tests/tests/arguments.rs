@@ -175,7 +175,7 @@ async fn no_argument_takes_a_token_and_none_is_repeated_kept_or_logged() -> Resu
                     assert!(!shows(&text_of(error)), "{call}: {error:?}");
                 }
                 if !is_listed(&ASKED, &function, argument) {
-                    let code = error.map(|error| error.code());
+                    let code = error.map(tokio_postgres::error::DbError::code);
                     if code != Some(&SqlState::INVALID_PARAMETER_VALUE) {
                         taken.push(format!("{call}: {result:?}"));
                     }
@@ -281,7 +281,7 @@ async fn whoever_guesses_is_counted_and_logged_at_every_function_that_takes_a_to
         let (error, answer) = present(&good.token).await?;
         match error {
             Some(error) => {
-                assert_eq!(error, SqlState::CONFIGURATION_LIMIT_EXCEEDED, "{}", function.signature)
+                assert_eq!(error, SqlState::CONFIGURATION_LIMIT_EXCEEDED, "{}", function.signature);
             }
             None => assert!(
                 answer == false || answer["code"] == "RATE_LIMITED",

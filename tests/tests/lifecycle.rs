@@ -212,7 +212,7 @@ async fn a_successor_is_purged_only_after_the_token_that_names_it() -> Result<()
     let error = refused(rotate(&owner, first.id, "0").await, &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE);
     assert!(error.hint().is_some_and(|hint| hint.contains(&second.id.to_string())), "{error:?}");
     revoke(&owner, first.id).await?;
-    assert_eq!(purge().await?, [Uuid::nil(); 0], "once that is gone, all go");
+    assert!(purge().await?.is_empty(), "once that is gone, all go");
     Ok(())
 }
 
