@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use crate::sys;
+use core::ffi::CStr;
 use pgrx::pg_sys::{self, Datum};
 use tollgate_core::net::Net;
 
@@ -128,6 +129,15 @@ fn varlena_extent(bytes: &[u8]) -> (usize, usize) {
     let word = u32::from_ne_bytes(bytes[..4].try_into().expect("four bytes"));
     let size = if cfg!(target_endian = "little") { word >> 2 } else { word & 0x3fff_ffff };
     (4, size as usize)
+}
+
+/// A jsonb value as PostgreSQL prints it.
+pub(crate) fn jsonb_text(jsonb: Datum) -> Vec<u8> {
+    // SAFETY: the output function of jsonb, given such a value, returns a palloc'ed C string.
+    unsafe {
+        let text = pgrx::direct_function_call_as_datum(pg_sys::jsonb_out, &[Some(jsonb)]);
+        text.map_or_else(Vec::new, |text| CStr::from_ptr(text.cast_mut_ptr()).to_bytes().to_vec())
+    }
 }
 
 /// A short varlena of type text, made at compile time.

@@ -2,6 +2,7 @@
 //! holds a token or a part of one.
 #![allow(unsafe_code)]
 
+use crate::refusal::{self, Refusal};
 use crate::sys;
 use core::ffi::c_int;
 use pgrx::pg_sys;
@@ -40,9 +41,17 @@ impl Error {
             .hint(hint)
     }
 
-    /// A token that `authenticate` refuses.
-    pub(crate) fn refused(code: Code) -> Self {
-        let (sqlstate, message, hint) = match code {
+    /// What is presented and refused. The detail is JSON, for programs: see [`Refusal::to_json`].
+    pub(crate) fn refused(refusal: &Refusal) -> Self {
+        if let Some(retry_after) = refusal.retry_after {
+            return Error::new(
+                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                "the token is over a rate limit",
+            )
+            .detail(refusal.to_json())
+            .hint(format!("Try again in {}.", duration(retry_after)));
+        }
+        let (sqlstate, message, hint) = match refusal.code {
             Code::InsufficientScope => (
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 "the token lacks a required scope",
@@ -64,14 +73,7 @@ impl Error {
                 "Issue a new token with tollgate.create_api_token() if its user should still have access.",
             ),
         };
-        Error::new(sqlstate, message).detail(format!("Code: {}.", code.as_str())).hint(hint)
-    }
-
-    /// A token, its user or its client that is over a limit. `retry_after` in microseconds.
-    pub(crate) fn rate_limited(retry_after: u64) -> Self {
-        Error::new(PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "the token is over a rate limit")
-            .detail(format!("Code: {}.", Code::RateLimited.as_str()))
-            .hint(format!("Try again in {}.", duration(retry_after)))
+        Error::new(sqlstate, message).detail(refusal.to_json()).hint(hint)
     }
 
     /// The detail names no token: who is asked to run as another must not learn who came before.
@@ -102,15 +104,15 @@ impl Error {
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
             format!("permission denied: scope {:?} is required", token::redact(scope)),
         );
-        if authenticated {
-            error
-                .detail("The token of this transaction does not grant it.")
-                .hint("Authenticate with a token that was issued with this scope.")
+        let refusal = Refusal {
+            missing_scopes: vec![refusal::shown(Some(scope.as_bytes()))],
+            ..Refusal::new(Code::InsufficientScope)
+        };
+        error.detail(refusal.to_json()).hint(if authenticated {
+            "Authenticate with a token that was issued with this scope."
         } else {
-            error
-                .detail("This transaction has no authenticated token.")
-                .hint("Call tollgate.authenticate(token) first, in the same transaction.")
-        }
+            "This transaction has no identity: call tollgate.authenticate(token) first, in the same transaction."
+        })
     }
 
     /// A transaction whose snapshot does not show the tokens as they are.

@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::store::scopes as catalogue;
 use crate::{guc, sys};
 use pgrx::datum::Interval;
+use pgrx::pg_sys::Datum;
 use tollgate_core::scope;
 use tollgate_core::token::{self, Prefix};
 
@@ -18,10 +19,23 @@ const SECOND: i128 = 1_000_000;
 const YEAR: i128 = 366 * 86_400 * SECOND;
 const LIFETIME_HINT: &str = "Pass NULL for a token that does not expire by itself.";
 
+/// Nothing that is stored, logged or looked for is a token: somebody will paste one where a name or a reason belongs.
+pub(crate) fn without_token(argument: &str, value: &[u8]) -> Result<(), Error> {
+    if !token::contains_secret(value) {
+        return Ok(());
+    }
+    Err(Error::argument(
+        argument,
+        "this must not have a token in it",
+        "which has 80 hexadecimal digits or more in a row, as the secret of a token",
+        "Leave it out; if it is the token of somebody, revoke it. A digest of such a length may be given in base64.",
+    ))
+}
+
 pub(crate) fn user_id(value: Option<&str>) -> Result<&str, Error> {
     let value = value.filter(|text| !text.trim().is_empty()).unwrap_or_default();
     match value.chars().count() {
-        1..=MAX_USER_ID => Ok(value),
+        1..=MAX_USER_ID => without_token("user_id", value.as_bytes()).map(|()| value),
         0 => Err(Error::argument(
             "user_id",
             "a token needs a user",
@@ -40,13 +54,7 @@ pub(crate) fn user_id(value: Option<&str>) -> Result<&str, Error> {
 pub(crate) fn name(value: Option<&str>) -> Result<&str, Error> {
     let value = value.filter(|text| !text.trim().is_empty()).unwrap_or_default();
     match value.chars().count() {
-        1..=MAX_NAME if token::contains_secret(value) => Err(Error::argument(
-            "name",
-            "the name of a token must not have a token in it",
-            "which has",
-            "Names are shown in lists and stay in the audit log. If that token is live, revoke it.",
-        )),
-        1..=MAX_NAME => Ok(value),
+        1..=MAX_NAME => without_token("name", value.as_bytes()).map(|()| value),
         0 => Err(Error::argument(
             "name",
             "a token needs a name",
@@ -207,13 +215,17 @@ pub(crate) fn end(argument: &str, end: Option<i64>) -> Result<(), Error> {
     }
 }
 
-/// The content of a jsonb value.
-pub(crate) fn metadata(value: Option<&[u8]>) -> Result<(), Error> {
+/// A jsonb value, and its content.
+pub(crate) fn metadata(datum: Option<Datum>, value: Option<&[u8]>) -> Result<(), Error> {
     // The header of a jsonb container (jsonb.h): the flag of an object is in its fourth bit from the top.
     const JB_FOBJECT: u32 = 0x2000_0000;
     let header = value.and_then(|content| content.first_chunk().copied()).map(u32::from_ne_bytes);
     if header.is_some_and(|header| header & JB_FOBJECT != 0) {
-        return Ok(());
+        // Keys and values stand one behind another in the content, so only its text tells whether one of them is meant.
+        return match (datum, value.is_some_and(token::contains_secret)) {
+            (Some(datum), true) => without_token("metadata", &datum::jsonb_text(datum)),
+            _ => Ok(()),
+        };
     }
     Err(Error::argument(
         "metadata",

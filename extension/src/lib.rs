@@ -21,6 +21,7 @@ mod limits;
 mod log;
 mod prefetch;
 mod presented;
+mod refusal;
 mod scan;
 mod shmem;
 mod store;

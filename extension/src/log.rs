@@ -1,26 +1,22 @@
 //! Verification outcomes in the server's log, as `tollgate.log_verifications` asks for them.
 //!
-//! One line each, of `key=value` pairs in this order: code, token_id, client_ip, required; "-" for what there is not. Nobody
+//! One line each, of `key=value` pairs in this order: code, token_id, client_ip, required, reason; "-" for what there is not. Nobody
 //! who presents tokens can write into it: ids and addresses are printed by us, of required scopes only what scopes are
 //! made of, and not much of it. The line goes to the server's log alone, without the statement, its context and its bind
 //! values, in which the token is. The number of lines is bounded for the whole server (for each session, if the library is
 //! not preloaded), and what was left out is said with the next line. Nothing is written to a table, so it works on standbys.
 #![allow(unsafe_code)]
 
-use crate::datum::TextArray;
 use crate::guc::{self, LogVerifications};
-use crate::{shmem, sys};
+use crate::presented::Required;
+use crate::{refusal, shmem, sys};
 use core::fmt::Write as _;
 use pgrx::pg_sys;
 use std::ffi::CString;
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;
 use tollgate_core::throttle::Throttle;
-use tollgate_core::token;
-
-/// Of the required scopes, in a line.
-const MOST_SCOPES: usize = 8;
-const MOST_CHARACTERS: usize = 128;
+use tollgate_core::token::Fault;
 
 /// Without shared memory.
 static OF_THIS_SESSION: Throttle = Throttle::new();
@@ -31,17 +27,24 @@ pub(crate) fn verification(
     code: Code,
     token_id: Option<&[u8; 16]>,
     client: Option<&Net>,
-    required: Option<TextArray<'_>>,
+    required: &Required<'_>,
+    fault: Option<Fault>,
 ) {
     let wanted = guc::log_verifications();
     if wanted == LogVerifications::off || (wanted == LogVerifications::failures && code == Code::Valid) {
         return;
     }
-    write(code, token_id, client, required);
+    write(code, token_id, client, required, fault);
 }
 
 #[cold]
-fn write(code: Code, token_id: Option<&[u8; 16]>, client: Option<&Net>, required: Option<TextArray<'_>>) {
+fn write(
+    code: Code,
+    token_id: Option<&[u8; 16]>,
+    client: Option<&Net>,
+    required: &Required<'_>,
+    fault: Option<Fault>,
+) {
     let throttle = shmem::log_throttle().unwrap_or(&OF_THIS_SESSION);
     let most = guc::max_logged_verifications();
     let Some(left_out) = throttle.admit(sys::GetCurrentTimestamp(), most) else { return };
@@ -50,14 +53,15 @@ fn write(code: Code, token_id: Option<&[u8; 16]>, client: Option<&Net>, required
             "tollgate: {left_out} verifications were not logged, because tollgate.max_logged_verifications is {most}"
         ));
     }
-    emit(&line(code, token_id, client, required));
+    emit(&line(code, token_id, client, required, fault));
 }
 
 fn line(
     code: Code,
     token_id: Option<&[u8; 16]>,
     client: Option<&Net>,
-    required: Option<TextArray<'_>>,
+    required: &Required<'_>,
+    fault: Option<Fault>,
 ) -> String {
     let mut line = format!("tollgate: verification code={code} token_id=");
     let _ = match token_id {
@@ -69,39 +73,13 @@ fn line(
         None => write!(line, " client_ip=-"),
     };
     line.push_str(" required=");
-    match required {
-        Some(scopes) if scopes.len() > 0 => push_scopes(&mut line, &scopes),
-        _ => line.push('-'),
+    match required.len() {
+        0 => line.push('-'),
+        _ => refusal::push_scopes(&mut line, required),
     }
+    line.push_str(" reason=");
+    line.push_str(fault.map_or("-", Fault::as_str));
     line
-}
-
-/// Scopes come from the application, but who knows from where it has them.
-fn push_scopes(line: &mut String, scopes: &TextArray<'_>) {
-    for (n, scope) in scopes.iter().take(MOST_SCOPES).enumerate() {
-        if n > 0 {
-            line.push(',');
-        }
-        let Some(scope) = scope else {
-            line.push_str("NULL");
-            continue;
-        };
-        let shown: String = scope
-            .iter()
-            .take(MOST_CHARACTERS)
-            .map(|&byte| match byte {
-                b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b':' | b'*' | b'-' => char::from(byte),
-                _ => '?',
-            })
-            .collect();
-        line.push_str(&token::redact(&shown));
-        if scope.len() > MOST_CHARACTERS {
-            line.push('…');
-        }
-    }
-    if scopes.len() > MOST_SCOPES {
-        let _ = write!(line, ",…{} more", scopes.len() - MOST_SCOPES);
-    }
 }
 
 /// One line for the server's log and for nobody else.

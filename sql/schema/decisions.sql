@@ -4,7 +4,8 @@
 CREATE VIEW tollgate.privilege_decisions AS
     SELECT d.object_type, 'tollgate.' || d.object AS object, d.given_to
     FROM (VALUES
-        -- Everyone: what discloses nothing but the caller's own context.
+        -- Everyone: what discloses nothing but the caller's own context and arguments.
+        ('FUNCTION', 'client_ip_from(text, cidr[])',                          'public'),
         ('FUNCTION', 'current_scopes()',                                      'public'),
         ('FUNCTION', 'current_token_id()',                                    'public'),
         ('FUNCTION', 'current_user_id()',                                     'public'),
@@ -14,23 +15,24 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'token_has_any_scope(text[])',                           'public'),
         ('FUNCTION', 'token_has_scope(text)',                                 'public'),
 
-        -- Verifies, and acts for a token.
+        -- Verifies, acts for a token, and ends what it is shown.
         ('FUNCTION', 'authenticate(text, text[], inet)',                      'verifier'),
-        ('FUNCTION', 'token_has_scope(text, text)',                           'verifier'),
+        ('FUNCTION', 'last_refusal()',                                        'verifier'),
+        ('FUNCTION', 'revoke_own_api_token(uuid, text)',                      'verifier'),
+        ('FUNCTION', 'revoke_presented_token(text, text, inet)',              'verifier'),
+        ('FUNCTION', 'token_has_scope(text, text, inet)',                     'verifier'),
         ('FUNCTION', 'verify_api_token(text, text[], inet)',                  'verifier'),
         ('FUNCTION', 'verify_api_token_hash(bytea, text[], inet)',            'verifier'),
         ('TYPE',     'verification',                                          'verifier'),
 
         -- Has tokens come and go.
         ('FUNCTION', 'create_api_token(text, text, text[], interval, jsonb, cidr[], integer, interval, text)', 'issuer'),
-        ('FUNCTION', 'derive_api_token(text, text, text[], interval, cidr[])', 'issuer'),
+        ('FUNCTION', 'derive_api_token(text, text, text[], interval, cidr[], inet)', 'issuer'),
         ('FUNCTION', 'import_api_token(text, text, bytea, text[], interval, jsonb, cidr[], integer, interval)', 'issuer'),
         ('FUNCTION', 'list_api_tokens(text)',                                 'issuer'),
         ('FUNCTION', 'list_scopes()',                                         'issuer'),
         ('FUNCTION', 'revoke_all_api_tokens(text, text)',                     'issuer'),
         ('FUNCTION', 'revoke_api_token(uuid, text, text)',                    'issuer'),
-        ('FUNCTION', 'revoke_own_api_token(uuid, text)',                      'issuer'),
-        ('FUNCTION', 'revoke_presented_token(text, text)',                    'issuer'),
         ('FUNCTION', 'rotate_api_token(uuid, interval)',                      'issuer'),
         ('FUNCTION', 'set_api_token_enabled(uuid, boolean, text)',            'issuer'),
         ('FUNCTION', 'token_activity(uuid, timestamptz)',                     'issuer'),
@@ -103,6 +105,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'check_batch_size(integer)',                             'nobody'),
         ('FUNCTION', 'check_capability(regrole, text)',                       'nobody'),
         ('FUNCTION', 'check_event_count(integer)',                            'nobody'),
+        ('FUNCTION', 'check_key_is_stored(regclass, name)',                   'nobody'),
         ('FUNCTION', 'check_key_type(oid)',                                   'nobody'),
         ('FUNCTION', 'check_retention(interval)',                             'nobody'),
         ('FUNCTION', 'check_snapshot(uuid, text[])',                          'nobody'),
@@ -144,7 +147,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'notify_token_event(text, uuid, text, text, bigint)',    'nobody'),
         ('FUNCTION', 'place_after_seal(bigint)',                              'nobody'),
         ('FUNCTION', 'place_of_horizon(integer, xid8)',                       'nobody'),
-        ('FUNCTION', 'presented_token_id(text)',                              'nobody'),
+        ('FUNCTION', 'presented_token_id(text, inet)',                        'nobody'),
         ('FUNCTION', 'purge_sealed_events(timestamptz, integer)',             'nobody'),
         ('FUNCTION', 'query_as(oid, text, text[])',                           'nobody'),
         ('FUNCTION', 'quote_redacted(text)',                                  'nobody'),
@@ -166,6 +169,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'token_is_within(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
         ('FUNCTION', 'wal_timeline()',                                        'nobody'),
         ('FUNCTION', 'webhook_url(text)',                                     'nobody'),
+        ('FUNCTION', 'without_token(text, text)',                             'nobody'),
         ('TYPE',     'audit_place',                                           'nobody'),
         ('TYPE',     'memory_stats',                                          'nobody'),
         ('VIEW',     'object_privileges',                                     'nobody'),
@@ -183,7 +187,7 @@ CREATE VIEW tollgate.capability_privileges AS
                  ('admin',    'admin'),  ('admin',  'issuer'), ('admin', 'verifier'),
                  ('operator', 'operator')) i (capability, includes) ON i.includes = d.given_to;
 COMMENT ON VIEW tollgate.capability_privileges IS
-    'What each capability gives: verifier verifies and authenticates; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs';
+    'What each capability gives: verifier verifies, authenticates, and revokes what it is shown; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs';
 
 -- Names and signatures are read in the search path of these functions, whatever the caller's is.
 CREATE FUNCTION tollgate.capability_objects(capability text) RETURNS TABLE (object_id oid, object_type text, object text, privilege text)

@@ -184,11 +184,7 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: name.',
                   HINT = 'Name it after who is told, such as "log".';
     END IF;
-    IF $1 ~ '[0-9A-Fa-f]{80}' THEN
-        RAISE EXCEPTION 'this name of a subscription has a token in it'
-            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: name.',
-                  HINT = 'Name it after who is told, such as "log". If it was a token, revoke it.';
-    END IF;
+    PERFORM tollgate.without_token('name', $1);
     IF NOT EXISTS (SELECT FROM tollgate.subscriptions s WHERE s.name = $1) THEN
         INSERT INTO tollgate.subscriptions (name, epoch, horizon, delivered)
             SELECT $1, p.epoch, p.horizon, p.delivered FROM tollgate.event_position() p
@@ -205,6 +201,7 @@ CREATE FUNCTION tollgate.advance_subscription(name text, epoch uuid, horizon big
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM tollgate.without_token('name', $1);
     PERFORM tollgate.epoch_of_cursor($2, $3, $4);
     UPDATE tollgate.subscriptions s SET epoch = $2, horizon = $3, delivered = $4, advanced_at = now() WHERE s.name = $1;
     IF NOT FOUND THEN
@@ -222,6 +219,7 @@ CREATE FUNCTION tollgate.drop_subscription(name text) RETURNS boolean
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM tollgate.without_token('name', $1);
     DELETE FROM tollgate.subscriptions s WHERE s.name = $1;
     IF NOT FOUND THEN
         RETURN false;

@@ -5,19 +5,20 @@
 -- of the family; of several families, the roots in the order of their ids. Before those comes the lock that
 -- max_tokens_per_user takes, and after them that on the catalogue of scopes. expire_tokens and purge_tokens wait for no row, and so need not follow.
 
-CREATE FUNCTION tollgate.derive_api_token(parent text, name text, scopes text[], expires_in interval, allowed_ips cidr[] DEFAULT NULL)
+CREATE FUNCTION tollgate.derive_api_token(parent text, name text, scopes text[], expires_in interval, allowed_ips cidr[] DEFAULT NULL,
+                                         client_ip inet DEFAULT NULL)
     RETURNS tollgate.issued_token
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'derive_api_token';
-COMMENT ON FUNCTION tollgate.derive_api_token(text, text, text[], interval, cidr[]) IS
-    'Makes a lesser token of a presented one (28000 unless that is valid): never wider in scope, time or networks (22023), where NULL takes over the parent''s, with its metadata; ends, is disabled and is narrowed with it; at most 8 generations; event token.derived';
+COMMENT ON FUNCTION tollgate.derive_api_token(text, text, text[], interval, cidr[], inet) IS
+    'Makes a lesser token of a presented one (28000 unless that is valid): never wider in scope, time or networks (22023), where NULL takes over the parent''s, with its metadata; ends, is disabled and is narrowed with it; at most 8 generations; event token.derived. Failed attempts count and are logged as for verify_api_token';
 
-CREATE FUNCTION tollgate.presented_token_id(token text) RETURNS uuid
+CREATE FUNCTION tollgate.presented_token_id(token text, client_ip inet) RETURNS uuid
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'presented_token_id';
-COMMENT ON FUNCTION tollgate.presented_token_id(text) IS
-    'The id of a presented token, also of one that this transaction''s snapshot does not show; NULL if it is malformed or unknown. Internal.';
+COMMENT ON FUNCTION tollgate.presented_token_id(text, inet) IS
+    'The id of a presented token, also of one that this transaction''s snapshot does not show; NULL if it is malformed or unknown; raises 53400 at an address that has failed too often. Internal.';
 
 CREATE FUNCTION tollgate.check_snapshot(token_id uuid, user_ids text[]) RETURNS void
     LANGUAGE c VOLATILE PARALLEL UNSAFE

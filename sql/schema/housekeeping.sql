@@ -132,13 +132,14 @@ BEGIN
     -- Waits for flushes under way, which would else bring usage of a token that is gone; those to come wait for this batch.
     LOCK TABLE tollgate.usage_flushes IN SHARE MODE;
     -- A token whose expiry is not recorded yet stays, or its event would be lost; and so do its ancestors, without which
-    -- nothing would say what it may be at most.
+    -- nothing would say what it may be at most. A token that was rotated names its successor for as long as it is there.
     WITH purged AS (
         DELETE FROM tollgate.api_tokens t
             WHERE t.ctid = ANY (ARRAY(
                 SELECT d.ctid FROM tollgate.api_tokens d
                 WHERE (d.revoked_at IS NOT NULL OR d.expired_at IS NOT NULL) AND least(d.revoked_at, d.expires_at) <= now() - $1
                   AND NOT EXISTS (SELECT FROM tollgate.api_tokens c WHERE c.parent_id = d.id)
+                  AND NOT EXISTS (SELECT FROM tollgate.api_tokens o WHERE o.id = d.rotated_from)
                 ORDER BY least(d.revoked_at, d.expires_at) LIMIT $2 FOR UPDATE SKIP LOCKED))
             RETURNING t.id, t.user_id, least(t.revoked_at, t.expires_at) AS ended_at
     ), forgotten AS (
@@ -157,7 +158,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_tokens(interval, integer) IS
-    'Deletes tokens that were revoked or expired longer ago than the retention, with their usage (event token.purged each), and says how many; derived tokens before those they were derived from';
+    'Deletes tokens that were revoked or expired longer ago than the retention, with their usage (event token.purged each), and says how many; derived tokens before those they were derived from, and a successor only once the token that it replaced is gone';
 
 CREATE FUNCTION tollgate.purge_usage(retention interval DEFAULT '90 days', batch_size integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER

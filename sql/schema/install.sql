@@ -21,6 +21,12 @@ CREATE FUNCTION tollgate.acting_role() RETURNS text
 COMMENT ON FUNCTION tollgate.acting_role() IS
     'The role that acts: the one of SET ROLE, else the one that logged in; not the owner of the SECURITY DEFINER function that is running. Internal.';
 
+CREATE FUNCTION tollgate.without_token(argument text, value text) RETURNS text
+    LANGUAGE c IMMUTABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'without_token';
+COMMENT ON FUNCTION tollgate.without_token(text, text) IS
+    'The value of an argument; raises 22023 if it has a token in it. Each text that is stored, logged or looked for goes through here. Internal.';
+
 CREATE FUNCTION tollgate.quote_redacted(argument text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp

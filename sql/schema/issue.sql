@@ -93,6 +93,6 @@ CREATE FUNCTION tollgate.list_api_tokens(user_id text) RETURNS SETOF tollgate.to
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT tollgate.check_user_named($1);
-    SELECT t.* FROM tollgate.tokens t WHERE t.user_id = $1 ORDER BY t.created_at, t.id;
+    SELECT t.* FROM tollgate.tokens t WHERE t.user_id = tollgate.without_token('user_id', $1) ORDER BY t.created_at, t.id;
 END;
 COMMENT ON FUNCTION tollgate.list_api_tokens(text) IS 'The tokens of a user, oldest first: hint, status and usage, never the digest; 22023 without a user';

@@ -176,6 +176,7 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: changes.',
                   HINT = 'Such as {"name": "laptop", "expires_at": null}; keys that are left out stay as they are.';
     END IF;
+    PERFORM tollgate.without_token('changes', $2::text);
     before := tollgate.lock_managed_token($1, $2 ? 'expires_at');
     keys := ARRAY(SELECT jsonb_object_keys($2));
     after := before;

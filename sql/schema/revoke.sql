@@ -10,12 +10,12 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: reason, of %s characters.', length($1)),
                   HINT = 'Say it shorter, or put a link to the ticket there.';
     END IF;
-    -- Somebody will paste the token that leaked. That must not keep it from being revoked, nor be told to all who read the log.
-    RETURN regexp_replace($1, '[0-9A-Fa-f]{64,}', '…', 'g');
+    -- What may be a digest is left out; a token is refused, as everywhere.
+    RETURN regexp_replace(tollgate.without_token('reason', $1), '[0-9A-Fa-f]{64,}', '…', 'g');
 END
 $$;
 COMMENT ON FUNCTION tollgate.stored_reason(text) IS
-    'A reason as it is stored: without what may be a token or its digest; raises 22023 if it is longer than the log takes. Internal.';
+    'A reason as it is stored: without what may be a digest; raises 22023 if it has a token in it, or is longer than the log takes. Internal.';
 
 CREATE FUNCTION tollgate.revoke_api_token(token_id uuid, user_id text DEFAULT NULL, reason text DEFAULT NULL) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -26,6 +26,7 @@ DECLARE
     affected bigint;
 BEGIN
     $3 := tollgate.stored_reason($3);
+    PERFORM tollgate.without_token('user_id', $2);
     token := tollgate.lock_token($1);
     IF token.id IS NULL OR token.user_id <> $2 OR token.revoked_at IS NOT NULL THEN
         RETURN false;
@@ -53,6 +54,7 @@ CREATE FUNCTION tollgate.revoke_own_api_token(token_id uuid, reason text DEFAULT
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM tollgate.stored_reason($2);
     IF tollgate.current_user_id() IS NULL THEN
         RAISE EXCEPTION 'nobody is authenticated'
             USING ERRCODE = 'invalid_authorization_specification', DETAIL = 'This transaction has no identity.',
@@ -107,20 +109,20 @@ CREATE FUNCTION tollgate.revoke_all_api_tokens(user_id text, reason text DEFAULT
 AS $$
 BEGIN
     PERFORM tollgate.check_user_named($1);
-    RETURN tollgate.revoke_tokens_of_users(ARRAY[$1], tollgate.stored_reason($2), '{}');
+    RETURN tollgate.revoke_tokens_of_users(ARRAY[tollgate.without_token('user_id', $1)], tollgate.stored_reason($2), '{}');
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_all_api_tokens(text, text) IS
     'Revokes every token of a user that is not revoked yet, and says how many; one event token.revoked each, one notification; 22023 without a user';
 
-CREATE FUNCTION tollgate.revoke_presented_token(token text, reason text DEFAULT NULL) RETURNS boolean
+CREATE FUNCTION tollgate.revoke_presented_token(token text, reason text DEFAULT NULL, client_ip inet DEFAULT NULL) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     -- An expression of PL/pgSQL has no plan that auto_explain could write down with the token in it; a SELECT here has.
-    RETURN tollgate.revoke_api_token(tollgate.presented_token_id($1), NULL, $2);
+    RETURN tollgate.revoke_api_token(tollgate.presented_token_id($1, $3), NULL, $2);
 END
 $$;
-COMMENT ON FUNCTION tollgate.revoke_presented_token(text, text) IS
-    'Revokes a token by its plaintext, so that whoever finds a leaked one can kill it; false when it is malformed, unknown or revoked already';
+COMMENT ON FUNCTION tollgate.revoke_presented_token(text, text, inet) IS
+    'Revokes a token by its plaintext, so that whoever finds a leaked one can kill it; false when it is malformed, unknown or revoked already. Failed attempts count and are logged as for verify_api_token; 53400 at an address that has failed too often';

@@ -44,8 +44,9 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: name.',
                   HINT = 'Tokens may be issued with it as it is; it grants every scope.';
     END IF;
-    IF $2 IS NULL OR length($2) > 1000 OR $2 ~ '[0-9A-Fa-f]{80}' THEN
-        RAISE EXCEPTION 'a scope needs a description of at most 1000 characters, without a token in it'
+    PERFORM tollgate.without_token('description', $2);
+    IF $2 IS NULL OR length($2) > 1000 THEN
+        RAISE EXCEPTION 'a scope needs a description of at most 1000 characters'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: description.',
                   HINT = 'Say in a sentence what a token with this scope may do.';
     END IF;
@@ -81,6 +82,7 @@ DECLARE
     carriers bigint;
     example  text;
 BEGIN
+    PERFORM tollgate.without_token('name', $1);
     -- With an older snapshot than the lock below, a token issued a moment ago would stay unseen.
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         RAISE EXCEPTION 'drop_scope cannot run in a % transaction', current_setting('transaction_isolation')

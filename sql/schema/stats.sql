@@ -28,6 +28,7 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: instance, hostname, pid, version, started_at, tasks.',
                   HINT = 'Say all of them; tasks may be an empty array.';
     END IF;
+    PERFORM tollgate.without_token('hostname', $2), tollgate.without_token('version', $4), tollgate.without_token('tasks', $6::text);
     DELETE FROM tollgate.daemon_reports d WHERE d.last_seen_at < now() - interval '1 day' AND d.instance <> $1;
     INSERT INTO tollgate.daemon_reports (instance, hostname, pid, version, started_at, last_seen_at, tasks)
         VALUES ($1, $2, $3, $4, $5, now(), $6)

@@ -74,6 +74,7 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: node, boot, generation, rows.',
                   HINT = 'Pass on what drain_usage() returned.';
     END IF;
+    PERFORM tollgate.without_token('node', $1);
     -- One flush at a time, whichever server it is from: what is read below is still so when it is written, and nobody
     -- deadlocks.
     LOCK TABLE tollgate.usage_flushes IN SHARE ROW EXCLUSIVE MODE;
@@ -138,7 +139,7 @@ CREATE FUNCTION tollgate.usage_applied(node text, boot uuid, generation bigint) 
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT EXISTS (SELECT FROM tollgate.usage_flushes f WHERE f.node = $1 AND f.boot = $2 AND f.generation >= $3);
+    SELECT EXISTS (SELECT FROM tollgate.usage_flushes f WHERE f.node = tollgate.without_token('node', $1) AND f.boot = $2 AND f.generation >= $3);
 END;
 COMMENT ON FUNCTION tollgate.usage_applied(text, uuid, bigint) IS
     'Whether this server''s copy of the database has these counters. To be asked of a standby before ack_usage there: promoted before it has them, it would lack them for good';

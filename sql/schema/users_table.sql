@@ -23,6 +23,18 @@ BEGIN
             USING ERRCODE = 'insufficient_privilege', DETAIL = 'Argument: table.',
                   HINT = 'Attaching a table puts triggers on it: let its owner do that.';
     END IF;
+    -- A statement on one of them removes rows of the other, without a trigger of that one's. So do foreign servers.
+    IF EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+               WHERE NOT c.relispartition AND (i.inhrelid = $1 OR i.inhparent = $1)) THEN
+        RAISE EXCEPTION 'table % shares rows with another by inheritance', $1
+            USING ERRCODE = 'wrong_object_type', DETAIL = 'Argument: table.',
+                  HINT = 'Users are kept in a table that inherits from none and that none inherits from; partitions are fine.';
+    END IF;
+    IF EXISTS (SELECT FROM pg_partition_tree($1) p JOIN pg_class c ON c.oid = p.relid WHERE c.relkind = 'f') THEN
+        RAISE EXCEPTION 'a partition of table % is on another server', $1
+            USING ERRCODE = 'wrong_object_type', DETAIL = 'Argument: table.',
+                  HINT = 'Rows may be deleted there without a trigger here. Revoke the tokens of their users with tollgate.revoke_all_api_tokens(user_id).';
+    END IF;
     SELECT a.atttypid INTO key_type FROM pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attnum > 0 AND NOT a.attisdropped;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'table % has no such column', $1
@@ -30,6 +42,7 @@ BEGIN
                   HINT = 'Name the column whose text is the user_id of tokens.';
     END IF;
     PERFORM tollgate.check_key_type(key_type);
+    PERFORM tollgate.check_key_is_stored($1, $2);
 
     -- Ends the transaction's wait for those who change users now, and keeps other attachments out.
     EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', $1);
@@ -74,6 +87,21 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.check_key_type(oid) IS 'Raises 42804 unless a type can be the key of a users table. Internal.';
 
+CREATE FUNCTION tollgate.check_key_is_stored(users regclass, key_column name) RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- Since PostgreSQL 18. It is NULL in the rows that triggers are handed.
+    IF EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attgenerated = 'v') THEN
+        RAISE EXCEPTION 'the key of a users table must be stored'
+            USING ERRCODE = 'wrong_object_type', DETAIL = format('Argument: key_column, of %I, which is a virtual generated column.', $2),
+                  HINT = 'Name a column that it is computed from, or generate it STORED.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.check_key_is_stored(regclass, name) IS 'Raises 42809 for a virtual generated column. Internal.';
+
 CREATE FUNCTION tollgate.attach_trigger(users regclass, trigger_name name, event text, firing text, key_column name) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
@@ -109,6 +137,8 @@ DECLARE
     departed   text[];
 BEGIN
     PERFORM tollgate.check_key_type(key_type);
+    -- The column may be another since.
+    PERFORM tollgate.check_key_is_stored(TG_RELID, key_column);
     IF TG_OP = 'TRUNCATE' THEN
         -- TRUNCATE removes rows that an old snapshot does not show.
         IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN

@@ -21,11 +21,26 @@ CREATE FUNCTION tollgate.authenticate(token text, required_scopes text[] DEFAULT
 COMMENT ON FUNCTION tollgate.authenticate(text, text[], inet) IS
     'Verifies a token and makes it the identity of this transaction; raises 28000 when it is refused, 42501 when it lacks a required scope, 53400 when it is over its limit, 25001 when the transaction has another identity';
 
-CREATE FUNCTION tollgate.token_has_scope(token text, scope text) RETURNS boolean
+CREATE FUNCTION tollgate.token_has_scope(token text, scope text, client_ip inet DEFAULT NULL) RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'presented_token_has_scope';
-COMMENT ON FUNCTION tollgate.token_has_scope(text, text) IS
-    'Whether a presented token is valid and grants a scope; a pure check that counts no use. A token bound to networks is refused here, because no address is given';
+COMMENT ON FUNCTION tollgate.token_has_scope(text, text, inet) IS
+    'Whether a presented token is valid and grants a scope. It counts no use of the token, but failed attempts count and outcomes are logged as for verify_api_token';
+
+CREATE FUNCTION tollgate.last_refusal() RETURNS jsonb
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'last_refusal';
+COMMENT ON FUNCTION tollgate.last_refusal() IS
+    'Why the last verification of this session refused what was presented: {"code": …, "reason": … of what is malformed, "missing_scopes": […], "retry_after": seconds}; NULL if it refused nothing. The detail of an error of authenticate says the same';
+
+CREATE FUNCTION tollgate.client_ip_from(
+    forwarded       text,
+    trusted_proxies cidr[] DEFAULT '{127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,169.254.0.0/16,::1/128,fc00::/7,fe80::/10}'
+) RETURNS inet
+    LANGUAGE c IMMUTABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'client_ip_from';
+COMMENT ON FUNCTION tollgate.client_ip_from(text, cidr[]) IS
+    'The address of the client in an X-Forwarded-For list or a single address: the last one that is no trusted proxy, the first if all are; NULL where that is no address. Raises nothing';
 
 CREATE FUNCTION tollgate.token_has_scope(scope text) RETURNS boolean
     LANGUAGE c STABLE PARALLEL SAFE

@@ -57,12 +57,13 @@ CREATE FUNCTION tollgate.no_such_webhook(name text) RETURNS void
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM tollgate.without_token('name', $1);
     RAISE EXCEPTION 'there is no webhook %', tollgate.quote_redacted($1)
         USING ERRCODE = 'undefined_object', DETAIL = 'Argument: name.',
               HINT = 'SELECT name FROM tollgate.webhooks lists them; tollgate.define_webhook(name, url) makes one.';
 END
 $$;
-COMMENT ON FUNCTION tollgate.no_such_webhook(text) IS 'Raises 42704. Internal.';
+COMMENT ON FUNCTION tollgate.no_such_webhook(text) IS 'Raises 42704, or 22023 for a name with a token in it. Internal.';
 
 CREATE FUNCTION tollgate.webhook_url(url text) RETURNS text
     LANGUAGE plpgsql STABLE
@@ -206,6 +207,7 @@ CREATE FUNCTION tollgate.drop_webhook(name text) RETURNS boolean
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    PERFORM tollgate.without_token('name', $1);
     LOCK TABLE tollgate.webhook_endpoints IN SHARE ROW EXCLUSIVE MODE;
     DELETE FROM tollgate.webhook_endpoints e WHERE e.name = $1;
     IF NOT FOUND THEN

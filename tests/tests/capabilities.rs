@@ -19,7 +19,8 @@ static SHARED: Shared = Shared::new(&[]);
 const CAPABILITIES: [&str; 4] = ["verifier", "issuer", "admin", "operator"];
 
 /// What everyone may call.
-const PUBLIC: [&str; 8] = [
+const PUBLIC: [&str; 9] = [
+    "tollgate.client_ip_from(text,cidr[])",
     "tollgate.current_scopes()",
     "tollgate.current_token_id()",
     "tollgate.current_user_id()",
@@ -31,9 +32,12 @@ const PUBLIC: [&str; 8] = [
 ];
 
 /// What the roles of applications may call, and so whoever breaks into one.
-const VERIFIER: [&str; 4] = [
+const VERIFIER: [&str; 7] = [
     "tollgate.authenticate(text,text[],inet)",
-    "tollgate.token_has_scope(text,text)",
+    "tollgate.last_refusal()",
+    "tollgate.revoke_own_api_token(uuid,text)",
+    "tollgate.revoke_presented_token(text,text,inet)",
+    "tollgate.token_has_scope(text,text,inet)",
     "tollgate.verify_api_token(text,text[],inet)",
     "tollgate.verify_api_token_hash(bytea,text[],inet)",
 ];
@@ -777,5 +781,34 @@ async fn a_dump_is_restored_where_its_roles_are_not() -> Result<()> {
     );
     grant(&owner, "left_behind", "verifier").await?;
     assert_eq!(shown(&owner, "left_behind").await?, granted_alone("verifier"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_verifier_ends_what_it_is_shown_and_nothing_else() -> Result<()> {
+    let World { owner, cluster, .. } = SHARED.world().await?;
+    owner.batch_execute("create role shown login").await?;
+    grant(&owner, "shown", "verifier").await?;
+    let verifier = cluster.connect("shown", DATABASE).await?;
+    let issue = async |user: &str| common::issue(&owner, user, &["posts:read"]).await;
+    let (leaked, own, other, foreign) =
+        (issue("ann").await?, issue("ann").await?, issue("ann").await?, issue("ben").await?);
+    let presented = "select tollgate.revoke_presented_token($1, 'found in a log')";
+    assert!(verifier.query_one(presented, &[&leaked.token]).await?.get::<_, bool>(0));
+    verifier.batch_execute("begin").await?;
+    common::authenticate(&verifier, &own.token).await?;
+    for (id, expected) in [(other.id, true), (foreign.id, false), (own.id, true)] {
+        let done = verifier.query_one("select tollgate.revoke_own_api_token($1, 'mine')", &[&id]).await?;
+        assert_eq!(done.get::<_, bool>(0), expected);
+    }
+    verifier.batch_execute("commit").await?;
+    for (token, expected) in
+        [(&leaked, "REVOKED"), (&own, "REVOKED"), (&other, "REVOKED"), (&foreign, "VALID")]
+    {
+        assert_eq!(common::code(&owner, &token.token).await?, expected);
+    }
+    for denied in ["revoke_api_token(null)", "revoke_all_api_tokens('ben')", "list_api_tokens('ben')"] {
+        assert!(is_denied(&verifier, &format!("select tollgate.{denied}")).await?, "{denied}");
+    }
     Ok(())
 }

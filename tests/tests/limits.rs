@@ -215,7 +215,9 @@ async fn authenticate_raises_53400_and_says_when_to_come_again() -> Result<()> {
     web.batch_execute("begin").await?;
     authenticate(&web, &token.token).await?;
     let error = refused(authenticate(&web, &token.token).await, &SqlState::CONFIGURATION_LIMIT_EXCEEDED);
-    assert_eq!(error.detail(), Some("Code: RATE_LIMITED."));
+    let detail: serde_json::Value = serde_json::from_str(error.detail().context("a detail")?)?;
+    assert_eq!(detail["code"], "RATE_LIMITED");
+    assert!((80_000.0..=86_400.0).contains(&detail["retry_after"].as_f64().context("seconds")?), "{detail}");
     let hint = error.hint().context("a hint")?;
     let seconds: u32 = hint
         .strip_prefix("Try again in ")

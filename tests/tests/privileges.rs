@@ -14,7 +14,8 @@ use tollgate_tests::DATABASE;
 static SHARED: Shared = Shared::new(&[]);
 
 /// What everyone may call: it discloses nothing but the caller's own context.
-const PUBLIC: [&str; 8] = [
+const PUBLIC: [&str; 9] = [
+    "tollgate.client_ip_from(text,cidr[])",
     "tollgate.current_scopes()",
     "tollgate.current_token_id()",
     "tollgate.current_user_id()",

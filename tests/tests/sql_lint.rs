@@ -14,6 +14,7 @@ static SHARED: Shared = Shared::new(&[]);
 
 /// What discloses nothing but the caller's own context, and so is open to everyone.
 const PUBLIC_FUNCTIONS: &[&str] = &[
+    "client_ip_from(text,cidr[])",
     "current_scopes()",
     "current_token_id()",
     "current_user_id()",

@@ -354,3 +354,64 @@ async fn no_token_is_overlooked_in_an_old_snapshot() -> Result<()> {
     assert_eq!(code(&owner, &token.token).await?, "REVOKED");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_key_is_stored_and_a_table_shares_no_rows_or_it_is_not_attached() -> Result<()> {
+    let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
+    owner
+        .batch_execute(
+            "create table stored (n int, key text generated always as ('stored ' || n) stored);
+             insert into stored values (1), (2);
+             create table above (id int); create table below () inherits (above);
+             create foreign data wrapper nowhere; create server elsewhere foreign data wrapper nowhere;
+             create foreign table far (id int) server elsewhere;
+             create table far_parts (id int) partition by range (id);
+             create foreign table far_part partition of far_parts for values from (0) to (9) server elsewhere;
+             create view seen as select 1 as id;
+             create materialized view kept as select 1 as id",
+        )
+        .await?;
+    for table in ["above", "below", "far", "far_parts", "seen", "kept"] {
+        let error = refused(attach(&owner, table, "id").await, &SqlState::WRONG_OBJECT_TYPE);
+        assert!(error.hint().is_some(), "{error:?}");
+        assert_eq!(value::<i64>(&owner, &format!("{TRIGGERS} '{table}'::regclass")).await?, 0, "{table}");
+    }
+    attach(&owner, "stored", "key").await?;
+    let stored = tokens(&owner, &["stored 1", "stored 2", "stored 3"]).await?;
+    owner.batch_execute("delete from stored where n = 1").await?;
+    assert_eq!(live(&owner, &stored).await?, [false, true, true]);
+    owner.batch_execute("update stored set n = 3 where n = 2").await?;
+    assert_eq!(live(&owner, &stored).await?, [false, false, true]);
+    owner.batch_execute("truncate stored").await?;
+    assert_eq!(live(&owner, &stored).await?, [false, false, false]);
+
+    if value::<i32>(&owner, "select current_setting('server_version_num')::int").await? < 180_000 {
+        return Ok(());
+    }
+    owner
+        .batch_execute(
+            "create table virtual (n int, key text generated always as ('virtual ' || n) virtual);
+             insert into virtual values (1)",
+        )
+        .await?;
+    let error = refused(attach(&owner, "virtual", "key").await, &SqlState::WRONG_OBJECT_TYPE);
+    assert!(error.detail().is_some_and(|detail| detail.contains("virtual generated column")), "{error:?}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("STORED")), "{error:?}");
+    // Nor does it become one behind our back.
+    owner
+        .batch_execute("create table turned (n int, key text); insert into turned values (1, 'later 1')")
+        .await?;
+    attach(&owner, "turned", "key").await?;
+    let later = tokens(&owner, &["later 1"]).await?;
+    owner
+        .batch_execute(
+            "drop trigger tollgate_user_changed on turned; alter table turned drop column key;
+             alter table turned add column key text generated always as ('later ' || n) virtual",
+        )
+        .await?;
+    for statement in ["delete from turned", "truncate turned"] {
+        refused(owner.batch_execute(statement).await, &SqlState::WRONG_OBJECT_TYPE);
+    }
+    assert_eq!(live(&owner, &later).await?, [true]);
+    Ok(())
+}

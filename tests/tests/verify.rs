@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use common::{Request, Shared, Token, Verification, World, code, issue, issue_with, refused, revoke, value};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 use tollgate_tests::{Cluster, DATABASE, eventually_async};
 
 static SHARED: Shared = Shared::new(&[]);
@@ -338,9 +338,9 @@ async fn a_presented_token_can_be_asked_for_one_scope() -> Result<()> {
 async fn metadata_and_scopes_stored_out_of_line_come_back_whole() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let digits =
-        value::<String>(&owner, "select string_agg(md5(n::text), '') from generate_series(1, 3200) n")
+        value::<String>(&owner, "select string_agg(md5(n::text), '-') from generate_series(1, 3200) n")
             .await?;
-    let metadata = json!({ "digits": digits, "zeros": "0".repeat(50_000) });
+    let metadata = json!({ "digits": digits, "zeros": "0 ".repeat(25_000) });
     let scopes: Vec<String> =
         (0..3000).map(|n| format!("posts:{n:x}:{}:*", "x".repeat(1 + n % 40))).collect();
     let row = owner
@@ -1065,6 +1065,159 @@ async fn a_table_that_was_changed_by_hand_is_refused_rather_than_misread() -> Re
 }
 
 /// Changes a token behind Tollgate's back, as its owner.
+#[tokio::test]
+async fn the_last_refusal_says_what_exactly_was_wrong_and_never_repeats_it() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    let token = issue(&owner, "refused", &["posts:read"]).await?;
+    let good = token.token.as_str();
+    let last = async || value::<Option<Value>>(&web, "select tollgate.last_refusal()").await;
+    let mut typo = good.to_owned();
+    typo.replace_range(10..11, if &good[10..11] == "0" { "1" } else { "0" });
+    let malformed = [
+        (None, "missing"),
+        (Some(String::new()), "empty"),
+        (Some(format!("Bearer {good}")), "scheme"),
+        (Some(format!(" bearer {good}")), "scheme"),
+        (Some(format!("Token: {good}")), "scheme"),
+        (Some(format!("{good}\n")), "whitespace"),
+        (Some(format!("{} {}", &good[..20], &good[20..])), "whitespace"),
+        (Some(format!("\u{feff}{good}")), "whitespace"),
+        (Some(format!("\"{good}\"")), "quotes"),
+        (Some(good[4..].to_owned()), "prefix"),
+        (Some(format!("9{good}")), "prefix"),
+        (Some("junk".to_owned()), "prefix"),
+        (Some(good[..good.len() - 1].to_owned()), "length"),
+        (Some(format!("{good}0")), "length"),
+        (Some(good.to_uppercase()), "characters"),
+        (Some(format!("{}g", &good[..good.len() - 1])), "characters"),
+        (Some(typo), "checksum"),
+    ];
+    for (presented, reason) in &malformed {
+        let row = web.query_one("select code from tollgate.verify_api_token($1)", &[presented]).await?;
+        assert_eq!(row.get::<_, &str>(0), "MALFORMED");
+        let expected = json!({"code": "MALFORMED", "reason": reason});
+        assert_eq!(last().await?, Some(expected.clone()), "{presented:?}");
+        // What authenticate raises says the same, and the transaction that it ends does not take it away.
+        web.batch_execute("begin").await?;
+        let raised = web.query("select valid from tollgate.authenticate($1)", &[presented]).await;
+        let error = refused(raised, &SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
+        assert_eq!(serde_json::from_str::<Value>(error.detail().unwrap_or_default())?, expected);
+        web.batch_execute("rollback").await?;
+        assert_eq!(last().await?, Some(expected), "{presented:?}");
+    }
+    // Each way to verify says it, in FROM as well as elsewhere, and a success takes it away.
+    for call in [
+        "select * from tollgate.verify_api_token($1, '{posts:read,posts:write,users:read}')",
+        "select tollgate.verify_api_token_hash(sha256($1::text::bytea), '{posts:read,posts:write,users:read}')",
+        "select * from tollgate.verify_api_token_hash(sha256($1::text::bytea), '{posts:read,posts:write,users:read}')",
+    ] {
+        web.query_one(call, &[&good]).await?;
+        let expected = json!({"code": "INSUFFICIENT_SCOPE", "missing_scopes": ["posts:write", "users:read"]});
+        assert_eq!(last().await?, Some(expected), "{call}");
+        assert_eq!(code(&web, good).await?, "VALID");
+        assert_eq!(last().await?, None, "{call}");
+    }
+    web.query_one("select tollgate.token_has_scope($1, $2)", &[&good, &"posts:write"]).await?;
+    assert_eq!(last().await?, Some(json!({"code": "INSUFFICIENT_SCOPE", "missing_scopes": ["posts:write"]})));
+    // A required scope may be anything, a token too, and there may be many.
+    let many: Vec<&str> = std::iter::once(good).chain(["\"}\u{1b}"; 30]).collect();
+    web.query_one("select * from tollgate.verify_api_token($1, $2)", &[&good, &many]).await?;
+    let told = last().await?.context("a refusal")?;
+    assert_eq!(told["missing_scopes"].as_array().map(Vec::len), Some(8), "{told}");
+    assert!(!told.to_string().contains(&good[4..20]), "{told}");
+    web.query_one("select * from tollgate.verify_api_token_hash('')", &[]).await?;
+    assert_eq!(last().await?, Some(json!({"code": "MALFORMED", "reason": "length"})));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_refusal_by_authenticate_tells_programs_the_code_the_scopes_and_the_time() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    let token =
+        issue_with(&owner, "programs", "scopes => '{posts:read}', rate_limit => 1, rate_window => '1 hour'")
+            .await?;
+    let call = "select valid from tollgate.authenticate($1, $2)";
+    let detail = |error: &DbError| serde_json::from_str::<Value>(error.detail().unwrap_or_default());
+    let error = refused(
+        web.query(call, &[&token.token, &["posts:write"].as_slice()]).await,
+        &SqlState::INSUFFICIENT_PRIVILEGE,
+    );
+    assert_eq!(detail(&error)?, json!({"code": "INSUFFICIENT_SCOPE", "missing_scopes": ["posts:write"]}));
+    code(&web, &token.token).await?;
+    let error = refused(
+        web.query(call, &[&token.token, &None::<Vec<String>>]).await,
+        &SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+    );
+    let detail = detail(&error)?;
+    assert_eq!(detail["code"], "RATE_LIMITED");
+    assert!(
+        detail["retry_after"].as_f64().is_some_and(|seconds| seconds > 3000.0 && seconds <= 3600.0),
+        "{detail}"
+    );
+    let last: Value = value(&web, "select tollgate.last_refusal()").await?;
+    assert_eq!(last["code"], "RATE_LIMITED");
+    // Where a scope is required of the identity.
+    let error = refused(
+        web.query("select tollgate.require_scope('posts:write')", &[]).await,
+        &SqlState::INSUFFICIENT_PRIVILEGE,
+    );
+    assert_eq!(
+        serde_json::from_str::<Value>(error.detail().unwrap_or_default())?,
+        json!({"code": "INSUFFICIENT_SCOPE", "missing_scopes": ["posts:write"]})
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_clients_address_is_the_last_hop_that_is_no_trusted_proxy() -> Result<()> {
+    let World { web, cluster: _cluster, .. } = SHARED.world().await?;
+    let of = async |forwarded: Option<&str>, trusted: Option<&str>| -> Result<Option<String>> {
+        let call = match trusted {
+            None => "select host(tollgate.client_ip_from($1)) from (select $2::text) v",
+            Some(_) => "select host(tollgate.client_ip_from($1, $2::text::cidr[]))",
+        };
+        Ok(web.query_one(call, &[&forwarded, &trusted]).await?.get(0))
+    };
+    for (forwarded, expected) in [
+        ("203.0.113.7", Some("203.0.113.7")),
+        ("203.0.113.7:443", Some("203.0.113.7")),
+        ("2001:db8::7", Some("2001:db8::7")),
+        ("[2001:db8::7]", Some("2001:db8::7")),
+        ("\"[2001:db8::7]:443\"", Some("2001:db8::7")),
+        ("::ffff:203.0.113.7", Some("203.0.113.7")),
+        ("203.0.113.7, 10.0.0.1, 127.0.0.1", Some("203.0.113.7")),
+        // What the client made up stands before what a proxy saw.
+        ("192.0.2.1, 203.0.113.7, 10.0.0.1", Some("203.0.113.7")),
+        ("testclient, 203.0.113.7", Some("203.0.113.7")),
+        (" , 203.0.113.7 ,, ", Some("203.0.113.7")),
+        ("10.0.0.9, 10.0.0.1", Some("10.0.0.9")),
+        ("fe80::1%eth0", Some("fe80::1")),
+        ("", None),
+        (" , ", None),
+        ("testclient", None),
+        ("unknown, 10.0.0.1", None),
+        ("203.0.113.7, _hidden, 10.0.0.1", None),
+        ("203.0.113.7:port", None),
+        ("[2001:db8::7", None),
+        ("[2001:db8::7]x", None),
+        ("203.0.113.256", None),
+        ("203.0.113", None),
+        ("203.0.113.7%eth0", None),
+        ("203.0.113.7; drop table users", None),
+        ("/tmp/socket", None),
+    ] {
+        assert_eq!(of(Some(forwarded), None).await?.as_deref(), expected, "{forwarded:?}");
+    }
+    assert_eq!(of(None, None).await?, None);
+    let list = Some("192.0.2.1, 203.0.113.7, 10.0.0.1");
+    assert_eq!(of(list, Some("{}")).await?.as_deref(), Some("10.0.0.1"));
+    assert_eq!(of(list, Some("{10.0.0.0/8,203.0.113.0/24}")).await?.as_deref(), Some("192.0.2.1"));
+    assert_eq!(of(list, Some("{0.0.0.0/0,NULL}")).await?.as_deref(), Some("192.0.2.1"));
+    let many = "10.0.0.1,".repeat(100_000);
+    assert_eq!(of(Some(&format!("203.0.113.7,{many}")), None).await?.as_deref(), Some("203.0.113.7"));
+    Ok(())
+}
+
 async fn set(owner: &Client, token: &Token, changes: &str) -> Result<()> {
     let sql = format!("update tollgate.api_tokens set {changes} where id = $1");
     let changed = owner.execute(&sql, &[&token.id]).await?;

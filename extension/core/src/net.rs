@@ -82,6 +82,47 @@ impl From<IpAddr> for Net {
     }
 }
 
+/// The client's address, of a list to which each proxy appended whom it was asked by, as `X-Forwarded-For` is: the last
+/// hop that is no trusted proxy. If all of them are trusted, the first.
+///
+/// What stands before that hop may be made up by the client, and is not looked at. `None` if the hop is no address, as
+/// `unknown` and obfuscated names (RFC 7239 §6.3), or if the list is empty.
+pub fn client_of(forwarded: &str, is_trusted: impl Fn(&Net) -> bool) -> Option<IpAddr> {
+    let mut client = None;
+    for hop in forwarded.rsplit(',').map(str::trim).filter(|hop| !hop.is_empty()) {
+        let address = hop_address(hop)?;
+        client = Some(address);
+        if !is_trusted(&Net::from(address)) {
+            break;
+        }
+    }
+    client
+}
+
+/// `192.0.2.1`, `192.0.2.1:443`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:443`, each in quotes or not, with a zone
+/// or not. An IPv4-mapped address is the IPv4 one.
+fn hop_address(hop: &str) -> Option<IpAddr> {
+    let hop = hop.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(hop);
+    let is_port = |port: &str| port.parse::<u16>().is_ok() && port.bytes().all(|b| b.is_ascii_digit());
+    let address = match hop.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(None) => return None,
+        Some(Some((address, ""))) => address,
+        Some(Some((address, port))) => {
+            port.strip_prefix(':').filter(|port| is_port(port)).map(|_| address)?
+        }
+        None => match hop.split_once(':') {
+            Some((address, port)) if is_port(port) && address.contains('.') => address,
+            _ => hop,
+        },
+    };
+    let address = match address.split_once('%') {
+        Some((address, zone)) if address.contains(':') && !zone.is_empty() => address,
+        Some(_) => return None,
+        None => address,
+    };
+    address.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
 /// As `inet` is printed: the length is left out where it is that of a single address.
 impl fmt::Display for Net {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

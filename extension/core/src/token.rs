@@ -128,8 +128,94 @@ pub fn redact(text: &str) -> String {
 }
 
 /// Whether a text has as many hexadecimal digits in a row as the secret part of a token.
-pub fn contains_secret(text: &str) -> bool {
-    text.split(|c: char| !c.is_ascii_hexdigit()).any(|run| run.len() >= 2 * ENTROPY_LEN)
+pub fn contains_secret(text: impl AsRef<[u8]>) -> bool {
+    text.as_ref().split(|b| !b.is_ascii_hexdigit()).any(|run| run.len() >= BODY_LEN)
+}
+
+/// Why something that was presented cannot be a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// There is none: NULL.
+    Missing,
+    Empty,
+    /// The scheme of an `Authorization` header still stands before it.
+    Scheme,
+    /// White space or an invisible character, at an end or inside.
+    Whitespace,
+    /// It stands in quotation marks or angle brackets.
+    Quotes,
+    /// Nothing before the last `_`, no `_` at all, or what is no prefix.
+    Prefix,
+    /// Too little or too much after the prefix.
+    Length,
+    /// Something after the prefix that is no digit and none of a to f, such as an upper-case letter.
+    Characters,
+    /// Every character is one that may be there, but some are not those that were issued.
+    Checksum,
+}
+
+impl Fault {
+    pub const ALL: [Fault; 9] = [
+        Fault::Missing,
+        Fault::Empty,
+        Fault::Scheme,
+        Fault::Whitespace,
+        Fault::Quotes,
+        Fault::Prefix,
+        Fault::Length,
+        Fault::Characters,
+        Fault::Checksum,
+    ];
+
+    /// As SQL and the log name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Fault::Missing => "missing",
+            Fault::Empty => "empty",
+            Fault::Scheme => "scheme",
+            Fault::Whitespace => "whitespace",
+            Fault::Quotes => "quotes",
+            Fault::Prefix => "prefix",
+            Fault::Length => "length",
+            Fault::Characters => "characters",
+            Fault::Checksum => "checksum",
+        }
+    }
+}
+
+/// What is wrong with something that [`parse`] refused.
+#[cold]
+pub fn fault(presented: &[u8]) -> Fault {
+    if presented.is_empty() {
+        return Fault::Empty;
+    }
+    let text = String::from_utf8_lossy(presented);
+    let invisible =
+        |c: char| c.is_whitespace() || c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{feff}');
+    let first_word = text.trim_start().split(invisible).next().unwrap_or_default();
+    let schemes = ["bearer", "token", "basic", "apikey", "api-key"];
+    if first_word.len() < text.trim().len()
+        && schemes.iter().any(|one| first_word.trim_end_matches(':').eq_ignore_ascii_case(one))
+    {
+        return Fault::Scheme;
+    }
+    if text.contains(invisible) {
+        return Fault::Whitespace;
+    }
+    let quotes = ['"', '\'', '`', '<', '>', '“', '”', '‘', '’'];
+    if text.starts_with(quotes) || text.ends_with(quotes) {
+        return Fault::Quotes;
+    }
+    let Some((prefix, tail)) = text.rsplit_once('_') else { return Fault::Prefix };
+    if !is_prefix(prefix.to_ascii_lowercase().as_bytes()) {
+        Fault::Prefix
+    } else if tail.len() != TAIL_LEN {
+        Fault::Length
+    } else if !is_prefix(prefix.as_bytes()) || tail.contains(|c: char| !matches!(c, '0'..='9' | 'a'..='f')) {
+        Fault::Characters
+    } else {
+        Fault::Checksum
+    }
 }
 
 /// The parts of a well-formed token.

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use proptest::prelude::*;
-use tollgate_core::net::Net;
+use tollgate_core::net::{Net, client_of};
 
 /// `192.0.2.0/24` or an address on its own, in any notation that `std::net` reads.
 fn net(text: &str) -> Net {
@@ -185,5 +185,22 @@ proptest! {
         } else {
             prop_assert_eq!(built.bits(), given.1);
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_client_is_found_among_any_hops_behind_what_it_made_up(
+        forged in "[ -~]{0,40}",
+        client in any::<u32>(),
+        port in proptest::option::of(any::<u16>()),
+        proxies in proptest::collection::vec(any::<[u8; 3]>(), 0..5),
+    ) {
+        let client = Ipv4Addr::from(client | 0x8000_0000);
+        let is_trusted = |hop: &Net| net("10.0.0.0/8").contains(hop);
+        let shown = port.map_or_else(|| client.to_string(), |port| format!("{client}:{port}"));
+        let behind: String = proxies.iter().map(|[a, b, c]| format!(" , 10.{a}.{b}.{c}")).collect();
+        prop_assert_eq!(client_of(&format!("{forged},{shown}{behind}"), is_trusted), Some(IpAddr::V4(client)));
+        let _ = client_of(&forged, is_trusted);
     }
 }

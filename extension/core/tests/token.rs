@@ -4,7 +4,7 @@
 mod reference;
 
 use proptest::prelude::*;
-use tollgate_core::token::{self, DEFAULT_PREFIX, ENTROPY_LEN, MAX_PREFIX_LEN, Prefix, PrefixError};
+use tollgate_core::token::{self, DEFAULT_PREFIX, ENTROPY_LEN, Fault, MAX_PREFIX_LEN, Prefix, PrefixError};
 
 /// Computed with Python's `zlib.crc32` and `hashlib.sha256`, entropy 00 01 02 … 27.
 const KNOWN_TOKEN: &str =
@@ -319,5 +319,37 @@ proptest! {
                 assert_caught(&original, &damaged);
             }
         }
+    }
+}
+
+#[test]
+fn each_fault_has_a_name_of_its_own_and_a_case() {
+    let body = &KNOWN_TOKEN[4..];
+    let cases: [(String, Fault); 8] = [
+        (String::new(), Fault::Empty),
+        (format!("Bearer {KNOWN_TOKEN}"), Fault::Scheme),
+        (format!("{KNOWN_TOKEN}\r\n"), Fault::Whitespace),
+        (format!("“{KNOWN_TOKEN}”"), Fault::Quotes),
+        (body.to_owned(), Fault::Prefix),
+        (KNOWN_TOKEN[..40].to_owned(), Fault::Length),
+        (format!("TGT_{body}"), Fault::Characters),
+        (KNOWN_TOKEN.replacen('0', "1", 1), Fault::Checksum),
+    ];
+    for (presented, fault) in &cases {
+        assert!(token::parse(presented.as_bytes()).is_none(), "{presented}");
+        assert_eq!(token::fault(presented.as_bytes()), *fault, "{presented}");
+    }
+    let names: std::collections::HashSet<&str> = Fault::ALL.iter().map(|fault| fault.as_str()).collect();
+    assert_eq!(names.len(), Fault::ALL.len());
+    // A word that merely begins like a scheme is none.
+    assert_eq!(token::fault(b"bearer"), Fault::Prefix);
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_presented_has_a_fault(presented in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let fault = token::fault(&presented);
+        prop_assert_eq!(fault == Fault::Empty, presented.is_empty());
+        prop_assert_ne!(fault, Fault::Missing);
     }
 }

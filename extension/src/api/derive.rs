@@ -1,12 +1,14 @@
 //! `derive_api_token`: whoever holds a token makes a lesser one of it.
 
 use super::issue::{draw, issued_token, new_id, refuse_if_read_only, store};
+use super::verify;
 use crate::datum::{self, TextArray};
 use crate::error::{Error, OrRaise};
 use crate::fmgr::{Call, sql_function};
+use crate::refusal::Refusal;
 use crate::store::issue::{self, NewToken};
-use crate::store::probe::{self, Column, TokenRow};
-use crate::{fields, guc, presented, sys};
+use crate::store::probe::{self, Column};
+use crate::{fields, guc, sys};
 use pgrx::Uuid;
 use pgrx::pg_sys::Datum;
 use tollgate_core::scope;
@@ -19,15 +21,16 @@ const MAX_DEPTH: i32 = 8;
 sql_function!(derive_api_token);
 fn derive_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.derive_api_token()");
-    let Some(digest) = call.bytes(0).and_then(presented::digest) else {
-        Error::refused(Code::Malformed).raise()
+    // Whoever guesses at tokens is counted here as by a verification.
+    let found = verify::look_up(call.bytes(0), verify::client(call, 5));
+    let (digest, parent) = match found {
+        Ok((digest, id, Ok(()))) => (digest, Uuid::from_bytes(id)),
+        Ok((.., Err(refusal))) | Err(refusal) => Error::refused(&refusal).raise(),
     };
-    let id = probe::with_token(&digest, |parent| parent.map(TokenRow::id)).map(Uuid::from_bytes);
-    let Some(parent) = id else { Error::refused(Code::NotFound).raise() };
 
     // Nobody changes the parent from here on, so what the probe shows holds until the child is there.
     let Some((user_id, ancestors)) = issue::lock_parent(parent).or_raise() else {
-        Error::refused(Code::NotFound).raise()
+        refused(Code::NotFound).raise()
     };
     if ancestors >= MAX_DEPTH {
         Error::too_deep(MAX_DEPTH).raise();
@@ -63,6 +66,11 @@ fn derive_api_token(call: &Call) -> Option<Datum> {
     Some(issued_token(&issued, &token, &stored))
 }
 
+/// Of a token that ended between being looked up and being locked.
+fn refused(code: Code) -> Error {
+    Error::refused(&Refusal::new(code))
+}
+
 fn exceeds(argument: &str, how: &str, hint: &str) -> Error {
     Error::argument(argument, format!("a derived token {how}"), "which is more than the parent has", hint)
 }
@@ -76,7 +84,7 @@ fn within_parent(
     networks: Option<TextArray<'_>>,
 ) -> Result<Option<i64>, Error> {
     probe::with_token(digest, |parent| {
-        let Some(parent) = parent else { return Err(Error::refused(Code::NotFound)) };
+        let Some(parent) = parent else { return Err(refused(Code::NotFound)) };
         let end = parent.timestamp(Column::ExpiresAt);
         let code = decide(
             parent.datum(Column::RevokedAt).is_some(),
@@ -87,7 +95,7 @@ fn within_parent(
             || true,
         );
         if code != Code::Valid {
-            return Err(Error::refused(code));
+            return Err(refused(code));
         }
         let granted = |one: &String| {
             let parents = parent.array(Column::Scopes);

@@ -1,20 +1,24 @@
 //! What the SQL of the schema asks of Rust, so that a rule has one place.
 
+use super::verify;
 use crate::datum;
-use crate::error::OrRaise;
+use crate::error::{Error, OrRaise};
+use crate::fields;
 use crate::fmgr::{Call, sql_function};
-use crate::store::probe::{self, TokenRow};
 use crate::store::{as_role, latest, quota};
-use crate::{fields, presented};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::Datum;
 use pgrx::{IntoDatum, Uuid};
+use tollgate_core::status::Code;
 
 sql_function!(presented_token_id);
 fn presented_token_id(call: &Call) -> Option<Datum> {
-    let digest = call.bytes(0).and_then(presented::digest)?;
-    let id = probe::with_token(&digest, |token| token.map(TokenRow::id))?;
-    Uuid::from_bytes(id).into_datum()
+    match verify::look_up(call.bytes(0), verify::client(call, 1)) {
+        Ok((_, id, _)) => Uuid::from_bytes(id).into_datum(),
+        // Who has failed too often is not told whether this is one.
+        Err(refusal) if refusal.code == Code::RateLimited => Error::refused(&refusal).raise(),
+        Err(_) => None,
+    }
 }
 
 // Fields of a token, of which those are checked that the first argument names. Returns the scopes without repetitions.
@@ -30,7 +34,7 @@ fn check_token_fields(call: &Call) -> Option<Datum> {
         fields::end("expires_at", call.value::<TimestampWithTimeZone>(3).map(i64::from)).or_raise();
     }
     if named("metadata") {
-        fields::metadata(call.bytes(4)).or_raise();
+        fields::metadata(call.datum(4), call.bytes(4)).or_raise();
     }
     if named("allowed_ips") {
         fields::allowed_ips(call.text_array(5)).or_raise();
@@ -42,6 +46,12 @@ fn check_token_fields(call: &Call) -> Option<Datum> {
         return fields::scopes(call.text_array(2)).or_raise().into_datum();
     }
     call.datum(2)
+}
+
+sql_function!(without_token);
+fn without_token(call: &Call) -> Option<Datum> {
+    fields::without_token(call.text(0).unwrap_or_default(), call.bytes(1)?).or_raise();
+    call.datum(1)
 }
 
 sql_function!(check_snapshot);

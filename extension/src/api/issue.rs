@@ -28,7 +28,7 @@ fn create_api_token(call: &Call) -> Option<Datum> {
     let name = fields::name(call.text(1)).or_raise();
     let scopes = fields::scopes(call.text_array(2)).or_raise();
     let lifetime = fields::lifetime(call.value(3)).or_raise();
-    fields::metadata(call.bytes(4)).or_raise();
+    fields::metadata(call.datum(4), call.bytes(4)).or_raise();
     fields::allowed_ips(call.text_array(5)).or_raise();
     fields::limit(call.value(6), call.value(7)).or_raise();
     let prefix = fields::prefix(call.text(8)).or_raise();
@@ -63,7 +63,7 @@ fn import_api_token(call: &Call) -> Option<Datum> {
         call.bytes(2).and_then(|bytes| bytes.try_into().ok()).ok_or_else(not_a_digest).or_raise();
     let scopes = fields::scopes(call.text_array(3)).or_raise();
     let lifetime = fields::lifetime(call.value(4)).or_raise();
-    fields::metadata(call.bytes(5)).or_raise();
+    fields::metadata(call.datum(5), call.bytes(5)).or_raise();
     fields::allowed_ips(call.text_array(6)).or_raise();
     fields::limit(call.value(7), call.value(8)).or_raise();
 

@@ -1,23 +1,27 @@
 //! `verify_api_token` and its kin: the hot path. Parse, checksum, digest, one index probe, checks, count.
 
+#![allow(unsafe_code)]
+
 use crate::context::{self, Context};
 use crate::datum::{self, TextArray};
 use crate::error::{Error, OrRaise};
 use crate::fmgr::{Call, sql_function};
 use crate::limits::{self, Quota};
 use crate::log;
-use crate::presented;
+use crate::presented::{self, Required};
+use crate::refusal::{self, Refusal};
 use crate::shmem::{self, Use};
 use crate::store::composite::{self, Composite};
 use crate::store::probe::{Column, Lookup, TokenRow};
 use crate::sys;
 use core::ffi::CStr;
-use pgrx::IntoDatum;
 use pgrx::pg_sys::{self, Datum};
-use tollgate_core::net::Net;
+use pgrx::{IntoDatum, direct_function_call_as_datum};
+use std::ffi::CString;
+use tollgate_core::net::{Net, client_of};
 use tollgate_core::scope;
 use tollgate_core::status::{Code, decide};
-use tollgate_core::token::Digest;
+use tollgate_core::token::{Digest, Fault};
 
 /// The functions that return a row of type `verification`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,15 +62,63 @@ fn authenticate(call: &Call) -> Option<Datum> {
 sql_function!(presented_token_has_scope);
 fn presented_token_has_scope(call: &Call) -> Option<Datum> {
     let request = Request {
-        digest: presented_digest(call),
+        digest: presented::digest(call.bytes(0)),
         required: Required::One(call.bytes(1)),
-        client: None,
+        client: client(call, 2),
+        from_anywhere: false,
         binds: false,
+        metering: Metering::Uncounted,
     };
-    let verdict = Verdict::on(&request, Metering::Uncounted);
+    let verdict = Verdict::on(&request);
     let granted = verdict.code == Code::Valid;
     verdict.close();
     granted.into_datum()
+}
+
+sql_function!(last_refusal);
+fn last_refusal(_call: &Call) -> Option<Datum> {
+    let told = CString::new(Refusal::last()?.to_json()).expect("JSON escapes NUL");
+    // SAFETY: the input function of jsonb takes a C string and returns a value of that type.
+    unsafe { direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(Datum::from(told.as_ptr()))]) }
+}
+
+sql_function!(client_ip_from);
+fn client_ip_from(call: &Call) -> Option<Datum> {
+    let trusted: Vec<Net> =
+        call.text_array(1).map_or_else(Vec::new, |all| all.present().filter_map(datum::net).collect());
+    let is_trusted = |hop: &Net| trusted.iter().any(|network| network.contains(hop));
+    pgrx::Inet(client_of(call.text(0)?, is_trusted)?.to_string()).into_datum()
+}
+
+/// A presented token that is stored: its digest, its id, and whether it would be accepted.
+pub(super) type LookedUp = (Digest, [u8; 16], Result<(), Refusal>);
+
+/// For what is done with a presented token but to verify it: judges it as a verification does, wherever it is from, counts
+/// and logs the attempt, but as no use of the token.
+pub(super) fn look_up(presented: Option<&[u8]>, client: Option<Net>) -> Result<LookedUp, Refusal> {
+    let request = Request {
+        digest: presented::digest(presented),
+        required: Required::Nothing,
+        client,
+        from_anywhere: true,
+        binds: false,
+        metering: Metering::Uncounted,
+    };
+    let verdict = Verdict::on(&request);
+    let id = verdict.token().map(TokenRow::id);
+    let code = verdict.code;
+    verdict.close();
+    let refusal = || Refusal::last().unwrap_or_else(|| Refusal::new(code));
+    match (request.digest, id) {
+        (Ok(digest), Some(id)) if code == Code::Valid => Ok((digest, id, Ok(()))),
+        (Ok(digest), Some(id)) => Ok((digest, id, Err(refusal()))),
+        _ => Err(refusal()),
+    }
+}
+
+/// The address that the application saw, in an argument.
+pub(super) fn client(call: &Call, argument: usize) -> Option<Net> {
+    call.bytes(argument).and_then(datum::net)
 }
 
 fn as_composite(function: Function, call: &Call) -> Datum {
@@ -77,50 +129,41 @@ fn as_composite(function: Function, call: &Call) -> Datum {
 }
 
 struct Request<'a> {
-    /// `None` for what cannot be a token.
-    digest: Option<Digest>,
+    digest: Result<Digest, Fault>,
     required: Required<'a>,
     /// What the application saw, never the peer of the database connection.
     client: Option<Net>,
+    /// Whether the networks of the token are not looked at.
+    from_anywhere: bool,
     /// Whether the token is to become the identity of the transaction.
     binds: bool,
-}
-
-enum Required<'a> {
-    Nothing,
-    /// NULL is granted by nothing.
-    One(Option<&'a [u8]>),
-    All(TextArray<'a>),
+    metering: Metering,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Metering {
+    /// As a use of the token, which its limits are charged for.
     Counted,
+    /// Failed attempts count and outcomes are logged, but nothing is counted or charged to the token.
     Uncounted,
 }
 
 impl<'a> Request<'a> {
-    fn new(digest: Option<Digest>, call: &'a Call, binds: bool) -> Self {
+    fn new(digest: Result<Digest, Fault>, call: &'a Call, binds: bool) -> Self {
         Request {
             digest,
             required: call.text_array(1).map_or(Required::Nothing, Required::All),
-            client: call.bytes(2).and_then(datum::net),
+            client: client(call, 2),
+            from_anywhere: false,
             binds,
+            metering: Metering::Counted,
         }
-    }
-
-    fn log(&self, code: Code, token_id: Option<&[u8; 16]>) {
-        let required = match self.required {
-            Required::All(scopes) => Some(scopes),
-            _ => None,
-        };
-        log::verification(code, token_id, self.client.as_ref(), required);
     }
 }
 
-/// The digest of the token in the first argument; `None` if it is malformed, see [`presented::digest`].
-fn presented_digest(call: &Call) -> Option<Digest> {
-    call.bytes(0).and_then(presented::digest)
+/// The digest in the first argument.
+fn given_digest(call: &Call) -> Result<Digest, Fault> {
+    call.bytes(0).ok_or(Fault::Missing)?.try_into().map_err(|_| Fault::Length)
 }
 
 /// A decision, and the row of the token that it is about, which stays in place until this is closed.
@@ -153,29 +196,30 @@ impl Verdict {
     /// Does what a function does, short of forming its row.
     pub(crate) fn of(function: Function, call: &Call) -> Self {
         let digest = match function {
-            Function::VerifyApiTokenHash => call.bytes(0).and_then(|bytes| bytes.try_into().ok()),
-            Function::VerifyApiToken | Function::Authenticate => presented_digest(call),
+            Function::VerifyApiTokenHash => given_digest(call),
+            Function::VerifyApiToken | Function::Authenticate => presented::digest(call.bytes(0)),
         };
         let binds = function == Function::Authenticate;
-        let verdict = Verdict::on(&Request::new(digest, call, binds), Metering::Counted);
+        let verdict = Verdict::on(&Request::new(digest, call, binds));
         if binds {
-            match (verdict.accepted().map(context_of), verdict.quota) {
-                (Some(context), _) => context::establish(&context),
-                (None, Some(quota)) => Error::rate_limited(quota.charge.retry_after).raise(),
-                (None, None) => Error::refused(verdict.code).raise(),
+            match verdict.accepted().map(context_of) {
+                Some(context) => context::establish(&context),
+                None => {
+                    let refusal = Refusal::last().unwrap_or_else(|| Refusal::new(verdict.code));
+                    verdict.close();
+                    Error::refused(&refusal).raise()
+                }
             }
         }
         verdict
     }
 
     /// Decides on a request, and counts the outcome.
-    fn on(request: &Request<'_>, metering: Metering) -> Self {
-        if metering == Metering::Counted
-            && let Some(quota) = limits::blocked(request.client)
-        {
+    fn on(request: &Request<'_>) -> Self {
+        if let Some(quota) = limits::blocked(request.client) {
             return Verdict::counted(Code::RateLimited, Some(quota), None, request, None);
         }
-        let lookup = request.digest.as_ref().map(Lookup::open);
+        let lookup = request.digest.as_ref().ok().map(Lookup::open);
         let token = lookup.as_ref().and_then(Lookup::token);
         // After the look-up: an expiry counts that passed meanwhile.
         let now = sys::GetCurrentTimestamp();
@@ -191,12 +235,10 @@ impl Verdict {
         {
             context::may_bind(&token.id()).or_raise();
         }
-        if metering == Metering::Uncounted {
-            return Verdict::new(code, None, lookup);
-        }
         let id = token.map(TokenRow::id);
         let used = Use { accepted: code == Code::Valid, at: now, client: request.client };
         let (code, quota) = match (token, &id) {
+            _ if request.metering == Metering::Uncounted => (code, None),
             (Some(token), Some(id)) if used.accepted => limits::admit(token, id, &used),
             (_, Some(id)) => {
                 shmem::count_use(id, &used);
@@ -224,8 +266,33 @@ impl Verdict {
         token_id: Option<[u8; 16]>,
     ) -> Self {
         shmem::count_outcome(code);
-        request.log(code, token_id.as_ref());
-        Verdict::new(code, quota, lookup)
+        let fault = request.digest.err().filter(|_| code == Code::Malformed);
+        log::verification(code, token_id.as_ref(), request.client.as_ref(), &request.required, fault);
+        let verdict = Verdict::new(code, quota, lookup);
+        if code == Code::Valid {
+            Refusal::forget();
+        } else {
+            verdict.refusal(request, fault).remember();
+        }
+        verdict
+    }
+
+    #[cold]
+    fn refusal(&self, request: &Request<'_>, fault: Option<Fault>) -> Refusal {
+        let scopes = self.token().and_then(|token| token.array(Column::Scopes));
+        let granted = |one: &[u8]| scopes.is_some_and(|scopes| scope::any_grants(scopes.present(), one));
+        Refusal {
+            code: self.code,
+            fault,
+            missing_scopes: match self.code {
+                Code::InsufficientScope => refusal::missing(&request.required, granted),
+                _ => Vec::new(),
+            },
+            retry_after: self
+                .quota
+                .filter(|_| self.code == Code::RateLimited)
+                .map(|quota| quota.charge.retry_after),
+        }
     }
 
     fn new(code: Code, quota: Option<Quota>, lookup: Option<Lookup>) -> Self {
@@ -275,7 +342,7 @@ fn judge(token: &TokenRow, request: &Request<'_>, now: i64) -> Code {
         token.datum(Column::DisabledAt).is_some(),
         token.timestamp(Column::ExpiresAt),
         now,
-        || address_allowed(token, request.client),
+        || request.from_anywhere || address_allowed(token, request.client),
         || scopes_granted(token, &request.required),
     )
 }

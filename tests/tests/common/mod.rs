@@ -75,7 +75,7 @@ pub(crate) fn prepare(cluster: &Cluster, database: &str) -> Result<()> {
     cluster.execute(
         database,
         "grant execute on function tollgate.verify_api_token, tollgate.verify_api_token_hash, tollgate.authenticate,
-             tollgate.token_has_scope(text, text) to web;
+             tollgate.token_has_scope(text, text, inet), tollgate.last_refusal to web;
          select tollgate.define_scope(name, 'of the tests') from unnest(
              array['posts:read', 'posts:write', 'posts:comments:read', 'users:read', 'users:write']) name",
     )
