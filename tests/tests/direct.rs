@@ -53,7 +53,7 @@ async fn the_rows_are_those_that_a_statement_inserts() -> Result<()> {
     let cases = [
         "scopes => '{}'",
         "scopes => '{posts:read,posts:*,admin}', expires_in => '30 days'",
-        "rate_limit => 10, rate_window => '1 day 02:03:04.5'",
+        "rate_limit => 10, rate_window => '02:03:04.5'",
         "rate_limit => null, rate_window => '1 day'",
         "allowed_ips => '{10.0.0.0/8,192.0.2.1,2001:db8::/32}', metadata => '{\"a\": [1, null, \"ü\"]}'",
         many.as_str(),
