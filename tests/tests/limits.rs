@@ -276,7 +276,7 @@ async fn an_imported_token_is_limited_too() -> Result<()> {
 #[tokio::test]
 async fn all_tokens_of_a_user_share_the_users_limit() -> Result<()> {
     let cluster = SHARED.cluster()?;
-    let settings = [("tollgate.user_rate_limit", "10"), ("tollgate.user_rate_window", "300d")];
+    let settings = [("tollgate.user_rate_limit", "10"), ("tollgate.user_rate_window", "1d")];
     let (owner, web) = with_settings(&cluster, "per_user", &settings).await?;
     let (one, two) = (issue(&owner, "u", &[]).await?, issue(&owner, "u", &[]).await?);
     let other = issue(&owner, "v", &[]).await?;
@@ -298,7 +298,7 @@ async fn all_tokens_of_a_user_share_the_users_limit() -> Result<()> {
 #[tokio::test]
 async fn what_a_tokens_own_limit_refuses_is_not_charged_to_its_user() -> Result<()> {
     let cluster = SHARED.cluster()?;
-    let settings = [("tollgate.user_rate_limit", "10"), ("tollgate.user_rate_window", "300d")];
+    let settings = [("tollgate.user_rate_limit", "10"), ("tollgate.user_rate_window", "1d")];
     let (owner, web) = with_settings(&cluster, "per_user_and_token", &settings).await?;
     let limited = issue_with(&owner, "u", &format!("rate_limit => 2, {DAY}")).await?;
     let free = issue(&owner, "u", &[]).await?;
@@ -316,7 +316,7 @@ async fn what_a_tokens_own_limit_refuses_is_not_charged_to_its_user() -> Result<
 #[tokio::test(flavor = "multi_thread")]
 async fn sixteen_sessions_of_one_user_get_exactly_the_users_limit() -> Result<()> {
     let cluster = SHARED.cluster()?;
-    let settings = [("tollgate.user_rate_limit", "300"), ("tollgate.user_rate_window", "300d")];
+    let settings = [("tollgate.user_rate_limit", "300"), ("tollgate.user_rate_window", "1d")];
     let (owner, _) = with_settings(&cluster, "per_user_load", &settings).await?;
     let mut sessions = JoinSet::new();
     for _ in 0..16 {
