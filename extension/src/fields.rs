@@ -6,6 +6,7 @@ use crate::store::scopes as catalogue;
 use crate::{guc, sys};
 use pgrx::datum::Interval;
 use pgrx::pg_sys::Datum;
+use tollgate_core::limit::LONGEST_WINDOW;
 use tollgate_core::scope;
 use tollgate_core::token::{self, Prefix};
 
@@ -263,12 +264,12 @@ pub(crate) fn limit(limit: Option<i32>, window: Option<Interval>) -> Result<(), 
             "Pass NULL for a token without a limit; to refuse a token altogether, disable it.",
         ));
     }
-    if !window.is_some_and(|window| (1..=YEAR).contains(&window.as_micros())) {
+    if !window.is_some_and(|window| (1..=i128::from(LONGEST_WINDOW)).contains(&window.as_micros())) {
         return Err(Error::argument(
             "rate_window",
-            "the window of a rate limit is positive and at most a year",
+            "the window of a rate limit is positive and at most a day",
             "which is NULL or out of that range",
-            "Pass the time in which so many uses are allowed, such as interval '1 minute'.",
+            "Pass the time in which so many uses are allowed, such as interval '1 minute'. What is counted for longer is a quota, which belongs in a table of the application's.",
         ));
     }
     Ok(())

@@ -138,7 +138,7 @@ fn define_identity_changes() {
 }
 
 fn define_rate_limits() {
-    const LONGEST_WINDOW: i32 = 366 * 86_400;
+    const LONGEST_WINDOW: i32 = (tollgate_core::limit::LONGEST_WINDOW / 1_000_000) as i32;
     let limit = |name, short, long, setting| {
         GucRegistry::define_int_guc(
             name,

@@ -1,11 +1,12 @@
 //! The limits that a verification is under: its token's own, its user's, and that of failed attempts from one address.
 //!
 //! All three are kept in shared memory, so by each server for itself, and are never rolled back with a transaction. They
-//! fail closed: without shared memory a limit raises 55000, and where there is no room to remember it, it refuses.
+//! fail closed: without shared memory a limit raises 55000, and where there is no room to remember it, it refuses. Only
+//! who fills that room has limits forgotten: their own, see `shmem::table`.
 
 use crate::error::Error;
 use crate::guc;
-use crate::shmem::{self, Kind, Use};
+use crate::shmem::{self, Kind, Owner, Use};
 use crate::store::probe::{Column, TokenRow};
 use crate::sys;
 use tollgate_core::limit::{Charge, Limit};
@@ -30,25 +31,32 @@ impl Quota {
     }
 }
 
+/// Counts a use or denial of a token.
+pub(crate) fn count(token: &TokenRow, id: &[u8; 16], used: &Use) {
+    shmem::count_use(id, &|| owner(token), used);
+}
+
 /// Charges an accepted use to its limits, and counts it: what a limit refuses as a denial.
 pub(crate) fn admit(token: &TokenRow, id: &[u8; 16], used: &Use) -> (Code, Option<Quota>) {
     let (own, of_user) = (own(token), guc::user_rate_limit());
     if own.is_none() && of_user.is_none() {
-        shmem::count_use(id, used);
+        count(token, id, used);
         return (Code::Valid, None);
     }
     require_memory();
     let user = of_user.map(|limit| (limit, key_of_user(token)));
-    let of_user = user.map(|(limit, key)| Quota::new(limit, shmem::charge(Kind::User, &key, limit, used.at)));
+    let owner = || owner(token);
+    let of_user =
+        user.map(|(limit, key)| Quota::new(limit, shmem::charge(Kind::User, &key, &owner, limit, used.at)));
     if let Some(refusal) = of_user.filter(|quota| !quota.charge.admitted) {
-        shmem::count_use(id, &Use { accepted: false, ..*used });
+        count(token, id, &Use { accepted: false, ..*used });
         return (Code::RateLimited, Some(refusal));
     }
     let Some(limit) = own else {
-        shmem::count_use(id, used);
+        count(token, id, used);
         return (Code::Valid, of_user);
     };
-    let own = Quota::new(limit, shmem::charge_use(id, used, limit));
+    let own = Quota::new(limit, shmem::charge_use(id, &owner, used, limit));
     if !own.charge.admitted {
         if let Some((limit, key)) = user {
             shmem::refund(Kind::User, &key, limit);
@@ -73,7 +81,8 @@ pub(crate) fn blocked(client: Option<Net>) -> Option<Quota> {
 /// the answer tells of the limit instead of the fault.
 pub(crate) fn charge_failure(client: Option<Net>, now: i64) -> Option<Quota> {
     let (limit, client) = (guc::failure_rate_limit()?, client?);
-    let quota = Quota::new(limit, shmem::charge(Kind::Address, &client.subscriber(), limit, now));
+    let charge = shmem::charge(Kind::Address, &client.subscriber(), &Owner::default, limit, now);
+    let quota = Quota::new(limit, charge);
     (!quota.charge.admitted).then_some(quota)
 }
 
@@ -87,6 +96,15 @@ fn own(token: &TokenRow) -> Option<Limit> {
 fn key_of_user(token: &TokenRow) -> [u8; 16] {
     let digest = token::digest(token.text(Column::UserId).as_bytes());
     *digest.first_chunk().expect("a digest is longer")
+}
+
+/// Only asked for a token that shared memory does not know yet.
+fn owner(token: &TokenRow) -> Owner {
+    let digest = |column| {
+        let digest = token::digest(token.text(column).as_bytes());
+        u64::from_le_bytes(*digest.first_chunk().expect("a digest is longer"))
+    };
+    Owner { creator: digest(Column::CreatedBy), user: digest(Column::UserId) }
 }
 
 fn require_memory() {

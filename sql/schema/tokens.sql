@@ -13,7 +13,7 @@ CREATE TABLE tollgate.api_tokens (
     disabled_at    timestamptz,
     revoked_at     timestamptz,
     rate_limit     integer     CHECK (rate_limit > 0),
-    rate_window    interval,
+    rate_window    interval    CHECK (rate_window > '0' AND rate_window <= '1 day'),
     allowed_ips    cidr[],
     hint           text        NOT NULL,
     created_by     text        NOT NULL DEFAULT tollgate.acting_role(),

@@ -303,7 +303,7 @@ async fn a_full_disk_gives_clear_errors_stops_no_verification_and_loses_nothing(
     let cluster = Arc::new(common::start(settings)?);
     let db = Db::only(&cluster).await?;
     let mut daemon = run(&db.url(), &[EAGER])?;
-    let limited = issue_with(&db.owner, "disk", "rate_limit => 1000, rate_window => '1 year'").await?;
+    let limited = issue_with(&db.owner, "disk", "rate_limit => 1000, rate_window => '1 day'").await?;
     assert_eq!(code(&db.web, &limited.token).await?, "VALID");
     eventually_counts(&db.owner, &limited, (1, 0)).await;
     let many = issue_many(&db.owner, 3_000).await?;

@@ -1,7 +1,7 @@
 //! Rate limits: of tokens, of users, and of failed attempts from one address. They are exact under concurrency, outlive a
 //! rollback, and refuse where they cannot be kept.
 //!
-//! Windows are a year long, so that no test depends on how fast it runs: what is spent does not come back meanwhile.
+//! Windows are a day long, so that no test depends on how fast it runs: what is spent does not come back meanwhile.
 
 mod common;
 
@@ -21,7 +21,7 @@ use tollgate_tests::{Cluster, DATABASE, eventually_async};
 
 static SHARED: Shared = Shared::new(&[]);
 
-const YEAR: &str = "rate_window => '1 year'";
+const DAY: &str = "rate_window => '1 day'";
 
 /// How many of `times` verifications are accepted; the others must be over the limit.
 async fn accepted(client: &Client, request: Request<'_>, times: usize) -> Result<usize> {
@@ -57,7 +57,7 @@ async fn counted(owner: &Client, token: &Token) -> Result<(i64, i64)> {
 #[tokio::test]
 async fn the_limit_passes_at_once_and_the_row_says_what_is_left_and_how_long_to_wait() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
-    let token = issue_with(&owner, "says", "rate_limit => 3, rate_window => '3 days'").await?;
+    let token = issue_with(&owner, "says", "rate_limit => 3, rate_window => '1 day'").await?;
     for left in [2, 1, 0] {
         let answer = Request::of(&token.token).verify(&web).await?;
         assert_eq!((answer.code.as_str(), answer.user_id.as_deref()), ("VALID", Some("says")));
@@ -71,7 +71,7 @@ async fn the_limit_passes_at_once_and_the_row_says_what_is_left_and_how_long_to_
     assert_eq!((answer.rate_limit, answer.rate_remaining), (Some(3), Some(0)));
     assert_eq!((answer.token_id, answer.user_id, answer.scopes), (Some(token.id), None, None));
     let wait =
-        format!("select '{}'::interval between '23:00:00' and '24:00:00'", answer.retry_after.unwrap());
+        format!("select '{}'::interval between '07:00:00' and '08:00:00'", answer.retry_after.unwrap());
     assert!(value::<bool>(&owner, &wait).await?, "{wait}");
 
     let unlimited = issue(&owner, "says", &[]).await?;
@@ -95,7 +95,7 @@ async fn the_allowance_comes_back_with_time() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn sixteen_sessions_together_get_exactly_the_limit() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
-    let token = Arc::new(issue_with(&owner, "sixteen", &format!("rate_limit => 500, {YEAR}")).await?);
+    let token = Arc::new(issue_with(&owner, "sixteen", &format!("rate_limit => 500, {DAY}")).await?);
     let mut sessions = JoinSet::new();
     for _ in 0..16 {
         let (web, token) = (cluster.connect("web", DATABASE).await?, Arc::clone(&token));
@@ -162,7 +162,7 @@ async fn no_stretch_of_time_sees_more_than_the_limit_and_its_share() -> Result<(
 async fn only_what_passed_every_other_check_is_charged() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let arguments =
-        format!("scopes => '{{posts:read}}', allowed_ips => '{{10.0.0.0/8}}', rate_limit => 1, {YEAR}");
+        format!("scopes => '{{posts:read}}', allowed_ips => '{{10.0.0.0/8}}', rate_limit => 1, {DAY}");
     let token = issue_with(&owner, "order", &arguments).await?;
     let good = Request::of(&token.token).coming_from("10.1.1.1");
     let write = [Some("posts:write")];
@@ -185,7 +185,7 @@ async fn only_what_passed_every_other_check_is_charged() -> Result<()> {
 async fn a_pure_check_of_a_scope_neither_charges_nor_is_limited() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token =
-        issue_with(&owner, "pure", &format!("scopes => '{{posts:read}}', rate_limit => 1, {YEAR}")).await?;
+        issue_with(&owner, "pure", &format!("scopes => '{{posts:read}}', rate_limit => 1, {DAY}")).await?;
     let has_scope = async || -> Result<bool> {
         Ok(web.query_one("select tollgate.token_has_scope($1, 'posts:read')", &[&token.token]).await?.get(0))
     };
@@ -198,7 +198,7 @@ async fn a_pure_check_of_a_scope_neither_charges_nor_is_limited() -> Result<()> 
 #[tokio::test]
 async fn a_charge_outlives_the_rollback_of_its_transaction() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
-    let token = issue_with(&owner, "rollback", &format!("rate_limit => 2, {YEAR}")).await?;
+    let token = issue_with(&owner, "rollback", &format!("rate_limit => 2, {DAY}")).await?;
     web.batch_execute("begin").await?;
     authenticate(&web, &token.token).await?;
     web.batch_execute("savepoint s").await?;
@@ -236,9 +236,9 @@ async fn a_changed_limit_holds_at_the_next_verification() -> Result<()> {
     let token = issue(&owner, "changed", &[]).await?;
     let request = Request::of(&token.token);
     assert_eq!(accepted(&web, request, 20).await?, 20);
-    update(&owner, token.id, &json!({"rate_limit": 5, "rate_window": "1 year"})).await?;
+    update(&owner, token.id, &json!({"rate_limit": 5, "rate_window": "1 day"})).await?;
     assert_eq!(accepted(&web, request, 20).await?, 5, "what was used without a limit is not charged");
-    update(&owner, token.id, &json!({"rate_limit": 8, "rate_window": "1 year"})).await?;
+    update(&owner, token.id, &json!({"rate_limit": 8, "rate_window": "1 day"})).await?;
     assert_eq!(accepted(&web, request, 20).await?, 0, "a spent allowance stays spent");
     update(&owner, token.id, &json!({"rate_limit": null})).await?;
     assert_eq!(accepted(&web, request, 20).await?, 20);
@@ -249,7 +249,7 @@ async fn a_changed_limit_holds_at_the_next_verification() -> Result<()> {
 async fn tokens_that_came_of_a_limited_one_have_its_limit_each() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token =
-        issue_with(&owner, "family", &format!("scopes => '{{posts:*}}', rate_limit => 4, {YEAR}")).await?;
+        issue_with(&owner, "family", &format!("scopes => '{{posts:*}}', rate_limit => 4, {DAY}")).await?;
     let child = derive(&owner, &token, &["posts:read"]).await?;
     let successor = rotate(&owner, token.id, "1 hour").await?;
     for one in [&token, &child, &successor] {
@@ -261,9 +261,8 @@ async fn tokens_that_came_of_a_limited_one_have_its_limit_each() -> Result<()> {
 #[tokio::test]
 async fn an_imported_token_is_limited_too() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
-    let import = format!(
-        "select tollgate.import_api_token('imported', 'n', sha256('known'), rate_limit => 2, {YEAR})"
-    );
+    let import =
+        format!("select tollgate.import_api_token('imported', 'n', sha256('known'), rate_limit => 2, {DAY})");
     owner.batch_execute(&import).await?;
     let verify = "select code from tollgate.verify_api_token_hash(sha256('known'))";
     let mut codes = Vec::new();
@@ -279,7 +278,7 @@ async fn an_imported_token_is_limited_too() -> Result<()> {
 #[tokio::test]
 async fn all_tokens_of_a_user_share_the_users_limit() -> Result<()> {
     let cluster = SHARED.cluster()?;
-    let settings = [("tollgate.user_rate_limit", "10"), ("tollgate.user_rate_window", "300d")];
+    let settings = [("tollgate.user_rate_limit", "10"), ("tollgate.user_rate_window", "1d")];
     let (owner, web) = with_settings(&cluster, "per_user", &settings).await?;
     let (one, two) = (issue(&owner, "u", &[]).await?, issue(&owner, "u", &[]).await?);
     let other = issue(&owner, "v", &[]).await?;
@@ -301,9 +300,9 @@ async fn all_tokens_of_a_user_share_the_users_limit() -> Result<()> {
 #[tokio::test]
 async fn what_a_tokens_own_limit_refuses_is_not_charged_to_its_user() -> Result<()> {
     let cluster = SHARED.cluster()?;
-    let settings = [("tollgate.user_rate_limit", "10"), ("tollgate.user_rate_window", "300d")];
+    let settings = [("tollgate.user_rate_limit", "10"), ("tollgate.user_rate_window", "1d")];
     let (owner, web) = with_settings(&cluster, "per_user_and_token", &settings).await?;
-    let limited = issue_with(&owner, "u", &format!("rate_limit => 2, {YEAR}")).await?;
+    let limited = issue_with(&owner, "u", &format!("rate_limit => 2, {DAY}")).await?;
     let free = issue(&owner, "u", &[]).await?;
     let answer = Request::of(&limited.token).verify(&web).await?;
     assert_eq!(
@@ -319,7 +318,7 @@ async fn what_a_tokens_own_limit_refuses_is_not_charged_to_its_user() -> Result<
 #[tokio::test(flavor = "multi_thread")]
 async fn sixteen_sessions_of_one_user_get_exactly_the_users_limit() -> Result<()> {
     let cluster = SHARED.cluster()?;
-    let settings = [("tollgate.user_rate_limit", "300"), ("tollgate.user_rate_window", "300d")];
+    let settings = [("tollgate.user_rate_limit", "300"), ("tollgate.user_rate_window", "1d")];
     let (owner, _) = with_settings(&cluster, "per_user_load", &settings).await?;
     let mut sessions = JoinSet::new();
     for _ in 0..16 {
@@ -337,7 +336,7 @@ async fn sixteen_sessions_of_one_user_get_exactly_the_users_limit() -> Result<()
 // ---- Of failed attempts from an address
 
 const FAILURES: [(&str, &str); 2] =
-    [("tollgate.failure_rate_limit", "3"), ("tollgate.failure_rate_window", "300d")];
+    [("tollgate.failure_rate_limit", "3"), ("tollgate.failure_rate_window", "1d")];
 const UNKNOWN: &str =
     "tgt_000000000000000000000000000000000000000000000000000000000000000000000000000000007ef74675";
 
@@ -400,7 +399,7 @@ async fn an_ipv6_client_is_its_64_bit_network_and_a_mapped_address_the_ipv4_one(
 #[tokio::test(flavor = "multi_thread")]
 async fn sixteen_guessers_at_one_address_get_no_more_answers_than_the_limit() -> Result<()> {
     let cluster = SHARED.cluster()?;
-    let settings = [("tollgate.failure_rate_limit", "100"), ("tollgate.failure_rate_window", "300d")];
+    let settings = [("tollgate.failure_rate_limit", "100"), ("tollgate.failure_rate_window", "1d")];
     drop(with_settings(&cluster, "guessers", &settings).await?);
     let mut sessions = JoinSet::new();
     for _ in 0..16 {
@@ -468,13 +467,13 @@ async fn without_shared_memory_a_limit_raises_and_an_unlimited_token_passes() ->
 async fn where_the_table_is_full_a_limited_token_is_refused_and_an_unlimited_one_passes() -> Result<()> {
     let cluster = common::start(Cluster::builder().setting("tollgate.max_tracked_keys", "1024"))?;
     let owner = cluster.connect("postgres", DATABASE).await?;
-    let limited = issue_with(&owner, "full", &format!("rate_limit => 1000, {YEAR}")).await?;
-    let kept = issue_with(&owner, "kept", &format!("rate_limit => 5, {YEAR}")).await?;
+    let limited = issue_with(&owner, "full", &format!("rate_limit => 1000, {DAY}")).await?;
+    let kept = issue_with(&owner, "kept", &format!("rate_limit => 5, {DAY}")).await?;
     assert_eq!(accepted(&owner, Request::of(&kept.token), 3).await?, 3);
     // Uses that nobody flushes.
     let fill = "select count(*) from (
             select tollgate.verify_api_token(t.token)
-            from generate_series(1, 3000) n, tollgate.create_api_token('filler' || n, 'n') t) v";
+            from generate_series(1, 3000) n, tollgate.create_api_token('full', 'n' || n) t) v";
     assert_eq!(value::<i64>(&owner, fill).await?, 3000);
     let overflowed: i64 = value(&owner, "select overflowed from tollgate.stats()").await?;
     assert!(overflowed > 0);
@@ -501,7 +500,7 @@ async fn where_the_table_is_full_a_limited_token_is_refused_and_an_unlimited_one
 #[tokio::test]
 async fn addresses_that_fail_cannot_take_the_room_of_tokens() -> Result<()> {
     let cluster = common::start(Cluster::builder().setting("tollgate.max_tracked_keys", "1024"))?;
-    let settings = [("tollgate.failure_rate_limit", "1"), ("tollgate.failure_rate_window", "300d")];
+    let settings = [("tollgate.failure_rate_limit", "1"), ("tollgate.failure_rate_window", "1d")];
     let (owner, _) = with_settings(&cluster, "flood", &settings).await?;
     let flood = "select count(*) from (
             select tollgate.verify_api_token('junk', null, '10.0.0.0'::inet + n) from generate_series(1, 20000) n) v";
@@ -514,5 +513,71 @@ async fn addresses_that_fail_cannot_take_the_room_of_tokens() -> Result<()> {
     // The last that failed are still remembered.
     let last = "select code from tollgate.verify_api_token('junk', null, '10.0.0.0'::inet + 20000)";
     assert_eq!(value::<String>(&owner, last).await?, "RATE_LIMITED");
+    Ok(())
+}
+
+/// Who may issue can fill the table, for any number of users, but only at the cost of what the same role issued.
+#[tokio::test]
+async fn an_issuer_changes_neither_counts_nor_limits_of_others_here_or_in_another_database() -> Result<()> {
+    let cluster = common::start(Cluster::builder().setting("tollgate.max_tracked_keys", "1024"))?;
+    let settings = [("tollgate.user_rate_limit", "50"), ("tollgate.user_rate_window", "1d")];
+    let (owner, web) = with_settings(&cluster, "attacked", &settings).await?;
+    let (owner_of_other, web_of_other) = with_settings(&cluster, "other", &settings).await?;
+    cluster.execute(
+        "attacked",
+        "create role mallory login;
+         select tollgate.grant_capability('mallory', 'issuer'), tollgate.grant_capability('mallory', 'verifier')",
+    )?;
+    let mallory = cluster.connect("mallory", "attacked").await?;
+    let flood = async |limit: &str| {
+        let sql = format!(
+            "select count(*) from (select tollgate.verify_api_token(t.token) from generate_series(1, 4000) n,
+                 lateral tollgate.create_api_token('made up ' || n, 'n'{limit}) t) v"
+        );
+        value::<i64>(&mallory, &sql).await
+    };
+    let limit = format!(", rate_limit => 1, {DAY}");
+    let sides = [(&owner, &web), (&owner_of_other, &web_of_other)];
+    let mut tokens = Vec::new();
+    for (owner, _) in sides {
+        tokens.push((
+            issue_with(owner, "ann", &format!("rate_limit => 2, {DAY}")).await?,
+            issue_with(owner, "ben", &format!("rate_limit => 2, {DAY}")).await?,
+            issue(owner, "cleo", &[]).await?,
+            issue(owner, "dan", &[]).await?,
+        ));
+    }
+    let expect = async |web: &Client, token: &Token, codes: &[&str]| {
+        for expected in codes {
+            assert_eq!(code(web, &token.token).await?, *expected);
+        }
+        anyhow::Ok(())
+    };
+    // Before the flood: used up, and counted.
+    for ((_, web), (ann, _, cleo, _)) in sides.into_iter().zip(&tokens) {
+        expect(web, ann, &["VALID", "VALID", "RATE_LIMITED"]).await?;
+        expect(web, cleo, &["VALID"]).await?;
+    }
+    assert_eq!(flood(&limit).await?, 4000);
+    assert_eq!(flood("").await?, 4000);
+    for ((_, web), (ann, ben, cleo, dan)) in sides.into_iter().zip(&tokens) {
+        expect(web, ann, &["RATE_LIMITED"]).await?;
+        expect(web, ben, &["VALID", "VALID", "RATE_LIMITED"]).await?;
+        expect(web, cleo, &["VALID"]).await?;
+        expect(web, dan, &["VALID"]).await?;
+    }
+    assert_eq!(flood(&limit).await?, 4000);
+    for ((owner, _), (ann, ben, cleo, dan)) in sides.into_iter().zip(&tokens) {
+        for (token, expected) in [(ann, (2, 2)), (ben, (2, 1)), (cleo, (2, 0)), (dan, (1, 0))] {
+            assert_eq!(counted(owner, token).await?, expected);
+        }
+    }
+    // A window that would hold room for longer cannot be had.
+    let longer =
+        "select tollgate.create_api_token('u', 'n', rate_limit => 1, rate_window => '1 day 1 microsecond')";
+    refused(mallory.query(longer, &[]).await, &SqlState::INVALID_PARAMETER_VALUE);
+    let by_hand =
+        format!("update tollgate.api_tokens set rate_window = '366 days' where id = '{}'", tokens[0].0.id);
+    refused(owner.query(&by_hand, &[]).await, &SqlState::CHECK_VIOLATION);
     Ok(())
 }

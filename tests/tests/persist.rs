@@ -385,16 +385,37 @@ async fn a_file_that_cannot_be_written_is_logged_and_the_server_stops_all_the_sa
 }
 
 #[tokio::test]
-async fn what_finds_no_room_after_a_restart_is_counted_as_overflow_and_logged() -> Result<()> {
+async fn a_smaller_table_keeps_limits_before_counters_and_says_what_was_dropped() -> Result<()> {
     let mut server = Restarted::start(&[("tollgate.max_tracked_keys", "4096")]).await?;
     let tokens = issue_many(&server.owner, 3_000).await?;
+    let limited: Vec<String> = server
+        .owner
+        .query(
+            "select t.token from generate_series(1, 200) n, lateral
+                 tollgate.create_api_token('limited', 'number ' || n, rate_limit => 1, rate_window => '1 day') t",
+            &[],
+        )
+        .await?
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    for token in &limited {
+        assert_eq!(code(&server.web, token).await?, "VALID");
+    }
+    flush_all(&server.operator).await?;
     verify_each(&server.web, &tokens).await?;
     let all = drained(&server.operator).await?;
     let counted: i64 = all.rows.iter().map(|row| row.uses).sum();
     server.cluster.configure("tollgate.max_tracked_keys", "1024")?;
     server.restart().await?;
     let lost = overflowed(&server.operator).await?;
-    assert!(lost > 1_000 && server.logged(&format!("{lost} uses and denials found no room")) == 1);
+    let said = format!(
+        "the limits of 0 tokens, 0 users and 0 addresses, which begin anew; {lost} uses and denials of {lost} tokens"
+    );
+    assert!(lost > 1_000 && server.logged(&said) == 1, "{lost}");
+    for token in &limited {
+        assert_eq!(code(&server.web, token).await?, "RATE_LIMITED");
+    }
     let rest = drained(&server.operator).await?;
     assert_eq!((&rest.node, rest.boot, rest.number), (&all.node, all.boot, all.number));
     assert_eq!(rest.rows.iter().map(|row| row.uses).sum::<i64>(), counted - lost);
@@ -504,5 +525,55 @@ async fn backends_killed_while_they_record_leave_a_server_that_recovers_and_coun
         assert_eq!(totals(&owner).await?, (flushed + 3, 0), "round {round}");
     }
     assert!(flushed > 1_000, "{flushed}");
+    Ok(())
+}
+
+/// The holder is stopped at some moment of a loop of verifications, which now and then is one at which it holds the lock.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_spinlock_of_a_stopped_backend_sleeps_and_says_so() -> Result<()> {
+    let cluster = common::start(Cluster::builder())?;
+    let owner = cluster.connect("postgres", DATABASE).await?;
+    let token = issue(&owner, "hot", &[]).await?.token;
+    let busy = cluster.connect("postgres", DATABASE).await?;
+    let waiter = cluster.connect("postgres", DATABASE).await?;
+    let pid_of_busy = Pid::from_raw(value::<i32>(&busy, "select pg_backend_pid()").await?);
+    let pid_of_waiter: i32 = value(&waiter, "select pg_backend_pid()").await?;
+    let has_event =
+        value::<i32>(&owner, "select current_setting('server_version_num')::int").await? >= 160_000;
+    let verify = format!("select tollgate.verify_api_token('{token}')");
+    let endless = format!("do $$ begin loop perform tollgate.verify_api_token('{token}'); end loop; end $$");
+    let cancel = busy.cancel_token();
+    let busy = tokio::spawn(async move { busy.batch_execute(&endless).await });
+    let waiter = Arc::new(waiter);
+    let mut has_slept = false;
+    for _ in 0..5_000 {
+        kill(pid_of_busy, Signal::SIGSTOP)?;
+        let waiting = tokio::spawn({
+            let (waiter, verify) = (Arc::clone(&waiter), verify.clone());
+            async move { waiter.batch_execute(&verify).await }
+        });
+        while !waiting.is_finished() && !has_slept {
+            let event =
+                "select coalesce(wait_event, '') from pg_stat_activity where state = 'active' and pid = $1";
+            let event: Option<String> =
+                owner.query_opt(event, &[&pid_of_waiter]).await?.map(|row| row.get(0));
+            let stat = fs::read_to_string(format!("/proc/{pid_of_waiter}/stat"))?;
+            let sleeps = stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'));
+            has_slept = match event.as_deref() {
+                Some("SpinDelay") => true,
+                // Not said before version 16.
+                Some("") => !has_event && sleeps && !waiting.is_finished(),
+                _ => false,
+            };
+        }
+        kill(pid_of_busy, Signal::SIGCONT)?;
+        waiting.await??;
+        if has_slept {
+            break;
+        }
+    }
+    cancel.cancel_query(tokio_postgres::NoTls).await?;
+    assert!(busy.await?.is_err());
+    assert!(has_slept, "nobody was seen to wait");
     Ok(())
 }

@@ -809,7 +809,7 @@ async fn an_error_in_the_middle_of_a_verification_leaks_nothing() -> Result<()> 
     let World { owner, cluster, .. } = SHARED.world().await?;
     let good = issue(&owner, "errors", &[]).await?;
     // Over its limit, which authenticate raises while the row is pinned.
-    let limited = issue_with(&owner, "errors", "rate_limit => 1, rate_window => '1 year'").await?;
+    let limited = issue_with(&owner, "errors", "rate_limit => 1, rate_window => '1 day'").await?;
     assert_eq!(code(&owner, &limited.token).await?, "VALID");
     let (client, mut messages) = cluster.listen("web", DATABASE).await?;
     let sql = format!(

@@ -10,8 +10,8 @@
 //! said or longer by up to `limit` ticks.
 
 const TICKS: u64 = 1 << 12;
-/// In microseconds, a little more than a year.
-const LONGEST_WINDOW: u64 = 1 << 45;
+/// In microseconds, a day. What has a longer one is a quota, which belongs in a table.
+pub const LONGEST_WINDOW: i64 = 86_400_000_000;
 /// In microseconds since 2000-01-01, in the year 2138: what is later is taken as this, so that nothing overflows.
 const LAST: u64 = (1 << 52) - (1 << 47);
 
@@ -46,10 +46,10 @@ impl State {
 
 impl Limit {
     /// `window` in microseconds. `None` unless both are positive. More than one in a microsecond is taken as that, and
-    /// a longer window than 407 days as that.
+    /// a longer window than [`LONGEST_WINDOW`] as that.
     pub fn new(limit: i32, window: i64) -> Option<Limit> {
         let limit = u64::try_from(limit).ok().filter(|limit| *limit > 0)?;
-        let window = u64::try_from(window).ok().filter(|window| *window > 0)?.min(LONGEST_WINDOW);
+        let window = u64::try_from(window.min(LONGEST_WINDOW)).ok().filter(|window| *window > 0)?;
         let limit = limit.min(window);
         Some(Limit { limit, step: (window * TICKS).div_ceil(limit) })
     }

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | head | magic 8, version 4, databases 4, records 8, system identifier 8, checkpoint 8, timeline 4, zero 4, seed 8 |
 //! | each database | oid 4, zero 4, generation 8, boot 16, node 64 (padded with zeros) |
-//! | each record | id 16, database 4, kind 1, family 1, bits 1, in second 1, uses 4, denials 4, handed out 4 + 4, last used 8, address 16, limiter 8 |
+//! | each record | id 16, database 4, kind 1, family 1, bits 1, in second 1, uses 4, denials 4, handed out 4 + 4, last used 8, address 16, limiter 8, owner 4 |
 //! | end | CRC-32 (IEEE) of all before it, 4 |
 //!
 //! Whatever a file holds, reading it neither panics nor takes more memory than [`MAX_DATABASES`] ask for: it is read
@@ -18,7 +18,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::IpAddr;
 
 /// To be raised with every change of the layout.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 pub const MAX_DATABASES: usize = 64;
 /// Of a node's name, in bytes: as many as PostgreSQL asks a `cluster_name` to be shorter than.
 pub const NODE_LEN: usize = 64;
@@ -26,7 +26,7 @@ pub const NODE_LEN: usize = 64;
 const MAGIC: [u8; 8] = *b"tollgate";
 const HEAD_LEN: usize = 56;
 const DATABASE_LEN: usize = 96;
-const RECORD_LEN: usize = 72;
+const RECORD_LEN: usize = 76;
 const CHECKSUM_LEN: u64 = 4;
 
 /// The clean shutdown that a file was written at. One that is found by a server which was shut down otherwise has come
@@ -75,6 +75,8 @@ pub struct Record {
     pub client: Option<Net>,
     /// The limiter's state: see [`crate::limit::State`].
     pub limiter: u64,
+    /// Who the key belongs to: two digests of 16 bits, made with the head's seed.
+    pub owner: u32,
     /// Whether the entry was in the second of the groups that its key may be in.
     pub in_second: bool,
 }
@@ -262,6 +264,7 @@ fn encode(record: &Record) -> [u8; RECORD_LEN] {
     bytes.put(record.last_used.to_le_bytes());
     bytes.put(address);
     bytes.put(record.limiter.to_le_bytes());
+    bytes.put(record.owner.to_le_bytes());
     bytes.whole()
 }
 
@@ -282,6 +285,7 @@ fn decode(mut bytes: Fields<RECORD_LEN>) -> Record {
         _ => None,
     };
     let limiter = u64::from_le_bytes(bytes.take());
+    let owner = u32::from_le_bytes(bytes.take());
     Record {
         id,
         database,
@@ -292,6 +296,7 @@ fn decode(mut bytes: Fields<RECORD_LEN>) -> Record {
         last_used,
         client,
         limiter,
+        owner,
         in_second: in_second != 0,
     }
 }

@@ -36,6 +36,7 @@ fn example(count: u8) -> (Head, Vec<Record>) {
             last_used: 800_000_000_000_000,
             client: Net::v4([192, 0, 2, n], 32),
             limiter: u64::MAX - u64::from(n),
+            owner: 0x0102_0304 + u32::from(n),
             in_second: n % 2 == 1,
         })
         .collect();
@@ -54,9 +55,17 @@ fn any_client() -> impl Strategy<Value = Option<Net>> {
 
 fn any_record() -> impl Strategy<Value = Record> {
     let counts = (any::<u32>(), any::<u32>(), any::<[u32; 2]>());
-    let limiter = (any::<u64>(), any::<bool>());
+    let limiter = (any::<u64>(), any::<u32>(), any::<bool>());
     (any::<[u8; 16]>(), any::<u32>(), any::<u8>(), counts, any::<i64>(), any_client(), limiter).prop_map(
-        |(id, database, kind, (uses, denials, handed_out), last_used, client, (limiter, in_second))| Record {
+        |(
+            id,
+            database,
+            kind,
+            (uses, denials, handed_out),
+            last_used,
+            client,
+            (limiter, owner, in_second),
+        )| Record {
             id,
             database,
             kind,
@@ -66,6 +75,7 @@ fn any_record() -> impl Strategy<Value = Record> {
             last_used,
             client,
             limiter,
+            owner,
             in_second,
         },
     )
@@ -140,26 +150,26 @@ fn each_fault_is_named() {
     assert_eq!(fault(&[]), "it has 0 bytes and should have 60");
     assert_eq!(fault(b"toll"), "it has 4 bytes and should have 60");
     assert_eq!(fault(&whole[..30]), "it has 30 bytes and should have 60");
-    assert_eq!(fault(&whole[..299]), "it has 299 bytes and should have 300");
-    assert_eq!(fault(&[0; 300]), "it does not begin as such a file does");
+    assert_eq!(fault(&whole[..307]), "it has 307 bytes and should have 308");
+    assert_eq!(fault(&[0; 308]), "it does not begin as such a file does");
     let later = (VERSION + 1).to_le_bytes();
-    assert_eq!(changed(8, &later), "it has format version 2, and this release reads version 1");
+    assert_eq!(changed(8, &later), "it has format version 3, and this release reads version 2");
     assert_eq!(changed(12, &[65]), "it names 65 databases, more than there can be (64)");
     // Neither is so much memory asked for, nor does the product overflow.
-    let huge = format!("it has 300 bytes and should have {}", u64::MAX);
+    let huge = format!("it has 308 bytes and should have {}", u64::MAX);
     assert_eq!(changed(16, &[0xff; 8]), huge);
     assert_eq!(changed(200, &[77]), "its checksum is wrong");
 }
 
 /// Kept by servers in the field: a change of the layout needs another version.
 #[test]
-fn the_layout_is_that_of_version_1() {
-    assert_eq!(VERSION, 1);
+fn the_layout_is_that_of_version_2() {
+    assert_eq!(VERSION, 2);
     let (head, records) = example(2);
-    assert_eq!(crc32fast::hash(&written(&head, &records)[..296]), LAYOUT);
+    assert_eq!(crc32fast::hash(&written(&head, &records)[..304]), LAYOUT);
 }
 
-const LAYOUT: u32 = 3_995_617_709;
+const LAYOUT: u32 = 2_857_740_197;
 
 #[test]
 fn more_handed_out_than_was_counted_is_taken_as_all_of_it() {

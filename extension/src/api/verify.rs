@@ -240,11 +240,11 @@ impl Verdict {
         let (code, quota) = match (token, &id) {
             _ if request.metering == Metering::Uncounted => (code, None),
             (Some(token), Some(id)) if used.accepted => limits::admit(token, id, &used),
-            (_, Some(id)) => {
-                shmem::count_use(id, &used);
+            (Some(token), Some(id)) => {
+                limits::count(token, id, &used);
                 (code, None)
             }
-            (_, None) => (code, None),
+            _ => (code, None),
         };
         if code.is_failed_attempt()
             && let Some(quota) = limits::charge_failure(request.client, now)

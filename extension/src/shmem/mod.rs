@@ -8,29 +8,30 @@
 //!
 //! Locking, in one place:
 //!
-//! * Each entry of the table has a lock of one byte, in its own cache line, which whoever counts writes to anyway. It is
-//!   held for some tens of instructions; who finds it taken spins, and gives the processor away after a while.
-//! * Each group of entries has another one, for giving a slot to another key. Whoever needs two takes that of the lower
-//!   address first. An entry's lock is taken inside it, never the other way round.
-//! * The control lock, one of PostgreSQL's lightweight locks, is about generations: whoever drains or acknowledges holds
-//!   it, and takes the entries' locks one after the other inside it. Nobody takes it while holding another.
-//! * Under an entry's or a group's lock nothing calls PostgreSQL, allocates, or can fail. A backend that is killed while it
-//!   holds one makes the postmaster restart all of them with fresh memory.
+//! * Each group of entries has one of PostgreSQL's spinlocks (`spin`), in the cache line that says where in the group a key
+//!   is. It is held to write in the group: to count, to charge, to give a slot to another key. That takes some tens of
+//!   instructions, which call nothing, allocate nothing and cannot fail. Nobody holds two.
+//! * Who gives a key an entry holds one of a few lightweight locks (LWLock), chosen by the key, so that it does not get two.
+//! * The control lock, another LWLock, is about generations: whoever drains or acknowledges holds it.
+//! * Spinlocks are taken inside an LWLock, never the other way round. Nobody holds two LWLocks.
+//! * A backend that is killed while it holds a lock makes the postmaster restart all of them with fresh memory. One that is
+//!   stopped (SIGSTOP, a debugger) while it holds a spinlock makes others wait, and after about a minute PostgreSQL takes
+//!   that for a stuck spinlock and restarts all of them.
 //!
 //! Usage and charges are never rolled back with the transaction that caused it.
 
 mod places;
 mod restart;
 mod segment;
+pub(crate) mod spin;
 mod table;
 
 use crate::error::Error;
-use crate::sys;
 use pgrx::pg_sys::{self, Datum, Oid};
 pub(crate) use places::Place;
 use segment::segment;
 use table::Refusal;
-pub(crate) use table::{Drained, Kind, Use};
+pub(crate) use table::{Drained, Kind, Owner, Use};
 use tollgate_core::limit::{Charge, Limit};
 use tollgate_core::status::Code;
 use tollgate_core::throttle::Throttle;
@@ -53,21 +54,34 @@ pub(crate) fn count_outcome(code: Code) {
 }
 
 /// Counts a use or denial of a token. Without shared memory it does nothing.
-pub(crate) fn count_use(token: &[u8; 16], used: &Use) {
+pub(crate) fn count_use(token: &[u8; 16], owner: &dyn Fn() -> Owner, used: &Use) {
     if let Some(segment) = segment() {
-        segment.table.count_use(process(), database(), token, used);
+        segment.table.count_use(segment, process(), database(), token, owner, used);
     }
 }
 
 /// Charges a use to a limit of its token and counts it, as a denial if it is refused. `None` if there is no room, or no
 /// shared memory.
-pub(crate) fn charge_use(token: &[u8; 16], used: &Use, limit: Limit) -> Option<Charge> {
-    segment()?.table.charge_use(process(), database(), token, used, limit)
+pub(crate) fn charge_use(
+    token: &[u8; 16],
+    owner: &dyn Fn() -> Owner,
+    used: &Use,
+    limit: Limit,
+) -> Option<Charge> {
+    let segment = segment()?;
+    segment.table.charge_use(segment, process(), database(), token, owner, used, limit)
 }
 
 /// Charges a limit. `None` if there is no room, or no shared memory.
-pub(crate) fn charge(kind: Kind, id: &[u8; 16], limit: Limit, now: i64) -> Option<Charge> {
-    segment()?.table.charge(process(), database(), kind, id, limit, now)
+pub(crate) fn charge(
+    kind: Kind,
+    id: &[u8; 16],
+    owner: &dyn Fn() -> Owner,
+    limit: Limit,
+    now: i64,
+) -> Option<Charge> {
+    let segment = segment()?;
+    segment.table.charge(segment, process(), database(), kind, id, owner, limit, now)
 }
 
 /// What a charge would say; `None` for what was not charged lately.
@@ -115,7 +129,7 @@ pub(crate) fn prefetch_counters(token: &[u8; 16]) {
 /// Closes the counters of this database, unless closed ones are still to be acknowledged, and copies them.
 pub(crate) fn drain() -> Result<Drained, Error> {
     let segment = segment().ok_or_else(|| Error::needs_preload("usage metering"))?;
-    let drain = || segment.table.drain(segment, database(), sys::GetCurrentTimestamp());
+    let drain = || segment.table.drain(segment, database());
     let drained = match drain() {
         Err(Refusal::TooManyDatabases) => {
             for gone in segment.table.databases(segment).into_iter().filter(|&oid| !database_exists(oid)) {

@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use super::segment::segment;
-use super::table::Table;
+use super::table::{Restored, Table};
 use crate::error::Error;
 use crate::sys;
 use core::ffi::{CStr, c_int};
@@ -79,23 +79,31 @@ pub(super) fn restore(table: &Table<'_>) {
             None
         }
     });
-    let lost = table.restore(&head, records);
+    let restored = table.restore(&head, records);
     match fault {
         Some(error) => unread(&format!("the rest of it could not be read: {error}")),
-        None => restored(&head, lost),
+        None => report(&head, &restored),
     }
 }
 
-fn restored(head: &Head, lost: u64) {
-    log!("tollgate: took up the usage and limits of {} keys from file \"{}\"", head.records, path(FILE));
-    if lost > 0 {
-        Error::usage_file(
-            format!("tollgate: {lost} uses and denials found no room and are not counted"),
-            "The table of counters is smaller than it was before the restart.",
-            "Raise tollgate.max_tracked_keys, or flush usage before a restart that lowers it.",
-        )
-        .log();
+fn report(head: &Head, restored: &Restored) {
+    let (kept, all, file) = (restored.kept, head.records, path(FILE));
+    if kept == all {
+        log!("tollgate: took up the usage and limits of {kept} keys from file \"{file}\"");
+        return;
     }
+    let [tokens, users, addresses] = restored.lost_limits;
+    let Restored { lost_counters, lost_uses, .. } = restored;
+    Error::usage_file(
+        format!("tollgate: took up the usage and limits of {kept} of {all} keys from file \"{file}\""),
+        format!(
+            "The table is smaller than it was before the restart. Dropped: the limits of {tokens} tokens, {users} users and \
+             {addresses} addresses, which begin anew; {lost_uses} uses and denials of {lost_counters} tokens, which are not \
+             counted."
+        ),
+        "Raise tollgate.max_tracked_keys; before a restart that lowers it, flush usage, and let limits become whole again.",
+    )
+    .log();
 }
 
 fn unread(why: &str) {

@@ -7,19 +7,21 @@ use super::restart;
 use super::table::{self, Control, Group, Header, Table};
 use crate::{compat, guc, sys};
 use core::alloc::Layout;
-use core::ffi::CStr;
+use core::ffi::{CStr, c_int};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use tollgate_core::throttle::Throttle;
 
 const NAME: &CStr = c"tollgate";
+/// The control lock, then those to insert.
+const LOCKS: c_int = 1 + table::INSERT_LOCKS as c_int;
 
 pub(super) struct Segment {
     pub(super) table: Table<'static>,
     pub(super) places: Places<'static>,
     pub(super) log_throttle: &'static Throttle,
-    control: *mut pg_sys::LWLock,
+    locks: *mut pg_sys::LWLockPadded,
 }
 
 static SEGMENT: AtomicPtr<Segment> = AtomicPtr::new(core::ptr::null_mut());
@@ -78,7 +80,7 @@ unsafe extern "C-unwind" fn request() {
             previous();
         }
         pg_sys::RequestAddinShmemSpace(plan().total.size());
-        pg_sys::RequestNamedLWLockTranche(NAME.as_ptr(), 1);
+        pg_sys::RequestNamedLWLockTranche(NAME.as_ptr(), LOCKS);
     }
 }
 
@@ -114,21 +116,33 @@ unsafe extern "C-unwind" fn startup() {
             restart::save_at_exit();
         }
         let log_throttle = &*base.add(plan.log_throttle_at).cast::<Throttle>();
-        let control = &raw mut (*pg_sys::GetNamedLWLockTranche(NAME.as_ptr())).lock;
+        let locks = pg_sys::GetNamedLWLockTranche(NAME.as_ptr());
         SEGMENT.store(
-            Box::into_raw(Box::new(Segment { table, places: Places::new(buckets), log_throttle, control })),
+            Box::into_raw(Box::new(Segment { table, places: Places::new(buckets), log_throttle, locks })),
             Ordering::Release,
         );
     }
 }
 
-/// The control lock, held.
+/// A lock, held.
 pub(super) struct Held(*mut pg_sys::LWLock);
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // SAFETY: held by this process since `Segment::hold`.
+        // SAFETY: held by this process since `Segment::lock`.
         unsafe { pg_sys::LWLockRelease(self.0) };
+    }
+}
+
+impl Segment {
+    fn lock(&self, number: usize) -> Held {
+        debug_assert!(number < LOCKS as usize);
+        // SAFETY: one of the locks of our tranche.
+        unsafe {
+            let lock = &raw mut (*self.locks.add(number)).lock;
+            pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
+            Held(lock)
+        }
     }
 }
 
@@ -136,8 +150,10 @@ impl Control for Segment {
     type Guard = Held;
 
     fn hold(&self) -> Held {
-        // SAFETY: the one lock of our tranche.
-        unsafe { pg_sys::LWLockAcquire(self.control, pg_sys::LWLockMode::LW_EXCLUSIVE) };
-        Held(self.control)
+        self.lock(0)
+    }
+
+    fn hold_to_insert(&self, number: usize) -> Held {
+        self.lock(1 + number)
     }
 }

@@ -7,15 +7,23 @@
 //! for each key, one in a thousand would find no room as soon as the table holds what it was made for, and a limit
 //! that cannot be kept refuses.
 //!
-//! An entry may have a limiter beside its counters. It is charged under the entry's lock, in the same turn as the use is
-//! counted. While its allowance is not whole the entry stays, however full the table is.
+//! An entry may have a limiter beside its counters. It is charged under the group's lock, in the same turn as the use is
+//! counted. While its allowance is not whole the entry stays, unless its owner has more than a fair share of the room.
+//!
+//! Room is shared like this. Each kind of key has a part of each group: addresses at most a quarter, all limiters together
+//! three quarters, so that counters always have some. A new key takes a slot that is empty, or whose counters are flushed and
+//! whose limiter is whole again. If there is none, it may take the slot of somebody who has more of the two groups than it
+//! has itself: the database with most entries there, within that the creator of tokens with most, within that the user with
+//! most. So who fills the table displaces their own entries, and cannot displace those of others: each database has its
+//! equal part for certain, each creator an equal part of that, and each user one of that.
 //!
 //! Counters live in generations. `drain` closes a generation: it notes beside each entry what was counted, and hands that
 //! out as often as it is asked to, until `acknowledge` subtracts it. So whoever carries counters to the tables may die at
 //! any moment and start over. What is not acknowledged when the server is stopped goes on in the table of its next start.
 
 use crate::prefetch::prefetch;
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
+use crate::shmem::spin::SpinLock;
+use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 use std::net::IpAddr;
 use tollgate_core::limit::{Charge, Limit, State};
 use tollgate_core::net::Net;
@@ -30,8 +38,11 @@ const TAG_WORDS: usize = 7;
 const ALL_WAYS: u32 = (1 << WAYS) - 1;
 /// Slots of a group that addresses may have: whoever fails from very many must not take the room of tokens.
 const MAX_ADDRESSES: usize = WAYS / 4;
-/// In microseconds: ten minutes, a hundred times the daemon's period.
-const ABANDONED_AFTER: i64 = 600 * 1_000_000;
+/// Slots of a group that limiters may have which are in use, addresses among them: a limiter may last for a day, and the
+/// counters of others must find room meanwhile.
+const MAX_LIMITED: usize = WAYS - WAYS / 4;
+/// Locks of which one is taken to give a key an entry.
+pub(super) const INSERT_LOCKS: usize = 32;
 /// Rows that are handed out at a time. More would only take more memory, of the session that drains and of who carries
 /// them; what is left is for the next generation.
 const MOST_ROWS: usize = 16_384;
@@ -62,6 +73,14 @@ struct Key {
     id: [u64; 2],
     database: u32,
     kind: Kind,
+}
+
+/// Who a key belongs to when room is short: digests of the role that issued the token and of the token's user. All zero for
+/// an address.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Owner {
+    pub(crate) creator: u64,
+    pub(crate) user: u64,
 }
 
 /// One use, or one denial, of a token.
@@ -104,46 +123,13 @@ pub(crate) struct Stats {
     pub(crate) closed_generation: Option<u64>,
 }
 
-/// The control lock. The guard releases it when dropped.
+/// Locks that a waiter sleeps for. The guards release them when dropped.
 pub(super) trait Control {
     type Guard;
+    /// The control lock.
     fn hold(&self) -> Self::Guard;
-}
-
-/// A lock that is held for some tens of instructions, in the cache line of what it guards. All zero is free.
-#[repr(transparent)]
-#[derive(Default)]
-struct SpinLock(AtomicBool);
-
-struct Held<'a>(&'a SpinLock);
-
-impl SpinLock {
-    #[inline]
-    fn hold(&self) -> Held<'_> {
-        while self.0.swap(true, Acquire) {
-            self.wait();
-        }
-        Held(self)
-    }
-
-    #[cold]
-    fn wait(&self) {
-        for _ in 0..100 {
-            if !self.0.load(Relaxed) {
-                return;
-            }
-            core::hint::spin_loop();
-        }
-        // Whoever holds it has lost the processor.
-        std::thread::yield_now();
-    }
-}
-
-impl Drop for Held<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        self.0.0.store(false, Release);
-    }
+    /// One of the [`INSERT_LOCKS`].
+    fn hold_to_insert(&self, number: usize) -> Self::Guard;
 }
 
 /// Why counters cannot be handed out.
@@ -158,7 +144,7 @@ const NO_ADDRESS: u8 = 0;
 const V4: u8 = 4;
 const V6: u8 = 6;
 
-/// One key and its counters, in one cache line. All of it under its lock.
+/// One key and its counters, in one cache line. Written under the group's lock.
 #[repr(C, align(64))]
 #[derive(Default)]
 struct Entry {
@@ -175,10 +161,9 @@ struct Entry {
     kind: AtomicU8,
     family: AtomicU8,
     bits: AtomicU8,
-    lock: SpinLock,
 }
 
-/// What of an entry's counters was handed out and not acknowledged. Under the entry's lock.
+/// What of an entry's counters was handed out and not acknowledged. Under the group's lock.
 #[repr(C)]
 #[derive(Default)]
 struct HandedOut {
@@ -189,19 +174,21 @@ struct HandedOut {
 #[repr(C, align(64))]
 #[derive(Default)]
 pub(super) struct Group {
-    /// Four to a word, each a part of the hash of the key in its slot; 0 where none ever was. Written under `lock`.
+    /// Four to a word, each a part of the hash of the key in its slot; 0 where none ever was.
     tags: [AtomicU64; TAG_WORDS],
-    /// A bit for each slot with counters that are not flushed. Written under the slot's lock.
+    /// A bit for each slot with counters that are not flushed.
     unflushed: AtomicU32,
-    /// Held to give a slot to another key; a slot's own lock is taken inside it.
+    /// Held to write anything in the group. Reading without it tells what may be worth a look under it.
     lock: SpinLock,
     entries: [Entry; WAYS],
     handed_out: [HandedOut; WAYS],
+    /// Of each slot, keyed digests of its owner: 16 bits of the creator and 16 of the user.
+    owners: [AtomicU32; WAYS],
 }
 
 const _: () = assert!(size_of::<Entry>() == 64 && core::mem::offset_of!(Group, entries) == 64);
 // A key is given room for one and a half, so that hardly a group is full before the table is.
-const _: () = assert!(size_of::<Group>() * 3 / 2 / WAYS <= 128, "the setting's description says 128 bytes");
+const _: () = assert!(size_of::<Group>() * 3 / 2 / WAYS <= 128, "the setting's description adds up");
 
 #[repr(C, align(64))]
 #[derive(Default)]
@@ -215,8 +202,6 @@ struct Shard {
 #[derive(Default)]
 pub(super) struct Database {
     oid: AtomicU32,
-    /// When it was last drained.
-    drained_at: AtomicI64,
     /// The generation that is open.
     generation: AtomicU64,
     /// The one that was handed out and not acknowledged; 0 for none.
@@ -279,6 +264,53 @@ pub(super) fn groups_for(keys: usize) -> usize {
     (keys * 3 / 2).div_ceil(WAYS).max(1)
 }
 
+/// A key that is to be counted or limited.
+struct Wanted<'a> {
+    key: &'a Key,
+    limited: bool,
+    /// Asked only if the key has no entry.
+    owner: &'a dyn Fn() -> Owner,
+    now: i64,
+}
+
+/// A key that has no entry yet.
+struct Newcomer<'a> {
+    key: &'a Key,
+    hash: u64,
+    /// Whether it is about to get a limiter that is in use.
+    limited: bool,
+    owner: u32,
+    now: i64,
+}
+
+/// What became of the entries of an earlier start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Restored {
+    pub(super) kept: u64,
+    /// Limits in use that found no room: of tokens, of users, of addresses.
+    pub(super) lost_limits: [u64; 3],
+    /// Keys that found no room with counts that were not flushed, and these counts.
+    pub(super) lost_counters: u64,
+    pub(super) lost_uses: u64,
+}
+
+impl Restored {
+    fn add(&mut self, record: &Record, now: i64, is_kept: bool) {
+        if is_kept {
+            self.kept += 1;
+            return;
+        }
+        if let Some(kind) = Kind::from_number(record.kind)
+            && !State(record.limiter).is_idle(now)
+        {
+            self.lost_limits[kind as usize - 1] += 1;
+        }
+        let uses = u64::from(record.uses) + u64::from(record.denials);
+        self.lost_counters += u64::from(uses > 0);
+        self.lost_uses += uses;
+    }
+}
+
 impl<'a> Table<'a> {
     pub(super) fn new(header: &'a Header, groups: &'a [Group]) -> Self {
         Table { header, groups }
@@ -292,6 +324,9 @@ impl<'a> Table<'a> {
         // Counted from the start of the server in microseconds, so that a number is not used again after a restart and a
         // late acknowledgement cannot hit a later generation.
         self.header.next_generation.store(now.unsigned_abs().max(1), Relaxed);
+        for group in self.groups {
+            group.lock.init();
+        }
     }
 
     pub(super) fn boot(&self) -> [u8; 16] {
@@ -322,7 +357,8 @@ impl<'a> Table<'a> {
         (Head { shutdown, seed, outstanding, records }, self.records(now))
     }
 
-    /// Those with something to flush come first, so that a smaller table has room for them, if not for all the others.
+    /// Limits in use come first, so that a smaller table has room for them, if not for all counters: a count that is lost is
+    /// said to be, a limit that is lost lets somebody in.
     fn records(&self, now: i64) -> impl Iterator<Item = Record> + use<'a> {
         let table = *self;
         let all = move || {
@@ -338,40 +374,38 @@ impl<'a> Table<'a> {
         };
         let limited = move |record: &Record| !State(record.limiter).is_idle(now);
         let counted = |record: &Record| record.uses > 0 || record.denials > 0;
-        all().filter(counted).chain(all().filter(move |record| !counted(record) && limited(record)))
+        all().filter(limited).chain(all().filter(move |record| !limited(record) && counted(record)))
     }
 
-    /// Takes up what an earlier start left, before anybody counts. Says how many uses and denials found no room: none in
-    /// a table of the same size.
-    pub(super) fn restore(&self, head: &Head, records: impl Iterator<Item = Record>) -> u64 {
+    /// Takes up what an earlier start left, before anybody counts. All of it finds room in a table of the same size.
+    pub(super) fn restore(&self, head: &Head, records: impl Iterator<Item = Record>) -> Restored {
         self.header.seed.store(head.seed, Relaxed);
         let now = self.header.started_at.load(Relaxed);
         for (slot, outstanding) in self.header.databases.iter().zip(&head.outstanding) {
             slot.oid.store(outstanding.database, Relaxed);
-            // That it was not drained while the server was down does not mean that nobody does it.
-            slot.drained_at.store(now, Relaxed);
             slot.generation.store(outstanding.generation, Relaxed);
             slot.closed.store(outstanding.generation, Relaxed);
             slot.closed_under.store(&outstanding.node, &outstanding.boot);
         }
-        let lost = records.map(|record| self.restore_one(&record, now)).sum();
-        self.shard(0).overflowed.fetch_add(lost, Relaxed);
-        lost
+        let mut restored = Restored::default();
+        for record in records {
+            restored.add(&record, now, self.restore_one(&record, now));
+        }
+        self.shard(0).overflowed.fetch_add(restored.lost_uses, Relaxed);
+        restored
     }
 
-    fn restore_one(&self, record: &Record, now: i64) -> u64 {
-        let lost = u64::from(record.uses) + u64::from(record.denials);
-        let Some(key) = self.key(record) else { return lost };
+    fn restore_one(&self, record: &Record, now: i64) -> bool {
+        let Some(key) = self.key(record) else { return false };
         let hash = self.hash(&key);
         // Where it was, there is room for it.
         let mut groups = self.groups_of(hash);
         if record.in_second {
             groups.reverse();
         }
-        match self.insert(groups, hash, &key, now, |_| false, |group, slot| group.resume(slot, record)) {
-            (Some(()), _) => 0,
-            (None, _) => lost,
-        }
+        let limited = !State(record.limiter).is_idle(now);
+        let newcomer = Newcomer { key: &key, hash, limited, owner: record.owner, now };
+        groups.iter().any(|group| group.insert(&newcomer, |slot| group.resume(slot, record)).is_some())
     }
 
     /// `None` for what a later release may count.
@@ -398,23 +432,36 @@ impl<'a> Table<'a> {
     }
 
     /// Counts a use of a token. If there is no room it is lost, which is counted.
-    pub(super) fn count_use(&self, process: usize, database: u32, token: &[u8; 16], used: &Use) {
+    pub(super) fn count_use(
+        &self,
+        control: &impl Control,
+        process: usize,
+        database: u32,
+        token: &[u8; 16],
+        owner: &dyn Fn() -> Owner,
+        used: &Use,
+    ) {
         let key = Key { id: split(token), database, kind: Kind::Token };
-        self.touch(process, &key, used.at, |group, slot| group.count_in(slot, used));
+        let wanted = Wanted { key: &key, limited: false, owner, now: used.at };
+        self.touch(control, process, &wanted, |group, slot| group.count_in(slot, used));
     }
 
     /// Charges a use to a limit of its token, and counts it: what the limit refuses as a denial. `None` if there is no
     /// room to remember it.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn charge_use(
         &self,
+        control: &impl Control,
         process: usize,
         database: u32,
         token: &[u8; 16],
+        owner: &dyn Fn() -> Owner,
         used: &Use,
         limit: Limit,
     ) -> Option<Charge> {
         let key = Key { id: split(token), database, kind: Kind::Token };
-        self.touch(process, &key, used.at, |group, slot| {
+        let wanted = Wanted { key: &key, limited: true, owner, now: used.at };
+        self.touch(control, process, &wanted, |group, slot| {
             let charge = group.entries[slot].limiter(|state| limit.charge(state, used.at));
             group.count_in(slot, &Use { accepted: charge.admitted, ..*used });
             charge
@@ -443,17 +490,21 @@ impl<'a> Table<'a> {
     }
 
     /// Charges a limit. `None` if there is no room to remember it.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn charge(
         &self,
+        control: &impl Control,
         process: usize,
         database: u32,
         kind: Kind,
         id: &[u8; 16],
+        owner: &dyn Fn() -> Owner,
         limit: Limit,
         now: i64,
     ) -> Option<Charge> {
         let key = Key { id: split(id), database, kind };
-        self.touch(process, &key, now, |group, slot| {
+        let wanted = Wanted { key: &key, limited: true, owner, now };
+        self.touch(control, process, &wanted, |group, slot| {
             group.entries[slot].limiter(|state| limit.charge(state, now))
         })
     }
@@ -473,61 +524,61 @@ impl<'a> Table<'a> {
             .find_map(|group| group.find(hash, &key, |group, slot| group.entries[slot].limiter(&act)))
     }
 
-    /// Does something to the entry of a key, under its lock. It is given one if it has none; `None` if there is no room.
+    /// Does something to the entry of a key, under its group's lock. It is given one if it has none; `None` if there is no
+    /// room.
     #[inline]
-    fn touch<R>(&self, process: usize, key: &Key, now: i64, act: impl Fn(&Group, usize) -> R) -> Option<R> {
-        let hash = self.hash(key);
-        self.groups[self.place(hash)].find(hash, key, &act).or_else(|| {
-            let [first, second] = self.groups_of(hash);
-            let groups = if first.is_crowded_beside(second) { [second, first] } else { [first, second] };
-            let (done, lost) =
-                self.insert(groups, hash, key, now, |owner| self.is_abandoned(owner, now), &act);
-            if lost > 0 {
-                self.shard(process).overflowed.fetch_add(lost, Relaxed);
-            }
-            done
-        })
+    fn touch<R>(
+        &self,
+        control: &impl Control,
+        process: usize,
+        wanted: &Wanted<'_>,
+        act: impl Fn(&Group, usize) -> R,
+    ) -> Option<R> {
+        let hash = self.hash(wanted.key);
+        let first = &self.groups[self.place(hash)];
+        first.find(hash, wanted.key, &act).or_else(|| self.insert(control, process, wanted, hash, act))
     }
 
     /// For a key that is not in its first group: does something to its entry in the other one, or gives it an entry in one
-    /// of the two. Says also how many uses are lost by that, or by there being no room.
+    /// of the two. What is lost by that, or by there being no room, is counted.
     #[cold]
     fn insert<R>(
         &self,
-        groups: [&Group; 2],
+        control: &impl Control,
+        process: usize,
+        wanted: &Wanted<'_>,
         hash: u64,
-        key: &Key,
-        now: i64,
-        abandoned: impl Fn(u32) -> bool,
         act: impl Fn(&Group, usize) -> R,
-    ) -> (Option<R>, u64) {
+    ) -> Option<R> {
+        let key = wanted.key;
+        let [first, second] = self.groups_of(hash);
+        if let Some(done) = second.find(hash, key, &act) {
+            return Some(done);
+        }
+        let owner = self.owner_tag((wanted.owner)());
+        // The same one for all who insert this key, so that it does not get an entry in each group.
+        let _insert = control.hold_to_insert(hash as usize % INSERT_LOCKS);
+        let groups = if first.is_crowded_beside(second) { [second, first] } else { [first, second] };
         if let Some(done) = groups.iter().find_map(|group| group.find(hash, key, &act)) {
-            return (Some(done), 0);
+            return Some(done);
         }
-        // Both, since a key must not get an entry in each; in one order, so that nobody waits for who waits for him.
-        let [low, high] = if core::ptr::from_ref(groups[0]) < core::ptr::from_ref(groups[1]) {
-            [groups[0], groups[1]]
-        } else {
-            [groups[1], groups[0]]
-        };
-        let _low_held = low.lock.hold();
-        let _high_held = (!core::ptr::eq(low, high)).then(|| high.lock.hold());
-        // Before they were held somebody may have inserted it.
-        let found = groups.iter().find_map(|group| group.find(hash, key, &act));
-        let done = found.or_else(|| groups.iter().find_map(|group| group.insert(hash, key, now, &act)));
+        let newcomer = Newcomer { key, hash, limited: wanted.limited, owner, now: wanted.now };
+        let done = groups.iter().find_map(|group| group.insert(&newcomer, |slot| act(group, slot)));
         if done.is_some() {
-            return (done, 0);
+            return done;
         }
-        let replaced =
-            groups.iter().find_map(|group| group.insert_for_abandoned(hash, key, now, &abandoned, &act));
-        match replaced {
+        let (done, lost) = match displace(groups, &newcomer, &act) {
             Some((done, lost)) => (Some(done), lost),
             None => (None, u64::from(key.kind == Kind::Token)),
+        };
+        if lost > 0 {
+            self.shard(process).overflowed.fetch_add(lost, Relaxed);
         }
+        done
     }
 
     /// The generation that is closed, and its counters.
-    pub(super) fn drain(&self, control: &impl Control, database: u32, now: i64) -> Result<Drained, Refusal> {
+    pub(super) fn drain(&self, control: &impl Control, database: u32) -> Result<Drained, Refusal> {
         let _control = control.hold();
         // Allocated before any entry is locked. Keys that are inserted meanwhile may find no room, and stay for the next
         // generation; those handed out already are all among the unflushed now.
@@ -535,7 +586,6 @@ impl<'a> Table<'a> {
         let room = (self.unflushed() + 128).min(MOST_ROWS);
         rows.try_reserve_exact(room).map_err(|_| Refusal::OutOfMemory(room * size_of::<UsageRow>()))?;
         let slot = self.database(database).ok_or(Refusal::TooManyDatabases)?;
-        slot.drained_at.store(now, Relaxed);
         if slot.closed.load(Relaxed) != 0 {
             self.hand_out(database, &mut rows, None);
             if rows.is_empty() {
@@ -561,18 +611,11 @@ impl<'a> Table<'a> {
     /// Appends what is handed out of a database. First closes it, from a group on and up to the capacity.
     fn hand_out(&self, database: u32, rows: &mut Vec<UsageRow>, close_from: Option<usize>) {
         for (group, slot) in self.unflushed_slots(close_from.unwrap_or(0)) {
-            let (entry, handed_out) = (&group.entries[slot], &group.handed_out[slot]);
-            let _held = entry.lock.hold();
-            if entry.database.load(Relaxed) == database {
-                if close_from.is_some() {
-                    if rows.len() == rows.capacity() {
-                        return;
-                    }
-                    handed_out.uses.store(entry.uses.load(Relaxed), Relaxed);
-                    handed_out.denials.store(entry.denials.load(Relaxed), Relaxed);
-                }
-                rows.extend(entry.row(handed_out));
+            if close_from.is_some() && rows.len() == rows.capacity() {
+                return;
             }
+            let row = group.hand_out(slot, database, close_from.is_some());
+            rows.extend(row);
         }
     }
 
@@ -592,7 +635,6 @@ impl<'a> Table<'a> {
         let _control = control.hold();
         if let Some(slot) = self.known_database(database) {
             slot.closed.store(0, Relaxed);
-            slot.drained_at.store(0, Relaxed);
             slot.oid.store(0, Relaxed);
         }
     }
@@ -604,7 +646,7 @@ impl<'a> Table<'a> {
             return false;
         }
         for (group, slot) in self.unflushed_slots(0) {
-            let _held = group.entries[slot].lock.hold();
+            let _held = group.lock.hold();
             if group.entries[slot].database.load(Relaxed) == database {
                 group.subtract(slot);
             }
@@ -666,11 +708,11 @@ impl<'a> Table<'a> {
         })
     }
 
-    /// Whether a database has not been drained for so long that nobody seems to do it.
-    fn is_abandoned(&self, oid: u32, now: i64) -> bool {
-        let started_at = self.header.started_at.load(Relaxed);
-        let drained_at = self.known_database(oid).map_or(started_at, |slot| slot.drained_at.load(Relaxed));
-        now - drained_at > ABANDONED_AFTER
+    /// The seed keeps anyone from choosing a name that is taken for another's.
+    fn owner_tag(&self, owner: Owner) -> u32 {
+        let seed = self.header.seed.load(Relaxed);
+        let part = |digest: u64| fold(digest ^ seed, 0x9e37_79b9_7f4a_7c15) as u16;
+        u32::from(part(owner.creator)) << 16 | u32::from(part(owner.user))
     }
 
     /// Folded multiplications: ids are random, the seed keeps anyone from aiming at one group.
@@ -693,13 +735,12 @@ impl<'a> Table<'a> {
 }
 
 impl Group {
-    /// Does something to the entry of a key, under its lock; `None` if the key is not here.
+    /// Does something to the entry of a key, under the lock; `None` if the key is not here.
     #[inline]
     fn find<R>(&self, hash: u64, key: &Key, act: impl Fn(&Group, usize) -> R) -> Option<R> {
         for slot in self.candidates(hash) {
-            let entry = &self.entries[slot];
-            let _held = entry.lock.hold();
-            if entry.is(key) {
+            let _held = self.lock.hold();
+            if self.entries[slot].is(key) {
                 return Some(act(self, slot));
             }
         }
@@ -720,61 +761,67 @@ impl Group {
         here >= WAYS - WAYS / 4 && there < here
     }
 
-    /// Gives a key an entry and does something to it, if there is room. Under the lock.
-    fn insert<R>(&self, hash: u64, key: &Key, now: i64, act: impl Fn(&Group, usize) -> R) -> Option<R> {
-        if key.kind == Kind::Address
-            && let Some(slot) = self.address_to_replace()
+    /// Gives a key a slot that is empty, or of which nothing is lost, and does something to it, if its kind may have one more.
+    fn insert<R>(&self, newcomer: &Newcomer<'_>, act: impl Fn(usize) -> R) -> Option<R> {
+        let now = newcomer.now;
+        if newcomer.key.kind == Kind::Address
+            && let Some(slot) = self.address_to_replace(newcomer.key.database)
         {
-            let _slot_held = self.entries[slot].lock.hold();
-            return Some(self.give(slot, hash, key, act));
+            let _held = self.lock.hold();
+            if self.entries[slot].kind.load(Relaxed) == Kind::Address as u8 {
+                self.give(slot, newcomer);
+                return Some(act(slot));
+            }
+        }
+        if newcomer.limited && !self.has_room_for_a_limiter(now) {
+            return None;
         }
         let unused = !self.used() & ALL_WAYS;
         let flushed = !self.unflushed.load(Relaxed) & ALL_WAYS;
         // Any that is flushed and idle will do, not always the same.
-        let (before, after) = (flushed & ((1 << (hash % WAYS as u64)) - 1), flushed);
+        let (before, after) = (flushed & ((1 << (newcomer.hash % WAYS as u64)) - 1), flushed);
         let candidates = bits(unused).chain(bits(after & !before)).chain(bits(before));
-        for slot in candidates {
-            let _slot_held = self.entries[slot].lock.hold();
+        for slot in candidates.filter(|&slot| self.is_free(slot, now)) {
+            let _held = self.lock.hold();
             // It may have been counted in since.
-            if self.unflushed.load(Relaxed) & (1 << slot) == 0 && self.entries[slot].is_idle(now) {
-                return Some(self.give(slot, hash, key, act));
+            if self.is_free(slot, now) {
+                self.give(slot, newcomer);
+                return Some(act(slot));
             }
         }
         None
     }
 
-    /// The same at the cost of counters of another database that nobody flushes, a dropped one perhaps: it must not keep
-    /// others from being counted. Says how many uses are lost by that. Under the lock.
-    fn insert_for_abandoned<R>(
-        &self,
-        hash: u64,
-        key: &Key,
-        now: i64,
-        abandoned: impl Fn(u32) -> bool,
-        act: impl Fn(&Group, usize) -> R,
-    ) -> Option<(R, u64)> {
-        (0..WAYS).find_map(|slot| {
-            let entry = &self.entries[slot];
-            let _slot_held = entry.lock.hold();
-            let owner = entry.database.load(Relaxed);
-            let lost = u64::from(entry.uses.load(Relaxed)) + u64::from(entry.denials.load(Relaxed));
-            (owner != key.database && entry.is_idle(now) && abandoned(owner))
-                .then(|| (self.give(slot, hash, key, &act), lost))
-        })
+    /// Whether nothing is lost if the slot goes to another key.
+    fn is_free(&self, slot: usize, now: i64) -> bool {
+        self.unflushed.load(Relaxed) & (1 << slot) == 0 && self.entries[slot].is_idle(now)
     }
 
-    /// If addresses have as many slots as they may: that of the one whose allowance will be whole first. Under the
-    /// group's lock, without which no slot changes its kind.
-    fn address_to_replace(&self) -> Option<usize> {
-        let addresses =
-            || (0..WAYS).filter(|&slot| self.entries[slot].kind.load(Relaxed) == Kind::Address as u8);
-        let full = addresses().count() >= MAX_ADDRESSES;
-        full.then(|| addresses().min_by_key(|&slot| self.entries[slot].limiter.load(Relaxed))).flatten()
+    fn has_room_for_a_limiter(&self, now: i64) -> bool {
+        self.entries.iter().filter(|entry| !entry.is_idle(now)).count() < MAX_LIMITED
     }
 
-    /// Under both locks.
-    fn give<R>(&self, slot: usize, hash: u64, key: &Key, act: impl Fn(&Group, usize) -> R) -> R {
-        let entry = &self.entries[slot];
+    /// If addresses have as many slots as they may: of the database that has most of them, that of the one whose allowance
+    /// will be whole first.
+    fn address_to_replace(&self, database: u32) -> Option<usize> {
+        let addresses = || {
+            self.entries
+                .iter()
+                .enumerate()
+                .filter(|(_, entry)| entry.kind.load(Relaxed) == Kind::Address as u8)
+        };
+        if addresses().count() < MAX_ADDRESSES {
+            return None;
+        }
+        let of = |oid| addresses().filter(move |(_, entry)| entry.database.load(Relaxed) == oid);
+        let databases = addresses().map(|(_, entry)| entry.database.load(Relaxed));
+        let most = databases.max_by_key(|&oid| (of(oid).count(), oid == database))?;
+        of(most).min_by_key(|(_, entry)| entry.limiter.load(Relaxed)).map(|(slot, _)| slot)
+    }
+
+    /// Under the lock.
+    fn give(&self, slot: usize, newcomer: &Newcomer<'_>) {
+        let (entry, key) = (&self.entries[slot], newcomer.key);
         for (to, from) in entry.id.iter().zip(key.id) {
             to.store(from, Relaxed);
         }
@@ -787,18 +834,44 @@ impl Group {
         self.unflushed.fetch_and(!(1 << slot), Relaxed);
         self.handed_out[slot].uses.store(0, Relaxed);
         self.handed_out[slot].denials.store(0, Relaxed);
+        self.owners[slot].store(newcomer.owner, Relaxed);
         let (word, shift) = (&self.tags[slot / 4], 16 * (slot % 4));
         let others = word.load(Relaxed) & !(0xffff << shift);
-        word.store(others | (u64::from(tag(hash)) << shift), Relaxed);
-        act(self, slot)
+        word.store(others | (u64::from(tag(newcomer.hash)) << shift), Relaxed);
     }
 
-    /// Under the slot's lock.
+    /// What a slot has handed out of a database, after closing its counters or not.
+    fn hand_out(&self, slot: usize, database: u32, close: bool) -> Option<UsageRow> {
+        let (entry, handed_out) = (&self.entries[slot], &self.handed_out[slot]);
+        let _held = self.lock.hold();
+        if entry.database.load(Relaxed) != database {
+            return None;
+        }
+        if close {
+            handed_out.uses.store(entry.uses.load(Relaxed), Relaxed);
+            handed_out.denials.store(entry.denials.load(Relaxed), Relaxed);
+        }
+        entry.row(handed_out)
+    }
+
+    /// Under the lock.
     fn count_in(&self, slot: usize, used: &Use) {
         if self.unflushed.load(Relaxed) & (1 << slot) == 0 {
             self.unflushed.fetch_or(1 << slot, Relaxed);
         }
         self.entries[slot].count(used);
+    }
+
+    fn occupant(&self, place: (usize, usize), now: i64) -> Occupant {
+        let (entry, slot) = (&self.entries[place.1], place.1);
+        Occupant {
+            place,
+            database: entry.database.load(Relaxed),
+            owner: self.owners[slot].load(Relaxed),
+            is_user: entry.kind.load(Relaxed) == Kind::User as u8,
+            is_limited: !entry.is_idle(now),
+            counted: u64::from(entry.uses.load(Relaxed)) + u64::from(entry.denials.load(Relaxed)),
+        }
     }
 
     /// What a slot holds. To be called once nobody else is left who could write.
@@ -814,11 +887,12 @@ impl Group {
             last_used: entry.last_used.load(Relaxed),
             client: entry.client(),
             limiter: entry.limiter.load(Relaxed),
+            owner: self.owners[slot].load(Relaxed),
             in_second: false,
         }
     }
 
-    /// Puts into a slot what it held before. Under the slot's lock.
+    /// Puts into a slot what it held before. Under the lock.
     fn resume(&self, slot: usize, record: &Record) {
         let (entry, handed_out) = (&self.entries[slot], &self.handed_out[slot]);
         entry.uses.store(record.uses, Relaxed);
@@ -833,11 +907,11 @@ impl Group {
         }
     }
 
-    /// Takes what was handed out off what was counted. Under the slot's lock.
+    /// Takes what was handed out off what was counted. Under the lock.
     fn subtract(&self, slot: usize) {
         let (entry, handed_out) = (&self.entries[slot], &self.handed_out[slot]);
-        let uses = entry.uses.load(Relaxed) - handed_out.uses.swap(0, Relaxed);
-        let denials = entry.denials.load(Relaxed) - handed_out.denials.swap(0, Relaxed);
+        let uses = entry.uses.load(Relaxed).saturating_sub(handed_out.uses.swap(0, Relaxed));
+        let denials = entry.denials.load(Relaxed).saturating_sub(handed_out.denials.swap(0, Relaxed));
         entry.uses.store(uses, Relaxed);
         entry.denials.store(denials, Relaxed);
         if uses == 0 {
@@ -926,6 +1000,88 @@ impl Entry {
         self.last_used.store(0, Relaxed);
         self.family.store(NO_ADDRESS, Relaxed);
     }
+}
+
+/// An entry that would be lost if its slot went to another key.
+#[derive(Clone, Copy)]
+struct Occupant {
+    place: (usize, usize),
+    database: u32,
+    owner: u32,
+    is_user: bool,
+    is_limited: bool,
+    /// Uses and denials that are not flushed.
+    counted: u64,
+}
+
+impl Occupant {
+    const NONE: Occupant =
+        Occupant { place: (0, 0), database: 0, owner: 0, is_user: false, is_limited: false, counted: 0 };
+
+    /// Who it belongs to, as finely as a level says: the database, the creator in it, the user of that.
+    fn party(&self, level: usize) -> u64 {
+        u64::from([self.database, self.owner >> 16, self.owner & 0xffff][level])
+    }
+}
+
+/// Gives a key the slot of somebody who has more of the two groups, by two slots at least, so that it cannot be taken back.
+/// Says also how many uses are lost by that.
+fn displace<R>(
+    groups: [&Group; 2],
+    newcomer: &Newcomer<'_>,
+    act: impl Fn(&Group, usize) -> R,
+) -> Option<(R, u64)> {
+    // Others may be quicker to touch what was chosen.
+    (0..3).find_map(|_| {
+        let victim = victim(groups, newcomer)?;
+        let (group, slot) = (groups[victim.place.0], victim.place.1);
+        let entry = &group.entries[slot];
+        let _held = group.lock.hold();
+        let is_same = entry.database.load(Relaxed) == victim.database
+            && group.owners[slot].load(Relaxed) == victim.owner;
+        if !is_same {
+            return None;
+        }
+        let lost = u64::from(entry.uses.load(Relaxed)) + u64::from(entry.denials.load(Relaxed));
+        group.give(slot, newcomer);
+        Some((act(group, slot), lost))
+    })
+}
+
+/// The entry to displace: of the largest database, its largest creator, and the largest user of that, if at one of these
+/// levels the newcomer has less.
+fn victim(groups: [&Group; 2], newcomer: &Newcomer<'_>) -> Option<Occupant> {
+    const LEVELS: usize = 3;
+    let mut occupants = [None; 2 * WAYS];
+    let distinct = if core::ptr::eq(groups[0], groups[1]) { 1 } else { 2 };
+    for (number, group) in groups.iter().enumerate().take(distinct) {
+        // Beyond the part that limiters may have, one takes the place of another one.
+        let only_limited = newcomer.limited && !group.has_room_for_a_limiter(newcomer.now);
+        for slot in (0..WAYS).filter(|&slot| !group.is_free(slot, newcomer.now)) {
+            let occupant = group.occupant((number, slot), newcomer.now);
+            if occupant.is_limited || !only_limited {
+                occupants[number * WAYS + slot] = Some(occupant);
+            }
+        }
+    }
+    let own = Occupant { database: newcomer.key.database, owner: newcomer.owner, ..Occupant::NONE };
+    let mut left_at = None;
+    for level in 0..LEVELS {
+        let size = |party| occupants.iter().flatten().filter(|one| one.party(level) == party).count();
+        let largest = occupants.iter().flatten().map(|one| one.party(level)).max_by_key(|&one| size(one))?;
+        let mine = own.party(level);
+        if left_at.is_none() && size(largest) >= size(mine) + 2 {
+            left_at = Some(level);
+        }
+        let chosen = if left_at.is_some() { largest } else { mine };
+        for place in &mut occupants {
+            *place = place.filter(|one| one.party(level) == chosen);
+        }
+    }
+    // That a user has many tokens is no way to have the user's own limit forgotten.
+    let spares_users = left_at? == LEVELS - 1;
+    let candidates = occupants.iter().flatten().filter(|one| !(spares_users && one.is_user));
+    candidates.min_by_key(|one| (one.is_user, one.is_limited, one.counted)).copied()
 }
 
 fn fold(one: u64, other: u64) -> u64 {

@@ -34,13 +34,14 @@ pub(crate) enum Column {
     RateLimit = 10,
     RateWindow = 11,
     AllowedIps = 12,
+    CreatedBy = 14,
 }
 
 /// The last of them: rows are deformed up to it.
-const LAST_COLUMN: Column = Column::AllowedIps;
+const LAST_COLUMN: Column = Column::CreatedBy;
 
 /// What the library was written for; a table that was changed by hand is refused rather than misread.
-const EXPECTED: [(Column, &CStr, pg_sys::Oid); 12] = [
+const EXPECTED: [(Column, &CStr, pg_sys::Oid); 13] = [
     (Column::Id, c"id", pg_sys::UUIDOID),
     (Column::TokenHash, c"token_hash", pg_sys::BYTEAOID),
     (Column::UserId, c"user_id", pg_sys::TEXTOID),
@@ -53,6 +54,7 @@ const EXPECTED: [(Column, &CStr, pg_sys::Oid); 12] = [
     (Column::RateLimit, c"rate_limit", pg_sys::INT4OID),
     (Column::RateWindow, c"rate_window", pg_sys::INTERVALOID),
     (Column::AllowedIps, c"allowed_ips", pg_sys::CIDRARRAYOID),
+    (Column::CreatedBy, c"created_by", pg_sys::TEXTOID),
 ];
 
 /// The row of a token, as it lies in the shared buffer that is pinned meanwhile.

@@ -12,8 +12,11 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard};
-use subject::{Control, Group, Header, Kind, MAX_DATABASES, Refusal, Table, UsageRow, Use, groups_for};
-use tollgate_core::limit::Limit;
+use subject::{
+    Control, Group, Header, INSERT_LOCKS, Kind, MAX_DATABASES, Owner, Refusal, Restored, Table, UsageRow,
+    Use, groups_for,
+};
+use tollgate_core::limit::{Charge, Limit};
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;
 use tollgate_core::usage_file::{Record, Shutdown};
@@ -31,14 +34,22 @@ const SHUTDOWN: Shutdown = Shutdown { system_identifier: 1, checkpoint: 2, timel
 /// In microseconds.
 const MINUTE: i64 = 60 * 1_000_000;
 
-/// The control lock of one table.
-struct Mutual(Mutex<()>);
+/// The locks of one table.
+#[derive(Default)]
+struct Mutual {
+    control: Mutex<()>,
+    insert: [Mutex<()>; INSERT_LOCKS],
+}
 
 impl Control for &'static Mutual {
     type Guard = MutexGuard<'static, ()>;
 
     fn hold(&self) -> Self::Guard {
-        self.0.lock().expect("not to be taken again by who holds it")
+        self.control.lock().expect("not to be taken again by who holds it")
+    }
+
+    fn hold_to_insert(&self, number: usize) -> Self::Guard {
+        self.insert[number].lock().expect("not to be taken again by who holds it")
     }
 }
 
@@ -64,11 +75,11 @@ impl Counters {
         let table = Table::new(Box::leak(header), Vec::leak(groups));
         // A seed of its own, as each start has.
         table.start(&NODE, boot, SEED ^ u64::from(boot[0]), at);
-        Counters { table, control: Box::leak(Box::new(Mutual(Mutex::new(())))) }
+        Counters { table, control: Box::leak(Box::default()) }
     }
 
-    /// What the next start of the server has, an hour later, and how much of it found no room.
-    fn restarted(&self, keys: usize) -> (Self, u64) {
+    /// What the next start of the server has, an hour later, and how much of it found room.
+    fn restarted(&self, keys: usize) -> (Self, Restored) {
         let at = self.table.stats(&self.control, DATABASE).started_at + 60 * MINUTE;
         let mut boot = self.table.boot();
         boot[0] += 1;
@@ -76,13 +87,47 @@ impl Counters {
         let records: Vec<Record> = records.collect();
         assert_eq!(head.records, records.len() as u64);
         let next = Self::started_as(&boot, keys, at);
-        let lost = next.table.restore(&head, records.into_iter());
-        (next, lost)
+        let restored = next.table.restore(&head, records.into_iter());
+        (next, restored)
     }
 
     fn count(&self, database: u32, id: u128, used: Use) {
+        self.count_of(Owner::default(), database, id, used);
+    }
+
+    fn count_of(&self, owner: Owner, database: u32, id: u128, used: Use) {
         let process = id as usize % 7;
-        self.table.count_use(process, database, &id.to_be_bytes(), &used);
+        self.table.count_use(&self.control, process, database, &id.to_be_bytes(), &|| owner, &used);
+    }
+
+    fn charge(&self, database: u32, kind: Kind, id: u128, limit: Limit, now: i64) -> Option<Charge> {
+        self.charge_of(Owner::default(), database, kind, id, limit, now)
+    }
+
+    fn charge_of(
+        &self,
+        owner: Owner,
+        database: u32,
+        kind: Kind,
+        id: u128,
+        limit: Limit,
+        now: i64,
+    ) -> Option<Charge> {
+        self.table.charge(&self.control, 0, database, kind, &id.to_be_bytes(), &|| owner, limit, now)
+    }
+
+    fn charge_use(&self, database: u32, id: u128, used: &Use, limit: Limit) -> Option<Charge> {
+        self.table.charge_use(&self.control, 0, database, &id.to_be_bytes(), &Owner::default, used, limit)
+    }
+
+    fn overflowed(&self) -> u64 {
+        self.table.stats(&self.control, DATABASE).overflowed
+    }
+
+    fn flush(&self, database: u32) -> Sums {
+        let (generation, rows) = self.drain(database);
+        self.acknowledge(database, generation);
+        totals(&rows)
     }
 
     fn drain(&self, database: u32) -> (u64, BTreeMap<u128, UsageRow>) {
@@ -92,8 +137,7 @@ impl Counters {
 
     /// Also the start that the generation belongs to.
     fn drain_of(&self, database: u32) -> ([u8; 16], u64, BTreeMap<u128, UsageRow>) {
-        let drained =
-            self.table.drain(&self.control, database, STARTED_AT).expect("room for one more database");
+        let drained = self.table.drain(&self.control, database).expect("room for one more database");
         let rows = drained.rows;
         assert!(rows.is_empty() || drained.node == NODE);
         let count = rows.len();
@@ -248,7 +292,7 @@ fn more_databases_than_there_is_room_for_are_told_so_and_harm_nobody() {
         counters.drain(database);
     }
     counters.count(most + 1, 1, accepted(1, None));
-    assert!(counters.table.drain(&counters.control, most + 1, STARTED_AT).is_err());
+    assert!(counters.table.drain(&counters.control, most + 1).is_err());
     assert!(!counters.acknowledge(most + 1, 1));
     assert_eq!(counters.table.stats(&counters.control, most + 1).generation, None);
     assert_eq!(totals(&counters.drain(most).1), [(1, 1, 0)]);
@@ -418,7 +462,7 @@ fn a_limiter_that_is_in_use_keeps_its_entry_and_one_that_is_idle_does_not() {
     let slow = Limit::new(2, MINUTE).expect("positive");
     let charge = |key: u64, at| {
         let used = accepted(at, None);
-        counters.table.charge_use(0, DATABASE, &u128::from(key).to_be_bytes(), &used, slow)
+        counters.charge_use(DATABASE, key.into(), &used, slow)
     };
     for key in 0..10 {
         assert_eq!(charge(key, STARTED_AT).map(|charge| charge.remaining), Some(1));
@@ -448,7 +492,7 @@ fn a_limit_of_a_use_counts_what_it_refuses_as_a_denial() {
     let counters = Counters::new(100);
     let limit = Limit::new(3, MINUTE).expect("positive");
     for _ in 0..10 {
-        counters.table.charge_use(0, DATABASE, &1_u128.to_be_bytes(), &accepted(STARTED_AT, None), limit);
+        counters.charge_use(DATABASE, 1, &accepted(STARTED_AT, None), limit);
     }
     assert_eq!(totals(&counters.drain(DATABASE).1), [(1, 3, 7)]);
 }
@@ -457,10 +501,8 @@ fn a_limit_of_a_use_counts_what_it_refuses_as_a_denial() {
 fn users_and_addresses_are_limited_but_not_handed_out() {
     let counters = Counters::new(100);
     let limit = Limit::new(1, MINUTE).expect("positive");
-    let id = 1_u128.to_be_bytes();
-    let admitted = |kind, database| {
-        counters.table.charge(0, database, kind, &id, limit, STARTED_AT).map(|charge| charge.admitted)
-    };
+    let admitted =
+        |kind, database| counters.charge(database, kind, 1, limit, STARTED_AT).map(|charge| charge.admitted);
     for kind in [Kind::Token, Kind::User, Kind::Address] {
         for database in [DATABASE, DATABASE + 1] {
             assert_eq!(admitted(kind, database), Some(true), "another key");
@@ -473,10 +515,10 @@ fn users_and_addresses_are_limited_but_not_handed_out() {
 #[test]
 fn addresses_take_no_more_than_their_part_and_the_last_ones_are_remembered() {
     let counters = Counters::new(1000);
-    let limit = Limit::new(1, 1000 * MINUTE).expect("positive");
+    let limit = Limit::new(1, 1440 * MINUTE).expect("positive");
     let charge = |key: u64| {
-        let (id, at) = (u128::from(key).to_be_bytes(), STARTED_AT + key as i64);
-        counters.table.charge(0, DATABASE, Kind::Address, &id, limit, at).map(|charge| charge.admitted)
+        let at = STARTED_AT + key as i64;
+        counters.charge(DATABASE, Kind::Address, key.into(), limit, at).map(|charge| charge.admitted)
     };
     assert!((0..100_000).all(|key| charge(key) == Some(true)), "there is always room for one more");
     let full = counters.table.stats(&counters.control, DATABASE);
@@ -484,47 +526,138 @@ fn addresses_take_no_more_than_their_part_and_the_last_ones_are_remembered() {
     assert!((99_950..100_000).all(|key| charge(key) == Some(false)), "the last that failed are remembered");
 }
 
+// ---- Shares of a full table
+
+/// Of the creators and users of one database.
+fn owner(creator: u64, user: u64) -> Owner {
+    // As spread as digests are.
+    let spread = |n: u64| (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    Owner { creator: spread(creator), user: spread(user) }
+}
+
+const MALLORY: u64 = 1;
+const APP: u64 = 2;
+
 #[test]
-fn a_database_that_nobody_drains_does_not_keep_others_from_being_counted() {
-    let counters = Counters::new(100);
+fn a_database_that_nobody_drains_takes_nothing_from_the_share_of_another() {
+    let counters = Counters::new(1024);
+    let other = DATABASE + 1;
     for key in 0..10_000 {
-        counters.count(DATABASE, key, accepted(STARTED_AT + 1, None));
+        counters.count(DATABASE, key, accepted(STARTED_AT, None));
     }
     let full = counters.table.stats(&counters.control, DATABASE);
     assert_eq!((full.tracked, full.overflowed), (full.capacity, 10_000 - full.capacity));
-
-    // At first it may be that its daemon has only just not come yet.
-    counters.count(DATABASE + 1, 1, accepted(STARTED_AT + 9 * MINUTE, None));
-    assert!(counters.drain(DATABASE + 1).1.is_empty());
-    // Its own counters are never given up for newer ones of its own.
-    counters.count(DATABASE, 10_001, accepted(STARTED_AT + 11 * MINUTE, None));
-    let overflowed = counters.table.stats(&counters.control, DATABASE).overflowed;
-    assert_eq!(overflowed, full.overflowed + 2);
-
-    counters.count(DATABASE + 1, 1, accepted(STARTED_AT + 11 * MINUTE, None));
-    assert_eq!(totals(&counters.drain(DATABASE + 1).1), [(1, 1, 0)]);
-    // What was given up is said to be lost.
-    assert_eq!(counters.table.stats(&counters.control, DATABASE).overflowed, overflowed + 1);
+    for _ in 0..3 {
+        for key in 0..300 {
+            counters.count(other, key, accepted(STARTED_AT, None));
+        }
+        // What was given up for them is said to be lost, and all of theirs is counted while more comes from the first.
+        for key in 10_000..12_000 {
+            counters.count(DATABASE, key, accepted(STARTED_AT, None));
+        }
+        assert_eq!(counters.flush(other), (0..300).map(|key| (key, 1, 0)).collect::<Sums>());
+    }
+    let kept: u64 = counters.drain(DATABASE).1.values().map(|row| row.uses).sum();
+    assert_eq!(kept + counters.overflowed(), 16_000, "every use is counted or said to be lost");
 }
 
 /// Else nothing of it would ever be handed out again: what is outstanding must be acknowledged first.
 #[test]
 fn a_database_whose_outstanding_counters_were_given_up_is_drained_again() {
     let counters = Counters::new(10);
-    let late = STARTED_AT + 11 * MINUTE;
-    counters.count(DATABASE, 1, accepted(STARTED_AT, None));
-    let (gone, rows) = counters.drain(DATABASE);
-    assert_eq!(totals(&rows), [(1, 1, 0)]);
     for key in 0..1000 {
-        counters.count(DATABASE + 1, key, accepted(late, None));
+        counters.count(DATABASE, key, accepted(STARTED_AT, None));
     }
-    // Its own room is made by those who have it now.
-    let (generation, _) = counters.drain(DATABASE + 1);
-    assert!(counters.acknowledge(DATABASE + 1, generation));
-    counters.count(DATABASE, 2, accepted(late, None));
-    let (next, rows) = counters.drain(DATABASE);
-    assert_eq!(totals(&rows), [(2, 1, 0)]);
-    assert!(!counters.acknowledge(DATABASE, gone) && counters.acknowledge(DATABASE, next));
+    let (gone, rows) = counters.drain(DATABASE);
+    assert!(!rows.is_empty());
+    for database in DATABASE + 1..DATABASE + 40 {
+        counters.count(database, 1, accepted(STARTED_AT, None));
+    }
+    let (again, _) = counters.drain(DATABASE);
+    counters.acknowledge(DATABASE, again);
+    assert!(!counters.acknowledge(DATABASE, gone));
+    for database in DATABASE + 1..DATABASE + 40 {
+        counters.flush(database);
+    }
+    counters.count(DATABASE, 2000, accepted(STARTED_AT, None));
+    assert_eq!(counters.flush(DATABASE), [(2000, 1, 0)]);
+}
+
+#[test]
+fn limits_that_last_for_a_day_leave_room_for_counters_and_for_the_limits_of_others() {
+    let counters = Counters::new(1024);
+    let day = Limit::new(1, 1440 * MINUTE).expect("positive");
+    let charge = |creator, user, database, kind, key| {
+        let charge = counters.charge_of(owner(creator, user), database, kind, key, day, STARTED_AT);
+        charge.map(|charge| charge.admitted)
+    };
+    // A user for each token, so that only the issuer is the same.
+    for key in 0..5_000 {
+        charge(MALLORY, key as u64, DATABASE, Kind::Token, 1_000_000 + key);
+    }
+    let full = counters.table.stats(&counters.control, DATABASE);
+    assert_eq!(full.tracked, full.capacity * 3 / 4);
+    for (user, database) in [(1, DATABASE), (2, DATABASE), (3, DATABASE + 1)] {
+        for kind in [Kind::Token, Kind::User, Kind::Address] {
+            for key in 0..20 {
+                let key = 100 * u128::from(user) + key;
+                assert_eq!(charge(APP, user, database, kind, key), Some(true), "no room for {user}'s");
+            }
+        }
+    }
+    for key in 5_000..10_000 {
+        charge(MALLORY, key as u64, DATABASE, Kind::Token, 1_000_000 + key);
+    }
+    for (user, database) in [(1, DATABASE), (2, DATABASE), (3, DATABASE + 1)] {
+        for kind in [Kind::Token, Kind::User, Kind::Address] {
+            for key in 0..20 {
+                let key = 100 * u128::from(user) + key;
+                assert_eq!(charge(APP, user, database, kind, key), Some(false), "{user}'s is forgotten");
+            }
+        }
+    }
+    // What found no room for a limit is said to be lost.
+    let overflowed = counters.overflowed();
+    for key in 0..200 {
+        counters.count_of(owner(APP, 1), DATABASE, 2_000_000 + key, accepted(STARTED_AT, None));
+    }
+    assert_eq!((counters.flush(DATABASE).len(), counters.overflowed()), (200, overflowed));
+}
+
+#[test]
+fn a_user_with_very_many_tokens_displaces_neither_others_nor_the_own_limit() {
+    let counters = Counters::new(1024);
+    let day = Limit::new(1, 1440 * MINUTE).expect("positive");
+    let limited = |user: u64| {
+        let charge = counters.charge_of(owner(APP, user), DATABASE, Kind::User, user.into(), day, STARTED_AT);
+        charge.map(|charge| charge.admitted)
+    };
+    assert_eq!((limited(1), limited(2)), (Some(true), Some(true)));
+    for user in 2..40 {
+        counters.count_of(owner(APP, user), DATABASE, 5000 + u128::from(user), accepted(STARTED_AT, None));
+    }
+    for key in 0..5_000 {
+        counters.count_of(owner(APP, 1), DATABASE, 1_000_000 + key, accepted(STARTED_AT, None));
+    }
+    for user in 40..80 {
+        counters.count_of(owner(APP, user), DATABASE, 5000 + u128::from(user), accepted(STARTED_AT, None));
+    }
+    assert_eq!((limited(1), limited(2)), (Some(false), Some(false)));
+    let (_, rows) = counters.drain(DATABASE);
+    assert!((2..80).all(|user| rows.get(&(5000 + user)).is_some_and(|row| row.uses == 1)), "lost");
+}
+
+#[test]
+fn addresses_that_fail_in_one_database_do_not_displace_those_of_another() {
+    let counters = Counters::new(1024);
+    let limit = Limit::new(1, 1440 * MINUTE).expect("positive");
+    let charge = |database, key: u128| {
+        let charge = counters.charge(database, Kind::Address, key, limit, STARTED_AT);
+        charge.map(|charge| charge.admitted)
+    };
+    assert!((0..30).all(|key| charge(DATABASE + 1, key) == Some(true)));
+    assert!((0..10_000).all(|key| charge(DATABASE, key) == Some(true)));
+    assert!((0..30).all(|key| charge(DATABASE + 1, key) == Some(false)), "forgotten");
 }
 
 // ---- A clean restart
@@ -535,8 +668,8 @@ fn what_was_not_drained_is_counted_on_after_a_restart() {
     before.count(DATABASE, 1, accepted(STARTED_AT, address("192.0.2.1")));
     before.count(DATABASE, 1, denied(STARTED_AT));
     before.count(DATABASE + 1, 2, accepted(STARTED_AT + 5, None));
-    let (after, lost) = before.restarted(1024);
-    assert_eq!(lost, 0);
+    let (after, restored) = before.restarted(1024);
+    assert_eq!(restored, Restored { kept: 2, ..Restored::default() });
     after.count(DATABASE, 1, denied(STARTED_AT));
     let (boot, _, rows) = after.drain_of(DATABASE);
     assert_eq!((totals(&rows), boot), (vec![(1, 1, 2)], after.table.boot()));
@@ -562,8 +695,8 @@ fn an_outstanding_generation_keeps_its_name_and_its_counts_over_restarts() {
     assert!(first.acknowledge(DATABASE + 1, other));
 
     let (second, _) = first.restarted(1024);
-    let (third, lost) = second.restarted(1024);
-    assert_eq!(lost, 0);
+    let (third, restored) = second.restarted(1024);
+    assert_eq!(restored.lost_uses, 0);
     assert_ne!(third.table.boot(), boot);
     third.count(DATABASE, 2, denied(STARTED_AT));
     for _ in 0..2 {
@@ -585,32 +718,49 @@ fn a_table_of_the_same_size_has_room_for_all_that_was_in_it() {
     }
     let full = before.table.stats(&before.control, DATABASE);
     assert_eq!(full.tracked, full.capacity);
-    let (after, lost) = before.restarted(1000);
-    assert_eq!(lost, 0);
+    let (after, restored) = before.restarted(1000);
+    assert_eq!((restored.kept, restored.lost_uses), (full.tracked, 0));
     assert_eq!(totals(&after.drain(DATABASE).1), totals(&before.drain(DATABASE).1));
 }
 
 #[test]
-fn what_finds_no_room_in_a_smaller_table_is_said_to_be_lost() {
+fn a_smaller_table_keeps_limits_before_counters_and_says_what_is_lost_of_each() {
     let before = Counters::new(3000);
-    let limit = Limit::new(1, 1000 * MINUTE).expect("positive");
-    for key in 0..1000_u128 {
-        before.table.charge(0, DATABASE, Kind::User, &key.to_be_bytes(), limit, STARTED_AT);
+    let limit = Limit::new(1, 1440 * MINUTE).expect("positive");
+    let charge = |counters: &Counters, kind, key| {
+        counters.charge(DATABASE, kind, key, limit, STARTED_AT).map(|charge| charge.admitted)
+    };
+    for key in 0..500 {
+        assert_eq!(charge(&before, Kind::User, key), Some(true));
+        assert_eq!(charge(&before, Kind::Token, 1_000_000 + key), Some(true));
     }
-    for key in 0..3000 {
+    for key in 0..2000 {
         for _ in 0..3 {
             before.count(DATABASE, key, accepted(STARTED_AT, None));
         }
     }
-    let counted: u64 = before.drain(DATABASE).1.values().map(|row| row.uses).sum();
-    let (after, lost) = before.restarted(500);
+    let (after, restored) = before.restarted(1000);
+    let [tokens, users, addresses] = restored.lost_limits;
+    let limits = 1000 - tokens - users - addresses;
+    assert!(addresses == 0 && limits > 950, "{restored:?}");
+    let spent = |kind, from: u128| {
+        (from..from + 500)
+            .filter(|&key| {
+                let look = |state: &mut _| limit.look(state, STARTED_AT).admitted;
+                after.table.with_limiter(DATABASE, kind, &key.to_be_bytes(), look) == Some(false)
+            })
+            .count() as u64
+    };
+    assert_eq!((spent(Kind::User, 0), spent(Kind::Token, 1_000_000)), (500 - users, 500 - tokens));
     let stats = after.table.stats(&after.control, DATABASE);
-    assert_eq!((stats.overflowed, stats.tracked), (lost, stats.capacity));
-    let (_, rows) = after.drain(DATABASE);
-    assert_eq!(rows.values().map(|row| row.uses).sum::<u64>() + lost, counted);
-    assert_eq!(rows.len() as u64, stats.capacity, "room was taken by what has nothing to lose");
+    assert_eq!((stats.overflowed, stats.tracked), (restored.lost_uses, restored.kept));
+    assert_eq!(restored.kept, limits + 2000 - restored.lost_counters);
+    assert_eq!(restored.lost_uses, 3 * restored.lost_counters);
+    let counted: u64 = after.drain(DATABASE).1.values().map(|row| row.uses).sum();
+    assert_eq!(counted + restored.lost_uses, 6000);
 
     // If nothing of what was outstanding found room, it does not stand in the way of what comes.
+    before.drain(DATABASE);
     let kept = before.table.save(SHUTDOWN, STARTED_AT).0;
     let bare = Counters::new(500);
     bare.table.restore(&kept, core::iter::empty());
@@ -621,10 +771,10 @@ fn what_finds_no_room_in_a_smaller_table_is_said_to_be_lost() {
 #[test]
 fn limits_go_on_after_a_restart_and_those_that_are_idle_are_not_kept() {
     let before = Counters::new(1024);
-    let (long, short) = (Limit::new(2, 1000 * MINUTE), Limit::new(2, MINUTE));
+    let (long, short) = (Limit::new(2, 1440 * MINUTE), Limit::new(2, MINUTE));
     let charge = |counters: &Counters, key: u128, limit: Option<Limit>| {
         let limit = limit.expect("positive");
-        counters.table.charge(0, DATABASE, Kind::User, &key.to_be_bytes(), limit, STARTED_AT)
+        counters.charge(DATABASE, Kind::User, key, limit, STARTED_AT)
     };
     for key in 1..=2 {
         for (key, limit) in [(key, long), (10 + key, short)] {
@@ -646,7 +796,7 @@ fn what_a_later_release_kept_is_lost_and_said_to_be() {
     let (head, records) = before.table.save(SHUTDOWN, STARTED_AT);
     let after = Counters::new(1024);
     let unknown = records.map(|record| Record { kind: 200, ..record });
-    assert_eq!(after.table.restore(&head, unknown), 1);
+    assert_eq!(after.table.restore(&head, unknown).lost_uses, 1);
     assert!(after.drain(DATABASE).1.is_empty());
 }
 
@@ -689,10 +839,7 @@ fn a_forgotten_database_leaves_its_slot_to_another() {
         counters.count(database, 1, denied(STARTED_AT));
         counters.drain(database);
     }
-    assert_eq!(
-        counters.table.drain(&counters.control, most + 1, STARTED_AT).err(),
-        Some(Refusal::TooManyDatabases)
-    );
+    assert_eq!(counters.table.drain(&counters.control, most + 1).err(), Some(Refusal::TooManyDatabases));
     assert_eq!(counters.table.databases(&counters.control), core::array::from_fn(|i| i as u32 + 1));
     counters.table.forget(&counters.control, 7);
     counters.count(most + 1, 2, denied(STARTED_AT));
@@ -714,17 +861,20 @@ fn no_two_databases_close_generations_of_one_number() {
     }
 }
 
-/// Random uses, drains and acknowledgements in a table that is far too small, beside a plain map that does the same.
+/// Random uses, drains and acknowledgements in a table that is far too small for a database, or has room for three, beside a
+/// plain map that does the same.
 #[test]
 fn whatever_happens_the_sums_are_those_of_a_plain_map() {
     for seed in 0..40 {
         let mut dice = Dice(seed);
-        let counters = Counters::new(100 * (1 + dice.roll(3) as usize));
+        let databases = if seed % 2 == 0 { 1 } else { 3 };
+        let room = if databases == 1 { 100 * (1 + dice.roll(3) as usize) } else { 12_000 };
+        let counters = Counters::new(room);
         let keys = 50 + u128::from(dice.roll(1500));
         let mut live: BTreeMap<(u32, u128), (u64, u64)> = BTreeMap::new();
         let mut closed: BTreeMap<u32, (u64, Sums)> = BTreeMap::new();
         for _ in 0..6000 {
-            let database = 1 + dice.roll(3) as u32;
+            let database = 1 + dice.roll(databases) as u32;
             match dice.roll(200) {
                 0 => {
                     let (generation, rows) = counters.drain(database);
