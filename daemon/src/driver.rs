@@ -78,6 +78,8 @@ pub struct Status {
     pub running: bool,
     /// Of those tasks that one daemon does for all: whether it is this one.
     pub leads: Option<bool>,
+    /// And when it last was.
+    pub led_at: Option<Timestamp>,
     pub runs: u64,
     pub last_started_at: Option<Timestamp>,
     pub last_duration_ms: Option<f64>,
@@ -128,7 +130,9 @@ impl Board {
         let leads = self.leadership.snapshot();
         let mut statuses = self.lock().clone();
         for (name, status) in &mut statuses {
-            status.leads = leads.get(*name).map(|(leads, _)| *leads);
+            let led = leads.get(*name);
+            status.leads = led.map(|led| led.now);
+            status.led_at = led.and_then(|led| led.last_at);
         }
         statuses
     }

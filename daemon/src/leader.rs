@@ -1,6 +1,7 @@
 //! Which of several daemons does the work of which only one is needed.
 //!
-//! Leadership of a task is a session advisory lock on a connection that serves nothing else. Two clocks bound it:
+//! Leadership of a task is a session lock of the server's, which `tollgate.acquire_leadership()` takes and no other function
+//! can, on a connection that serves nothing else. Two clocks bound it:
 //!
 //! - The server ends the session of a leader it has not heard from for [`SERVER_PATIENCE`]: one that is frozen or cut off
 //!   by a network that fails silently. One that was killed closes its socket and loses the lock at once.
@@ -8,9 +9,8 @@
 //!   shorter, so a daemon that was frozen finds itself no leader before it does anything, and two never begin a run at
 //!   the same time.
 //!
-//! A run that has begun may still send a statement after a freeze in its midst. That is harmless at the database: a
-//! generation of counters counts once by its key, the cursor of a subscription and the chain of seals are locked while
-//! they are worked on, and what has expired or is deleted already is passed over.
+//! A run that has begun may still send a statement after a freeze in its midst. The statement names the [`Fence`] that was
+//! given out with the lock, and the server refuses it if another came to lead meanwhile.
 //!
 //! The same connection is the first to notice a dead network, since it asks once a second: then all others are cut, and
 //! told when there is a way again.
@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,7 @@ use crate::complaint::Complaint;
 use crate::db::{Database, Session};
 use crate::driver::Signal;
 use crate::error::{Doing as _, Error, Kind, Result};
+use crate::sql;
 
 /// How often the locks are asked for, those that are held included.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -38,8 +40,23 @@ const LEASE: Duration = Duration::from_secs(3);
 const SERVER_PATIENCE: Duration = Duration::from_millis(4500);
 /// Between attempts to connect: short, since everything else waits for this one.
 const RETRY: Duration = Duration::from_millis(500);
-/// The first key of our advisory locks, "tgld"; the second is the hash of the task's name.
-pub const LOCK_CLASS: i32 = 0x7467_6c64;
+
+/// By what the server tells the present leader of a task from those before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fence {
+    pub task: &'static str,
+    pub number: i64,
+}
+
+/// A task's leadership as [`Leadership::snapshot`] shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Led {
+    pub now: bool,
+    /// How often it was won.
+    pub terms: u64,
+    /// When it was last confirmed.
+    pub last_at: Option<Timestamp>,
+}
 
 /// What this daemon leads, shared by the tasks, the status and the metrics.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +74,10 @@ struct Seat {
     until: Option<Instant>,
     /// How often it was won.
     terms: u64,
+    /// The last that was given out to us. Kept beyond the lease, for the last run before the process ends: whether it
+    /// still counts is the server's to say.
+    fence: Option<i64>,
+    last_at: Option<Timestamp>,
 }
 
 impl Leadership {
@@ -83,16 +104,32 @@ impl Leadership {
         }
     }
 
-    /// Every seat, whether it is held, and how often it was won.
-    pub fn snapshot(&self) -> BTreeMap<String, (bool, u64)> {
-        self.seats().iter().map(|(name, seat)| (name.clone(), (seat.holds(), seat.terms))).collect()
+    /// What a statement of the task is to name; `None` if this daemon never led it.
+    pub fn fence(&self, task: &'static str) -> Option<Fence> {
+        self.seats().get(task).and_then(|seat| seat.fence).map(|number| Fence { task, number })
+    }
+
+    /// [`Leadership::fence`], for a run that begins because this daemon leads.
+    pub fn own_fence(&self, task: &'static str) -> Result<Fence> {
+        self.fence(task).ok_or_else(|| Error::failed(format!("this daemon does not lead the task {task}")))
+    }
+
+    /// Every seat.
+    pub fn snapshot(&self) -> BTreeMap<String, Led> {
+        let led = |seat: &Seat| Led { now: seat.holds(), terms: seat.terms, last_at: seat.last_at };
+        self.seats().iter().map(|(name, seat)| (name.clone(), led(seat))).collect()
     }
 
     /// Says whether anything changed.
-    fn confirm(&self, held: &BTreeMap<String, bool>, asked: Instant) -> bool {
+    fn confirm(&self, held: &BTreeMap<String, Option<i64>>, asked: Instant) -> bool {
         let mut news = false;
         for (name, seat) in self.seats().iter_mut() {
-            let holds = held.get(name).copied().unwrap_or_default();
+            let fence = held.get(name).copied().flatten();
+            let holds = fence.is_some();
+            if holds {
+                seat.fence = fence;
+                seat.last_at = Some(Timestamp::now());
+            }
             if holds && seat.until.is_none() {
                 seat.terms += 1;
                 news = true;
@@ -214,33 +251,18 @@ async fn reign(
     }
 }
 
-/// Which seats are ours, after asking for those that are not.
-async fn ask(session: &Session, leadership: &Leadership) -> Result<BTreeMap<String, bool>> {
-    const DOING: &str = "ask for leadership";
+/// The fences of the seats, of those that are ours, after asking for those that are not.
+async fn ask(session: &Session, leadership: &Leadership) -> Result<BTreeMap<String, Option<i64>>> {
     let names: Vec<String> = leadership.seats().keys().cloned().collect();
-    let rows = session
-        .query(
-            // A session may lock a thing twice, and would then have to unlock it twice: only what is not ours is
-            // asked for. CASE, since the order of AND and OR is the planner's.
-            "select name, case when exists (
-                        select from pg_locks l
-                        where l.locktype = 'advisory' and l.pid = pg_backend_pid() and l.granted
-                          and l.classid = $2::int4::oid and l.objid = hashtext(name)::oid and l.objsubid = 2)
-                    then true else pg_try_advisory_lock($2::int4, hashtext(name)) end
-             from unnest($1::text[]) name",
-            &[&names, &LOCK_CLASS],
-        )
-        .await
-        .doing(DOING)?;
-    rows.iter().map(|row| Ok((row.try_get(0).doing(DOING)?, row.try_get(1).doing(DOING)?))).collect()
+    sql::acquire_leadership(&**session, &names).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn held(names: &[&str]) -> BTreeMap<String, bool> {
-        names.iter().map(|name| ((*name).to_owned(), true)).collect()
+    fn held(names: &[&str]) -> BTreeMap<String, Option<i64>> {
+        names.iter().map(|name| ((*name).to_owned(), Some(7))).collect()
     }
 
     #[test]
@@ -257,7 +279,10 @@ mod tests {
         assert!(leadership.leads("purge") && !leadership.leads("seal"));
         tokio::time::sleep(LEASE).await;
         assert!(!leadership.leads("purge"));
-        assert_eq!(leadership.snapshot()["purge"], (false, 1));
+        let led = leadership.snapshot()["purge"];
+        assert_eq!((led.now, led.terms), (false, 1));
+        assert_eq!(leadership.fence("purge"), Some(Fence { task: "purge", number: 7 }));
+        assert_eq!(leadership.fence("seal"), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -284,6 +309,7 @@ mod tests {
         leadership.lose();
         assert!(!leadership.leads("purge"));
         leadership.confirm(&held(&["purge"]), Instant::now());
-        assert_eq!(leadership.snapshot()["purge"], (true, 2));
+        let led = leadership.snapshot()["purge"];
+        assert_eq!((led.now, led.terms), (true, 2));
     }
 }

@@ -28,4 +28,5 @@ pub mod systemd;
 pub mod target;
 pub mod tasks;
 pub mod tls;
+pub mod unled;
 pub mod webhook;

@@ -3,6 +3,7 @@
 //! Names here are the names there. Statements are not kept prepared: they are few, and one that outlives an
 //! ALTER EXTENSION would fail until its session ends.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::pin::pin;
 
@@ -15,17 +16,20 @@ use tokio_postgres::{GenericClient, Statement};
 use uuid::Uuid;
 
 use crate::error::{Doing as _, Error, Result};
+use crate::leader::Fence;
 
 /// The channel on which the extension tells that access was taken away.
 pub const CHANNEL: &str = "tollgate_events";
 
 /// The functions that the daemon calls, each of which its role must be allowed to execute.
-pub const OPERATOR_FUNCTIONS: [&str; 24] = [
+pub const OPERATOR_FUNCTIONS: [&str; 26] = [
     "ack_usage",
+    "acquire_leadership",
     "admit_event_reader",
     "advance_subscription",
     "announce_expiries",
     "apply_usage",
+    "check_leadership",
     "claim_webhook_deliveries",
     "deployment_health",
     "drain_usage",
@@ -46,6 +50,30 @@ pub const OPERATOR_FUNCTIONS: [&str; 24] = [
     "usage_applied",
     "usage_pressure",
 ];
+
+/// The fence of each of these tasks that this session leads from now on; `None` while another does.
+pub async fn acquire_leadership(
+    client: &impl GenericClient,
+    tasks: &[String],
+) -> Result<BTreeMap<String, Option<i64>>> {
+    const DOING: &str = "ask for leadership";
+    let rows = client
+        .query("select t, tollgate.acquire_leadership(t) from unnest($1::text[]) t", &[&tasks])
+        .await
+        .doing(DOING)?;
+    rows.iter().map(|row| Ok((row.try_get(0).doing(DOING)?, row.try_get(1).doing(DOING)?))).collect()
+}
+
+/// A SELECT without FROM, which fails instead of calling its functions if another daemon leads by now. A person who runs a
+/// command leads nothing, and fences nothing.
+fn fenced(select: &str, fence: Option<&Fence>) -> String {
+    match fence {
+        None => select.to_owned(),
+        Some(Fence { task, number }) => {
+            format!("{select} where tollgate.check_leadership('{task}', {number})")
+        }
+    }
+}
 
 /// What one token was used in one generation of counters: `tollgate.usage_row`.
 #[derive(Clone, Debug, PartialEq, FromSql, ToSql)]
@@ -108,11 +136,15 @@ pub async fn drain_usage(client: &impl GenericClient) -> Result<Option<Generatio
 }
 
 /// Adds the counters to the tables. False when they had been added before.
-pub async fn apply_usage(client: &impl GenericClient, generation: &Generation) -> Result<bool> {
+pub async fn apply_usage(
+    client: &impl GenericClient,
+    fence: Option<&Fence>,
+    generation: &Generation,
+) -> Result<bool> {
     one(
         client,
         "apply usage",
-        "select tollgate.apply_usage($1, $2, $3, $4)",
+        &fenced("select tollgate.apply_usage($1, $2, $3, $4)", fence),
         &[&generation.node, &generation.boot, &generation.number, &generation.rows],
     )
     .await
@@ -154,8 +186,13 @@ pub async fn usage_pressure(client: &impl GenericClient) -> Result<Pressure> {
 }
 
 /// Records up to `batch_size` expiries and says how many.
-pub async fn expire_tokens(client: &impl GenericClient, batch_size: i32) -> Result<u64> {
-    let count = one(client, "record expiries", "select tollgate.expire_tokens($1)", &[&batch_size]).await?;
+pub async fn expire_tokens(
+    client: &impl GenericClient,
+    fence: Option<&Fence>,
+    batch_size: i32,
+) -> Result<u64> {
+    let statement = fenced("select tollgate.expire_tokens($1)", fence);
+    let count = one(client, "record expiries", &statement, &[&batch_size]).await?;
     unsigned("expire_tokens", count)
 }
 
@@ -176,13 +213,13 @@ pub struct Purge {
 }
 
 impl Purge {
-    pub async fn prepare(client: &impl GenericClient, what: Ended) -> Result<Self> {
+    pub async fn prepare(client: &impl GenericClient, fence: Option<&Fence>, what: Ended) -> Result<Self> {
         let (function, doing) = match what {
             Ended::Tokens => ("purge_tokens", "delete ended tokens"),
             Ended::UsageHours => ("purge_usage", "delete old hours of usage"),
             Ended::WebhookDeliveries => ("purge_webhook_deliveries", "delete old webhook messages"),
         };
-        let statement = format!("select tollgate.{function}(make_interval(secs => $1), $2)");
+        let statement = fenced(&format!("select tollgate.{function}(make_interval(secs => $1), $2)"), fence);
         Ok(Self { statement: client.prepare(&statement).await.doing(doing)?, function, doing })
     }
 
@@ -202,13 +239,14 @@ impl Purge {
 /// Tells of up to `batch_size` tokens that expire within the notice and says of how many.
 pub async fn announce_expiries(
     client: &impl GenericClient,
+    fence: Option<&Fence>,
     notice: std::time::Duration,
     batch_size: i32,
 ) -> Result<u64> {
     let count = one(
         client,
         "announce expiries",
-        "select tollgate.announce_expiries(make_interval(secs => $1), $2)",
+        &fenced("select tollgate.announce_expiries(make_interval(secs => $1), $2)", fence),
         &[&notice.as_secs_f64(), &batch_size],
     )
     .await?;
@@ -219,13 +257,14 @@ pub async fn announce_expiries(
 /// there are as many, and says how many.
 pub async fn purge_audit_log(
     client: &impl GenericClient,
+    fence: Option<&Fence>,
     retention: std::time::Duration,
     max_events: i32,
 ) -> Result<u64> {
     let count = one(
         client,
         "delete old events of the audit log",
-        "select tollgate.purge_audit_log(now() - make_interval(secs => $1), $2)",
+        &fenced("select tollgate.purge_audit_log(now() - make_interval(secs => $1), $2)", fence),
         &[&retention.as_secs_f64(), &max_events],
     )
     .await?;
@@ -354,12 +393,16 @@ pub struct Sealed {
 }
 
 /// Seals the next stretch of the event log, of about `batch_size` events at most.
-pub async fn seal_audit_log(client: &impl GenericClient, batch_size: i32) -> Result<Sealed> {
+pub async fn seal_audit_log(
+    client: &impl GenericClient,
+    fence: Option<&Fence>,
+    batch_size: i32,
+) -> Result<Sealed> {
     const DOING: &str = "seal the event log";
-    let row = client
-        .query_one("select events, seal, hash from tollgate.seal_audit_log($1)", &[&batch_size])
-        .await
-        .doing(DOING)?;
+    let call = fenced("select tollgate.seal_audit_log($1) as sealed", fence);
+    // OFFSET, or it would be called once for each column.
+    let statement = format!("select (sealed).events, (sealed).seal, (sealed).hash from ({call} offset 0) s");
+    let row = client.query_one(&statement, &[&batch_size]).await.doing(DOING)?;
     let (seal, hash): (Option<i64>, Option<Vec<u8>>) =
         (row.try_get(1).doing(DOING)?, row.try_get(2).doing(DOING)?);
     Ok(Sealed { events: unsigned("seal_audit_log", row.try_get(0).doing(DOING)?)?, seal: seal.zip(hash) })

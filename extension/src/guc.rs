@@ -20,6 +20,8 @@ static FAILURE_RATE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static FAILURE_RATE_WINDOW: GucSetting<i32> = GucSetting::<i32>::new(60);
 static ACCEPT_FOREIGN_TOKENS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static IDENTITY_CHANGES: GucSetting<bool> = GucSetting::<bool>::new(false);
+static NOTIFY: GucSetting<bool> = GucSetting::<bool>::new(true);
+static MIN_AUDIT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 86_400);
 static TOKEN_PREFIX: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Which outcomes of verifications go to the server's log. Named as the setting's values are.
@@ -113,6 +115,27 @@ pub(crate) fn init() {
         GucFlags::default(),
     );
     define_rate_limits();
+    // Read by the SQL of the schema.
+    GucRegistry::define_int_guc(
+        c"tollgate.min_audit_retention",
+        c"How long events of the audit log are kept at least.",
+        c"In seconds; purge_audit_log() refuses to remove younger ones. The default is a month, in which somebody will have \
+          looked: who may purge the log, as the daemon's role may, could else remove the traces of what it did.",
+        &MIN_AUDIT_RETENTION,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_bool_guc(
+        c"tollgate.notify",
+        c"Whether a change that takes access away sends a notification.",
+        c"Off for transactions that are to be PREPAREd, which PostgreSQL does not allow after a NOTIFY. Set by anyone, since it \
+          protects nothing: the change holds all the same, and who reads the log finds it there within a second.",
+        &NOTIFY,
+        GucContext::Userset,
+        GucFlags::default(),
+    );
     GucRegistry::define_bool_guc(
         c"tollgate.accept_foreign_tokens",
         c"Whether presented tokens may have another format than Tollgate's.",

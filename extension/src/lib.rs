@@ -62,7 +62,8 @@ extension_sql_file!("../../sql/schema/revoke.sql", name = "revoke", requires = [
 extension_sql_file!("../../sql/schema/users_table.sql", name = "users_table", requires = ["revoke"]);
 extension_sql_file!("../../sql/schema/housekeeping.sql", name = "housekeeping", requires = ["users_table"]);
 extension_sql_file!("../../sql/schema/webhooks.sql", name = "webhooks", requires = ["housekeeping"]);
-extension_sql_file!("../../sql/schema/stats.sql", name = "stats", requires = ["webhooks"]);
+extension_sql_file!("../../sql/schema/leadership.sql", name = "leadership", requires = ["webhooks"]);
+extension_sql_file!("../../sql/schema/stats.sql", name = "stats", requires = ["leadership"]);
 extension_sql_file!("../../sql/schema/health.sql", name = "health", requires = ["stats"]);
 extension_sql_file!("../../sql/schema/decisions.sql", name = "decisions", requires = ["health"]);
 extension_sql_file!("../../sql/schema/capabilities.sql", name = "capabilities", requires = ["decisions"]);

@@ -51,6 +51,10 @@ ALTER TABLE tollgate.audit_epochs ENABLE ALWAYS TRIGGER append_only;
 
 -- Channel and payload stand here alone. A payload is at most 8000 bytes, so the reason is cut to what a
 -- listener needs at a glance; the log has all of it.
+--
+-- Every role may NOTIFY, and one session that LISTENs and does not end its transaction keeps the queue of the whole server.
+-- When it is full, a transaction that notifies fails at its commit. So above half full none of ours does: taking access away
+-- must not depend on a queue that anybody can fill, and who reads the log finds the event there.
 CREATE FUNCTION tollgate.notify_token_event(event text, token_id uuid, user_id text, reason text, affected bigint) RETURNS void
     LANGUAGE sql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
@@ -59,7 +63,8 @@ BEGIN ATOMIC
         CASE WHEN $5 IS NULL
             THEN json_build_object('event', $1, 'token_id', $2, 'user_id', $3, 'reason', left($4, 200))
             ELSE json_build_object('event', $1, 'user_id', $3, 'count', $5)
-        END::text);
+        END::text)
+    WHERE current_setting('tollgate.notify')::boolean AND pg_notification_queue_usage() <= 0.5;
 END;
 COMMENT ON FUNCTION tollgate.notify_token_event(text, uuid, text, text, bigint) IS
-    'Tells listeners of tollgate_events that access was taken away: of one token, or of so many at once. Internal.';
+    'Notifies listeners of tollgate_events that access was taken away, of one token or of so many at once; not if tollgate.notify is off, nor if the queue is more than half full. Internal.';

@@ -29,8 +29,8 @@ DECLARE
     subscriber record;
     oldest     timestamptz;
 BEGIN
-    IF $1 IS NULL OR $1 < interval '0' THEN
-        RAISE EXCEPTION 'patience is a time that is not negative'
+    IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '10 years' THEN
+        RAISE EXCEPTION 'patience is a time from nothing to 10 years'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: patience, of %s.', coalesce($1::text, 'NULL')),
                   HINT = 'Give how long a transaction or a delay may last before it is told of, such as interval ''5 minutes''.';
     END IF;
@@ -42,11 +42,11 @@ BEGIN
         WHERE NOT pg_has_role(current_user, 'pg_read_all_stats', 'USAGE');
 
     -- What is notified and not yet read by all who LISTEN, in any database. When the queue is full, every transaction that
-    -- notifies fails at its commit: no token can be revoked any more. PostgreSQL does not show who LISTENs; of those who
-    -- do, it is one who does not end its transaction, most likely the one that has been in it for longest.
+    -- notifies fails at its commit; ours notify no more from half of it on. PostgreSQL does not show who LISTENs; of those
+    -- who do, it is one who does not end its transaction, most likely the one that has been in it for longest.
     aspect := 'notifications';
     RETURN QUERY SELECT aspect, CASE WHEN queue >= 0.5 THEN 'fail' ELSE 'warn' END,
-            format('the notification queue is %s %% full; once it is full, revocations fail. A session that LISTENs keeps it by not ending its transaction%s',
+            format('the notification queue is %s %% full; from 50 %% on revocations are not notified, and once it is full whatever notifies fails. A session that LISTENs keeps it by not ending its transaction%s',
                    round(queue::numeric * 100, 1),
                    coalesce('; in one for longest: ' || string_agg(format('process %s (%s, %s for %s)', h.pid, h.label, h.state, h.age), '; ' ORDER BY h.place), '')),
             coalesce((array_agg(format('SELECT pg_terminate_backend(%s);', h.pid) ORDER BY h.place))[1],

@@ -5,31 +5,38 @@
 -- Hashes are of bytes that are the same on every version and with every setting; each value of varying length has
 -- its length before it. There is no secret in them: whoever can rewrite all later seals too can only be found out by
 -- somebody who kept one elsewhere, as the daemon's log does.
+--
+-- A purge is a link of the chain as well: a seal without events that names the last seal whose events were removed. The
+-- event audit.purged says the same to people, and proves nothing.
 
 CREATE TABLE tollgate.audit_seals (
-    seal      bigint      PRIMARY KEY,
-    epoch     integer     NOT NULL,
-    xid       xid8        NOT NULL,
-    events    bigint      NOT NULL,
-    first_at  timestamptz NOT NULL,
-    last_at   timestamptz NOT NULL,
-    sealed_at timestamptz NOT NULL,
-    in_order  bytea       NOT NULL,
-    any_order bytea       NOT NULL,
-    hash      bytea       NOT NULL
+    seal          bigint      PRIMARY KEY,
+    epoch         integer     NOT NULL,
+    xid           xid8        NOT NULL,
+    events        bigint      NOT NULL,
+    first_at      timestamptz NOT NULL,
+    last_at       timestamptz NOT NULL,
+    sealed_at     timestamptz NOT NULL,
+    in_order      bytea       NOT NULL,
+    any_order     bytea       NOT NULL,
+    hash          bytea       NOT NULL,
+    purged_to     bigint,
+    purged_before timestamptz,
+    CHECK ((purged_to IS NULL) = (purged_before IS NULL))
 );
 COMMENT ON TABLE tollgate.audit_seals IS
     'One row per sealed stretch of the audit log, append-only: from where the seal before it ends to before (epoch, xid)';
 COMMENT ON COLUMN tollgate.audit_seals.in_order IS 'sha256 of the digests of the events with their places, in order';
 COMMENT ON COLUMN tollgate.audit_seals.any_order IS 'sha256 of the digests of the events without their places, sorted: tells reordered from changed';
 COMMENT ON COLUMN tollgate.audit_seals.hash IS 'sha256 of the other columns and of the hash of the seal before';
+COMMENT ON COLUMN tollgate.audit_seals.purged_to IS 'In the seal of a purge, which has no events of its own: the last seal whose events were removed';
+COMMENT ON COLUMN tollgate.audit_seals.purged_before IS 'In the seal of a purge: the time before which it removed events';
+CREATE INDEX audit_seals_purges ON tollgate.audit_seals (purged_to) WHERE purged_to IS NOT NULL;
 SELECT pg_extension_config_dump('tollgate.audit_seals', '');
 
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON tollgate.audit_seals
     FOR EACH STATEMENT EXECUTE FUNCTION tollgate.refuse_audit_change();
 ALTER TABLE tollgate.audit_seals ENABLE ALWAYS TRIGGER append_only;
-
-CREATE INDEX audit_log_purges ON tollgate.audit_log (id) WHERE event = 'audit.purged';
 
 CREATE FUNCTION tollgate.digest_of(fields bytea[]) RETURNS bytea
     LANGUAGE c IMMUTABLE PARALLEL SAFE
@@ -41,9 +48,10 @@ CREATE FUNCTION tollgate.hash_of_seal(seal tollgate.audit_seals, previous bytea)
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT tollgate.digest_of(ARRAY[
-        convert_to('tollgate seal 1', 'UTF8'), int8send(($1).seal), int4send(($1).epoch), xid8send(($1).xid),
+        convert_to('tollgate seal 2', 'UTF8'), int8send(($1).seal), int4send(($1).epoch), xid8send(($1).xid),
         int8send(($1).events), timestamptz_send(($1).first_at), timestamptz_send(($1).last_at),
-        timestamptz_send(($1).sealed_at), ($1).in_order, ($1).any_order, $2]);
+        timestamptz_send(($1).sealed_at), ($1).in_order, ($1).any_order, int8send(($1).purged_to),
+        timestamptz_send(($1).purged_before), $2]);
 END;
 COMMENT ON FUNCTION tollgate.hash_of_seal(tollgate.audit_seals, bytea) IS
     'The hash that a seal must have after the one before it (NULL for the first). Internal.';
@@ -66,7 +74,7 @@ BEGIN ATOMIC
            sha256(coalesce(string_agg(tollgate.digest_of(ARRAY[int4send(s.epoch), xid8send(s.xid), int8send(s.id), s.digest]), ''
                                       ORDER BY s.epoch, s.xid, s.id), '')),
            sha256(coalesce(string_agg(s.digest, '' ORDER BY s.digest), '')),
-           NULL::bytea
+           NULL::bytea, NULL::bigint, NULL::timestamptz
     FROM stretch s;
 END;
 COMMENT ON FUNCTION tollgate.measure_stretch(tollgate.audit_place, tollgate.audit_place) IS
@@ -96,10 +104,27 @@ CREATE FUNCTION tollgate.last_purged_seal() RETURNS bigint
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT coalesce(max(CASE WHEN a.detail ->> 'last_seal' ~ '^[0-9]{1,18}$' THEN (a.detail ->> 'last_seal')::bigint END), 0)
-    FROM tollgate.audit_log a WHERE a.event = 'audit.purged';
+    SELECT coalesce(max(s.purged_to), 0) FROM tollgate.audit_seals s WHERE s.purged_to IS NOT NULL;
 END;
-COMMENT ON FUNCTION tollgate.last_purged_seal() IS 'Up to which seal the log was purged, as the log itself says; 0 if it never was. Internal.';
+COMMENT ON FUNCTION tollgate.last_purged_seal() IS 'Up to which seal the log was purged, as the chain says; 0 if it never was. Internal.';
+
+CREATE FUNCTION tollgate.purge_is_proven(purge tollgate.audit_seals, known_seal bigint) RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    -- What a seal that is kept elsewhere covers was so when it was kept. A later link of the chain may have been written by
+    -- anybody who can write there, so it is believed of no more than what could be purged anyway: of events that were
+    -- older than the retention.
+    SELECT ($1).purged_to < ($1).seal AND ($1).purged_before <= ($1).sealed_at AND ($1).sealed_at <= clock_timestamp()
+       AND NOT EXISTS (SELECT FROM tollgate.audit_seals s
+                       WHERE s.seal <= ($1).purged_to AND s.last_at >= ($1).purged_before
+                         AND s.seal > coalesce((SELECT max(p.purged_to) FROM tollgate.audit_seals p
+                                                WHERE p.purged_to IS NOT NULL AND p.seal < ($1).seal), 0))
+       AND ($2 IS NULL OR ($1).seal <= $2
+            OR ($1).purged_before <= ($1).sealed_at - current_setting('tollgate.min_audit_retention')::interval);
+END;
+COMMENT ON FUNCTION tollgate.purge_is_proven(tollgate.audit_seals, bigint) IS
+    'Whether a purge that the chain tells of is one that purge_audit_log may have done, as far as a seal that was kept elsewhere shows. Internal.';
 
 CREATE FUNCTION tollgate.place_after_seal(seal bigint) RETURNS tollgate.audit_place
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -141,6 +166,24 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.check_event_count(integer) IS 'Raises 22023 unless a number of events is sensible. Internal.';
 
+CREATE FUNCTION tollgate.append_seal(new tollgate.audit_seals) RETURNS tollgate.audit_seals
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    previous tollgate.audit_seals;
+BEGIN
+    SELECT s.* INTO previous FROM tollgate.audit_seals s ORDER BY s.seal DESC LIMIT 1;
+    new.seal := coalesce(previous.seal, 0) + 1;
+    new.sealed_at := clock_timestamp();
+    new.hash := tollgate.hash_of_seal(new, previous.hash);
+    INSERT INTO tollgate.audit_seals SELECT new.*;
+    RETURN new;
+END
+$$;
+COMMENT ON FUNCTION tollgate.append_seal(tollgate.audit_seals) IS
+    'Makes what it is given the next link of the chain, under lock_seals. Internal.';
+
 CREATE FUNCTION tollgate.seal_audit_log(max_events integer DEFAULT 10000, OUT events bigint, OUT seal bigint, OUT hash bytea)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -170,10 +213,7 @@ BEGIN
     IF events = 0 THEN
         RETURN;
     END IF;
-    new.seal := coalesce(previous.seal, 0) + 1;
-    new.sealed_at := clock_timestamp();
-    new.hash := tollgate.hash_of_seal(new, previous.hash);
-    INSERT INTO tollgate.audit_seals SELECT new.*;
+    new := tollgate.append_seal(new);
     seal := new.seal;
     hash := new.hash;
 END
@@ -220,6 +260,7 @@ BEGIN
             WHEN sealed.seal <> answer.seals + 1 THEN 'seal removed'
             WHEN sealed.hash <> tollgate.hash_of_seal(sealed, previous) THEN 'seal changed'
             WHEN sealed.seal = $1 AND sealed.hash <> $2 THEN 'seal changed'
+            WHEN sealed.purged_to IS NOT NULL AND tollgate.purge_is_proven(sealed, $1) IS NOT TRUE THEN 'purge not proven'
             ELSE tollgate.fault_of_stretch(sealed, since, sealed.seal <= answer.purged)
         END;
         IF answer.fault IS NOT NULL THEN
@@ -246,7 +287,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.verify_audit_log(bigint, bytea) IS
-    'Checks all seals and the events under them, and names the first that does not hold. Given a seal that was kept elsewhere, it also finds a log that was sealed anew or has lost its last seals';
+    'Checks all seals and the events under them, and names the first that does not hold. Given a seal that was kept elsewhere, it also finds a log that was sealed anew or has lost its last seals, and a purge since then of events that were younger than tollgate.min_audit_retention';
 
 CREATE FUNCTION tollgate.purge_sealed_events(before timestamptz, max_events integer) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -261,12 +302,20 @@ DECLARE
     fault   text;
     oldest  timestamptz;
     removed bigint;
+    floor   interval := current_setting('tollgate.min_audit_retention');
+    link    tollgate.audit_seals;
 BEGIN
     PERFORM tollgate.check_event_count($2);
     IF $1 IS NULL OR NOT isfinite($1) OR $1 > now() THEN
         RAISE EXCEPTION 'the audit log is purged of what was before a moment in the past'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: before, of %s.', coalesce($1::text, 'NULL')),
                   HINT = 'Give how far back events are kept, such as now() - interval ''1 year''.';
+    END IF;
+    -- Who may purge is not who says how long the log is kept.
+    IF $1 > now() - floor THEN
+        RAISE EXCEPTION 'the audit log is kept for at least %', floor
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: before, of %s.', $1),
+                  HINT = 'Give an earlier time; a superuser may set tollgate.min_audit_retention.';
     END IF;
     PERFORM tollgate.lock_seals('purge_audit_log');
     done := tollgate.last_purged_seal();
@@ -289,11 +338,11 @@ BEGIN
         END IF;
     END IF;
 
-    -- At least one stretch, and no more than the number of events allows.
+    -- At least one stretch, and no more than the number of events allows. There is nothing to remove of an earlier purge.
     target := (SELECT max(s.seal)
-               FROM (SELECT a.seal, sum(a.events) OVER (ORDER BY a.seal) - a.events AS before_it
+               FROM (SELECT a.seal, a.events, sum(a.events) OVER (ORDER BY a.seal) - a.events AS before_it
                      FROM tollgate.audit_seals a WHERE a.seal > done AND a.seal <= target) s
-               WHERE s.before_it < $2);
+               WHERE s.before_it < $2 AND s.events > 0);
     IF target IS NULL THEN
         RETURN 0;
     END IF;
@@ -313,8 +362,17 @@ BEGIN
 
     DELETE FROM tollgate.audit_log a WHERE (a.epoch, a.xid) < (since.epoch, since.xid);
     GET DIAGNOSTICS removed = ROW_COUNT;
+    -- From where the chain ends to there, in which there is no event.
+    since := tollgate.place_after_seal((SELECT max(s.seal) FROM tollgate.audit_seals s));
+    link := tollgate.measure_stretch(since, since);
+    link.purged_to := target;
+    link.purged_before := $1;
+    link.first_at := now();
+    link.last_at := now();
+    link := tollgate.append_seal(link);
     INSERT INTO tollgate.audit_log (event, detail) VALUES ('audit.purged', jsonb_build_object(
-        'before', $1, 'events', removed, 'first_at', oldest, 'last_at', sealed.last_at, 'first_seal', done + 1, 'last_seal', target));
+        'before', $1, 'events', removed, 'first_at', oldest, 'last_at', sealed.last_at, 'first_seal', done + 1, 'last_seal', target,
+        'seal', link.seal, 'hash', encode(link.hash, 'hex')));
     RETURN removed;
 END
 $$;
@@ -326,4 +384,4 @@ CREATE FUNCTION tollgate.purge_audit_log(before timestamptz, max_events integer 
     SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'purge_audit_log';
 COMMENT ON FUNCTION tollgate.purge_audit_log(timestamptz, integer) IS
-    'Removes sealed events that are older, whole stretches from the oldest on, of about so many events at most, none that a subscription has yet to be told; their seals stay, and the log stays verifiable. Says how many; call again until 0; event audit.purged';
+    'Removes sealed events that are older, whole stretches from the oldest on, of about so many events at most, none that a subscription has yet to be told, and none younger than tollgate.min_audit_retention; their seals stay, the purge becomes one, and the log stays verifiable. Says how many; call again until 0; event audit.purged';

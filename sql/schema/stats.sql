@@ -23,20 +23,27 @@ CREATE FUNCTION tollgate.report_daemon(instance uuid, hostname text, pid integer
 AS $$
 BEGIN
     -- PostgreSQL's own message would show the whole row.
-    IF num_nulls($1, $2, $3, $4, $5, $6) > 0 THEN
-        RAISE EXCEPTION 'report_daemon takes no NULL'
-            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: instance, hostname, pid, version, started_at, tasks.',
+    IF num_nulls($1, $2, $3, $4, $5, $6) > 0 OR length($2) > 255 OR $3 < 1 OR length($4) > 100
+       OR $5 NOT BETWEEN timestamptz '2000-01-01 00:00+00' AND now() + interval '1 day'
+       OR octet_length($6::text) > 262144 THEN
+        RAISE EXCEPTION 'this is not the report of a daemon'
+            USING ERRCODE = 'invalid_parameter_value',
+                  DETAIL = 'Arguments: instance, hostname, pid, version, started_at, tasks, of which one is NULL, too long or out of range.',
                   HINT = 'Say all of them; tasks may be an empty array.';
     END IF;
     PERFORM tollgate.without_token('hostname', $2), tollgate.without_token('version', $4), tollgate.without_token('tasks', $6::text);
-    DELETE FROM tollgate.daemon_reports d WHERE d.last_seen_at < now() - interval '1 day' AND d.instance <> $1;
+    -- However many there are said to be, the latest are kept; one that lives reports again soon.
+    DELETE FROM tollgate.daemon_reports d
+        WHERE d.instance <> $1
+          AND (d.last_seen_at < now() - interval '1 day'
+               OR d.instance IN (SELECT o.instance FROM tollgate.daemon_reports o ORDER BY o.last_seen_at DESC OFFSET 100));
     INSERT INTO tollgate.daemon_reports (instance, hostname, pid, version, started_at, last_seen_at, tasks)
         VALUES ($1, $2, $3, $4, $5, now(), $6)
         ON CONFLICT ON CONSTRAINT daemon_reports_pkey DO UPDATE SET last_seen_at = excluded.last_seen_at, tasks = excluded.tasks;
 END
 $$;
 COMMENT ON FUNCTION tollgate.report_daemon(uuid, text, integer, text, timestamptz, jsonb) IS
-    'Takes a daemon''s report of itself; forgets daemons not heard of for a day';
+    'Takes a daemon''s report of itself; forgets daemons not heard of for a day, and all but some 100 of the others';
 
 CREATE TYPE tollgate.memory_stats AS (
     library_version   text,

@@ -57,6 +57,15 @@ CREATE FUNCTION tollgate.drain_usage() RETURNS TABLE (
 COMMENT ON FUNCTION tollgate.drain_usage() IS
     'Closes this database''s counters and hands them out: the same uses and denials again until ack_usage; no rows when there is nothing. Writes nothing, so it works on a standby';
 
+CREATE FUNCTION tollgate.handed_out_usage(OUT this_node text, OUT this_boot uuid, OUT node text, OUT boot uuid, OUT generation bigint) RETURNS SETOF record
+    LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1
+    AS 'MODULE_PATHNAME', 'handed_out_usage_wrapper';
+COMMENT ON FUNCTION tollgate.handed_out_usage() IS
+    'Which start of which server this is, and the generation of this database that drain_usage has handed out and ack_usage has not freed; no row without shared memory. Internal.';
+
+-- Who calls this is believed that tokens were used, and nothing else: a row that cannot be true is skipped, so that it
+-- does not hold up the others, and sums stop at the largest number instead of failing.
+--
 -- The joins are pinned, so that the time a flush takes depends on its own size and not on that of the tables, whatever the
 -- statistics say. Rows go in the order of their ids, neighbours to the same pages.
 CREATE FUNCTION tollgate.apply_usage(node text, boot uuid, generation bigint, rows tollgate.usage_row[]) RETURNS boolean
@@ -67,32 +76,56 @@ CREATE FUNCTION tollgate.apply_usage(node text, boot uuid, generation bigint, ro
     SET work_mem = '64MB'
 AS $$
 DECLARE
-    is_whole boolean;
+    own    record;
+    is_own boolean;
+    known  bigint;
+    taken  bigint;
 BEGIN
-    IF $1 IS NULL OR $2 IS NULL OR $3 IS NULL OR $4 IS NULL THEN
-        RAISE EXCEPTION 'apply_usage takes no NULL'
-            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: node, boot, generation, rows.',
+    IF $1 IS NULL OR $2 IS NULL OR $3 IS NULL OR $4 IS NULL OR length($1) > 200 OR $1 ~ '[0-9A-Fa-f]{80}'
+       -- They are counted from the start of the server, in microseconds since 2000.
+       OR $3 NOT BETWEEN 1 AND extract(epoch FROM now() + interval '1 day' - timestamptz '2000-01-01 00:00+00') * 1000000 THEN
+        RAISE EXCEPTION 'these are not counters of a server'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: node, boot, generation, rows, of which one is NULL or out of range.',
                   HINT = 'Pass on what drain_usage() returned.';
     END IF;
     PERFORM tollgate.without_token('node', $1);
     -- One flush at a time, whichever server it is from: what is read below is still so when it is written, and nobody
     -- deadlocks.
     LOCK TABLE tollgate.usage_flushes IN SHARE ROW EXCLUSIVE MODE;
-    INSERT INTO tollgate.usage_flushes AS f (node, boot, generation) VALUES ($1, $2, $3)
-        ON CONFLICT ON CONSTRAINT usage_flushes_pkey
-        DO UPDATE SET generation = excluded.generation, flushes = f.flushes + 1, applied_at = now()
-        WHERE f.generation < excluded.generation;
-    IF NOT FOUND THEN
+    SELECT h.* INTO own FROM tollgate.handed_out_usage() h;
+    is_own := (own.node, own.boot, own.generation) IS NOT DISTINCT FROM ($1, $2, $3);
+    known := (SELECT f.generation FROM tollgate.usage_flushes f WHERE f.node = $1 AND f.boot = $2);
+    -- A later one than what this server still hands out cannot have been handed out: who said so must not have it lost.
+    IF known >= $3 AND NOT (is_own AND known > $3) THEN
         RETURN false;
     END IF;
+    -- Else those that this server hands out later would count as applied. One of an earlier start may have outlived it.
+    IF NOT is_own AND $1 = own.this_node AND $2 = own.this_boot THEN
+        RAISE EXCEPTION 'this server has not handed out generation %', $3
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: node, boot and generation.',
+                  HINT = 'Pass on what drain_usage() returned, before it is acknowledged.';
+    END IF;
+    INSERT INTO tollgate.usage_flushes AS f (node, boot, generation) VALUES ($1, $2, $3)
+        ON CONFLICT ON CONSTRAINT usage_flushes_pkey
+        DO UPDATE SET generation = excluded.generation, flushes = f.flushes + 1, applied_at = now();
     WITH counted AS MATERIALIZED (
         -- Counters know no hours: all of a generation belongs to that of the last use, or of the flush if there was none. A
-        -- clock of another server that is ahead must not open an hour before its time.
+        -- clock of another server that is ahead must not open an hour before its time, nor does a token have one from
+        -- before it was created.
         SELECT r.token_id, r.uses, r.denials, r.last_used_at, r.last_used_ip,
-               date_bin('1 hour', least(r.last_used_at, now()), timestamptz 'epoch') AS hour,
+               date_bin('1 hour', coalesce(r.last_used_at, now()), timestamptz 'epoch') AS hour,
                u.ctid AS place, u.use_count, u.denied_count, u.last_used_at AS known_at, u.last_used_ip AS known_ip,
                u.hour AS known_hour, u.hour_used, u.hour_denied
-        FROM (SELECT * FROM unnest($4) r ORDER BY r.token_id) r LEFT JOIN tollgate.token_usage u ON u.token_id = r.token_id
+        FROM (SELECT o.token_id, o.uses, o.denials, o.last_used_ip,
+                     CASE WHEN o.last_used_at > now() THEN now()
+                          -- Looked up for those alone that may be wrong by more than clocks are.
+                          WHEN o.last_used_at < now() - interval '1 hour'
+                          THEN greatest(o.last_used_at, coalesce((SELECT t.created_at FROM tollgate.api_tokens t WHERE t.id = o.token_id), now()))
+                          ELSE o.last_used_at END AS last_used_at
+              FROM (SELECT g.*, lag(g.token_id) OVER (ORDER BY g.token_id) AS before_it FROM unnest($4) g
+                    WHERE g.token_id IS NOT NULL AND g.uses BETWEEN 0 AND 1000000000000 AND g.denials BETWEEN 0 AND 1000000000000) o
+              WHERE o.token_id IS DISTINCT FROM o.before_it
+              ORDER BY o.token_id) r LEFT JOIN tollgate.token_usage u ON u.token_id = r.token_id
     ), added AS (
         INSERT INTO tollgate.token_usage
                 (token_id, use_count, denied_count, last_used_at, last_used_ip, hour, hour_used, hour_denied)
@@ -108,32 +141,32 @@ BEGIN
             FROM counted c
             WHERE c.hour <> c.known_hour
             ON CONFLICT ON CONSTRAINT usage_hourly_pkey
-            DO UPDATE SET used = h.used + excluded.used, denied = h.denied + excluded.denied
+            DO UPDATE SET used = h.used + least(excluded.used, 9223372036854775807 - h.used),
+                          denied = h.denied + least(excluded.denied, 9223372036854775807 - h.denied)
     ), added_to AS (
         UPDATE tollgate.token_usage u SET
-                use_count = c.use_count + c.uses,
-                denied_count = c.denied_count + c.denials,
+                use_count = c.use_count + least(c.uses, 9223372036854775807 - c.use_count),
+                denied_count = c.denied_count + least(c.denials, 9223372036854775807 - c.denied_count),
                 last_used_at = greatest(c.known_at, c.last_used_at),
                 last_used_ip = CASE WHEN c.last_used_at >= coalesce(c.known_at, '-infinity') THEN c.last_used_ip ELSE c.known_ip END,
                 hour = greatest(c.known_hour, c.hour),
-                hour_used = CASE WHEN c.hour = c.known_hour THEN c.hour_used + c.uses
+                hour_used = CASE WHEN c.hour = c.known_hour THEN c.hour_used + least(c.uses, 9223372036854775807 - c.hour_used)
                                  WHEN c.hour < c.known_hour THEN c.hour_used ELSE c.uses END,
-                hour_denied = CASE WHEN c.hour = c.known_hour THEN c.hour_denied + c.denials
+                hour_denied = CASE WHEN c.hour = c.known_hour THEN c.hour_denied + least(c.denials, 9223372036854775807 - c.hour_denied)
                                    WHEN c.hour < c.known_hour THEN c.hour_denied ELSE c.denials END
             FROM counted c WHERE u.ctid = c.place
-            RETURNING 1
     )
-    SELECT (SELECT count(*) FROM added_to) = (SELECT count(c.place) FROM counted c) INTO is_whole;
-    IF NOT is_whole THEN
-        RAISE EXCEPTION 'apply_usage takes each token once'
-            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: rows, in which a token occurs twice.',
+    SELECT count(*) INTO taken FROM counted c;
+    IF taken < cardinality($4) THEN
+        RAISE WARNING 'apply_usage skipped % of % counters', cardinality($4) - taken, cardinality($4)
+            USING DETAIL = 'In each row is a token that is in no other, with 0 to 1000000000000 uses and as many denials at most.',
                   HINT = 'Pass on what drain_usage() returned.';
     END IF;
     RETURN true;
 END
 $$;
 COMMENT ON FUNCTION tollgate.apply_usage(text, uuid, bigint, tollgate.usage_row[]) IS
-    'Adds drained counters to token_usage and usage_hourly, once: true when done now, false when this generation had been applied before';
+    'Adds drained counters to token_usage and usage_hourly, once: true when done now, false when this generation had been applied before. Rows that cannot be true are skipped with a WARNING';
 
 CREATE FUNCTION tollgate.usage_applied(node text, boot uuid, generation bigint) RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -144,11 +177,31 @@ END;
 COMMENT ON FUNCTION tollgate.usage_applied(text, uuid, bigint) IS
     'Whether this server''s copy of the database has these counters. To be asked of a standby before ack_usage there: promoted before it has them, it would lack them for good';
 
-CREATE FUNCTION tollgate.ack_usage(generation bigint) RETURNS boolean
+CREATE FUNCTION tollgate.free_usage(generation bigint) RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE STRICT
-    AS 'MODULE_PATHNAME', 'ack_usage';
+    AS 'MODULE_PATHNAME', 'free_usage';
+COMMENT ON FUNCTION tollgate.free_usage(bigint) IS 'Subtracts a drained generation from the counters; false when it is not the one handed out. Internal.';
+
+CREATE FUNCTION tollgate.ack_usage(generation bigint) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- This very one, not one as late: what says that a later one was applied does not say that of this one. On a standby
+    -- it is the copy that is asked, which may lag.
+    IF EXISTS (SELECT FROM tollgate.handed_out_usage() h
+               WHERE h.generation = $1
+                 AND NOT EXISTS (SELECT FROM tollgate.usage_flushes f
+                                 WHERE f.node = h.node AND f.boot = h.boot AND f.generation = h.generation)) THEN
+        RAISE EXCEPTION 'generation % was not applied, as far as this server knows', $1
+            USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'To free it now would lose the uses that it holds.',
+                  HINT = 'Call apply_usage() first, and on a standby wait until usage_applied() is true.';
+    END IF;
+    RETURN tollgate.free_usage($1);
+END
+$$;
 COMMENT ON FUNCTION tollgate.ack_usage(bigint) IS
-    'Frees a drained generation. Only after the transaction of apply_usage has committed; false when it is not the one handed out';
+    'Frees a drained generation. Only after the transaction of apply_usage has committed; false when it is not the one handed out, an error when it was not applied';
 
 CREATE FUNCTION tollgate.token_activity(token_id uuid, since timestamptz DEFAULT NULL)
     RETURNS TABLE (hour timestamptz, used bigint, denied bigint)

@@ -321,7 +321,7 @@ async fn stuck_listener(db: &Db) -> Result<(Client, i32)> {
 }
 
 #[tokio::test]
-async fn check_names_the_listener_that_fills_the_notification_queue_before_revocations_fail() -> Result<()> {
+async fn check_names_the_listener_that_fills_the_notification_queue() -> Result<()> {
     let builder =
         DURABLE.iter().fold(Cluster::builder(), |builder, (name, value)| builder.setting(name, value));
     // The least there can be.
@@ -371,7 +371,7 @@ async fn check_names_the_listener_that_fills_the_notification_queue_before_revoc
         };
         assert!(format!("{full:#}").contains("queue"), "{full:#}");
         let token = issue(&db.owner, "a", &[]).await?;
-        common::revoke(&db.owner, token.id).await.unwrap_err();
+        common::revoke(&db.owner, token.id).await?;
         drop(stuck);
     }
     Ok(())

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use common::{Shared, issue, issue_with, refused, revoke, value};
+use common::{Shared, code, issue, issue_with, refused, revoke, value};
 use operator::{Cursor, Db, OPERATOR, position, read, read_all, reads, set};
 use postgres_types::ToSql;
 use proptest::collection::vec;
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, NoTls};
-use tollgate_tests::{Cluster, DATABASE, eventually_async};
+use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually_async};
 use uuid::Uuid;
 
 static SHARED: Shared = Shared::new(&[]);
@@ -1109,5 +1109,145 @@ async fn a_subscription_that_nobody_began_cannot_be_advanced() -> Result<()> {
         let opened = db.operator.query("select * from tollgate.open_subscription($1)", &[&name]).await;
         refused(opened, &SqlState::INVALID_PARAMETER_VALUE);
     }
+    Ok(())
+}
+
+// ---- Notifications, which no change may depend on
+
+/// A session that LISTENs and does not end its transaction: the queue of the whole server is kept for it.
+async fn hoard(cluster: &Cluster) -> Result<Client> {
+    let hoarder = cluster.connect("web", "postgres").await?;
+    hoarder.batch_execute("listen filler").await?;
+    hoarder.batch_execute("begin; select 1").await?;
+    Ok(hoarder)
+}
+
+/// An ordinary role fills the queue, until no one can notify any more.
+async fn fill(cluster: &Cluster) -> Result<()> {
+    let filler = cluster.connect("web", "postgres").await?;
+    // Large ones, then such as fit into what is left.
+    for size in [7900, 1] {
+        for round in 0..1_000_000 {
+            let notify = format!("notify filler, '{round}-{}'", "x".repeat(size));
+            if let Err(error) = filler.batch_execute(&notify).await {
+                let error = error.as_db_error().context("the server's error")?;
+                assert_eq!(error.code(), &SqlState::PROGRAM_LIMIT_EXCEEDED, "{error:?}");
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Before 17 the queue holds 8 GB, which no test fills.
+async fn with_a_small_queue() -> Result<Option<(Arc<Cluster>, Db)>> {
+    if tollgate_tests::Install::under_test()?.major < 17 {
+        return Ok(None);
+    }
+    let cluster = Arc::new(common::start(Cluster::builder().setting("max_notify_queue_pages", "64"))?);
+    let db = Db::only(&cluster).await?;
+    Ok(Some((cluster, db)))
+}
+
+#[tokio::test]
+async fn a_full_notification_queue_prevents_no_revocation_and_the_daemon_tells_of_it() -> Result<()> {
+    let Some((cluster, db)) = with_a_small_queue().await? else { return Ok(()) };
+    db.owner
+        .batch_execute(
+            "create table users (id text primary key); insert into users values ('a'), ('b'), ('c'), ('d'), ('departing');
+             select tollgate.attach_users_table('users', 'id')",
+        )
+        .await?;
+    let tokens = [
+        issue(&db.owner, "a", &[]).await?,
+        issue(&db.owner, "b", &[]).await?,
+        issue(&db.owner, "c", &[]).await?,
+        issue(&db.owner, "departing", &[]).await?,
+        issue(&db.owner, "d", &[]).await?,
+    ];
+    let _hoarder = hoard(&cluster).await?;
+    fill(&cluster).await?;
+    // One that begins when the queue is full, too.
+    let mut daemon = Tollgated::spawn(&db.url(), &["run", "--log-format=json"])?;
+    eventually_async(LONG, "the daemon", async || daemon.log().contains("ready")).await;
+    for change in [
+        format!("select tollgate.revoke_api_token('{}')", tokens[0].id),
+        format!("select tollgate.revoke_presented_token('{}')", tokens[1].token),
+        "select tollgate.revoke_all_api_tokens('c')".to_owned(),
+        "delete from users where id = 'departing'".to_owned(),
+        format!("select tollgate.set_api_token_enabled('{}', false)", tokens[4].id),
+    ] {
+        db.owner.batch_execute(&change).await.with_context(|| change.clone())?;
+    }
+    for token in &tokens {
+        assert_ne!(code(&db.web, &token.token).await?, "VALID");
+    }
+    for token in &tokens {
+        let told = |log: &str| {
+            log.lines().any(|line| {
+                line.contains(&token.id.to_string())
+                    && (line.contains("token.revoked") || line.contains("token.disabled"))
+            })
+        };
+        eventually_async(LONG, "the daemon to tell of it", async || told(&daemon.log())).await;
+    }
+    daemon.terminate()?;
+    assert!(daemon.wait(LONG)?.success(), "{}", daemon.log());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_queue_that_fills_before_the_commit_fails_one_attempt_and_not_the_next() -> Result<()> {
+    let Some((cluster, db)) = with_a_small_queue().await? else { return Ok(()) };
+    let token = issue(&db.owner, "a", &[]).await?;
+    let _hoarder = hoard(&cluster).await?;
+    let revoker = db.session("postgres").await?;
+    let revoke = format!("select tollgate.revoke_api_token('{}')", token.id);
+    revoker.batch_execute("begin").await?;
+    assert!(value::<bool>(&revoker, &revoke).await?);
+    fill(&cluster).await?;
+    refused(revoker.batch_execute("commit").await, &SqlState::PROGRAM_LIMIT_EXCEEDED);
+    assert_eq!(code(&db.web, &token.token).await?, "VALID");
+    assert!(value::<bool>(&revoker, &revoke).await?);
+    assert_eq!(code(&db.web, &token.token).await?, "REVOKED");
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_notifications_a_revocation_can_be_prepared_and_the_daemon_tells_of_it_all_the_same()
+-> Result<()> {
+    let cluster = Arc::new(common::start(Cluster::builder().setting("max_prepared_transactions", "5"))?);
+    let db = Db::only(&cluster).await?;
+    let token = issue(&db.owner, "a", &[]).await?;
+    let revoke = format!("select tollgate.revoke_api_token('{}')", token.id);
+    let daemon = Tollgated::spawn(&db.url(), &["run", "--log-format=json"])?;
+    eventually_async(LONG, "the daemon", async || daemon.log().contains("ready")).await;
+    let (listener, mut heard) = cluster.listen("web", DATABASE).await?;
+    listener.batch_execute("listen tollgate_events").await?;
+
+    db.owner.batch_execute(&format!("begin; {revoke}")).await?;
+    refused(db.owner.batch_execute("prepare transaction 'loud'").await, &SqlState::FEATURE_NOT_SUPPORTED);
+    assert_eq!(code(&db.web, &token.token).await?, "VALID");
+
+    db.owner
+        .batch_execute(&format!("set tollgate.notify = off; begin; {revoke}; prepare transaction 'quiet'"))
+        .await?;
+    assert_eq!(code(&db.web, &token.token).await?, "VALID");
+    db.owner.batch_execute("commit prepared 'quiet'").await?;
+    assert_eq!(code(&db.web, &token.token).await?, "REVOKED");
+    let id = token.id.to_string();
+    eventually_async(LONG, "the daemon to tell of it", async || {
+        daemon.log().lines().any(|line| line.contains(&id) && line.contains("token.revoked"))
+    })
+    .await;
+
+    // Nothing was notified; what is heard is what comes after.
+    listener.batch_execute("notify tollgate_events, 'the end'").await?;
+    let payload = loop {
+        if let AsyncMessage::Notification(notification) = heard.recv().await.context("the listener lives")? {
+            break notification.payload().to_owned();
+        }
+    };
+    assert_eq!(payload, "the end");
     Ok(())
 }

@@ -18,7 +18,8 @@ use tokio_postgres::error::SqlState;
 use tollgate_tests::{Tollgated, eventually_async};
 use uuid::Uuid;
 
-static SHARED: Shared = Shared::new(&[]);
+/// Less than the days that the tests keep.
+static SHARED: Shared = Shared::new(&[("tollgate.min_audit_retention", "1d")]);
 
 const LONG: Duration = Duration::from_secs(30);
 

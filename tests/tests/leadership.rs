@@ -1,18 +1,21 @@
 //! Several daemons on one database: one leads each task that one does for all, another takes over, and a leader that was
 //! frozen does nothing twice.
 
+mod commands;
 mod common;
 mod operator;
+mod web;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
+use tokio_postgres::error::SqlState;
 use tollgate_tests::{Tollgated, eventually_async};
 
-use common::Shared;
-use operator::Db;
+use common::{Shared, refused, value};
+use operator::{Db, OPERATOR};
 
 static SHARED: Shared = Shared::new(&[]);
 
@@ -181,5 +184,127 @@ async fn a_leader_that_was_frozen_does_nothing_twice() -> Result<()> {
     }
     assert_eq!(operator::counts(&db.owner, token.id).await?, (uses, 0));
     assert!(common::value::<bool>(&db.owner, "select whole from tollgate.verify_audit_log()").await?);
+    Ok(())
+}
+
+/// What an ordinary role can lock, before any daemon is there.
+#[tokio::test]
+async fn no_role_can_lock_what_the_daemons_lead_by() -> Result<()> {
+    let db = start("leader_squatted").await?;
+    let tag = "select classid::bigint::int, objid::bigint from pg_locks
+               where locktype = 'advisory' and objsubid = 3 and pid = pg_backend_pid()";
+    // Where the daemon's locks are, by what it takes itself.
+    let mut places = Vec::new();
+    let probe = db.session(OPERATOR).await?;
+    for task in tasks(&db).await? {
+        probe.execute("select tollgate.acquire_leadership($1)", &[&task]).await?;
+    }
+    for row in probe.query(tag, &[]).await? {
+        places.push((row.get::<_, i32>(0), row.get::<_, i64>(1)));
+    }
+    assert_eq!(places.len(), 6, "{places:?}");
+    drop(probe);
+
+    let squatter = db.session("web").await?;
+    for (class, place) in &places {
+        for lock in [
+            format!(
+                "pg_advisory_lock({class}, ({place} - case when {place} > 2147483647 then 4294967296 else 0 end)::int)"
+            ),
+            format!("pg_advisory_lock({class}::bigint << 32 | {place})"),
+        ] {
+            squatter.batch_execute(&format!("select {lock}")).await?;
+        }
+    }
+    squatter
+        .batch_execute(
+            "select pg_advisory_lock(1952935012, hashtext(n)) from unnest('{flush_usage,expire_tokens,purge,seal_audit,announce_expiries}'::text[]) n",
+        )
+        .await?;
+    let tables = "select c.oid::regclass::text from pg_class c where c.relnamespace = 'tollgate'::regnamespace and c.relkind = 'r'";
+    for row in db.owner.query(tables, &[]).await? {
+        let lock = format!("begin; lock table {} in access share mode", row.get::<_, &str>(0));
+        refused(squatter.batch_execute(&lock).await, &SqlState::INSUFFICIENT_PRIVILEGE);
+        squatter.batch_execute("rollback").await?;
+    }
+    let attempt = squatter.query_one("select tollgate.acquire_leadership('purge')", &[]).await;
+    refused(attempt, &SqlState::INSUFFICIENT_PRIVILEGE);
+
+    let daemon = Tollgated::spawn(&db.url(), &FAST)?;
+    eventually_async(SOON, "all to be led", async || daemon.log().matches("leads").count() >= 5).await;
+    let token = common::issue(&db.owner, "ann", &[]).await?;
+    assert_eq!(common::code(&db.web, &token.token).await?, "VALID");
+    flushed(&db, token.id, 1).await;
+    Ok(())
+}
+
+async fn tasks(db: &Db) -> Result<Vec<String>> {
+    let rows = db.owner.query("select task from tollgate.leaderships order by task", &[]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Who may lead can hold a lock and do nothing. Each daemon is well then, and the task is not.
+#[tokio::test]
+async fn a_task_that_nobody_works_at_is_named_by_check_readyz_and_a_metric() -> Result<()> {
+    let db = start("leader_idle").await?;
+    let idle = db.session(OPERATOR).await?;
+    idle.execute("select tollgate.acquire_leadership('seal_audit')", &[]).await?;
+    let (_daemon, address) = web::run(&db.url(), &["--seal-interval=100ms"]).await?;
+    web::eventually_answers(address, "/readyz", 200).await;
+    assert_eq!(web::metrics(address).await?["tollgated_task_unled{task=\"seal_audit\"}"], 0.0);
+    web::eventually_measures(address, "tollgated_task_unled{task=\"seal_audit\"}", |value| value == 1.0)
+        .await;
+    let ready = web::get(address, "/readyz", &[]).await?;
+    assert_eq!((ready.status, ready.body.as_str()), (503, "no daemon leads seal_audit\n"));
+    assert_eq!(web::metrics(address).await?["tollgated_task_unled{task=\"flush_usage\"}"], 0.0);
+    let report = commands::json_of(&db.url(), &["check"], commands::NO);
+    assert!(report.to_string().contains("no daemon has led the task seal_audit"), "{report}");
+    drop(idle);
+    web::eventually_answers(address, "/readyz", 200).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_statement_of_a_leader_that_was_superseded_does_nothing() -> Result<()> {
+    let db = start("leader_fence").await?;
+    let lead = "select tollgate.acquire_leadership('expire_tokens')";
+    let first = db.session(OPERATOR).await?;
+    let old: i64 = value(&first, lead).await?;
+    assert_eq!(value::<i64>(&first, lead).await?, old, "asked again");
+    let second = db.session(OPERATOR).await?;
+    assert_eq!(value::<Option<i64>>(&second, lead).await?, None);
+    drop(first);
+    // What is rolled back leaves the lock, and gave no fence out.
+    let mut unsure = None;
+    eventually_async(SOON, "the lock to be free", async || {
+        second.batch_execute("begin").await.unwrap();
+        unsure = value::<Option<i64>>(&second, lead).await.unwrap();
+        second.batch_execute("rollback").await.unwrap();
+        unsure.is_some()
+    })
+    .await;
+    let new: i64 = value(&second, lead).await?;
+    assert!(new > old && Some(new) > unsure, "{old} {unsure:?} {new}");
+
+    db.owner
+        .execute("select tollgate.create_api_token('bob', 'short', expires_in => '10 milliseconds')", &[])
+        .await?;
+    eventually_async(SOON, "the expiry", async || {
+        value::<bool>(&db.owner, "select every(expires_at < clock_timestamp()) from tollgate.tokens")
+            .await
+            .unwrap()
+    })
+    .await;
+    let run = |fence: i64| {
+        format!("select tollgate.expire_tokens(10) where tollgate.check_leadership('expire_tokens', {fence})")
+    };
+    for wrong in [old, old + 1, 0, i64::MAX] {
+        refused(second.query(&run(wrong), &[]).await, &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE);
+    }
+    assert_eq!(value::<i64>(&second, &run(new)).await?, 1);
+    for task in ["null", "''", "'no such task'"] {
+        let answer = second.query(&format!("select tollgate.acquire_leadership({task})"), &[]).await;
+        refused(answer, &SqlState::INVALID_PARAMETER_VALUE);
+    }
     Ok(())
 }

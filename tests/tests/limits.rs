@@ -486,7 +486,9 @@ async fn where_the_table_is_full_a_limited_token_is_refused_and_an_unlimited_one
 
     // Once it is flushed there is room.
     let flush =
-        "with d as (select * from tollgate.drain_usage()) select tollgate.ack_usage(max(generation)) from d";
+        "with d as materialized (select distinct node, boot, generation from tollgate.drain_usage()),
+              a as materialized (select generation, tollgate.apply_usage(node, boot, generation, '{}') as applied from d)
+         select tollgate.ack_usage(generation) from a where applied";
     assert!(value::<bool>(&owner, flush).await?);
     assert_eq!(code(&owner, &limited.token).await?, "VALID");
     assert_eq!(value::<i64>(&owner, fill).await?, 3000);

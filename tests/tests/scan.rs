@@ -31,7 +31,9 @@ async fn uses(owner: &Client, token: &Token) -> Result<i64> {
     let sql =
         "select coalesce(sum(uses + denials), 0)::bigint from tollgate.drain_usage() where token_id = $1";
     let count = owner.query_one(sql, &[&token.id]).await?.get(0);
-    owner.execute("select tollgate.ack_usage(generation) from (select distinct generation from tollgate.drain_usage()) g", &[]).await?;
+    owner.execute("with d as materialized (select distinct node, boot, generation from tollgate.drain_usage()),
+              a as materialized (select generation, tollgate.apply_usage(node, boot, generation, '{}') as applied from d)
+         select tollgate.ack_usage(generation) from a where applied", &[]).await?;
     Ok(count)
 }
 

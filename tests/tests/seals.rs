@@ -15,7 +15,8 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client};
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually, eventually_async};
 
-static SHARED: Shared = Shared::new(&[]);
+/// What the tests make is a moment old.
+static SHARED: Shared = Shared::new(&[("tollgate.min_audit_retention", "0")]);
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -462,7 +463,7 @@ async fn a_purge_removes_whole_old_stretches_and_leaves_an_event_and_a_log_that_
     );
     assert!(["before", "first_at", "last_at"].iter().all(|key| detail[key].is_string()), "{detail}");
     let answer = verify(&db.owner).await?;
-    assert_eq!((&answer["whole"], &answer["seals"]), (&json!(true), &json!(5)));
+    assert_eq!((&answer["whole"], &answer["seals"]), (&json!(true), &json!(6)), "one of them the purge's");
     assert_eq!((&answer["events"], &answer["purged"]), (&json!(6), &json!(3)));
 
     // The event of the purge is itself sealed and one day purged; the next one tells of all before it.
@@ -471,11 +472,11 @@ async fn a_purge_removes_whole_old_stretches_and_leaves_an_event_and_a_log_that_
     log(&db.owner, "after:purge").await?;
     settle(&db.owner).await?;
     assert_eq!(seal(&db.operator, 10_000).await?, 1);
-    assert_eq!(purge(&db.owner, 6, 100_000).await?, 7);
+    assert_eq!(purge(&db.owner, 7, 100_000).await?, 7);
     let answer = verify(&db.owner).await?;
     assert_eq!(
         (&answer["whole"], &answer["events"], &answer["purged"]),
-        (&json!(true), &json!(1), &json!(6))
+        (&json!(true), &json!(1), &json!(7))
     );
     tamper(&db, "insert into tollgate.audit_log (event, epoch, xid) select 'forged', epoch, '3' from tollgate.audit_seals where seal = 2").await?;
     assert_eq!(fault(&db.owner).await?, Some((1, "events added".to_owned())));
@@ -595,6 +596,112 @@ async fn a_purge_waits_for_who_seals() -> Result<()> {
     db.operator.batch_execute("commit").await?;
     assert!(purged.await?? > 0);
     assert_eq!(fault(&db.owner).await?, None);
+    Ok(())
+}
+
+/// Who purges is not who says how long the log is kept.
+#[tokio::test]
+async fn nothing_younger_than_the_owner_says_is_purged() -> Result<()> {
+    let db = db("retention").await?;
+    db.owner.batch_execute("alter database retention set tollgate.min_audit_retention = '30d'").await?;
+    sealed(&db, 2).await?;
+    let purger = db.session(OPERATOR).await?;
+    for lift in [
+        "set tollgate.min_audit_retention = 0",
+        "alter role current_user set tollgate.min_audit_retention = 0",
+        "alter database retention set tollgate.min_audit_retention = 0",
+    ] {
+        refused(purger.batch_execute(lift).await, &SqlState::INSUFFICIENT_PRIVILEGE);
+    }
+    for before in ["now()", "now() - interval '1 second'", "now() - interval '29 days 23 hours'"] {
+        let purge = purger.execute(&format!("select tollgate.purge_audit_log({before})"), &[]).await;
+        let error = refused(purge, &SqlState::INVALID_PARAMETER_VALUE);
+        assert!(error.message().contains("30 days"), "{error:?}");
+    }
+    assert_eq!(
+        value::<i64>(&purger, "select tollgate.purge_audit_log(now() - interval '30 days')").await?,
+        0
+    );
+    Ok(())
+}
+
+/// The verdict against a seal that was kept elsewhere, with a retention of thirty days.
+async fn verdict(db: &Db, (seal, hash): &(i64, String)) -> Result<(Option<String>, Option<i64>)> {
+    let session = db.session("postgres").await?;
+    session.batch_execute("set tollgate.min_audit_retention = '30d'").await?;
+    let call = format!("select fault, seal from tollgate.verify_audit_log({seal}, '\\x{hash}')");
+    let row = session.query_one(&call, &[]).await?;
+    Ok((row.get(0), row.get(1)))
+}
+
+async fn last_seal(db: &Db) -> Result<(i64, String)> {
+    let last = "select seal, encode(hash, 'hex') from tollgate.audit_seals order by seal desc limit 1";
+    let row = db.owner.query_one(last, &[]).await?;
+    Ok((row.get(0), row.get(1)))
+}
+
+#[tokio::test]
+async fn a_purge_that_was_written_by_hand_is_found() -> Result<()> {
+    let db = db("byhand").await?;
+    assert_eq!(sealed(&db, 3).await?, 4);
+    let kept = last_seal(&db).await?;
+    assert_eq!(verdict(&db, &kept).await?, (None, None));
+    tamper(
+        &db,
+        "delete from tollgate.audit_log a using tollgate.audit_seals s where s.seal = 2 and (a.epoch, a.xid) < (s.epoch, s.xid);
+         insert into tollgate.audit_log (event, detail)
+             values ('audit.purged', '{\"first_seal\": 1, \"last_seal\": 2, \"events\": 9}')",
+    )
+    .await?;
+    let removed = (1, "events removed".to_owned());
+    assert_eq!(fault(&db.owner).await?, Some(removed.clone()), "an event is no proof");
+    assert_eq!(verdict(&db, &kept).await?, (Some(removed.1), Some(removed.0)));
+
+    // A link that fits the chain: whoever can write there can make one.
+    for (purged_to, before, found) in [
+        (2, "now()", "purge not proven"),
+        (2, "now() - interval '31 days'", "purge not proven"),
+        (9, "now()", "events added"),
+    ] {
+        db.owner.batch_execute("begin").await?;
+        db.owner
+            .batch_execute(&format!(
+                "set local session_replication_role = replica;
+                 select tollgate.append_seal(jsonb_populate_record(s, jsonb_build_object(
+                     'events', 0, 'purged_to', {purged_to}, 'purged_before', {before}, 'first_at', now(), 'last_at', now(),
+                     'in_order', (e).in_order, 'any_order', (e).any_order)))
+                 from tollgate.audit_seals s,
+                     tollgate.measure_stretch((s.epoch, s.xid)::tollgate.audit_place, (s.epoch, s.xid)::tollgate.audit_place) e
+                 where s.seal = 4"
+            ))
+            .await?;
+        db.owner.batch_execute("set local tollgate.min_audit_retention = '30d'").await?;
+        let call = format!("select fault from tollgate.verify_audit_log({}, '\\x{}')", kept.0, kept.1);
+        let answer: Option<String> = value(&db.owner, &call).await?;
+        assert_eq!(answer.as_deref(), Some(found), "{purged_to} {before}");
+        db.owner.batch_execute("rollback").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_purge_is_proven_by_a_seal_that_was_kept_since() -> Result<()> {
+    let db = db("proven").await?;
+    assert_eq!(sealed(&db, 3).await?, 4);
+    let before = last_seal(&db).await?;
+    assert!(purge(&db.owner, 2, 100_000).await? > 0);
+    let after = last_seal(&db).await?;
+    assert_eq!(after.0, 5);
+    assert_eq!(verdict(&db, &after).await?, (None, None));
+    assert_eq!(
+        verdict(&db, &before).await?,
+        (Some("purge not proven".to_owned()), Some(5)),
+        "too young to be believed"
+    );
+    let logged = "select detail ->> 'hash' from tollgate.audit_log where event = 'audit.purged'";
+    assert_eq!(value::<String>(&db.owner, logged).await?, after.1);
+    let known = format!("select whole from tollgate.verify_audit_log({}, '\\x{}')", before.0, before.1);
+    assert!(value::<bool>(&db.owner, &known).await?, "where such purges are allowed");
     Ok(())
 }
 

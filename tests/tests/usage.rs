@@ -19,6 +19,7 @@ use operator::{
     issue_many, set, stats, sums, totals, usage, verify_each,
 };
 use serde_json::{Value, json};
+use tokio_postgres::AsyncMessage;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tollgate_tests::{Cluster, DATABASE, eventually_async};
@@ -365,7 +366,8 @@ async fn server_starts_and_nodes_are_told_apart() -> Result<()> {
 async fn the_newest_use_stays_whatever_the_order_in_which_servers_are_flushed() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "newest").await?;
     let token = issue(&db.owner, "a", &[]).await?;
-    let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).ok();
+    let began = Timestamp::now().as_second() - 600;
+    let at = |second: i64| Timestamp::from_second(began + second).ok();
     let row = |uses, denials, last_used_at, last_used_ip| UsageRow {
         token_id: token.id,
         uses,
@@ -393,7 +395,7 @@ async fn the_newest_use_stays_whatever_the_order_in_which_servers_are_flushed() 
 }
 
 #[tokio::test]
-async fn apply_takes_no_null_and_no_negative_counts() -> Result<()> {
+async fn apply_takes_no_null() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "nulls").await?;
     for arguments in [
         "null, gen_random_uuid(), 1, '{}'",
@@ -405,16 +407,123 @@ async fn apply_takes_no_null_and_no_negative_counts() -> Result<()> {
         let error = refused(answer, &SqlState::INVALID_PARAMETER_VALUE);
         assert!(error.detail().is_some() && error.hint().is_some(), "{error:?}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_true_is_skipped_and_the_others_are_applied() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "skipped").await?;
+    let (good, bad) = (issue(&db.owner, "a", &[]).await?, issue(&db.owner, "b", &[]).await?);
+    let (operator, mut notices) = db.cluster.listen(OPERATOR, &db.name).await?;
+    let rows = |bad: &str| format!("array[('{}', 1, 1, null, null), {bad}]::tollgate.usage_row[]", good.id);
+    let skipped = [
+        format!("('{}', -1, 0, null, null)", bad.id),
+        format!("('{}', 0, -1, null, null)", bad.id),
+        format!("('{}', 9223372036854775807, 0, null, null)", bad.id),
+        format!("('{}', null, 0, null, null)", bad.id),
+        format!("('{}', 1, 1, null, null)", good.id),
+        "(null, 1, 1, null, null)".to_owned(),
+        "null".to_owned(),
+    ];
+    for (number, bad) in (1..).zip(&skipped) {
+        let call = format!("select tollgate.apply_usage('n', '{}', 1, {})", Uuid::new_v4(), rows(bad));
+        assert!(value::<bool>(&operator, &call).await?, "{bad}");
+        assert_eq!(counts(&db.owner, good.id).await?, (number, number), "{bad}");
+        let Ok(AsyncMessage::Notice(notice)) = notices.try_recv() else {
+            anyhow::bail!("no warning of {bad}")
+        };
+        assert!(notice.message().contains("skipped 1 of 2"), "{notice:?}");
+    }
+    assert_eq!(counts(&db.owner, bad.id).await?, (0, 0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn sums_stop_at_the_largest_number_and_fail_no_later_flush() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "largest").await?;
     let token = issue(&db.owner, "a", &[]).await?;
-    let negative =
-        UsageRow { token_id: token.id, uses: -1, denials: 0, last_used_at: None, last_used_ip: None };
-    let generation =
-        Generation { node: "n".into(), boot: Uuid::new_v4(), number: 1, rows: vec![negative.clone()] };
-    assert!(apply(&db.operator, &generation).await.is_err());
-    // It left no trace: the same generation can be applied properly.
-    let corrected = Generation { rows: vec![UsageRow { uses: 1, ..negative }], ..generation };
-    assert!(apply(&db.operator, &corrected).await?);
-    assert_eq!(counts(&db.owner, token.id).await?, (1, 0));
+    code(&db.web, &token.token).await?;
+    flush_all(&db.operator).await?;
+    db.owner
+        .batch_execute(
+            "update tollgate.token_usage set use_count = 9223372036854775806, hour_used = 9223372036854775806,
+                                             denied_count = 9223372036854775806, hour_denied = 9223372036854775806",
+        )
+        .await?;
+    for _ in 0..2 {
+        let call = format!(
+            "select tollgate.apply_usage('n', '{}', 1, array[('{}', 1000, 1000, null, null)]::tollgate.usage_row[])",
+            Uuid::new_v4(),
+            token.id
+        );
+        assert!(value::<bool>(&db.operator, &call).await?);
+        assert_eq!(counts(&db.owner, token.id).await?, (i64::MAX, i64::MAX));
+    }
+    code(&db.web, &token.token).await?;
+    flush_all(&db.operator).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_use_is_neither_before_its_token_nor_in_the_future() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "times").await?;
+    for (time, kept) in [
+        ("-infinity", "u.last_used_at = t.created_at"),
+        ("4000-01-01 00:00 BC", "u.last_used_at = t.created_at"),
+        ("infinity", "u.last_used_at <= now()"),
+        ("290000-01-01 00:00", "u.last_used_at <= now()"),
+    ] {
+        let token = issue(&db.owner, "a", &[]).await?;
+        for _ in 0..2 {
+            let call = format!(
+                "select tollgate.apply_usage('n', '{}', 1, array[('{}', 1, 0, '{time}', null)]::tollgate.usage_row[])",
+                Uuid::new_v4(),
+                token.id
+            );
+            assert!(value::<bool>(&db.operator, &call).await?, "{time}");
+        }
+        assert_eq!(counts(&db.owner, token.id).await?, (2, 0));
+        let held = format!(
+            "select {kept} and u.hour = date_bin('1 hour', u.last_used_at, timestamptz 'epoch')
+             from tollgate.token_usage u join tollgate.api_tokens t on t.id = u.token_id where t.id = '{}'",
+            token.id
+        );
+        assert!(value::<bool>(&db.owner, &held).await?, "{time}");
+        let hours = format!("select count(*) from tollgate.token_activity('{}')", token.id);
+        assert!(value::<i64>(&db.owner, &hours).await? <= 2, "{time}");
+    }
+    Ok(())
+}
+
+/// Whoever may apply can say that something was used, but not have what is counted later taken for applied.
+#[tokio::test]
+async fn only_a_generation_that_was_handed_out_is_applied_or_acknowledged() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "handedout").await?;
+    let token = issue(&db.owner, "a", &[]).await?;
+    code(&db.web, &token.token).await?;
+    let own = drained(&db.operator).await?;
+    let forged =
+        |number| format!("select tollgate.apply_usage('{}', '{}', {number}, '{{}}')", own.node, own.boot);
+    for number in [own.number + 1, own.number + 1000, i64::MAX, own.number - 1, 0, -1, i64::MIN] {
+        refused(db.operator.query_one(&forged(number), &[]).await, &SqlState::INVALID_PARAMETER_VALUE);
+    }
+    let early = db.operator.query_one("select tollgate.ack_usage($1)", &[&own.number]).await;
+    refused(early, &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE);
+    assert!(apply(&db.operator, &own).await?);
+    assert!(ack(&db.operator, own.number).await?);
+    refused(db.operator.query_one(&forged(own.number + 1), &[]).await, &SqlState::INVALID_PARAMETER_VALUE);
+    code(&db.web, &token.token).await?;
+    flush_all(&db.operator).await?;
+    assert_eq!(counts(&db.owner, token.id).await?, (2, 0));
+
+    // A record that says what cannot be, however it came there, loses nothing either.
+    code(&db.web, &token.token).await?;
+    db.owner.batch_execute("update tollgate.usage_flushes set generation = generation + 1000000").await?;
+    let next = drained(&db.operator).await?;
+    let early = db.operator.query_one("select tollgate.ack_usage($1)", &[&next.number]).await;
+    refused(early, &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE);
+    flush_all(&db.operator).await?;
+    assert_eq!(counts(&db.owner, token.id).await?, (3, 0));
     Ok(())
 }
 
@@ -770,6 +879,7 @@ async fn a_standby_counts_and_is_drained_while_the_primary_keeps_the_books() -> 
     );
     for (generation, server) in [(&of_standby, &operator), (&of_primary, &db.operator)] {
         assert!(apply(&db.operator, generation).await?);
+        standby.catch_up_with(&cluster)?;
         assert!(ack(server, generation.number).await?);
         assert_eq!(drain(server).await?, None);
     }

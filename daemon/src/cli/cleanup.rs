@@ -21,19 +21,19 @@ pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u
     let RetentionOptions { retention, usage_retention, audit_retention } = options.retention;
     let progress = progress::bar("recording expiries", None, options.output.quiet || options.output.json);
     let expired = until_done(&progress, batch_size, async || {
-        rested(batch_size, sql::expire_tokens(&*session, batch_size)).await
+        rested(batch_size, sql::expire_tokens(&*session, None, batch_size)).await
     })
     .await?;
     progress.set_position(0);
     progress.set_message("deleting ended tokens");
     let purged = until_done(&progress, batch_size, async || {
-        purge(&mut session, Ended::Tokens, retention, batch_size).await
+        purge(&mut session, None, Ended::Tokens, retention, batch_size).await
     })
     .await?;
     progress.set_position(0);
     progress.set_message("deleting old hours of usage");
     let hours = until_done(&progress, batch_size, async || {
-        purge(&mut session, Ended::UsageHours, usage_retention, batch_size).await
+        purge(&mut session, None, Ended::UsageHours, usage_retention, batch_size).await
     })
     .await?;
     let mut events = 0;
@@ -41,7 +41,7 @@ pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u
         progress.set_position(0);
         progress.set_message("deleting old events of the audit log");
         events = until_done(&progress, batch_size, async || {
-            rested(batch_size, sql::purge_audit_log(&*session, retention, batch_size)).await
+            rested(batch_size, sql::purge_audit_log(&*session, None, retention, batch_size)).await
         })
         .await?;
     }

@@ -49,7 +49,7 @@ pub(super) async fn flush(target: Target, standbys: Vec<Target>, output: &Output
         MOST_ROUNDS,
         || {
             progress.tick();
-            flush_usage::flush(&session)
+            flush_usage::flush(&session, None)
         },
         |round| {
             totals.add(round);

@@ -23,6 +23,7 @@ use crate::tasks::{
     announce_expiries, deliver_webhooks, expire_tokens, flush_standby, flush_usage, heartbeat, observe,
     publish_events, purge, purge_audit, seal_audit, watch_usage,
 };
+use crate::unled::Unled;
 use crate::webhook::Sender;
 use crate::{exit, listener, pooler, systemd};
 
@@ -60,11 +61,12 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     let batch_size = options.batch.batch_size;
     let audit_retention = options.retention.audit_retention.0;
     let seen = Seen::default();
+    let unled = Unled::default();
 
     // Before there is any connection: that there is none is a thing to ask for.
     if let Some(server) = server {
         let site = Arc::new(Site {
-            metrics: Metrics::new(board.clone(), seen.clone(), database.clone()),
+            metrics: Metrics::new(board.clone(), seen.clone(), unled.clone(), database.clone()),
             events: EventStreams::new(database.clone()),
         });
         shutdown.spawn("http", server.run(site.clone(), shutdown.token().clone()));
@@ -109,13 +111,18 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     );
     if !options.expiry_notice.is_zero() {
         driver.start_led(
-            announce_expiries::AnnounceExpiries::new(database.clone(), options.expiry_notice, batch_size),
+            announce_expiries::AnnounceExpiries::new(
+                database.clone(),
+                leadership.clone(),
+                options.expiry_notice,
+                batch_size,
+            ),
             every(announce_expiries::PERIOD.min(options.expire_interval * 12)),
             Signal::default(),
         );
     }
     driver.start_led(
-        flush_usage::FlushUsage::new(database.clone()),
+        flush_usage::FlushUsage::new(database.clone(), leadership.clone()),
         every(options.flush_interval),
         flush_now[0].clone(),
     );
@@ -147,30 +154,30 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         events_came,
     );
     driver.start_led(
-        expire_tokens::ExpireTokens::new(database.clone(), batch_size),
+        expire_tokens::ExpireTokens::new(database.clone(), leadership.clone(), batch_size),
         every(options.expire_interval),
         Signal::default(),
     );
     driver.start_led(
-        purge::Purge::new(database.clone(), options.retention, batch_size),
+        purge::Purge::new(database.clone(), leadership.clone(), options.retention, batch_size),
         every(options.purge_interval),
         Signal::default(),
     );
     if let Some(retention) = audit_retention {
         driver.start_led(
-            purge_audit::PurgeAudit::new(database.clone(), retention, batch_size),
+            purge_audit::PurgeAudit::new(database.clone(), leadership.clone(), retention, batch_size),
             every(options.purge_interval),
             Signal::default(),
         );
     }
     driver.start_led(
-        seal_audit::SealAudit::new(database.clone(), batch_size),
+        seal_audit::SealAudit::new(database.clone(), leadership.clone(), batch_size),
         every(options.seal_interval),
         Signal::default(),
     );
     let leading = database.clone();
     driver.start(
-        heartbeat::Heartbeat::new(database, identity(), board),
+        heartbeat::Heartbeat::new(database, identity(), board, unled),
         every(heartbeat::PERIOD),
         report.clone(),
     );

@@ -10,10 +10,9 @@ use crate::db::Target;
 use crate::driver::{Outcome, Status};
 use crate::error::Result;
 use crate::output::Text;
+use crate::unled::is_alive;
 use crate::{exit, output, sql};
 
-/// A daemon that was not heard of for longer counts as gone. It reports every ten seconds.
-pub(super) const GONE_AFTER_SECONDS: f64 = 60.0;
 /// How many daemons that are gone are listed.
 const MOST_GONE: usize = 3;
 
@@ -32,10 +31,6 @@ pub(super) async fn status(target: Target, json: bool) -> Result<u8> {
 
 fn seconds_since_seen(daemon: &Value) -> Option<f64> {
     daemon.get("seconds_since_seen").and_then(Value::as_f64)
-}
-
-pub(super) fn is_alive(daemon: &Value) -> bool {
-    seconds_since_seen(daemon).is_some_and(|seconds| seconds <= GONE_AFTER_SECONDS)
 }
 
 fn describe(stats: &Value, daemons: &[Value]) -> Text {

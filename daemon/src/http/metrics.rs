@@ -19,6 +19,7 @@ use crate::db::Database;
 use crate::driver::Board;
 use crate::sql::Observation;
 use crate::tasks::observe::Seen;
+use crate::unled::Unled;
 
 pub(super) const CONTENT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -30,6 +31,7 @@ const MAX_NAMES: usize = 100;
 pub struct Metrics {
     board: Board,
     seen: Seen,
+    unled: Unled,
     database: Database,
     started: Timestamp,
 }
@@ -37,13 +39,18 @@ pub struct Metrics {
 type Labels = Vec<(&'static str, String)>;
 
 impl Metrics {
-    pub fn new(board: Board, seen: Seen, database: Database) -> Self {
-        Self { board, seen, database, started: Timestamp::now() }
+    pub fn new(board: Board, seen: Seen, unled: Unled, database: Database) -> Self {
+        Self { board, seen, unled, database, started: Timestamp::now() }
     }
 
     /// From the first answer of the server on, while it is connected.
     pub(super) fn is_ready(&self) -> bool {
         self.seen.last().is_some()
+    }
+
+    /// Tasks that no daemon has led for three periods.
+    pub(super) fn unled(&self) -> Vec<String> {
+        self.unled.tasks().into_iter().collect()
     }
 
     pub(super) fn page(&self) -> String {
@@ -135,6 +142,14 @@ impl Metrics {
             "Of tasks that one daemon does for all: whether it is this one, 0 or 1",
             each(&|s| s.leads.map(|leads| f64::from(u8::from(leads)))),
         );
+        let unled = self.unled.tasks();
+        page.gauge(
+            "tollgated_task_unled",
+            "Of tasks that one daemon does for all: whether none has led it for three periods, 0 or 1",
+            board.iter().filter(|(_, status)| status.leads.is_some()).map(|(name, _)| {
+                (vec![("task", (*name).to_owned())], f64::from(u8::from(unled.contains(*name))))
+            }),
+        );
         page.gauge("tollgated_task_period_seconds", "How often it runs", each(&|s| Some(s.period_seconds)));
 
         let items = |task: &str| board.get(task).map_or(0.0, |status| float(status.items));
@@ -200,7 +215,7 @@ fn server(page: &mut Page, observation: &Observation) {
     page.gauge("tollgate_table_bytes", "Size of a table with its indexes", sizes);
     page.gauge1(
         "tollgate_notification_queue_usage_ratio",
-        "How full the server's queue of notifications is; at 1 commits that notify fail",
+        "How full the server's queue of notifications is; above 0.5 revocations are not notified, at 1 commits that notify fail",
         observation.notification_queue_usage,
     );
 

@@ -176,7 +176,10 @@ async fn answer(
     Ok(match path {
         // Whoever can answer at all is alive.
         "/livez" => text(StatusCode::OK, "ok\n"),
-        "/readyz" if site.metrics.is_ready() => text(StatusCode::OK, "ok\n"),
+        "/readyz" if site.metrics.is_ready() => match site.metrics.unled() {
+            tasks if tasks.is_empty() => text(StatusCode::OK, "ok\n"),
+            tasks => text(StatusCode::SERVICE_UNAVAILABLE, format!("no daemon leads {}\n", tasks.join(", "))),
+        },
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "no connection to the database\n"),
         "/metrics" => {
             let mut page = text(StatusCode::OK, site.metrics.page());

@@ -5,17 +5,19 @@ use tokio_util::sync::CancellationToken;
 use crate::db::Database;
 use crate::driver::{Report, Task};
 use crate::error::Result;
+use crate::leader::Leadership;
 use crate::sql;
 
 #[derive(Debug)]
 pub struct ExpireTokens {
     database: Database,
+    leadership: Leadership,
     batch_size: i32,
 }
 
 impl ExpireTokens {
-    pub fn new(database: Database, batch_size: i32) -> Self {
-        Self { database, batch_size }
+    pub fn new(database: Database, leadership: Leadership, batch_size: i32) -> Self {
+        Self { database, leadership, batch_size }
     }
 }
 
@@ -25,8 +27,9 @@ impl Task for ExpireTokens {
     }
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
+        let fence = self.leadership.own_fence(self.name())?;
         let session = self.database.session(stop).await?;
-        let items = sql::expire_tokens(&**session, self.batch_size).await?;
+        let items = sql::expire_tokens(&**session, Some(&fence), self.batch_size).await?;
         Ok(Report { items, more: fills(items, self.batch_size), note: None })
     }
 }

@@ -88,7 +88,7 @@ where
     if !sql::usage_applied(&**standby, &generation).await? {
         let primary = primary().await?;
         applied = !sql::usage_applied(&**primary, &generation).await?
-            && sql::apply_usage(&**primary, &generation).await?;
+            && sql::apply_usage(&**primary, None, &generation).await?;
     }
     if !replayed(standby, &generation).await? {
         return Ok(Round::NotReplayed);

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::db::{Database, OwnSession, Session};
 use crate::driver::{Report, Task};
 use crate::error::{Error, Result};
+use crate::leader::{Fence, Leadership};
 use crate::sql;
 
 /// Enough for a generation that was left behind, for what was counted since, and for a rival that flushes too.
@@ -19,6 +20,7 @@ const FULL: u64 = 16_384;
 #[derive(Debug)]
 pub struct FlushUsage {
     session: OwnSession,
+    leadership: Leadership,
 }
 
 /// What one round of drain, apply and acknowledge did.
@@ -47,8 +49,8 @@ impl Round {
 }
 
 impl FlushUsage {
-    pub fn new(database: Database) -> Self {
-        Self { session: OwnSession::new(database) }
+    pub fn new(database: Database, leadership: Leadership) -> Self {
+        Self { session: OwnSession::new(database), leadership }
     }
 }
 
@@ -58,8 +60,9 @@ impl Task for FlushUsage {
     }
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
+        let fence = self.leadership.own_fence(self.name())?;
         let session = self.session.take(stop).await?;
-        let round = flush(&session).await?;
+        let round = flush(&session, Some(&fence)).await?;
         self.session.give_back(session);
         let more = round.is_full();
         Ok(match round {
@@ -75,7 +78,20 @@ impl Task for FlushUsage {
     async fn finish(&mut self) -> Result<Option<Report>> {
         // The shutdown has begun already: its grace bounds this, not its token.
         let session = self.session.take(&CancellationToken::new()).await.map_err(still_counted)?;
-        finish(|| flush(&session)).await
+        let fence = match self.leadership.fence(self.name()) {
+            Some(fence) => fence,
+            // It was not here for long enough to lead. If another leads, that one flushes.
+            None => match sql::acquire_leadership(&*session, &[self.name().to_owned()])
+                .await
+                .map_err(still_counted)?
+                .remove(self.name())
+                .flatten()
+            {
+                Some(number) => Fence { task: self.name(), number },
+                None => return Ok(None),
+            },
+        };
+        finish(|| flush(&session, Some(&fence))).await
     }
 }
 
@@ -118,13 +134,13 @@ fn still_counted(error: Error) -> Error {
 }
 
 /// One round.
-pub async fn flush(session: &Session) -> Result<Round> {
+pub async fn flush(session: &Session, fence: Option<&Fence>) -> Result<Round> {
     let generation = match drain(session).await? {
         Drained::Some(generation) => generation,
         Drained::Nothing(round) => return Ok(round),
     };
     // Outside a transaction block: it has committed when it returns.
-    let applied = sql::apply_usage(&**session, &generation).await?;
+    let applied = sql::apply_usage(&**session, fence, &generation).await?;
     acknowledge(session, &generation, applied).await
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use crate::error::{Doing as _, Result};
+use crate::leader::Fence;
 use crate::sql::{Ended, Purge};
 
 /// As short as the server's and our timers can wait.
@@ -28,9 +29,15 @@ fn sizes(what: Ended) -> (i32, i32) {
 
 /// Deletes up to `batch_size` that were over longer ago than the retention, and says how many: fewer only if there are no more.
 /// What was deleted before a failure stays deleted.
-pub async fn purge(session: &mut Client, what: Ended, retention: Duration, batch_size: i32) -> Result<u64> {
+pub async fn purge(
+    session: &mut Client,
+    fence: Option<&Fence>,
+    what: Ended,
+    retention: Duration,
+    batch_size: i32,
+) -> Result<u64> {
     let (by_statement, by_transaction) = sizes(what);
-    let statement = Purge::prepare(session, what).await?;
+    let statement = Purge::prepare(session, fence, what).await?;
     let mut left = batch_size;
     let mut deleted = 0;
     let mut more = true;

@@ -9,18 +9,25 @@ use crate::config::RetentionOptions;
 use crate::db::Database;
 use crate::driver::{Report, Task};
 use crate::error::Result;
+use crate::leader::Leadership;
 use crate::sql::Ended;
 
 #[derive(Debug)]
 pub struct Purge {
     database: Database,
+    leadership: Leadership,
     retention: RetentionOptions,
     batch_size: i32,
 }
 
 impl Purge {
-    pub fn new(database: Database, retention: RetentionOptions, batch_size: i32) -> Self {
-        Self { database, retention, batch_size }
+    pub fn new(
+        database: Database,
+        leadership: Leadership,
+        retention: RetentionOptions,
+        batch_size: i32,
+    ) -> Self {
+        Self { database, leadership, retention, batch_size }
     }
 }
 
@@ -31,10 +38,13 @@ impl Task for Purge {
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
         let RetentionOptions { retention, usage_retention, .. } = self.retention;
+        let fence = self.leadership.own_fence(self.name())?;
         let mut session = self.database.session(stop).await?;
-        let tokens = purge(&mut session, Ended::Tokens, retention, self.batch_size).await?;
-        let hours = purge(&mut session, Ended::UsageHours, usage_retention, self.batch_size).await?;
-        let messages = purge(&mut session, Ended::WebhookDeliveries, retention, self.batch_size).await?;
+        let tokens = purge(&mut session, Some(&fence), Ended::Tokens, retention, self.batch_size).await?;
+        let hours =
+            purge(&mut session, Some(&fence), Ended::UsageHours, usage_retention, self.batch_size).await?;
+        let messages =
+            purge(&mut session, Some(&fence), Ended::WebhookDeliveries, retention, self.batch_size).await?;
         let more = [tokens, hours, messages].into_iter().any(|items| fills(items, self.batch_size));
         Ok(Report { items: tokens + hours, more, note: None })
     }

@@ -13,18 +13,20 @@ use super::rest;
 use crate::db::Database;
 use crate::driver::{Report, Task};
 use crate::error::Result;
+use crate::leader::Leadership;
 use crate::sql;
 
 #[derive(Debug)]
 pub struct PurgeAudit {
     database: Database,
+    leadership: Leadership,
     retention: Duration,
     batch_size: i32,
 }
 
 impl PurgeAudit {
-    pub fn new(database: Database, retention: Duration, batch_size: i32) -> Self {
-        Self { database, retention, batch_size }
+    pub fn new(database: Database, leadership: Leadership, retention: Duration, batch_size: i32) -> Self {
+        Self { database, leadership, retention, batch_size }
     }
 }
 
@@ -34,9 +36,10 @@ impl Task for PurgeAudit {
     }
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
+        let fence = self.leadership.own_fence(self.name())?;
         let session = self.database.session(stop).await?;
         let started = Instant::now();
-        let items = sql::purge_audit_log(&**session, self.retention, self.batch_size).await?;
+        let items = sql::purge_audit_log(&**session, Some(&fence), self.retention, self.batch_size).await?;
         let more = fills(items, self.batch_size);
         drop(session);
         if more {

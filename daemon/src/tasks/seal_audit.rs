@@ -11,17 +11,19 @@ use super::expire_tokens::fills;
 use crate::db::Database;
 use crate::driver::{Report, Task};
 use crate::error::Result;
+use crate::leader::Leadership;
 use crate::sql;
 
 #[derive(Debug)]
 pub struct SealAudit {
     database: Database,
+    leadership: Leadership,
     batch_size: i32,
 }
 
 impl SealAudit {
-    pub fn new(database: Database, batch_size: i32) -> Self {
-        Self { database, batch_size }
+    pub fn new(database: Database, leadership: Leadership, batch_size: i32) -> Self {
+        Self { database, leadership, batch_size }
     }
 }
 
@@ -31,8 +33,9 @@ impl Task for SealAudit {
     }
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
+        let fence = self.leadership.own_fence(self.name())?;
         let session = self.database.session(stop).await?;
-        let sealed = sql::seal_audit_log(&**session, self.batch_size).await?;
+        let sealed = sql::seal_audit_log(&**session, Some(&fence), self.batch_size).await?;
         if let Some((seal, hash)) = &sealed.seal {
             tracing::info!(seal, hash = hex(hash), events = sealed.events, "sealed the audit log");
         }

@@ -6,6 +6,7 @@ mod context;
 mod derive;
 mod internal;
 mod issue;
+mod leadership;
 mod rotate;
 mod scopes;
 mod stats;

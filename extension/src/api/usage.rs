@@ -1,5 +1,5 @@
-//! `drain_usage` and `ack_usage`: the way of the counters out of shared memory. `apply_usage` is SQL. And `usage_pressure`,
-//! which says when they must take it.
+//! `drain_usage` and `free_usage`: the way of the counters out of shared memory, and `handed_out_usage`, by which the SQL of
+//! `apply_usage` and `ack_usage` knows what is on it. And `usage_pressure`, which says when they must take it.
 #![allow(unsafe_code)]
 
 use crate::error::OrRaise;
@@ -25,7 +25,7 @@ fn drain_usage() -> TableIterator<
     ),
 > {
     let drained = shmem::drain().or_raise();
-    let node = String::from_utf8_lossy(&drained.node).trim_end_matches('\0').to_owned();
+    let node = name(&drained.node);
     let boot = Uuid::from_bytes(drained.boot);
     TableIterator::new(drained.rows.into_iter().map(move |row| {
         (
@@ -41,10 +41,38 @@ fn drain_usage() -> TableIterator<
     }))
 }
 
-sql_function!(ack_usage);
-fn ack_usage(call: &Call) -> Option<Datum> {
+sql_function!(free_usage);
+fn free_usage(call: &Call) -> Option<Datum> {
     let generation: i64 = call.value(0)?;
     shmem::acknowledge(generation.cast_unsigned()).or_raise().into_datum()
+}
+
+fn name(node: &[u8]) -> String {
+    String::from_utf8_lossy(node).trim_end_matches('\0').to_owned()
+}
+
+#[pg_extern(sql = false)]
+#[allow(clippy::type_complexity)]
+fn handed_out_usage() -> TableIterator<
+    'static,
+    (
+        name!(this_node, String),
+        name!(this_boot, Uuid),
+        name!(node, Option<String>),
+        name!(boot, Option<Uuid>),
+        name!(generation, Option<i64>),
+    ),
+> {
+    TableIterator::new(shmem::handed_out().map(|(this_node, this_boot, closed)| {
+        let generation = closed.as_ref().map(|closed| closed.generation.cast_signed());
+        (
+            name(&this_node),
+            Uuid::from_bytes(this_boot),
+            closed.as_ref().map(|closed| name(&closed.node)),
+            closed.as_ref().map(|closed| Uuid::from_bytes(closed.boot)),
+            generation,
+        )
+    }))
 }
 
 #[pg_extern(sql = false)]

@@ -165,6 +165,13 @@ pub(crate) fn acknowledge(generation: u64) -> Result<bool, Error> {
     Ok(segment.table.acknowledge(segment, database(), generation))
 }
 
+/// The name of this server and of this start of it, and what was drained of this database and not acknowledged, without its rows.
+pub(crate) fn handed_out() -> Option<([u8; tollgate_core::usage_file::NODE_LEN], [u8; 16], Option<Drained>)> {
+    let segment = segment()?;
+    let (node, closed) = segment.table.handed_out(segment, database());
+    Some((node, segment.table.boot(), closed))
+}
+
 /// How much of the room is taken by counters that are not flushed, from 0 to 1, and how many uses found none.
 pub(crate) fn pressure() -> Result<(f64, u64), Error> {
     let segment = segment().ok_or_else(|| Error::needs_preload("usage metering"))?;

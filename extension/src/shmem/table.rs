@@ -639,6 +639,23 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// The name of this server, and the closed generation of a database without its counters.
+    pub(super) fn handed_out(
+        &self,
+        control: &impl Control,
+        database: u32,
+    ) -> ([u8; NODE_LEN], Option<Drained>) {
+        let _control = control.hold();
+        let closed = self.known_database(database).filter(|slot| slot.closed.load(Relaxed) != 0);
+        let closed = closed.map(|slot| Drained {
+            node: slot.closed_under.node(),
+            boot: slot.closed_under.boot(),
+            generation: slot.closed.load(Relaxed),
+            rows: Vec::new(),
+        });
+        (self.header.origin.node(), closed)
+    }
+
     pub(super) fn acknowledge(&self, control: &impl Control, database: u32, generation: u64) -> bool {
         let _control = control.hold();
         let Some(slot) = self.known_database(database) else { return false };

@@ -101,6 +101,8 @@ const CALLS: &[(&str, &str)] = &[
         "finish_webhook_delivery(1, '00000000-0000-0000-0000-000000000003', 200)",
     ),
     ("tollgate.purge_webhook_deliveries(interval,integer)", "purge_webhook_deliveries('30 days', 10)"),
+    ("tollgate.acquire_leadership(text)", "acquire_leadership('seal_audit')"),
+    ("tollgate.check_leadership(text,bigint)", "check_leadership('purge', 0)"),
     ("tollgate.seal_audit_log(integer)", "seal_audit_log()"),
     ("tollgate.verify_audit_log(bigint,bytea)", "verify_audit_log()"),
     ("tollgate.purge_audit_log(timestamp with time zone,integer)", "purge_audit_log('2020-01-01')"),

@@ -1,13 +1,15 @@
 //! The daemons that serve the database: whether there is one, and how its tasks fare.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::finding::Finding;
-use crate::cli::status::{GONE_AFTER_SECONDS, is_alive};
 use crate::driver::Status;
 use crate::output;
+use crate::unled::{GONE_AFTER_SECONDS, is_alive, unled};
 
 const NAME: &str = "daemons";
 
@@ -24,6 +26,17 @@ pub(super) fn findings(daemons: &[Value]) -> Vec<Finding> {
         )];
     }
     let mut findings: Vec<Finding> = alive.iter().flat_map(|daemon| of(daemon)).collect();
+    for (task, lasting) in unled(daemons, Timestamp::now()) {
+        findings.push(Finding::fail(
+            NAME,
+            format!(
+                "no daemon has led the task {task} for {}, so nobody does its work",
+                humantime::format_duration(Duration::from_secs(lasting.as_secs()))
+            ),
+            "SELECT pg_terminate_backend(l.pid) FROM pg_locks l, tollgate.leaderships t WHERE l.locktype = 'advisory' AND \
+             l.objsubid = 3 AND l.pid = t.pid; (as a superuser: ends the sessions that hold these locks; daemons connect anew)",
+        ));
+    }
     if findings.is_empty() {
         let them: Vec<String> = alive.iter().map(|daemon| name(daemon)).collect();
         findings.push(Finding::ok(NAME, format!("{} without a failing task", them.join(", "))));

@@ -1,0 +1,73 @@
+-- Leadership: which session does the work of which only one is needed.
+--
+-- It is a session lock of PostgreSQL's, of the class of the advisory ones, which pg_advisory_lock() cannot take: those
+-- functions mark what they lock as of a kind 1 or 2, and ours is of another. So no role can keep the daemons from their work by
+-- locking first, but one that was granted acquire_leadership(). The lock ends with its session, however that ends.
+--
+-- Each time leadership changes hands its fence grows. Who writes for a task says which fence it has: one that has lost
+-- the lock without noticing, as after a freeze, is refused.
+
+CREATE TABLE tollgate.leaderships (
+    task          text        PRIMARY KEY,
+    fence         bigint      NOT NULL DEFAULT 0,
+    pid           integer,
+    backend_start timestamptz,
+    acquired_at   timestamptz
+) WITH (fillfactor = 50);
+COMMENT ON TABLE tollgate.leaderships IS 'The tasks that one daemon does for all, and which session came to lead each last. Not dumped: elsewhere none leads';
+INSERT INTO tollgate.leaderships (task)
+    VALUES ('announce_expiries'), ('expire_tokens'), ('flush_usage'), ('purge'), ('purge_audit'), ('seal_audit');
+
+CREATE FUNCTION tollgate.lock_leadership(task text) RETURNS timestamptz
+    LANGUAGE c VOLATILE PARALLEL UNSAFE STRICT
+    AS 'MODULE_PATHNAME', 'lock_leadership';
+COMMENT ON FUNCTION tollgate.lock_leadership(text) IS
+    'When this session began, if it holds the lock of the task from now on or did so before; NULL while another holds it. Internal.';
+
+CREATE FUNCTION tollgate.acquire_leadership(task text) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    began timestamptz;
+    known tollgate.leaderships;
+BEGIN
+    SELECT l.* INTO known FROM tollgate.leaderships l WHERE l.task = $1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no task %', tollgate.quote_redacted($1)
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: task.',
+                  HINT = format('It is one of %s.', (SELECT string_agg(l.task, ', ' ORDER BY l.task) FROM tollgate.leaderships l));
+    END IF;
+    began := tollgate.lock_leadership($1);
+    IF began IS NULL THEN
+        RETURN NULL;
+    END IF;
+    IF (known.pid, known.backend_start) IS DISTINCT FROM (pg_backend_pid(), began) THEN
+        -- By the clock, so that it grows beyond a state that a restored or promoted server does not know.
+        UPDATE tollgate.leaderships l
+            SET fence = greatest(l.fence + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
+                pid = pg_backend_pid(), backend_start = began, acquired_at = clock_timestamp()
+            WHERE l.task = $1
+            RETURNING l.fence INTO known.fence;
+    END IF;
+    RETURN known.fence;
+END
+$$;
+COMMENT ON FUNCTION tollgate.acquire_leadership(text) IS
+    'Makes this session the leader of a task until it ends, if no other is: the fence to give to check_leadership, or NULL while another leads. May be asked again and again';
+
+CREATE FUNCTION tollgate.check_leadership(task text, fence bigint) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM tollgate.leaderships l WHERE l.task = $1 AND l.fence = $2) THEN
+        RAISE EXCEPTION 'another session leads the task %', tollgate.quote_redacted($1)
+            USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'Arguments: task and fence, which is not the last that was given out.',
+                  HINT = 'Ask acquire_leadership() again.';
+    END IF;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION tollgate.check_leadership(text, bigint) IS
+    'True if nobody came to lead the task after the one with this fence, else an error: to be asked in the statement that does the work';
