@@ -34,7 +34,7 @@ pub const OPERATOR_FUNCTIONS: [&str; 24] = [
     "finish_webhook_delivery",
     "open_subscription",
     "purge_audit_log",
-    "purge_tokens",
+    "purge_tokens_after",
     "purge_usage",
     "purge_webhook_deliveries",
     "queue_webhook_deliveries",
@@ -175,27 +175,63 @@ pub struct Purge {
     doing: &'static str,
 }
 
+/// Which ended token was looked at last, in the order in which they ended. The time is as the server wrote it: it may be infinite.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    ended_at: Option<String>,
+    token_id: Option<Uuid>,
+}
+
+/// What one statement did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// Fewer than were asked for only at the end.
+    pub looked_at: u64,
+    pub deleted: u64,
+    pub place: Place,
+}
+
 impl Purge {
     pub async fn prepare(client: &impl GenericClient, what: Ended) -> Result<Self> {
         let (function, doing) = match what {
-            Ended::Tokens => ("purge_tokens", "delete ended tokens"),
+            Ended::Tokens => ("purge_tokens_after", "delete ended tokens"),
             Ended::UsageHours => ("purge_usage", "delete old hours of usage"),
             Ended::WebhookDeliveries => ("purge_webhook_deliveries", "delete old webhook messages"),
         };
-        let statement = format!("select tollgate.{function}(make_interval(secs => $1), $2)");
+        let statement = match what {
+            Ended::Tokens => format!(
+                "select looked_at, purged, ended_at::text, token_id \
+                   from tollgate.{function}(make_interval(secs => $1), $2, $3::text::timestamptz, $4)"
+            ),
+            // They leave none behind.
+            Ended::UsageHours | Ended::WebhookDeliveries => format!(
+                "select deleted, deleted, $3::text, $4::uuid \
+                   from tollgate.{function}(make_interval(secs => $1), $2) as deleted"
+            ),
+        };
         Ok(Self { statement: client.prepare(&statement).await.doing(doing)?, function, doing })
     }
 
-    /// Deletes up to `most` that were over longer ago than the retention, and says how many.
+    /// Looks at up to `most` after a place, and deletes those that were over longer ago than the retention.
     pub async fn execute(
         &self,
         client: &impl GenericClient,
         retention: std::time::Duration,
         most: i32,
-    ) -> Result<u64> {
-        let values: [&(dyn ToSql + Sync); 2] = [&retention.as_secs_f64(), &most];
+        place: &Place,
+    ) -> Result<Purged> {
+        let seconds = retention.as_secs_f64();
+        let values: [&(dyn ToSql + Sync); 4] = [&seconds, &most, &place.ended_at, &place.token_id];
         let row = client.query_one(&self.statement, &values).await.doing(self.doing)?;
-        unsigned(self.function, row.try_get(0).doing(self.doing)?)
+        let count = |column| unsigned(self.function, row.try_get(column).doing(self.doing)?);
+        Ok(Purged {
+            looked_at: count(0)?,
+            deleted: count(1)?,
+            place: Place {
+                ended_at: row.try_get(2).doing(self.doing)?,
+                token_id: row.try_get(3).doing(self.doing)?,
+            },
+        })
     }
 }
 

@@ -78,6 +78,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'open_subscription(text)',                               'operator'),
         ('FUNCTION', 'purge_audit_log(timestamptz, integer)',                 'operator'),
         ('FUNCTION', 'purge_tokens(interval, integer)',                       'operator'),
+        ('FUNCTION', 'purge_tokens_after(interval, integer, timestamptz, uuid)', 'operator'),
         ('FUNCTION', 'purge_webhook_deliveries(interval, integer)',           'operator'),
         ('FUNCTION', 'queue_webhook_deliveries(integer)',                     'operator'),
         ('FUNCTION', 'purge_usage(interval, integer)',                        'operator'),

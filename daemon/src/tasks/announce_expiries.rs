@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::expire_tokens::fills;
+use super::pieces::{self, Batch};
 use crate::db::Database;
 use crate::driver::{Report, Task};
 use crate::error::Result;
-use crate::sql;
 
-/// Nobody needs to know to the second, and each look goes through all tokens that expire soon.
+/// Nobody needs to know to the second.
 pub const PERIOD: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -32,8 +31,8 @@ impl Task for AnnounceExpiries {
     }
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
-        let session = self.database.session(stop).await?;
-        let items = sql::announce_expiries(&**session, self.notice, self.batch_size).await?;
-        Ok(Report { items, more: fills(items, self.batch_size), note: None })
+        let mut session = self.database.session(stop).await?;
+        let Batch { items, more } = pieces::announce(&mut session, self.notice, self.batch_size).await?;
+        Ok(Report { items, more, note: None })
     }
 }

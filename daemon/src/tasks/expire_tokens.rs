@@ -2,10 +2,10 @@
 
 use tokio_util::sync::CancellationToken;
 
+use super::pieces::{self, Batch};
 use crate::db::Database;
 use crate::driver::{Report, Task};
 use crate::error::Result;
-use crate::sql;
 
 #[derive(Debug)]
 pub struct ExpireTokens {
@@ -25,9 +25,9 @@ impl Task for ExpireTokens {
     }
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
-        let session = self.database.session(stop).await?;
-        let items = sql::expire_tokens(&**session, self.batch_size).await?;
-        Ok(Report { items, more: fills(items, self.batch_size), note: None })
+        let mut session = self.database.session(stop).await?;
+        let Batch { items, more } = pieces::expire(&mut session, self.batch_size).await?;
+        Ok(Report { items, more, note: None })
     }
 }
 

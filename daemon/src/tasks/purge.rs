@@ -3,8 +3,7 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::expire_tokens::fills;
-use super::pieces::purge;
+use super::pieces::{Round, purge};
 use crate::config::RetentionOptions;
 use crate::db::Database;
 use crate::driver::{Report, Task};
@@ -16,11 +15,13 @@ pub struct Purge {
     database: Database,
     retention: RetentionOptions,
     batch_size: i32,
+    /// How far it has come with the tokens.
+    round: Round,
 }
 
 impl Purge {
     pub fn new(database: Database, retention: RetentionOptions, batch_size: i32) -> Self {
-        Self { database, retention, batch_size }
+        Self { database, retention, batch_size, round: Round::default() }
     }
 }
 
@@ -32,10 +33,13 @@ impl Task for Purge {
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
         let RetentionOptions { retention, usage_retention, .. } = self.retention;
         let mut session = self.database.session(stop).await?;
-        let tokens = purge(&mut session, Ended::Tokens, retention, self.batch_size).await?;
-        let hours = purge(&mut session, Ended::UsageHours, usage_retention, self.batch_size).await?;
-        let messages = purge(&mut session, Ended::WebhookDeliveries, retention, self.batch_size).await?;
-        let more = [tokens, hours, messages].into_iter().any(|items| fills(items, self.batch_size));
-        Ok(Report { items: tokens + hours, more, note: None })
+        let batch_size = self.batch_size;
+        let tokens = purge(&mut session, Ended::Tokens, retention, batch_size, &mut self.round).await?;
+        let mut whole = Round::default();
+        let hours = purge(&mut session, Ended::UsageHours, usage_retention, batch_size, &mut whole).await?;
+        let messages =
+            purge(&mut session, Ended::WebhookDeliveries, retention, batch_size, &mut whole).await?;
+        let more = tokens.more || hours.more || messages.more;
+        Ok(Report { items: tokens.items + hours.items, more, note: None })
     }
 }
