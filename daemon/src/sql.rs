@@ -20,7 +20,7 @@ use crate::error::{Doing as _, Error, Result};
 pub const CHANNEL: &str = "tollgate_events";
 
 /// The functions that the daemon calls, each of which its role must be allowed to execute.
-pub const OPERATOR_FUNCTIONS: [&str; 24] = [
+pub const OPERATOR_FUNCTIONS: [&str; 25] = [
     "ack_usage",
     "admit_event_reader",
     "advance_subscription",
@@ -34,6 +34,7 @@ pub const OPERATOR_FUNCTIONS: [&str; 24] = [
     "finish_webhook_delivery",
     "open_subscription",
     "purge_audit_log",
+    "purge_tokens",
     "purge_tokens_after",
     "purge_usage",
     "purge_webhook_deliveries",
