@@ -22,7 +22,7 @@ use crate::leader::Fence;
 pub const CHANNEL: &str = "tollgate_events";
 
 /// The functions that the daemon calls, each of which its role must be allowed to execute.
-pub const OPERATOR_FUNCTIONS: [&str; 26] = [
+pub const OPERATOR_FUNCTIONS: [&str; 27] = [
     "ack_usage",
     "acquire_leadership",
     "admit_event_reader",
@@ -39,6 +39,7 @@ pub const OPERATOR_FUNCTIONS: [&str; 26] = [
     "open_subscription",
     "purge_audit_log",
     "purge_tokens",
+    "purge_tokens_after",
     "purge_usage",
     "purge_webhook_deliveries",
     "queue_webhook_deliveries",
@@ -212,27 +213,65 @@ pub struct Purge {
     doing: &'static str,
 }
 
+/// Which ended token was looked at last, in the order in which they ended. The time is as the server wrote it: it may be infinite.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    ended_at: Option<String>,
+    token_id: Option<Uuid>,
+}
+
+/// What one statement did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// Fewer than were asked for only at the end.
+    pub looked_at: u64,
+    pub deleted: u64,
+    pub place: Place,
+}
+
 impl Purge {
     pub async fn prepare(client: &impl GenericClient, fence: Option<&Fence>, what: Ended) -> Result<Self> {
         let (function, doing) = match what {
-            Ended::Tokens => ("purge_tokens", "delete ended tokens"),
+            Ended::Tokens => ("purge_tokens_after", "delete ended tokens"),
             Ended::UsageHours => ("purge_usage", "delete old hours of usage"),
             Ended::WebhookDeliveries => ("purge_webhook_deliveries", "delete old webhook messages"),
         };
-        let statement = fenced(&format!("select tollgate.{function}(make_interval(secs => $1), $2)"), fence);
+        // Called in a SELECT without FROM, for the fence; OFFSET keeps that a sub-select, so that it is called once.
+        let call = match what {
+            Ended::Tokens => format!(
+                "select tollgate.{function}(make_interval(secs => $1), $2, $3::text::timestamptz, $4) as r"
+            ),
+            _ => format!("select tollgate.{function}(make_interval(secs => $1), $2) as r"),
+        };
+        let columns = match what {
+            Ended::Tokens => "(s.r).looked_at, (s.r).purged, (s.r).ended_at::text, (s.r).token_id",
+            // They leave none behind.
+            Ended::UsageHours | Ended::WebhookDeliveries => "s.r, s.r, $3::text, $4::uuid",
+        };
+        let statement = format!("select {columns} from ({} offset 0) s", fenced(&call, fence));
         Ok(Self { statement: client.prepare(&statement).await.doing(doing)?, function, doing })
     }
 
-    /// Deletes up to `most` that were over longer ago than the retention, and says how many.
+    /// Looks at up to `most` after a place, and deletes those that were over longer ago than the retention.
     pub async fn execute(
         &self,
         client: &impl GenericClient,
         retention: std::time::Duration,
         most: i32,
-    ) -> Result<u64> {
-        let values: [&(dyn ToSql + Sync); 2] = [&retention.as_secs_f64(), &most];
+        place: &Place,
+    ) -> Result<Purged> {
+        let seconds = retention.as_secs_f64();
+        let values: [&(dyn ToSql + Sync); 4] = [&seconds, &most, &place.ended_at, &place.token_id];
         let row = client.query_one(&self.statement, &values).await.doing(self.doing)?;
-        unsigned(self.function, row.try_get(0).doing(self.doing)?)
+        let count = |column| unsigned(self.function, row.try_get(column).doing(self.doing)?);
+        Ok(Purged {
+            looked_at: count(0)?,
+            deleted: count(1)?,
+            place: Place {
+                ended_at: row.try_get(2).doing(self.doing)?,
+                token_id: row.try_get(3).doing(self.doing)?,
+            },
+        })
     }
 }
 

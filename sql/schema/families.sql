@@ -2,7 +2,7 @@
 -- narrows, disables or ends a token does the same to its descendants in the same transaction.
 --
 -- Locks. Whoever changes a token, or derives from it, locks the row of its family's root first and only then other rows
--- of the family; of several families, the roots in the order of their ids. Before those comes the lock that
+-- of the family; of several families, the roots in the order of their users and ids. Before those comes the lock that
 -- max_tokens_per_user takes, and after them that on the catalogue of scopes. expire_tokens and purge_tokens wait for no row, and so need not follow.
 
 CREATE FUNCTION tollgate.derive_api_token(parent text, name text, scopes text[], expires_in interval, allowed_ips cidr[] DEFAULT NULL,

@@ -22,7 +22,8 @@ CREATE TABLE tollgate.api_tokens (
     parent_id      uuid,
     rotated_from   uuid,
     rotated_to     uuid,
-    disabled_via   uuid
+    disabled_via   uuid,
+    announced_expiry timestamptz
 ) USING heap;
 COMMENT ON TABLE tollgate.api_tokens IS 'API tokens, by the SHA-256 digest of their plaintext, which is nowhere. Written only when somebody manages a token, never by verification';
 COMMENT ON COLUMN tollgate.api_tokens.token_hash IS 'sha256 of the whole token';
@@ -31,6 +32,7 @@ COMMENT ON COLUMN tollgate.api_tokens.expired_at IS 'When the expiry was recorde
 COMMENT ON COLUMN tollgate.api_tokens.parent_id IS 'The token that this one was derived from; never changes, and is there for as long as this one';
 COMMENT ON COLUMN tollgate.api_tokens.rotated_from IS 'The token that this one replaced, which may be purged';
 COMMENT ON COLUMN tollgate.api_tokens.rotated_to IS 'The token that replaced this one; a token is rotated once';
+COMMENT ON COLUMN tollgate.api_tokens.announced_expiry IS 'The expiry that announce_expiries has dealt with; another one is announced anew';
 COMMENT ON COLUMN tollgate.api_tokens.disabled_via IS 'The ancestor whose disabling disabled this token; NULL in a disabled token that somebody disabled by itself';
 
 CREATE UNIQUE INDEX api_tokens_token_hash ON tollgate.api_tokens (token_hash);
@@ -38,7 +40,10 @@ CREATE INDEX api_tokens_user ON tollgate.api_tokens (user_id);
 CREATE INDEX api_tokens_parent ON tollgate.api_tokens (parent_id) WHERE parent_id IS NOT NULL;
 CREATE INDEX api_tokens_expiring ON tollgate.api_tokens (expires_at)
     WHERE expires_at IS NOT NULL AND expired_at IS NULL AND revoked_at IS NULL;
-CREATE INDEX api_tokens_ended ON tollgate.api_tokens (least(revoked_at, expires_at))
+CREATE INDEX api_tokens_unannounced ON tollgate.api_tokens (expires_at)
+    WHERE expires_at IS NOT NULL AND expired_at IS NULL AND revoked_at IS NULL AND rotated_to IS NULL
+      AND announced_expiry IS DISTINCT FROM expires_at;
+CREATE INDEX api_tokens_ended ON tollgate.api_tokens (least(revoked_at, expires_at), id)
     WHERE revoked_at IS NOT NULL OR expired_at IS NOT NULL;
 SELECT pg_extension_config_dump('tollgate.api_tokens', '');
 

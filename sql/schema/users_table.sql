@@ -123,6 +123,27 @@ CREATE FUNCTION tollgate.query_as(role oid, query text, keys text[]) RETURNS tex
 COMMENT ON FUNCTION tollgate.query_as(oid, text, text[]) IS
     'What a query of the keys ($1) answers when it runs with the rights of a role. Internal.';
 
+CREATE FUNCTION tollgate.revoke_if_departed(users regclass, key_column name, key_type oid, keys text[], operation text) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    departed text[];
+BEGIN
+    SELECT tollgate.query_as(c.relowner, format('SELECT array_agg(d) FROM unnest($1) d WHERE NOT EXISTS (SELECT FROM %s u WHERE u.%I = d::%s)',
+                                                $1, $2, $3::regtype), $4)
+        INTO departed FROM pg_class c WHERE c.oid = $1;
+    IF departed IS NULL THEN
+        RETURN 0;
+    END IF;
+    RETURN tollgate.revoke_without_notification(departed,
+        CASE $5 WHEN 'UPDATE' THEN 'the user has another key' ELSE 'the user was deleted' END,
+        jsonb_build_object('users_table', $1));
+END
+$$;
+COMMENT ON FUNCTION tollgate.revoke_if_departed(regclass, name, oid, text[], text) IS
+    'Revokes the tokens of those of some users who are not in their table any more, and says how many. Internal.';
+
 -- Runs with its owner's rights beside the table of somebody else, so what it reads of that it reads with the rights of the
 -- table's owner, but for the keys that it is handed.
 CREATE FUNCTION tollgate.revoke_departed_users() RETURNS trigger
@@ -135,6 +156,10 @@ DECLARE
     users      regclass := coalesce(pg_partition_root(TG_RELID), TG_RELID);
     key_type   oid := (SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = TG_RELID AND a.attname = key_column AND NOT a.attisdropped);
     departed   text[];
+    one        text;
+    keys       text[] := '{}';
+    affected   bigint := 0;
+    n          bigint := 0;
 BEGIN
     PERFORM tollgate.check_key_type(key_type);
     -- The column may be another since.
@@ -147,23 +172,33 @@ BEGIN
                       HINT = 'Truncate it in a transaction with isolation level READ COMMITTED.';
         END IF;
         -- Each table that is truncated has a trigger of its own, but for partitions that came after the attachment.
-        SELECT tollgate.query_as(c.relowner, format('SELECT array_agg(DISTINCT u.%I::text) FROM %s %s u', key_column,
+        SELECT tollgate.query_as(c.relowner, format('SELECT array_agg(DISTINCT u.%I::text COLLATE "C") FROM %s %s u', key_column,
                                                     CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY' END, TG_RELID::regclass), NULL)
             INTO departed FROM pg_class c WHERE c.oid = TG_RELID;
+        FOR i IN 1 .. coalesce(cardinality(departed), 0) BY 1000 LOOP
+            affected := affected + tollgate.revoke_without_notification(departed[i : i + 999], 'the user was deleted', jsonb_build_object('users_table', users));
+        END LOOP;
+        n := cardinality(departed);
+        one := departed[1];
+    ELSIF TG_LEVEL = 'STATEMENT' THEN
+        -- So many users at a time, since a statement may delete any number; their table may be read once for each turn. In the
+        -- order in which their tokens are locked.
+        FOR one IN EXECUTE format('SELECT DISTINCT d.%I::text COLLATE "C" FROM departed d ORDER BY 1', key_column) LOOP
+            n := n + 1;
+            keys := keys || one;
+            IF cardinality(keys) >= 50000 THEN
+                affected := affected + tollgate.revoke_if_departed(users, key_column, key_type, keys, TG_OP);
+                keys := '{}';
+            END IF;
+        END LOOP;
+        affected := affected + tollgate.revoke_if_departed(users, key_column, key_type, keys, TG_OP);
     ELSE
-        IF TG_LEVEL = 'STATEMENT' THEN
-            EXECUTE format('SELECT array_agg(DISTINCT d.%I::text) FROM departed d', key_column) INTO departed;
-        ELSE
-            EXECUTE format('SELECT ARRAY[($1).%I::text]', key_column) INTO departed USING OLD;
-        END IF;
-        SELECT tollgate.query_as(c.relowner, format('SELECT array_agg(d) FROM unnest($1) d WHERE NOT EXISTS (SELECT FROM %s u WHERE u.%I = d::%s)',
-                                                    users, key_column, key_type::regtype), departed)
-            INTO departed FROM pg_class c WHERE c.oid = users;
+        n := 1;
+        EXECUTE format('SELECT ($1).%I::text', key_column) INTO one USING OLD;
+        affected := tollgate.revoke_if_departed(users, key_column, key_type, ARRAY[one], TG_OP);
     END IF;
-    IF departed IS NOT NULL THEN
-        PERFORM tollgate.revoke_tokens_of_users(departed,
-            CASE TG_OP WHEN 'UPDATE' THEN 'the user has another key' ELSE 'the user was deleted' END,
-            jsonb_build_object('users_table', users));
+    IF affected > 0 THEN
+        PERFORM tollgate.notify_token_event('token.revoked', NULL, CASE WHEN n = 1 THEN one END, NULL, affected);
     END IF;
     RETURN NULL;
 END

@@ -11,7 +11,7 @@ use crate::db::Target;
 use crate::error::Result;
 use crate::sql::Ended;
 use crate::tasks::expire_tokens::fills;
-use crate::tasks::pieces::purge;
+use crate::tasks::pieces::{Batch, Round, expire, purge};
 use crate::tasks::rest;
 use crate::{exit, output, sql};
 
@@ -20,27 +20,25 @@ pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u
     let batch_size = options.batch.batch_size;
     let RetentionOptions { retention, usage_retention, audit_retention } = options.retention;
     let progress = progress::bar("recording expiries", None, options.output.quiet || options.output.json);
-    let expired = until_done(&progress, batch_size, async || {
-        rested(batch_size, sql::expire_tokens(&*session, None, batch_size)).await
-    })
-    .await?;
+    let expired = until_done(&progress, async || expire(&mut session, None, batch_size).await).await?;
     progress.set_position(0);
     progress.set_message("deleting ended tokens");
-    let purged = until_done(&progress, batch_size, async || {
-        purge(&mut session, None, Ended::Tokens, retention, batch_size).await
+    let mut round = Round::default();
+    let purged = until_done(&progress, async || {
+        purge(&mut session, None, Ended::Tokens, retention, batch_size, &mut round).await
     })
     .await?;
     progress.set_position(0);
     progress.set_message("deleting old hours of usage");
-    let hours = until_done(&progress, batch_size, async || {
-        purge(&mut session, None, Ended::UsageHours, usage_retention, batch_size).await
+    let hours = until_done(&progress, async || {
+        purge(&mut session, None, Ended::UsageHours, usage_retention, batch_size, &mut round).await
     })
     .await?;
     let mut events = 0;
     if let Some(retention) = audit_retention.0 {
         progress.set_position(0);
         progress.set_message("deleting old events of the audit log");
-        events = until_done(&progress, batch_size, async || {
+        events = until_done(&progress, async || {
             rested(batch_size, sql::purge_audit_log(&*session, None, retention, batch_size)).await
         })
         .await?;
@@ -60,31 +58,28 @@ pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u
     Ok(exit::OK)
 }
 
-async fn until_done(
-    progress: &ProgressBar,
-    batch_size: i32,
-    mut batch: impl AsyncFnMut() -> Result<u64>,
-) -> Result<u64> {
+async fn until_done(progress: &ProgressBar, mut batch: impl AsyncFnMut() -> Result<Batch>) -> Result<u64> {
     let mut total = 0;
     loop {
-        let items = batch().await?;
+        let Batch { items, more } = batch().await?;
         total += items;
         progress.set_position(total);
         progress.tick();
-        if !fills(items, batch_size) {
+        if !more {
             return Ok(total);
         }
     }
 }
 
 /// Does a batch at one go, and rests after it if there may be another.
-async fn rested(batch_size: i32, batch: impl Future<Output = Result<u64>>) -> Result<u64> {
+async fn rested(batch_size: i32, batch: impl Future<Output = Result<u64>>) -> Result<Batch> {
     let started = Instant::now();
     let items = batch.await?;
-    if fills(items, batch_size) {
+    let more = fills(items, batch_size);
+    if more {
         rest(started).await;
     }
-    Ok(items)
+    Ok(Batch { items, more })
 }
 
 #[cfg(test)]
@@ -95,16 +90,17 @@ mod tests {
     use crate::error::Error;
 
     #[tokio::test]
-    async fn batches_go_on_until_one_is_not_full() {
-        let left = RefCell::new(vec![10, 10, 3, 10]);
-        let total = until_done(&ProgressBar::hidden(), 10, async || Ok(left.borrow_mut().remove(0))).await;
-        assert_eq!(total.unwrap(), 23);
-        assert_eq!(*left.borrow(), [10]);
+    async fn batches_go_on_until_there_are_no_more() {
+        let batch = |items, more| Batch { items, more };
+        let left = RefCell::new(vec![batch(10, true), batch(0, true), batch(3, false), batch(10, true)]);
+        let total = until_done(&ProgressBar::hidden(), async || Ok(left.borrow_mut().remove(0))).await;
+        assert_eq!(total.unwrap(), 13);
+        assert_eq!(*left.borrow(), [batch(10, true)]);
     }
 
     #[tokio::test]
     async fn a_failure_ends_it() {
-        let total = until_done(&ProgressBar::hidden(), 10, async || Err(Error::failed("no"))).await;
+        let total = until_done(&ProgressBar::hidden(), async || Err(Error::failed("no"))).await;
         assert!(total.is_err());
     }
 }

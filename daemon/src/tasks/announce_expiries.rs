@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::expire_tokens::fills;
+use super::pieces::{self, Batch};
 use crate::db::Database;
 use crate::driver::{Report, Task};
 use crate::error::Result;
 use crate::leader::Leadership;
-use crate::sql;
 
-/// Nobody needs to know to the second, and each look goes through all tokens that expire soon.
+/// Nobody needs to know to the second.
 pub const PERIOD: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -35,8 +34,9 @@ impl Task for AnnounceExpiries {
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
         let fence = self.leadership.own_fence(self.name())?;
-        let session = self.database.session(stop).await?;
-        let items = sql::announce_expiries(&**session, Some(&fence), self.notice, self.batch_size).await?;
-        Ok(Report { items, more: fills(items, self.batch_size), note: None })
+        let mut session = self.database.session(stop).await?;
+        let Batch { items, more } =
+            pieces::announce(&mut session, Some(&fence), self.notice, self.batch_size).await?;
+        Ok(Report { items, more, note: None })
     }
 }

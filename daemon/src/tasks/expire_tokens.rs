@@ -2,11 +2,11 @@
 
 use tokio_util::sync::CancellationToken;
 
+use super::pieces::{self, Batch};
 use crate::db::Database;
 use crate::driver::{Report, Task};
 use crate::error::Result;
 use crate::leader::Leadership;
-use crate::sql;
 
 #[derive(Debug)]
 pub struct ExpireTokens {
@@ -28,9 +28,9 @@ impl Task for ExpireTokens {
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
         let fence = self.leadership.own_fence(self.name())?;
-        let session = self.database.session(stop).await?;
-        let items = sql::expire_tokens(&**session, Some(&fence), self.batch_size).await?;
-        Ok(Report { items, more: fills(items, self.batch_size), note: None })
+        let mut session = self.database.session(stop).await?;
+        let Batch { items, more } = pieces::expire(&mut session, Some(&fence), self.batch_size).await?;
+        Ok(Report { items, more, note: None })
     }
 }
 

@@ -3,8 +3,7 @@
 
 use tokio_util::sync::CancellationToken;
 
-use super::expire_tokens::fills;
-use super::pieces::purge;
+use super::pieces::{Round, purge};
 use crate::config::RetentionOptions;
 use crate::db::Database;
 use crate::driver::{Report, Task};
@@ -18,6 +17,8 @@ pub struct Purge {
     leadership: Leadership,
     retention: RetentionOptions,
     batch_size: i32,
+    /// How far it has come with the tokens.
+    round: Round,
 }
 
 impl Purge {
@@ -27,7 +28,7 @@ impl Purge {
         retention: RetentionOptions,
         batch_size: i32,
     ) -> Self {
-        Self { database, leadership, retention, batch_size }
+        Self { database, leadership, retention, batch_size, round: Round::default() }
     }
 }
 
@@ -40,12 +41,15 @@ impl Task for Purge {
         let RetentionOptions { retention, usage_retention, .. } = self.retention;
         let fence = self.leadership.own_fence(self.name())?;
         let mut session = self.database.session(stop).await?;
-        let tokens = purge(&mut session, Some(&fence), Ended::Tokens, retention, self.batch_size).await?;
+        let (fence, batch_size) = (Some(&fence), self.batch_size);
+        let tokens =
+            purge(&mut session, fence, Ended::Tokens, retention, batch_size, &mut self.round).await?;
+        let mut whole = Round::default();
         let hours =
-            purge(&mut session, Some(&fence), Ended::UsageHours, usage_retention, self.batch_size).await?;
+            purge(&mut session, fence, Ended::UsageHours, usage_retention, batch_size, &mut whole).await?;
         let messages =
-            purge(&mut session, Some(&fence), Ended::WebhookDeliveries, retention, self.batch_size).await?;
-        let more = [tokens, hours, messages].into_iter().any(|items| fills(items, self.batch_size));
-        Ok(Report { items: tokens + hours, more, note: None })
+            purge(&mut session, fence, Ended::WebhookDeliveries, retention, batch_size, &mut whole).await?;
+        let more = tokens.more || hours.more || messages.more;
+        Ok(Report { items: tokens.items + hours.items, more, note: None })
     }
 }

@@ -35,8 +35,9 @@ pub(crate) struct Stored {
 }
 
 const INSERT: &str = "
-    WITH parent AS (
-        SELECT p.* FROM tollgate.api_tokens p WHERE p.id = $13
+    WITH parent AS MATERIALIZED (
+        -- Without a parent nothing is looked up, however a plan that was made while the table was small would do it.
+        SELECT p.* FROM tollgate.api_tokens p WHERE $13 IS NOT NULL AND p.id = $13
     ), issued AS (
         INSERT INTO tollgate.api_tokens AS t (id, token_hash, hint, user_id, name, scopes, expires_at, metadata, allowed_ips,
                                               rate_limit, rate_window, parent_id)

@@ -72,6 +72,10 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.expire_tokens(integer)", "expire_tokens(10)"),
     ("tollgate.announce_expiries(interval,integer)", "announce_expiries('7 days', 10)"),
     ("tollgate.purge_tokens(interval,integer)", "purge_tokens('30 days', 10)"),
+    (
+        "tollgate.purge_tokens_after(interval,integer,timestamp with time zone,uuid)",
+        "purge_tokens_after('30 days', 10)",
+    ),
     ("tollgate.purge_usage(interval,integer)", "purge_usage('90 days', 10)"),
     ("tollgate.event_position(bigint)", "event_position(0)"),
     (

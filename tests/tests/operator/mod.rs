@@ -21,7 +21,7 @@ pub(crate) const OPERATOR: &str = "operator";
 
 pub(crate) const GRANTS: &str = "
     grant execute on function
-        tollgate.drain_usage, tollgate.apply_usage, tollgate.ack_usage, tollgate.expire_tokens, tollgate.purge_tokens,
+        tollgate.drain_usage, tollgate.apply_usage, tollgate.ack_usage, tollgate.expire_tokens, tollgate.purge_tokens, tollgate.purge_tokens_after,
         tollgate.event_position, tollgate.read_events, tollgate.open_subscription, tollgate.advance_subscription,
         tollgate.report_daemon, tollgate.seal_audit_log, tollgate.stats, tollgate.announce_expiries,
         tollgate.subscription_backlogs, tollgate.queue_webhook_deliveries, tollgate.claim_webhook_deliveries,

@@ -1,6 +1,7 @@
 //! What is measured, a part a file.
 
 mod backend;
+mod bulk;
 mod cleanup;
 mod durable;
 mod flush;
@@ -46,6 +47,7 @@ pub(crate) const PARTS: &[Part] = &[
     issue::PART,
     latency::PART,
     cleanup::PART,
+    bulk::PART,
     soak::PART,
 ];
 

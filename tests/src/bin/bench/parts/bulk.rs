@@ -1,0 +1,172 @@
+//! What is done to very many rows at once: whether a row gets dearer as they get more, and what verifications feel of it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use tollgate_tests::{Cluster, DATABASE, Tollgated};
+
+use super::{Outcome, Part, Run, part_with_daemon};
+use crate::clients::{Clients, Statement};
+use crate::measure::{Progress, Series, percentile, timed};
+use crate::report::{Figure, Unit, count};
+use crate::service::{self, OPERATOR, VERIFY, WEB};
+use crate::tokens::Tokens;
+
+pub(super) const PART: Part =
+    part_with_daemon("bulk", "the cost per row at N and at 10 N, and p99 of verification meanwhile", run);
+
+const STATEMENTS: [Statement; 1] = [VERIFY];
+const DEADLINE: Duration = Duration::from_mins(10);
+
+/// One kind of bulk. `:n` stands for the number of rows.
+struct Shape {
+    name: &'static str,
+    prepare: &'static str,
+    work: Work,
+}
+
+enum Work {
+    Sql(&'static str),
+    /// `tollgated cleanup` with a retention of nothing.
+    Cleanup,
+}
+
+const SHAPES: [Shape; 7] = [
+    Shape {
+        name: "issuing in one transaction",
+        prepare: "",
+        work: Work::Sql(
+            "select count(tollgate.create_api_token('i' || g, 'k')) from generate_series(1, :n) g",
+        ),
+    },
+    Shape {
+        name: "importing in one transaction",
+        prepare: "",
+        work: Work::Sql(
+            "select count(tollgate.import_api_token('m' || g, 'k', sha256((:n || ' ' || g)::bytea))) from generate_series(1, :n) g",
+        ),
+    },
+    Shape {
+        name: "deleting users of an attached table",
+        prepare: "create table bench.users_:n (id text primary key);
+                  insert into bench.users_:n select 'd:n-' || g from generate_series(1, :n) g;
+                  select count(tollgate.create_api_token(id, 'k')) from bench.users_:n;
+                  select tollgate.attach_users_table('bench.users_:n', 'id')",
+        work: Work::Sql("delete from bench.users_:n"),
+    },
+    Shape {
+        name: "revoking all tokens of a user",
+        prepare: "select count(tollgate.create_api_token('one :n', 'k')) from generate_series(1, :n)",
+        work: Work::Sql("select tollgate.revoke_all_api_tokens('one :n')"),
+    },
+    Shape {
+        name: "announcing expiries, a thousand at a time",
+        prepare: "select count(tollgate.create_api_token('a', 'k', expires_in => '1 day')) from generate_series(1, :n)",
+        work: Work::Sql(
+            "do $$ begin loop exit when tollgate.announce_expiries('7 days', 1000) < 1000; commit; end loop; end $$",
+        ),
+    },
+    Shape {
+        name: "tollgated cleanup of tokens that expired in one moment",
+        prepare: "select count(tollgate.create_api_token('e:n', 'k', expires_in => '1 day')) from generate_series(1, :n);
+                  update tollgate.api_tokens set expires_at = now() where user_id = 'e:n'",
+        work: Work::Cleanup,
+    },
+    Shape {
+        name: "sealing the log",
+        // What the others left behind is not measured.
+        prepare: "select tollgate.seal_audit_log(1000000);
+                  select count(tollgate.create_api_token('s' || g, 'k')) from generate_series(1, :n) g",
+        work: Work::Sql("select tollgate.seal_audit_log(1000000)"),
+    },
+];
+
+fn run(run: &Run<'_>) -> Result<Outcome> {
+    let many = run.scale.ended / 5;
+    let few = many / 10;
+    let tokens = Tokens::new(run.scale.tokens.div_ceil(10))?;
+    let cluster = service::with_tokens(
+        service::builder(run.install, run.scale.tokens).setting("tollgate.accept_foreign_tokens", "on"),
+        &tokens,
+    )?;
+    let mut clients = Clients::connect(&cluster, WEB, DATABASE, run.scale.clients, &STATEMENTS)?;
+    clients.warm_up(0, &tokens, 0..tokens.len())?;
+    let rate = clients.run(run.scale.turn, 0, &tokens)?.rate() / 4.0;
+
+    let mut figures = Vec::new();
+    let mut progress = Progress::new("bulk", SHAPES.len());
+    for shape in &SHAPES {
+        let (mut cost_of_few, mut cost_of_many, mut meanwhile_over_quiet) = (0.0, 0.0, 0.0);
+        for n in [few, many] {
+            // A statement each, so that each is a transaction.
+            for statement in shape.prepare.split(';').filter(|statement| !statement.trim().is_empty()) {
+                cluster.execute(DATABASE, &statement.replace(":n", &n.to_string()))?;
+            }
+            cluster.execute(DATABASE, "vacuum analyze tollgate.api_tokens")?;
+            cluster.execute(DATABASE, "checkpoint")?;
+            if n == few {
+                let ((), time) = timed(|| shape.work.run(&cluster, n))?;
+                cost_of_few = time.as_secs_f64() * 1e6 / f64::from(n);
+                continue;
+            }
+            let quiet = clients.latencies_for(run.scale.turn, Some(rate), 0, &tokens)?;
+            let stop = AtomicBool::new(false);
+            let (times, time) = thread::scope(|scope| {
+                let work = scope.spawn(|| {
+                    let ran = timed(|| shape.work.run(&cluster, n));
+                    // Also when it failed: the clients would go on for ever.
+                    stop.store(true, Ordering::Relaxed);
+                    ran
+                });
+                let times = clients.latencies(Some(rate), &stop, 0, &tokens)?;
+                let ((), time) = work.join().expect("work that fails says so")?;
+                anyhow::Ok((times, time))
+            })?;
+            cost_of_many = time.as_secs_f64() * 1e6 / f64::from(n);
+            meanwhile_over_quiet = percentile(&times, 0.99) / percentile(&quiet, 0.99);
+        }
+        let series = |value: f64| Series(vec![value]);
+        let name = shape.name;
+        let growth = series(cost_of_many / cost_of_few);
+        figures.extend([
+            Figure::new(&format!("{name}: cost per row at 10 N ÷ at N"), Unit::Ratio, &growth).at_most(1.5),
+            Figure::new(&format!("{name}: per row at N"), Unit::Microseconds, &series(cost_of_few)),
+            Figure::new(&format!("{name}: per row at 10 N"), Unit::Microseconds, &series(cost_of_many)),
+            Figure::new(
+                &format!("{name}: p99 of verification meanwhile ÷ quiet"),
+                Unit::Ratio,
+                &series(meanwhile_over_quiet),
+            )
+            .at_most(2.0),
+        ]);
+        progress.step();
+    }
+    Ok(Outcome {
+        conditions: vec![
+            format!("N is {}, beside {} live tokens; each once", count(few), tokens.len()),
+            format!(
+                "{} clients, {rate:.0} verifications a second, a quarter of what there can be, beside 10 N",
+                run.scale.clients
+            ),
+            service::conditions(&cluster)?,
+        ],
+        figures,
+    })
+}
+
+impl Work {
+    fn run(&self, cluster: &Cluster, n: u32) -> Result<()> {
+        match self {
+            Self::Sql(statement) => cluster.execute(DATABASE, &statement.replace(":n", &n.to_string())),
+            Self::Cleanup => {
+                let url = cluster.url(OPERATOR, DATABASE);
+                let mut daemon = Tollgated::spawn(&url, &["cleanup", "--retention", "0s", "--quiet"])?;
+                let status = daemon.wait(DEADLINE)?;
+                ensure!(status.success(), "tollgated cleanup: {status}\n{}", daemon.log());
+                Ok(())
+            }
+        }
+    }
+}
