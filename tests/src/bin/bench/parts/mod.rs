@@ -3,6 +3,7 @@
 mod backend;
 mod cleanup;
 mod durable;
+mod events;
 mod flush;
 mod growth;
 mod issue;
@@ -46,6 +47,7 @@ pub(crate) const PARTS: &[Part] = &[
     issue::PART,
     latency::PART,
     cleanup::PART,
+    events::PART,
     soak::PART,
 ];
 
