@@ -120,7 +120,6 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'epoch_identity(integer)',                               'nobody'),
         ('FUNCTION', 'epoch_lineage(integer)',                                'nobody'),
         ('FUNCTION', 'epoch_of_cursor(uuid)',                                 'nobody'),
-        ('FUNCTION', 'event_as_json(tollgate.audit_log)',                     'nobody'),
         ('FUNCTION', 'fault_of_stretch(tollgate.audit_seals, tollgate.audit_place, boolean)', 'nobody'),
         ('FUNCTION', 'final_place()',                                         'nobody'),
         ('FUNCTION', 'first_pending(tollgate.event_cursor, integer)',         'nobody'),

@@ -245,13 +245,6 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION tollgate.end_batch(tollgate.event_cursor) IS 'The cursor after the batch that it has. Internal.';
 
-CREATE FUNCTION tollgate.event_as_json(told tollgate.audit_log) RETURNS jsonb
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN jsonb_build_object(
-        'id', ($1).id, 'epoch', ($1).epoch, 'at', ($1).at, 'event', ($1).event, 'token_id', ($1).token_id, 'user_id', ($1).user_id,
-        'actor', ($1).actor, 'client_addr', host(($1).client_addr), 'reason', ($1).detail -> 'reason', 'detail', ($1).detail - 'reason');
-COMMENT ON FUNCTION tollgate.event_as_json(tollgate.audit_log) IS 'An event as readers are told of it. Internal.';
-
 CREATE FUNCTION tollgate.read_events(cursor tollgate.event_cursor, max_events integer DEFAULT 1000) RETURNS tollgate.event_batch
     LANGUAGE plpgsql STABLE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -301,7 +294,9 @@ BEGIN
     IF ($1).next_id < ($1).dense_id THEN
         SELECT jsonb_agg(p.told ORDER BY p.id) AS events, count(*) AS events_read, max(p.id) AS last_id INTO page FROM (
             SELECT q.id, q.told, sum(pg_column_size(q.told)) OVER (ORDER BY q.id) - pg_column_size(q.told) AS bytes FROM (
-                SELECT a.id, tollgate.event_as_json(a) AS told
+                SELECT a.id, jsonb_build_object(
+                    'id', a.id, 'epoch', a.epoch, 'at', a.at, 'event', a.event, 'token_id', a.token_id, 'user_id', a.user_id, 'actor', a.actor,
+                    'client_addr', host(a.client_addr), 'reason', a.detail -> 'reason', 'detail', a.detail - 'reason') AS told
                 FROM tollgate.ranges_of_batch($1) r
                 CROSS JOIN LATERAL (
                     SELECT l.* FROM tollgate.audit_log l
@@ -314,7 +309,9 @@ BEGIN
     ELSE
         SELECT jsonb_agg(p.told ORDER BY p.id) AS events, count(*) AS events_read, max(p.id) AS last_id INTO page FROM (
             SELECT q.id, q.told, sum(pg_column_size(q.told)) OVER (ORDER BY q.id) - pg_column_size(q.told) AS bytes FROM (
-                SELECT a.id, tollgate.event_as_json(a::tollgate.audit_log) AS told
+                SELECT a.id, jsonb_build_object(
+                    'id', a.id, 'epoch', a.epoch, 'at', a.at, 'event', a.event, 'token_id', a.token_id, 'user_id', a.user_id, 'actor', a.actor,
+                    'client_addr', host(a.client_addr), 'reason', a.detail -> 'reason', 'detail', a.detail - 'reason') AS told
                 FROM (SELECT l.* FROM tollgate.audit_log l
                       WHERE l.id BETWEEN ($1).next_id AND ($1).last_id
                       ORDER BY l.id LIMIT 10000 + least($2, 100000)) a

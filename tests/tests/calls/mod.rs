@@ -73,6 +73,10 @@ const CALLS: &[(&str, &str)] = &[
         "tollgate.read_events(tollgate.event_cursor,integer)",
         "read_events('(00000000-0000-0000-0000-000000000000,1:1:,,,,,)', 10)",
     ),
+    (
+        "tollgate.has_events(tollgate.event_cursor)",
+        "has_events('(00000000-0000-0000-0000-000000000000,1:1:,,,,,)')",
+    ),
     ("tollgate.open_subscription(text)", "open_subscription('clerk')"),
     (
         "tollgate.advance_subscription(text,tollgate.event_cursor)",
