@@ -22,7 +22,7 @@ use crate::leader::Fence;
 pub const CHANNEL: &str = "tollgate_events";
 
 /// The functions that the daemon calls, each of which its role must be allowed to execute.
-pub const OPERATOR_FUNCTIONS: [&str; 27] = [
+pub const OPERATOR_FUNCTIONS: [&str; 28] = [
     "ack_usage",
     "acquire_leadership",
     "admit_event_reader",
@@ -34,6 +34,7 @@ pub const OPERATOR_FUNCTIONS: [&str; 27] = [
     "deployment_health",
     "drain_usage",
     "event_position",
+    "has_events",
     "expire_tokens",
     "finish_webhook_delivery",
     "open_subscription",
@@ -310,12 +311,16 @@ pub async fn purge_audit_log(
     unsigned("purge_audit_log", count)
 }
 
-/// A place in the event log. What is in it is the server's business; we keep it and hand it back.
+/// A place in the event log, as the server writes it. What is in it is the server's business; we keep it and hand it back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cursor {
-    pub epoch: Uuid,
-    pub horizon: i64,
-    pub delivered: Vec<i64>,
+pub struct Cursor(pub String);
+
+impl Cursor {
+    /// The place after an event of the page that was read from here: its last field is the next id.
+    pub fn after(&self, id: i64) -> Self {
+        let fields = self.0.rsplit_once(',').map_or("", |(fields, _)| fields);
+        Self(format!("{fields},{})", id.saturating_add(1)))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -347,6 +352,8 @@ pub struct Event {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     pub events: Vec<Event>,
+    /// The place before the events, in the batch that they are of: see [`Cursor::after`].
+    pub start: Cursor,
     pub next: Cursor,
     /// There were no more of them.
     pub caught_up: bool,
@@ -354,36 +361,37 @@ pub struct Batch {
 
 /// The cursor from now on (`None`), from the beginning (0), or after the event with that id.
 pub async fn event_position(client: &impl GenericClient, since: Option<i64>) -> Result<Cursor> {
-    const DOING: &str = "find the place in the event log";
-    let row = client
-        .query_one("select epoch, horizon, delivered from tollgate.event_position($1)", &[&since])
-        .await
-        .doing(DOING)?;
-    cursor(&row, 0, DOING)
+    one(
+        client,
+        "find the place in the event log",
+        "select p::text from tollgate.event_position($1) p",
+        &[&since],
+    )
+    .await
+    .map(Cursor)
 }
 
-/// From three columns, beginning with that one.
-fn cursor(row: &tokio_postgres::Row, at: usize, doing: &str) -> Result<Cursor> {
-    Ok(Cursor {
-        epoch: row.try_get(at).doing(doing)?,
-        horizon: row.try_get(at + 1).doing(doing)?,
-        delivered: row.try_get(at + 2).doing(doing)?,
-    })
+/// Whether there may be events after a cursor, at a cost that does not depend on how many.
+pub async fn has_events(client: &impl GenericClient, after: &Cursor) -> Result<bool> {
+    one(client, "look for events", "select tollgate.has_events($1::text::tollgate.event_cursor)", &[&after.0])
+        .await
 }
 
 pub async fn read_events(client: &impl GenericClient, after: &Cursor, max_events: i32) -> Result<Batch> {
     const DOING: &str = "read events";
     let row = client
         .query_one(
-            "select events, epoch, horizon, delivered, caught_up from tollgate.read_events($1, $2, $3, $4)",
-            &[&after.epoch, &after.horizon, &after.delivered, &max_events],
+            "select b.events, b.cursor::text, b.next::text, b.caught_up \
+             from tollgate.read_events($1::text::tollgate.event_cursor, $2) b",
+            &[&after.0, &max_events],
         )
         .await
         .doing(DOING)?;
     Ok(Batch {
         events: events(row.try_get(0).doing(DOING)?)?,
-        next: cursor(&row, 1, DOING)?,
-        caught_up: row.try_get(4).doing(DOING)?,
+        start: Cursor(row.try_get(1).doing(DOING)?),
+        next: Cursor(row.try_get(2).doing(DOING)?),
+        caught_up: row.try_get(3).doing(DOING)?,
     })
 }
 
@@ -401,10 +409,10 @@ pub async fn open_subscription(
 ) -> Result<Option<Cursor>> {
     const DOING: &str = "open the subscription";
     let row = transaction
-        .query_opt("select epoch, horizon, delivered from tollgate.open_subscription($1)", &[&name])
+        .query_opt("select s::text from tollgate.open_subscription($1) s", &[&name])
         .await
         .doing(DOING)?;
-    row.map(|row| cursor(&row, 0, DOING)).transpose()
+    row.map(|row| row.try_get(0).doing(DOING).map(Cursor)).transpose()
 }
 
 /// Moves the cursor kept under this name; in the transaction that opened it.
@@ -414,10 +422,7 @@ pub async fn advance_subscription(
     to: &Cursor,
 ) -> Result<()> {
     transaction
-        .execute(
-            "select tollgate.advance_subscription($1, $2, $3, $4)",
-            &[&name, &to.epoch, &to.horizon, &to.delivered],
-        )
+        .execute("select tollgate.advance_subscription($1, $2::text::tollgate.event_cursor)", &[&name, &to.0])
         .await
         .doing("advance the subscription")
         .map(drop)

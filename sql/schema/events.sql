@@ -1,14 +1,25 @@
 -- Reading the audit log as an outbox: every event once, whatever commits late, and whatever becomes of the cluster.
 --
--- A serial id is not commit order. So a cursor is a horizon, below which every transaction has ended and every event was
--- told, and the ids that were told at or above it. It holds for the lineage of the epoch that it names (epochs.sql);
--- what is of a later epoch was never told, whatever its ids.
+-- A serial id is not commit order, so a cursor is not a number. It is a snapshot of which everything was read; and, while
+-- a batch is being read, a newer snapshot and an id. The batch is what the newer one shows and the older one does not,
+-- in the order of ids; once it is read, the newer snapshot becomes the older one. So a cursor is as large as the number of
+-- transactions that run, whatever one of them writes.
+--
+-- In terms of transaction ids a batch is a few ranges: that of each transaction that was running in the older snapshot
+-- and has ended in the newer one, and what lies between those that run in the newer one. The index on (epoch, xid, id)
+-- answers for them. Ids below dense_id are only of transactions that were running before: each has its events in order in that
+-- index. From dense_id on the batch is read along the primary key, and lies as close together there as it was written.
+--
+-- A snapshot holds for the lineage of the epoch that it was taken in (epochs.sql). Of a later epoch it shows nothing, of
+-- an earlier lineage all.
 
-CREATE TYPE tollgate.event_cursor AS (epoch uuid, horizon bigint, delivered bigint[]);
-COMMENT ON TYPE tollgate.event_cursor IS 'A place in the audit log; to be kept and handed back, not to be read';
+CREATE TYPE tollgate.event_cursor AS (
+    older_epoch uuid, older pg_snapshot, newer_epoch uuid, newer pg_snapshot, dense_id bigint, last_id bigint, next_id bigint);
+COMMENT ON TYPE tollgate.event_cursor IS 'A place in the audit log, of at most 8 kB; to be kept and handed back, not to be read';
 
-CREATE TYPE tollgate.event_batch AS (events jsonb, epoch uuid, horizon bigint, delivered bigint[], caught_up boolean);
-COMMENT ON TYPE tollgate.event_batch IS 'Events as a JSON array, the cursor after them, and whether they were all there are';
+CREATE TYPE tollgate.event_batch AS (events jsonb, cursor tollgate.event_cursor, next tollgate.event_cursor, caught_up boolean);
+COMMENT ON TYPE tollgate.event_batch IS
+    'Events as a JSON array, the cursor before them (after one of them, it is the same with next_id one above its id), the cursor after all of them, and whether there are no more';
 
 CREATE FUNCTION tollgate.epoch_identity(epoch integer) RETURNS uuid
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -19,160 +30,382 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION tollgate.epoch_identity(integer) IS 'What a cursor names an epoch by; all zeroes before the first one. Internal.';
 
-CREATE FUNCTION tollgate.epoch_of_cursor(epoch uuid, horizon bigint, delivered bigint[]) RETURNS integer
+CREATE FUNCTION tollgate.epoch_of_cursor(epoch uuid) RETURNS integer
     LANGUAGE plpgsql STABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     number integer;
 BEGIN
-    -- Taken for "nothing delivered yet" or "nothing new", a broken cursor would skip events for ever.
-    IF $1 IS NULL OR $2 IS NULL OR $2 < 0 OR $3 IS NULL OR array_position($3, NULL) IS NOT NULL THEN
-        RAISE EXCEPTION 'this is not a cursor of the audit log'
-            USING ERRCODE = 'invalid_parameter_value',
-                  DETAIL = 'Arguments: epoch, horizon and delivered, which are NULL, negative or have a NULL in them.',
-                  HINT = 'Pass on what the last read_events returned, or begin with event_position().';
-    END IF;
     IF $1 = '00000000-0000-0000-0000-000000000000' THEN
         RETURN 0;
     END IF;
     SELECT e.epoch INTO number FROM tollgate.audit_epochs e WHERE e.identity = $1 LIMIT 1;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'this cursor is of another history of the audit log than this database has'
-            USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = format('Argument: epoch, of %s, which is not known here.', $1),
+            USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = format('Argument: cursor, with the epoch %s, which is not known here.', $1),
                   HINT = 'A standby that lags will know it soon. If this database was restored from an older state, or promoted from one, begin anew with event_position().';
     END IF;
     RETURN number;
 END
 $$;
-COMMENT ON FUNCTION tollgate.epoch_of_cursor(uuid, bigint, bigint[]) IS
-    'The number of the epoch that a cursor names; raises 22023 for what is no cursor, 55000 for one that this database cannot follow. Internal.';
+COMMENT ON FUNCTION tollgate.epoch_of_cursor(uuid) IS
+    'The number of the epoch that a cursor names; raises 55000 for one that this database cannot follow. Internal.';
 
-CREATE FUNCTION tollgate.event_position(since bigint DEFAULT NULL) RETURNS tollgate.event_cursor
-    LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER
+CREATE FUNCTION tollgate.check_cursor(cursor tollgate.event_cursor) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- Taken for "nothing read yet" or "nothing new", a broken cursor would skip events for ever.
+    IF ($1).older_epoch IS NULL OR ($1).older IS NULL
+       OR num_nulls(($1).newer_epoch, ($1).newer, ($1).dense_id, ($1).last_id, ($1).next_id) NOT IN (0, 5)
+       OR octet_length($1::text) > 8000 THEN
+        RAISE EXCEPTION 'this is not a cursor of the audit log'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: cursor, which is NULL or not whole.',
+                  HINT = 'Pass on what the last read_events returned, or begin with event_position().';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.check_cursor(tollgate.event_cursor) IS 'Raises 22023 for what is no cursor. Internal.';
+
+CREATE FUNCTION tollgate.make_snapshot(running xid8[], xmax xid8) RETURNS pg_snapshot
+    LANGUAGE sql IMMUTABLE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT format('%s:%s:%s', coalesce($1[1], $2), $2, array_to_string($1, ','))::pg_snapshot;
+END;
+COMMENT ON FUNCTION tollgate.make_snapshot(xid8[], xid8) IS
+    'The snapshot that shows what has a lower transaction id and is not of those, which are in order. Internal.';
+
+CREATE FUNCTION tollgate.unite_snapshots(one pg_snapshot, other pg_snapshot) RETURNS pg_snapshot
+    LANGUAGE sql IMMUTABLE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT tollgate.make_snapshot(
+        ARRAY(SELECT r.xid FROM pg_snapshot_xip(s.high) AS r (xid) WHERE NOT pg_visible_in_snapshot(r.xid, s.low) ORDER BY r.xid),
+        pg_snapshot_xmax(s.high))
+    FROM (SELECT CASE WHEN pg_snapshot_xmax($1) >= pg_snapshot_xmax($2) THEN $1 ELSE $2 END,
+                 CASE WHEN pg_snapshot_xmax($1) >= pg_snapshot_xmax($2) THEN $2 ELSE $1 END) AS s (high, low);
+END;
+COMMENT ON FUNCTION tollgate.unite_snapshots(pg_snapshot, pg_snapshot) IS 'The snapshot that shows what either shows. Internal.';
+
+CREATE FUNCTION tollgate.snapshot_contains(one pg_snapshot, other pg_snapshot) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT pg_snapshot_xmax($1) >= pg_snapshot_xmax($2)
+           AND NOT EXISTS (SELECT FROM pg_snapshot_xip($1) AS r (xid) WHERE pg_visible_in_snapshot(r.xid, $2));
+END;
+COMMENT ON FUNCTION tollgate.snapshot_contains(pg_snapshot, pg_snapshot) IS 'Whether the first one shows all that the other shows. Internal.';
+
+CREATE FUNCTION tollgate.readable_snapshot(max_bytes integer DEFAULT 3800) RETURNS pg_snapshot
+    LANGUAGE plpgsql STABLE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    newest  integer := coalesce((SELECT max(e.epoch) FROM tollgate.audit_epochs e), 0);
-    final   tollgate.audit_place := tollgate.final_place();
-    next    record;
-    reached integer;
-    place   xid8;
+    now     pg_snapshot := pg_current_snapshot();
+    own     xid8        := pg_current_xact_id_if_assigned();
+    xmax    xid8        := pg_snapshot_xmax(now);
+    fitting integer     := $1 / (length(xmax::text) + 1);
+    newest  integer     := (SELECT max(e.epoch) FROM tollgate.audit_epochs e);
+    running xid8[];
 BEGIN
-    -- Rows after the given one may have been written, or are still being written, by older transactions.
-    SELECT a.epoch, a.xid INTO next FROM tollgate.audit_log a WHERE a.id > $1 ORDER BY a.epoch, a.xid LIMIT 1;
-    reached := coalesce(next.epoch, newest);
-    IF final.epoch > newest THEN
-        -- Written in another cluster: all there will ever be.
-        place := coalesce(next.xid, (
-            SELECT a.xid::text::bigint + 1 FROM tollgate.audit_log a WHERE a.epoch = newest ORDER BY a.xid DESC LIMIT 1)::text::xid8);
-    ELSIF reached >= tollgate.epoch_lineage(newest) THEN
-        place := least(next.xid, final.xid);
-    ELSE
-        place := next.xid;
+    -- What another cluster wrote came here as a whole.
+    IF (tollgate.final_place()).epoch > newest THEN
+        RETURN tollgate.make_snapshot('{}', coalesce(
+            (SELECT (a.xid::text::bigint + 1)::text::xid8 FROM tollgate.audit_log a WHERE a.epoch = newest ORDER BY a.xid DESC LIMIT 1), '1'));
     END IF;
-    RETURN (tollgate.epoch_identity(reached), coalesce(place, '0')::text::bigint,
-            ARRAY(SELECT a.id FROM tollgate.audit_log a
-                  WHERE a.epoch BETWEEN tollgate.epoch_lineage(reached) AND reached AND a.xid >= place AND ($1 IS NULL OR a.id <= $1)
-                  ORDER BY a.id))::tollgate.event_cursor;
+    running := ARRAY(SELECT r.xid FROM pg_snapshot_xip(now) AS r (xid) ORDER BY r.xid);
+    IF own IS NULL AND cardinality(running) = 0 THEN
+        -- A snapshot that was taken on a standby does not list what runs on the primary.
+        RETURN tollgate.make_snapshot('{}', pg_snapshot_xmin(now));
+    END IF;
+    -- It lists the others only, and our own transaction may yet write.
+    IF own < xmax THEN
+        running := ARRAY(SELECT DISTINCT r.xid FROM unnest(running || own) AS r (xid) ORDER BY r.xid);
+    END IF;
+    -- What does not fit into a cursor waits: nothing is lost, and most transactions are short.
+    IF cardinality(running) > fitting THEN
+        xmax := running[fitting + 1];
+        running := running[1:fitting];
+    END IF;
+    RETURN tollgate.make_snapshot(running, xmax);
+END
+$$;
+COMMENT ON FUNCTION tollgate.readable_snapshot(integer) IS
+    'What is committed for the calling statement as far as it can be told, in so many bytes. Internal.';
+
+CREATE FUNCTION tollgate.event_position(since bigint DEFAULT NULL) RETURNS tollgate.event_cursor
+    LANGUAGE plpgsql STABLE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    newest uuid        := tollgate.epoch_identity((SELECT max(e.epoch) FROM tollgate.audit_epochs e));
+    now    pg_snapshot := tollgate.readable_snapshot();
+    from_id bigint     := least(greatest($1, 0), 9223372036854775806) + 1;
+BEGIN
+    IF $1 IS NULL THEN
+        RETURN (newest, now, NULL, NULL, NULL, NULL, NULL)::tollgate.event_cursor;
+    END IF;
+    -- The batch of all that is committed now, from its middle on. What commits later is told whatever its id.
+    RETURN ('00000000-0000-0000-0000-000000000000', '1:1:', newest, now, from_id,
+            greatest((SELECT max(a.id) FROM tollgate.audit_log a), from_id - 1), from_id)::tollgate.event_cursor;
 END
 $$;
 COMMENT ON FUNCTION tollgate.event_position(bigint) IS
     'A cursor for read_events: from now on (NULL), from the beginning (0), or after the event with that id';
 
-CREATE FUNCTION tollgate.read_events(epoch uuid, horizon bigint, delivered bigint[], max_events integer DEFAULT 1000) RETURNS tollgate.event_batch
-    LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER
+CREATE FUNCTION tollgate.ranges_of_batch(cursor tollgate.event_cursor)
+    RETURNS TABLE (epoch integer, low xid8, high xid8, was_running boolean)
+    LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 4
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    -- STABLE: all that follows is read with one snapshot, that of the calling statement.
-    known    integer := tollgate.epoch_of_cursor($1, $2, $3);
-    first    integer := tollgate.epoch_lineage(known);
-    newest   integer := coalesce((SELECT max(e.epoch) FROM tollgate.audit_epochs e), 0);
-    final    tollgate.audit_place := tollgate.final_place();
-    batch    tollgate.event_batch;
-    page     record;
-    reached  integer;
-    place    xid8;
+    older_epoch constant integer := tollgate.epoch_of_cursor(($1).older_epoch);
+    newer_epoch constant integer := tollgate.epoch_of_cursor(($1).newer_epoch);
+    lineage     constant integer := tollgate.epoch_lineage(newer_epoch);
+    begin_at    xid8;
 BEGIN
-    IF $4 IS NULL OR $4 < 1 THEN
+    FOR epoch IN SELECT generate_series(tollgate.epoch_lineage(older_epoch), newer_epoch) LOOP
+        begin_at := CASE WHEN epoch <= older_epoch THEN pg_snapshot_xmax(($1).older) ELSE '0'::xid8 END;
+        was_running := true;
+        IF epoch <= older_epoch THEN
+            RETURN QUERY SELECT ranges_of_batch.epoch, r.xid, (r.xid::text::numeric + 1)::text::xid8, true
+                FROM pg_snapshot_xip(($1).older) AS r (xid)
+                WHERE ranges_of_batch.epoch < lineage OR pg_visible_in_snapshot(r.xid, ($1).newer);
+        END IF;
+        was_running := false;
+        IF epoch < lineage THEN
+            low := begin_at;
+            high := '18446744073709551615'::xid8;
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+        -- Between those that run.
+        low := begin_at;
+        FOR high IN SELECT r.xid FROM pg_snapshot_xip(($1).newer) AS r (xid) WHERE r.xid >= begin_at ORDER BY r.xid LOOP
+            IF low < high THEN
+                RETURN NEXT;
+            END IF;
+            low := (high::text::numeric + 1)::text::xid8;
+        END LOOP;
+        high := pg_snapshot_xmax(($1).newer);
+        IF low < high THEN
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION tollgate.ranges_of_batch(tollgate.event_cursor) IS
+    'The transaction ids whose events the newer snapshot of a cursor shows and the older one does not. Internal.';
+
+CREATE FUNCTION tollgate.begin_batch(cursor tollgate.event_cursor) RETURNS tollgate.event_cursor
+    LANGUAGE plpgsql STABLE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
+    SET enable_bitmapscan = off
+AS $$
+DECLARE
+    least_id bigint;
+BEGIN
+    cursor.newer_epoch := tollgate.epoch_identity((SELECT max(e.epoch) FROM tollgate.audit_epochs e));
+    cursor.newer := tollgate.readable_snapshot();
+    SELECT min(a.id), max(a.id) INTO cursor.dense_id, cursor.last_id
+        FROM tollgate.ranges_of_batch($1) r
+        JOIN tollgate.audit_log a ON (a.epoch, a.xid) >= (r.epoch, r.low) AND (a.epoch, a.xid) < (r.epoch, r.high)
+        WHERE NOT r.was_running;
+    SELECT min(f.id), greatest(max(l.id), cursor.last_id) INTO least_id, cursor.last_id
+        FROM tollgate.ranges_of_batch($1) r
+        CROSS JOIN LATERAL (SELECT a.id FROM tollgate.audit_log a
+            WHERE (a.epoch, a.xid) >= (r.epoch, r.low) AND (a.epoch, a.xid) < (r.epoch, r.high)
+            ORDER BY a.epoch, a.xid, a.id LIMIT 1) f
+        CROSS JOIN LATERAL (SELECT a.id FROM tollgate.audit_log a
+            WHERE (a.epoch, a.xid) >= (r.epoch, r.low) AND (a.epoch, a.xid) < (r.epoch, r.high)
+            ORDER BY a.epoch DESC, a.xid DESC, a.id DESC LIMIT 1) l
+        WHERE r.was_running;
+    cursor.dense_id := coalesce(cursor.dense_id, cursor.last_id + 1, 0);
+    cursor.last_id := coalesce(cursor.last_id, -1);
+    cursor.next_id := least(least_id, cursor.dense_id);
+    RETURN $1;
+END
+$$;
+COMMENT ON FUNCTION tollgate.begin_batch(tollgate.event_cursor) IS 'A cursor with the batch of all that it has not read yet. Internal.';
+
+CREATE FUNCTION tollgate.end_batch(cursor tollgate.event_cursor) RETURNS tollgate.event_cursor
+    LANGUAGE sql IMMUTABLE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    -- A reader with an older snapshot than the last one, or with one that was cut short, does not go back.
+    SELECT (($1).newer_epoch,
+            CASE WHEN ($1).newer_epoch = ($1).older_epoch THEN tollgate.unite_snapshots(($1).older, ($1).newer) ELSE ($1).newer END,
+            NULL, NULL, NULL, NULL, NULL)::tollgate.event_cursor;
+END;
+COMMENT ON FUNCTION tollgate.end_batch(tollgate.event_cursor) IS 'The cursor after the batch that it has. Internal.';
+
+CREATE FUNCTION tollgate.read_events(cursor tollgate.event_cursor, max_events integer DEFAULT 1000) RETURNS tollgate.event_batch
+    LANGUAGE plpgsql STABLE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    -- Whatever the statistics say, or if there are none yet.
+    SET enable_seqscan = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
+    SET enable_bitmapscan = off
+AS $$
+DECLARE
+    -- STABLE: all that follows is read with one snapshot, that of the calling statement.
+    older_epoch integer;
+    newer_epoch integer;
+    older_lineage integer;
+    newer_lineage integer;
+    fresh       boolean;
+    until       bigint;
+    walked      bigint;
+    page        record;
+    batch       tollgate.event_batch;
+BEGIN
+    PERFORM tollgate.check_cursor($1);
+    IF $2 IS NULL OR $2 < 1 THEN
         RAISE EXCEPTION 'a batch has at least one event'
-            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: max_events, of %s.', coalesce($4::text, 'NULL')),
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: max_events, of %s.', coalesce($2::text, 'NULL')),
                   HINT = 'Give how many events you can take at a time, such as 1000.';
     END IF;
+    older_epoch := tollgate.epoch_of_cursor(($1).older_epoch);
+    fresh := ($1).newer IS NULL;
+    IF fresh THEN
+        cursor := tollgate.begin_batch($1);
+    END IF;
+    newer_epoch := tollgate.epoch_of_cursor(($1).newer_epoch);
+    batch.events := '[]';
+    batch.cursor := $1;
+    batch.next := $1;
+    IF NOT fresh AND newer_epoch = (SELECT max(e.epoch) FROM tollgate.audit_epochs e)
+       AND NOT tollgate.snapshot_contains(tollgate.readable_snapshot(1000000000), ($1).newer) THEN
+        -- A standby that lags, or a transaction with an older snapshot: the rest of the batch is not here yet.
+        batch.caught_up := true;
+        RETURN batch;
+    END IF;
 
-    WITH page AS MATERIALIZED (
-        SELECT a.* FROM generate_series(first, newest) AS s (epoch)
-        CROSS JOIN LATERAL (
-            SELECT l.* FROM tollgate.audit_log l
-            WHERE l.epoch = s.epoch
-              AND l.xid >= CASE WHEN s.epoch <= known THEN $2::text ELSE '0' END::xid8
-              AND (s.epoch > known OR l.id NOT IN (SELECT unnest($3)))
-            ORDER BY l.xid, l.id
-            LIMIT $4) a
-        ORDER BY a.epoch, a.xid, a.id
-        LIMIT $4
-    )
-    -- By id, because what a transaction did after it saw another's commit has the higher id, if not the higher xid.
-    SELECT coalesce(jsonb_agg(jsonb_build_object(
-               'id', p.id, 'epoch', p.epoch, 'at', p.at, 'event', p.event, 'token_id', p.token_id, 'user_id', p.user_id,
-               'actor', p.actor, 'client_addr', host(p.client_addr), 'reason', p.detail -> 'reason', 'detail', p.detail - 'reason')
-               ORDER BY p.epoch, p.id), '[]') AS events,
-           count(*) < $4 AS caught_up, coalesce(array_agg(p.id), '{}') AS ids, max(p.epoch) AS epoch,
-           (SELECT e.xid FROM page e ORDER BY e.epoch DESC, e.xid DESC LIMIT 1) AS xid
-        INTO page FROM page p;
-    batch.events := page.events;
-    batch.caught_up := page.caught_up;
-
-    -- The horizon moves up to where all transactions have ended. A page that was cut short goes no further than its own
-    -- last row. In an epoch that was reached before, a reader with an older snapshot than the last one does not go back.
-    reached := CASE WHEN batch.caught_up THEN newest ELSE greatest(known, page.epoch) END;
-    IF reached >= tollgate.epoch_lineage(newest) AND final.epoch <= newest THEN
-        place := CASE WHEN batch.caught_up THEN final.xid ELSE least(final.xid, page.xid) END;
-    ELSIF batch.caught_up THEN
-        -- Written in another cluster: all there will ever be.
-        place := (SELECT a.xid::text::bigint + 1 FROM tollgate.audit_log a WHERE a.epoch = reached ORDER BY a.xid DESC LIMIT 1)::text::xid8;
+    older_lineage := tollgate.epoch_lineage(older_epoch);
+    newer_lineage := tollgate.epoch_lineage(newer_epoch);
+    -- A page has so many events, or some 4 MB of them; and no more than so many rows are passed on the way.
+    IF ($1).next_id < ($1).dense_id THEN
+        SELECT jsonb_agg(p.told ORDER BY p.id) AS events, count(*) AS events_read, max(p.id) AS last_id INTO page FROM (
+            SELECT q.id, q.told, sum(pg_column_size(q.told)) OVER (ORDER BY q.id) - pg_column_size(q.told) AS bytes FROM (
+                SELECT a.id, jsonb_build_object(
+                    'id', a.id, 'epoch', a.epoch, 'at', a.at, 'event', a.event, 'token_id', a.token_id, 'user_id', a.user_id, 'actor', a.actor,
+                    'client_addr', host(a.client_addr), 'reason', a.detail -> 'reason', 'detail', a.detail - 'reason') AS told
+                FROM tollgate.ranges_of_batch($1) r
+                CROSS JOIN LATERAL (
+                    SELECT l.* FROM tollgate.audit_log l
+                    WHERE (l.epoch, l.xid, l.id) >= (r.epoch, r.low, ($1).next_id) AND (l.epoch, l.xid, l.id) < (r.epoch, r.low, ($1).dense_id)
+                    ORDER BY l.epoch, l.xid, l.id LIMIT $2) a
+                WHERE r.was_running
+                ORDER BY a.id LIMIT $2) q) p
+            WHERE p.bytes < 4000000;
+        until := ($1).dense_id - 1;
     ELSE
-        place := page.xid;
+        SELECT jsonb_agg(p.told ORDER BY p.id) AS events, count(*) AS events_read, max(p.id) AS last_id INTO page FROM (
+            SELECT q.id, q.told, sum(pg_column_size(q.told)) OVER (ORDER BY q.id) - pg_column_size(q.told) AS bytes FROM (
+                SELECT a.id, jsonb_build_object(
+                    'id', a.id, 'epoch', a.epoch, 'at', a.at, 'event', a.event, 'token_id', a.token_id, 'user_id', a.user_id, 'actor', a.actor,
+                    'client_addr', host(a.client_addr), 'reason', a.detail -> 'reason', 'detail', a.detail - 'reason') AS told
+                FROM (SELECT l.* FROM tollgate.audit_log l
+                      WHERE l.id BETWEEN ($1).next_id AND ($1).last_id
+                      ORDER BY l.id LIMIT 10000 + least($2, 100000)) a
+                WHERE a.epoch BETWEEN older_lineage AND newer_epoch
+                  AND (a.epoch > older_epoch OR NOT pg_visible_in_snapshot(a.xid, ($1).older))
+                  AND (a.epoch < newer_lineage OR pg_visible_in_snapshot(a.xid, ($1).newer))
+                ORDER BY a.id LIMIT $2) q) p
+            WHERE p.bytes < 4000000;
+        until := ($1).last_id;
+        IF page.events_read < $2 THEN
+            walked := (SELECT l.id FROM tollgate.audit_log l WHERE l.id BETWEEN ($1).next_id AND ($1).last_id
+                       ORDER BY l.id OFFSET 10000 + least($2, 100000) - 1 LIMIT 1);
+        END IF;
     END IF;
-    IF reached = known THEN
-        place := greatest(place, $2::text::xid8);
+    batch.events := coalesce(page.events, '[]');
+    IF page.events_read = $2 OR pg_column_size(page.events) > 3900000 THEN
+        until := least(page.last_id, until);
+    ELSE
+        until := coalesce(walked, until);
     END IF;
-    place := coalesce(place, '0');
-
-    first := tollgate.epoch_lineage(reached);
-    batch.epoch := tollgate.epoch_identity(reached);
-    batch.horizon := place::text::bigint;
-    batch.delivered := ARRAY(
-        SELECT a.id FROM tollgate.audit_log a WHERE a.id = ANY (page.ids) AND a.epoch >= first AND a.xid >= place
-        UNION
-        SELECT a.id FROM tollgate.audit_log a WHERE a.id = ANY ($3) AND a.epoch BETWEEN first AND known AND a.xid >= place
-        UNION
-        -- A new epoch may have its horizon below the old one's: what was told in between is told.
-        SELECT a.id FROM tollgate.audit_log a
-            WHERE reached > known AND a.epoch BETWEEN first AND known AND a.xid >= place AND a.xid < $2::text::xid8
-        UNION
-        -- A reader with an older snapshot does not see it all, and must not forget it. What a new epoch does not have
-        -- is lost for ever.
-        SELECT d.id FROM unnest($3) AS d (id)
-            WHERE reached = known AND NOT EXISTS (SELECT FROM tollgate.audit_log a WHERE a.id = d.id AND a.epoch <= known)
-        ORDER BY 1);
+    batch.next.next_id := until + 1;
+    batch.caught_up := false;
+    IF until >= ($1).last_id THEN
+        batch.next := tollgate.end_batch($1);
+        -- What came while the batch was read is in the next one.
+        batch.caught_up := fresh;
+    END IF;
     RETURN batch;
 END
 $$;
-COMMENT ON FUNCTION tollgate.read_events(uuid, bigint, bigint[], integer) IS
+COMMENT ON FUNCTION tollgate.read_events(tollgate.event_cursor, integer) IS
     'The events after a cursor, in order of their ids, and the cursor after them; nothing that commits late is missed, nothing is told twice. An id is unique within its epoch';
 
+CREATE FUNCTION tollgate.first_pending(cursor tollgate.event_cursor, max_events integer DEFAULT 1, OUT events bigint, OUT at timestamptz, OUT id bigint)
+    LANGUAGE plpgsql STABLE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+    SET enable_seqscan = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
+    SET enable_bitmapscan = off
+AS $$
+BEGIN
+    PERFORM tollgate.check_cursor($1), tollgate.epoch_of_cursor(($1).older_epoch);
+    IF ($1).newer IS NOT NULL THEN
+        SELECT a.at, a.id INTO at, id FROM tollgate.audit_log a WHERE a.id >= ($1).next_id ORDER BY a.id LIMIT 1;
+        events := CASE WHEN ($1).next_id <= ($1).last_id AND id IS NOT NULL THEN ($1).last_id - ($1).next_id + 1 ELSE 0 END;
+        IF events > 0 THEN
+            RETURN;
+        END IF;
+        cursor := tollgate.end_batch($1);
+    END IF;
+    cursor.newer_epoch := tollgate.epoch_identity((SELECT max(e.epoch) FROM tollgate.audit_epochs e));
+    cursor.newer := tollgate.readable_snapshot();
+    SELECT count(*), min(p.at), min(p.id) FILTER (WHERE NOT p.was_running) INTO events, at, id FROM (
+        SELECT a.id, a.at, r.was_running
+        FROM tollgate.ranges_of_batch($1) r
+        CROSS JOIN LATERAL (
+            SELECT l.id, l.at FROM tollgate.audit_log l
+            WHERE (l.epoch, l.xid) >= (r.epoch, r.low) AND (l.epoch, l.xid) < (r.epoch, r.high)
+            ORDER BY l.epoch, l.xid, l.id LIMIT $2) a
+        LIMIT $2) p;
+    IF events = $2 AND $2 > 1 THEN
+        events := greatest(events, (SELECT s.last_value FROM tollgate.audit_log_id_seq s) - id + 1);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.first_pending(tollgate.event_cursor, integer) IS
+    'About how many events are after a cursor, exact below a number of them, and of when one of the first is. Internal.';
+
+CREATE FUNCTION tollgate.has_events(cursor tollgate.event_cursor) RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT f.events > 0 FROM tollgate.first_pending($1) f;
+END;
+COMMENT ON FUNCTION tollgate.has_events(tollgate.event_cursor) IS
+    'Whether read_events may have something after a cursor, at a cost that does not depend on how much';
+
 CREATE TABLE tollgate.subscriptions (
-    name        text        PRIMARY KEY CHECK (name <> '' AND length(name) <= 100),
-    horizon     bigint      NOT NULL,
-    delivered   bigint[]    NOT NULL,
-    created_at  timestamptz NOT NULL DEFAULT now(),
-    advanced_at timestamptz NOT NULL DEFAULT now(),
-    epoch       uuid        NOT NULL
+    name        text                  PRIMARY KEY CHECK (name <> '' AND length(name) <= 100),
+    place       tollgate.event_cursor NOT NULL,
+    created_at  timestamptz           NOT NULL DEFAULT now(),
+    advanced_at timestamptz           NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE tollgate.subscriptions IS 'How far each named subscriber has been told of the audit log';
 SELECT pg_extension_config_dump('tollgate.subscriptions', '');
+
+CREATE FUNCTION tollgate.place_of_cursor(cursor tollgate.event_cursor) RETURNS tollgate.audit_place
+    LANGUAGE sql STABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT tollgate.place_of_horizon(tollgate.epoch_of_cursor(($1).older_epoch), pg_snapshot_xmin(($1).older));
+END;
+COMMENT ON FUNCTION tollgate.place_of_cursor(tollgate.event_cursor) IS 'The place below which all was read. Internal.';
 
 CREATE FUNCTION tollgate.open_subscription(name text) RETURNS SETOF tollgate.event_cursor
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -186,33 +419,51 @@ BEGIN
     END IF;
     PERFORM tollgate.without_token('name', $1);
     IF NOT EXISTS (SELECT FROM tollgate.subscriptions s WHERE s.name = $1) THEN
-        INSERT INTO tollgate.subscriptions (name, epoch, horizon, delivered)
-            SELECT $1, p.epoch, p.horizon, p.delivered FROM tollgate.event_position() p
-            ON CONFLICT DO NOTHING;
+        INSERT INTO tollgate.subscriptions (name, place) VALUES ($1, tollgate.event_position()) ON CONFLICT DO NOTHING;
     END IF;
-    RETURN QUERY SELECT s.epoch, s.horizon, s.delivered FROM tollgate.subscriptions s WHERE s.name = $1 FOR UPDATE SKIP LOCKED;
+    RETURN QUERY SELECT (s.place).* FROM tollgate.subscriptions s WHERE s.name = $1 FOR UPDATE SKIP LOCKED;
 END
 $$;
 COMMENT ON FUNCTION tollgate.open_subscription(text) IS
     'The cursor of a named subscriber, locked until the transaction ends; no row while another session holds it. A new one begins now, and is kept only if the transaction commits';
 
-CREATE FUNCTION tollgate.advance_subscription(name text, epoch uuid, horizon bigint, delivered bigint[]) RETURNS void
+CREATE FUNCTION tollgate.advance_subscription(name text, cursor tollgate.event_cursor) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    newest   integer := (SELECT max(e.epoch) FROM tollgate.audit_epochs e);
+    reached  pg_snapshot := tollgate.readable_snapshot(1000000000);
+    before   tollgate.event_cursor;
+    backward boolean;
 BEGIN
     PERFORM tollgate.without_token('name', $1);
-    PERFORM tollgate.epoch_of_cursor($2, $3, $4);
-    UPDATE tollgate.subscriptions s SET epoch = $2, horizon = $3, delivered = $4, advanced_at = now() WHERE s.name = $1;
+    PERFORM tollgate.check_cursor($2);
+    SELECT (s.place).* INTO before FROM tollgate.subscriptions s WHERE s.name = $1 FOR UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no subscription %', tollgate.quote_redacted($1)
             USING ERRCODE = 'undefined_object', DETAIL = 'Argument: name.',
                   HINT = 'tollgate.open_subscription(name) begins one.';
     END IF;
+    -- Nobody has read what is not committed yet; a cursor beyond it would skip that for ever.
+    IF before.older_epoch = ($2).older_epoch THEN
+        reached := tollgate.unite_snapshots(reached, before.older);
+    END IF;
+    IF before.newer_epoch = ($2).older_epoch THEN
+        reached := tollgate.unite_snapshots(reached, before.newer);
+    END IF;
+    IF tollgate.epoch_of_cursor(($2).older_epoch) = newest AND NOT tollgate.snapshot_contains(reached, ($2).older)
+       OR tollgate.epoch_of_cursor(coalesce(($2).newer_epoch, ($2).older_epoch)) = newest
+          AND NOT tollgate.snapshot_contains(reached, coalesce(($2).newer, ($2).older)) THEN
+        RAISE EXCEPTION 'a subscription cannot be moved beyond what was read'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: cursor, which has transactions that have not ended.',
+                  HINT = 'Pass on what read_events returned.';
+    END IF;
+    UPDATE tollgate.subscriptions s SET place = $2, advanced_at = now() WHERE s.name = $1;
 END
 $$;
-COMMENT ON FUNCTION tollgate.advance_subscription(text, uuid, bigint, bigint[]) IS
-    'Moves a subscriber''s cursor; in the same transaction as open_subscription';
+COMMENT ON FUNCTION tollgate.advance_subscription(text, tollgate.event_cursor) IS
+    'Moves a subscriber''s cursor, never beyond what is committed; in the same transaction as open_subscription';
 
 CREATE FUNCTION tollgate.drop_subscription(name text) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -231,21 +482,26 @@ $$;
 COMMENT ON FUNCTION tollgate.drop_subscription(text) IS
     'Forgets a subscriber that is gone for good, so that it does not hold up purge_audit_log any longer; false when there is none of that name; event subscription.dropped';
 
-CREATE FUNCTION tollgate.subscription_backlogs(max_events integer DEFAULT 10000)
+CREATE FUNCTION tollgate.subscription_backlogs(max_events integer DEFAULT 1000)
     RETURNS TABLE (name text, pending bigint, oldest_at timestamptz, advanced_at timestamptz)
-    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 10
+    LANGUAGE plpgsql STABLE PARALLEL UNSAFE SECURITY DEFINER ROWS 10
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT s.name, CASE WHEN s.known IS NOT NULL THEN w.pending END, w.oldest_at, s.advanced_at
-    FROM (SELECT u.*, CASE WHEN u.epoch = '00000000-0000-0000-0000-000000000000' THEN 0 ELSE e.epoch END AS known
-          FROM tollgate.subscriptions u LEFT JOIN tollgate.audit_epochs e ON e.identity = u.epoch) s
-    CROSS JOIN LATERAL (
-        SELECT count(*), min(p.at) FROM (
-            SELECT a.at FROM tollgate.audit_log a
-            WHERE a.epoch > s.known
-               OR a.epoch BETWEEN tollgate.epoch_lineage(s.known) AND s.known AND a.xid >= s.horizon::text::xid8 AND a.id <> ALL (s.delivered)
-            ORDER BY a.epoch, a.xid, a.id LIMIT $1) p) w (pending, oldest_at)
-    ORDER BY s.name;
-END;
+AS $$
+DECLARE
+    subscriber record;
+BEGIN
+    FOR subscriber IN SELECT s.* FROM tollgate.subscriptions s ORDER BY s.name LOOP
+        name := subscriber.name;
+        advanced_at := subscriber.advanced_at;
+        BEGIN
+            SELECT f.events, f.at INTO pending, oldest_at FROM tollgate.first_pending(subscriber.place, least(greatest($1, 1), 10000)) f;
+        EXCEPTION WHEN object_not_in_prerequisite_state THEN
+            pending := NULL;
+            oldest_at := NULL;
+        END;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
 COMMENT ON FUNCTION tollgate.subscription_backlogs(integer) IS
-    'How many events each subscriber has not been told of yet, counted up to a number, and of when the first of them is; NULL for a cursor that this database cannot follow';
+    'How many events each subscriber has not been told of yet, exact up to a number and estimated above, and of when one of the first is; NULL for a cursor that this database cannot follow';

@@ -163,8 +163,7 @@ BEGIN
     aspect := 'subscriptions';
     FOR subscriber IN SELECT s.* FROM tollgate.subscriptions s ORDER BY s.name LOOP
         BEGIN
-            SELECT (r.events -> 0 ->> 'at')::timestamptz INTO oldest
-                FROM tollgate.read_events(subscriber.epoch, subscriber.horizon, subscriber.delivered, 1) r;
+            SELECT f.at INTO oldest FROM tollgate.first_pending(subscriber.place) f WHERE f.events > 0;
             CONTINUE WHEN oldest IS NULL OR oldest >= checked_at - $1;
             severity := 'warn';
             detail := format('the subscriber %s was not told of what happened %s ago and since, and keeps purge_audit_log from deleting it',

@@ -324,7 +324,7 @@ BEGIN
         (SELECT max(s.seal) FROM tollgate.audit_seals s));
 
     -- Nobody must miss an event because it was too old.
-    SELECT s.name, tollgate.place_of_horizon(tollgate.epoch_of_cursor(s.epoch, s.horizon, s.delivered), s.horizon::text::xid8) AS place
+    SELECT s.name, tollgate.place_of_cursor(s.place) AS place
         INTO reader FROM tollgate.subscriptions s ORDER BY 2 LIMIT 1;
     IF FOUND THEN
         removed := coalesce(

@@ -213,14 +213,14 @@ async fn hostile_objects_are_never_run_nor_read_whatever_the_search_path() -> Re
             ("expire_tokens(0)", SqlState::INVALID_PARAMETER_VALUE),
             ("purge_tokens('-1 day')", SqlState::INVALID_PARAMETER_VALUE),
             (
-                "advance_subscription('nobody', '00000000-0000-0000-0000-000000000000', 0, '{}')",
+                "advance_subscription('nobody', '(00000000-0000-0000-0000-000000000000,1:1:,,,,,)')",
                 SqlState::UNDEFINED_OBJECT,
             ),
             (
-                "read_events('00000000-0000-0000-0000-000000000001', 0, '{}')",
+                "read_events('(00000000-0000-0000-0000-000000000001,1:1:,,,,,)')",
                 SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
             ),
-            ("read_events(null, 0, '{}')", SqlState::INVALID_PARAMETER_VALUE),
+            ("read_events(null)", SqlState::INVALID_PARAMETER_VALUE),
             ("seal_audit_log(0)", SqlState::INVALID_PARAMETER_VALUE),
             ("verify_audit_log(1)", SqlState::INVALID_PARAMETER_VALUE),
             ("purge_audit_log('infinity')", SqlState::INVALID_PARAMETER_VALUE),

@@ -682,7 +682,7 @@ async fn events_that_could_not_be_written_are_told_later() -> Result<()> {
     let logged = logged_after(&db.owner, before).await?;
     // It works, or has given up; either way it has had its chance to tell.
     let peek = "select exists (select from tollgate.subscriptions s,
-                    lateral tollgate.read_events(s.epoch, s.horizon, s.delivered) b where b.events <> '[]')";
+                    lateral tollgate.read_events(s.place) b where b.events <> '[]')";
     let end = std::time::Instant::now() + Duration::from_secs(2);
     while std::time::Instant::now() < end
         && mute.try_wait()?.is_none()

@@ -12,7 +12,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use common::{Shared, code, issue, issue_with, refused, revoke, value};
 use operator::{Cursor, Db, OPERATOR, position, read, read_all, reads, set};
-use postgres_types::ToSql;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -469,13 +468,13 @@ async fn what_commits_late_is_told_and_holds_nothing_up() -> Result<()> {
         log(&manager, &format!("late:{n}")).await?;
         assert_eq!(names(&news(&db, &mut cursor).await?), [format!("late:{n}")]);
     }
-    assert!(cursor.delivered.len() >= 20, "remembered, because an older transaction is still open");
+    assert!(!cursor.is_at_rest() && cursor.0.len() < 200, "{cursor:?}");
 
     slow.batch_execute("commit").await?;
     assert_eq!(names(&news(&db, &mut cursor).await?), ["late:slow"]);
-    eventually_async(LONG, "the remembered ids to be dropped", async || {
+    eventually_async(LONG, "the open transaction to be forgotten", async || {
         assert_eq!(news(&db, &mut cursor).await.unwrap(), Vec::<Value>::new());
-        cursor.delivered.is_empty()
+        cursor.is_at_rest()
     })
     .await;
     log(&manager, "late:after").await?;
@@ -542,12 +541,11 @@ async fn batches_of_any_size_go_through_a_transaction_of_many_events() -> Result
         let error = read(&db.operator, &start, size).await.err().map(|error| format!("{error:?}"));
         assert!(error.as_ref().is_some_and(|error| error.contains("max_events")), "{size}: {error:?}");
     }
-    // A batch that is just full does not know yet that it was the last.
-    let batch = read(&db.operator, &start, 12).await?;
-    assert!(!batch.caught_up);
-    let batch = read(&db.operator, &batch.next, 12).await?;
-    assert!(batch.caught_up && batch.events.is_empty());
-    assert!(read(&db.operator, &start, 13).await?.caught_up);
+    // One that is just full knows that it was the last.
+    for size in [12, 13, i32::MAX] {
+        assert!(read(&db.operator, &start, size).await?.caught_up, "{size}");
+    }
+    assert!(!read(&db.operator, &start, 11).await?.caught_up);
     Ok(())
 }
 
@@ -557,17 +555,28 @@ async fn a_cursor_of_nulls_does_not_skip_events() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "nullcursor").await?;
     let start = position(&db.operator, None).await?;
     log(&manager, "null:1").await?;
-    let whole = (Some(start.epoch), Some(start.horizon), Some(start.delivered.clone()));
-    for (case, (epoch, horizon, delivered)) in [
-        ("no epoch", (None, whole.1, whole.2.clone())),
-        ("no horizon", (whole.0, None, whole.2.clone())),
-        ("no delivered", (whole.0, whole.1, None)),
-        ("nothing", (None, None, None)),
+    let fields: Vec<&str> = start.0.trim_matches(['(', ')']).splitn(3, ',').collect();
+    for (case, cursor) in [
+        ("nothing", None),
+        ("no field", Some("(,,,,,,)".to_owned())),
+        ("no epoch", Some(format!("(,{},{})", fields[1], fields[2]))),
+        ("no snapshot", Some(format!("({},,{})", fields[0], fields[2]))),
+        ("half a batch", Some(format!("({},{},{},1:1:,,,)", fields[0], fields[1], fields[0]))),
+        (
+            "a long one",
+            Some(format!(
+                "({},\"1:1000000:{}\",,,,,)",
+                fields[0],
+                (1..9000).map(|xid| xid.to_string()).collect::<Vec<_>>().join(",")
+            )),
+        ),
     ] {
-        let arguments: [&(dyn ToSql + Sync); 3] = [&epoch, &horizon, &delivered];
-        let read = db.operator.query_one("select tollgate.read_events($1, $2, $3)", &arguments).await;
+        let read = db
+            .operator
+            .query_one("select tollgate.read_events($1::text::tollgate.event_cursor)", &[&cursor])
+            .await;
         let error = refused(read, &SqlState::INVALID_PARAMETER_VALUE);
-        assert!(error.detail().is_some_and(|detail| detail.contains("delivered")), "{case}: {error:?}");
+        assert!(error.detail().is_some_and(|detail| detail.contains("cursor")), "{case}: {error:?}");
     }
     assert_eq!(names(&read(&db.operator, &start, 10).await?.events), ["null:1"]);
     Ok(())
@@ -604,10 +613,11 @@ async fn a_standby_can_be_read_from() -> Result<()> {
     log(&open, "standby:open").await?;
     log(&db.owner, "standby:1").await?;
     standby.catch_up_with(&cluster)?;
-    assert_eq!(names(&read_all(&operator, &mut cursor, 10).await?), ["standby:1"]);
+    // A standby is not told what runs on the primary, so it waits for all that began since.
+    assert_eq!(read_all(&operator, &mut cursor, 10).await?, Vec::<Value>::new());
     open.batch_execute("commit").await?;
     standby.catch_up_with(&cluster)?;
-    assert_eq!(names(&read_all(&operator, &mut cursor, 10).await?), ["standby:open"]);
+    assert_eq!(names(&read_all(&operator, &mut cursor, 10).await?), ["standby:open", "standby:1"]);
     assert_eq!(read_all(&operator, &mut cursor, 10).await?, Vec::<Value>::new());
     Ok(())
 }
@@ -624,14 +634,162 @@ async fn a_reader_at_the_end_of_a_long_log_reads_none_of_it_again() -> Result<()
     let mut cursor = position(&db.operator, None).await?;
     for round in 0..8 {
         log(&manager, &format!("long:{round}")).await?;
-        let Cursor { epoch, horizon, delivered } = &cursor;
-        let call =
-            format!("select * from tollgate.read_events('{epoch}', {horizon}, array{delivered:?}::bigint[])");
+        let call = format!("select * from tollgate.read_events('{}')", cursor.0);
         let reads = reads(&db.operator, "audit_log", "audit_log_position", &call).await?;
         assert_eq!(reads.scanned, 0, "{reads:?}");
         assert!(reads.scans_of_index > 0 && reads.fetched < 20, "{reads:?}");
         assert_eq!(news(&db, &mut cursor).await?.len(), 1);
     }
+    Ok(())
+}
+
+/// Writes so many events in one statement.
+async fn log_rows(client: &Client, count: usize) -> Result<()> {
+    let rows =
+        format!("insert into tollgate.audit_log (event) select 'test' from generate_series(1, {count})");
+    Ok(client.batch_execute(&rows).await?)
+}
+
+/// Of what one transaction wrote, the last page costs what the first one did, however many lie before it; also without
+/// statistics, and while another transaction is open.
+#[tokio::test]
+async fn a_page_costs_the_same_wherever_in_a_transaction_it_is() -> Result<()> {
+    let (db, manager) = with_manager(&SHARED.cluster()?, "pages").await?;
+    let open = db.session(MANAGER).await?;
+    open.batch_execute("begin").await?;
+    log(&open, "pages:open").await?;
+    let start = position(&db.operator, None).await?;
+    log_rows(&db.owner, 20_000).await?;
+    for (case, mut cursor) in
+        [("from now", start), ("from the beginning", position(&db.operator, Some(0)).await?)]
+    {
+        // The first page finds out where the batch begins and ends.
+        let mut batch = read(&db.operator, &cursor, 500).await?;
+        let mut read_so_far = batch.events.len();
+        while !batch.caught_up && batch.events.len() == 500 {
+            cursor = batch.next.clone();
+            ensure!(cursor.0.len() < 300, "{cursor:?}");
+            let call = format!("select tollgate.read_events('{}', 500)", cursor.0);
+            let reads = reads(&db.operator, "audit_log", "audit_log_pkey", &call).await?;
+            assert!(reads.scanned == 0 && reads.fetched < 2100, "{case}, after {read_so_far}: {reads:?}");
+            batch = read(&db.operator, &cursor, 500).await?;
+            read_so_far += batch.events.len();
+        }
+        assert!(read_so_far >= 20_000, "{case}: {read_so_far}");
+    }
+    log(&manager, "pages:last").await?;
+    Ok(())
+}
+
+/// What was read in between is not walked over again.
+#[tokio::test]
+async fn an_early_id_that_commits_late_costs_one_look() -> Result<()> {
+    let (db, manager) = with_manager(&SHARED.cluster()?, "early").await?;
+    let mut cursor = position(&db.operator, None).await?;
+    let slow = db.session(MANAGER).await?;
+    slow.batch_execute("begin").await?;
+    log(&slow, "early:first").await?;
+    log_rows(&db.owner, 20_000).await?;
+    assert_eq!(read_all(&db.operator, &mut cursor, 1000).await?.len(), 20_000);
+    log(&slow, "early:second").await?;
+    slow.batch_execute("commit").await?;
+    let call = format!("select tollgate.read_events('{}')", cursor.0);
+    let reads = reads(&db.operator, "audit_log", "audit_log_position", &call).await?;
+    assert!(reads.scanned == 0 && reads.fetched < 50, "{reads:?}");
+    log(&manager, "early:last").await?;
+    assert_eq!(names(&news(&db, &mut cursor).await?), ["early:first", "early:second", "early:last"]);
+    Ok(())
+}
+
+/// A session with an older snapshot does not see all of a batch, and must not go past it.
+#[tokio::test]
+async fn the_rest_of_a_batch_waits_for_a_reader_that_sees_it() -> Result<()> {
+    let (db, manager) = with_manager(&SHARED.cluster()?, "midway").await?;
+    let start = position(&db.operator, None).await?;
+    let old = db.session(OPERATOR).await?;
+    old.batch_execute("begin isolation level repeatable read; select 1").await?;
+    for n in 0..3 {
+        log(&manager, &format!("midway:{n}")).await?;
+    }
+    let first = read(&db.operator, &start, 1).await?;
+    let unseen = read(&old, &first.next, 10).await?;
+    assert!(unseen.caught_up && unseen.events.is_empty() && unseen.next == first.next, "{unseen:?}");
+    let mut cursor = unseen.next;
+    assert_eq!(names(&news(&db, &mut cursor).await?), ["midway:1", "midway:2"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_pending_is_estimated_at_a_cost_that_does_not_grow() -> Result<()> {
+    let (db, manager) = with_manager(&SHARED.cluster()?, "backlog").await?;
+    deliver(&db.operator, "late", "commit").await?;
+    log(&manager, "backlog:1").await?;
+    log(&manager, "backlog:2").await?;
+    let pending = "select pending from tollgate.subscription_backlogs() where name = 'late'";
+    assert_eq!(value::<i64>(&db.operator, pending).await?, 2);
+    log_rows(&db.owner, 20_000).await?;
+    let estimate: i64 = value(&db.operator, pending).await?;
+    assert!((20_000..21_000).contains(&estimate), "{estimate}");
+    for call in [
+        pending.to_owned(),
+        format!("select tollgate.has_events('{}')", position(&db.operator, Some(0)).await?.0),
+    ] {
+        let reads = reads(&db.operator, "audit_log", "audit_log_position", &call).await?;
+        assert!(reads.scanned == 0 && reads.fetched < 1100, "{call}: {reads:?}");
+    }
+    Ok(())
+}
+
+/// Each would make a subscriber miss what commits from then on.
+#[tokio::test]
+async fn a_cursor_beyond_the_present_is_refused() -> Result<()> {
+    let (db, manager) = with_manager(&SHARED.cluster()?, "beyond").await?;
+    deliver(&db.operator, "log", "commit").await?;
+    let open = db.session(MANAGER).await?;
+    open.batch_execute("begin").await?;
+    log(&open, "beyond:open").await?;
+    let now = position(&db.operator, None).await?;
+    let epoch = now.0.trim_start_matches('(').split(',').next().context("an epoch")?.to_owned();
+    let all = "9223372036854775807:9223372036854775807:";
+    let next: i64 = value(&open, "select pg_current_xact_id()::text::bigint + 1").await?;
+    for forged in [
+        format!("({epoch},{all},,,,,)"),
+        format!("({epoch},{next}:{next}:,,,,,)"),
+        format!("({epoch},1:1:,{epoch},{all},1,1,1)"),
+        format!("(00000000-0000-0000-0000-000000000000,1:1:,{epoch},{all},1,1,9223372036854775807)"),
+    ] {
+        let error = refused(
+            advance(&db.operator, "log", &Cursor(forged.clone())).await,
+            &SqlState::INVALID_PARAMETER_VALUE,
+        );
+        assert!(error.message().contains("beyond"), "{forged}: {error:?}");
+    }
+    advance(&db.operator, "log", &now).await?;
+    open.batch_execute("commit").await?;
+    log(&manager, "beyond:later").await?;
+    assert_eq!(names(&deliver(&db.operator, "log", "commit").await?), ["beyond:open", "beyond:later"]);
+    Ok(())
+}
+
+/// What does not fit into a cursor waits for older transactions, and comes when they end.
+#[tokio::test]
+async fn a_crowd_of_open_transactions_does_not_make_a_cursor_longer() -> Result<()> {
+    let (db, manager) = with_manager(&SHARED.cluster()?, "crowd").await?;
+    let mut open = Vec::new();
+    for n in 0..8 {
+        let client = db.session(MANAGER).await?;
+        client.batch_execute("begin").await?;
+        log(&client, &format!("crowd:{n}")).await?;
+        open.push(client);
+    }
+    // One that began after them and has ended, so that they are listed.
+    log(&manager, "crowd:ended").await?;
+    let cut = |bytes: i32| format!("select tollgate.readable_snapshot({bytes})::text");
+    let whole: String = value(&db.owner, &cut(3800)).await?;
+    let short: String = value(&db.owner, &cut(30)).await?;
+    assert!(short.len() < 60 && short.len() < whole.len(), "{short} of {whole}");
+    let within = format!("select tollgate.snapshot_contains('{whole}', '{short}')");
+    assert!(value::<bool>(&db.owner, &within).await?, "{short} of {whole}");
     Ok(())
 }
 
@@ -746,10 +904,10 @@ impl<'a> Case<'a> {
         }
         for reader in 0..case.readers.len() {
             case.catch_up(reader, 3).await?;
-            // No transaction is open any more, so the horizon has passed all that was delivered.
+            // No transaction is open any more, so there is none to be remembered.
             case.catch_up(reader, 3).await?;
-            let left = &case.readers[reader].cursor.delivered;
-            ensure!(left.is_empty(), "{left:?} are remembered although all transactions have ended");
+            let cursor = &case.readers[reader].cursor;
+            ensure!(cursor.is_at_rest(), "{cursor:?}, although all transactions have ended");
         }
         Ok(())
     }
@@ -867,7 +1025,7 @@ impl<'a> Case<'a> {
 #[test]
 fn readers_are_told_of_every_event_once_whatever_the_interleaving() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    // A server of its own: what other databases have open would hold the horizon back too.
+    // A server of its own: what other databases have open would be remembered too.
     let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
     let db = runtime.block_on(Db::only(&cluster))?;
     let mut writers = Vec::new();
@@ -973,18 +1131,13 @@ async fn readers_are_told_of_every_event_once_while_many_write() -> Result<()> {
 // ---- Subscriptions
 
 async fn open(client: &Client, name: &str) -> Result<Option<Cursor>> {
-    let row = client
-        .query_opt("select epoch, horizon, delivered from tollgate.open_subscription($1)", &[&name])
-        .await?;
-    Ok(row.map(|row| Cursor { epoch: row.get(0), horizon: row.get(1), delivered: row.get(2) }))
+    let row = client.query_opt("select s::text from tollgate.open_subscription($1) s", &[&name]).await?;
+    Ok(row.map(|row| Cursor(row.get(0))))
 }
 
 async fn advance(client: &Client, name: &str, to: &Cursor) -> Result<(), tokio_postgres::Error> {
     client
-        .execute(
-            "select tollgate.advance_subscription($1, $2, $3, $4)",
-            &[&name, &to.epoch, &to.horizon, &to.delivered],
-        )
+        .execute("select tollgate.advance_subscription($1, $2::text::tollgate.event_cursor)", &[&name, &to.0])
         .await
         .map(drop)
 }
@@ -1099,7 +1252,10 @@ async fn a_subscription_that_nobody_began_cannot_be_advanced() -> Result<()> {
     }
     let error = refused(
         db.operator
-            .execute("select tollgate.advance_subscription(null, $1, 1, '{}')", &[&cursor.epoch])
+            .execute(
+                "select tollgate.advance_subscription(null, $1::text::tollgate.event_cursor)",
+                &[&cursor.0],
+            )
             .await,
         &SqlState::UNDEFINED_OBJECT,
     );

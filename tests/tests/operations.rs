@@ -95,7 +95,7 @@ async fn assert_whole(cluster: &Cluster, before: &Populated) -> Result<()> {
     // The subscription goes on behind what there was when it was opened.
     let told: i64 = value(
         &owner,
-        "select jsonb_array_length((tollgate.read_events(s.epoch, s.horizon, s.delivered)).events)::bigint
+        "select jsonb_array_length((tollgate.read_events(s)).events)::bigint
            from tollgate.open_subscription('reader') s",
     )
     .await?;

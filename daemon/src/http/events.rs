@@ -51,6 +51,8 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long a client waits before it comes again, in milliseconds.
 const RETRY: &str = "retry: 1000\n: tollgate\n\n";
 
+const NOT_AN_ID: &str = "Last-Event-ID is not the id of an event of this stream.\n";
+
 /// An answer that is no stream.
 type Refusal = Box<Response<Body>>;
 
@@ -238,8 +240,10 @@ async fn look(database: &Database, seen: Option<Cursor>, stop: &CancellationToke
     let Some(seen) = seen else {
         return Ok((sql::event_position(&**session, None).await?, true));
     };
-    let batch = sql::read_events(&**session, &seen, 1000).await?;
-    Ok((batch.next, !batch.events.is_empty()))
+    if sql::has_events(&**session, &seen).await? {
+        return Ok((sql::event_position(&**session, None).await?, true));
+    }
+    Ok((seen, false))
 }
 
 /// Where to begin.
@@ -253,9 +257,7 @@ impl Start {
     fn of(request: &Request<Incoming>) -> std::result::Result<Self, Refusal> {
         if let Some(id) = request.headers().get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
             let cursor = id.to_str().ok().and_then(position::decode);
-            return cursor.map(Self::At).ok_or_else(|| {
-                refusal(StatusCode::BAD_REQUEST, "Last-Event-ID is not the id of an event of this stream.\n")
-            });
+            return cursor.map(Self::At).ok_or_else(|| refusal(StatusCode::BAD_REQUEST, NOT_AN_ID));
         }
         let query = request.uri().query().unwrap_or_default();
         let mut given = query.split('&').filter_map(|pair| pair.strip_prefix("since="));
@@ -341,7 +343,7 @@ impl Reader {
             }
             if !batch.events.is_empty() {
                 let told = u64::try_from(batch.events.len()).unwrap_or_default();
-                if !self.send(&frames, write_events(&cursor, &batch)).await {
+                if !self.send(&frames, write_events(&batch)).await {
                     return;
                 }
                 counters::STREAMED_EVENTS.add(told);
@@ -373,9 +375,9 @@ impl Reader {
     }
 }
 
-fn write_events(since: &Cursor, batch: &sql::Batch) -> Bytes {
+fn write_events(batch: &sql::Batch) -> Bytes {
     let mut out = String::new();
-    for (event, place) in batch.events.iter().zip(position::places(since, batch)) {
+    for (event, place) in batch.events.iter().zip(position::places(batch)) {
         // JSON has no line breaks of its own, and names of events are ours.
         let data = serde_json::to_string(event).unwrap_or_default();
         let name = event.event.as_deref().unwrap_or("message");
@@ -428,6 +430,9 @@ fn refuse_cursor(error: &Error) -> Refusal {
             "Last-Event-ID is of another history than this database has, as after restoring an older state: \
              begin anew without it, or with since=0.\n",
         );
+    }
+    if matches!(error.sqlstate(), Some(state) if state.code().starts_with("22")) {
+        return refusal(StatusCode::BAD_REQUEST, NOT_AN_ID);
     }
     unavailable(error)
 }

@@ -79,13 +79,17 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.purge_usage(interval,integer)", "purge_usage('90 days', 10)"),
     ("tollgate.event_position(bigint)", "event_position(0)"),
     (
-        "tollgate.read_events(uuid,bigint,bigint[],integer)",
-        "read_events('00000000-0000-0000-0000-000000000000', 0, '{}', 10)",
+        "tollgate.read_events(tollgate.event_cursor,integer)",
+        "read_events('(00000000-0000-0000-0000-000000000000,1:1:,,,,,)', 10)",
+    ),
+    (
+        "tollgate.has_events(tollgate.event_cursor)",
+        "has_events('(00000000-0000-0000-0000-000000000000,1:1:,,,,,)')",
     ),
     ("tollgate.open_subscription(text)", "open_subscription('clerk')"),
     (
-        "tollgate.advance_subscription(text,uuid,bigint,bigint[])",
-        "advance_subscription('clerk', '00000000-0000-0000-0000-000000000000', 3, '{}')",
+        "tollgate.advance_subscription(text,tollgate.event_cursor)",
+        "advance_subscription('clerk', '(00000000-0000-0000-0000-000000000000,1:1:,,,,,)')",
     ),
     ("tollgate.admit_event_reader(bytea,inet)", "admit_event_reader('', '10.0.0.1')"),
     ("tollgate.subscription_backlogs(integer)", "subscription_backlogs(10)"),

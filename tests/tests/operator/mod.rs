@@ -22,7 +22,7 @@ pub(crate) const OPERATOR: &str = "operator";
 pub(crate) const GRANTS: &str = "
     grant execute on function
         tollgate.drain_usage, tollgate.apply_usage, tollgate.ack_usage, tollgate.expire_tokens, tollgate.purge_tokens, tollgate.purge_tokens_after,
-        tollgate.event_position, tollgate.read_events, tollgate.open_subscription, tollgate.advance_subscription,
+        tollgate.event_position, tollgate.read_events, tollgate.has_events, tollgate.open_subscription, tollgate.advance_subscription,
         tollgate.report_daemon, tollgate.seal_audit_log, tollgate.stats, tollgate.announce_expiries,
         tollgate.subscription_backlogs, tollgate.queue_webhook_deliveries, tollgate.claim_webhook_deliveries,
         tollgate.finish_webhook_delivery, tollgate.purge_webhook_deliveries, tollgate.admit_event_reader,
@@ -300,10 +300,13 @@ pub(crate) async fn reads(client: &Client, table: &str, index: &str, statement: 
 
 /// A place in the event log.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Cursor {
-    pub(crate) epoch: Uuid,
-    pub(crate) horizon: i64,
-    pub(crate) delivered: Vec<i64>,
+pub(crate) struct Cursor(pub(crate) String);
+
+impl Cursor {
+    /// Whether nothing is left to be remembered: no transaction ran, and no batch is under way.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.0.ends_with(":,,,,,)")
+    }
 }
 
 /// What `read_events` returned.
@@ -321,24 +324,22 @@ impl Batch {
 }
 
 pub(crate) async fn position(client: &Client, since: Option<i64>) -> Result<Cursor> {
-    let row = client
-        .query_one("select epoch, horizon, delivered from tollgate.event_position($1)", &[&since])
-        .await?;
-    Ok(Cursor { epoch: row.get(0), horizon: row.get(1), delivered: row.get(2) })
+    let row = client.query_one("select p::text from tollgate.event_position($1) p", &[&since]).await?;
+    Ok(Cursor(row.get(0)))
 }
 
 pub(crate) async fn read(client: &Client, after: &Cursor, max_events: i32) -> Result<Batch> {
     let row = client
         .query_one(
-            "select events, epoch, horizon, delivered, caught_up from tollgate.read_events($1, $2, $3, $4)",
-            &[&after.epoch, &after.horizon, &after.delivered, &max_events],
+            "select events, next::text, caught_up from tollgate.read_events($1::text::tollgate.event_cursor, $2)",
+            &[&after.0, &max_events],
         )
         .await?;
     let events: Value = row.get(0);
     Ok(Batch {
         events: events.as_array().context("events are an array")?.clone(),
-        next: Cursor { epoch: row.get(1), horizon: row.get(2), delivered: row.get(3) },
-        caught_up: row.get(4),
+        next: Cursor(row.get(1)),
+        caught_up: row.get(2),
     })
 }
 

@@ -4,6 +4,7 @@ mod backend;
 mod bulk;
 mod cleanup;
 mod durable;
+mod events;
 mod flush;
 mod growth;
 mod issue;
@@ -48,6 +49,7 @@ pub(crate) const PARTS: &[Part] = &[
     latency::PART,
     cleanup::PART,
     bulk::PART,
+    events::PART,
     soak::PART,
 ];
 

@@ -1,0 +1,168 @@
+//! Reading the event log as an outbox: what an event costs its readers, in small transactions and in huge ones, and what a
+//! backlog costs those who look at it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tollgate_tests::{Cluster, DATABASE};
+
+use super::{Outcome, Part, Run, part};
+use crate::clients::socket;
+use crate::measure::{Progress, Series, timed};
+use crate::report::{Figure, Unit, count};
+use crate::service;
+use crate::wire::Connection;
+
+pub(super) const PART: Part =
+    part("events", "events of one transaction that readers and webhook queues take in a second", run);
+
+/// As the daemon asks for them.
+const PAGE: u32 = 1000;
+/// After so many waiting messages a webhook is disabled, so the queue is emptied before.
+const QUEUED: u32 = 50_000;
+
+struct Reader {
+    connection: Connection,
+    longest_cursor: usize,
+}
+
+impl Reader {
+    fn connect(cluster: &Cluster) -> Result<Self> {
+        Ok(Self {
+            connection: Connection::prepare(&socket(cluster), "postgres", DATABASE, &[])?,
+            longest_cursor: 0,
+        })
+    }
+
+    /// Reads so many events as the daemon does, page by page from the subscription; returns microseconds an event.
+    fn read(&mut self, events: u32) -> Result<f64> {
+        let (read, time) = timed(|| {
+            let mut read = 0;
+            loop {
+                let answer = self.connection.simple(
+                    "select concat_ws(' ', jsonb_array_length(page.events), page.caught_up, length(page.next::text),
+                                      length(page.events::text), tollgate.advance_subscription('bench', page.next))
+                     from (select r.* from (select s from tollgate.open_subscription('bench') s offset 0) as o,
+                                  lateral tollgate.read_events(o.s, 1000) as r offset 0) as page",
+                )?;
+                let answer = answer.context("nobody else reads")?;
+                let fields: Vec<&str> = answer.split(' ').collect();
+                read += fields[0].parse::<u32>()?;
+                self.longest_cursor = self.longest_cursor.max(fields[2].parse()?);
+                if fields[1] == "t" {
+                    return Ok(read);
+                }
+            }
+        })?;
+        ensure!(read == events, "{read} events were read of {events}");
+        Ok(time.as_secs_f64() * 1e6 / f64::from(events))
+    }
+
+    /// The same for a webhook's queue.
+    fn queue(&mut self, events: u32) -> Result<f64> {
+        let mut total = Duration::ZERO;
+        let mut queued = 0;
+        let mut since = 0;
+        loop {
+            let (answer, time) = timed(|| {
+                self.connection.simple(&format!(
+                    "select concat_ws(' ', events, caught_up) from tollgate.queue_webhook_deliveries({PAGE})"
+                ))
+            })?;
+            total += time;
+            let answer = answer.context("an answer")?;
+            let (taken, caught_up) = answer.split_once(' ').context("two fields")?;
+            queued += taken.parse::<u32>()?;
+            since += taken.parse::<u32>()?;
+            if since >= QUEUED || caught_up == "t" {
+                self.connection.simple("truncate tollgate.webhook_queue")?;
+                self.connection.simple("update tollgate.webhook_endpoints set waiting = 0")?;
+                since = 0;
+            }
+            if caught_up == "t" {
+                break;
+            }
+        }
+        ensure!(queued == events, "{queued} events were queued of {events}");
+        Ok(total.as_secs_f64() * 1e6 / f64::from(events))
+    }
+}
+
+fn write(cluster: &Cluster, events: u32) -> Result<()> {
+    cluster.execute(
+        DATABASE,
+        &format!(
+            "insert into tollgate.audit_log (event, token_id, user_id)
+                 select 'token.created', gen_random_uuid(), 'user-' || n from generate_series(1, {events}) as n"
+        ),
+    )
+}
+
+fn run(run: &Run<'_>) -> Result<Outcome> {
+    let (many, few) = (run.scale.rows, run.scale.rows / 100);
+    let cluster = service::builder(run.install, run.scale.tokens).start()?;
+    service::prepare(&cluster, DATABASE)?;
+    let mut reader = Reader::connect(&cluster)?;
+    reader.connection.simple("select tollgate.open_subscription('bench')")?;
+    let mut other = Connection::prepare(&socket(&cluster), "postgres", DATABASE, &[])?;
+    let mut progress = Progress::new("events", 5);
+
+    let mut small = Vec::new();
+    for _ in 0..5 {
+        write(&cluster, few)?;
+        small.push(reader.read(few)?);
+    }
+    let small = Series(small);
+    progress.step();
+    write(&cluster, many)?;
+    let large = reader.read(many)?;
+    progress.step();
+
+    other.simple("begin")?;
+    other.simple("insert into tollgate.audit_log (event) values ('bench.open')")?;
+    write(&cluster, many)?;
+    let beside = reader.read(many)?;
+    other.simple("commit")?;
+    reader.read(1)?;
+    progress.step();
+
+    reader.connection.simple("select tollgate.define_webhook('bench', 'https://127.0.0.1/')")?;
+    reader.read(1)?;
+    let mut look = || -> Result<f64> {
+        let looks = timed(|| {
+            reader
+                .connection
+                .simple("select count(*) from tollgate.subscription_backlogs(), tollgate.webhooks")
+        })?;
+        Ok(looks.1.as_secs_f64() * 1e6)
+    };
+    look()?;
+    write(&cluster, many)?;
+    let looks = Series((0..10).map(|_| look()).collect::<Result<_>>()?);
+    progress.step();
+    let queued = reader.queue(many + 1)?;
+    progress.step();
+
+    let one = |what: &str, unit: Unit, value: f64| Figure::new(what, unit, &Series(vec![value]));
+    Ok(Outcome {
+        conditions: vec![
+            format!(
+                "one reader, {PAGE} events a page, each page with the commit of the subscription's place"
+            ),
+            format!("{} events of one transaction; {} for the cost of few", count(many), count(few)),
+            format!(
+                "the queue of one webhook, emptied every {} messages, which does not count",
+                count(QUEUED)
+            ),
+            service::conditions(&cluster)?,
+        ],
+        figures: vec![
+            one("events read, of one transaction", Unit::PerSecond, 1e6 / large).at_least(50_000.0),
+            one("events read, beside an open transaction", Unit::PerSecond, 1e6 / beside).at_least(50_000.0),
+            one("events queued for a webhook", Unit::PerSecond, 1e6 / queued).at_least(20_000.0),
+            one("cost of an event among many ÷ among few", Unit::Ratio, large / small.median()).at_most(1.3),
+            one("the longest cursor", Unit::Bytes, reader.longest_cursor as f64).at_most(8192.0),
+            Figure::new("a look at the backlogs of all that", Unit::Microseconds, &looks).at_most(20_000.0),
+        ],
+    })
+}
