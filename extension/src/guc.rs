@@ -130,8 +130,9 @@ pub(crate) fn init() {
     GucRegistry::define_bool_guc(
         c"tollgate.notify",
         c"Whether a change that takes access away sends a notification.",
-        c"Off for transactions that are to be PREPAREd, which PostgreSQL does not allow after a NOTIFY. Set by anyone, since it \
-          protects nothing: the change holds all the same, and who reads the log finds it there within a second.",
+        c"On by default, so that listeners hear of it at once. Off for transactions that are to be PREPAREd, which PostgreSQL does \
+          not allow after a NOTIFY. Set by anyone, since it protects nothing: the change holds all the same, and who reads the \
+          log finds it there within a second.",
         &NOTIFY,
         GucContext::Userset,
         GucFlags::default(),

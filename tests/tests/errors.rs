@@ -103,7 +103,7 @@ async fn an_error_that_was_caught_is_not_told_in_place_of_the_next_one() -> Resu
         web.query("select * from tollgate.authenticate('junk')", &[]).await,
         &SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
     );
-    assert_eq!(error.detail(), Some("Code: MALFORMED."), "{error:?}");
+    assert_eq!(error.detail(), Some(r#"{"code":"MALFORMED","reason":"prefix"}"#), "{error:?}");
     Ok(())
 }
 

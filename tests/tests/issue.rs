@@ -901,7 +901,8 @@ async fn a_trigger_on_the_tokens_may_issue_another_token() -> Result<()> {
 #[tokio::test]
 async fn every_way_of_issuing_says_the_same_of_the_token() -> Result<()> {
     let (owner, _cluster) = changed("details").await?;
-    let more = "expires_in => '1 day', allowed_ips => '{10.0.0.0/8}', rate_limit => 10, rate_window => '1 day 02:03:04.5'";
+    let more =
+        "expires_in => '1 day', allowed_ips => '{10.0.0.0/8}', rate_limit => 10, rate_window => '02:03:04.5'";
     let created = issue_with(&owner, "ann", &format!("scopes => '{{posts:read}}', {more}")).await?;
     let derived = "select tollgate.derive_api_token($1, 'derived', '{posts:read}', null)";
     owner.query(derived, &[&created.token]).await?;
