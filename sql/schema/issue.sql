@@ -51,6 +51,7 @@ COMMENT ON FUNCTION tollgate.check_token_fields(text[], text, text[], timestampt
 
 CREATE FUNCTION tollgate.issued_detail(token tollgate.api_tokens) RETURNS jsonb
     LANGUAGE sql STABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT jsonb_strip_nulls(jsonb_build_object(
         'name', ($1).name, 'hint', ($1).hint, 'scopes', ($1).scopes, 'expires_at', ($1).expires_at, 'allowed_ips', ($1).allowed_ips,
