@@ -186,6 +186,11 @@ impl Error {
         Error::new(PgSqlErrorCode::ERRCODE_IO_ERROR, message).detail(detail).hint(hint)
     }
 
+    /// What goes as it should.
+    pub(crate) fn note(message: impl Into<String>) -> Self {
+        Error::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message)
+    }
+
     pub(crate) fn out_of_memory(bytes: usize) -> Self {
         Error::new(PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY, "out of memory")
             .detail(format!("The counters to hand out take {bytes} bytes."))

@@ -89,7 +89,8 @@ pub(super) fn restore(table: &Table<'_>) {
 fn report(head: &Head, restored: &Restored) {
     let (kept, all, file) = (restored.kept, head.records, path(FILE));
     if kept == all {
-        log!("tollgate: took up the usage and limits of {kept} keys from file \"{file}\"");
+        Error::note(format!("tollgate: took up the usage and limits of {kept} keys from file \"{file}\""))
+            .log();
         return;
     }
     let [tokens, users, addresses] = restored.lost_limits;
