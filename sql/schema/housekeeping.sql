@@ -108,7 +108,8 @@ COMMENT ON FUNCTION tollgate.announce_expiries(interval, integer) IS
     'Tells of tokens that expire within the notice, once for each expiry (event token.expiring), and says how many it has dealt with: also those that were derived to live for less than the notice, of which it does not tell';
 
 -- Called for a few tokens at a time, of which the planning would take most: so there is one plan, and whatever it takes the
--- batch's size for, it goes by the indexes.
+-- batch's size for, it goes by the indexes. What is switched off for that adds so much to a plan's estimated cost that it would be
+-- compiled (JIT), which takes a second.
 --
 -- It goes on from a place in the order in which tokens ended. From the first one on, each call would go again over all that has
 -- to stay, and over the dead entries of all that earlier calls deleted, for as long as some snapshot needs those.
@@ -123,6 +124,7 @@ CREATE FUNCTION tollgate.purge_tokens_after(
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan
+    SET jit = off
     SET enable_seqscan = off
     SET enable_bitmapscan = off
     SET enable_sort = off

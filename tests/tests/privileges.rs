@@ -286,6 +286,18 @@ async fn every_function_that_runs_as_the_owner_pins_its_search_path() -> Result<
     Ok(())
 }
 
+/// `enable_sort = off` and its like add ten thousand million to a plan's estimated cost: no plan is too cheap for JIT then.
+#[tokio::test]
+async fn a_function_that_restricts_the_planner_is_not_compiled_for_each_call() -> Result<()> {
+    let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
+    let compiled = "select p.oid::regprocedure::text from pg_proc p
+        where p.pronamespace = 'tollgate'::regnamespace and p.proconfig::text ~ 'enable_'
+          and not 'jit=off' = any (p.proconfig)";
+    let compiled = owner.query(compiled, &[]).await?;
+    assert!(compiled.is_empty(), "{:?}", compiled.iter().map(|row| row.get(0)).collect::<Vec<String>>());
+    Ok(())
+}
+
 #[tokio::test]
 async fn every_object_says_what_it_is_for() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
