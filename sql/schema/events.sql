@@ -203,6 +203,7 @@ COMMENT ON FUNCTION tollgate.ranges_of_batch(tollgate.event_cursor) IS
 CREATE FUNCTION tollgate.begin_batch(cursor tollgate.event_cursor) RETURNS tollgate.event_cursor
     LANGUAGE plpgsql STABLE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
+    SET jit = off
     SET enable_seqscan = off
     SET enable_hashjoin = off
     SET enable_mergejoin = off
@@ -249,6 +250,7 @@ CREATE FUNCTION tollgate.read_events(cursor tollgate.event_cursor, max_events in
     LANGUAGE plpgsql STABLE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     -- Whatever the statistics say, or if there are none yet.
+    SET jit = off
     SET enable_seqscan = off
     SET enable_hashjoin = off
     SET enable_mergejoin = off
@@ -348,6 +350,7 @@ COMMENT ON FUNCTION tollgate.read_events(tollgate.event_cursor, integer) IS
 CREATE FUNCTION tollgate.first_pending(cursor tollgate.event_cursor, max_events integer DEFAULT 1, OUT events bigint, OUT at timestamptz, OUT id bigint)
     LANGUAGE plpgsql STABLE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
+    SET jit = off
     SET enable_seqscan = off
     SET enable_hashjoin = off
     SET enable_mergejoin = off

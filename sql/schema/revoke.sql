@@ -99,6 +99,7 @@ CREATE FUNCTION tollgate.revoke_without_notification(user_ids text[], reason tex
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan
+    SET jit = off
     SET enable_seqscan = off
     SET enable_hashjoin = off
     SET enable_mergejoin = off

@@ -354,6 +354,7 @@ CREATE FUNCTION tollgate.claim_webhook_deliveries(per_webhook integer DEFAULT 8,
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     -- Whatever the statistics say: a queue fills and empties faster than they are renewed.
+    SET jit = off
     SET enable_seqscan = off
     SET enable_bitmapscan = off
     SET enable_hashjoin = off

@@ -185,9 +185,11 @@ async fn hostile_objects_are_never_run_nor_read_whatever_the_search_path() -> Re
             for (_, call) in &calls {
                 let simple = calls::filled(call, &issue(&caller).await?, "accomplice");
                 caller.batch_execute(&simple).await.with_context(|| format!("{role}, {path}: {simple}"))?;
-                // Once more in the extended protocol.
+                // Once more in the extended protocol. As text: the client asks the catalogue for types that it does not know, by
+                // a statement of its own with operators of whoever has set the traps.
+                let call_again = calls::filled(call, &issue(&caller).await?, "accomplice");
                 let again =
-                    caller.query(&calls::filled(call, &issue(&caller).await?, "accomplice"), &[]).await;
+                    caller.query(&format!("select q::pg_catalog.text from ({call_again}) q"), &[]).await;
                 if let Err(refusal) = again {
                     let refusal = error::<()>(Err(refusal));
                     // What is there already, or gone already.

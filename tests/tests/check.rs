@@ -432,7 +432,9 @@ async fn a_subscriber_that_is_behind_is_named_and_one_that_caught_up_is_not() ->
     // Of another history, as after a restoration from an older state.
     db.operator.execute("select tollgate.open_subscription('lost')", &[]).await?;
     db.owner
-        .batch_execute("update tollgate.subscriptions set epoch = gen_random_uuid() where name = 'lost'")
+        .batch_execute(
+            "update tollgate.subscriptions set place.older_epoch = gen_random_uuid() where name = 'lost'",
+        )
         .await?;
     assert_eq!(only(&db, "subscriptions", "1 hour").await?.severity, "fail");
     Ok(())

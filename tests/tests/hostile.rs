@@ -49,6 +49,17 @@ fn values(kind: &str, major: u32) -> (&'static str, Vec<&'static str>) {
             ],
         ),
         "bigint[]" => ("'{}'", vec!["null", "'{null}'", "'{9223372036854775807,-1}'"]),
+        "tollgate.event_cursor" => (
+            "'(00000000-0000-0000-0000-000000000000,1:1:,,,,,)'",
+            vec![
+                "null",
+                "'(,,,,,,)'",
+                "'(00000000-0000-0000-0000-000000000001,1:1:,,,,,)'",
+                "'(00000000-0000-0000-0000-000000000000,9223372036854775807:9223372036854775807:,,,,,)'",
+                "'(00000000-0000-0000-0000-000000000000,1:1:,00000000-0000-0000-0000-000000000000,1:1:,-1,9223372036854775807,-9223372036854775808)'",
+                "'(00000000-0000-0000-0000-000000000000,1:1:,00000000-0000-0000-0000-000000000000,1:1:,9223372036854775807,-1,9223372036854775807)'",
+            ],
+        ),
         "tollgate.usage_row[]" => (
             "'{}'",
             vec![
@@ -105,8 +116,8 @@ async fn no_arguments_of_an_operators_function_erase_blind_or_mint() -> Result<(
              from pg_proc p
              where p.pronamespace = 'tollgate'::regnamespace and has_function_privilege('operator', p.oid, 'execute')
                and not has_function_privilege('web', p.oid, 'execute')
-               -- A cursor's arguments are tested with the events; a purge of tokens deletes, and says so.
-               and p.proname not in ('advance_subscription', 'purge_tokens')
+               -- A purge of tokens deletes, and says so.
+               and p.proname not in ('purge_tokens', 'purge_tokens_after')
              order by 1",
             &[],
         )
