@@ -71,6 +71,7 @@ COMMENT ON FUNCTION tollgate.handed_out_usage() IS
 CREATE FUNCTION tollgate.apply_usage(node text, boot uuid, generation bigint, rows tollgate.usage_row[]) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET jit = off
     SET enable_hashjoin = off
     SET enable_mergejoin = off
     SET work_mem = '64MB'
