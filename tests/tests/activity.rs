@@ -6,7 +6,7 @@ mod operator;
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use common::{Shared, Token, code, error, issue, refused, value};
+use common::{Shared, Token, code, error, issue, value};
 use jiff::{SignedDuration, Timestamp};
 use operator::{Db, Generation, UsageRow, apply, counts, flush_all, issue_many, reads, set, totals};
 use tokio_postgres::Client;
@@ -47,6 +47,15 @@ fn hours_before(at: Timestamp, hours: i64) -> Timestamp {
     at - SignedDuration::from_hours(hours)
 }
 
+/// Tokens that are so old that they can have been used at any of the times told here: none was used before it was created.
+async fn old_tokens(owner: &Client, count: i32) -> Result<Vec<Uuid>> {
+    let tokens: Vec<Uuid> = issue_many(owner, count).await?.iter().map(|token| token.id).collect();
+    for &token in &tokens {
+        set(owner, token, "created_at = now() - interval '200 days'").await?;
+    }
+    Ok(tokens)
+}
+
 /// As of a server of its own.
 fn flush_of(rows: &[UsageRow]) -> Generation {
     Generation { node: "n".into(), boot: Uuid::new_v4(), number: 1, rows: rows.to_vec() }
@@ -71,7 +80,7 @@ impl Dice {
 #[tokio::test]
 async fn every_use_is_in_one_hour_in_whatever_order_servers_are_flushed() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "orders").await?;
-    let tokens: Vec<Uuid> = issue_many(&db.owner, 5).await?.iter().map(|token| token.id).collect();
+    let tokens = old_tokens(&db.owner, 5).await?;
     for seed in 1..=8 {
         db.owner.batch_execute("truncate tollgate.token_usage, tollgate.usage_hourly").await?;
         let mut dice = Dice(seed);
@@ -111,7 +120,7 @@ async fn every_use_is_in_one_hour_in_whatever_order_servers_are_flushed() -> Res
 #[tokio::test]
 async fn a_flush_within_an_hour_writes_one_row_a_token_and_the_next_hour_one_more() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "writes").await?;
-    let tokens: Vec<Uuid> = issue_many(&db.owner, 20).await?.iter().map(|token| token.id).collect();
+    let tokens = old_tokens(&db.owner, 20).await?;
     let now = this_hour(&db.owner).await?;
     let stored = async || value::<i64>(&db.owner, "select count(*) from tollgate.usage_hourly").await;
     for (hours_ago, expected) in [(3, 0), (3, 0), (2, 20), (2, 20), (1, 40)] {
@@ -210,7 +219,7 @@ async fn real_uses_and_denials_are_in_the_hour_in_which_they_happened() -> Resul
 #[tokio::test]
 async fn totals_from_before_there_were_hours_are_kept_and_belong_to_none() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "older").await?;
-    let token = issue(&db.owner, "a", &[]).await?.id;
+    let token = old_tokens(&db.owner, 1).await?[0];
     db.owner
         .execute(
             "insert into tollgate.token_usage (token_id, use_count, denied_count) values ($1, 7, 2)",
@@ -226,23 +235,46 @@ async fn totals_from_before_there_were_hours_are_kept_and_belong_to_none() -> Re
 }
 
 #[tokio::test]
-async fn a_flush_that_names_a_token_twice_is_refused_whole() -> Result<()> {
+async fn a_token_that_a_flush_names_twice_is_counted_once_and_holds_up_no_other() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "double").await?;
-    let tokens = issue_many(&db.owner, 2).await?;
-    let (known, new) = (tokens[0].id, tokens[1].id);
+    let tokens: Vec<Uuid> = issue_many(&db.owner, 3).await?.iter().map(|token| token.id).collect();
+    let [known, new, other] = tokens[..] else { panic!("{tokens:?}") };
     assert!(apply(&db.operator, &flush_of(&[row(known, 1, 0, None)])).await?);
-    let doubled = flush_of(&[row(known, 1, 0, None), row(known, 2, 0, None)]);
-    let answer = db
-        .operator
-        .query_one(
-            "select tollgate.apply_usage($1, $2, $3, $4)",
-            &[&doubled.node, &doubled.boot, &doubled.number, &doubled.rows],
-        )
-        .await;
-    let refusal = refused(answer, &SqlState::INVALID_PARAMETER_VALUE);
-    assert!(refusal.detail().is_some() && refusal.hint().is_some(), "{refusal:?}");
-    assert!(apply(&db.operator, &flush_of(&[row(new, 1, 0, None), row(new, 2, 0, None)])).await.is_err());
-    assert_eq!(totals(&db.owner).await?, (1, 0));
+    let doubled = flush_of(&[
+        row(known, 3, 1, None),
+        row(new, 3, 1, None),
+        row(known, 3, 1, None),
+        row(new, 3, 1, None),
+        row(other, 5, 2, None),
+    ]);
+    assert!(apply(&db.operator, &doubled).await?);
+    assert_eq!(counts(&db.owner, known).await?, (4, 1));
+    assert_eq!(counts(&db.owner, new).await?, (3, 1));
+    assert_eq!(counts(&db.owner, other).await?, (5, 2));
+    assert_eq!(totals(&db.owner).await?, (12, 4));
+    for (token, sums) in [(known, (4, 1)), (new, (3, 1)), (other, (5, 2))] {
+        let hours = busy_hours(&db.owner, token).await?;
+        assert_eq!(hours.values().fold((0, 0), |sum, hour| (sum.0 + hour.0, sum.1 + hour.1)), sums);
+    }
+    assert!(!apply(&db.operator, &doubled).await?, "once");
+    assert_eq!(totals(&db.owner).await?, (12, 4));
+    Ok(())
+}
+
+/// Whoever flushes may say what they like: a chart starts where the token does, and at no time to come.
+#[tokio::test]
+async fn a_use_before_the_token_was_created_is_in_its_first_hour() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "younger").await?;
+    let token = issue(&db.owner, "a", &[]).await?.id;
+    db.owner.batch_execute("begin").await?;
+    let now = this_hour(&db.owner).await?;
+    set(&db.owner, token, "created_at = date_trunc('hour', now(), 'UTC') - interval '90 minutes'").await?;
+    for hours_ago in [1, 30, 30 * 24] {
+        assert!(apply(&db.owner, &flush_of(&[row(token, 1, 0, Some(hours_before(now, hours_ago)))])).await?);
+    }
+    let expected = Hours::from([(hours_before(now, 2), (2, 0)), (hours_before(now, 1), (1, 0))]);
+    assert_eq!(busy_hours(&db.owner, token).await?, expected);
+    db.owner.batch_execute("commit").await?;
     Ok(())
 }
 
@@ -251,7 +283,7 @@ async fn a_flush_that_names_a_token_twice_is_refused_whole() -> Result<()> {
 #[tokio::test]
 async fn old_hours_are_purged_in_batches_and_the_totals_stay() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "retention").await?;
-    let token = issue(&db.owner, "a", &[]).await?.id;
+    let token = old_tokens(&db.owner, 1).await?[0];
     let now = this_hour(&db.owner).await?;
     for days_ago in [100, 99, 98, 80, 0] {
         let rows = [row(token, 1, 0, Some(hours_before(now, days_ago * 24)))];
@@ -286,18 +318,18 @@ async fn old_hours_are_purged_in_batches_and_the_totals_stay() -> Result<()> {
 #[tokio::test]
 async fn the_hours_of_a_token_go_with_it() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "gone").await?;
-    let tokens = issue_many(&db.owner, 2).await?;
+    let tokens = old_tokens(&db.owner, 2).await?;
     let now = this_hour(&db.owner).await?;
     for hours_ago in [2, 1, 0] {
         let rows: Vec<UsageRow> =
-            tokens.iter().map(|token| row(token.id, 1, 0, Some(hours_before(now, hours_ago)))).collect();
+            tokens.iter().map(|&token| row(token, 1, 0, Some(hours_before(now, hours_ago)))).collect();
         assert!(apply(&db.operator, &flush_of(&rows)).await?);
     }
-    set(&db.owner, tokens[0].id, "revoked_at = now() - interval '40 days'").await?;
+    set(&db.owner, tokens[0], "revoked_at = now() - interval '40 days'").await?;
     assert_eq!(value::<i64>(&db.operator, "select tollgate.purge_tokens()").await?, 1);
     let left = db.owner.query("select distinct token_id from tollgate.usage_hourly", &[]).await?;
     let left: Vec<Uuid> = left.iter().map(|row| row.get(0)).collect();
-    assert_eq!(left, [tokens[1].id]);
-    activity(&db.owner, tokens[1].id, None).await?.first().context("the other has its hours")?;
+    assert_eq!(left, [tokens[1]]);
+    activity(&db.owner, tokens[1], None).await?.first().context("the other has its hours")?;
     Ok(())
 }

@@ -23,6 +23,10 @@ const PRESENTED: [(&str, &str); 7] = [
     ("verify_api_token_hash", "token_hash"),
 ];
 
+/// Hears a good token although failures have used up the rate of its address: streams are read from behind proxies, where
+/// the guesses of one would cut off the others. What is guessed there is counted and logged as everywhere.
+const ADMITS_FROM_A_BLOCKED_ADDRESS: &str = "admit_event_reader";
+
 /// What is answered without being looked for, kept or shown, so that a policy does not fail, nor a verification.
 const ASKED: [(&str, &str); 12] = [
     ("authenticate", "required_scopes"),
@@ -278,17 +282,25 @@ async fn whoever_guesses_is_counted_and_logged_at_every_function_that_takes_a_to
         }
         let line = format!("verification code=NOT_FOUND token_id=- client_ip={at} ");
         assert_eq!(cluster.log().matches(&line).count(), 3, "{}", function.signature);
-        // Not even a right guess is told to be one.
         let (error, answer) = present(&good.token).await?;
-        match error {
-            Some(error) => {
-                assert_eq!(error, SqlState::CONFIGURATION_LIMIT_EXCEEDED, "{}", function.signature);
+        if function.name == ADMITS_FROM_A_BLOCKED_ADDRESS {
+            assert_eq!(error, None, "{}", function.signature);
+            assert_eq!(answer["code"], "VALID", "{}: {answer}", function.signature);
+            let (error, answer) = present(&unknown).await?;
+            assert_eq!(error, None, "{}", function.signature);
+            assert_eq!(answer["code"], "RATE_LIMITED", "{}: {answer}", function.signature);
+        } else {
+            // Not even a right guess is told to be one.
+            match error {
+                Some(error) => {
+                    assert_eq!(error, SqlState::CONFIGURATION_LIMIT_EXCEEDED, "{}", function.signature);
+                }
+                None => assert!(
+                    answer == false || answer["code"] == "RATE_LIMITED",
+                    "{}: {answer}",
+                    function.signature
+                ),
             }
-            None => assert!(
-                answer == false || answer["code"] == "RATE_LIMITED",
-                "{}: {answer}",
-                function.signature
-            ),
         }
         let verified = Request::of(&good.token).coming_from(&at).code(&owner).await?;
         assert_eq!(verified, "RATE_LIMITED", "{}", function.signature);
