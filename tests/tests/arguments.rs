@@ -28,8 +28,10 @@ const PRESENTED: [(&str, &str); 7] = [
 const ADMITS_FROM_A_BLOCKED_ADDRESS: &str = "admit_event_reader";
 
 /// What is answered without being looked for, kept or shown, so that a policy does not fail, nor a verification.
-const ASKED: [(&str, &str); 12] = [
+const ASKED: [(&str, &str); 13] = [
     ("authenticate", "required_scopes"),
+    // Compared with the tasks that this session leads, which none of them is.
+    ("check_leadership", "task"),
     ("client_ip_from", "forwarded"),
     // Kept without what may be a token: the receiver of a webhook has a say in it.
     ("finish_webhook_delivery", "error"),
@@ -103,6 +105,7 @@ fn sound(function: &str, argument: &Argument, token: &str) -> String {
         (_, _, "inet") => "'192.0.2.1'".to_owned(),
         (_, _, "tollgate.event_cursor") => "'(00000000-0000-0000-0000-000000000000,1:1:,,,,,)'".to_owned(),
         (_, _, "smallint" | "integer" | "bigint") => "1".to_owned(),
+        (_, _, "tollgate.event_cursor") => "tollgate.event_position()".to_owned(),
         (_, _, array) if array.ends_with("[]") => "'{}'".to_owned(),
         (_, name, other) => panic!("{function} takes {name} of type {other}: say here what is sound"),
     }
