@@ -103,7 +103,6 @@ fn sound(function: &str, argument: &Argument, token: &str) -> String {
         (_, _, "boolean") => "true".to_owned(),
         (_, _, "timestamp with time zone") => "now()".to_owned(),
         (_, _, "inet") => "'192.0.2.1'".to_owned(),
-        (_, _, "tollgate.event_cursor") => "'(00000000-0000-0000-0000-000000000000,1:1:,,,,,)'".to_owned(),
         (_, _, "smallint" | "integer" | "bigint") => "1".to_owned(),
         (_, _, "tollgate.event_cursor") => "tollgate.event_position()".to_owned(),
         (_, _, array) if array.ends_with("[]") => "'{}'".to_owned(),
