@@ -555,7 +555,9 @@ async fn a_cursor_of_nulls_does_not_skip_events() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "nullcursor").await?;
     let start = position(&db.operator, None).await?;
     log(&manager, "null:1").await?;
-    let fields: Vec<&str> = start.0.trim_matches(['(', ')']).splitn(3, ',').collect();
+    // The snapshot that it has is of whatever ran, and may have commas in it.
+    let epoch = start.0.trim_start_matches('(').split(',').next().context("an epoch")?;
+    let fields = [epoch, "10:10:", ",,,,"];
     for (case, cursor) in [
         ("nothing", None),
         ("no field", Some("(,,,,,,)".to_owned())),
