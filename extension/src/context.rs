@@ -13,12 +13,11 @@
 #![allow(unsafe_code)]
 
 use crate::error::Error;
-use crate::{compat, guc, sys};
+use crate::{compat, guard, guc, sys};
 use core::cell::{Cell, RefCell};
 use core::ffi::{CStr, c_char, c_void};
 use core::sync::atomic::AtomicPtr;
 use pgrx::pg_sys;
-use pgrx::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::ffi::CString;
 
@@ -113,46 +112,52 @@ pub(crate) fn read<R>(reader: impl FnOnce(&Context) -> R) -> Option<R> {
     })
 }
 
-#[pg_guard]
 unsafe extern "C-unwind" fn check(
     new: *mut *mut c_char,
     _extra: *mut *mut c_void,
     _source: pg_sys::GucSource::Type,
 ) -> bool {
-    // SAFETY: PostgreSQL passes a pointer to a C string or NULL; the flag is a plain variable of this process, true only
-    // while a parallel worker restores the state of its leader.
-    let (empty, from_leader) = unsafe {
-        let empty = (*new).as_ref().is_none_or(|start| CStr::from_ptr(start).is_empty());
-        (empty, pg_sys::InitializingParallelWorker)
-    };
-    if empty || from_leader || ESTABLISHING.get() {
-        return true;
+    // SAFETY: PostgreSQL passes a pointer to a C string or NULL; the flag is a plain variable of this process, true only while a
+    // parallel worker restores the state of its leader.
+    unsafe {
+        guard::entry(|| {
+            let empty = (*new).as_ref().is_none_or(|start| CStr::from_ptr(start).is_empty());
+            if empty || pg_sys::InitializingParallelWorker || ESTABLISHING.get() {
+                return true;
+            }
+            guc::refuse(NAME, "It is set by tollgate.authenticate() alone.");
+            false
+        })
     }
-    guc::refuse(NAME, "It is set by tollgate.authenticate() alone.");
-    false
 }
 
-#[pg_guard]
 unsafe extern "C-unwind" fn assign(new: *const c_char, _extra: *mut c_void) {
     // SAFETY: PostgreSQL passes a C string or NULL.
-    let value = unsafe { new.as_ref().map(|start| CStr::from_ptr(start)) };
-    let context =
-        value.filter(|text| !text.is_empty()).and_then(|text| serde_json::from_slice(text.to_bytes()).ok());
-    CURRENT.set(context);
+    unsafe {
+        guard::entry(|| {
+            let value = new.as_ref().map(|start| CStr::from_ptr(start));
+            let context = value
+                .filter(|text| !text.is_empty())
+                .and_then(|text| serde_json::from_slice(text.to_bytes()).ok());
+            CURRENT.set(context);
+        });
+    }
 }
 
 /// PostgreSQL calls this for top-level transactions alone: at COMMIT, COMMIT AND CHAIN, a procedure's COMMIT, ROLLBACK and
 /// PREPARE TRANSACTION, but not for savepoints. No statement runs between this and the reset of the setting.
-#[pg_guard]
 unsafe extern "C-unwind" fn at_transaction_event(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
-    match event {
-        pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT if UNUSED.take() => Error::unused_identity().warn(),
-        pg_sys::XactEvent::XACT_EVENT_COMMIT
-        | pg_sys::XactEvent::XACT_EVENT_ABORT
-        | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
-            BOUND.set(None);
-            UNUSED.set(false);
-        }
-        _ => {}
+    // SAFETY: called by PostgreSQL, in a frame that owns nothing.
+    unsafe {
+        guard::entry(|| match event {
+            pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT if UNUSED.take() => Error::unused_identity().warn(),
+            pg_sys::XactEvent::XACT_EVENT_COMMIT
+            | pg_sys::XactEvent::XACT_EVENT_ABORT
+            | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
+                BOUND.set(None);
+                UNUSED.set(false);
+            }
+            _ => {}
+        });
     }
 }

@@ -1,6 +1,7 @@
 //! Settings. Each is checked when it is set, and says why its default is what it is.
 #![allow(unsafe_code)]
 
+use crate::guard;
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::prelude::*;
@@ -283,21 +284,24 @@ pub(crate) fn token_prefix() -> Prefix {
     Prefix::parse(text).unwrap_or_else(|error| error!("tollgate.token_prefix: {error}"))
 }
 
-#[pg_guard]
 unsafe extern "C-unwind" fn check_token_prefix(
     new: *mut *mut c_char,
     _extra: *mut *mut c_void,
     _source: pg_sys::GucSource::Type,
 ) -> bool {
     // SAFETY: PostgreSQL passes a pointer to a C string, which may be NULL.
-    let value = unsafe { (*new).as_ref().map(|start| CStr::from_ptr(start)) };
-    match value.and_then(|text| text.to_str().ok()).map(Prefix::parse) {
-        Some(Ok(_)) => true,
-        Some(Err(error)) => {
-            refuse(c"tollgate.token_prefix", &format!("{error}."));
-            false
-        }
-        None => false,
+    unsafe {
+        guard::entry(|| {
+            let value = (*new).as_ref().map(|start| CStr::from_ptr(start));
+            match value.and_then(|text| text.to_str().ok()).map(Prefix::parse) {
+                Some(Ok(_)) => true,
+                Some(Err(error)) => {
+                    refuse(c"tollgate.token_prefix", &format!("{error}."));
+                    false
+                }
+                None => false,
+            }
+        })
     }
 }
 

@@ -35,15 +35,20 @@ pgrx::pg_module_magic!(name, version);
 /// Called once per process when the library is loaded: by the postmaster if it is in `shared_preload_libraries`, else
 /// by each backend at its first use.
 #[allow(unsafe_code)]
-#[pg_guard]
+#[unsafe(no_mangle)]
 pub extern "C-unwind" fn _PG_init() {
     guard::init();
-    guc::init();
-    context::init();
-    shmem::init();
-    guc::reserve_prefix();
-    store::init();
-    scan::init();
+    // SAFETY: called by PostgreSQL, in a frame that owns nothing.
+    unsafe {
+        guard::entry(|| {
+            guc::init();
+            context::init();
+            shmem::init();
+            guc::reserve_prefix();
+            store::init();
+            scan::init();
+        });
+    }
 }
 
 extension_sql_file!("../../sql/schema/install.sql", name = "install", bootstrap);

@@ -24,7 +24,7 @@ pub(crate) struct Refusal {
 }
 
 thread_local! {
-    static LAST: Cell<Option<Box<Refusal>>> = const { Cell::new(None) };
+    static LAST: Cell<Option<Refusal>> = const { Cell::new(None) };
 }
 
 impl Refusal {
@@ -48,15 +48,14 @@ impl Refusal {
         told.to_string()
     }
 
-    pub(crate) fn remember(&self) {
-        LAST.set(Some(Box::new(self.clone())));
+    pub(crate) fn remember(self) {
+        LAST.set(Some(self));
     }
 
     pub(crate) fn last() -> Option<Refusal> {
         let last = LAST.take();
-        let copy = last.as_deref().cloned();
-        LAST.set(last);
-        copy
+        LAST.set(last.clone());
+        last
     }
 
     /// After a verification that refused nothing.

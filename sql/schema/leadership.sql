@@ -24,12 +24,11 @@ CREATE FUNCTION tollgate.lock_leadership(task text) RETURNS timestamptz
 COMMENT ON FUNCTION tollgate.lock_leadership(text) IS
     'When this session began, if it holds the lock of the task from now on or did so before; NULL while another holds it. Internal.';
 
-CREATE FUNCTION tollgate.acquire_leadership(task text) RETURNS bigint
-    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+CREATE FUNCTION tollgate.leadership_of(task text) RETURNS tollgate.leaderships
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    began timestamptz;
     known tollgate.leaderships;
 BEGIN
     SELECT l.* INTO known FROM tollgate.leaderships l WHERE l.task = $1;
@@ -38,6 +37,19 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: task.',
                   HINT = format('It is one of %s.', (SELECT string_agg(l.task, ', ' ORDER BY l.task) FROM tollgate.leaderships l));
     END IF;
+    RETURN known;
+END
+$$;
+COMMENT ON FUNCTION tollgate.leadership_of(text) IS 'The row of a task; 22023 if there is none of that name. Internal.';
+
+CREATE FUNCTION tollgate.acquire_leadership(task text) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    began timestamptz;
+    known tollgate.leaderships := tollgate.leadership_of($1);
+BEGIN
     began := tollgate.lock_leadership($1);
     IF began IS NULL THEN
         RETURN NULL;
@@ -61,7 +73,7 @@ CREATE FUNCTION tollgate.check_leadership(task text, fence bigint) RETURNS boole
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM tollgate.leaderships l WHERE l.task = $1 AND l.fence = $2) THEN
+    IF (tollgate.leadership_of($1)).fence IS DISTINCT FROM $2 THEN
         RAISE EXCEPTION 'another session leads the task %', tollgate.quote_redacted($1)
             USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'Arguments: task and fence, which is not the last that was given out.',
                   HINT = 'Ask acquire_leadership() again.';

@@ -28,10 +28,8 @@ const PRESENTED: [(&str, &str); 7] = [
 const ADMITS_FROM_A_BLOCKED_ADDRESS: &str = "admit_event_reader";
 
 /// What is answered without being looked for, kept or shown, so that a policy does not fail, nor a verification.
-const ASKED: [(&str, &str); 13] = [
+const ASKED: [(&str, &str); 12] = [
     ("authenticate", "required_scopes"),
-    // Compared with the tasks that this session leads, which none of them is.
-    ("check_leadership", "task"),
     ("client_ip_from", "forwarded"),
     // Kept without what may be a token: the receiver of a webhook has a say in it.
     ("finish_webhook_delivery", "error"),

@@ -189,6 +189,35 @@ pub fn fault(presented: &[u8]) -> Fault {
     if presented.is_empty() {
         return Fault::Empty;
     }
+    // A guess is made of what tokens are made of, and costs no more than it must.
+    let is_plain = |&b: &u8| b.is_ascii_alphanumeric() || b == b'_';
+    if let Some(fault) = (!presented.iter().all(is_plain)).then(|| fault_around(presented)).flatten() {
+        return fault;
+    }
+    let Some(split) = presented.iter().rposition(|&b| b == b'_') else { return Fault::Prefix };
+    let (prefix, tail) = (&presented[..split], &presented[split + 1..]);
+    let Some(lower) = lower_case(prefix).filter(|lower| is_prefix(&lower[..prefix.len()])) else {
+        return Fault::Prefix;
+    };
+    if tail.len() != TAIL_LEN {
+        Fault::Length
+    } else if lower[..split] != *prefix || !tail.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        Fault::Characters
+    } else {
+        Fault::Checksum
+    }
+}
+
+/// `None` if it is too long for a prefix.
+fn lower_case(prefix: &[u8]) -> Option<[u8; MAX_PREFIX_LEN]> {
+    let mut lower = [0; MAX_PREFIX_LEN];
+    lower.get_mut(..prefix.len())?.copy_from_slice(prefix);
+    lower.make_ascii_lowercase();
+    Some(lower)
+}
+
+/// What stands around a token that was copied together with it, or between its parts.
+fn fault_around(presented: &[u8]) -> Option<Fault> {
     let text = String::from_utf8_lossy(presented);
     let invisible =
         |c: char| c.is_whitespace() || c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{feff}');
@@ -197,25 +226,13 @@ pub fn fault(presented: &[u8]) -> Fault {
     if first_word.len() < text.trim().len()
         && schemes.iter().any(|one| first_word.trim_end_matches(':').eq_ignore_ascii_case(one))
     {
-        return Fault::Scheme;
+        return Some(Fault::Scheme);
     }
     if text.contains(invisible) {
-        return Fault::Whitespace;
+        return Some(Fault::Whitespace);
     }
     let quotes = ['"', '\'', '`', '<', '>', '“', '”', '‘', '’'];
-    if text.starts_with(quotes) || text.ends_with(quotes) {
-        return Fault::Quotes;
-    }
-    let Some((prefix, tail)) = text.rsplit_once('_') else { return Fault::Prefix };
-    if !is_prefix(prefix.to_ascii_lowercase().as_bytes()) {
-        Fault::Prefix
-    } else if tail.len() != TAIL_LEN {
-        Fault::Length
-    } else if !is_prefix(prefix.as_bytes()) || tail.contains(|c: char| !matches!(c, '0'..='9' | 'a'..='f')) {
-        Fault::Characters
-    } else {
-        Fault::Checksum
-    }
+    (text.starts_with(quotes) || text.ends_with(quotes)).then_some(Fault::Quotes)
 }
 
 /// The parts of a well-formed token.

@@ -1,8 +1,8 @@
 //! `memory_stats`: what `stats` shows of the shared memory.
 
 use crate::fmgr::{Call, sql_function};
-use crate::shmem;
 use crate::store::composite::{self, Composite};
+use crate::{guc, shmem};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::Datum;
 use pgrx::{IntoDatum, JsonB, Uuid};
@@ -51,7 +51,7 @@ fn memory_stats(_call: &Call) -> Option<Datum> {
             Uuid::from_bytes(stats.boot).into_datum(),
             JsonB(serde_json::Value::Object(outcomes)).into_datum(),
             stats.tracked.cast_signed().into_datum(),
-            stats.capacity.cast_signed().into_datum(),
+            i64::try_from(guc::max_tracked_keys()).ok().into_datum(),
             stats.overflowed.cast_signed().into_datum(),
             stats.generation.map(u64::cast_signed).into_datum(),
             stats.closed_generation.map(u64::cast_signed).into_datum(),

@@ -6,7 +6,6 @@ use crate::api::verify::Function;
 use crate::guard;
 use core::ffi::{CStr, c_char, c_void};
 use pgrx::pg_sys::{self, Index, List, Node, NodeTag, Oid};
-use pgrx::prelude::*;
 use std::sync::OnceLock;
 
 static NEXT_HOOK: OnceLock<pg_sys::set_rel_pathlist_hook_type> = OnceLock::new();
@@ -84,19 +83,22 @@ unsafe fn our_function(oid: Oid) -> Option<Function> {
 }
 
 /// Whether an expression could have another value when the node is scanned again.
-#[pg_guard]
 unsafe extern "C-unwind" fn varies(node: *mut Node, context: *mut c_void) -> bool {
     // SAFETY: the walker passes valid nodes or NULL.
     unsafe {
-        let Some(tag) = node.as_ref().map(|node| node.type_) else { return false };
-        match tag {
-            NodeTag::T_Var
-            | NodeTag::T_PlaceHolderVar
-            | NodeTag::T_SubPlan
-            | NodeTag::T_AlternativeSubPlan => true,
-            NodeTag::T_Param => (*node.cast::<pg_sys::Param>()).paramkind != pg_sys::ParamKind::PARAM_EXTERN,
-            _ => pg_sys::expression_tree_walker(node, Some(varies), context),
-        }
+        guard::entry(|| {
+            let Some(tag) = node.as_ref().map(|node| node.type_) else { return false };
+            match tag {
+                NodeTag::T_Var
+                | NodeTag::T_PlaceHolderVar
+                | NodeTag::T_SubPlan
+                | NodeTag::T_AlternativeSubPlan => true,
+                NodeTag::T_Param => {
+                    (*node.cast::<pg_sys::Param>()).paramkind != pg_sys::ParamKind::PARAM_EXTERN
+                }
+                _ => pg_sys::expression_tree_walker(node, Some(varies), context),
+            }
+        })
     }
 }
 
@@ -151,7 +153,6 @@ static SCAN_METHODS: [Methods<pg_sys::CustomScanMethods>; Function::ALL.len()] =
     [methods::<0>(), methods::<1>(), methods::<2>()]
 };
 
-#[pg_guard]
 unsafe extern "C-unwind" fn plan<const F: usize>(
     _root: *mut pg_sys::PlannerInfo,
     rel: *mut pg_sys::RelOptInfo,
@@ -161,6 +162,17 @@ unsafe extern "C-unwind" fn plan<const F: usize>(
     _plans: *mut List,
 ) -> *mut pg_sys::Plan {
     // SAFETY: the planner passes the path that `offer` made, and lists of the kinds that their names say.
+    unsafe { guard::entry(|| custom_scan(rel, path, targets, clauses, &raw const SCAN_METHODS[F].0).cast()) }
+}
+
+unsafe fn custom_scan(
+    rel: *mut pg_sys::RelOptInfo,
+    path: *mut pg_sys::CustomPath,
+    targets: *mut List,
+    clauses: *mut List,
+    methods: *const pg_sys::CustomScanMethods,
+) -> *mut pg_sys::CustomScan {
+    // SAFETY: what the planner passed to `plan`.
     unsafe {
         let quals = pg_sys::extract_actual_clauses(clauses, false);
         let node = new_node::<pg_sys::CustomScan>(NodeTag::T_CustomScan);
@@ -187,8 +199,8 @@ unsafe extern "C-unwind" fn plan<const F: usize>(
                 (*node).custom_scan_tlist = pg_sys::lappend((*node).custom_scan_tlist, entry.cast());
             }
         }
-        (*node).methods = &raw const SCAN_METHODS[F].0;
-        node.cast()
+        (*node).methods = methods;
+        node
     }
 }
 

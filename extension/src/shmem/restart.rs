@@ -10,10 +10,9 @@
 use super::segment::segment;
 use super::table::{Restored, Table};
 use crate::error::Error;
-use crate::sys;
+use crate::{guard, sys};
 use core::ffi::{CStr, c_int};
 use pgrx::pg_sys::{self, Datum};
-use pgrx::prelude::*;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
 use tollgate_core::usage_file::{self, Head, NODE_LEN, Reader, Shutdown};
@@ -118,8 +117,12 @@ fn unread(why: &str) {
 
 /// Called when the postmaster ends, after all its children, and when it starts them anew after a crash. There must be no
 /// ERROR: there is nobody to catch it.
-#[pg_guard]
 unsafe extern "C-unwind" fn save(code: c_int, _argument: Datum) {
+    // SAFETY: called by PostgreSQL, in a frame that owns nothing.
+    unsafe { guard::entry(|| write(code)) };
+}
+
+fn write(code: c_int) {
     let Some(segment) = segment().filter(|_| code == 0) else { return };
     // After an immediate shutdown too the code is 0.
     let Some(shutdown) = last_shutdown() else { return };

@@ -5,12 +5,11 @@
 use super::places::{self, Bucket, Places};
 use super::restart;
 use super::table::{self, Control, Group, Header, Table};
-use crate::{compat, guc, sys};
+use crate::{compat, guard, guc, sys};
 use core::alloc::Layout;
 use core::ffi::{CStr, c_int};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::pg_sys;
-use pgrx::prelude::*;
 use tollgate_core::throttle::Throttle;
 
 const NAME: &CStr = c"tollgate";
@@ -72,28 +71,36 @@ fn plan() -> Plan {
 /// ShmemInitStruct aligns to a cache line of 128 bytes (`PG_CACHE_LINE_SIZE`), which the parts need no more than.
 const _: () = assert!(align_of::<Header>() <= 128 && align_of::<Group>() <= 128);
 
-#[pg_guard]
 unsafe extern "C-unwind" fn request() {
-    // SAFETY: PostgreSQL calls the hook when it may ask for memory and locks.
+    // SAFETY: PostgreSQL calls the hook when it may ask for memory and locks. An ERROR of another library's hook jumps over a
+    // frame that owns nothing.
     unsafe {
         if let Some(previous) = PREVIOUS_REQUEST {
             previous();
         }
-        pg_sys::RequestAddinShmemSpace(plan().total.size());
-        pg_sys::RequestNamedLWLockTranche(NAME.as_ptr(), LOCKS);
+        guard::entry(|| {
+            pg_sys::RequestAddinShmemSpace(plan().total.size());
+            pg_sys::RequestNamedLWLockTranche(NAME.as_ptr(), LOCKS);
+        });
     }
 }
 
 /// Called by the postmaster at start, and again with fresh memory after a crash.
-#[pg_guard]
 unsafe extern "C-unwind" fn startup() {
-    // SAFETY: PostgreSQL calls the hook when shared memory exists. The memory is as large as the plan says, aligned, all
-    // zero before the references are made (zero is valid for each part, which is made of atomics), and never unmapped
-    // while this process lives.
+    // SAFETY: PostgreSQL calls the hook when shared memory exists. An ERROR of another library's hook jumps over a frame that
+    // owns nothing.
     unsafe {
         if let Some(previous) = PREVIOUS_STARTUP {
             previous();
         }
+        guard::entry(set_up);
+    }
+}
+
+fn set_up() {
+    // SAFETY: shared memory exists. Ours is as large as the plan says, aligned, all zero before the references are made (zero
+    // is valid for each part, which is made of atomics), and never unmapped while this process lives.
+    unsafe {
         let plan = plan();
         let init_lock = &raw mut (*pg_sys::MainLWLockArray.add(compat::ADDIN_SHMEM_INIT_LOCK)).lock;
         pg_sys::LWLockAcquire(init_lock, pg_sys::LWLockMode::LW_EXCLUSIVE);

@@ -33,7 +33,7 @@ use tollgate_core::usage_file::{Head, NODE_LEN, Outstanding, Record, Shutdown};
 
 const SHARDS: usize = 64;
 /// Slots of a group: what the tags in one cache line are enough for.
-const WAYS: usize = 4 * TAG_WORDS;
+pub(super) const WAYS: usize = 4 * TAG_WORDS;
 const TAG_WORDS: usize = 7;
 const ALL_WAYS: u32 = (1 << WAYS) - 1;
 /// Slots of a group that addresses may have: whoever fails from very many must not take the room of tokens.
@@ -116,7 +116,6 @@ pub(crate) struct Stats {
     pub(crate) started_at: i64,
     pub(crate) outcomes: [u64; Code::ALL.len()],
     pub(crate) tracked: u64,
-    pub(crate) capacity: u64,
     pub(crate) overflowed: u64,
     /// Of this database; `None` before its first drain.
     pub(crate) generation: Option<u64>,
@@ -686,7 +685,6 @@ impl<'a> Table<'a> {
             started_at: self.header.started_at.load(Relaxed),
             outcomes,
             tracked: self.groups.iter().map(|group| u64::from(group.used().count_ones())).sum(),
-            capacity: (self.groups.len() * WAYS) as u64,
             overflowed: self.overflowed(),
             generation: slot.map(|slot| slot.generation.load(Relaxed)),
             closed_generation: slot.map(|slot| slot.closed.load(Relaxed)).filter(|&closed| closed != 0),

@@ -104,9 +104,12 @@ impl TokenRow {
     }
 
     pub(crate) fn id(&self) -> [u8; 16] {
-        let datum = self.datum(Column::Id).expect("id is NOT NULL");
+        self.uuid().expect("id is NOT NULL")
+    }
+
+    fn uuid(&self) -> Option<[u8; 16]> {
         // SAFETY: a uuid is 16 bytes by reference.
-        unsafe { *datum.cast_mut_ptr::<[u8; 16]>() }
+        self.datum(Column::Id).map(|datum| unsafe { *datum.cast_mut_ptr::<[u8; 16]>() })
     }
 
     fn varlena(&self, column: Column) -> Option<&[u8]> {
@@ -259,7 +262,9 @@ unsafe fn begin(
         }
         if open.found.is_some() {
             sys::slot_getsomeattrs_int(slot, Column::Id as i32 + 1);
-            shmem::prefetch_counters(&TokenRow { slot }.id());
+            if let Some(id) = (TokenRow { slot }).uuid() {
+                shmem::prefetch_counters(&id);
+            }
             sys::slot_getsomeattrs_int(slot, LAST_COLUMN as i32 + 1);
         }
         Some(open)

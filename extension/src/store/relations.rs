@@ -6,7 +6,6 @@ use crate::error::Error;
 use core::cell::Cell;
 use core::ffi::CStr;
 use pgrx::pg_sys::{self, Datum, Oid};
-use pgrx::prelude::*;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Relations {
@@ -100,8 +99,8 @@ fn in_schema(schema: Oid, name: &CStr) -> Oid {
     oid
 }
 
-/// Called by PostgreSQL whenever a relation changed, at any moment that takes a lock: it may only mark.
-#[pg_guard]
+/// Called by PostgreSQL whenever a relation changed, at any moment that takes a lock: it may only mark. Not guarded: it calls
+/// nothing that can fail.
 unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
     let ours = |cached: Relations| {
         let tables = [cached.api_tokens, cached.token_hash_index, cached.scopes, cached.scopes_index];
