@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use hdrhistogram::Histogram;
 use tollgate_tests::{Cluster, DATABASE, Tollgated};
 
 use super::{Outcome, Part, Run, part_with_daemon};
@@ -32,6 +33,10 @@ enum Work {
     /// `tollgated cleanup` with a retention of nothing.
     Cleanup,
 }
+
+/// A session that touches nothing of ours: with as many processors as clients have, any session that computes takes from
+/// them, and this tells how much of what verifications feel is that.
+const COMPUTES: &str = "select sum(sqrt(g)) from generate_series(1, 20000000) g";
 
 const SHAPES: [Shape; 7] = [
     Shape {
@@ -95,10 +100,19 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     clients.warm_up(0, &tokens, 0..tokens.len())?;
     let rate = clients.run(run.scale.turn, 0, &tokens)?.rate() / 4.0;
 
-    let mut figures = Vec::new();
+    let quiet = percentile(&clients.latencies_for(run.scale.turn, Some(rate), 0, &tokens)?, 0.99);
+    let (times, _) = beside(&mut clients, rate, &tokens, || cluster.execute(DATABASE, COMPUTES))?;
+    let beside_computing = percentile(&times, 0.99);
+    let series = |value: f64| Series(vec![value]);
+    let mut figures = vec![Figure::new(
+        "a session that only computes: p99 of verification meanwhile ÷ quiet",
+        Unit::Ratio,
+        &series(beside_computing / quiet),
+    )];
     let mut progress = Progress::new("bulk", SHAPES.len());
     for shape in &SHAPES {
-        let (mut cost_of_few, mut cost_of_many, mut meanwhile_over_quiet) = (0.0, 0.0, 0.0);
+        let (mut cost_of_few, mut cost_of_many) = (0.0, 0.0);
+        let (mut meanwhile, mut meanwhile_over_quiet) = (0.0, 0.0);
         for n in [few, many] {
             // A statement each, so that each is a transaction.
             for statement in shape.prepare.split(';').filter(|statement| !statement.trim().is_empty()) {
@@ -112,22 +126,11 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
                 continue;
             }
             let quiet = clients.latencies_for(run.scale.turn, Some(rate), 0, &tokens)?;
-            let stop = AtomicBool::new(false);
-            let (times, time) = thread::scope(|scope| {
-                let work = scope.spawn(|| {
-                    let ran = timed(|| shape.work.run(&cluster, n));
-                    // Also when it failed: the clients would go on for ever.
-                    stop.store(true, Ordering::Relaxed);
-                    ran
-                });
-                let times = clients.latencies(Some(rate), &stop, 0, &tokens)?;
-                let ((), time) = work.join().expect("work that fails says so")?;
-                anyhow::Ok((times, time))
-            })?;
+            let (times, time) = beside(&mut clients, rate, &tokens, || shape.work.run(&cluster, n))?;
             cost_of_many = time.as_secs_f64() * 1e6 / f64::from(n);
-            meanwhile_over_quiet = percentile(&times, 0.99) / percentile(&quiet, 0.99);
+            meanwhile = percentile(&times, 0.99);
+            meanwhile_over_quiet = meanwhile / percentile(&quiet, 0.99);
         }
-        let series = |value: f64| Series(vec![value]);
         let name = shape.name;
         let growth = series(cost_of_many / cost_of_few);
         figures.extend([
@@ -140,6 +143,11 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
                 &series(meanwhile_over_quiet),
             )
             .at_most(2.0),
+            Figure::new(
+                &format!("{name}: p99 of verification meanwhile ÷ beside a session that only computes"),
+                Unit::Ratio,
+                &series(meanwhile / beside_computing),
+            ),
         ]);
         progress.step();
     }
@@ -153,6 +161,27 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
             service::conditions(&cluster)?,
         ],
         figures,
+    })
+}
+
+/// What verifications took while work was done, and what that took.
+fn beside(
+    clients: &mut Clients<'_>,
+    rate: f64,
+    tokens: &Tokens,
+    work: impl FnOnce() -> Result<()> + Send,
+) -> Result<(Histogram<u64>, Duration)> {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let work = scope.spawn(|| {
+            let ran = timed(work);
+            // Also when it failed: the clients would go on for ever.
+            stop.store(true, Ordering::Relaxed);
+            ran
+        });
+        let times = clients.latencies(Some(rate), &stop, 0, tokens)?;
+        let ((), time) = work.join().expect("work that fails says so")?;
+        Ok((times, time))
     })
 }
 

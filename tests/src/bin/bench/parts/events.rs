@@ -99,7 +99,7 @@ fn write(cluster: &Cluster, events: u32) -> Result<()> {
 }
 
 fn run(run: &Run<'_>) -> Result<Outcome> {
-    let (many, few) = (run.scale.rows, run.scale.rows / 100);
+    let (many, few, pending) = (run.scale.rows, run.scale.rows / 100, run.scale.many);
     let cluster = service::builder(run.install, run.scale.tokens).start()?;
     service::prepare(&cluster, DATABASE)?;
     let mut reader = Reader::connect(&cluster)?;
@@ -128,6 +128,11 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
 
     reader.connection.simple("select tollgate.define_webhook('bench', 'https://127.0.0.1/')")?;
     reader.read(1)?;
+    write(&cluster, many)?;
+    let queued = reader.queue(many + 1)?;
+    progress.step();
+
+    write(&cluster, pending)?;
     let mut look = || -> Result<f64> {
         let looks = timed(|| {
             reader
@@ -137,10 +142,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
         Ok(looks.1.as_secs_f64() * 1e6)
     };
     look()?;
-    write(&cluster, many)?;
     let looks = Series((0..10).map(|_| look()).collect::<Result<_>>()?);
-    progress.step();
-    let queued = reader.queue(many + 1)?;
     progress.step();
 
     let one = |what: &str, unit: Unit, value: f64| Figure::new(what, unit, &Series(vec![value]));
@@ -149,7 +151,12 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
             format!(
                 "one reader, {PAGE} events a page, each page with the commit of the subscription's place"
             ),
-            format!("{} events of one transaction; {} for the cost of few", count(many), count(few)),
+            format!(
+                "{} events of one transaction; {} for the cost of few; {} pending for the look",
+                count(many),
+                count(few),
+                count(pending)
+            ),
             format!(
                 "the queue of one webhook, emptied every {} messages, which does not count",
                 count(QUEUED)
