@@ -112,7 +112,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'attach_trigger(regclass, name, text, text, name)',      'nobody'),
         ('FUNCTION', 'begin_batch(tollgate.event_cursor)',                    'nobody'),
         ('FUNCTION', 'capability_objects(text)',                              'nobody'),
-        ('FUNCTION', 'change_webhook_backlog(text, bigint, bigint, timestamptz)', 'nobody'),
+        ('FUNCTION', 'change_webhook_backlog(text, bigint, bigint, bigint, timestamptz)', 'nobody'),
         ('FUNCTION', 'check_batch_size(integer)',                             'nobody'),
         ('FUNCTION', 'check_capability(regrole, text)',                       'nobody'),
         ('FUNCTION', 'check_cursor(tollgate.event_cursor)',                   'nobody'),

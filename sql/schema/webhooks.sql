@@ -34,7 +34,8 @@ CREATE TABLE tollgate.webhook_queue (
     body            text        NOT NULL,
     created_at      timestamptz NOT NULL DEFAULT now(),
     attempts        integer     NOT NULL DEFAULT 0,
-    next_attempt_at timestamptz NOT NULL DEFAULT now(),
+    -- Of each message another, so that a claim can begin to look right behind the last.
+    next_attempt_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     lease           uuid,
     last_attempt_at timestamptz,
     last_status     integer,
@@ -60,27 +61,31 @@ CREATE TABLE tollgate.webhook_backlogs (
     webhook  text        PRIMARY KEY REFERENCES tollgate.webhook_endpoints ON DELETE CASCADE,
     waiting  bigint      NOT NULL DEFAULT 0,
     dead     bigint      NOT NULL DEFAULT 0,
+    sending  bigint      NOT NULL DEFAULT 0,
     due_from timestamptz NOT NULL DEFAULT '-infinity'
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE tollgate.webhook_backlogs IS 'How many messages of each webhook the queue has; kept by triggers on it, and not dumped';
+COMMENT ON COLUMN tollgate.webhook_backlogs.sending IS 'Of those that wait, how many have a lease, valid or not';
 COMMENT ON COLUMN tollgate.webhook_backlogs.due_from IS 'No message that waits has its next attempt before this. Lowered by the triggers, raised by who claims and has locked the row';
 
-CREATE FUNCTION tollgate.change_webhook_backlog(webhook text, waiting bigint, dead bigint, due_from timestamptz DEFAULT NULL) RETURNS void
+CREATE FUNCTION tollgate.change_webhook_backlog(
+    webhook text, waiting bigint, dead bigint, sending bigint, due_from timestamptz DEFAULT NULL) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    UPDATE tollgate.webhook_backlogs b SET waiting = b.waiting + $2, dead = b.dead + $3, due_from = least(b.due_from, $4)
+    UPDATE tollgate.webhook_backlogs b
+        SET waiting = b.waiting + $2, dead = b.dead + $3, sending = b.sending + $4, due_from = least(b.due_from, $5)
         WHERE b.webhook = $1;
     -- Of a webhook that is being dropped there is none any more.
     IF NOT FOUND AND $2 + $3 > 0 THEN
-        INSERT INTO tollgate.webhook_backlogs AS b (webhook, waiting, dead) VALUES ($1, $2, $3)
+        INSERT INTO tollgate.webhook_backlogs AS b (webhook, waiting, dead, sending) VALUES ($1, $2, $3, $4)
             ON CONFLICT ON CONSTRAINT webhook_backlogs_pkey
-            DO UPDATE SET waiting = b.waiting + $2, dead = b.dead + $3, due_from = least(b.due_from, $4);
+            DO UPDATE SET waiting = b.waiting + $2, dead = b.dead + $3, sending = b.sending + $4, due_from = least(b.due_from, $5);
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tollgate.change_webhook_backlog(text, bigint, bigint, timestamptz) IS
+COMMENT ON FUNCTION tollgate.change_webhook_backlog(text, bigint, bigint, bigint, timestamptz) IS
     'Adds to the numbers of a webhook''s messages, of which the first is due then. Internal.';
 
 CREATE FUNCTION tollgate.count_webhook_messages() RETURNS trigger
@@ -90,23 +95,25 @@ AS $$
 BEGIN
     -- In the order of their names, so that two who count do not wait for each other.
     IF TG_OP = 'INSERT' THEN
-        PERFORM tollgate.change_webhook_backlog(n.webhook, count(*) - count(n.dead_at), count(n.dead_at),
-                                                min(n.next_attempt_at) FILTER (WHERE n.dead_at IS NULL))
+        PERFORM tollgate.change_webhook_backlog(
+                n.webhook, count(*) - count(n.dead_at), count(n.dead_at),
+                count(n.lease) FILTER (WHERE n.dead_at IS NULL), min(n.next_attempt_at) FILTER (WHERE n.dead_at IS NULL))
             FROM new_messages n GROUP BY n.webhook ORDER BY n.webhook;
     ELSIF TG_OP = 'DELETE' THEN
-        PERFORM tollgate.change_webhook_backlog(o.webhook, count(o.dead_at) - count(*), - count(o.dead_at))
+        PERFORM tollgate.change_webhook_backlog(
+                o.webhook, count(o.dead_at) - count(*), - count(o.dead_at), - count(o.lease) FILTER (WHERE o.dead_at IS NULL))
             FROM old_messages o GROUP BY o.webhook ORDER BY o.webhook;
     ELSIF TG_OP = 'UPDATE' THEN
-        PERFORM tollgate.change_webhook_backlog(c.webhook, sum(c.waiting)::bigint, sum(c.dead)::bigint, min(c.due))
-            FROM (SELECT n.webhook, (n.dead_at IS NULL)::integer AS waiting, (n.dead_at IS NOT NULL)::integer AS dead,
-                         CASE WHEN n.dead_at IS NULL THEN n.next_attempt_at END AS due
-                  FROM new_messages n
+        PERFORM tollgate.change_webhook_backlog(
+                c.webhook, sum(CASE WHEN c.dead_at IS NULL THEN c.sign ELSE 0 END), sum(CASE WHEN c.dead_at IS NOT NULL THEN c.sign ELSE 0 END),
+                sum(CASE WHEN c.lease IS NOT NULL AND c.dead_at IS NULL THEN c.sign ELSE 0 END),
+                min(c.next_attempt_at) FILTER (WHERE c.sign > 0 AND c.dead_at IS NULL))
+            FROM (SELECT 1 AS sign, n.webhook, n.dead_at, n.lease, n.next_attempt_at FROM new_messages n
                   UNION ALL
-                  SELECT o.webhook, - (o.dead_at IS NULL)::integer, - (o.dead_at IS NOT NULL)::integer, NULL
-                  FROM old_messages o) c
+                  SELECT -1, o.webhook, o.dead_at, o.lease, o.next_attempt_at FROM old_messages o) c
             GROUP BY c.webhook ORDER BY c.webhook;
     ELSE
-        UPDATE tollgate.webhook_backlogs SET waiting = 0, dead = 0;
+        UPDATE tollgate.webhook_backlogs SET waiting = 0, dead = 0, sending = 0;
     END IF;
     RETURN NULL;
 END
@@ -413,10 +420,12 @@ BEGIN
     IF NOT EXISTS (SELECT FROM tollgate.webhook_endpoints e WHERE e.name = $1) THEN
         PERFORM tollgate.no_such_webhook($1);
     END IF;
-    UPDATE tollgate.webhook_queue q SET dead_at = NULL, attempts = 0, next_attempt_at = now(), lease = NULL
-        WHERE q.webhook = $1 AND ($2 IS NULL OR q.id = $2)
-          -- Not what is being sent.
-          AND (q.dead_at IS NOT NULL OR q.lease IS NULL AND q.next_attempt_at > now());
+    -- One after the other, in the order in which they were queued. Not what is being sent.
+    UPDATE tollgate.webhook_queue q SET dead_at = NULL, attempts = 0, next_attempt_at = now() + r.place * interval '1 microsecond', lease = NULL
+        FROM (SELECT w.id, row_number() OVER (ORDER BY w.id) - 1 AS place FROM tollgate.webhook_queue w
+              WHERE w.webhook = $1 AND ($2 IS NULL OR w.id = $2)
+                AND (w.dead_at IS NOT NULL OR w.lease IS NULL AND w.next_attempt_at > now())) r
+        WHERE q.id = r.id AND (q.dead_at IS NOT NULL OR q.lease IS NULL AND q.next_attempt_at > now());
     GET DIAGNOSTICS affected = ROW_COUNT;
     IF affected > 0 THEN
         INSERT INTO tollgate.audit_log (event, detail)
@@ -523,7 +532,9 @@ DECLARE
     taken      bigint := 0;
     endpoint   tollgate.webhook_endpoints;
     message    tollgate.webhook_message;
-    since      timestamptz;
+    backlog    tollgate.webhook_backlogs;
+    -- Not the function itself, which is volatile, and so no bound of an index scan.
+    now        constant timestamptz := clock_timestamp();
 BEGIN
     IF $1 IS NULL OR $1 NOT BETWEEN 1 AND 1000 OR $2 IS NULL OR $2 < interval '1 second' OR $2 > interval '1 hour' THEN
         RAISE EXCEPTION 'at most 1000 messages of each webhook can be claimed, for a second to an hour'
@@ -536,37 +547,38 @@ BEGIN
         JOIN tollgate.webhook_backlogs b ON b.webhook = e.name
         CROSS JOIN LATERAL (
             SELECT q.next_attempt_at FROM tollgate.webhook_queue q
-            WHERE q.webhook = e.name AND q.dead_at IS NULL AND q.next_attempt_at BETWEEN b.due_from AND clock_timestamp()
+            WHERE q.webhook = e.name AND q.dead_at IS NULL AND q.next_attempt_at BETWEEN b.due_from AND now
             ORDER BY q.next_attempt_at, q.id LIMIT 1) f
         WHERE e.enabled AND e.paused_at IS NULL
         ORDER BY f.next_attempt_at, e.name FOR NO KEY UPDATE OF e SKIP LOCKED
     LOOP
-        -- One daemon at a time for each webhook, so that messages go out in order.
-        CONTINUE WHEN EXISTS (
-            SELECT FROM tollgate.webhook_queue q
-            WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.lease IS NOT NULL AND q.next_attempt_at > clock_timestamp());
         -- Who changes the queue of this webhook holds this row: then another time.
-        SELECT b.due_from INTO since FROM tollgate.webhook_backlogs b WHERE b.webhook = endpoint.name FOR NO KEY UPDATE SKIP LOCKED;
-        CONTINUE WHEN NOT FOUND;
+        SELECT b.* INTO backlog FROM tollgate.webhook_backlogs b WHERE b.webhook = endpoint.name FOR NO KEY UPDATE SKIP LOCKED;
+        -- One daemon at a time for each webhook, so that messages go out in order. If one sends, it is the latest lease.
+        CONTINUE WHEN NOT FOUND OR backlog.sending > 0 AND EXISTS (
+            SELECT FROM (SELECT q.next_attempt_at FROM tollgate.webhook_queue q
+                         WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.lease IS NOT NULL
+                         ORDER BY q.next_attempt_at DESC LIMIT 1) l
+            WHERE l.next_attempt_at > now);
         FOR message IN
             WITH due AS (
                 SELECT w.id AS due_id
                 FROM (SELECT l.id, l.bytes, sum(l.bytes) OVER (ORDER BY l.next_attempt_at, l.id) AS bytes_to_it
                       FROM (SELECT q.id, q.next_attempt_at, octet_length(q.body) AS bytes FROM tollgate.webhook_queue q
-                            WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.next_attempt_at BETWEEN since AND clock_timestamp()
+                            WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.next_attempt_at BETWEEN backlog.due_from AND now
                             ORDER BY q.next_attempt_at, q.id LIMIT $1 FOR UPDATE SKIP LOCKED) l) w
                 -- At least one, unless others leave no room for it.
                 WHERE w.bytes_to_it <= least(share, most_bytes - taken)
                    OR w.bytes_to_it = w.bytes AND (taken = 0 OR w.bytes <= most_bytes - taken)
             ), claimed AS (
                 UPDATE tollgate.webhook_queue q
-                    SET lease = gen_random_uuid(), attempts = q.attempts + 1, last_attempt_at = clock_timestamp(),
-                        next_attempt_at = clock_timestamp() + $2
+                    SET lease = gen_random_uuid(), attempts = q.attempts + 1, last_attempt_at = now,
+                        next_attempt_at = now + $2
                     FROM due d WHERE q.id = d.due_id
                     RETURNING q.*
             )
             SELECT c.id, c.lease, c.webhook, endpoint.url, 'evt_' || c.event_epoch || '_' || c.event_id, c.body, c.attempts,
-                   CASE WHEN endpoint.previous_until > now() THEN ARRAY[endpoint.secret, endpoint.previous_secret]
+                   CASE WHEN endpoint.previous_until > now THEN ARRAY[endpoint.secret, endpoint.previous_secret]
                         ELSE ARRAY[endpoint.secret] END
             FROM claimed c ORDER BY c.id
         LOOP
@@ -575,7 +587,7 @@ BEGIN
         END LOOP;
         UPDATE tollgate.webhook_backlogs b
             SET due_from = coalesce((SELECT q.next_attempt_at FROM tollgate.webhook_queue q
-                                     WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.next_attempt_at >= since
+                                     WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.next_attempt_at >= backlog.due_from
                                      ORDER BY q.next_attempt_at, q.id LIMIT 1), b.due_from)
             WHERE b.webhook = endpoint.name;
         EXIT WHEN taken >= most_bytes;

@@ -534,6 +534,12 @@ async fn daemons_that_are_killed_lose_nothing_and_repeat_only_with_the_same_id()
         receiver.eventually_has(round * 5).await;
         daemon.kill()?;
         rival.kill()?;
+        // They may be about to commit one more claim.
+        let alive = "select count(*) from pg_stat_activity where application_name = 'tollgated run' and datname = 'killed'";
+        eventually_async(LONG, "their sessions to end", async || {
+            value::<i64>(&db.owner, alive).await.unwrap() == 0
+        })
+        .await;
         // What was leased to the dead is free now, as it would be in a minute.
         let free = "update tollgate.webhook_queue set next_attempt_at = now() where lease is not null";
         db.owner.execute(free, &[]).await?;
@@ -680,10 +686,11 @@ async fn names_addresses_and_events_that_make_no_sense_are_refused_without_being
 
 /// Messages of each webhook, counted by the trigger and by looking.
 async fn assert_counted(owner: &Client) -> Result<()> {
-    let sql = "select string_agg(w.name || ' ' || w.pending || ' ' || w.dead, ',' order by w.name),
-                      string_agg(w.name || ' ' || q.waiting || ' ' || q.dead, ',' order by w.name)
-                 from tollgate.webhooks w,
-                      lateral (select count(*) - count(q.dead_at) as waiting, count(q.dead_at) as dead
+    let sql = "select string_agg(concat_ws(' ', w.name, w.pending, w.dead, b.sending), ',' order by w.name),
+                      string_agg(concat_ws(' ', w.name, q.waiting, q.dead, case when b.webhook is not null then q.sending end), ',' order by w.name)
+                 from tollgate.webhooks w left join tollgate.webhook_backlogs b on b.webhook = w.name,
+                      lateral (select count(*) - count(q.dead_at) as waiting, count(q.dead_at) as dead,
+                                     count(q.lease) filter (where q.dead_at is null) as sending
                                  from tollgate.webhook_queue q where q.webhook = w.name) q";
     let row = owner.query_one(sql, &[]).await?;
     let (kept, counted): (Option<String>, Option<String>) = (row.get(0), row.get(1));
