@@ -535,7 +535,7 @@ async fn a_sequence_that_runs_out_is_named() -> Result<()> {
 
 #[tokio::test]
 async fn a_sequence_that_is_behind_its_table_fails_the_check_until_it_is_set() -> Result<()> {
-    let db = Db::create(&SHARED.cluster()?, "behind").await?;
+    let db = Db::create(&SHARED.cluster()?, "lagging_sequence").await?;
     let queued = "insert into tollgate.webhook_queue (id, webhook, event_epoch, event_id, event, body) select 7, 'w', 1, 1, 'x', '{}'";
     db.owner.batch_execute("select tollgate.define_webhook('w', 'https://example.com/')").await?;
     for (lag, sequence) in [

@@ -347,7 +347,9 @@ async fn a_database_moves_to_another_server_by_logical_replication() -> Result<(
     let (was, is): (Value, Value) = (value(&owner, tables).await?, value(&target, tables).await?);
     for part in was.as_object().context("an object")?.keys() {
         assert_eq!(is[part], was[part], "{part}");
-        assert!(is[part].as_array().is_some_and(|rows| !rows.is_empty()), "{part}");
+        // The only hour is in the table of usage.
+        let empty = is[part].as_array().is_none_or(Vec::is_empty);
+        assert_eq!(empty, part == "hours", "{part}");
     }
 
     // The new one works, and goes on.

@@ -194,9 +194,10 @@ async fn one_by_one(
     Ok(())
 }
 
-/// Whether there is a token with this digest.
+/// Whether there is a token with this digest. Tollgate's own refusal names no constraint, PostgreSQL's always one.
 fn is_present(error: &Error) -> bool {
-    error.sqlstate() == Some(&SqlState::UNIQUE_VIOLATION) && error.constraint() == Some(DIGESTS)
+    error.sqlstate() == Some(&SqlState::UNIQUE_VIOLATION)
+        && error.constraint().is_none_or(|name| name == DIGESTS)
 }
 
 /// Whether the server refused what the row says, so that another row may fare better: bad values, what is there already, and
