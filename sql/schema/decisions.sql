@@ -106,7 +106,7 @@ CREATE VIEW tollgate.privilege_decisions AS
 
         -- Nobody: what the others are made of. Tables and sequences are nobody's without being named here.
         ('FUNCTION', 'acting_role()',                                         'nobody'),
-        ('FUNCTION', 'advance_sequence(regclass)',                           'nobody'),
+        ('FUNCTION', 'advance_sequence(regclass, bigint)',                   'nobody'),
         ('FUNCTION', 'ancestors(uuid)',                                       'nobody'),
         ('FUNCTION', 'append_seal(tollgate.audit_seals)',                     'nobody'),
         ('FUNCTION', 'attach_trigger(regclass, name, text, text, name)',      'nobody'),
@@ -193,7 +193,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'revoke_tokens_of_users(text[], text, jsonb)',           'nobody'),
         ('FUNCTION', 'revoke_without_notification(text[], text, jsonb)',      'nobody'),
         ('FUNCTION', 'scope_is_valid(text)',                                  'nobody'),
-        ('FUNCTION', 'sequences_behind(regclass)',                           'nobody'),
+        ('FUNCTION', 'sequences_behind()',                                   'nobody'),
         ('FUNCTION', 'session_label(name, name, text)',                       'nobody'),
         ('FUNCTION', 'settle_privileges()',                                   'nobody'),
         ('FUNCTION', 'snapshot_contains(pg_snapshot, pg_snapshot)',           'nobody'),

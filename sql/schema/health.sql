@@ -127,8 +127,8 @@ BEGIN
         FROM pg_sequences s WHERE s.schemaname = 'tollgate' AND s.last_value > s.max_value / 2
         UNION ALL
         SELECT aspect, 'fail',
-            format('the sequence %s stands at %s, but %s has %s: what is stored next may fail', b.behind, b.last_value, b.owner, b.greatest_id),
-            format('SELECT setval(%L, (SELECT max(%I) FROM %s));', b.behind, b.owned_column, b.owner)
+            format('the sequence %s stands at %s, but %s has %s: what is stored next may fail', b.sequence, b.last_value, b.owner, b.greatest_id),
+            format('SELECT setval(%L, (SELECT max(%I) FROM %s));', b.sequence, b.owned_column, b.owner)
         FROM tollgate.sequences_behind() b;
     IF NOT FOUND THEN
         RETURN QUERY SELECT aspect, 'ok', 'they are vacuumed, and no sequence runs out or is behind', NULL;

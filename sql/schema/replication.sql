@@ -22,22 +22,21 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.leave_out() IS 'Trigger that keeps out a row, or a change of one, that a subscription receives. Internal.';
 
-CREATE FUNCTION tollgate.sequences_behind(sequence regclass DEFAULT NULL)
-    RETURNS TABLE (behind regclass, last_value bigint, owner regclass, owned_column name, greatest_id bigint)
+CREATE FUNCTION tollgate.sequences_behind() RETURNS TABLE (sequence regclass, last_value bigint, owner regclass, owned_column name, greatest_id bigint)
     LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 1
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    FOR behind, owner, owned_column IN
+    FOR sequence, owner, owned_column IN
         SELECT c.oid, a.attrelid, a.attname
         FROM pg_class c
         JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid
                         AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0
         JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-        WHERE c.relkind = 'S' AND c.relnamespace = 'tollgate'::regnamespace AND ($1 IS NULL OR c.oid = $1)
+        WHERE c.relkind = 'S' AND c.relnamespace = 'tollgate'::regnamespace
     LOOP
         EXECUTE format('SELECT s.last_value, m.id FROM %s s, (SELECT max(%I) AS id FROM %s) m
-                        WHERE m.id > s.last_value OR m.id = s.last_value AND NOT s.is_called', behind, owned_column, owner)
+                        WHERE m.id > s.last_value OR m.id = s.last_value AND NOT s.is_called', sequence, owned_column, owner)
             INTO last_value, greatest_id;
         IF last_value IS NOT NULL THEN
             RETURN NEXT;
@@ -45,23 +44,19 @@ BEGIN
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION tollgate.sequences_behind(regclass) IS
-    'Sequences of ours, or the one named, whose next number is not above those in the column that it is for. Internal.';
+COMMENT ON FUNCTION tollgate.sequences_behind() IS
+    'Sequences of ours whose next number is not above those in the column that it is for. Internal.';
 
-CREATE FUNCTION tollgate.advance_sequence(sequence regclass) RETURNS void
+CREATE FUNCTION tollgate.advance_sequence(sequence regclass, last bigint) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    one record;
 BEGIN
-    FOR one IN SELECT b.* FROM tollgate.sequences_behind($1) b LOOP
-        PERFORM setval(one.behind, one.greatest_id);
-        RAISE LOG 'the sequence % stood at %, behind its table, and now stands at %', one.behind, one.last_value, one.greatest_id;
-    END LOOP;
+    PERFORM setval($1, $2);
+    RAISE LOG 'the sequence % was behind its table, and now stands at %', $1, $2;
 END
 $$;
-COMMENT ON FUNCTION tollgate.advance_sequence(regclass) IS 'Sets a sequence that is behind its table to where it belongs. Internal.';
+COMMENT ON FUNCTION tollgate.advance_sequence(regclass, bigint) IS 'Sets a sequence that was found to be behind its table, and logs it. Internal.';
 
 -- Sequences fall behind where rows come by logical replication or by hand. A revocation must not fail for that.
 CREATE FUNCTION tollgate.next_id(sequence regclass) RETURNS bigint

@@ -244,6 +244,19 @@ async fn a_sequence_that_is_behind_its_table_keeps_nothing_from_being_revoked() 
     assert!(revoke(&fresh, later.id).await?);
     assert!(cluster.log().contains("behind its table"), "{}", cluster.log());
 
+    // New sessions look whether it is behind, which is no conflict between serializable transactions.
+    let (one, other) =
+        (cluster.connect("postgres", DATABASE).await?, cluster.connect("postgres", DATABASE).await?);
+    for session in [&one, &other] {
+        session
+            .batch_execute(
+                "begin isolation level serializable; insert into tollgate.audit_log (event) values ('test')",
+            )
+            .await?;
+    }
+    one.batch_execute("commit").await?;
+    other.batch_execute("commit").await?;
+
     // What another stores beyond the sequence no session can see coming: one attempt fails at most.
     owner
         .batch_execute(
