@@ -39,6 +39,8 @@ struct Inner {
     sqlstate: Option<SqlState>,
     detail: Option<String>,
     hint: Option<String>,
+    /// Which one was violated.
+    constraint: Option<String>,
     remedy: Option<String>,
 }
 
@@ -50,6 +52,7 @@ impl Error {
             sqlstate: None,
             detail: None,
             hint: None,
+            constraint: None,
             remedy: None,
         }))
     }
@@ -146,6 +149,7 @@ impl Error {
         let mut error = Self::new(kind, format!("could not {doing}: {}", refusal.message()));
         error.0.detail = refusal.detail().map(str::to_owned);
         error.0.hint = refusal.hint().map(str::to_owned);
+        error.0.constraint = refusal.constraint().map(str::to_owned);
         error.0.remedy = remedy(refusal.code(), refusal.message())
             // The extension's own hint says the same, and says it for this server.
             .filter(|_| {
@@ -175,6 +179,11 @@ impl Error {
 
     pub fn hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
+    }
+
+    /// The constraint that a refused statement violates.
+    pub fn constraint(&self) -> Option<&str> {
+        self.0.constraint.as_deref()
     }
 
     pub fn remedy(&self) -> Option<&str> {

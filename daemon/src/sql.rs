@@ -605,6 +605,7 @@ pub struct Backlog {
 pub struct WebhookState {
     pub name: String,
     pub enabled: bool,
+    pub paused: bool,
     pub pending: u64,
     pub dead: u64,
 }
@@ -618,7 +619,7 @@ pub async fn observe(client: &impl GenericClient) -> Result<Observation> {
              'subscriptions', (select coalesce(jsonb_agg(jsonb_build_object('name', b.name, 'pending', b.pending, \
                   'oldest_at', extract(epoch from b.oldest_at))), '[]') from tollgate.subscription_backlogs() b), \
              'webhooks', (select coalesce(jsonb_agg(jsonb_build_object('name', w.name, 'enabled', w.enabled, \
-                  'pending', w.pending, 'dead', w.dead)), '[]') from tollgate.webhooks w)) \
+                  'paused', w.paused_at is not null, 'pending', w.pending, 'dead', w.dead)), '[]') from tollgate.webhooks w)) \
          from tollgate.stats() s",
         &[],
     )

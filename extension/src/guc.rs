@@ -23,6 +23,7 @@ static ACCEPT_FOREIGN_TOKENS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static IDENTITY_CHANGES: GucSetting<bool> = GucSetting::<bool>::new(false);
 static NOTIFY: GucSetting<bool> = GucSetting::<bool>::new(true);
 static MIN_AUDIT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 86_400);
+static MAX_WEBHOOK_BACKLOG: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static TOKEN_PREFIX: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Which outcomes of verifications go to the server's log. Named as the setting's values are.
@@ -127,6 +128,17 @@ pub(crate) fn init() {
         i32::MAX,
         GucContext::Suset,
         GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"tollgate.max_webhook_backlog",
+        c"Number of messages that may wait for a webhook.",
+        c"With as many, dead ones included, the webhook is disabled, and events are not kept for it any more. The default is \
+          some 50 MB of what a receiver that was gone for days will want to have, which is delivered in minutes.",
+        &MAX_WEBHOOK_BACKLOG,
+        100,
+        10_000_000,
+        GucContext::Suset,
+        GucFlags::default(),
     );
     GucRegistry::define_bool_guc(
         c"tollgate.notify",

@@ -47,12 +47,14 @@ pub extern "C-unwind" fn _PG_init() {
             guc::reserve_prefix();
             store::init();
             scan::init();
+            api::init();
         });
     }
 }
 
 extension_sql_file!("../../sql/schema/install.sql", name = "install", bootstrap);
-extension_sql_file!("../../sql/schema/epochs.sql", name = "epochs", requires = ["install"]);
+extension_sql_file!("../../sql/schema/replication.sql", name = "replication", requires = ["install"]);
+extension_sql_file!("../../sql/schema/epochs.sql", name = "epochs", requires = ["replication"]);
 extension_sql_file!("../../sql/schema/audit.sql", name = "audit", requires = ["epochs"]);
 extension_sql_file!("../../sql/schema/events.sql", name = "events", requires = ["audit"]);
 extension_sql_file!("../../sql/schema/seals.sql", name = "seals", requires = ["events"]);

@@ -1,8 +1,10 @@
 -- The audit log, which is also the outbox: what happened, by whom and when. How it is read stands in events.sql, how it
 -- is sealed and purged in seals.sql.
 
+CREATE SEQUENCE tollgate.audit_log_id_seq;
+
 CREATE TABLE tollgate.audit_log (
-    id          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id          bigint      NOT NULL DEFAULT tollgate.next_id('tollgate.audit_log_id_seq') PRIMARY KEY,
     xid         xid8        NOT NULL DEFAULT pg_current_xact_id(),
     at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     event       text        NOT NULL,
@@ -16,6 +18,7 @@ CREATE TABLE tollgate.audit_log (
 COMMENT ON TABLE tollgate.audit_log IS 'One row per event, append-only, in the order of (epoch, xid, id)';
 CREATE INDEX audit_log_position ON tollgate.audit_log (epoch, xid, id);
 CREATE INDEX audit_log_token ON tollgate.audit_log (token_id) WHERE token_id IS NOT NULL;
+ALTER SEQUENCE tollgate.audit_log_id_seq OWNED BY tollgate.audit_log.id;
 SELECT pg_extension_config_dump('tollgate.audit_log', '');
 SELECT pg_extension_config_dump('tollgate.audit_log_id_seq', '');
 
@@ -48,6 +51,36 @@ ALTER TABLE tollgate.audit_log ENABLE ALWAYS TRIGGER append_only;
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON tollgate.audit_epochs
     FOR EACH STATEMENT EXECUTE FUNCTION tollgate.refuse_audit_change();
 ALTER TABLE tollgate.audit_epochs ENABLE ALWAYS TRIGGER append_only;
+
+-- Transaction ids mean something in the cluster alone that gave them out. So an event that a subscription receives is given
+-- the place in the log that it has here, in the order in which it was committed there. What happened, by whom and when
+-- stays as it was. To this log only is added what is received: its own retention and seals hold here.
+CREATE FUNCTION tollgate.place_received_event() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW.id := tollgate.next_id('tollgate.audit_log_id_seq');
+    NEW.xid := pg_current_xact_id();
+    NEW.epoch := tollgate.current_epoch();
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION tollgate.place_received_event() IS
+    'Trigger that gives an event which a subscription receives a place in this log. Internal.';
+
+CREATE TRIGGER place_received BEFORE INSERT ON tollgate.audit_log
+    FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.place_received_event();
+ALTER TABLE tollgate.audit_log ENABLE REPLICA TRIGGER place_received;
+
+-- Its id is another event's here.
+CREATE TRIGGER leave_out BEFORE UPDATE OR DELETE ON tollgate.audit_log
+    FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
+ALTER TABLE tollgate.audit_log ENABLE REPLICA TRIGGER leave_out;
+
+CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.audit_epochs
+    FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
+ALTER TABLE tollgate.audit_epochs ENABLE REPLICA TRIGGER leave_out;
 
 -- Channel and payload stand here alone. A payload is at most 8000 bytes, so the reason is cut to what a
 -- listener needs at a glance; the log has all of it.

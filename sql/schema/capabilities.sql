@@ -32,6 +32,13 @@ CREATE TRIGGER resolve_role BEFORE INSERT ON tollgate.capabilities
     FOR EACH ROW EXECUTE FUNCTION tollgate.resolve_capability_role();
 ALTER TABLE tollgate.capabilities ENABLE ALWAYS TRIGGER resolve_role;
 
+-- Logical replication carries neither roles nor privileges, so a capability that it brought would be none. The role may be
+-- unknown, so that there is no key to find a row by.
+ALTER TABLE tollgate.capabilities REPLICA IDENTITY FULL;
+CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.capabilities
+    FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
+ALTER TABLE tollgate.capabilities ENABLE REPLICA TRIGGER leave_out;
+
 -- Fired by an upgrade, and by the restoration of a dump. Deferred to the commit, because what a script of the extension grants
 -- counts as the object's first privileges, which a dump leaves out and which in PostgreSQL 17 keep a role from being dropped.
 CREATE FUNCTION tollgate.renew_capability() RETURNS trigger

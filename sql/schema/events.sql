@@ -402,6 +402,11 @@ CREATE TABLE tollgate.subscriptions (
 COMMENT ON TABLE tollgate.subscriptions IS 'How far each named subscriber has been told of the audit log';
 SELECT pg_extension_config_dump('tollgate.subscriptions', '');
 
+-- A cursor is of the history of one cluster.
+CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.subscriptions
+    FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
+ALTER TABLE tollgate.subscriptions ENABLE REPLICA TRIGGER leave_out;
+
 CREATE FUNCTION tollgate.place_of_cursor(cursor tollgate.event_cursor) RETURNS tollgate.audit_place
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp

@@ -124,9 +124,14 @@ BEGIN
         SELECT aspect, 'warn',
             format('the sequence %I.%I has given out %s %% of its numbers', s.schemaname, s.sequencename, round(100.0 * s.last_value / s.max_value)),
             format('ALTER SEQUENCE %I.%I AS bigint NO MAXVALUE;', s.schemaname, s.sequencename)
-        FROM pg_sequences s WHERE s.schemaname = 'tollgate' AND s.last_value > s.max_value / 2;
+        FROM pg_sequences s WHERE s.schemaname = 'tollgate' AND s.last_value > s.max_value / 2
+        UNION ALL
+        SELECT aspect, 'fail',
+            format('the sequence %s stands at %s, but %s has %s: what is stored next may fail', b.sequence, b.last_value, b.owner, b.greatest_id),
+            format('SELECT setval(%L, (SELECT max(%I) FROM %s));', b.sequence, b.owned_column, b.owner)
+        FROM tollgate.sequences_behind() b;
     IF NOT FOUND THEN
-        RETURN QUERY SELECT aspect, 'ok', 'they are vacuumed, and no sequence runs out', NULL;
+        RETURN QUERY SELECT aspect, 'ok', 'they are vacuumed, and no sequence runs out or is behind', NULL;
     END IF;
 
     -- Some 100 bytes a row are usual.

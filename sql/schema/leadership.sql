@@ -18,6 +18,11 @@ COMMENT ON TABLE tollgate.leaderships IS 'The tasks that one daemon does for all
 INSERT INTO tollgate.leaderships (task)
     VALUES ('announce_expiries'), ('expire_tokens'), ('flush_usage'), ('purge'), ('purge_audit'), ('seal_audit');
 
+-- Which session of which cluster is of no use elsewhere.
+CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.leaderships
+    FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
+ALTER TABLE tollgate.leaderships ENABLE REPLICA TRIGGER leave_out;
+
 CREATE FUNCTION tollgate.lock_leadership(task text) RETURNS timestamptz
     LANGUAGE c VOLATILE PARALLEL UNSAFE STRICT
     AS 'MODULE_PATHNAME', 'lock_leadership';

@@ -38,6 +38,11 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON tollgate.audit
     FOR EACH STATEMENT EXECUTE FUNCTION tollgate.refuse_audit_change();
 ALTER TABLE tollgate.audit_seals ENABLE ALWAYS TRIGGER append_only;
 
+-- A seal is of the places that events have in one log: a subscriber seals its own.
+CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.audit_seals
+    FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
+ALTER TABLE tollgate.audit_seals ENABLE REPLICA TRIGGER leave_out;
+
 CREATE FUNCTION tollgate.digest_of(fields bytea[]) RETURNS bytea
     LANGUAGE c IMMUTABLE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'digest_of';

@@ -11,6 +11,11 @@ CREATE TABLE tollgate.daemon_reports (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE tollgate.daemon_reports IS 'The last report of each daemon';
 
+-- A daemon serves one cluster.
+CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.daemon_reports
+    FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
+ALTER TABLE tollgate.daemon_reports ENABLE REPLICA TRIGGER leave_out;
+
 CREATE VIEW tollgate.daemons AS
     SELECT d.instance, d.hostname, d.pid, d.version, d.started_at, d.last_seen_at, d.tasks
     FROM tollgate.daemon_reports d WHERE d.last_seen_at >= now() - interval '1 day';

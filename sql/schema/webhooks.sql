@@ -16,15 +16,17 @@ CREATE TABLE tollgate.webhook_endpoints (
     last_success_at timestamptz,
     last_failure_at timestamptz,
     last_error      text,
-    waiting         bigint      NOT NULL DEFAULT 0,
-    dead            bigint      NOT NULL DEFAULT 0
+    paused_at       timestamptz
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE tollgate.webhook_endpoints IS 'Receivers of webhooks, with the secrets that their messages are signed with: the one thing here that must be kept as it is';
-COMMENT ON COLUMN tollgate.webhook_endpoints.waiting IS 'How many messages of it the queue has, without the dead ones: counted here, so that nobody counts rows';
+COMMENT ON COLUMN tollgate.webhook_endpoints.enabled IS 'Whether events are kept for it, and sent';
+COMMENT ON COLUMN tollgate.webhook_endpoints.paused_at IS 'Since when what is kept for it waits; NULL while it is sent';
 SELECT pg_extension_config_dump('tollgate.webhook_endpoints', '');
 
+CREATE SEQUENCE tollgate.webhook_queue_id_seq;
+
 CREATE TABLE tollgate.webhook_queue (
-    id              bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id              bigint      NOT NULL DEFAULT tollgate.next_id('tollgate.webhook_queue_id_seq') PRIMARY KEY,
     webhook         text        NOT NULL REFERENCES tollgate.webhook_endpoints ON DELETE CASCADE,
     event_epoch     integer     NOT NULL,
     event_id        bigint      NOT NULL,
@@ -32,7 +34,8 @@ CREATE TABLE tollgate.webhook_queue (
     body            text        NOT NULL,
     created_at      timestamptz NOT NULL DEFAULT now(),
     attempts        integer     NOT NULL DEFAULT 0,
-    next_attempt_at timestamptz NOT NULL DEFAULT now(),
+    -- Of each message another, so that a claim can begin to look right behind the last.
+    next_attempt_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     lease           uuid,
     last_attempt_at timestamptz,
     last_status     integer,
@@ -43,9 +46,88 @@ COMMENT ON TABLE tollgate.webhook_queue IS 'Messages that were not delivered yet
 COMMENT ON COLUMN tollgate.webhook_queue.lease IS 'Of the daemon that is sending it; void from next_attempt_at on';
 CREATE INDEX webhook_queue_waiting ON tollgate.webhook_queue (webhook, next_attempt_at, id) WHERE dead_at IS NULL;
 CREATE INDEX webhook_queue_leased ON tollgate.webhook_queue (webhook, next_attempt_at) WHERE lease IS NOT NULL AND dead_at IS NULL;
-CREATE INDEX webhook_queue_age ON tollgate.webhook_queue (created_at);
+CREATE INDEX webhook_queue_dead ON tollgate.webhook_queue (webhook, dead_at) WHERE dead_at IS NOT NULL;
+CREATE INDEX webhook_queue_age ON tollgate.webhook_queue (webhook, created_at);
+ALTER SEQUENCE tollgate.webhook_queue_id_seq OWNED BY tollgate.webhook_queue.id;
 SELECT pg_extension_config_dump('tollgate.webhook_queue', '');
 SELECT pg_extension_config_dump('tollgate.webhook_queue_id_seq', '');
+
+-- How many messages wait is asked for every few seconds, and answered without counting them. The numbers are kept by triggers
+-- on the queue, so they are right however it is changed. They are not dumped, since the restoration of the queue counts.
+--
+-- due_from is where a claim begins to look. What was delivered leaves dead entries at the front of an index, which nothing
+-- removes while a transaction is open that is older, as pg_dump's: each claim would pass over all of them.
+CREATE TABLE tollgate.webhook_backlogs (
+    webhook  text        PRIMARY KEY REFERENCES tollgate.webhook_endpoints ON DELETE CASCADE,
+    waiting  bigint      NOT NULL DEFAULT 0,
+    dead     bigint      NOT NULL DEFAULT 0,
+    sending  bigint      NOT NULL DEFAULT 0,
+    due_from timestamptz NOT NULL DEFAULT '-infinity'
+) WITH (fillfactor = 50);
+COMMENT ON TABLE tollgate.webhook_backlogs IS 'How many messages of each webhook the queue has; kept by triggers on it, and not dumped';
+COMMENT ON COLUMN tollgate.webhook_backlogs.sending IS 'Of those that wait, how many have a lease, valid or not';
+COMMENT ON COLUMN tollgate.webhook_backlogs.due_from IS 'No message that waits has its next attempt before this. Lowered by the triggers, raised by who claims and has locked the row';
+
+CREATE FUNCTION tollgate.change_webhook_backlog(
+    webhook text, waiting bigint, dead bigint, sending bigint, due_from timestamptz DEFAULT NULL) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE tollgate.webhook_backlogs b
+        SET waiting = b.waiting + $2, dead = b.dead + $3, sending = b.sending + $4, due_from = least(b.due_from, $5)
+        WHERE b.webhook = $1;
+    -- Of a webhook that is being dropped there is none any more.
+    IF NOT FOUND AND $2 + $3 > 0 THEN
+        INSERT INTO tollgate.webhook_backlogs AS b (webhook, waiting, dead, sending) VALUES ($1, $2, $3, $4)
+            ON CONFLICT ON CONSTRAINT webhook_backlogs_pkey
+            DO UPDATE SET waiting = b.waiting + $2, dead = b.dead + $3, sending = b.sending + $4, due_from = least(b.due_from, $5);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.change_webhook_backlog(text, bigint, bigint, bigint, timestamptz) IS
+    'Adds to the numbers of a webhook''s messages, of which the first is due then. Internal.';
+
+CREATE FUNCTION tollgate.count_webhook_messages() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- In the order of their names, so that two who count do not wait for each other.
+    IF TG_OP = 'INSERT' THEN
+        PERFORM tollgate.change_webhook_backlog(
+                n.webhook, count(*) - count(n.dead_at), count(n.dead_at),
+                count(n.lease) FILTER (WHERE n.dead_at IS NULL), min(n.next_attempt_at) FILTER (WHERE n.dead_at IS NULL))
+            FROM new_messages n GROUP BY n.webhook ORDER BY n.webhook;
+    ELSIF TG_OP = 'DELETE' THEN
+        PERFORM tollgate.change_webhook_backlog(
+                o.webhook, count(o.dead_at) - count(*), - count(o.dead_at), - count(o.lease) FILTER (WHERE o.dead_at IS NULL))
+            FROM old_messages o GROUP BY o.webhook ORDER BY o.webhook;
+    ELSIF TG_OP = 'UPDATE' THEN
+        PERFORM tollgate.change_webhook_backlog(
+                c.webhook, sum(CASE WHEN c.dead_at IS NULL THEN c.sign ELSE 0 END), sum(CASE WHEN c.dead_at IS NOT NULL THEN c.sign ELSE 0 END),
+                sum(CASE WHEN c.lease IS NOT NULL AND c.dead_at IS NULL THEN c.sign ELSE 0 END),
+                min(c.next_attempt_at) FILTER (WHERE c.sign > 0 AND c.dead_at IS NULL))
+            FROM (SELECT 1 AS sign, n.webhook, n.dead_at, n.lease, n.next_attempt_at FROM new_messages n
+                  UNION ALL
+                  SELECT -1, o.webhook, o.dead_at, o.lease, o.next_attempt_at FROM old_messages o) c
+            GROUP BY c.webhook ORDER BY c.webhook;
+    ELSE
+        UPDATE tollgate.webhook_backlogs SET waiting = 0, dead = 0, sending = 0;
+    END IF;
+    RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION tollgate.count_webhook_messages() IS 'Trigger that keeps the numbers of webhooks'' messages. Internal.';
+
+CREATE TRIGGER count_inserted AFTER INSERT ON tollgate.webhook_queue
+    REFERENCING NEW TABLE AS new_messages FOR EACH STATEMENT EXECUTE FUNCTION tollgate.count_webhook_messages();
+CREATE TRIGGER count_updated AFTER UPDATE ON tollgate.webhook_queue
+    REFERENCING OLD TABLE AS old_messages NEW TABLE AS new_messages FOR EACH STATEMENT EXECUTE FUNCTION tollgate.count_webhook_messages();
+CREATE TRIGGER count_deleted AFTER DELETE ON tollgate.webhook_queue
+    REFERENCING OLD TABLE AS old_messages FOR EACH STATEMENT EXECUTE FUNCTION tollgate.count_webhook_messages();
+CREATE TRIGGER count_truncated AFTER TRUNCATE ON tollgate.webhook_queue
+    FOR EACH STATEMENT EXECUTE FUNCTION tollgate.count_webhook_messages();
 
 CREATE FUNCTION tollgate.new_webhook_secret() RETURNS bytea
     LANGUAGE sql VOLATILE PARALLEL UNSAFE
@@ -107,24 +189,45 @@ $$;
 COMMENT ON FUNCTION tollgate.webhook_url(text) IS
     'An address that a webhook can be sent to, in one form: the host in lower case, no port that goes without saying, at least / as path; NULL if it is none. Internal.';
 
+CREATE FUNCTION tollgate.check_webhook_url(url text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    address constant text := tollgate.webhook_url($1);
+BEGIN
+    IF address IS NULL THEN
+        RAISE EXCEPTION 'this is not an address that a webhook can be sent to'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: url.',
+                  HINT = 'Give https://host/path, at most 2000 characters, with a port of 1 to 65535 if any, without user, password and fragment, special characters as %XX.';
+    END IF;
+    RETURN address;
+END
+$$;
+COMMENT ON FUNCTION tollgate.check_webhook_url(text) IS 'The address in one form; raises 22023 if it is none. Internal.';
+
+CREATE FUNCTION tollgate.host_of_url(url text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT substring($1 FROM '^https?://([^/]+)');
+END;
+COMMENT ON FUNCTION tollgate.host_of_url(text) IS 'What an event says of an address, whose path is often a secret. Internal.';
+
 CREATE FUNCTION tollgate.define_webhook(name text, url text, events text[] DEFAULT NULL) RETURNS text
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     new_secret bytea := tollgate.new_webhook_secret();
-    address    constant text := tollgate.webhook_url($2);
+    address    text;
 BEGIN
     IF $1 IS NULL OR $1 !~ '^[a-z0-9][a-z0-9_.-]{0,62}$' OR $1 ~ '[0-9a-f]{16}' THEN
         RAISE EXCEPTION 'this is not a name for a webhook: %', tollgate.quote_redacted($1)
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: name.',
                   HINT = 'A name is 1 to 63 of a-z, 0-9, "_", "." and "-", begins with a letter or digit, and is no secret: metrics and logs show it.';
     END IF;
-    IF address IS NULL THEN
-        RAISE EXCEPTION 'this is not an address that a webhook can be sent to'
-            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: url.',
-                  HINT = 'Give https://host/path, at most 2000 characters, with a port of 1 to 65535 if any, without user, password and fragment, special characters as %XX.';
-    END IF;
+    address := tollgate.check_webhook_url($2);
     IF $3 IS NOT NULL AND (cardinality($3) NOT BETWEEN 1 AND 100 OR array_position($3, NULL) IS NOT NULL
                            OR EXISTS (SELECT FROM unnest($3) AS e (event) WHERE e.event !~ '^[a-z]{1,40}[.]([a-z]{1,40}|[*])$')) THEN
         RAISE EXCEPTION 'these are not names of events'
@@ -146,9 +249,8 @@ BEGIN
     INSERT INTO tollgate.webhook_endpoints (name, url, events, secret) VALUES ($1, address, $3, new_secret);
     -- From now on, not from when a daemon looks first.
     PERFORM tollgate.open_subscription('tollgate:webhooks');
-    -- The path of an address is often a secret.
     INSERT INTO tollgate.audit_log (event, detail)
-        VALUES ('webhook.defined', jsonb_build_object('webhook', $1, 'host', substring(address FROM '^https?://([^/]+)'), 'events', $3));
+        VALUES ('webhook.defined', jsonb_build_object('webhook', $1, 'host', tollgate.host_of_url(address), 'events', $3));
     RETURN 'whsec_' || encode(new_secret, 'base64');
 END
 $$;
@@ -206,6 +308,68 @@ $$;
 COMMENT ON FUNCTION tollgate.set_webhook_enabled(text, boolean) IS
     'Stops or resumes sending to a webhook; false if it was so already. Events that come while it is disabled are not kept for it; event webhook.enabled or webhook.disabled';
 
+CREATE FUNCTION tollgate.set_webhook_url(name text, url text) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    address constant text := tollgate.check_webhook_url($2);
+    before  text;
+BEGIN
+    SELECT e.url INTO before FROM tollgate.webhook_endpoints e WHERE e.name = $1 FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        PERFORM tollgate.no_such_webhook($1);
+    END IF;
+    IF before = address THEN
+        RETURN false;
+    END IF;
+    UPDATE tollgate.webhook_endpoints e SET url = address WHERE e.name = $1;
+    INSERT INTO tollgate.audit_log (event, detail)
+        VALUES ('webhook.moved', jsonb_build_object('webhook', $1, 'from', tollgate.host_of_url(before), 'to', tollgate.host_of_url(address)));
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION tollgate.set_webhook_url(text, text) IS
+    'Has a webhook sent to another address from now on, what waits for it too, with the same secret; false if it was that already; event webhook.moved';
+
+CREATE FUNCTION tollgate.pause_webhook(name text) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE tollgate.webhook_endpoints e SET paused_at = clock_timestamp() WHERE e.name = $1 AND e.paused_at IS NULL;
+    IF NOT FOUND THEN
+        IF NOT EXISTS (SELECT FROM tollgate.webhook_endpoints e WHERE e.name = $1) THEN
+            PERFORM tollgate.no_such_webhook($1);
+        END IF;
+        RETURN false;
+    END IF;
+    INSERT INTO tollgate.audit_log (event, detail) VALUES ('webhook.paused', jsonb_build_object('webhook', $1));
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION tollgate.pause_webhook(text) IS
+    'Keeps what is to be sent to a webhook, and sends nothing until resume_webhook; false if it was paused already; event webhook.paused';
+
+CREATE FUNCTION tollgate.resume_webhook(name text) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE tollgate.webhook_endpoints e SET paused_at = NULL WHERE e.name = $1 AND e.paused_at IS NOT NULL;
+    IF NOT FOUND THEN
+        IF NOT EXISTS (SELECT FROM tollgate.webhook_endpoints e WHERE e.name = $1) THEN
+            PERFORM tollgate.no_such_webhook($1);
+        END IF;
+        RETURN false;
+    END IF;
+    INSERT INTO tollgate.audit_log (event, detail) VALUES ('webhook.resumed', jsonb_build_object('webhook', $1));
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION tollgate.resume_webhook(text) IS
+    'Ends the pause of a webhook, so that what was kept is sent; false if it was not paused; event webhook.resumed';
+
 CREATE FUNCTION tollgate.drop_webhook(name text) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -229,11 +393,11 @@ COMMENT ON FUNCTION tollgate.drop_webhook(text) IS
     'Forgets a webhook, its secret, and what was to be sent to it; false when there is none of that name; event webhook.dropped';
 
 CREATE VIEW tollgate.webhooks AS
-    SELECT e.name, e.url, e.events, e.enabled, e.disabled_reason, e.created_at, e.created_by,
+    SELECT e.name, e.url, e.events, e.enabled, e.disabled_reason, e.paused_at, e.created_at, e.created_by,
            CASE WHEN e.previous_until > now() THEN e.previous_until END AS old_secret_until,
-           e.waiting AS pending, e.dead,
+           coalesce(b.waiting, 0) AS pending, coalesce(b.dead, 0) AS dead,
            e.last_success_at, e.last_failure_at, e.last_error
-    FROM tollgate.webhook_endpoints e;
+    FROM tollgate.webhook_endpoints e LEFT JOIN tollgate.webhook_backlogs b ON b.webhook = e.name;
 COMMENT ON VIEW tollgate.webhooks IS 'The webhooks, without their secrets, and how they fare';
 
 CREATE VIEW tollgate.webhook_deliveries AS
@@ -256,16 +420,22 @@ BEGIN
     IF NOT EXISTS (SELECT FROM tollgate.webhook_endpoints e WHERE e.name = $1) THEN
         PERFORM tollgate.no_such_webhook($1);
     END IF;
-    UPDATE tollgate.webhook_queue q SET dead_at = NULL, attempts = 0, next_attempt_at = now(), lease = NULL
-        WHERE q.webhook = $1 AND q.dead_at IS NOT NULL AND ($2 IS NULL OR q.id = $2);
+    -- One after the other, in the order in which they were queued. Not what is being sent.
+    UPDATE tollgate.webhook_queue q SET dead_at = NULL, attempts = 0, next_attempt_at = now() + r.place * interval '1 microsecond', lease = NULL
+        FROM (SELECT w.id, row_number() OVER (ORDER BY w.id) - 1 AS place FROM tollgate.webhook_queue w
+              WHERE w.webhook = $1 AND ($2 IS NULL OR w.id = $2)
+                AND (w.dead_at IS NOT NULL OR w.lease IS NULL AND w.next_attempt_at > now())) r
+        WHERE q.id = r.id AND (q.dead_at IS NOT NULL OR q.lease IS NULL AND q.next_attempt_at > now());
     GET DIAGNOSTICS affected = ROW_COUNT;
-    UPDATE tollgate.webhook_endpoints e SET waiting = e.waiting + affected, dead = greatest(e.dead - affected, 0)
-        WHERE e.name = $1 AND affected > 0;
+    IF affected > 0 THEN
+        INSERT INTO tollgate.audit_log (event, detail)
+            VALUES ('webhook.replayed', jsonb_build_object('webhook', $1, 'messages', affected));
+    END IF;
     RETURN affected;
 END
 $$;
 COMMENT ON FUNCTION tollgate.replay_webhook(text, bigint) IS
-    'Has dead messages of a webhook sent again, all or the one with that id, with the ids that they had, and says how many';
+    'Has messages of a webhook sent now, those that were given up and those that wait for another attempt, all or the one with that id, with the ids that they had, and says how many; event webhook.replayed';
 
 CREATE FUNCTION tollgate.disable_webhook(name text, reason text) RETURNS void
     LANGUAGE sql VOLATILE PARALLEL UNSAFE
@@ -286,6 +456,7 @@ AS $$
 DECLARE
     place  tollgate.event_cursor;
     batch  tollgate.event_batch;
+    most   constant bigint := current_setting('tollgate.max_webhook_backlog');
     full_one text;
 BEGIN
     PERFORM tollgate.check_event_count($1);
@@ -309,13 +480,12 @@ BEGIN
     caught_up := batch.caught_up;
     IF events > 0 THEN
         FOR full_one IN
-            SELECT e.name FROM tollgate.webhook_endpoints e
-            WHERE e.enabled AND e.waiting + e.dead >= 100000
+            SELECT e.name FROM tollgate.webhook_endpoints e JOIN tollgate.webhook_backlogs b ON b.webhook = e.name
+            WHERE e.enabled AND b.waiting + b.dead >= most
         LOOP
-            PERFORM tollgate.disable_webhook(full_one, '100000 messages wait for it');
+            PERFORM tollgate.disable_webhook(full_one, format('%s messages wait for it', most));
         END LOOP;
-        WITH queued AS (
-            INSERT INTO tollgate.webhook_queue (webhook, event_epoch, event_id, event, body)
+        INSERT INTO tollgate.webhook_queue (webhook, event_epoch, event_id, event, body)
             SELECT e.name, (v.told ->> 'epoch')::integer, (v.told ->> 'id')::bigint, v.told ->> 'event',
                    jsonb_build_object('type', v.told -> 'event', 'timestamp', v.told -> 'at', 'data', v.told)::text
             FROM jsonb_array_elements(batch.events) WITH ORDINALITY AS v (told, place)
@@ -324,12 +494,7 @@ BEGIN
                     SELECT FROM unnest(e.events) AS w (wanted)
                     WHERE w.wanted = v.told ->> 'event'
                        OR right(w.wanted, 2) = '.*' AND starts_with(v.told ->> 'event', left(w.wanted, -1))))
-            ORDER BY v.place
-            RETURNING webhook
-        )
-        UPDATE tollgate.webhook_endpoints e SET waiting = e.waiting + n.messages
-            FROM (SELECT q.webhook, count(*) AS messages FROM queued q GROUP BY q.webhook) n
-            WHERE e.name = n.webhook;
+            ORDER BY v.place;
     END IF;
     PERFORM tollgate.advance_subscription('tollgate:webhooks', batch.next);
 END
@@ -361,45 +526,76 @@ CREATE FUNCTION tollgate.claim_webhook_deliveries(per_webhook integer DEFAULT 8,
     SET enable_mergejoin = off
 AS $$
 DECLARE
-    endpoint tollgate.webhook_endpoints;
+    -- Of all that one call returns; and of one webhook, so that there is something for each of the 64.
+    most_bytes constant bigint := 4000000;
+    share      constant bigint := most_bytes / 64;
+    taken      bigint := 0;
+    endpoint   tollgate.webhook_endpoints;
+    message    tollgate.webhook_message;
+    backlog    tollgate.webhook_backlogs;
+    -- Not the function itself, which is volatile, and so no bound of an index scan.
+    now        constant timestamptz := clock_timestamp();
 BEGIN
     IF $1 IS NULL OR $1 NOT BETWEEN 1 AND 1000 OR $2 IS NULL OR $2 < interval '1 second' OR $2 > interval '1 hour' THEN
         RAISE EXCEPTION 'at most 1000 messages of each webhook can be claimed, for a second to an hour'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: per_webhook, lease.', HINT = 'Claim few, and come again.';
     END IF;
     FOR endpoint IN
-        -- Those that nothing is due of are not locked, so that an idle poll writes nothing.
+        -- Those that nothing is due of are not locked, so that an idle poll writes nothing. What has been due for longest comes
+        -- first: should not all fit, those that are left out come first the next time.
         SELECT e.* FROM tollgate.webhook_endpoints e
-        WHERE e.enabled AND EXISTS (
-            SELECT FROM tollgate.webhook_queue q
-            WHERE q.webhook = e.name AND q.dead_at IS NULL AND q.next_attempt_at <= clock_timestamp())
-        ORDER BY e.name FOR NO KEY UPDATE SKIP LOCKED
+        JOIN tollgate.webhook_backlogs b ON b.webhook = e.name
+        CROSS JOIN LATERAL (
+            SELECT q.next_attempt_at FROM tollgate.webhook_queue q
+            WHERE q.webhook = e.name AND q.dead_at IS NULL AND q.next_attempt_at BETWEEN b.due_from AND now
+            ORDER BY q.next_attempt_at, q.id LIMIT 1) f
+        WHERE e.enabled AND e.paused_at IS NULL
+        ORDER BY f.next_attempt_at, e.name FOR NO KEY UPDATE OF e SKIP LOCKED
     LOOP
-        -- One daemon at a time for each webhook, so that messages go out in order.
-        CONTINUE WHEN EXISTS (
-            SELECT FROM tollgate.webhook_queue q
-            WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.lease IS NOT NULL AND q.next_attempt_at > clock_timestamp());
-        RETURN QUERY
+        -- Who changes the queue of this webhook holds this row: then another time.
+        SELECT b.* INTO backlog FROM tollgate.webhook_backlogs b WHERE b.webhook = endpoint.name FOR NO KEY UPDATE SKIP LOCKED;
+        -- One daemon at a time for each webhook, so that messages go out in order. If one sends, it is the latest lease.
+        CONTINUE WHEN NOT FOUND OR backlog.sending > 0 AND EXISTS (
+            SELECT FROM (SELECT q.next_attempt_at FROM tollgate.webhook_queue q
+                         WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.lease IS NOT NULL
+                         ORDER BY q.next_attempt_at DESC LIMIT 1) l
+            WHERE l.next_attempt_at > now);
+        FOR message IN
             WITH due AS (
-                SELECT q.id AS due_id FROM tollgate.webhook_queue q
-                WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.next_attempt_at <= clock_timestamp()
-                ORDER BY q.next_attempt_at, q.id LIMIT $1 FOR UPDATE SKIP LOCKED
+                SELECT w.id AS due_id
+                FROM (SELECT l.id, l.bytes, sum(l.bytes) OVER (ORDER BY l.next_attempt_at, l.id) AS bytes_to_it
+                      FROM (SELECT q.id, q.next_attempt_at, octet_length(q.body) AS bytes FROM tollgate.webhook_queue q
+                            WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.next_attempt_at BETWEEN backlog.due_from AND now
+                            ORDER BY q.next_attempt_at, q.id LIMIT $1 FOR UPDATE SKIP LOCKED) l) w
+                -- At least one, unless others leave no room for it.
+                WHERE w.bytes_to_it <= least(share, most_bytes - taken)
+                   OR w.bytes_to_it = w.bytes AND (taken = 0 OR w.bytes <= most_bytes - taken)
             ), claimed AS (
                 UPDATE tollgate.webhook_queue q
-                    SET lease = gen_random_uuid(), attempts = q.attempts + 1, last_attempt_at = clock_timestamp(),
-                        next_attempt_at = clock_timestamp() + $2
+                    SET lease = gen_random_uuid(), attempts = q.attempts + 1, last_attempt_at = now,
+                        next_attempt_at = now + $2
                     FROM due d WHERE q.id = d.due_id
                     RETURNING q.*
             )
             SELECT c.id, c.lease, c.webhook, endpoint.url, 'evt_' || c.event_epoch || '_' || c.event_id, c.body, c.attempts,
-                   CASE WHEN endpoint.previous_until > now() THEN ARRAY[endpoint.secret, endpoint.previous_secret]
+                   CASE WHEN endpoint.previous_until > now THEN ARRAY[endpoint.secret, endpoint.previous_secret]
                         ELSE ARRAY[endpoint.secret] END
-            FROM claimed c ORDER BY c.id;
+            FROM claimed c ORDER BY c.id
+        LOOP
+            taken := taken + octet_length(message.body);
+            RETURN NEXT message;
+        END LOOP;
+        UPDATE tollgate.webhook_backlogs b
+            SET due_from = coalesce((SELECT q.next_attempt_at FROM tollgate.webhook_queue q
+                                     WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.next_attempt_at >= backlog.due_from
+                                     ORDER BY q.next_attempt_at, q.id LIMIT 1), b.due_from)
+            WHERE b.webhook = endpoint.name;
+        EXIT WHEN taken >= most_bytes;
     END LOOP;
 END
 $$;
 COMMENT ON FUNCTION tollgate.claim_webhook_deliveries(integer, interval) IS
-    'Messages that are due, some of each webhook, for the caller to send while the lease lasts; after that they are due again';
+    'Messages that are due, some of each webhook and at most 4 MB in all, or one that is larger, for the caller to send while the lease lasts; after that they are due again';
 
 CREATE FUNCTION tollgate.finish_webhook_delivery(
     id bigint, lease uuid, status integer, error text DEFAULT NULL, retry_after interval DEFAULT NULL) RETURNS boolean
@@ -413,8 +609,9 @@ DECLARE
 BEGIN
     IF $3 BETWEEN 200 AND 299 THEN
         DELETE FROM tollgate.webhook_queue q WHERE q.id = $1 AND q.lease = $2 RETURNING q.* INTO sent;
-        UPDATE tollgate.webhook_endpoints e SET last_success_at = clock_timestamp(), waiting = greatest(e.waiting - 1, 0)
-            WHERE e.name = sent.webhook;
+        -- Once a second will do.
+        UPDATE tollgate.webhook_endpoints e SET last_success_at = clock_timestamp()
+            WHERE e.name = sent.webhook AND (e.last_success_at IS NULL OR e.last_success_at < clock_timestamp() - interval '1 second');
         RETURN sent.id IS NOT NULL;
     END IF;
     IF $3 IS NULL AND $4 IS NULL THEN
@@ -432,8 +629,7 @@ BEGIN
         WHERE q.id = $1 AND q.lease = $2
         RETURNING q.* INTO sent;
     UPDATE tollgate.webhook_endpoints e
-        SET last_failure_at = clock_timestamp(), last_error = why,
-            waiting = greatest(e.waiting - (sent.dead_at IS NOT NULL)::integer, 0), dead = e.dead + (sent.dead_at IS NOT NULL)::integer
+        SET last_failure_at = clock_timestamp(), last_error = why
         WHERE e.name = sent.webhook;
     IF $3 = 410 AND sent.id IS NOT NULL THEN
         PERFORM tollgate.disable_webhook(sent.webhook, 'the receiver answered 410 Gone');
@@ -457,22 +653,20 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', coalesce($1::text, 'NULL')),
                   HINT = 'Give how long messages that were given up are kept, such as interval ''30 days''.';
     END IF;
-    -- Those of a webhook that is disabled would else stay for ever.
-    WITH purged AS (
-        DELETE FROM tollgate.webhook_queue q
+    DELETE FROM tollgate.webhook_queue q
         WHERE q.id = ANY (ARRAY(
-            SELECT d.id FROM tollgate.webhook_queue d JOIN tollgate.webhook_endpoints e ON e.name = d.webhook
-            WHERE d.created_at < now() - $1 AND (d.dead_at < now() - $1 OR NOT e.enabled)
-            ORDER BY d.created_at LIMIT $2))
-        RETURNING q.webhook, q.dead_at
-    ), counted AS (
-        SELECT p.webhook, count(*) AS messages, count(p.dead_at) AS dead FROM purged p GROUP BY p.webhook
-    ), settled AS (
-        UPDATE tollgate.webhook_endpoints e
-            SET waiting = greatest(e.waiting - (c.messages - c.dead), 0), dead = greatest(e.dead - c.dead, 0)
-            FROM counted c WHERE e.name = c.webhook
-    )
-    SELECT coalesce(sum(c.messages), 0) INTO affected FROM counted c;
+            SELECT o.id FROM tollgate.webhook_endpoints e
+            CROSS JOIN LATERAL (
+                (SELECT d.id FROM tollgate.webhook_queue d
+                 WHERE d.webhook = e.name AND d.dead_at IS NOT NULL AND d.dead_at < now() - $1
+                 ORDER BY d.dead_at LIMIT $2)
+                UNION
+                -- Those of a webhook that is disabled would else stay for ever.
+                (SELECT w.id FROM tollgate.webhook_queue w
+                 WHERE w.webhook = e.name AND NOT e.enabled AND w.created_at < now() - $1
+                 ORDER BY w.created_at LIMIT $2)) o
+            LIMIT $2));
+    GET DIAGNOSTICS affected = ROW_COUNT;
     RETURN affected;
 END
 $$;

@@ -248,3 +248,115 @@ async fn sealing_and_verifying_the_log() -> Result<()> {
     let sealed = format!("{TOKENS}; select tollgate.seal_audit_log(1000000)");
     is_linear("verifying_seals", &sealed, "select tollgate.verify_audit_log()").await
 }
+
+// ---- Webhooks
+
+/// Five receivers that are gone: so many messages wait for each, and half as many were given up.
+const BACKLOG: &str = "
+    select count(tollgate.define_webhook('gone' || g, 'https://example.com/')) from generate_series(1, 5) g;
+    insert into tollgate.webhook_queue (webhook, event_epoch, event_id, event, body, attempts, next_attempt_at, dead_at)
+        select 'gone' || w, 1, g, 'token.created', '{}', 3, now() + interval '2 hours', case when g % 3 = 0 then now() end
+        from generate_series(1, 5) w, generate_series(1, :n) g;
+    select tollgate.define_webhook('well', 'https://example.com/', '{token.created}');
+    select tollgate.queue_webhook_deliveries(1000);
+    update tollgate.webhook_queue set next_attempt_at = now() + interval '2 hours'";
+
+#[tokio::test]
+async fn what_waits_for_receivers_that_are_gone_costs_nothing_each_second_or_event() -> Result<()> {
+    const ISSUE: &str = "select (tollgate.create_api_token('ann', 'k')).id";
+    const ONE: &str =
+        "select * from tollgate.webhook_deliveries where webhook = 'well' and state = 'sending' limit 1";
+    let finish = "select tollgate.finish_webhook_delivery(id, lease, 200) from tollgate.webhook_queue
+         where lease is not null and webhook = 'well'";
+    let cluster = SHARED.cluster()?;
+    let mut counted: Vec<Vec<(&str, f64)>> = Vec::new();
+    for n in [FEW, 10 * FEW] {
+        let owner = prepared(&cluster, "backlog", n, BACKLOG).await?;
+        let mut costs = Vec::new();
+        // The first round fills the session's caches.
+        for _ in 0..2 {
+            costs.clear();
+            let idle = "select count(*) from tollgate.claim_webhook_deliveries()";
+            costs.push(("an idle claim", pages(&owner, idle).await?));
+            owner.batch_execute(ISSUE).await?;
+            let queue = "select tollgate.queue_webhook_deliveries(1000)";
+            costs.push(("queueing an event", pages(&owner, queue).await?));
+            owner
+                .batch_execute(
+                    "update tollgate.webhook_queue set next_attempt_at = now() + interval '2 hours'
+                      where webhook <> 'well' and attempts = 0",
+                )
+                .await?;
+            costs.push(("a claim of one", pages(&owner, idle).await?));
+            assert!(owner.query_opt(ONE, &[]).await?.is_some());
+            costs.push(("saying what came of it", pages(&owner, finish).await?));
+            costs.push((
+                "the view",
+                pages(&owner, "select count(pending), count(dead) from tollgate.webhooks").await?,
+            ));
+            costs.push((
+                "a purge of nothing",
+                pages(&owner, "select tollgate.purge_webhook_deliveries()").await?,
+            ));
+        }
+        counted.push(costs);
+    }
+    for ((what, few), (_, many)) in counted[0].iter().zip(&counted[1]) {
+        // Indexes are a level deeper at most, of six webhooks and a few indexes.
+        assert!(
+            *many <= few * 1.5 + 20.0,
+            "{what}: {few} pages beside {FEW} messages, {many} beside ten times as many"
+        );
+    }
+    Ok(())
+}
+
+/// What was delivered stays in the indexes for as long as an older transaction is open, as that of a dump.
+#[tokio::test]
+async fn a_claim_does_not_pass_over_what_was_delivered_beside_an_old_snapshot() -> Result<()> {
+    let cluster = SHARED.cluster()?;
+    let mut counted = Vec::new();
+    for n in [FEW, 10 * FEW] {
+        let prepare = "
+            select tollgate.define_webhook('w', 'https://example.com/');
+            insert into tollgate.webhook_queue (webhook, event_epoch, event_id, event, body)
+                select 'w', 1, g, 'token.created', '{}' from generate_series(1, :n + 100) g";
+        let owner = prepared(&cluster, "old_snapshot", n, prepare).await?;
+        let dump = cluster.connect("postgres", &format!("old_snapshot_{n}")).await?;
+        dump.batch_execute("begin isolation level repeatable read; select 1 from tollgate.api_tokens")
+            .await?;
+        for _ in 0..n / FEW {
+            owner
+                .batch_execute(
+                    "select from tollgate.claim_webhook_deliveries(1000);
+                     delete from tollgate.webhook_queue where lease is not null",
+                )
+                .await?;
+        }
+        let claim = "select from tollgate.claim_webhook_deliveries(8)";
+        counted.push(pages(&owner, claim).await?);
+        let left: i64 =
+            value(&owner, "select count(*) from tollgate.webhook_deliveries where state = 'sending'").await?;
+        assert_eq!(left, 8);
+    }
+    assert!(counted[1] <= counted[0] * 1.5 + 20.0, "{counted:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn replaying_what_waits() -> Result<()> {
+    is_linear("replaying", BACKLOG, "select tollgate.replay_webhook('gone1')").await
+}
+
+#[tokio::test]
+async fn dropping_a_webhook_with_what_waits_for_it() -> Result<()> {
+    is_linear("dropping", BACKLOG, "select tollgate.drop_webhook('gone1')").await
+}
+
+#[tokio::test]
+async fn purging_what_was_given_up() -> Result<()> {
+    let prepare = format!("{BACKLOG}; update tollgate.webhook_queue set dead_at = now() - interval '40 days', created_at = now() - interval '50 days'
+                            where dead_at is not null");
+    is_linear_in_batches("purging_given_up", &prepare, "tollgate.purge_webhook_deliveries('30 days', 10)")
+        .await
+}

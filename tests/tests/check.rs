@@ -533,6 +533,27 @@ async fn a_sequence_that_runs_out_is_named() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_sequence_that_is_behind_its_table_fails_the_check_until_it_is_set() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "lagging_sequence").await?;
+    let queued = "insert into tollgate.webhook_queue (id, webhook, event_epoch, event_id, event, body) select 7, 'w', 1, 1, 'x', '{}'";
+    db.owner.batch_execute("select tollgate.define_webhook('w', 'https://example.com/')").await?;
+    for (lag, sequence) in [
+        ("select setval('tollgate.audit_log_id_seq', 1, false)", "audit_log_id_seq"),
+        (queued, "webhook_queue_id_seq"),
+    ] {
+        db.owner.batch_execute(lag).await?;
+        let report = json_of(&db.url(), &["check"], NO);
+        assert!(report.to_string().contains(sequence), "{report}");
+        let finding = only(&db, "tables", "0").await?;
+        assert_eq!(finding.severity, "fail");
+        assert!(finding.detail.contains(sequence), "{finding:?}");
+        db.owner.batch_execute(&finding.mend).await?;
+        assert!(health(&db, "tables", "0").await?.is_empty());
+    }
+    Ok(())
+}
+
 // ---- What may be asked
 
 #[tokio::test]

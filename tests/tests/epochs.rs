@@ -14,7 +14,9 @@ use operator::{Cursor, OPERATOR, position, read, read_all, reads};
 use serde_json::Value;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use tollgate_tests::{Cluster, DATABASE};
+use tollgate_tests::{Cluster, DATABASE, eventually_async};
+
+const LONG: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Logs an event that is one insertion and nothing else.
 async fn log(client: &Client, name: &str) -> Result<()> {
@@ -409,6 +411,165 @@ async fn a_cursor_of_a_copy_that_went_its_own_way_is_refused() -> Result<()> {
         assert!(error.hint().is_some_and(|hint| hint.contains("event_position")), "{error:?}");
     }
     Ok(())
+}
+
+// ---- Another database that subscribes to the log
+
+/// With `wal_level = logical`.
+fn publisher(extension: bool) -> Result<Arc<Cluster>> {
+    let cluster =
+        Cluster::builder().own_identity().extension(false).setting("wal_level", "logical").start()?;
+    cluster
+        .execute(DATABASE, "create role web login; create role operator login; create extension tollgate")?;
+    if extension {
+        common::prepare(&cluster, DATABASE)?;
+    }
+    operator::grant(&cluster, DATABASE)?;
+    Ok(Arc::new(cluster))
+}
+
+#[tokio::test]
+async fn a_subscriber_reads_each_event_once_as_it_arrives() -> Result<()> {
+    let (old, new) = (publisher(true)?, publisher(false)?);
+    let owner = old.connect("postgres", DATABASE).await?;
+    let new_owner = new.connect("postgres", DATABASE).await?;
+    let new_operator = new.connect(OPERATOR, DATABASE).await?;
+    owner
+        .batch_execute(
+            "alter database postgres set tollgate.min_audit_retention = 0; select pg_current_xact_id()",
+        )
+        .await?;
+    let owner = {
+        drop(owner);
+        old.connect("postgres", DATABASE).await?
+    };
+    log_many(&owner, "early", 5).await?;
+    value::<i64>(&owner, "select events from tollgate.seal_audit_log()").await?;
+    // An event of its own, and a reader that has its id.
+    new_owner.batch_execute("select tollgate.open_subscription('own'); create role other; select tollgate.grant_capability('other', 'issuer')").await?;
+    let mut reader = position(&new_operator, None).await?;
+    let mut from_start = position(&new_operator, Some(0)).await?;
+    let own = read_all(&new_operator, &mut from_start, 10).await?.len();
+
+    owner.batch_execute("create publication everything for all tables").await?;
+    let subscribe = format!(
+        "create subscription from_old connection 'host={} port={} user=postgres dbname={DATABASE}' publication everything",
+        old.socket_dir().display(),
+        old.port()
+    );
+    new_owner.batch_execute(&subscribe).await?;
+    let unready = "select count(*) from pg_subscription_rel where srsubstate <> 'r'";
+    eventually_async(LONG, "the first copy", async || value::<i64>(&new_owner, unready).await.unwrap() == 0)
+        .await;
+    let copied: Vec<String> = news(&new_operator, &mut reader).await?;
+    assert!(
+        copied.ends_with(&["early:0", "early:1", "early:2", "early:3", "early:4"].map(str::to_owned)),
+        "{copied:?}"
+    );
+    let all: i64 = value(&owner, "select count(*) from tollgate.audit_log").await?;
+    let here: i64 = value(&new_owner, "select count(*) from tollgate.audit_log").await?;
+    assert_eq!(here, all + i64::try_from(own)?);
+
+    // Four sessions write at once, one commits last what it wrote first, and one gives up.
+    let late = old.connect("postgres", DATABASE).await?;
+    late.batch_execute("begin").await?;
+    log(&late, "late:0").await?;
+    let gone = old.connect("postgres", DATABASE).await?;
+    gone.batch_execute("begin").await?;
+    log(&gone, "gone:0").await?;
+    gone.batch_execute("rollback").await?;
+    let mut writers = tokio::task::JoinSet::new();
+    for n in 0..4 {
+        let writer = old.connect("postgres", DATABASE).await?;
+        writers.spawn(async move { log_many(&writer, &format!("w{n}"), 25).await });
+    }
+    let mut told = Vec::new();
+    eventually_async(LONG, "a hundred events", async || {
+        told.extend(news(&new_operator, &mut reader).await.unwrap());
+        told.len() >= 100
+    })
+    .await;
+    let mut written = Vec::new();
+    while let Some(names) = writers.join_next().await {
+        written.push(names??);
+    }
+    for names in &written {
+        let in_order: Vec<&String> = told.iter().filter(|name| names.contains(name)).collect();
+        assert_eq!(in_order, names.iter().collect::<Vec<_>>());
+    }
+    assert_eq!(told.len(), 100);
+    late.batch_execute("commit").await?;
+    let mut rest = Vec::new();
+    eventually_async(LONG, "the late one", async || {
+        rest.extend(news(&new_operator, &mut reader).await.unwrap());
+        !rest.is_empty()
+    })
+    .await;
+    assert_eq!(rest, ["late:0"]);
+    for size in [1, 7, 1000] {
+        let mut cursor = position(&new_operator, Some(0)).await?;
+        let everything = read_all(&new_operator, &mut cursor, size).await?;
+        assert_eq!(
+            everything.len(),
+            copied.len() + 101 + own + no_scopes(&new_owner).await?,
+            "in batches of {size}"
+        );
+    }
+
+    // The subscriber seals what it has; a purge of the old log is none of the new one.
+    let sealed: i64 = value(&new_owner, "select events from tollgate.seal_audit_log()").await?;
+    let here: i64 = value(&new_owner, "select count(*) from tollgate.audit_log").await?;
+    assert_eq!(sealed, here);
+    value::<i64>(&owner, "select events from tollgate.seal_audit_log()").await?;
+    let purged: i64 = value(&owner, "select tollgate.purge_audit_log(now())").await?;
+    assert!(purged > 100, "{purged}");
+    log(&owner, "after:purge").await?;
+    eventually_async(LONG, "what follows the purge", async || {
+        news(&new_operator, &mut reader).await.unwrap().contains(&"after:purge".to_owned())
+    })
+    .await;
+    let still: i64 = value(&new_owner, "select count(*) from tollgate.audit_log").await?;
+    assert_eq!(still, here + 2, "with the event of the purge");
+    assert!(value::<bool>(&new_owner, "select whole from tollgate.verify_audit_log()").await?);
+    let local: bool = value(
+        &new_owner,
+        "select (select count(distinct system_identifier) from tollgate.audit_epochs) = 1
+            and (select count(*) from tollgate.audit_seals) = 1
+            and (select count(*) from tollgate.subscriptions) = 1
+            and (select bool_and(role in ('other')) from tollgate.capabilities)",
+    )
+    .await?;
+    assert!(local, "what is of one cluster was taken over");
+
+    // A dump may be restored by a session in the role that an apply worker has: it keeps the places that it has.
+    new_owner
+        .batch_execute(
+            "set session_replication_role = replica;
+             insert into tollgate.audit_log (id, epoch, xid, event) values (1000000, 1, '3', 'test');
+             insert into tollgate.audit_seals select 100, epoch, xid, events, first_at, last_at, sealed_at, in_order, any_order, hash
+                 from tollgate.audit_seals;
+             reset session_replication_role",
+        )
+        .await?;
+    let kept: bool = value(
+        &new_owner,
+        "select exists (select from tollgate.audit_log where id = 1000000 and epoch = 1 and xid = '3')
+            and exists (select from tollgate.audit_seals where seal = 100)",
+    )
+    .await?;
+    assert!(kept);
+    new_owner.batch_execute("drop subscription from_old").await?;
+    Ok(())
+}
+
+/// Events that [`news`] leaves out: those of the old database that are not of a scope.
+async fn no_scopes(new_owner: &Client) -> Result<usize> {
+    let count: i64 = value(
+        new_owner,
+        "select count(*) from tollgate.audit_log where detail ->> 'scope' is null and detail ->> 'role' <> 'other'",
+    )
+    .await?;
+    Ok(usize::try_from(count)?)
 }
 
 // ---- The register

@@ -142,6 +142,27 @@ async fn an_import_that_was_killed_is_begun_again_and_loses_and_doubles_nothing(
     Ok(())
 }
 
+/// Another unique key than that of the digests is none that a row of the file has.
+#[tokio::test]
+async fn an_import_that_stores_nothing_for_another_reason_does_not_say_that_it_was_there_already()
+-> Result<()> {
+    let (db, url, directory) = world("other_key").await?;
+    let csv = format!("user_id,name,token_hash\nann,one,{}\nann,two,{}\n", digest("one"), digest("two"));
+    let path = file(&directory, "tokens.csv", &csv)?;
+    db.owner
+        .batch_execute(
+            "create unique index by_name on tollgate.audit_log (actor) where event = 'token.imported'",
+        )
+        .await?;
+    let complaint = complaint(&url, &["token", "import", &path], NO);
+    assert!(complaint.contains("23505") && complaint.contains("by_name"), "{complaint}");
+    assert_eq!(value::<i64>(&db.owner, "select count(*) from tollgate.api_tokens").await?, 0);
+    db.owner.batch_execute("drop index tollgate.by_name").await?;
+    assert_eq!(json_of(&url, &["token", "import", &path], OK)["imported"], json!(2));
+    assert_eq!(json_of(&url, &["token", "import", &path], OK)["present"], json!(2));
+    Ok(())
+}
+
 #[test]
 fn a_file_that_cannot_be_one_of_tokens_is_refused_before_anything_is_tried() -> Result<()> {
     let directory = tempfile::tempdir()?;

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, ensure};
 use common::{Token, code, derive, issue, issue_with, revoke, rotate, value};
 use serde_json::{Value, json};
-use tollgate_tests::{Cluster, DATABASE, Install};
+use tollgate_tests::{Cluster, DATABASE, Install, eventually_async};
 
 /// Tokens in every state, with usage, events and seals.
 struct Populated {
@@ -188,5 +188,211 @@ async fn dropping_the_extension_leaves_nothing_and_it_can_be_created_again() -> 
         // The table of the application is its own again.
         owner.batch_execute("delete from people; truncate people").await?;
     }
+    Ok(())
+}
+
+// ---- Publications and sequences
+
+/// Of a table without either, UPDATE and DELETE fail as soon as somebody publishes it.
+#[tokio::test]
+async fn all_of_our_tables_can_be_published() -> Result<()> {
+    let cluster = common::start(Cluster::builder().setting("wal_level", "logical"))?;
+    let owner = cluster.connect("postgres", DATABASE).await?;
+    let keyless: Option<String> = value(
+        &owner,
+        "select string_agg(c.relname, ', ') from pg_class c
+          where c.relnamespace = 'tollgate'::regnamespace and c.relkind in ('r', 'p') and c.relpersistence = 'p'
+            and not (c.relreplident = 'f'
+                     or c.relreplident = 'd' and exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary)
+                     or c.relreplident = 'i' and exists (select from pg_index i where i.indrelid = c.oid and i.indisreplident))",
+    )
+    .await?;
+    assert_eq!(keyless, None, "tables without a key or a replica identity");
+    owner.batch_execute("create publication everything for all tables; create role shop").await?;
+    let token = issue(&owner, "ann", &[]).await?;
+    let second = rotate(&owner, token.id, "0").await?;
+    assert!(revoke(&owner, second.id).await?);
+    owner
+        .batch_execute(
+            "select tollgate.grant_capability('shop', 'verifier'), tollgate.revoke_capability('shop', 'verifier');
+             select tollgate.define_webhook('w', 'https://example.com/'), tollgate.define_scope('x:y', 'x');
+             select tollgate.queue_webhook_deliveries();
+             select tollgate.finish_webhook_delivery(c.id, c.lease, 200) from tollgate.claim_webhook_deliveries() c;
+             select tollgate.drop_webhook('w'), tollgate.drop_scope('x:y'), tollgate.acquire_leadership('purge');
+             select tollgate.report_daemon(gen_random_uuid(), 'h', 1, '1', now(), '[]'), tollgate.seal_audit_log()",
+        )
+        .await?;
+    Ok(())
+}
+
+/// As after a switch-over by logical replication, which carries no sequences.
+#[tokio::test]
+async fn a_sequence_that_is_behind_its_table_keeps_nothing_from_being_revoked() -> Result<()> {
+    let cluster = common::start(Cluster::builder())?;
+    let owner = cluster.connect("postgres", DATABASE).await?;
+    let before = issue(&owner, "leaver", &[]).await?;
+    let later = issue(&owner, "leaver", &[]).await?;
+    for _ in 0..30 {
+        issue(&owner, "ann", &[]).await?;
+    }
+    let behind = "select setval('tollgate.audit_log_id_seq', 1, false)";
+    // A session that has used it since, and a new one.
+    owner.batch_execute(behind).await?;
+    assert!(revoke(&owner, before.id).await?);
+    owner.batch_execute(behind).await?;
+    let fresh = cluster.connect("postgres", DATABASE).await?;
+    assert!(revoke(&fresh, later.id).await?);
+    assert!(cluster.log().contains("behind its table"), "{}", cluster.log());
+
+    // New sessions look whether it is behind, which is no conflict between serializable transactions.
+    let (one, other) =
+        (cluster.connect("postgres", DATABASE).await?, cluster.connect("postgres", DATABASE).await?);
+    for session in [&one, &other] {
+        session
+            .batch_execute(
+                "begin isolation level serializable; insert into tollgate.audit_log (event) values ('test')",
+            )
+            .await?;
+    }
+    one.batch_execute("commit").await?;
+    other.batch_execute("commit").await?;
+
+    // What another stores beyond the sequence no session can see coming: one attempt fails at most.
+    owner
+        .batch_execute(
+            "insert into tollgate.audit_log (id, event) select s.last_value + g, 'test' from tollgate.audit_log_id_seq s, generate_series(1, 20) g",
+        )
+        .await?;
+    for session in [&owner, &fresh] {
+        let token = issue(session, "ann", &[]).await;
+        assert!(token.is_ok() || issue(session, "ann", &[]).await.is_ok(), "{token:?}");
+        let token = issue(session, "ann", &[]).await?;
+        assert!(revoke(session, token.id).await?);
+    }
+    // In a savepoint as well, as an import has for each row.
+    owner
+        .batch_execute(
+            "insert into tollgate.audit_log (id, event) select s.last_value + g, 'test' from tollgate.audit_log_id_seq s, generate_series(1, 5) g",
+        )
+        .await?;
+    owner.batch_execute("begin; savepoint s").await?;
+    if issue(&owner, "ann", &[]).await.is_err() {
+        owner.batch_execute("rollback to s").await?;
+    }
+    issue(&owner, "ann", &[]).await?;
+    owner.batch_execute("commit").await?;
+
+    owner.batch_execute("select tollgate.define_webhook('w', 'https://example.com/'); select tollgate.queue_webhook_deliveries()").await?;
+    let waiting: i64 = value(&owner, "select pending from tollgate.webhooks").await?;
+    owner.batch_execute("select setval('tollgate.webhook_queue_id_seq', 1, false)").await?;
+    issue(&owner, "ann", &[]).await?;
+    let queued: i64 = value(&owner, "select events from tollgate.queue_webhook_deliveries()").await?;
+    assert_eq!(value::<i64>(&owner, "select pending from tollgate.webhooks").await?, waiting + queued);
+    let failures: i64 =
+        value(&owner, "select count(*) from tollgate.deployment_health() where severity = 'fail'").await?;
+    assert_eq!(failures, 0);
+    Ok(())
+}
+
+/// As docs/operations.md says it.
+#[tokio::test]
+async fn a_database_moves_to_another_server_by_logical_replication() -> Result<()> {
+    const LONG: std::time::Duration = std::time::Duration::from_secs(60);
+    let logical = || Cluster::builder().own_identity().setting("wal_level", "logical");
+    let old = common::start(logical())?;
+    let new = logical().start()?;
+    roles(&new)?;
+    let owner = old.connect("postgres", DATABASE).await?;
+    let target = new.connect("postgres", DATABASE).await?;
+    old.execute(DATABASE, "create role shop login; select tollgate.grant_capability('shop', 'issuer')")?;
+    new.execute(DATABASE, "select tollgate.grant_capability('shop', 'issuer')")?;
+    let copied = issue(&owner, "ann", &["posts:read"]).await?;
+    assert_eq!(code(&owner, &copied.token).await?, "VALID");
+    operator::flush_all(&owner).await?;
+    owner.batch_execute("select tollgate.define_webhook('crm', 'https://example.com/', '{token.*}')").await?;
+    issue(&owner, "bob", &[]).await?;
+    owner.batch_execute("select tollgate.queue_webhook_deliveries()").await?;
+
+    owner.batch_execute("create publication everything for all tables").await?;
+    let subscribe = format!(
+        "create subscription from_old connection 'host={} port={} user=postgres dbname={DATABASE}' publication everything",
+        old.socket_dir().display(),
+        old.port()
+    );
+    target.batch_execute(&subscribe).await?;
+    let unready = "select count(*) from pg_subscription_rel where srsubstate <> 'r'";
+    eventually_async(LONG, "the first copy", async || value::<i64>(&target, unready).await.unwrap() == 0)
+        .await;
+    // Of all that changes from now on.
+    let streamed = issue(&owner, "ann", &["posts:*"]).await?;
+    let child = derive(&owner, &streamed, &["posts:read"]).await?;
+    let revoked = issue(&owner, "bob", &[]).await?;
+    assert!(revoke(&owner, revoked.id).await?);
+    let rotated = issue(&owner, "cid", &[]).await?;
+    let successor = rotate(&owner, rotated.id, "0").await?;
+    owner
+        .batch_execute(
+            "select tollgate.define_scope('late:scope', 'streamed'); select tollgate.queue_webhook_deliveries();
+             select tollgate.finish_webhook_delivery(c.id, c.lease, 503, 'busy') from tollgate.claim_webhook_deliveries(2) c",
+        )
+        .await?;
+    for token in [&copied, &streamed] {
+        assert_eq!(code(&owner, &token.token).await?, "VALID");
+    }
+    operator::flush_all(&owner).await?;
+
+    let sent = "select count(*) from pg_replication_slots where confirmed_flush_lsn >= $1::text::pg_lsn";
+    let written: String = value(&owner, "select pg_current_wal_lsn()::text").await?;
+    eventually_async(LONG, "all to be received", async || {
+        owner.query_one(sent, &[&written]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+    target.batch_execute("drop subscription from_old").await?;
+    let tables = "select jsonb_build_object(
+        'tokens', (select jsonb_agg(to_jsonb(t) order by t.id) from tollgate.api_tokens t),
+        'usage', (select jsonb_agg(to_jsonb(u) order by u.token_id) from tollgate.token_usage u),
+        'hours', (select jsonb_agg(to_jsonb(h) order by h.token_id, h.hour) from tollgate.usage_hourly h),
+        'scopes', (select jsonb_agg(to_jsonb(s) order by s.name) from tollgate.scopes s),
+        'webhooks', (select jsonb_agg(to_jsonb(w) order by w.name) from tollgate.webhooks w),
+        'queue', (select jsonb_agg(to_jsonb(q) order by q.id) from tollgate.webhook_queue q),
+        'events', (select jsonb_agg(to_jsonb(a) - '{id,xid,epoch}'::text[] order by a.at) from tollgate.audit_log a
+                    where event not like 'capability.%'))";
+    let (was, is): (Value, Value) = (value(&owner, tables).await?, value(&target, tables).await?);
+    for part in was.as_object().context("an object")?.keys() {
+        assert_eq!(is[part], was[part], "{part}");
+        // The only hour is in the table of usage.
+        let empty = is[part].as_array().is_none_or(Vec::is_empty);
+        assert_eq!(empty, part == "hours", "{part}");
+    }
+
+    // The new one works, and goes on.
+    let shop = new.connect("shop", DATABASE).await?;
+    for (token, expected) in [
+        (&copied, "VALID"),
+        (&streamed, "VALID"),
+        (&child, "VALID"),
+        (&revoked, "REVOKED"),
+        (&rotated, "EXPIRED"),
+        (&successor, "VALID"),
+    ] {
+        assert_eq!(code(&shop, &token.token).await?, expected);
+    }
+    let waiting: i64 = value(&target, "select pending from tollgate.webhooks").await?;
+    target.batch_execute("select tollgate.queue_webhook_deliveries()").await?;
+    assert!(revoke(&shop, streamed.id).await?);
+    assert_eq!(code(&shop, &child.token).await?, "REVOKED");
+    let issued = issue(&shop, "dan", &["late:scope"]).await?;
+    assert_eq!(code(&shop, &issued.token).await?, "VALID");
+    let queued: i64 = value(&target, "select events from tollgate.queue_webhook_deliveries()").await?;
+    assert_eq!(queued, 3, "a token, its child, and a new one");
+    assert_eq!(value::<i64>(&target, "select pending from tollgate.webhooks").await?, waiting + 3);
+    target.batch_execute("select tollgate.seal_audit_log()").await?;
+    assert!(value::<bool>(&target, "select whole from tollgate.verify_audit_log()").await?);
+    let failures: Option<String> = value(
+        &target,
+        "select string_agg(detail, '; ') from tollgate.deployment_health() where severity = 'fail'",
+    )
+    .await?;
+    assert_eq!(failures, None);
     Ok(())
 }

@@ -17,9 +17,13 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
+use tollgate_tests::{Tollgated, eventually_async};
 use web::{LONG, begin, eventually_answers, eventually_measures, get, metrics, request, run};
 
 static SHARED: Shared = Shared::new(&[]);
+
+/// A few intervals of the scan, and much less than after which the daemon looks whatever it remembers.
+const SOON: Duration = Duration::from_secs(10);
 
 async fn db(name: &str) -> Result<Db> {
     let db = Db::create(&SHARED.cluster()?, name).await?;
@@ -98,6 +102,32 @@ fn numbers(told: &[Told]) -> Vec<i64> {
 async fn logged(owner: &Client) -> Result<Vec<i64>> {
     let rows = owner.query("select id from tollgate.audit_log order by id", &[]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// By its scan, with the interval that it has by default: nothing wakes it.
+#[tokio::test]
+async fn a_revocation_that_notifies_nobody_reaches_the_log_and_the_streams_all_the_same() -> Result<()> {
+    let db = db("unnotified").await?;
+    let token = reader(&db.owner).await?;
+    let mut command = Tollgated::command(&db.url())?;
+    command.args(["run", "--log-format=json", "--http-address=127.0.0.1:0"]);
+    let (daemon, address) = web::start(&mut command).await?;
+    eventually_answers(address, "/readyz", 200).await;
+    let mut stream = Stream::open(address, &token.token, "", None).await?;
+    db.owner.batch_execute("set tollgate.notify = off").await?;
+    for _ in 0..3 {
+        let phone = issue(&db.owner, "ann", &[]).await?;
+        assert!(revoke(&db.owner, phone.id).await?);
+        let id = phone.id.to_string();
+        let told = tokio::time::timeout(SOON, stream.take(2)).await.context("the stream is too late")??;
+        assert_eq!(told[1].event, "token.revoked");
+        assert_eq!(told[1].data["token_id"], id.as_str());
+        eventually_async(SOON, "the daemon to log it", async || {
+            daemon.log().lines().any(|line| line.contains(&id) && line.contains("token.revoked"))
+        })
+        .await;
+    }
+    Ok(())
 }
 
 #[tokio::test]

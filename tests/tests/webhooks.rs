@@ -28,7 +28,7 @@ use tokio::net::TcpListener;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_rustls::TlsAcceptor;
-use tollgate_tests::{Tollgated, eventually_async};
+use tollgate_tests::{DATABASE, Tollgated, eventually_async};
 use web::{LONG, eventually_answers, eventually_measures, metrics, run};
 
 static SHARED: Shared = Shared::new(&[]);
@@ -534,6 +534,12 @@ async fn daemons_that_are_killed_lose_nothing_and_repeat_only_with_the_same_id()
         receiver.eventually_has(round * 5).await;
         daemon.kill()?;
         rival.kill()?;
+        // They may be about to commit one more claim.
+        let alive = "select count(*) from pg_stat_activity where application_name = 'tollgated run' and datname = 'killed'";
+        eventually_async(LONG, "their sessions to end", async || {
+            value::<i64>(&db.owner, alive).await.unwrap() == 0
+        })
+        .await;
         // What was leased to the dead is free now, as it would be in a minute.
         let free = "update tollgate.webhook_queue set next_attempt_at = now() where lease is not null";
         db.owner.execute(free, &[]).await?;
@@ -571,6 +577,9 @@ async fn nothing_shows_a_secret_a_second_time_and_nobody_but_administrators_may_
     for sql in [
         "select tollgate.define_webhook('x', 'https://example.com/')",
         "select tollgate.rotate_webhook_secret('crm')",
+        "select tollgate.pause_webhook('crm')",
+        "select tollgate.resume_webhook('crm')",
+        "select tollgate.set_webhook_url('crm', 'https://example.com/')",
         "select * from tollgate.webhook_endpoints",
         "select * from tollgate.webhook_queue",
     ] {
@@ -659,9 +668,14 @@ async fn names_addresses_and_events_that_make_no_sense_are_refused_without_being
         "select tollgate.rotate_webhook_secret('nobody')",
         "select tollgate.set_webhook_enabled('nobody', true)",
         "select tollgate.replay_webhook('nobody')",
+        "select tollgate.pause_webhook('nobody')",
+        "select tollgate.resume_webhook('nobody')",
+        "select tollgate.set_webhook_url('nobody', 'https://example.com/')",
     ] {
         refused(db.owner.query(sql, &[]).await, &SqlState::UNDEFINED_OBJECT);
     }
+    let sql = "select tollgate.set_webhook_url('taken', 'https://example.com/#hunter2')";
+    refused(db.owner.query(sql, &[]).await, &SqlState::INVALID_PARAMETER_VALUE);
     for n in 2..=64 {
         define(&db.owner, &format!("hook-{n}"), "https://example.com/", "null").await?;
     }
@@ -670,30 +684,257 @@ async fn names_addresses_and_events_that_make_no_sense_are_refused_without_being
     Ok(())
 }
 
+/// Messages of each webhook, counted by the trigger and by looking.
+async fn assert_counted(owner: &Client) -> Result<()> {
+    let sql = "select string_agg(concat_ws(' ', w.name, w.pending, w.dead, b.sending), ',' order by w.name),
+                      string_agg(concat_ws(' ', w.name, q.waiting, q.dead, case when b.webhook is not null then q.sending end), ',' order by w.name)
+                 from tollgate.webhooks w left join tollgate.webhook_backlogs b on b.webhook = w.name,
+                      lateral (select count(*) - count(q.dead_at) as waiting, count(q.dead_at) as dead,
+                                     count(q.lease) filter (where q.dead_at is null) as sending
+                                 from tollgate.webhook_queue q where q.webhook = w.name) q";
+    let row = owner.query_one(sql, &[]).await?;
+    let (kept, counted): (Option<String>, Option<String>) = (row.get(0), row.get(1));
+    assert_eq!(kept, counted);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_webhook_whose_queue_is_full_is_disabled_and_old_messages_are_purged() -> Result<()> {
+    const FULL: i64 = 1000;
     let db = db("overfull").await?;
+    db.owner.batch_execute("alter database overfull set tollgate.max_webhook_backlog = 1000").await?;
+    let operator = db.session(operator::OPERATOR).await?;
     define(&db.owner, "crm", "https://example.com/", "null").await?;
-    db.owner
-        .execute(
-            "insert into tollgate.webhook_queue (webhook, event_epoch, event_id, event, body, created_at)
-             select 'crm', 0, n, 'token.created', '{}', now() - interval '40 days' from generate_series(1, 100000) n",
-            &[],
-        )
-        .await?;
-    // Queued by hand, they are not counted.
-    db.owner.batch_execute("update tollgate.webhook_endpoints set waiting = 100000").await?;
+    define(&db.owner, "other", "https://example.com/", "'{token.created}'").await?;
+    let write = "insert into tollgate.audit_log (event, detail) select 'test.event', '{}' from generate_series(1, 100)";
+    for _ in 0..9 {
+        db.owner.batch_execute(write).await?;
+        operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
+    }
+    let enabled = "select enabled from tollgate.webhooks where name = 'crm'";
+    assert!(value::<bool>(&db.owner, enabled).await?);
+    // With the events that the webhooks themselves are.
+    db.owner.batch_execute(write).await?;
+    operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
     issue(&db.owner, "ann", &[]).await?;
-    db.operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
-    let enabled: bool = value(&db.owner, "select enabled from tollgate.webhooks").await?;
-    assert!(!enabled);
-    assert_eq!(deliveries(&db.owner).await?.len(), 100_000, "nothing more was queued");
-    let purged: i64 =
-        value(&db.operator, "select tollgate.purge_webhook_deliveries('30 days', 100000)").await?;
-    assert_eq!(purged, 100_000);
-    assert!(value::<bool>(&db.owner, "select tollgate.drop_webhook('crm')").await?);
+    operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
+    assert!(!value::<bool>(&db.owner, enabled).await?);
+    let reason: String =
+        value(&db.owner, "select disabled_reason from tollgate.webhooks where name = 'crm'").await?;
+    assert_eq!(reason, "1000 messages wait for it");
+    let queued: i64 =
+        value(&db.owner, "select count(*) from tollgate.webhook_queue where webhook = 'crm'").await?;
+    assert!((FULL..FULL + 10).contains(&queued), "{queued}: nothing more was queued");
+    let of_other: i64 =
+        value(&db.owner, "select pending from tollgate.webhooks where name = 'other'").await?;
+    assert_eq!(of_other, 1, "another webhook goes on");
+    assert_counted(&db.owner).await?;
+
+    db.owner
+        .batch_execute("update tollgate.webhook_queue set created_at = now() - interval '40 days'")
+        .await?;
+    let purged: i64 = value(&operator, "select tollgate.purge_webhook_deliveries('30 days', 100000)").await?;
+    assert_eq!(purged, queued, "and not what waits for one that is enabled");
+    assert_counted(&db.owner).await?;
+    for name in ["crm", "other"] {
+        assert!(value::<bool>(&db.owner, &format!("select tollgate.drop_webhook('{name}')")).await?);
+    }
     let left: i64 =
         value(&db.owner, "select count(*) from tollgate.subscriptions where name like 'tollgate:%'").await?;
     assert_eq!(left, 0, "a subscription without readers would hold up the purge of the log");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_numbers_of_messages_are_right_however_the_queue_is_changed() -> Result<()> {
+    let db = db("counted").await?;
+    for name in ["a", "b", "c"] {
+        define(&db.owner, name, "https://example.com/", "null").await?;
+    }
+    let fill = "insert into tollgate.webhook_queue (webhook, event_epoch, event_id, event, body, dead_at)
+                select w, 1, g, 'x', '{}', case when g % 4 = 0 then now() end
+                from unnest('{a,b}'::text[]) w, generate_series(1, 10) g";
+    for change in [
+        fill,
+        "update tollgate.webhook_queue set dead_at = now() where event_id = 1",
+        "update tollgate.webhook_queue set dead_at = null where event_id = 4 and webhook = 'a'",
+        "update tollgate.webhook_queue set webhook = 'c' where event_id in (2, 4)",
+        "delete from tollgate.webhook_queue where event_id in (3, 8)",
+        "select tollgate.replay_webhook('b')",
+        "select tollgate.drop_webhook('b')",
+        "begin; truncate tollgate.webhook_queue; rollback",
+        "begin; savepoint s; delete from tollgate.webhook_queue; rollback to s; commit",
+        "select tollgate.queue_webhook_deliveries()",
+        "select tollgate.claim_webhook_deliveries()",
+        "select tollgate.finish_webhook_delivery(id, lease, 200) from tollgate.webhook_queue where lease is not null and webhook = 'a'",
+        "truncate tollgate.webhook_queue",
+    ] {
+        db.owner.batch_execute(change).await.with_context(|| change.to_owned())?;
+        assert_counted(&db.owner).await.with_context(|| change.to_owned())?;
+    }
+    let left: i64 = value(&db.owner, "select sum(pending + dead)::bigint from tollgate.webhooks").await?;
+    assert_eq!(left, 0);
+
+    // A dump has the messages, and not their numbers.
+    db.owner.batch_execute(&fill.replace("{a,b}", "{a,c}")).await?;
+    let dump = db.cluster.program("pg_dump").arg("counted").output()?;
+    db.cluster.execute(DATABASE, "create database counted_again")?;
+    let mut restore = db.cluster.program("psql");
+    restore.args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--output=/dev/null", "counted_again"]);
+    let mut restore = restore.stdin(std::process::Stdio::piped()).spawn()?;
+    std::io::Write::write_all(&mut restore.stdin.take().context("it was piped")?, &dump.stdout)?;
+    assert!(restore.wait()?.success());
+    let again = db.cluster.connect("postgres", "counted_again").await?;
+    assert_counted(&again).await?;
+    assert_eq!(value::<i64>(&again, "select sum(pending + dead)::bigint from tollgate.webhooks").await?, 20);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_waits_after_an_outage_is_brought_forward() -> Result<()> {
+    let db = db("forward").await?;
+    define(&db.owner, "crm", "https://example.com/", "'{token.created}'").await?;
+    for _ in 0..4 {
+        issue(&db.owner, "ann", &[]).await?;
+    }
+    db.operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
+    let fail = "select count(tollgate.finish_webhook_delivery(c.id, c.lease, 503, 'busy', '20 hours'))
+                  from tollgate.claim_webhook_deliveries($1) c";
+    db.operator.execute(fail, &[&3]).await?;
+    // One is being sent, which is left alone.
+    let sending: i64 =
+        db.operator.query_one("select id from tollgate.claim_webhook_deliveries(1)", &[]).await?.get(0);
+    let waiting: i64 =
+        value(&db.owner, "select min(id) from tollgate.webhook_deliveries where state = 'waiting'").await?;
+    let replay = async |delivery: Option<i64>| -> Result<i64> {
+        Ok(db.owner.query_one("select tollgate.replay_webhook('crm', $1)", &[&delivery]).await?.get(0))
+    };
+    assert_eq!(replay(Some(waiting)).await?, 1);
+    assert_eq!(replay(Some(waiting)).await?, 0, "it is due already");
+    assert_eq!(replay(Some(sending)).await?, 0);
+    db.owner
+        .execute("update tollgate.webhook_queue set dead_at = now() where id = $1", &[&(waiting + 1)])
+        .await?;
+    assert_eq!(replay(None).await?, 2, "one that was given up, and one that waits");
+    let due: i64 = value(
+        &db.owner,
+        "select count(*) from tollgate.webhook_deliveries where state = 'waiting' and attempts = 0 and next_attempt_at <= now()",
+    )
+    .await?;
+    assert_eq!(due, 3);
+    let told: i64 = value(
+        &db.owner,
+        "select sum((detail ->> 'messages')::bigint)::bigint from tollgate.audit_log where event = 'webhook.replayed'",
+    )
+    .await?;
+    assert_eq!(told, 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_webhook_that_is_paused_moved_and_given_a_new_secret_loses_nothing() -> Result<()> {
+    let db = db("paused").await?;
+    let first = Receiver::start(Reply::Status(200)).await?;
+    let second = Receiver::start(Reply::Status(200)).await?;
+    let beside = Receiver::start(Reply::Status(200)).await?;
+    let old = define(&db.owner, "crm", &first.url(), "'{token.created}'").await?;
+    define(&db.owner, "beside", &beside.url(), "'{token.created}'").await?;
+    let (daemon, address) = run(&db.url(), &[ALLOW]).await?;
+    issue(&db.owner, "ann", &[]).await?;
+    first.eventually_has(1).await;
+    eventually_async(LONG, "nothing to be left", async || deliveries(&db.owner).await.unwrap().is_empty())
+        .await;
+    assert!(value::<bool>(&db.owner, "select tollgate.pause_webhook('crm')").await?);
+    assert!(!value::<bool>(&db.owner, "select tollgate.pause_webhook('crm')").await?);
+    eventually_measures(address, "tollgate_webhook_paused{webhook=\"crm\"}", |paused| paused == 1.0).await;
+    for _ in 0..3 {
+        issue(&db.owner, "ann", &[]).await?;
+    }
+    beside.eventually_has(4).await;
+    let state: (bool, bool, i64) = {
+        let row = db
+            .owner
+            .query_one(
+                "select enabled, paused_at is not null, pending from tollgate.webhooks where name = 'crm'",
+                &[],
+            )
+            .await?;
+        (row.get(0), row.get(1), row.get(2))
+    };
+    assert_eq!(state, (true, true, 3));
+    db.owner.execute("select tollgate.set_webhook_url('crm', $1)", &[&second.url()]).await?;
+    let new: String = value(&db.owner, "select tollgate.rotate_webhook_secret('crm', '0')").await?;
+    assert!(value::<bool>(&db.owner, "select tollgate.resume_webhook('crm')").await?);
+    assert!(!value::<bool>(&db.owner, "select tollgate.resume_webhook('crm')").await?);
+    let all = second.eventually_has(3).await;
+    assert!(all.iter().all(|one| one.is_signed_with(&new) && !one.is_signed_with(&old)));
+    assert_eq!((first.received().len(), all.len()), (1, 3));
+    let told: String = value(
+        &db.owner,
+        "select string_agg(event || coalesce(' ' || (detail ->> 'to'), ''), ', ' order by id) from tollgate.audit_log
+          where event in ('webhook.paused', 'webhook.moved', 'webhook.rotated', 'webhook.resumed')",
+    )
+    .await?;
+    assert_eq!(
+        told,
+        format!("webhook.paused, webhook.moved {}, webhook.rotated, webhook.resumed", second.address)
+    );
+    assert!(!daemon.log().contains("/hook"), "a path may be a secret");
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_webhook_has_its_share_of_a_claim_and_all_of_it_has_a_bound() -> Result<()> {
+    let db = db("shares").await?;
+    for name in ["busy", "gone", "late", "leased"] {
+        define(&db.owner, name, "https://example.com/", "'{token.created}'").await?;
+    }
+    let fill = async |webhook: &str, count: i32, bytes: i32, due: &str| -> Result<()> {
+        let sql = format!(
+            "insert into tollgate.webhook_queue (webhook, event_epoch, event_id, event, body, next_attempt_at)
+             select $1, 1, g, 'token.created', repeat('x', $3), {due} from generate_series(1, $2) g"
+        );
+        db.owner.execute(&sql, &[&webhook, &count, &bytes]).await?;
+        Ok(())
+    };
+    let claim = async |most: i32| -> Result<Vec<(String, usize)>> {
+        let rows = db
+            .operator
+            .query("select webhook, body from tollgate.claim_webhook_deliveries($1)", &[&most])
+            .await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get::<_, String>(1).len())).collect())
+    };
+    let of = |claimed: &[(String, usize)], name: &str| {
+        claimed.iter().filter(|(webhook, _)| webhook == name).count()
+    };
+    fill("gone", 1000, 10, "now() + interval '1 hour'").await?;
+    fill("busy", 1000, 10, "now() - interval '1 hour'").await?;
+    fill("leased", 100, 10, "now() - interval '2 hours'").await?;
+    let first = claim(8).await?;
+    assert_eq!((first.len(), of(&first, "busy"), of(&first, "leased")), (16, 8, 8));
+    // The others are being sent to, which takes nothing from this one.
+    fill("late", 10, 10, "now()").await?;
+    let second = claim(8).await?;
+    assert_eq!((second.len(), of(&second, "late")), (8, 8));
+    assert_eq!(claim(8).await?.len(), 0);
+
+    db.owner.batch_execute("delete from tollgate.webhook_queue").await?;
+    for name in ["busy", "gone", "late"] {
+        // One by one larger than a share, and together than all that a call returns.
+        fill(name, 3, 1_500_000, "now()").await?;
+    }
+    let large = claim(8).await?;
+    assert_eq!(large.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>(), [1_500_000; 2]);
+    assert_eq!(large.iter().map(|(name, _)| name).collect::<BTreeSet<_>>().len(), 2, "one of each");
+    let rest = claim(8).await?;
+    assert_eq!(rest.len(), 1, "and then it is the turn of the third");
+    assert!(!large.contains(&rest[0]));
+
+    db.owner.batch_execute("delete from tollgate.webhook_queue").await?;
+    fill("busy", 2, 5_000_000, "now()").await?;
+    fill("late", 100, 10_000, "now()").await?;
+    let claimed = claim(1000).await?;
+    assert_eq!((of(&claimed, "busy"), of(&claimed, "late")), (1, 0), "one that is larger comes alone");
+    assert_eq!(of(&claim(1000).await?, "late"), 6, "and a share is 62500 bytes");
     Ok(())
 }

@@ -27,6 +27,9 @@ use crate::sql::{self, Imported};
 use crate::{exit, output};
 use rows::Row;
 
+/// The unique index on the digests of tokens.
+const DIGESTS: &str = "api_tokens_token_hash";
+
 /// A row that was not taken over, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Refused {
@@ -170,7 +173,7 @@ async fn one_by_one(
                 imported += 1;
                 "release savepoint one;"
             }
-            Err(error) if error.sqlstate() == Some(&SqlState::UNIQUE_VIOLATION) => {
+            Err(error) if is_present(&error) => {
                 present += 1;
                 "rollback to savepoint one; release savepoint one;"
             }
@@ -191,11 +194,19 @@ async fn one_by_one(
     Ok(())
 }
 
+/// Whether there is a token with this digest. Tollgate's own refusal names no constraint, PostgreSQL's always one.
+fn is_present(error: &Error) -> bool {
+    error.sqlstate() == Some(&SqlState::UNIQUE_VIOLATION)
+        && error.constraint().is_none_or(|name| name == DIGESTS)
+}
+
 /// Whether the server refused what the row says, so that another row may fare better: bad values, what is there already, and
-/// what this server does not have.
+/// what this server does not have. Another key that is taken is none that the row has.
 fn concerns_the_row(error: &Error) -> bool {
-    error.sqlstate().is_some_and(|state| {
-        ["22", "23", "0A", "55"].contains(&&state.code()[..2]) && *state != SqlState::LOCK_NOT_AVAILABLE
+    error.sqlstate().is_some_and(|state| match state {
+        s if *s == SqlState::UNIQUE_VIOLATION => is_present(error),
+        s if *s == SqlState::LOCK_NOT_AVAILABLE => false,
+        s => ["22", "23", "0A", "55"].contains(&&s.code()[..2]),
     })
 }
 

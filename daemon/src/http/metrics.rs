@@ -234,8 +234,13 @@ fn server(page: &mut Page, observation: &Observation) {
     let of = |name: &str| vec![("webhook", name.to_owned())];
     page.gauge(
         "tollgate_webhook_enabled",
-        "Whether a webhook is sent to, 0 or 1",
+        "Whether events are kept for a webhook, and sent unless it is paused, 0 or 1",
         webhooks().map(|w| (of(&w.name), f64::from(u8::from(w.enabled)))),
+    );
+    page.gauge(
+        "tollgate_webhook_paused",
+        "Whether what is kept for a webhook waits for resume_webhook, 0 or 1",
+        webhooks().map(|w| (of(&w.name), f64::from(u8::from(w.paused)))),
     );
     page.gauge(
         "tollgate_webhook_pending_messages",

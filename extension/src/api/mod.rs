@@ -7,8 +7,13 @@ mod derive;
 mod internal;
 mod issue;
 mod leadership;
+mod replication;
 mod rotate;
 mod scopes;
 mod stats;
 mod usage;
 pub(crate) mod verify;
+
+pub(crate) fn init() {
+    replication::init();
+}

@@ -76,7 +76,6 @@ impl Reader {
             since += taken.parse::<u32>()?;
             if since >= QUEUED || caught_up == "t" {
                 self.connection.simple("truncate tollgate.webhook_queue")?;
-                self.connection.simple("update tollgate.webhook_endpoints set waiting = 0")?;
                 since = 0;
             }
             if caught_up == "t" {
