@@ -143,6 +143,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'is_purging_audit_log()',                                'nobody'),
         ('FUNCTION', 'last_purged_seal()',                                    'nobody'),
         ('FUNCTION', 'limit_within(integer, interval, integer, interval)',    'nobody'),
+        ('FUNCTION', 'json_digest(jsonb)',                                    'nobody'),
         ('FUNCTION', 'json_text_size(jsonb, integer, integer)',               'nobody'),
         ('FUNCTION', 'lock_for_rotation(uuid)',                               'nobody'),
         ('FUNCTION', 'lock_leadership(text)',                                 'nobody'),
