@@ -218,6 +218,12 @@ pub struct OutputOptions {
     pub quiet: bool,
 }
 
+impl OutputOptions {
+    pub fn is_for_people(&self) -> bool {
+        !self.json && !self.quiet
+    }
+}
+
 #[derive(Clone, Debug, Args)]
 pub struct CheckOptions {
     /// How long a transaction, a subscriber or a standby may be behind before it is told of

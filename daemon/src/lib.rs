@@ -10,6 +10,7 @@ pub mod config;
 pub mod conninfo;
 pub mod counters;
 pub mod db;
+pub mod document;
 pub mod driver;
 pub mod error;
 pub mod exit;

@@ -12,12 +12,11 @@ use anstyle::{AnsiColor, Style};
 use comfy_table::{
     Cell, Color, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle, Width, presets,
 };
-use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::printable;
+use crate::{document, printable};
 
 const UNDERLINED_HEADING: TableStyle =
     TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
@@ -36,6 +35,19 @@ pub fn json_line(value: &impl Serialize) -> Result<String> {
     let text = serde_json::to_string(value)
         .map_err(|error| Error::failed(format!("could not write JSON: {error}")))?;
     Ok(printable::escape_json(&text) + "\n")
+}
+
+/// A part of a document that is too long to be made as a whole: some punctuation, and a value.
+pub fn json_piece(before: &str, value: &impl Serialize) -> Result<()> {
+    let line = json_line(value)?;
+    let mut out = anstream::stdout().lock();
+    write!(out, "{before}{}", line.trim_end()).map_err(Error::output)
+}
+
+/// What ends such a document.
+pub fn json_end(end: &str) -> Result<()> {
+    let mut out = anstream::stdout().lock();
+    writeln!(out, "{end}").and_then(|()| out.flush()).map_err(Error::output)
 }
 
 /// Text, and a line's end, at once.
@@ -195,12 +207,7 @@ fn cell(value: &Value) -> String {
 
 /// A field that holds a time, to the second, in UTC.
 pub fn moment(object: &Value, name: &str) -> String {
-    let text = field(object, name);
-    match text.parse::<Timestamp>() {
-        Ok(time) => time.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
-        // "infinity", or nothing.
-        Err(_) => text,
-    }
+    document::moment(field(object, name))
 }
 
 #[cfg(test)]

@@ -71,14 +71,21 @@ pub fn escape_toml(toml: &str) -> String {
 
 fn escape_with<E: std::fmt::Display>(text: &str, escaped: impl Fn(char) -> E) -> String {
     let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if is_hidden(c) {
-            let _ = write!(out, "{}", escaped(c));
-        } else {
-            out.push(c);
+    let mut rest = text;
+    loop {
+        // Most of it is plain, and an event may have a megabyte.
+        let plain = rest.bytes().position(|byte| !matches!(byte, b' '..=b'~')).unwrap_or(rest.len());
+        out.push_str(&rest[..plain]);
+        let mut others = rest[plain..].chars();
+        match others.next() {
+            None => return out,
+            Some(c) if is_hidden(c) => {
+                let _ = write!(out, "{}", escaped(c));
+            }
+            Some(c) => out.push(c),
         }
+        rest = others.as_str();
     }
-    out
 }
 
 #[cfg(test)]

@@ -7,14 +7,16 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::pin::pin;
 
-use futures_util::TryStreamExt as _;
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
-use postgres_types::{FromSql, ToSql};
+use postgres_types::{FromSql, Json, ToSql};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio_postgres::{GenericClient, Statement};
 use uuid::Uuid;
 
+use crate::document::Document;
 use crate::error::{Doing as _, Error, Result};
 use crate::leader::Fence;
 
@@ -323,7 +325,7 @@ impl Cursor {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Event {
     pub id: i64,
     /// Together with the id it names an event for good: a promoted standby may give out ids again.
@@ -343,13 +345,13 @@ pub struct Event {
     pub client_addr: Option<String>,
     /// Text, as far as the extension is concerned; but whatever is in the log must come out of it.
     #[serde(default)]
-    pub reason: Value,
+    pub reason: Box<RawValue>,
     #[serde(default)]
-    pub detail: Value,
+    pub detail: Box<RawValue>,
 }
 
-/// Events after a cursor, in commit order, and the cursor after them.
-#[derive(Clone, Debug, PartialEq)]
+/// Events after a cursor, in commit order, and the cursor after them: some 4 MB at most.
+#[derive(Clone, Debug)]
 pub struct Batch {
     pub events: Vec<Event>,
     /// The place before the events, in the batch that they are of: see [`Cursor::after`].
@@ -381,7 +383,7 @@ pub async fn read_events(client: &impl GenericClient, after: &Cursor, max_events
     const DOING: &str = "read events";
     let row = client
         .query_one(
-            "select b.events, b.cursor::text, b.next::text, b.caught_up \
+            "select b.events::text, b.cursor::text, b.next::text, b.caught_up \
              from tollgate.read_events($1::text::tollgate.event_cursor, $2) b",
             &[&after.0, &max_events],
         )
@@ -395,8 +397,8 @@ pub async fn read_events(client: &impl GenericClient, after: &Cursor, max_events
     })
 }
 
-fn events(array: Value) -> Result<Vec<Event>> {
-    serde_json::from_value(array).map_err(|error| {
+fn events(array: &str) -> Result<Vec<Event>> {
+    serde_json::from_str(array).map_err(|error| {
         Error::failed(format!("could not read events: read_events() returned something else: {error}"))
             .with_remedy("use a tollgated of the same version as the extension")
     })
@@ -632,7 +634,7 @@ pub async fn observe(client: &impl GenericClient) -> Result<Observation> {
 
 /// The daemons and their tasks, each with `seconds_since_seen` by the server's own clock, the latest first.
 pub async fn daemons(client: &impl GenericClient) -> Result<Vec<Value>> {
-    many(
+    let daemons = many::<Json<Document>>(
         client,
         "read which daemons there are",
         "select to_jsonb(d) || jsonb_build_object('seconds_since_seen', \
@@ -640,7 +642,8 @@ pub async fn daemons(client: &impl GenericClient) -> Result<Vec<Value>> {
          from tollgate.daemons d order by d.last_seen_at desc, d.instance",
         &[],
     )
-    .await
+    .await?;
+    Ok(daemons.into_iter().map(|Json(daemon)| daemon.into_value()).collect())
 }
 
 /// A row of `tollgate.deployment_health`.
@@ -684,7 +687,8 @@ pub struct NewToken<'a> {
     pub name: &'a str,
     pub scopes: &'a [String],
     pub expires_in: Option<std::time::Duration>,
-    pub metadata: Value,
+    /// JSON.
+    pub metadata: &'a str,
     pub allowed_ips: Option<&'a [String]>,
     pub rate_limit: Option<i32>,
     pub rate_window: std::time::Duration,
@@ -698,7 +702,7 @@ pub async fn create_api_token(client: &impl GenericClient, new: &NewToken<'_>) -
         "create the token",
         "select to_jsonb(t) from tollgate.create_api_token(\
              user_id => $1, name => $2, scopes => $3, expires_in => make_interval(secs => $4), \
-             metadata => $5, allowed_ips => $6::text[]::cidr[], rate_limit => $7, \
+             metadata => $5::text::jsonb, allowed_ips => $6::text[]::cidr[], rate_limit => $7, \
              rate_window => make_interval(secs => $8), prefix => $9) t",
         &[
             &new.user_id,
@@ -723,7 +727,8 @@ pub struct Imported {
     pub token_hash: [u8; 32],
     pub scopes: Vec<String>,
     pub expires_at: Option<Timestamp>,
-    pub metadata: Value,
+    /// JSON, as it was given.
+    pub metadata: String,
     pub allowed_ips: Option<Vec<String>>,
     pub rate_limit: Option<i32>,
     pub rate_window: Option<std::time::Duration>,
@@ -735,7 +740,7 @@ pub async fn prepare_import(client: &impl GenericClient) -> Result<tokio_postgre
         .prepare(
             "select tollgate.import_api_token(\
                  user_id => $1, name => $2, token_hash => $3, scopes => $4, expires_in => $5::timestamptz - now(), \
-                 metadata => $6, allowed_ips => $7::text[]::cidr[], rate_limit => $8, \
+                 metadata => $6::text::jsonb, allowed_ips => $7::text[]::cidr[], rate_limit => $8, \
                  rate_window => make_interval(secs => $9))",
         )
         .await
@@ -768,15 +773,15 @@ pub async fn import_api_token(
 }
 
 /// The row of `tollgate.tokens`; `None` if there is no such token.
-pub async fn show_api_token(client: &impl GenericClient, token_id: Uuid) -> Result<Option<Value>> {
-    let rows = many(
+pub async fn show_api_token(client: &impl GenericClient, token_id: Uuid) -> Result<Option<Document>> {
+    let rows = many::<Json<Document>>(
         client,
         "look up the token",
         "select to_jsonb(t) from tollgate.tokens t where t.id = $1",
         &[&token_id],
     )
     .await?;
-    Ok(rows.into_iter().next())
+    Ok(rows.into_iter().next().map(|Json(row)| row))
 }
 
 /// `tollgate.issued_token`, with the plaintext in it.
@@ -830,8 +835,10 @@ pub async fn set_api_token_enabled(
 }
 
 /// Rows of `tollgate.list_scopes`.
-pub async fn list_scopes(client: &impl GenericClient) -> Result<Vec<Value>> {
-    many(client, "list the scopes", "select to_jsonb(s) from tollgate.list_scopes() s", &[]).await
+pub async fn list_scopes<C: GenericClient>(
+    client: &C,
+) -> Result<impl Stream<Item = Result<Document>> + use<C>> {
+    documents(client, "list the scopes", "select to_jsonb(s) from tollgate.list_scopes() s", &[]).await
 }
 
 pub async fn define_scope(client: &impl GenericClient, name: &str, description: &str) -> Result<()> {
@@ -847,8 +854,11 @@ pub async fn drop_scope(client: &impl GenericClient, name: &str) -> Result<()> {
 }
 
 /// Rows of `tollgate.tokens`.
-pub async fn list_api_tokens(client: &impl GenericClient, user_id: &str) -> Result<Vec<Value>> {
-    many(
+pub async fn list_api_tokens<C: GenericClient>(
+    client: &C,
+    user_id: &str,
+) -> Result<impl Stream<Item = Result<Document>> + use<C>> {
+    documents(
         client,
         "list tokens",
         "select to_jsonb(t) from tollgate.list_api_tokens($1) t order by t.created_at, t.id",
@@ -863,14 +873,15 @@ pub async fn verify_api_token_hash(
     token_hash: &[u8],
     required_scopes: Option<&[String]>,
     client_ip: Option<IpAddr>,
-) -> Result<Value> {
-    one(
+) -> Result<Document> {
+    let Json(verification) = one(
         client,
         "verify the token",
         "select to_jsonb(v) from tollgate.verify_api_token_hash($1, $2, $3) v",
         &[&token_hash, &required_scopes, &client_ip],
     )
-    .await
+    .await?;
+    Ok(verification)
 }
 
 /// False when unknown, not that user's, or revoked already.
@@ -918,6 +929,17 @@ async fn many<T: for<'a> FromSql<'a>>(
     rows.iter().map(|row| row.try_get(0).doing(doing)).collect()
 }
 
+/// Rows as they come: the server is asked for more only as they are taken, so that a few of them are in memory.
+async fn documents<C: GenericClient>(
+    client: &C,
+    doing: &'static str,
+    statement: &str,
+    values: &[&(dyn ToSql + Sync)],
+) -> Result<impl Stream<Item = Result<Document>> + use<C>> {
+    let rows = client.query_raw(statement, values.iter().copied()).await.doing(doing)?;
+    Ok(rows.map(move |row| row.and_then(|row| row.try_get(0)).doing(doing).map(|Json(document)| document)))
+}
+
 fn unsigned(function: &str, count: i64) -> Result<u64> {
     u64::try_from(count)
         .map_err(|_| Error::failed(format!("{function}() returned {count}, which is no count")))
@@ -929,9 +951,25 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "for json!")]
+    fn read(array: Value) -> Result<Vec<Event>> {
+        events(&array.to_string())
+    }
+
+    #[test]
+    fn whatever_json_an_event_holds_is_read_as_it_is() {
+        let deep = "[".repeat(100_000) + &"]".repeat(100_000);
+        for value in ["1e400", "12345678901234567890123", "-0.10", &deep] {
+            let read =
+                events(&format!(r#"[{{"id": 1, "detail": {{"n": {value}}}, "new": {value}}}, {{"id": 2}}]"#))
+                    .unwrap();
+            assert_eq!((read[0].detail.get(), read[1].id), (&*format!(r#"{{"n": {value}}}"#), 2));
+        }
+    }
+
     #[test]
     fn an_event_of_the_extension_is_read_whole() {
-        let read = events(json!([{
+        let read = read(json!([{
             "id": 7, "epoch": 2, "at": "2030-01-02T03:04:05.678901+00:00", "event": "token.revoked",
             "token_id": "018f4a6e-0000-7000-8000-000000000000", "user_id": "ann", "actor": "app",
             "client_addr": "10.0.0.1", "reason": "leaked", "detail": {"by": "scanner"}
@@ -940,24 +978,24 @@ mod tests {
         assert_eq!(read.len(), 1);
         assert_eq!((read[0].id, read[0].epoch), (7, Some(2)));
         assert_eq!(read[0].event.as_deref(), Some("token.revoked"));
-        assert_eq!(read[0].reason, json!("leaked"));
-        assert_eq!(read[0].detail, json!({"by": "scanner"}));
+        assert_eq!(read[0].reason.get(), r#""leaked""#);
+        assert_eq!(read[0].detail.get(), r#"{"by":"scanner"}"#);
     }
 
     #[test]
     fn an_event_of_a_kind_we_have_never_heard_of_is_read_all_the_same() {
         let read =
-            events(json!([{"id": 8, "event": "moon.landed", "token_id": null, "phase": "full"}])).unwrap();
+            read(json!([{"id": 8, "event": "moon.landed", "token_id": null, "phase": "full"}])).unwrap();
         assert_eq!(read[0].event.as_deref(), Some("moon.landed"));
-        assert_eq!((&read[0].token_id, &read[0].reason), (&None, &Value::Null));
+        assert_eq!((&read[0].token_id, read[0].reason.get()), (&None, "null"));
     }
 
     #[test]
     fn what_is_no_array_of_events_is_an_error_and_not_an_empty_batch() {
         for other in [json!(null), json!({}), json!([{"event": "without an id"}])] {
-            assert!(events(other.clone()).is_err(), "{other}");
+            assert!(read(other.clone()).is_err(), "{other}");
         }
-        assert_eq!(events(json!([])).unwrap(), []);
+        assert!(read(json!([])).unwrap().is_empty());
     }
 
     #[test]

@@ -5,8 +5,8 @@
 #![allow(unsafe_code)]
 
 use crate::sys;
-use core::ffi::CStr;
 use pgrx::pg_sys::{self, Datum};
+use tollgate_core::jsonb::{self, Bounds, Excess};
 use tollgate_core::net::Net;
 
 /// The content of a varlena value, without its header.
@@ -131,12 +131,19 @@ fn varlena_extent(bytes: &[u8]) -> (usize, usize) {
     (4, size as usize)
 }
 
-/// A jsonb value as PostgreSQL prints it.
-pub(crate) fn jsonb_text(jsonb: Datum) -> Vec<u8> {
-    // SAFETY: the output function of jsonb, given such a value, returns a palloc'ed C string.
+/// The bytes of a jsonb value as PostgreSQL prints it; each of its texts is passed on. One that cannot be within the bounds is
+/// not even fetched.
+pub(crate) fn json_text_size(
+    jsonb: Datum,
+    bounds: Bounds,
+    each_text: impl FnMut(&[u8]),
+) -> Result<usize, Excess> {
+    // SAFETY: such a value; what is fetched lives in the memory context of the call.
     unsafe {
-        let text = pgrx::direct_function_call_as_datum(pg_sys::jsonb_out, &[Some(jsonb)]);
-        text.map_or_else(Vec::new, |text| CStr::from_ptr(text.cast_mut_ptr()).to_bytes().to_vec())
+        if jsonb::cannot_be_within(sys::toast_raw_datum_size(jsonb), bounds) {
+            return Err(Excess::Bytes);
+        }
+        jsonb::text_size(varlena(jsonb), bounds, each_text)
     }
 }
 

@@ -100,9 +100,11 @@ impl Error {
     }
 
     pub(crate) fn missing_scope(scope: &str, authenticated: bool) -> Self {
+        // Of whatever length it is that was asked for.
+        let shown: String = token::redact(scope).chars().take(140).collect();
         let error = Error::new(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
-            format!("permission denied: scope {:?} is required", token::redact(scope)),
+            format!("permission denied: scope {shown:?} is required"),
         );
         let refusal = Refusal {
             missing_scopes: vec![refusal::shown(Some(scope.as_bytes()))],

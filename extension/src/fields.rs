@@ -6,6 +6,7 @@ use crate::store::scopes as catalogue;
 use crate::{guc, sys};
 use pgrx::datum::Interval;
 use pgrx::pg_sys::Datum;
+use tollgate_core::jsonb::{Bounds, Excess};
 use tollgate_core::limit::LONGEST_WINDOW;
 use tollgate_core::scope;
 use tollgate_core::token::{self, Prefix};
@@ -13,8 +14,13 @@ use tollgate_core::token::{self, Prefix};
 const MAX_NAME: usize = 100;
 const MAX_USER_ID: usize = 255;
 const MAX_YEARS: i128 = 1000;
+/// Levels of nesting of free JSON. Parsers give up at 64 to 512, and an event puts some levels around it.
+const MAX_DEPTH: usize = 32;
 /// Scopes, or networks, of one token: each verification may look at all of them.
 const MAX_LIST: usize = 1000;
+
+const METADATA_HINT: &str =
+    "Keep it in a table of your own, and its key here; a superuser may raise tollgate.max_metadata_size.";
 
 const SECOND: i128 = 1_000_000;
 const YEAR: i128 = 366 * 86_400 * SECOND;
@@ -222,11 +228,8 @@ pub(crate) fn metadata(datum: Option<Datum>, value: Option<&[u8]>) -> Result<(),
     const JB_FOBJECT: u32 = 0x2000_0000;
     let header = value.and_then(|content| content.first_chunk().copied()).map(u32::from_ne_bytes);
     if header.is_some_and(|header| header & JB_FOBJECT != 0) {
-        // Keys and values stand one behind another in the content, so only its text tells whether one of them is meant.
-        return match (datum, value.is_some_and(token::contains_secret)) {
-            (Some(datum), true) => without_token("metadata", &datum::jsonb_text(datum)),
-            _ => Ok(()),
-        };
+        let bounds = Bounds { bytes: guc::max_metadata_size(), depth: MAX_DEPTH };
+        return datum.map_or(Ok(()), |datum| json("metadata", datum, bounds, METADATA_HINT));
     }
     Err(Error::argument(
         "metadata",
@@ -234,6 +237,31 @@ pub(crate) fn metadata(datum: Option<Datum>, value: Option<&[u8]>) -> Result<(),
         "which is not an object",
         "Pass '{}' for none, or an object such as {\"plan\": \"pro\"}.",
     ))
+}
+
+/// Free JSON: what is stored is also logged, and sent to whoever reads events.
+pub(crate) fn json(argument: &str, value: Datum, bounds: Bounds, hint: &str) -> Result<(), Error> {
+    let mut token = Ok(());
+    let size = datum::json_text_size(value, bounds, |text| {
+        if token.is_ok() {
+            token = without_token(argument, text);
+        }
+    });
+    match size {
+        Ok(_) => token,
+        Err(Excess::Depth) => Err(Error::argument(
+            argument,
+            format!("the JSON of {argument} is nested at most {} levels deep", bounds.depth),
+            "which is nested deeper",
+            hint,
+        )),
+        Err(Excess::Bytes | Excess::Malformed) => Err(Error::argument(
+            argument,
+            format!("the JSON of {argument} has at most {} bytes as text", bounds.bytes),
+            "which has more",
+            hint,
+        )),
+    }
 }
 
 pub(crate) fn allowed_ips(value: Option<TextArray<'_>>) -> Result<(), Error> {

@@ -14,6 +14,7 @@ static LOG_VERIFICATIONS: GucSetting<LogVerifications> =
     GucSetting::<LogVerifications>::new(LogVerifications::off);
 static MAX_LOGGED_VERIFICATIONS: GucSetting<i32> = GucSetting::<i32>::new(100);
 static MAX_TOKEN_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(0);
+static MAX_METADATA_SIZE: GucSetting<i32> = GucSetting::<i32>::new(16 * 1024);
 static MAX_TOKENS_PER_USER: GucSetting<i32> = GucSetting::<i32>::new(0);
 static USER_RATE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static USER_RATE_WINDOW: GucSetting<i32> = GucSetting::<i32>::new(60);
@@ -115,6 +116,17 @@ pub(crate) fn init() {
         i32::MAX,
         GucContext::Suset,
         GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"tollgate.max_metadata_size",
+        c"Bytes that the metadata of a token may have.",
+        c"As text, as PostgreSQL prints it. The default of 16 kB is far beyond what a plan or a few flags take: metadata is handed \
+          out at each verification, and both its old and its new value go to whoever reads events when it changes.",
+        &MAX_METADATA_SIZE,
+        64,
+        256 * 1024,
+        GucContext::Suset,
+        GucFlags::UNIT_BYTE,
     );
     define_rate_limits();
     // Read by the SQL of the schema.
@@ -253,6 +265,11 @@ pub(crate) fn max_logged_verifications() -> u32 {
 /// In seconds; `None` is no limit.
 pub(crate) fn max_token_lifetime() -> Option<i32> {
     Some(MAX_TOKEN_LIFETIME.get()).filter(|seconds| *seconds > 0)
+}
+
+/// In bytes, as text.
+pub(crate) fn max_metadata_size() -> usize {
+    usize::try_from(MAX_METADATA_SIZE.get()).unwrap_or_default()
 }
 
 /// `None` is no limit.

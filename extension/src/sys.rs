@@ -82,6 +82,7 @@ unsafe extern "C-unwind" {
     pub(crate) fn ExecScanReScan(node: *mut pg_sys::ScanState);
 
     // These raise nothing as they are used here, and so need no guard.
+    pub(crate) fn toast_raw_datum_size(value: Datum) -> usize;
     pub(crate) fn ExecStoreVirtualTuple(slot: *mut TupleTableSlot) -> *mut TupleTableSlot;
     pub(crate) safe fn GetCurrentTimestamp() -> pg_sys::TimestampTz;
 }

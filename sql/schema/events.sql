@@ -10,6 +10,9 @@
 -- answers for them. Ids below dense_id are only of transactions that were running before: each has its events in order in that
 -- index. From dense_id on the batch is read along the primary key, and lies as close together there as it was written.
 --
+-- What is not as Tollgate writes it, because a superuser wrote it by hand, must not stop those who read on: an event that is too large
+-- or too deep to be passed on is replaced by one that says so.
+--
 -- A snapshot holds for the lineage of the epoch that it was taken in (epochs.sql). Of a later epoch it shows nothing, of
 -- an earlier lineage all.
 
@@ -227,7 +230,7 @@ BEGIN
             WHERE (a.epoch, a.xid) >= (r.epoch, r.low) AND (a.epoch, a.xid) < (r.epoch, r.high)
             ORDER BY a.epoch DESC, a.xid DESC, a.id DESC LIMIT 1) l
         WHERE r.was_running;
-    cursor.dense_id := coalesce(cursor.dense_id, cursor.last_id + 1, 0);
+    cursor.dense_id := coalesce(cursor.dense_id, least(cursor.last_id, 9223372036854775806) + 1, 0);
     cursor.last_id := coalesce(cursor.last_id, -1);
     cursor.next_id := least(least_id, cursor.dense_id);
     RETURN $1;
@@ -263,9 +266,15 @@ DECLARE
     older_lineage integer;
     newer_lineage integer;
     fresh       boolean;
+    -- A page has so many events, or so many bytes of them as text; one event always fits.
+    most        constant integer := least($2, 2000);
+    most_bytes  constant integer := 4000000;
+    one         record;
+    page        jsonb[] := '{}';
+    page_bytes  integer := 0;
+    is_full     boolean := false;
+    last_told   bigint;
     until       bigint;
-    walked      bigint;
-    page        record;
     batch       tollgate.event_batch;
 BEGIN
     PERFORM tollgate.check_cursor($1);
@@ -292,49 +301,64 @@ BEGIN
 
     older_lineage := tollgate.epoch_lineage(older_epoch);
     newer_lineage := tollgate.epoch_lineage(newer_epoch);
-    -- A page has so many events, or some 4 MB of them; and no more than so many rows are passed on the way.
-    IF ($1).next_id < ($1).dense_id THEN
-        SELECT jsonb_agg(p.told ORDER BY p.id) AS events, count(*) AS events_read, max(p.id) AS last_id INTO page FROM (
-            SELECT q.id, q.told, sum(pg_column_size(q.told)) OVER (ORDER BY q.id) - pg_column_size(q.told) AS bytes FROM (
-                SELECT a.id, jsonb_build_object(
-                    'id', a.id, 'epoch', a.epoch, 'at', a.at, 'event', a.event, 'token_id', a.token_id, 'user_id', a.user_id, 'actor', a.actor,
-                    'client_addr', host(a.client_addr), 'reason', a.detail -> 'reason', 'detail', a.detail - 'reason') AS told
-                FROM tollgate.ranges_of_batch($1) r
-                CROSS JOIN LATERAL (
-                    SELECT l.* FROM tollgate.audit_log l
-                    WHERE (l.epoch, l.xid, l.id) >= (r.epoch, r.low, ($1).next_id) AND (l.epoch, l.xid, l.id) < (r.epoch, r.low, ($1).dense_id)
-                    ORDER BY l.epoch, l.xid, l.id LIMIT $2) a
-                WHERE r.was_running
-                ORDER BY a.id LIMIT $2) q) p
-            WHERE p.bytes < 4000000;
-        until := ($1).dense_id - 1;
-    ELSE
-        SELECT jsonb_agg(p.told ORDER BY p.id) AS events, count(*) AS events_read, max(p.id) AS last_id INTO page FROM (
-            SELECT q.id, q.told, sum(pg_column_size(q.told)) OVER (ORDER BY q.id) - pg_column_size(q.told) AS bytes FROM (
-                SELECT a.id, jsonb_build_object(
-                    'id', a.id, 'epoch', a.epoch, 'at', a.at, 'event', a.event, 'token_id', a.token_id, 'user_id', a.user_id, 'actor', a.actor,
-                    'client_addr', host(a.client_addr), 'reason', a.detail -> 'reason', 'detail', a.detail - 'reason') AS told
-                FROM (SELECT l.* FROM tollgate.audit_log l
-                      WHERE l.id BETWEEN ($1).next_id AND ($1).last_id
-                      ORDER BY l.id LIMIT 10000 + least($2, 100000)) a
-                WHERE a.epoch BETWEEN older_lineage AND newer_epoch
-                  AND (a.epoch > older_epoch OR NOT pg_visible_in_snapshot(a.xid, ($1).older))
-                  AND (a.epoch < newer_lineage OR pg_visible_in_snapshot(a.xid, ($1).newer))
-                ORDER BY a.id LIMIT $2) q) p
-            WHERE p.bytes < 4000000;
-        until := ($1).last_id;
-        IF page.events_read < $2 THEN
-            walked := (SELECT l.id FROM tollgate.audit_log l WHERE l.id BETWEEN ($1).next_id AND ($1).last_id
-                       ORDER BY l.id OFFSET 10000 + least($2, 100000) - 1 LIMIT 1);
-        END IF;
+    until := CASE WHEN ($1).next_id < ($1).dense_id THEN ($1).dense_id - 1 ELSE ($1).last_id END;
+    FOR one IN
+        SELECT e.id, e.bytes,
+               jsonb_build_object(
+                   'id', e.id, 'epoch', e.epoch, 'at', e.at, 'token_id', e.token_id, 'client_addr', host(e.client_addr),
+                   'event', CASE WHEN octet_length(e.event) <= 200 THEN e.event ELSE 'unreadable' END,
+                   'user_id', CASE WHEN octet_length(e.user_id) <= 1020 THEN e.user_id END,
+                   'actor', CASE WHEN octet_length(e.actor) <= 200 THEN e.actor END,
+                   'reason', CASE WHEN e.is_readable AND jsonb_typeof(e.detail) = 'object' THEN e.detail -> 'reason' END,
+                   'detail', CASE WHEN NOT e.is_readable THEN
+                                      '{"unreadable": "the event has more than 1000000 bytes, or is nested deeper than 64 levels"}'
+                                  WHEN jsonb_typeof(e.detail) = 'object' THEN e.detail - 'reason'
+                                  ELSE e.detail END) AS told
+        FROM (
+            SELECT s.*, coalesce(s.detail_bytes, 0) + 2000 AS bytes,
+                   s.detail_bytes IS NOT NULL AND octet_length(s.event) <= 200 AND octet_length(s.actor) <= 200
+                       AND coalesce(octet_length(s.user_id) <= 1020, true) AS is_readable
+            FROM (
+                SELECT a.*, tollgate.json_text_size(a.detail, 1000000, 64) AS detail_bytes
+                FROM (
+                    (SELECT l.* FROM tollgate.ranges_of_batch($1) r
+                         CROSS JOIN LATERAL (
+                             SELECT o.* FROM tollgate.audit_log o
+                             WHERE (o.epoch, o.xid, o.id) >= (r.epoch, r.low, ($1).next_id) AND (o.epoch, o.xid, o.id) < (r.epoch, r.low, ($1).dense_id)
+                             ORDER BY o.epoch, o.xid, o.id LIMIT most) l
+                         WHERE r.was_running AND ($1).next_id < ($1).dense_id
+                         ORDER BY l.id LIMIT most)
+                    UNION ALL
+                    -- No more than so many rows are passed on the way.
+                    (SELECT l.* FROM (
+                         SELECT o.* FROM tollgate.audit_log o
+                         WHERE o.id BETWEEN ($1).next_id AND ($1).last_id AND ($1).next_id >= ($1).dense_id
+                         ORDER BY o.id LIMIT 10000 + most) l
+                         WHERE l.epoch BETWEEN older_lineage AND newer_epoch
+                           AND (l.epoch > older_epoch OR NOT pg_visible_in_snapshot(l.xid, ($1).older))
+                           AND (l.epoch < newer_lineage OR pg_visible_in_snapshot(l.xid, ($1).newer))
+                         ORDER BY l.id LIMIT most)
+                ) a
+                ORDER BY a.id LIMIT most
+            ) s
+        ) e
+        ORDER BY e.id
+    LOOP
+        is_full := cardinality(page) > 0 AND page_bytes + one.bytes > most_bytes;
+        EXIT WHEN is_full;
+        page := array_append(page, one.told);
+        page_bytes := page_bytes + one.bytes;
+        last_told := one.id;
+        is_full := cardinality(page) = most;
+    END LOOP;
+    batch.events := to_jsonb(page);
+    IF is_full THEN
+        until := least(last_told, until);
+    ELSIF ($1).next_id >= ($1).dense_id THEN
+        until := coalesce((SELECT l.id FROM tollgate.audit_log l WHERE l.id BETWEEN ($1).next_id AND ($1).last_id
+                           ORDER BY l.id OFFSET 10000 + most - 1 LIMIT 1), until);
     END IF;
-    batch.events := coalesce(page.events, '[]');
-    IF page.events_read = $2 OR pg_column_size(page.events) > 3900000 THEN
-        until := least(page.last_id, until);
-    ELSE
-        until := coalesce(walked, until);
-    END IF;
-    batch.next.next_id := until + 1;
+    batch.next.next_id := least(until, 9223372036854775806) + 1;
     batch.caught_up := false;
     IF until >= ($1).last_id THEN
         batch.next := tollgate.end_batch($1);
@@ -345,7 +369,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.read_events(tollgate.event_cursor, integer) IS
-    'The events after a cursor, in order of their ids, and the cursor after them; nothing that commits late is missed, nothing is told twice. An id is unique within its epoch';
+    'The events after a cursor, in order of their ids, and the cursor after them, 2000 or 4 MB of them at most; nothing that commits late is missed, nothing is delivered twice. An id is unique within its epoch. One that is too large or too deep to be passed on, as no function here writes it, comes with a detail that says so';
 
 CREATE FUNCTION tollgate.first_pending(cursor tollgate.event_cursor, max_events integer DEFAULT 1, OUT events bigint, OUT at timestamptz, OUT id bigint)
     LANGUAGE plpgsql STABLE PARALLEL UNSAFE

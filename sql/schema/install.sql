@@ -27,6 +27,18 @@ CREATE FUNCTION tollgate.without_token(argument text, value text) RETURNS text
 COMMENT ON FUNCTION tollgate.without_token(text, text) IS
     'The value of an argument; raises 22023 if it has a token in it. Each text that is stored, logged or looked for goes through here. Internal.';
 
+CREATE FUNCTION tollgate.json_text_size(value jsonb, max_bytes integer, max_depth integer) RETURNS integer
+    LANGUAGE c IMMUTABLE PARALLEL SAFE STRICT
+    AS 'MODULE_PATHNAME', 'json_text_size';
+COMMENT ON FUNCTION tollgate.json_text_size(jsonb, integer, integer) IS
+    'How many bytes a value has as text, found without printing it; NULL if it has more, or is nested deeper, than is allowed. Internal.';
+
+CREATE FUNCTION tollgate.check_json(argument text, value jsonb, max_bytes integer, max_depth integer) RETURNS void
+    LANGUAGE c IMMUTABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'check_json';
+COMMENT ON FUNCTION tollgate.check_json(text, jsonb, integer, integer) IS
+    'Raises 22023 for JSON that has a token in it, or more bytes as text or levels than it may have. Internal.';
+
 CREATE FUNCTION tollgate.quote_redacted(argument text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp

@@ -115,7 +115,7 @@ BEGIN
     RETURN jsonb_populate_record($1, jsonb_build_object($2, $3));
 EXCEPTION
     -- PostgreSQL's own message would repeat the value, which may be anything, a token too.
-    WHEN data_exception THEN
+    WHEN data_exception OR program_limit_exceeded THEN
         IF expected IS NULL THEN
             RAISE;
         END IF;
@@ -176,7 +176,8 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: changes.',
                   HINT = 'Such as {"name": "laptop", "expires_at": null}; keys that are left out stay as they are.';
     END IF;
-    PERFORM tollgate.without_token('changes', $2::text);
+    -- All keys together have less.
+    PERFORM tollgate.check_json('changes', $2, 600000, 64);
     before := tollgate.lock_managed_token($1, $2 ? 'expires_at');
     keys := ARRAY(SELECT jsonb_object_keys($2));
     after := before;

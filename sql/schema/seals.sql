@@ -26,8 +26,8 @@ CREATE TABLE tollgate.audit_seals (
 );
 COMMENT ON TABLE tollgate.audit_seals IS
     'One row per sealed stretch of the audit log, append-only: from where the seal before it ends to before (epoch, xid)';
-COMMENT ON COLUMN tollgate.audit_seals.in_order IS 'sha256 of the digests of the events with their places, in order';
-COMMENT ON COLUMN tollgate.audit_seals.any_order IS 'sha256 of the digests of the events without their places, sorted: tells reordered from changed';
+COMMENT ON COLUMN tollgate.audit_seals.in_order IS 'sha256 of the digests of the events with their places, in order, by pieces of 1000';
+COMMENT ON COLUMN tollgate.audit_seals.any_order IS 'The same of the events without their places, sorted: tells reordered from changed';
 COMMENT ON COLUMN tollgate.audit_seals.hash IS 'sha256 of the other columns and of the hash of the seal before';
 COMMENT ON COLUMN tollgate.audit_seals.purged_to IS 'In the seal of a purge, which has no events of its own: the last seal whose events were removed';
 COMMENT ON COLUMN tollgate.audit_seals.purged_before IS 'In the seal of a purge: the time before which it removed events';
@@ -48,12 +48,18 @@ CREATE FUNCTION tollgate.digest_of(fields bytea[]) RETURNS bytea
     AS 'MODULE_PATHNAME', 'digest_of';
 COMMENT ON FUNCTION tollgate.digest_of(bytea[]) IS 'sha256 of values, each with its length before it; NULL has the length -1. Internal.';
 
+CREATE FUNCTION tollgate.json_digest(value jsonb) RETURNS bytea
+    LANGUAGE c IMMUTABLE PARALLEL SAFE STRICT
+    AS 'MODULE_PATHNAME', 'json_digest';
+COMMENT ON FUNCTION tollgate.json_digest(jsonb) IS
+    'sha256 of a value as it is stored, for one whose text would be too long. Internal.';
+
 CREATE FUNCTION tollgate.hash_of_seal(seal tollgate.audit_seals, previous bytea) RETURNS bytea
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT tollgate.digest_of(ARRAY[
-        convert_to('tollgate seal 2', 'UTF8'), int8send(($1).seal), int4send(($1).epoch), xid8send(($1).xid),
+        convert_to('tollgate seal 3', 'UTF8'), int8send(($1).seal), int4send(($1).epoch), xid8send(($1).xid),
         int8send(($1).events), timestamptz_send(($1).first_at), timestamptz_send(($1).last_at),
         timestamptz_send(($1).sealed_at), ($1).in_order, ($1).any_order, int8send(($1).purged_to),
         timestamptz_send(($1).purged_before), $2]);
@@ -65,20 +71,33 @@ CREATE FUNCTION tollgate.measure_stretch(since tollgate.audit_place, until tollg
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    -- Set aside, on disk if it is much, so that each event is digested once.
+    -- Set aside, on disk if it is much, so that each event is digested once. Digests are joined by pieces, and those of the pieces
+    -- again, since a value has at most 1 GB and a transaction any number of events.
     WITH stretch AS MATERIALIZED (
         SELECT a.epoch, a.xid, a.id, a.at,
                -- Not textsend and its kin, which write in the encoding of the client.
                tollgate.digest_of(ARRAY[
                    timestamptz_send(a.at), convert_to(a.event, 'UTF8'), uuid_send(a.token_id), convert_to(a.user_id, 'UTF8'),
-                   convert_to(a.actor, 'UTF8'), convert_to(text(a.client_addr), 'UTF8'), convert_to(a.detail::text, 'UTF8')]) AS digest
+                   convert_to(a.actor, 'UTF8'), convert_to(text(a.client_addr), 'UTF8'),
+                   -- Larger ones are none of ours, and may be larger than a text can be.
+                   CASE WHEN tollgate.json_text_size(a.detail, 1000000, 64) IS NULL THEN tollgate.json_digest(a.detail)
+                        ELSE convert_to(a.detail::text, 'UTF8') END]) AS digest
         FROM tollgate.audit_log a
         WHERE (a.epoch, a.xid) >= (($1).epoch, ($1).xid) AND (a.epoch, a.xid) < (($2).epoch, ($2).xid)
+    ), in_order AS (
+        SELECT o.n / 1000 AS piece, sha256(string_agg(o.digest, '' ORDER BY o.n)) AS digest
+        FROM (SELECT row_number() OVER (ORDER BY s.epoch, s.xid, s.id) - 1 AS n,
+                     tollgate.digest_of(ARRAY[int4send(s.epoch), xid8send(s.xid), int8send(s.id), s.digest]) AS digest
+              FROM stretch s) o
+        GROUP BY o.n / 1000
+    ), any_order AS (
+        SELECT o.n / 1000 AS piece, sha256(string_agg(o.digest, '' ORDER BY o.n)) AS digest
+        FROM (SELECT row_number() OVER (ORDER BY s.digest) - 1 AS n, s.digest FROM stretch s) o
+        GROUP BY o.n / 1000
     )
     SELECT NULL::bigint, ($2).epoch, ($2).xid, count(*), min(s.at), max(s.at), NULL::timestamptz,
-           sha256(coalesce(string_agg(tollgate.digest_of(ARRAY[int4send(s.epoch), xid8send(s.xid), int8send(s.id), s.digest]), ''
-                                      ORDER BY s.epoch, s.xid, s.id), '')),
-           sha256(coalesce(string_agg(s.digest, '' ORDER BY s.digest), '')),
+           (SELECT sha256(coalesce(string_agg(p.digest, '' ORDER BY p.piece), '')) FROM in_order p),
+           (SELECT sha256(coalesce(string_agg(p.digest, '' ORDER BY p.piece), '')) FROM any_order p),
            NULL::bytea, NULL::bigint, NULL::timestamptz
     FROM stretch s;
 END;
@@ -300,9 +319,12 @@ CREATE FUNCTION tollgate.purge_sealed_events(before timestamptz, max_events inte
 AS $$
 DECLARE
     done    bigint;
-    target  bigint;
+    next    bigint;
+    counted bigint := 0;
+    target  tollgate.audit_seals;
     reader  record;
     sealed  tollgate.audit_seals;
+    start   tollgate.audit_place;
     since   tollgate.audit_place;
     fault   text;
     oldest  timestamptz;
@@ -324,59 +346,57 @@ BEGIN
     END IF;
     PERFORM tollgate.lock_seals('purge_audit_log');
     done := tollgate.last_purged_seal();
-    target := coalesce(
-        (SELECT min(s.seal) - 1 FROM tollgate.audit_seals s WHERE s.seal > done AND s.last_at >= $1),
-        (SELECT max(s.seal) FROM tollgate.audit_seals s));
-
+    start := tollgate.place_after_seal(done);
+    since := start;
     -- Nobody must miss an event because it was too old.
     SELECT s.name, tollgate.place_of_cursor(s.place) AS place
         INTO reader FROM tollgate.subscriptions s ORDER BY 2 LIMIT 1;
-    IF FOUND THEN
-        removed := coalesce(
-            (SELECT max(s.seal) FROM tollgate.audit_seals s
-             WHERE (s.epoch, s.xid) <= ((reader.place).epoch, (reader.place).xid)), 0);
-        IF removed < target THEN
-            RAISE WARNING 'the subscription % holds up the purge of % sealed stretch(es) of the audit log',
-                    tollgate.quote_redacted(reader.name), target - greatest(removed, done)
+
+    -- One stretch after another, at least one of them, up to the first that has to stay or the number of events. There is nothing
+    -- to remove of an earlier purge.
+    next := done;
+    LOOP
+        SELECT s.* INTO sealed FROM tollgate.audit_seals s WHERE s.seal > next ORDER BY s.seal LIMIT 1;
+        EXIT WHEN NOT FOUND OR sealed.last_at >= $1 OR counted >= $2;
+        IF (sealed.epoch, sealed.xid) > ((reader.place).epoch, (reader.place).xid) THEN
+            RAISE WARNING 'the subscription % holds up the purge of the audit log from seal % on',
+                    tollgate.quote_redacted(reader.name), sealed.seal
                 USING HINT = 'If its subscriber is gone for good: SELECT tollgate.drop_subscription(name).';
-            target := removed;
+            EXIT;
         END IF;
-    END IF;
-
-    -- At least one stretch, and no more than the number of events allows. There is nothing to remove of an earlier purge.
-    target := (SELECT max(s.seal)
-               FROM (SELECT a.seal, a.events, sum(a.events) OVER (ORDER BY a.seal) - a.events AS before_it
-                     FROM tollgate.audit_seals a WHERE a.seal > done AND a.seal <= target) s
-               WHERE s.before_it < $2 AND s.events > 0);
-    IF target IS NULL THEN
-        RETURN 0;
-    END IF;
-
-    -- Else a purge would wipe away the traces.
-    since := tollgate.place_after_seal(done);
-    FOR sealed IN SELECT s.* FROM tollgate.audit_seals s WHERE s.seal > done AND s.seal <= target ORDER BY s.seal LOOP
+        -- Else a purge would wipe away the traces.
         fault := tollgate.fault_of_stretch(sealed, since, false);
         IF fault IS NOT NULL THEN
             RAISE EXCEPTION 'the audit log is not as it was sealed, and so is not purged'
                 USING ERRCODE = 'data_corrupted', DETAIL = format('Seal %s: %s.', sealed.seal, fault),
                       HINT = 'SELECT * FROM tollgate.verify_audit_log() says more.';
         END IF;
+        next := sealed.seal;
         since := (sealed.epoch, sealed.xid)::tollgate.audit_place;
-        oldest := least(oldest, sealed.first_at);
+        IF sealed.events > 0 THEN
+            counted := counted + sealed.events;
+            target := sealed;
+            oldest := least(oldest, sealed.first_at);
+        END IF;
     END LOOP;
+    IF counted = 0 THEN
+        RETURN 0;
+    END IF;
 
-    DELETE FROM tollgate.audit_log a WHERE (a.epoch, a.xid) < (since.epoch, since.xid);
+    -- From the start on: an index is read from there much faster than over all that earlier purges have left in it.
+    DELETE FROM tollgate.audit_log a
+        WHERE (a.epoch, a.xid) >= (start.epoch, start.xid) AND (a.epoch, a.xid) < (target.epoch, target.xid);
     GET DIAGNOSTICS removed = ROW_COUNT;
     -- From where the chain ends to there, in which there is no event.
     since := tollgate.place_after_seal((SELECT max(s.seal) FROM tollgate.audit_seals s));
     link := tollgate.measure_stretch(since, since);
-    link.purged_to := target;
+    link.purged_to := target.seal;
     link.purged_before := $1;
     link.first_at := now();
     link.last_at := now();
     link := tollgate.append_seal(link);
     INSERT INTO tollgate.audit_log (event, detail) VALUES ('audit.purged', jsonb_build_object(
-        'before', $1, 'events', removed, 'first_at', oldest, 'last_at', sealed.last_at, 'first_seal', done + 1, 'last_seal', target,
+        'before', $1, 'events', removed, 'first_at', oldest, 'last_at', target.last_at, 'first_seal', done + 1, 'last_seal', target.seal,
         'seal', link.seal, 'hash', encode(link.hash, 'hex')));
     RETURN removed;
 END

@@ -29,14 +29,13 @@ AS $$
 BEGIN
     -- PostgreSQL's own message would show the whole row.
     IF num_nulls($1, $2, $3, $4, $5, $6) > 0 OR length($2) > 255 OR $3 < 1 OR length($4) > 100
-       OR $5 NOT BETWEEN timestamptz '2000-01-01 00:00+00' AND now() + interval '1 day'
-       OR octet_length($6::text) > 262144 THEN
+       OR $5 NOT BETWEEN timestamptz '2000-01-01 00:00+00' AND now() + interval '1 day' THEN
         RAISE EXCEPTION 'this is not the report of a daemon'
             USING ERRCODE = 'invalid_parameter_value',
                   DETAIL = 'Arguments: instance, hostname, pid, version, started_at, tasks, of which one is NULL, too long or out of range.',
                   HINT = 'Say all of them; tasks may be an empty array.';
     END IF;
-    PERFORM tollgate.without_token('hostname', $2), tollgate.without_token('version', $4), tollgate.without_token('tasks', $6::text);
+    PERFORM tollgate.without_token('hostname', $2), tollgate.without_token('version', $4), tollgate.check_json('tasks', $6, 262144, 32);
     -- However many there are said to be, the latest are kept; one that lives reports again soon.
     DELETE FROM tollgate.daemon_reports d
         WHERE d.instance <> $1

@@ -210,6 +210,57 @@ fn as_type(way: &str, data_type: &str) -> String {
     if data_type == "name" { format!("({way})::name") } else { way.to_owned() }
 }
 
+/// What text and JSON an argument may be made of has bounds: refused with all that a refusal says, or not kept.
+#[tokio::test]
+async fn no_argument_is_kept_whatever_its_size_and_depth() -> Result<()> {
+    let cluster = common::start(Cluster::builder())?;
+    let owner = cluster.connect("postgres", DATABASE).await?;
+    owner.batch_execute("create table users (clerk text)").await?;
+    let token = issue(&owner, "victim", &["posts:read"]).await?;
+    let mut tried = 0;
+    for function in functions(&owner).await? {
+        for argument in &function.arguments {
+            for large in too_much(&argument.data_type) {
+                let call = call(&function, &argument.name, large, &token.token);
+                tried += 1;
+                let Err(error) = owner.query(&call, &[]).await else { continue };
+                let error = error.as_db_error().with_context(|| format!("{call}: {error}"))?;
+                assert!(text_of(error).len() < 3000, "{call}: {}", text_of(error).len());
+                // Functions that look for something just do not find it.
+                let class = &error.code().code()[..2];
+                assert!(["22", "28", "42", "53", "55"].contains(&class), "{call}: {error:?}");
+                assert!(error.hint().is_some() && error.detail().is_some(), "{call}: {error:?}");
+            }
+        }
+    }
+    assert!(tried > 60, "{tried}");
+    let tables = "select c.oid::regclass::text from pg_class c
+                  where c.relnamespace = 'tollgate'::regnamespace and c.relkind in ('r', 'p', 'm')";
+    for row in owner.query(tables, &[]).await? {
+        let table: String = row.get(0);
+        let longest: Option<i32> =
+            value(&owner, &format!("select max(octet_length(t::text)) from {table} t")).await?;
+        assert!(longest.unwrap_or_default() < 50_000, "a row of {longest:?} bytes in {table}");
+    }
+    Ok(())
+}
+
+/// In SQL.
+fn too_much(data_type: &str) -> &'static [&'static str] {
+    match data_type {
+        "text" => &["repeat('x', 2000000)", "repeat(e'\\n', 2000000)"],
+        "text[]" => &["array[repeat('x', 2000000)]", "array_fill('posts:read'::text, '{200000}')"],
+        "jsonb" => &[
+            "jsonb_build_object('k', repeat('x', 2000000))",
+            "jsonb_build_object('metadata', jsonb_build_object('k', repeat('x', 2000000)))",
+            "jsonb_build_object(repeat('x', 2000000), 1)",
+            "(repeat('{\"metadata\":', 500) || '{}' || repeat('}', 500))::jsonb",
+            "('{\"k\": [' || repeat('1e131071,', 10000) || '1]}')::jsonb",
+        ],
+        _ => &[],
+    }
+}
+
 #[tokio::test]
 async fn keys_and_values_that_only_look_like_a_token_together_are_taken() -> Result<()> {
     let cluster = common::start(Cluster::builder())?;

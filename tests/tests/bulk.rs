@@ -360,3 +360,39 @@ async fn purging_what_was_given_up() -> Result<()> {
     is_linear_in_batches("purging_given_up", &prepare, "tollgate.purge_webhook_deliveries('30 days', 10)")
         .await
 }
+
+/// What one call looks at depends on what it removes, and not on how much there is to be removed, or has to stay.
+#[tokio::test]
+async fn a_step_of_purging_the_log_costs_the_same_however_many_seals_there_are() -> Result<()> {
+    let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
+    let owner = cluster.connect("postgres", tollgate_tests::DATABASE).await?;
+    owner.batch_execute("set tollgate.min_audit_retention = 0").await?;
+    let mut counted = Vec::new();
+    for n in [200, 2000] {
+        let write = format!(
+            "do $$ begin for i in 1..{n} loop insert into tollgate.audit_log (event) values ('test'); commit; end loop; end $$"
+        );
+        owner.batch_execute(&write).await?;
+        owner
+            .batch_execute(&format!(
+                "select (tollgate.seal_audit_log(1)).events from generate_series(1, {n})"
+            ))
+            .await?;
+        owner.batch_execute("vacuum analyze").await?;
+        pages(&owner, "select tollgate.purge_audit_log(now(), 1)").await?;
+        let removes = pages(&owner, "select tollgate.purge_audit_log(now(), 1)").await?;
+        // A subscriber that stands still, and nothing that is old enough.
+        owner.batch_execute("select tollgate.open_subscription('slow')").await?;
+        let back = "update tollgate.subscriptions set place = tollgate.event_position(0) where name = 'slow'";
+        owner.batch_execute(back).await?;
+        let is_held_up = pages(&owner, "select tollgate.purge_audit_log(now(), 1)").await?;
+        owner.batch_execute("select tollgate.drop_subscription('slow')").await?;
+        let is_too_young =
+            pages(&owner, "select tollgate.purge_audit_log(now() - interval '1 hour', 1)").await?;
+        counted.push([removes, is_held_up, is_too_young]);
+    }
+    for (few, many) in counted[0].iter().zip(counted[1]) {
+        assert!(many <= few * 1.5, "{counted:?}");
+    }
+    Ok(())
+}

@@ -533,6 +533,53 @@ async fn a_token_is_created_shown_once_listed_verified_and_revoked() -> Result<(
 }
 
 #[tokio::test]
+async fn metadata_is_shown_as_it_is_stored_whatever_its_numbers() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "numbers").await?;
+    let url = db.cluster.url("postgres", &db.name);
+    let metadata = r#"{"ratio": 0.10, "account": 12345678901234567890123}"#;
+    let create = ["token", "create", "--user=ann", "--name=x", "--metadata", metadata];
+    let issued = json_of(&url, &create, OK);
+    let (id, token) = (issued["id"].as_str().context("an id")?, issued["token"].as_str().context("a token")?);
+    let beyond = format!("1{}", "0".repeat(400));
+    let update = "select tollgate.update_api_token($1, '{\"metadata\": {\"n\": 1e400}}')";
+    for stored in [metadata.to_owned(), format!(r#"{{"n": {beyond}}}"#)] {
+        for arguments in [
+            &["token", "show", id][..],
+            &["token", "list", "--user=ann", "--json"],
+            &["token", "show", id, "--json"],
+        ] {
+            let text = printed(&url, arguments, OK);
+            assert!(text.contains(&stored), "{arguments:?}: {text}");
+        }
+        let verified = fed(&url, &["token", "verify", "--json"], token.as_bytes())?;
+        assert!(String::from_utf8_lossy(&verified.stdout).contains(&stored), "{verified:?}");
+        db.owner.execute(update, &[&id.parse::<uuid::Uuid>()?]).await?;
+    }
+    // A daemon that reports what nobody can read harms nobody but itself.
+    let report = "select tollgate.report_daemon(gen_random_uuid(), 'h', 1, '1', now(), '{\"t\": 1e400}')";
+    db.owner.batch_execute(report).await?;
+    assert_eq!(json_of(&url, &["status"], OK)["daemons"][0]["tasks"], Value::Null);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_long_list_is_printed_as_it_comes_and_is_one_document_as_json() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "long_list").await?;
+    let url = db.cluster.url("postgres", &db.name);
+    issue_many(&db.owner, 2500).await?;
+    let list = ["token", "list", "--user=many"];
+    let all = json_of(&url, &list, OK);
+    let names: Vec<&str> =
+        all.as_array().context("an array")?.iter().filter_map(|row| row["name"].as_str()).collect();
+    assert_eq!(names, (1..=2500).map(|n| format!("number {n}")).collect::<Vec<_>>());
+    let table = printed(&url, &list, OK);
+    assert_eq!(table.lines().filter(|line| line.trim_start().starts_with("ID ")).count(), 3);
+    assert_eq!(table.lines().count(), 2503);
+    assert_eq!(printed(&url, &[&list[..], &["--quiet"]].concat(), OK).lines().count(), 2500);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_token_that_somebody_found_is_revoked_by_itself() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "found").await?;
     let url = url_of_manager(&db)?;

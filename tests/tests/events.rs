@@ -683,6 +683,188 @@ async fn a_page_costs_the_same_wherever_in_a_transaction_it_is() -> Result<()> {
     Ok(())
 }
 
+// ---- What no function of ours writes, or much of it
+
+/// Writes an event as only a superuser can; says which id it has.
+async fn by_hand(owner: &Client, event: &str, user: &str, detail: &str) -> Result<i64> {
+    let insert = format!(
+        "set max_stack_depth = '6MB'; insert into tollgate.audit_log (event, user_id, detail) values ({event}, {user}, {detail})"
+    );
+    owner.batch_execute(&insert).await.with_context(|| insert.clone())?;
+    value(owner, "select max(id) from tollgate.audit_log").await
+}
+
+const LARGE: &str = "jsonb_build_object('k', repeat('x', 20000000))";
+/// Small as it is stored, and beyond what a text can be.
+const MANY_DIGITS: &str = "('{\"k\": [' || repeat('1e131071,', 10000) || '1]}')::jsonb";
+const DEEP: &str = "(repeat('[', 6000) || repeat(']', 6000))::jsonb";
+
+#[tokio::test]
+async fn whatever_a_superuser_wrote_by_hand_is_delivered_once_and_so_is_what_follows() -> Result<()> {
+    let (db, manager) = with_manager(&SHARED.cluster()?, "by_hand").await?;
+    let start = position(&db.operator, None).await?;
+    let token = issue(&db.owner, "ann", &[]).await?;
+    let mut written = BTreeMap::new();
+    for (event, user, detail, is_readable) in [
+        (
+            "'token.updated'",
+            "'ann'",
+            "'{\"n\": 1e400, \"m\": 12345678901234567890123, \"reason\": [1.10]}'",
+            true,
+        ),
+        ("'token.updated'", "null", "'5'", true),
+        ("'token.updated'", "'ann'", "'[\"reason\", null]'", true),
+        ("'odd'", "'ann'", "(repeat('[', 64) || repeat(']', 64))::jsonb", true),
+        ("'odd'", "'ann'", "(repeat('[', 65) || repeat(']', 65))::jsonb", false),
+        ("'token.revoked'", "'ann'", DEEP, false),
+        ("'token.revoked'", "'ann'", LARGE, false),
+        ("'token.revoked'", "'ann'", MANY_DIGITS, false),
+        ("repeat('x', 201)", "'ann'", "'{}'", false),
+        ("'odd'", "repeat('x', 2000000)", "'{}'", false),
+    ] {
+        written.insert(by_hand(&db.owner, event, user, detail).await?, (event, detail, is_readable));
+    }
+    revoke(&db.owner, token.id).await?;
+    log(&manager, "by_hand:last").await?;
+    for batch_size in [1, 3, 1000] {
+        let mut cursor = start.clone();
+        // The test's own reader of JSON has numbers of 64 bits.
+        let mut seen = BTreeMap::new();
+        loop {
+            let query = "
+                select (e.told ->> 'id')::bigint, e.told ->> 'event', e.told ->> 'user_id', (e.told -> 'detail')::text, (e.told -> 'reason')::text,
+                       b.next::text, b.caught_up
+                  from tollgate.read_events($1::text::tollgate.event_cursor, $2) b left join jsonb_array_elements(b.events) e (told) on true";
+            let rows = db.operator.query(query, &[&cursor.0, &batch_size]).await?;
+            for row in &rows {
+                if let Some(id) = row.get::<_, Option<i64>>(0) {
+                    let event: (String, Option<String>, String, String) =
+                        (row.get(1), row.get(2), row.get(3), row.get(4));
+                    assert!(seen.insert(id, event).is_none(), "{id} twice");
+                }
+            }
+            cursor = Cursor(rows[0].get(5));
+            if rows[0].get(6) {
+                break;
+            }
+        }
+        for (id, (event, detail, is_readable)) in &written {
+            let (told, user, told_detail, reason) = &seen[id];
+            assert_eq!(told_detail.contains("unreadable"), !is_readable, "{event} {detail}: {told_detail}");
+            assert!(told.len() <= 200 && user.as_ref().is_none_or(|user| user == "ann"), "{told} {user:?}");
+            if event.starts_with('\'') {
+                assert_eq!(format!("'{told}'"), *event);
+            }
+            if detail.contains("1e400") {
+                let digits = format!("1{}", "0".repeat(400));
+                assert_eq!(*told_detail, format!("{{\"m\": 12345678901234567890123, \"n\": {digits}}}"));
+                assert_eq!(reason, "[1.10]");
+            } else {
+                assert_eq!(reason, "null");
+            }
+            if ["'5'", "'[\"reason\", null]'"].contains(detail) {
+                assert_eq!(format!("'{told_detail}'"), *detail);
+            }
+        }
+        // Issued, revoked, and a scope.
+        assert_eq!(seen.len(), written.len() + 3, "{seen:?}");
+    }
+
+    let url = db.url();
+    let ids: Vec<i64> = value(&db.owner, "select array_agg(id order by id) from tollgate.audit_log").await?;
+    let tail = Tollgated::run(&url, &["tail", "--since=0"])?;
+    let text = String::from_utf8_lossy(&tail.stdout);
+    let printed: Vec<i64> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("{\"id\":")?.split(',').next()?.parse().ok())
+        .collect();
+    assert_eq!(printed, ids, "{}", String::from_utf8_lossy(&tail.stderr));
+    assert!(text.contains(&format!("\"n\": 1{}", "0".repeat(400))), "as it was written");
+
+    db.operator.batch_execute("select tollgate.open_subscription('log')").await?;
+    let back = "update tollgate.subscriptions set place = tollgate.event_position(0) where name = 'log'";
+    db.owner.batch_execute(back).await?;
+    let daemon = Tollgated::spawn(&url, &["run", "--log-format=json", "--publish-interval=100ms"])?;
+    eventually_async(LONG, "the daemon to log the last event", async || {
+        daemon.log().contains("by_hand:last")
+    })
+    .await;
+    for id in ids {
+        let line = format!("\"id\":{id},");
+        assert_eq!(daemon.log().matches(&line).count(), 1, "{line}");
+    }
+    Ok(())
+}
+
+/// Whatever its number of events, and whatever each has of them.
+#[tokio::test]
+async fn a_page_has_at_most_four_megabytes_and_always_an_event() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "page_bytes").await?;
+    let mut cursor = position(&db.operator, None).await?;
+    let large = "insert into tollgate.audit_log (event, detail)
+                 select 'large', jsonb_build_object('n', n, 'k', repeat('\"', 490000)) from generate_series(1, 11) n";
+    db.owner.batch_execute(large).await?;
+    let mut sizes = Vec::new();
+    let mut told = 0;
+    loop {
+        let query =
+            "select octet_length(b.events::text), jsonb_array_length(b.events), b.next::text, b.caught_up
+                       from tollgate.read_events($1::text::tollgate.event_cursor, 1000) b";
+        let row = db.operator.query_one(query, &[&cursor.0]).await?;
+        sizes.push(row.get::<_, i32>(0));
+        told += row.get::<_, i32>(1);
+        cursor = Cursor(row.get(2));
+        if row.get(3) {
+            break;
+        }
+    }
+    assert_eq!(told, 11);
+    assert!(sizes.iter().all(|bytes| *bytes <= 4_000_000) && sizes.len() >= 3, "{sizes:?}");
+    log_rows(&db.owner, 5000).await?;
+    let batch = read(&db.operator, &cursor, i32::MAX).await?;
+    assert!((1..=2000).contains(&batch.events.len()), "{}", batch.events.len());
+    assert_eq!(batch.events.len() + read_all(&db.operator, &mut batch.next.clone(), 3000).await?.len(), 5000);
+    Ok(())
+}
+
+/// What is found from the bytes as they are stored is what PostgreSQL prints.
+#[tokio::test]
+async fn the_size_of_json_is_that_of_its_text() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "json_size").await?;
+    let values = "
+        select j::jsonb from (values ('1'), ('\"x\"'), ('null'), ('true'), ('false'), ('{}'), ('[]'), ('[[], {}, [{}]]'), ('\"\"'),
+            ('{\"a\": 1, \"bb\": [true, false, null, \"é😀\"], \"\": {\"x\": [1, 2, 3]}}'),
+            ('\"\\u0001\\u001f\\b\\f\\n\\r\\t\\\\ \\\" \\u007f\"')) v (j)
+        union all select to_jsonb(n) from (select sign * mantissa * 10::numeric ^ power as n
+            from unnest('{1, -1}'::numeric[]) sign, unnest('{0, 0.0, 1, 9, 10, 9999, 10000, 12345.678, 99999999.99999999, 0.1, 1.10}'::numeric[]) mantissa,
+                 unnest('{-20, -5, -4, -1, 0, 1, 3, 4, 5, 40}'::numeric[]) power) n
+        union all select jsonb_build_array(n, trim_scale(n), 'x', n) from unnest('{0.00000, 1e-100, 123.4500, 1e400, 5e131071, 1e-16383}'::numeric[]) n
+        union all select jsonb_agg(g) from generate_series(1, 1000) g
+        union all select jsonb_object_agg(g, repeat('k', g)) from generate_series(1, 200) g
+        union all select jsonb_agg(jsonb_build_object('n', g, 'l', array[g, -g, g * 1000007])) from generate_series(1, 100) g";
+    let wrong: Vec<String> = value(
+        &db.owner,
+        &format!(
+            "select coalesce(array_agg(left(j::text, 80)), '{{}}') from ({values}) v (j)
+             where tollgate.json_text_size(j, 1000000, 64) is distinct from octet_length(j::text)
+                or tollgate.json_text_size(j, octet_length(j::text), 64) is null
+                or tollgate.json_text_size(j, octet_length(j::text) - 1, 64) is not null"
+        ),
+    )
+    .await?;
+    assert!(wrong.is_empty(), "{wrong:?}");
+    let depths: Vec<bool> = value(
+        &db.owner,
+        "select array_agg(tollgate.json_text_size((repeat('[', n) || repeat(']', n))::jsonb, 1000, 8) is not null order by n)
+           from generate_series(1, 10) n",
+    )
+    .await?;
+    assert_eq!(depths, (1..=10).map(|depth| depth <= 8).collect::<Vec<_>>());
+    Ok(())
+}
+
+// ---- What it costs
+
 /// What was read in between is not walked over again.
 #[tokio::test]
 async fn an_early_id_that_commits_late_costs_one_look() -> Result<()> {

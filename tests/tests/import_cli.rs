@@ -163,6 +163,74 @@ async fn an_import_that_stores_nothing_for_another_reason_does_not_say_that_it_w
     Ok(())
 }
 
+#[tokio::test]
+async fn metadata_arrives_as_it_was_given_or_its_row_is_refused() -> Result<()> {
+    let (db, url, directory) = world("metadata").await?;
+    let given = [
+        r#"{"account": 12345678901234567890123}"#.to_owned(),
+        r#"{"ratio": -0.10, "n": 1e400}"#.to_owned(),
+        format!(r#"{{"k": {}{}}}"#, "[".repeat(31), "]".repeat(31)),
+        format!(r#"{{"k": {}{}}}"#, "[".repeat(32), "]".repeat(32)),
+        format!(r#"{{"k": {}{}}}"#, "[".repeat(100_000), "]".repeat(100_000)),
+        format!(r#"{{"k": "{}"}}"#, "x".repeat(16 * 1024)),
+        r#"{"k": "\u0000"}"#.to_owned(),
+    ];
+    let mut csv = "user_id,name,token_hash,metadata\n".to_owned();
+    let mut jsonl = String::new();
+    for (n, metadata) in given.iter().enumerate() {
+        let quoted = metadata.replace('"', "\"\"");
+        writeln!(csv, "ann,{n},{},\"{quoted}\"", digest(&format!("csv {n}")))?;
+        let hash = digest(&format!("jsonl {n}"));
+        writeln!(
+            jsonl,
+            r#"{{"user_id": "ben", "name": "{n}", "token_hash": "{hash}", "metadata": {metadata}}}"#
+        )?;
+    }
+    for (name, text, user, first) in [("m.csv", csv, "ann", 5), ("m.jsonl", jsonl, "ben", 4)] {
+        let path = file(&directory, name, &text)?;
+        let report = json_of(&url, &["token", "import", &path], NO);
+        assert_eq!(report["imported"], json!(3), "{report}");
+        let lines: Vec<i64> = report["refused"]
+            .as_array()
+            .context("rows")?
+            .iter()
+            .filter_map(|row| row["line"].as_i64())
+            .collect();
+        assert_eq!(lines, (first..first + 4).collect::<Vec<i64>>(), "{report}");
+        for (n, metadata) in given[..3].iter().enumerate() {
+            let kept = format!(
+                "select metadata::text = $1::text::jsonb::text from tollgate.tokens where user_id = '{user}' and name = '{n}'"
+            );
+            assert!(db.owner.query_one(&kept, &[metadata]).await?.get::<_, bool>(0), "{metadata}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_batch_is_bounded_by_its_bytes_too_and_any_number_of_rows_may_be_refused() -> Result<()> {
+    let (db, url, directory) = world("bytes").await?;
+    db.cluster.execute("postgres", "alter database bytes set tollgate.max_metadata_size = '256kB'")?;
+    let mut rows = String::new();
+    for n in 0..30 {
+        let (hash, long) = (digest(&format!("large {n}")), "x".repeat(250_000));
+        writeln!(
+            rows,
+            r#"{{"user_id": "ann", "name": "{n}", "token_hash": "{hash}", "metadata": {{"k": "{long}"}}}}"#
+        )?;
+        writeln!(rows, r#"{{"user_id": "ann", "name": "{n}", "token_hash": "junk"}}"#)?;
+    }
+    let path = file(&directory, "large.jsonl", &rows)?;
+    let report = json_of(&url, &["token", "import", &path], NO);
+    assert_eq!((&report["imported"], &report["present"]), (&json!(30), &json!(0)));
+    assert_eq!(report["refused"].as_array().map(Vec::len), Some(30));
+    let transactions: i64 =
+        value(&db.owner, "select count(distinct xid) from tollgate.audit_log where event = 'token.imported'")
+            .await?;
+    assert_eq!(transactions, 2, "7.5 MB of which 4 are sent at a time");
+    Ok(())
+}
+
 #[test]
 fn a_file_that_cannot_be_one_of_tokens_is_refused_before_anything_is_tried() -> Result<()> {
     let directory = tempfile::tempdir()?;

@@ -137,6 +137,89 @@ async fn arguments_at_their_limits_are_accepted() -> Result<()> {
     Ok(())
 }
 
+/// A JSON object of so many bytes as text.
+fn object_of(bytes: usize) -> String {
+    format!("{{\"k\": \"{}\"}}", "x".repeat(bytes - 9))
+}
+
+/// One that is nested so deep.
+fn nested(depth: usize) -> String {
+    format!("{}{{}}{}", "{\"k\": ".repeat(depth - 1), "}".repeat(depth - 1))
+}
+
+#[tokio::test]
+async fn metadata_is_bounded_at_every_door_and_passes_as_it_is_below() -> Result<()> {
+    let World { owner, web, .. } = SHARED.world().await?;
+    owner.batch_execute("set tollgate.max_metadata_size = '1kB'").await?;
+    let token = issue(&owner, "doors", &[]).await?;
+    let create = "select (tollgate.create_api_token('doors', 'n', metadata => $1::text::jsonb)).id";
+    let import = "select tollgate.import_api_token('doors', 'n', sha256(random()::text::bytea), metadata => $1::text::jsonb)";
+    let update = format!(
+        "select (tollgate.update_api_token('{}', jsonb_build_object('metadata', $1::text::jsonb))).id",
+        token.id
+    );
+    let doors = [create, import, &update];
+    let whole = "{\"n\": 12345678901234567890123, \"d\": -0.10}".to_owned();
+    for door in doors {
+        for good in [object_of(1024), nested(32), whole.clone()] {
+            let id: Uuid = owner.query_one(door, &[&good]).await.with_context(|| door.to_owned())?.get(0);
+            let stored = format!(
+                "select metadata = $1::text::jsonb and metadata::text = $1::text::jsonb::text from tollgate.tokens where id = '{id}'"
+            );
+            assert!(owner.query_one(&stored, &[&good]).await?.get::<_, bool>(0), "{door}: {good}");
+        }
+        for (bad, words) in [
+            (object_of(1025), "has at most 1024 bytes"),
+            (format!("{{\"n\": [{}]}}", "1e1000,".repeat(3) + "1"), "has at most 1024 bytes"),
+            (nested(33), "at most 32 levels"),
+        ] {
+            let error = refused(owner.query_one(door, &[&bad]).await, &SqlState::INVALID_PARAMETER_VALUE);
+            assert!(error.message().contains(words), "{door}: {error:?}");
+            assert!(error.detail().is_some_and(|detail| detail.contains("metadata")), "{door}: {error:?}");
+            assert!(error.hint().is_some(), "{door}: {error:?}");
+        }
+    }
+    for changes in [
+        nested(65),
+        object_of(600_001),
+        "{\"rate_limit\": 1e400}".to_owned(),
+        "{\"scopes\": [[[[[[[[[[\"a\"]]]]]]]]]]}".to_owned(),
+        format!("{{\"name\": {}}}", nested(40)),
+    ] {
+        let update = "select tollgate.update_api_token($1, $2::text::jsonb)";
+        let error =
+            refused(owner.query(update, &[&token.id, &changes]).await, &SqlState::INVALID_PARAMETER_VALUE);
+        assert!(error.detail().is_some() && error.hint().is_some(), "{error:?}");
+    }
+
+    // What is there stays, and goes on to what comes of it.
+    owner.execute(&update, &[&object_of(1000)]).await?;
+    owner.batch_execute("set tollgate.max_metadata_size = 64").await?;
+    let child = common::derive(&owner, &token, &[]).await?;
+    let successor = common::rotate(&owner, token.id, "1 day").await?;
+    for id in [child.id, successor.id] {
+        let size: i32 = value(
+            &owner,
+            &format!("select octet_length(metadata::text) from tollgate.tokens where id = '{id}'"),
+        )
+        .await?;
+        assert_eq!(size, 1000);
+    }
+    let longer = "select tollgate.derive_api_token($1, repeat('x', 101), '{}', null)";
+    refused(owner.query(longer, &[&child.token]).await, &SqlState::INVALID_PARAMETER_VALUE);
+
+    for (setting, code) in
+        [("63", SqlState::INVALID_PARAMETER_VALUE), ("'257kB'", SqlState::INVALID_PARAMETER_VALUE)]
+    {
+        refused(owner.batch_execute(&format!("set tollgate.max_metadata_size = {setting}")).await, &code);
+    }
+    refused(
+        web.batch_execute("set tollgate.max_metadata_size = '1kB'").await,
+        &SqlState::INSUFFICIENT_PRIVILEGE,
+    );
+    Ok(())
+}
+
 // ---- What a token is
 
 #[tokio::test]

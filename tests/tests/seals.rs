@@ -141,6 +141,63 @@ async fn a_call_seals_so_many_events_and_never_half_a_transaction() -> Result<()
     Ok(())
 }
 
+/// Such as only a superuser can write: its text would be longer than a text can be.
+#[tokio::test]
+async fn an_event_of_any_size_and_depth_is_sealed_and_a_change_of_it_found() -> Result<()> {
+    let db = db("odd").await?;
+    let digits = |n: usize| format!("('{{\"k\": [' || repeat('1e131071,', {n}) || '1]}}')::jsonb");
+    let write = format!(
+        "insert into tollgate.audit_log (event, detail) values
+             ('odd', {}), ('odd', (repeat('[', 200) || repeat(']', 200))::jsonb), ('odd', '5'), ('odd', '{{\"n\": 1e400}}')",
+        digits(10_000)
+    );
+    db.owner.batch_execute(&write).await?;
+    settle(&db.owner).await?;
+    assert!(seal(&db.operator, 10_000).await? > 4);
+    assert_eq!(fault(&db.owner).await?, None);
+    let odd = "id = (select min(id) from tollgate.audit_log where event = 'odd')";
+    tamper(&db, &format!("update tollgate.audit_log set detail = {} where {odd}", digits(10_001))).await?;
+    assert_eq!(fault(&db.owner).await?, Some((1, "events changed".to_owned())));
+    Ok(())
+}
+
+/// Its digests are joined by pieces.
+#[tokio::test]
+async fn a_transaction_of_many_events_is_sealed_as_one_and_a_change_is_found_in_any_of_its_pieces()
+-> Result<()> {
+    let db = db("pieces").await?;
+    settle(&db.owner).await?;
+    seal(&db.operator, 10_000).await?;
+    let write = "insert into tollgate.audit_log (event, detail) select 'many', to_jsonb(n) from generate_series(1, 2500) n";
+    db.owner.batch_execute(write).await?;
+    settle(&db.owner).await?;
+    assert_eq!(seal(&db.operator, 100).await?, 2500);
+    assert_eq!(fault(&db.owner).await?, None);
+    let swap = |one: u32, other: u32| {
+        format!(
+            "update tollgate.audit_log a set at = b.at, detail = b.detail from tollgate.audit_log b
+             where a.event = 'many' and b.event = 'many'
+               and (a.detail::text, b.detail::text) in (('{one}', '{other}'), ('{other}', '{one}'))"
+        )
+    };
+    for (one, other) in [(1, 2), (1000, 1001), (1, 2500)] {
+        tamper(&db, &swap(one, other)).await?;
+        assert_eq!(fault(&db.owner).await?, Some((2, "events reordered".to_owned())), "{one} {other}");
+        tamper(&db, &swap(one, other)).await?;
+        assert_eq!(fault(&db.owner).await?, None);
+    }
+    for n in [1, 1000, 1001, 2500] {
+        let rename = |to: &str| {
+            format!("update tollgate.audit_log set actor = {to} where event = 'many' and detail = '{n}'")
+        };
+        tamper(&db, &rename("'x' || actor")).await?;
+        assert_eq!(fault(&db.owner).await?, Some((2, "events changed".to_owned())), "{n}");
+        tamper(&db, &rename("substr(actor, 2)")).await?;
+        assert_eq!(fault(&db.owner).await?, None);
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn what_may_still_be_added_is_not_sealed_and_what_is_written_does_not_wait() -> Result<()> {
     // A server of its own: what other databases have open would hold the seals back too.

@@ -41,6 +41,8 @@ struct Told {
     id: String,
     event: String,
     data: Value,
+    /// As it came.
+    text: String,
 }
 
 impl Told {
@@ -79,7 +81,12 @@ impl Stream {
                 Some(("event", text)) => event = Some(text.to_owned()),
                 Some(("data", text)) => {
                     let (id, event) = (id.context("an id")?, event.context("a name")?);
-                    return Ok(Some(Told { id, event, data: serde_json::from_str(text)? }));
+                    return Ok(Some(Told {
+                        id,
+                        event,
+                        data: serde_json::from_str(text)?,
+                        text: text.to_owned(),
+                    }));
                 }
                 _ => {}
             }
@@ -147,6 +154,26 @@ async fn a_reader_is_told_of_what_happens_from_now_on() -> Result<()> {
     eventually_measures(address, "tollgated_event_streams", |count| count == 1.0).await;
     drop(stream);
     eventually_measures(address, "tollgated_event_streams", |count| count == 0.0).await;
+    Ok(())
+}
+
+/// What a superuser wrote by hand: numbers beyond those of 64 bits, a name that would be a line of the stream, too much of it.
+#[tokio::test]
+async fn an_odd_event_is_sent_as_it_is_or_as_one_that_says_so_and_the_next_one_comes() -> Result<()> {
+    let db = db("odd").await?;
+    let token = reader(&db.owner).await?;
+    let (_daemon, address) = run(&db.url(), &[]).await?;
+    let mut stream = Stream::open(address, &token.token, "", None).await?;
+    let write = "insert into tollgate.audit_log (event, detail) values
+        (e'odd\\nid: 1\\nevent: token.revoked', '{}'), ('odd', (repeat('[', 200) || repeat(']', 200))::jsonb), ('odd', '{\"n\": 12345678901234567890123}')";
+    db.owner.batch_execute(write).await?;
+    revoke(&db.owner, issue(&db.owner, "ann", &[]).await?.id).await?;
+    let told = stream.take(5).await?;
+    let names: Vec<&str> = told.iter().map(|told| told.event.as_str()).collect();
+    assert_eq!(names, ["message", "odd", "odd", "token.created", "token.revoked"]);
+    assert!(told[1].data["detail"]["unreadable"].is_string(), "{:?}", told[1]);
+    assert!(told[1].data["id"].is_i64());
+    assert!(told[2].text.contains("\"n\": 12345678901234567890123"), "{}", told[2].text);
     Ok(())
 }
 

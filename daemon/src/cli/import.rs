@@ -42,8 +42,13 @@ struct Report {
     imported: u64,
     /// Their digests were there before.
     present: u64,
+    /// Of the batch; the earlier ones are printed.
     refused: Vec<Refused>,
+    refused_before: usize,
 }
+
+/// So many bytes of the file are sent at a time, however many rows they are; one row always.
+const BATCH_BYTES: usize = 4_000_000;
 
 pub(super) async fn import(target: Target, options: ImportOptions) -> Result<u8> {
     let name = options.file.display().to_string();
@@ -65,29 +70,37 @@ pub(super) async fn import(target: Target, options: ImportOptions) -> Result<u8>
     let mut seen = HashSet::new();
     loop {
         let mut batch = Vec::new();
+        let mut bytes = 0;
         for row in rows.by_ref().take(options.batch.batch_size as usize) {
-            match row? {
-                Row { line, token: Err(why) } => report.refused.push(Refused { line, why }),
+            let row = row?;
+            bytes += row.bytes;
+            match row {
+                Row { line, token: Err(why), .. } => report.refused.push(Refused { line, why }),
                 Row { token: Ok(token), .. } if options.dry_run && !seen.insert(token.token_hash) => {
                     report.present += 1;
                 }
-                Row { line, token: Ok(token) } => batch.push((line, token)),
+                Row { line, token: Ok(token), .. } => batch.push((line, token)),
+            }
+            if bytes >= BATCH_BYTES {
+                break;
             }
         }
+        if !batch.is_empty() {
+            send(&mut session, &statement, &batch, options.dry_run, &mut report).await?;
+        }
+        progress.suspend(|| print_refused(&mut report, &options, &name))?;
+        tell(&progress, &report);
         if batch.is_empty() && rows.is_done() {
             break;
         }
-        send(&mut session, &statement, &batch, options.dry_run, &mut report).await?;
-        tell(&progress, &report);
     }
     progress.finish_and_clear();
-    report.refused.sort_by_key(|refused| refused.line);
-    print(&report, &options, &name)?;
-    Ok(if report.refused.is_empty() { exit::OK } else { exit::NO })
+    print(&report, &options)?;
+    Ok(if report.refused_before == 0 { exit::OK } else { exit::NO })
 }
 
 fn tell(progress: &ProgressBar, report: &Report) {
-    let refused = report.refused.len();
+    let refused = report.refused_before;
     if refused > 0 {
         progress.set_message(format!("importing, {refused} refused"));
     }
@@ -200,13 +213,14 @@ fn is_present(error: &Error) -> bool {
         && error.constraint().is_none_or(|name| name == DIGESTS)
 }
 
-/// Whether the server refused what the row says, so that another row may fare better: bad values, what is there already, and
-/// what this server does not have. Another key that is taken is none that the row has.
+/// Whether the server refused what the row says, so that another row may be accepted: bad values, what is there already, what
+/// this server does not have, and what is too much for it or its user. Another key that is taken is none that the row has.
 fn concerns_the_row(error: &Error) -> bool {
     error.sqlstate().is_some_and(|state| match state {
         s if *s == SqlState::UNIQUE_VIOLATION => is_present(error),
         s if *s == SqlState::LOCK_NOT_AVAILABLE => false,
-        s => ["22", "23", "0A", "55"].contains(&&s.code()[..2]),
+        s if *s == SqlState::CONFIGURATION_LIMIT_EXCEEDED => true,
+        s => ["22", "23", "0A", "54", "55"].contains(&&s.code()[..2]),
     })
 }
 
@@ -217,26 +231,37 @@ fn refusal(error: &Error) -> String {
     error.detail().map_or_else(|| message.to_owned(), |detail| format!("{message} ({detail})"))
 }
 
-fn print(report: &Report, options: &ImportOptions, name: &str) -> Result<()> {
-    let Report { imported, present, refused } = report;
-    if options.output.json {
-        return output::json(&json!({
-            "dry_run": options.dry_run,
-            "imported": imported,
-            "present": present,
-            "refused": refused.iter().map(|Refused { line, why }| {
-                json!({ "file": name, "line": line, "why": why })
-            }).collect::<Vec<_>>(),
-        }));
+/// What was refused of a batch is printed before the next one is read: there may be any number of them.
+fn print_refused(report: &mut Report, options: &ImportOptions, name: &str) -> Result<()> {
+    report.refused.sort_by_key(|refused| refused.line);
+    for Refused { line, why } in report.refused.drain(..) {
+        if options.output.json {
+            let first = format!("{{\"dry_run\":{},\"refused\":[", options.dry_run);
+            let before = if report.refused_before == 0 { &first } else { "," };
+            output::json_piece(before, &json!({ "file": name, "line": line, "why": why }))?;
+        } else {
+            output::line(format!("{name}:{line}: {why}"))?;
+        }
+        report.refused_before += 1;
     }
-    for Refused { line, why } in refused {
-        output::line(format!("{name}:{line}: {why}"))?;
+    Ok(())
+}
+
+fn print(report: &Report, options: &ImportOptions) -> Result<()> {
+    let Report { imported, present, refused_before, .. } = report;
+    if options.output.json {
+        return match refused_before {
+            0 => output::json(&json!({
+                "dry_run": options.dry_run, "refused": [], "imported": imported, "present": present
+            })),
+            _ => output::json_end(&format!("],\"imported\":{imported},\"present\":{present}}}")),
+        };
     }
     if options.output.quiet {
         return Ok(());
     }
     let verb = if options.dry_run { "would import" } else { "imported" };
-    output::line(format!("{verb} {imported} tokens, {present} were there already, {} refused", refused.len()))
+    output::line(format!("{verb} {imported} tokens, {present} were there already, {refused_before} refused"))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod cleanup;
 mod config;
 mod flush;
 mod import;
+mod list;
 mod progress;
 mod run;
 mod scope;

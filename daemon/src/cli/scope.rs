@@ -2,9 +2,12 @@
 
 use serde_json::json;
 
+use super::list::List;
 use crate::config::{DefineScopeOptions, DropScopeOptions, OutputOptions, ScopeCommand};
 use crate::db::Target;
+use crate::document::Document;
 use crate::error::Result;
+use crate::output::Tone;
 use crate::{exit, output, sql};
 
 pub(super) async fn scope(target: Target, command: ScopeCommand) -> Result<u8> {
@@ -15,27 +18,21 @@ pub(super) async fn scope(target: Target, command: ScopeCommand) -> Result<u8> {
     }
 }
 
-async fn list(target: Target, output: &OutputOptions) -> Result<u8> {
+async fn list(target: Target, options: &OutputOptions) -> Result<u8> {
+    let row = |scope: &Document| {
+        [
+            scope.field("name"),
+            scope.moment("defined_at"),
+            scope.field("defined_by"),
+            scope.field("description"),
+        ]
+    };
     let session = target.connect().await?;
     let scopes = sql::list_scopes(&*session).await?;
-    if output.json {
-        output::json(&scopes)?;
-    } else if output.quiet {
-        for scope in &scopes {
-            output::line(output::field(scope, "name"))?;
-        }
-    } else if scopes.is_empty() {
+    let list =
+        List { key: "name", heading: ["NAME", "DEFINED", "BY", "DESCRIPTION"], row, tone: |_| Tone::Plain };
+    if !list.print(scopes, options).await? && options.is_for_people() {
         output::line("there are no scopes: define one with `tollgated scope define`")?;
-    } else {
-        let rows = scopes.iter().map(|scope| {
-            [
-                output::field(scope, "name"),
-                output::moment(scope, "defined_at"),
-                output::field(scope, "defined_by"),
-                output::field(scope, "description"),
-            ]
-        });
-        output::line(output::table(["NAME", "DEFINED", "BY", "DESCRIPTION"], rows))?;
     }
     Ok(exit::OK)
 }

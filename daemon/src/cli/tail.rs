@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::backoff;
 use crate::complaint::Complaint;
@@ -107,8 +107,8 @@ struct Line<'a> {
     token_id: Option<&'a str>,
     user_id: Option<&'a str>,
     actor: Option<&'a str>,
-    reason: &'a Value,
-    detail: &'a Value,
+    reason: &'a RawValue,
+    detail: &'a RawValue,
 }
 
 fn write_lines(mut out: impl Write, events: &[Event]) -> Result<()> {

@@ -7,11 +7,13 @@ use serde_json::{Value, json};
 use tollgate_core::token;
 use zeroize::Zeroizing;
 
+use super::list::List;
 use crate::config::{
     CreateOptions, DeriveOptions, EnabledOptions, ListOptions, OutputOptions, PresentedToken, RevokeOptions,
     RotateOptions, ShowOptions, TokenCommand, VerifyOptions,
 };
 use crate::db::{Target, hide_bind_values};
+use crate::document::Document;
 use crate::error::{Error, Result};
 use crate::output::Tone;
 use crate::{exit, output, sql};
@@ -63,7 +65,7 @@ async fn create(target: Target, options: CreateOptions) -> Result<u8> {
             name: &options.name,
             scopes: &options.scopes,
             expires_in: options.expires_in,
-            metadata: options.metadata.unwrap_or_else(|| json!({})),
+            metadata: options.metadata.as_deref().unwrap_or("{}"),
             // No list is every network; an empty one would be none.
             allowed_ips: (!options.allowed_ips.is_empty()).then_some(options.allowed_ips.as_slice()),
             rate_limit: options.rate_limit,
@@ -77,32 +79,26 @@ async fn create(target: Target, options: CreateOptions) -> Result<u8> {
 }
 
 async fn list(target: Target, options: ListOptions) -> Result<u8> {
+    const HEADING: [&str; 9] =
+        ["ID", "NAME", "HINT", "STATUS", "USES", "DENIALS", "LAST USED", "EXPIRES", "SCOPES"];
+    let row = |token: &Document| {
+        [
+            token.field("id"),
+            token.field("name"),
+            token.field("hint"),
+            token.field("status"),
+            token.field("use_count"),
+            token.field("denied_count"),
+            token.moment("last_used_at"),
+            token.moment("expires_at"),
+            token.field("scopes"),
+        ]
+    };
     let session = target.connect().await?;
     let tokens = sql::list_api_tokens(&*session, &options.user).await?;
-    if options.output.json {
-        output::json(&tokens)?;
-    } else if options.output.quiet {
-        for token in &tokens {
-            output::line(output::field(token, "id"))?;
-        }
-    } else if tokens.is_empty() {
+    let list = List { key: "id", heading: HEADING, row, tone: status_tone };
+    if !list.print(tokens, &options.output).await? && options.output.is_for_people() {
         output::line(format!("{} has no tokens", options.user))?;
-    } else {
-        let heading = ["ID", "NAME", "HINT", "STATUS", "USES", "DENIALS", "LAST USED", "EXPIRES", "SCOPES"];
-        let rows = tokens.iter().map(|token| {
-            [
-                output::field(token, "id"),
-                output::field(token, "name"),
-                output::field(token, "hint"),
-                output::field(token, "status"),
-                output::field(token, "use_count"),
-                output::field(token, "denied_count"),
-                output::moment(token, "last_used_at"),
-                output::moment(token, "expires_at"),
-                output::field(token, "scopes"),
-            ]
-        });
-        output::line(output::toned_table(heading, rows, status_tone))?;
     }
     Ok(exit::OK)
 }
@@ -128,7 +124,7 @@ async fn show(target: Target, options: ShowOptions) -> Result<u8> {
     if options.output.json {
         output::json(&token)?;
     } else if options.output.quiet {
-        output::line(output::field(&token, "status"))?;
+        output::line(token.field("status"))?;
     } else {
         output::line(output::facts(&known(&token)))?;
     }
@@ -136,7 +132,7 @@ async fn show(target: Target, options: ShowOptions) -> Result<u8> {
 }
 
 /// What is known of a token, in the order in which one asks; what does not apply to it is left out.
-fn known(token: &Value) -> Vec<(&'static str, String)> {
+fn known(token: &Document) -> Vec<(&'static str, String)> {
     [
         ("id", "id"),
         ("user", "user_id"),
@@ -162,10 +158,10 @@ fn known(token: &Value) -> Vec<(&'static str, String)> {
         ("last used from", "last_used_ip"),
     ]
     .into_iter()
-    .filter(|(_, key)| token.get(key).is_some_and(|value| !value.is_null()))
+    .filter(|(_, key)| token.has(key))
     .map(|(name, key)| {
         let time = key.ends_with("_at");
-        (name, if time { output::moment(token, key) } else { output::field(token, key) })
+        (name, if time { token.moment(key) } else { token.field(key) })
     })
     .collect()
 }
@@ -219,10 +215,10 @@ async fn verify(target: Target, options: VerifyOptions) -> Result<u8> {
     let scopes = (!options.scopes.is_empty()).then_some(options.scopes.as_slice());
     let mut verification = sql::verify_api_token_hash(&*session, &digest, scopes, options.client_ip).await?;
     // A digest tells the server nothing of the shape, so what it cannot say is said here.
-    if verification["code"] == "NOT_FOUND" && tollgate_core::token::parse(token.as_bytes()).is_none() {
-        verification["code"] = json!("MALFORMED");
+    if verification.field("code") == "NOT_FOUND" && tollgate_core::token::parse(token.as_bytes()).is_none() {
+        verification.set("code", "MALFORMED");
     }
-    let valid = verification["valid"] == Value::Bool(true);
+    let valid = verification.is_true("valid");
     if options.output.json {
         output::json(&verification)?;
     } else if !options.output.quiet {
@@ -232,8 +228,8 @@ async fn verify(target: Target, options: VerifyOptions) -> Result<u8> {
 }
 
 /// What is not known of a refused token is left out.
-fn verdict(verification: &Value) -> Vec<(&'static str, String)> {
-    let mut facts = vec![("code", output::field(verification, "code"))];
+fn verdict(verification: &Document) -> Vec<(&'static str, String)> {
+    let mut facts = vec![("code", verification.field("code"))];
     for (name, key) in [
         ("token id", "token_id"),
         ("user", "user_id"),
@@ -245,12 +241,8 @@ fn verdict(verification: &Value) -> Vec<(&'static str, String)> {
         ("remaining", "rate_remaining"),
         ("retry after", "retry_after"),
     ] {
-        if verification.get(key).is_some_and(|value| !value.is_null()) {
-            let value = if key == "expires_at" {
-                output::moment(verification, key)
-            } else {
-                output::field(verification, key)
-            };
+        if verification.has(key) {
+            let value = if key == "expires_at" { verification.moment(key) } else { verification.field(key) };
             facts.push((name, value));
         }
     }
@@ -348,10 +340,12 @@ mod tests {
 
     #[test]
     fn a_refusal_shows_only_what_is_known() {
-        let refused = json!({"valid": false, "code": "NOT_FOUND", "token_id": null, "scopes": null});
+        let document = |value: Value| serde_json::from_value::<Document>(value).unwrap();
+        let refused =
+            document(json!({"valid": false, "code": "NOT_FOUND", "token_id": null, "scopes": null}));
         assert_eq!(verdict(&refused), [("code", "NOT_FOUND".to_owned())]);
-        let valid = json!({"valid": true, "code": "VALID", "user_id": "ann", "scopes": ["a", "b"],
-                           "expires_at": "2030-01-02T03:04:05+00:00"});
+        let valid = document(json!({"valid": true, "code": "VALID", "user_id": "ann", "scopes": ["a", "b"],
+                                    "expires_at": "2030-01-02T03:04:05+00:00"}));
         let facts = verdict(&valid);
         assert!(facts.contains(&("scopes", "a, b".to_owned())));
         assert!(facts.contains(&("expires", "2030-01-02 03:04:05Z".to_owned())));

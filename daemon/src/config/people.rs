@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{BatchOptions, OutputOptions};
@@ -53,7 +54,7 @@ pub struct CreateOptions {
 
     /// A JSON object that verification returns with the token
     #[arg(long, value_name = "JSON", value_parser = parse_object)]
-    pub metadata: Option<serde_json::Value>,
+    pub metadata: Option<String>,
 
     /// A network it may be used from, such as 10.0.0.0/8; repeat it, or separate several by commas
     #[arg(long = "allowed-ip", value_name = "CIDR", value_delimiter = ',')]
@@ -276,9 +277,10 @@ pub struct CompletionsOptions {
     pub shell: clap_complete::Shell,
 }
 
-fn parse_object(text: &str) -> Result<serde_json::Value, String> {
-    match serde_json::from_str(text) {
-        Ok(value @ serde_json::Value::Object(_)) => Ok(value),
+/// The text itself, since numbers of ours do not hold all that the server's do.
+fn parse_object(text: &str) -> Result<String, String> {
+    match serde_json::from_str::<&RawValue>(text) {
+        Ok(value) if value.get().starts_with('{') => Ok(text.to_owned()),
         Ok(_) => Err("it must be a JSON object, such as {\"team\": \"billing\"}".to_owned()),
         Err(error) => Err(format!("it is not JSON: {error}")),
     }

@@ -378,9 +378,10 @@ impl Reader {
 fn write_events(batch: &sql::Batch) -> Bytes {
     let mut out = String::new();
     for (event, place) in batch.events.iter().zip(position::places(batch)) {
-        // JSON has no line breaks of its own, and names of events are ours.
+        // The server writes JSON without line breaks. A name is of ours, unless somebody wrote it by hand.
         let data = serde_json::to_string(event).unwrap_or_default();
-        let name = event.event.as_deref().unwrap_or("message");
+        let name = event.event.as_deref().filter(|name| name.bytes().all(|byte| byte.is_ascii_graphic()));
+        let name = name.unwrap_or("message");
         out.push_str(&format!("id: {}\nevent: {name}\ndata: {data}\n\n", position::encode(&place)));
     }
     out.into()

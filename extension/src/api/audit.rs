@@ -8,7 +8,7 @@ use core::cell::Cell;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, Spi};
-use tollgate_core::seal;
+use tollgate_core::{seal, token};
 
 sql_function!(system_identifier);
 fn system_identifier(_call: &Call) -> Option<Datum> {
@@ -70,4 +70,9 @@ sql_function!(digest_of);
 fn digest_of(call: &Call) -> Option<Datum> {
     let fields = call.text_array(0)?;
     seal::digest(fields.iter()).as_slice().into_datum()
+}
+
+sql_function!(json_digest);
+fn json_digest(call: &Call) -> Option<Datum> {
+    token::digest(call.bytes(0)?).as_slice().into_datum()
 }

@@ -9,7 +9,11 @@ use crate::store::{as_role, latest, quota};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::Datum;
 use pgrx::{IntoDatum, Uuid};
+use tollgate_core::jsonb::Bounds;
 use tollgate_core::status::Code;
+
+/// Of what is measured: each level is a call within a call.
+const DEEPEST: usize = 1000;
 
 sql_function!(presented_token_id);
 fn presented_token_id(call: &Call) -> Option<Datum> {
@@ -52,6 +56,24 @@ sql_function!(without_token);
 fn without_token(call: &Call) -> Option<Datum> {
     fields::without_token(call.text(0).unwrap_or_default(), call.bytes(1)?).or_raise();
     call.datum(1)
+}
+
+fn bounds(call: &Call, first: usize) -> Bounds {
+    let bound = |n| call.value::<i32>(n).and_then(|bound| usize::try_from(bound).ok()).unwrap_or_default();
+    Bounds { bytes: bound(first), depth: bound(first + 1).min(DEEPEST) }
+}
+
+sql_function!(json_text_size);
+fn json_text_size(call: &Call) -> Option<Datum> {
+    let size = datum::json_text_size(call.datum(0)?, bounds(call, 1), |_| ()).ok()?;
+    i32::try_from(size).ok()?.into_datum()
+}
+
+sql_function!(check_json);
+fn check_json(call: &Call) -> Option<Datum> {
+    let argument = call.text(0).unwrap_or_default();
+    fields::json(argument, call.datum(1)?, bounds(call, 2), "Pass less of it.").or_raise();
+    Some(Datum::null())
 }
 
 sql_function!(check_snapshot);

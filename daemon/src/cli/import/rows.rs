@@ -1,12 +1,16 @@
 //! The rows of a file of tokens, CSV or JSON lines, checked as far as that needs no server.
 
-use std::io::{BufRead, BufReader, Read};
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Read};
+use std::rc::Rc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use jiff::Timestamp;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::config::ImportFormat;
@@ -38,6 +42,8 @@ const BASE64_URL: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, WITH
 #[derive(Debug, PartialEq)]
 pub(super) struct Row {
     pub(super) line: u64,
+    /// Of the file.
+    pub(super) bytes: usize,
     pub(super) token: Result<Imported, String>,
 }
 
@@ -48,7 +54,7 @@ pub(super) struct Rows<R> {
 }
 
 enum Source<R> {
-    Csv { reader: csv::Reader<R>, heading: csv::StringRecord },
+    Csv { reader: csv::Reader<Bounded<R>>, heading: csv::StringRecord, left: Rc<Cell<u64>> },
     Jsonl { reader: BufReader<R>, line: u64 },
 }
 
@@ -57,14 +63,34 @@ pub(super) fn read<R: Read>(source: R, format: ImportFormat, name: &str) -> Resu
     let source = match format {
         ImportFormat::Jsonl => Source::Jsonl { reader: BufReader::new(source), line: 0 },
         ImportFormat::Csv => {
+            let left = Rc::new(Cell::new(LONGEST_LINE));
+            let source = Bounded { source, left: left.clone() };
             let mut reader =
                 csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(source);
             let heading = reader.headers().map_err(|error| unreadable(name, &error))?.clone();
             check_heading(&heading, name)?;
-            Source::Csv { reader, heading }
+            Source::Csv { reader, heading, left }
         }
     };
     Ok(Rows { source, name: name.to_owned(), done: false })
+}
+
+/// Fails in a record that does not end: with a quote too many, it would be the rest of the file.
+struct Bounded<R> {
+    source: R,
+    /// Bytes that may be read until a record is whole.
+    left: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left.get() == 0 {
+            return Err(io::Error::other(format!("a record is longer than {LONGEST_LINE} bytes")));
+        }
+        let read = self.source.read(buffer)?;
+        self.left.set(self.left.get().saturating_sub(read as u64));
+        Ok(read)
+    }
 }
 
 fn check_heading(heading: &csv::StringRecord, name: &str) -> Result<()> {
@@ -105,7 +131,10 @@ impl<R: Read> Iterator for Rows<R> {
             return None;
         }
         let next = match &mut self.source {
-            Source::Csv { reader, heading } => next_of_csv(reader, heading, &self.name),
+            Source::Csv { reader, heading, left } => {
+                left.set(LONGEST_LINE);
+                next_of_csv(reader, heading, &self.name)
+            }
             Source::Jsonl { reader, line } => next_of_jsonl(reader, line, &self.name),
         };
         self.done = !matches!(next, Some(Ok(_)));
@@ -114,7 +143,7 @@ impl<R: Read> Iterator for Rows<R> {
 }
 
 fn next_of_csv<R: Read>(
-    reader: &mut csv::Reader<R>,
+    reader: &mut csv::Reader<Bounded<R>>,
     heading: &csv::StringRecord,
     name: &str,
 ) -> Option<Result<Row>> {
@@ -132,21 +161,26 @@ fn next_of_csv<R: Read>(
             _ => return Some(Err(unreadable(name, &error))),
         },
     };
-    Some(Ok(Row { line, token }))
+    Some(Ok(Row { line, bytes: record.as_slice().len(), token }))
 }
 
 fn of_record(heading: &csv::StringRecord, record: &csv::StringRecord) -> Result<Imported, String> {
-    let mut fields = Map::new();
+    let (mut fields, mut metadata) = (Map::new(), None);
     for (column, text) in heading.iter().zip(record).filter(|(_, text)| !text.is_empty()) {
         let value = match column {
             "scopes" | "allowed_ips" => json!(text.split_whitespace().collect::<Vec<_>>()),
             "rate_limit" => json!(text.parse::<i32>().map_err(|_| whole("rate_limit"))?),
-            "metadata" => serde_json::from_str(text).map_err(|_| "metadata is not JSON".to_owned())?,
+            "metadata" => {
+                let json: &RawValue =
+                    serde_json::from_str(text).map_err(|_| "metadata is not JSON".to_owned())?;
+                metadata = Some(json.get().to_owned());
+                continue;
+            }
             _ => json!(text),
         };
         fields.insert(column.to_owned(), value);
     }
-    of_fields(&fields)
+    of_fields(&fields, metadata)
 }
 
 fn next_of_jsonl<R: Read>(reader: &mut BufReader<R>, line: &mut u64, name: &str) -> Option<Result<Row>> {
@@ -161,22 +195,26 @@ fn next_of_jsonl<R: Read>(reader: &mut BufReader<R>, line: &mut u64, name: &str)
                 ))));
             }
             Ok(_) if bytes.trim_ascii().is_empty() => {}
-            Ok(_) => return Some(Ok(Row { line: *line, token: of_json(&bytes) })),
+            Ok(_) => return Some(Ok(Row { line: *line, bytes: bytes.len(), token: of_json(&bytes) })),
             Err(error) => return Some(Err(unreadable(name, &error))),
         }
     }
 }
 
 fn of_json(bytes: &[u8]) -> Result<Imported, String> {
-    match serde_json::from_slice(bytes) {
-        Ok(Value::Object(fields)) => of_fields(&fields),
-        Ok(_) => Err("it is not a JSON object".to_owned()),
-        // What serde_json says may quote what it did not expect.
-        Err(error) => Err(format!("it is not JSON, from column {} on", error.column())),
-    }
+    // What serde_json says may quote what it did not expect.
+    let wrong = |error: serde_json::Error| match error.is_data() {
+        true => "it is not a JSON object".to_owned(),
+        false => format!("it is not JSON, from column {} on", error.column()),
+    };
+    // Metadata passes as it is: numbers of ours do not hold all that the server's do.
+    let mut raw: HashMap<String, Box<RawValue>> = serde_json::from_slice(bytes).map_err(wrong)?;
+    let metadata = raw.remove("metadata").map(|json| json.get().to_owned());
+    let parsed = raw.into_iter().map(|(key, value)| Ok((key, serde_json::from_str(value.get())?)));
+    of_fields(&parsed.collect::<Result<_, _>>().map_err(wrong)?, metadata)
 }
 
-fn of_fields(fields: &Map<String, Value>) -> Result<Imported, String> {
+fn of_fields(fields: &Map<String, Value>, metadata: Option<String>) -> Result<Imported, String> {
     let unknown = fields.keys().filter(|key| !COLUMNS.contains(&key.as_str())).count();
     if unknown > 0 {
         return Err(format!("it has {unknown} keys that are not known; there are {}", COLUMNS.join(", ")));
@@ -198,7 +236,7 @@ fn of_fields(fields: &Map<String, Value>) -> Result<Imported, String> {
                     .map_err(|_| "expires_at is not a time such as 2030-01-02T03:04:05Z".to_owned())
             })
             .transpose()?,
-        metadata: field("metadata").cloned().unwrap_or_else(|| json!({})),
+        metadata: metadata.filter(|json| json != "null").unwrap_or_else(|| "{}".to_owned()),
         allowed_ips: field("allowed_ips").map(|value| list("allowed_ips", value)).transpose()?,
         rate_limit: field("rate_limit")
             .map(|value| {
@@ -305,7 +343,33 @@ mod tests {
         let whole = csv[0].token.as_ref().unwrap();
         assert_eq!((whole.scopes.len(), whole.rate_limit), (2, Some(5)));
         let bare = csv[1].token.as_ref().unwrap();
-        assert_eq!((&bare.allowed_ips, &bare.metadata), (&None, &json!({})));
+        assert_eq!((&bare.allowed_ips, &bare.metadata), (&None, &"{}".to_owned()));
+    }
+
+    #[test]
+    fn metadata_passes_as_it_was_given() {
+        let deep = "[".repeat(10_000) + &"]".repeat(10_000);
+        for value in ["1e400", "12345678901234567890123", "-0.10", &deep] {
+            let metadata = format!("{{\"n\":  {value}}}");
+            let csv = format!(
+                "user_id,name,token_hash,metadata\nann,n,{HEX},\"{}\"\n",
+                metadata.replace('"', "\"\"")
+            );
+            let jsonl = format!(
+                "{{\"user_id\": \"ann\", \"metadata\": {metadata}, \"name\": \"n\", \"token_hash\": \"{HEX}\"}}"
+            );
+            for rows in [rows(&csv, ImportFormat::Csv), rows(&jsonl, ImportFormat::Jsonl)] {
+                assert_eq!(rows[0].token.as_ref().unwrap().metadata, metadata);
+            }
+        }
+    }
+
+    #[test]
+    fn a_quote_too_many_does_not_take_the_rest_of_the_file_for_one_field() {
+        let csv = format!("user_id,name,token_hash\n\"ann,n,{HEX}\n{}", "bob,n,x\n".repeat(200_000));
+        let rows: Vec<_> = read(csv.as_bytes(), ImportFormat::Csv, "f").unwrap().collect();
+        assert_eq!(rows.len(), 1);
+        assert!(rows[0].as_ref().is_err_and(|error| error.message().contains("longer than")), "{rows:?}");
     }
 
     #[test]
