@@ -119,7 +119,7 @@ CREATE FUNCTION tollgate.capability_acls(capability text)
 BEGIN ATOMIC
     SELECT o.object_id, o.object_type, o.object, o.privilege, coalesce(p.proowner, c.relowner, t.typowner),
            CASE o.object_type WHEN 'FUNCTION' THEN coalesce(p.proacl, acldefault('f', p.proowner))
-                              WHEN 'VIEW' THEN coalesce(c.relacl, '{}')
+                              WHEN 'VIEW' THEN coalesce(c.relacl, acldefault('r', c.relowner))
                               ELSE coalesce(t.typacl, acldefault('T', t.typowner)) END
         FROM tollgate.capability_objects($1) o
             LEFT JOIN pg_proc p ON p.oid = o.object_id AND o.object_type = 'FUNCTION'
