@@ -24,12 +24,13 @@ use crate::leader::Fence;
 pub const CHANNEL: &str = "tollgate_events";
 
 /// The functions that the daemon calls, each of which its role must be allowed to execute.
-pub const OPERATOR_FUNCTIONS: [&str; 28] = [
+pub const OPERATOR_FUNCTIONS: [&str; 31] = [
     "ack_usage",
     "acquire_leadership",
     "admit_event_reader",
     "advance_subscription",
     "announce_expiries",
+    "announce_expiries_after",
     "apply_usage",
     "check_leadership",
     "claim_webhook_deliveries",
@@ -38,12 +39,14 @@ pub const OPERATOR_FUNCTIONS: [&str; 28] = [
     "event_position",
     "has_events",
     "expire_tokens",
+    "expire_tokens_after",
     "finish_webhook_delivery",
     "open_subscription",
     "purge_audit_log",
     "purge_tokens",
     "purge_tokens_after",
     "purge_usage",
+    "purge_usage_after",
     "purge_webhook_deliveries",
     "queue_webhook_deliveries",
     "read_events",
@@ -189,110 +192,88 @@ pub async fn usage_pressure(client: &impl GenericClient) -> Result<Pressure> {
     Ok(Pressure { pressure: row.try_get(0).doing(DOING)?, overflowed })
 }
 
-/// Records up to `batch_size` expiries and says how many.
-pub async fn expire_tokens(
-    client: &impl GenericClient,
-    fence: Option<&Fence>,
-    batch_size: i32,
-) -> Result<u64> {
-    let statement = fenced("select tollgate.expire_tokens($1)", fence);
-    let count = one(client, "record expiries", &statement, &[&batch_size]).await?;
-    unsigned("expire_tokens", count)
-}
-
-/// What is deleted once it is over for longer than its retention.
+/// What is gone through from the front of an index on, a few rows a statement, because it is due by now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    Tokens,
+pub enum Due {
+    Expiries,
+    Announcements,
+    EndedTokens,
     UsageHours,
     WebhookDeliveries,
 }
 
-/// A statement that deletes some of [`Ended`].
+/// A statement that deals with some of [`Due`].
 #[derive(Clone, Debug)]
-pub struct Purge {
+pub struct Walk {
     statement: Statement,
     function: &'static str,
     doing: &'static str,
 }
 
-/// Which ended token was looked at last, in the order in which they ended. The time is as the server wrote it: it may be infinite.
+/// Which row was looked at last, in the order of its index. The time is as the server wrote it: it may be infinite.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
-    ended_at: Option<String>,
+    at: Option<String>,
     token_id: Option<Uuid>,
 }
 
 /// What one statement did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Purged {
+pub struct Step {
     /// Fewer than were asked for only at the end.
     pub looked_at: u64,
-    pub deleted: u64,
+    pub items: u64,
     pub place: Place,
 }
 
-impl Purge {
-    pub async fn prepare(client: &impl GenericClient, fence: Option<&Fence>, what: Ended) -> Result<Self> {
-        let (function, doing) = match what {
-            Ended::Tokens => ("purge_tokens_after", "delete ended tokens"),
-            Ended::UsageHours => ("purge_usage", "delete old hours of usage"),
-            Ended::WebhookDeliveries => ("purge_webhook_deliveries", "delete old webhook messages"),
+impl Walk {
+    pub async fn prepare(client: &impl GenericClient, fence: Option<&Fence>, what: Due) -> Result<Self> {
+        let (function, time, done, doing) = match what {
+            Due::Expiries => ("expire_tokens_after", "expires_at", "expired", "record expiries"),
+            Due::Announcements => ("announce_expiries_after", "expires_at", "announced", "announce expiries"),
+            Due::EndedTokens => ("purge_tokens_after", "ended_at", "purged", "delete ended tokens"),
+            Due::UsageHours => ("purge_usage_after", "hour", "purged", "delete old hours of usage"),
+            Due::WebhookDeliveries => ("purge_webhook_deliveries", "", "", "delete old webhook messages"),
         };
         // Called in a SELECT without FROM, for the fence; OFFSET keeps that a sub-select, so that it is called once.
         let call = match what {
-            Ended::Tokens => format!(
-                "select tollgate.{function}(make_interval(secs => $1), $2, $3::text::timestamptz, $4) as r"
+            Due::Expiries => format!("select tollgate.{function}($2, $3::text::timestamptz, $4), $1::float8"),
+            Due::WebhookDeliveries => format!("select tollgate.{function}(make_interval(secs => $1), $2)"),
+            _ => format!(
+                "select tollgate.{function}(make_interval(secs => $1), $2, $3::text::timestamptz, $4)"
             ),
-            _ => format!("select tollgate.{function}(make_interval(secs => $1), $2) as r"),
         };
         let columns = match what {
-            Ended::Tokens => "(s.r).looked_at, (s.r).purged, (s.r).ended_at::text, (s.r).token_id",
             // They leave none behind.
-            Ended::UsageHours | Ended::WebhookDeliveries => "s.r, s.r, $3::text, $4::uuid",
+            Due::WebhookDeliveries => "s.r, s.r, $3::text, $4::uuid".to_owned(),
+            _ => format!("(s.r).looked_at, (s.r).{done}, (s.r).{time}::text, (s.r).token_id"),
         };
-        let statement = format!("select {columns} from ({} offset 0) s", fenced(&call, fence));
+        let statement = format!("select {columns} from ({} offset 0) s (r)", fenced(&call, fence));
         Ok(Self { statement: client.prepare(&statement).await.doing(doing)?, function, doing })
     }
 
-    /// Looks at up to `most` after a place, and deletes those that were over longer ago than the retention.
-    pub async fn execute(
+    /// Looks at up to `most` after a place, and deals with those that are due. The time is what they are kept for after they
+    /// ended, or how long before their end they are announced.
+    pub async fn step(
         &self,
         client: &impl GenericClient,
-        retention: std::time::Duration,
+        time: std::time::Duration,
         most: i32,
         place: &Place,
-    ) -> Result<Purged> {
-        let seconds = retention.as_secs_f64();
-        let values: [&(dyn ToSql + Sync); 4] = [&seconds, &most, &place.ended_at, &place.token_id];
+    ) -> Result<Step> {
+        let seconds = time.as_secs_f64();
+        let values: [&(dyn ToSql + Sync); 4] = [&seconds, &most, &place.at, &place.token_id];
         let row = client.query_one(&self.statement, &values).await.doing(self.doing)?;
         let count = |column| unsigned(self.function, row.try_get(column).doing(self.doing)?);
-        Ok(Purged {
+        Ok(Step {
             looked_at: count(0)?,
-            deleted: count(1)?,
+            items: count(1)?,
             place: Place {
-                ended_at: row.try_get(2).doing(self.doing)?,
+                at: row.try_get(2).doing(self.doing)?,
                 token_id: row.try_get(3).doing(self.doing)?,
             },
         })
     }
-}
-
-/// Tells of up to `batch_size` tokens that expire within the notice and says of how many.
-pub async fn announce_expiries(
-    client: &impl GenericClient,
-    fence: Option<&Fence>,
-    notice: std::time::Duration,
-    batch_size: i32,
-) -> Result<u64> {
-    let count = one(
-        client,
-        "announce expiries",
-        &fenced("select tollgate.announce_expiries(make_interval(secs => $1), $2)", fence),
-        &[&notice.as_secs_f64(), &batch_size],
-    )
-    .await?;
-    unsigned("announce_expiries", count)
 }
 
 /// Removes sealed events of the audit log that are older than the retention, whole stretches of at least `max_events` together if

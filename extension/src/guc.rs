@@ -110,10 +110,10 @@ pub(crate) fn init() {
         c"Number of live tokens that a user may have.",
         c"0 is no limit. Counted are tokens that are neither revoked nor expired, disabled and derived ones too; one \
           that was rotated counts no more. The default sets no limit, because with one those who issue tokens for the \
-          same user at the same time have to wait for each other.",
+          same user at the same time have to wait for each other, and each counts those that there are.",
         &MAX_TOKENS_PER_USER,
         0,
-        i32::MAX,
+        100_000,
         GucContext::Suset,
         GucFlags::default(),
     );

@@ -118,14 +118,33 @@ $$;
 COMMENT ON FUNCTION tollgate.hide_bind_values(oid) IS
     'Keeps the bind values of a role''s statements in this database, which may be tokens, out of the server''s log, from its next session on. Internal.';
 
-CREATE FUNCTION tollgate.give_capability(role oid, capability text) RETURNS void
+-- Of these objects alone: to take the privileges on all of ours apart takes the longer, the more roles have some.
+CREATE FUNCTION tollgate.capability_acls(capability text)
+    RETURNS TABLE (object_id oid, object_type text, object text, privilege text, owner oid, acl aclitem[])
+    LANGUAGE sql STABLE ROWS 30
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT o.object_id, o.object_type, o.object, o.privilege, coalesce(p.proowner, c.relowner, t.typowner),
+           CASE o.object_type WHEN 'FUNCTION' THEN coalesce(p.proacl, acldefault('f', p.proowner))
+                              WHEN 'VIEW' THEN coalesce(c.relacl, acldefault('r', c.relowner))
+                              ELSE coalesce(t.typacl, acldefault('T', t.typowner)) END
+        FROM tollgate.capability_objects($1) o
+            LEFT JOIN pg_proc p ON p.oid = o.object_id AND o.object_type = 'FUNCTION'
+            LEFT JOIN pg_class c ON c.oid = o.object_id AND o.object_type = 'VIEW'
+            LEFT JOIN pg_type t ON t.oid = o.object_id AND o.object_type = 'TYPE';
+END;
+COMMENT ON FUNCTION tollgate.capability_acls(text) IS 'The objects that a capability gives something on, with who has what on them. Internal.';
+
+CREATE FUNCTION tollgate.give_capability(role oid, capability text) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     given record;
+    anew  boolean := false;
 BEGIN
-    FOR given IN SELECT o.* FROM tollgate.capability_objects($2) o LOOP
+    FOR given IN SELECT o.* FROM tollgate.capability_acls($2) o WHERE NOT o.acl @> makeaclitem($1, o.owner, o.privilege, false) LOOP
+        anew := true;
         EXECUTE format('GRANT %s ON %s %s TO %I', given.privilege,
             CASE given.object_type WHEN 'VIEW' THEN 'TABLE' ELSE given.object_type END, given.object, pg_get_userbyid($1));
     END LOOP;
@@ -133,14 +152,19 @@ BEGIN
     IF NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = $1) THEN
         PERFORM tollgate.hide_bind_values($1);
     END IF;
+    RETURN anew;
 END
 $$;
-COMMENT ON FUNCTION tollgate.give_capability(oid, text) IS 'Grants a role what a capability gives. Internal.';
+COMMENT ON FUNCTION tollgate.give_capability(oid, text) IS 'Grants a role what a capability gives and it lacks; whether that was anything. Internal.';
 
 CREATE FUNCTION tollgate.forget_dropped_roles() RETURNS void
-    LANGUAGE sql VOLATILE PARALLEL UNSAFE
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM tollgate.capabilities c WHERE pg_get_userbyid(c.role_oid) IS DISTINCT FROM c.role) THEN
+        RETURN;
+    END IF;
     WITH forgotten AS (
         DELETE FROM tollgate.capabilities c WHERE NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = c.role_oid)
             RETURNING c.role, c.capability
@@ -149,7 +173,8 @@ BEGIN ATOMIC
         SELECT 'capability.revoked', jsonb_build_object('role', f.role, 'capability', f.capability, 'reason', 'there is no such role any more')
         FROM forgotten f;
     UPDATE tollgate.capabilities c SET role = r.rolname FROM pg_roles r WHERE r.oid = c.role_oid AND r.rolname <> c.role;
-END;
+END
+$$;
 COMMENT ON FUNCTION tollgate.forget_dropped_roles() IS
     'Forgets the capabilities of roles that were dropped, and follows those that were renamed. Internal.';
 
@@ -172,11 +197,7 @@ BEGIN
     LOCK TABLE tollgate.capabilities IN SHARE ROW EXCLUSIVE MODE;
     PERFORM tollgate.forget_dropped_roles();
 
-    anew := EXISTS (
-        SELECT FROM tollgate.capability_objects($2) o
-        WHERE NOT EXISTS (SELECT FROM tollgate.object_privileges p
-                          WHERE p.object_id = o.object_id AND p.grantee = $1 AND p.privilege = o.privilege));
-    PERFORM tollgate.give_capability($1, $2);
+    anew := tollgate.give_capability($1, $2);
     INSERT INTO tollgate.capabilities (role, capability) VALUES (target.rolname, $2) ON CONFLICT ON CONSTRAINT capabilities_key DO NOTHING;
     IF FOUND OR anew THEN
         INSERT INTO tollgate.audit_log (event, detail)
@@ -209,8 +230,8 @@ BEGIN
     changed := FOUND;
     -- What was granted by hand goes as well; what another capability of the role gives stays.
     FOR taken IN
-        SELECT o.* FROM tollgate.capability_objects($2) o
-        WHERE EXISTS (SELECT FROM tollgate.object_privileges p WHERE p.object_id = o.object_id AND p.grantee = $1)
+        SELECT o.* FROM tollgate.capability_acls($2) o
+        WHERE EXISTS (SELECT FROM aclexplode(o.acl) a WHERE a.grantee = $1)
           AND NOT EXISTS (SELECT FROM tollgate.capabilities c, tollgate.capability_objects(c.capability) k
                           WHERE c.role_oid = $1 AND k.object_id = o.object_id)
     LOOP
@@ -224,9 +245,9 @@ BEGIN
     END IF;
 
     -- Whoever takes something away must not believe it gone while it is not.
-    SELECT string_agg(DISTINCT CASE p.grantee WHEN 0 THEN 'PUBLIC' ELSE p.grantee::regrole::text END, ', ') INTO left_by
-        FROM tollgate.capability_objects($2) o JOIN tollgate.object_privileges p ON p.object_id = o.object_id
-        WHERE p.grantee <> p.owner AND (p.grantee = 0 OR pg_has_role($1, p.grantee, 'MEMBER'));
+    SELECT string_agg(CASE p.grantee WHEN 0 THEN 'PUBLIC' ELSE p.grantee::regrole::text END, ', ' ORDER BY p.grantee) INTO left_by
+        FROM (SELECT DISTINCT a.grantee FROM tollgate.capability_acls($2) o, aclexplode(o.acl) a WHERE a.grantee <> o.owner) p
+        WHERE p.grantee = 0 OR pg_has_role($1, p.grantee, 'MEMBER');
     IF left_by IS NOT NULL THEN
         RAISE NOTICE 'role % still may do what belongs to %, or some of it', $1, $2
             USING DETAIL = format('It is given by what was granted to: %s.', left_by),
@@ -268,9 +289,13 @@ BEGIN ATOMIC
         SELECT h.grantee, pg_get_userbyid(h.grantee), NULL, NULL, NULL, 'by hand', h.objects FROM by_hand h
     )
     SELECT l.role, l.capability, l.granted_at, l.granted_by, l.state, l.objects,
-           ARRAY(SELECT r.rolname::text FROM pg_roles r
-                 WHERE r.oid <> l.role_oid AND NOT r.rolsuper AND pg_has_role(r.oid, (SELECT g.oid FROM pg_roles g WHERE g.oid = l.role_oid), 'MEMBER')
-                 ORDER BY r.rolname)
+           -- From the role on downwards: to ask of every role whether it is a member of each takes the square of their number.
+           ARRAY(WITH RECURSIVE member AS (
+                     SELECT m.member FROM pg_auth_members m WHERE m.roleid = l.role_oid
+                     UNION
+                     SELECT m.member FROM member o JOIN pg_auth_members m ON m.roleid = o.member
+                 )
+                 SELECT r.rolname::text FROM member o JOIN pg_roles r ON r.oid = o.member WHERE NOT r.rolsuper ORDER BY r.rolname)
     FROM listed l ORDER BY l.role, l.capability;
 END;
 COMMENT ON FUNCTION tollgate.list_capability_grants() IS 'The rows of the view capability_grants';

@@ -1,18 +1,33 @@
 -- What time does to tokens: expiries are announced and recorded, ended tokens are deleted. Called by the daemon, in bounded batches.
+--
+-- Each of these walks along an index from which what was dealt with leaves. While some snapshot is older (of pg_dump, of a
+-- report, of a replication slot), the entries that have left stay, and a batch that began at the front would go over all that
+-- the batches before it dealt with. So a batch begins where the one before it ended: the functions named ..._after are given
+-- that place by who calls them and return the next one, the others keep it in a row. Whoever comes to the end begins once
+-- more at the front, and finds there what was locked, committed late or was given another end meanwhile.
 
-CREATE FUNCTION tollgate.check_batch_size(batch_size integer) RETURNS void
+CREATE TABLE tollgate.housekeeping_places (
+    task     text        PRIMARY KEY,
+    at       timestamptz,
+    token_id uuid
+) WITH (fillfactor = 50);
+COMMENT ON TABLE tollgate.housekeeping_places IS
+    'Where the last batch of each task ended; NULL at the front. A hint: a place that is wrong or missing costs time and nothing else. Not dumped';
+INSERT INTO tollgate.housekeeping_places (task) VALUES ('announce_expiries'), ('expire_tokens'), ('purge_tokens'), ('purge_usage');
+
+CREATE FUNCTION tollgate.check_batch_size(batch_size integer, most integer DEFAULT 100000) RETURNS void
     LANGUAGE plpgsql IMMUTABLE
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF $1 IS NULL OR $1 NOT BETWEEN 1 AND 100000 THEN
-        RAISE EXCEPTION 'a batch has 1 to 100000 tokens'
+    IF $1 IS NULL OR $1 NOT BETWEEN 1 AND $2 THEN
+        RAISE EXCEPTION 'a batch has 1 to % tokens', $2
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: batch_size, of %s.', coalesce($1::text, 'NULL')),
                   HINT = 'A small batch holds its locks for a short time; call again until less than a batch is returned.';
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tollgate.check_batch_size(integer) IS 'Raises 22023 unless a batch size is sensible. Internal.';
+COMMENT ON FUNCTION tollgate.check_batch_size(integer, integer) IS 'Raises 22023 unless a batch size is sensible. Internal.';
 
 CREATE FUNCTION tollgate.check_retention(retention interval) RETURNS void
     LANGUAGE plpgsql IMMUTABLE
@@ -28,68 +43,161 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.check_retention(interval) IS 'Raises 22023 unless a retention is sensible. Internal.';
 
-CREATE FUNCTION tollgate.expire_tokens(batch_size integer DEFAULT 1000) RETURNS bigint
+CREATE FUNCTION tollgate.continue_walk(task text, step text, argument interval, batch_size integer) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    place_at timestamptz;
+    last     uuid;
+    looked   bigint;
+    done     bigint;
+    wanted   integer;
+    whole    boolean;
+    affected bigint := 0;
+BEGIN
+    PERFORM tollgate.check_batch_size($4);
+    SELECT p.at, p.token_id INTO place_at, last FROM tollgate.housekeeping_places p WHERE p.task = $1;
+    whole := place_at IS NULL;
+    LOOP
+        wanted := least($4 - affected, 1000);
+        EXECUTE 'SELECT s.* FROM ' || $2 || ' s' INTO place_at, last, looked, done USING $3, wanted, place_at, last;
+        affected := affected + done;
+        EXIT WHEN affected >= $4;
+        IF looked < wanted THEN
+            place_at := NULL;
+            last := NULL;
+            EXIT WHEN whole;
+            whole := true;
+        END IF;
+    END LOOP;
+    -- Nobody waits for who is at it too: one of the places is as good as the other.
+    UPDATE tollgate.housekeeping_places p SET at = place_at, token_id = last
+        WHERE p.task = (SELECT o.task FROM tollgate.housekeeping_places o
+                        WHERE o.task = $1 AND (o.at, o.token_id) IS DISTINCT FROM (place_at, last) FOR UPDATE SKIP LOCKED);
+    RETURN affected;
+END
+$$;
+COMMENT ON FUNCTION tollgate.continue_walk(text, text, interval, integer) IS
+    'Has a batch dealt with from where the last one ended, by a call ($2) that is given $1 an interval, $2 how many and $3 and $4 a place; less than a batch only when there are no more, from the front on. Internal.';
+
+-- Called for a few tokens at a time, of which the planning would take most: so there is one plan, and whatever it takes the
+-- batch's size for, it goes by the indexes. What is switched off for that adds so much to a plan's estimated cost that it would be
+-- compiled (JIT), which takes a second.
+
+CREATE FUNCTION tollgate.expire_tokens_after(
+    batch_size       integer,
+    INOUT expires_at timestamptz DEFAULT NULL,
+    INOUT token_id   uuid DEFAULT NULL,
+    OUT looked_at    bigint,
+    OUT expired      bigint
+)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET jit = off
+    SET enable_seqscan = off
+    SET enable_bitmapscan = off
+    SET enable_sort = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
 AS $$
 DECLARE
     -- A variable, because the planner uses no index for a comparison with a volatile function.
     due      timestamptz := clock_timestamp();
-    affected bigint;
     one_id   uuid;
     one_user text;
 BEGIN
-    PERFORM tollgate.check_batch_size($1);
-    WITH expired AS (
+    PERFORM tollgate.check_batch_size($1, 1000);
+    expires_at := coalesce(expires_at, '-infinity');
+    token_id := coalesce(token_id, '00000000-0000-0000-0000-000000000000');
+    WITH recorded AS (
         UPDATE tollgate.api_tokens t SET expired_at = due
             WHERE t.ctid = ANY (ARRAY(
                 SELECT d.ctid FROM tollgate.api_tokens d
                 WHERE d.expires_at <= due AND d.expired_at IS NULL AND d.revoked_at IS NULL
-                ORDER BY d.expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))
+                  AND (d.expires_at, d.id) > (expire_tokens_after.expires_at, expire_tokens_after.token_id)
+                ORDER BY d.expires_at, d.id LIMIT $1 FOR UPDATE SKIP LOCKED))
             RETURNING t.id, t.user_id, t.expires_at
     ), logged AS (
         -- The epoch is asked for once, not for each row.
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)
-            SELECT 'token.expired', e.id, e.user_id, jsonb_build_object('expires_at', e.expires_at), (SELECT tollgate.current_epoch()) FROM expired e ORDER BY e.expires_at
+            SELECT 'token.expired', r.id, r.user_id, jsonb_build_object('expires_at', r.expires_at), (SELECT tollgate.current_epoch())
+            FROM recorded r ORDER BY r.expires_at, r.id
+    ), furthest AS (
+        SELECT r.expires_at, r.id FROM recorded r ORDER BY r.expires_at DESC, r.id DESC LIMIT 1
     )
-    SELECT count(*), (array_agg(e.id))[1], (array_agg(e.user_id))[1] INTO affected, one_id, one_user FROM expired e;
-    IF affected = 1 THEN
+    SELECT coalesce(f.expires_at, expire_tokens_after.expires_at), coalesce(f.id, expire_tokens_after.token_id), a.number, a.number, a.id, a.user_id
+        INTO expire_tokens_after.expires_at, expire_tokens_after.token_id, looked_at, expired, one_id, one_user
+        FROM (SELECT count(*) AS number, (array_agg(r.id))[1] AS id, (array_agg(r.user_id))[1] AS user_id FROM recorded r) a
+        LEFT JOIN furthest f ON true;
+    IF expired = 1 THEN
         PERFORM tollgate.notify_token_event('token.expired', one_id, one_user, NULL, NULL);
-    ELSIF affected > 1 THEN
-        PERFORM tollgate.notify_token_event('token.expired', NULL, NULL, NULL, affected);
+    ELSIF expired > 1 THEN
+        PERFORM tollgate.notify_token_event('token.expired', NULL, NULL, NULL, expired);
     END IF;
-    RETURN affected;
+END
+$$;
+COMMENT ON FUNCTION tollgate.expire_tokens_after(integer, timestamptz, uuid) IS
+    'expire_tokens for who calls it many times: goes on after the place that the call before returned (NULL: from the front). looked_at is less than the batch once there are no more';
+
+CREATE FUNCTION tollgate.expire_tokens(batch_size integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN tollgate.continue_walk('expire_tokens', 'tollgate.expire_tokens_after($2, $3, $4)', NULL, $1);
 END
 $$;
 COMMENT ON FUNCTION tollgate.expire_tokens(integer) IS
     'Records the expiry of tokens past their time, once each (event token.expired), and says how many; they were refused from that time on without it';
 
-CREATE FUNCTION tollgate.announce_expiries(notice interval DEFAULT '7 days', batch_size integer DEFAULT 1000) RETURNS bigint
+CREATE FUNCTION tollgate.announce_expiries_after(
+    notice           interval,
+    batch_size       integer,
+    INOUT expires_at timestamptz DEFAULT NULL,
+    INOUT token_id   uuid DEFAULT NULL,
+    OUT looked_at    bigint,
+    OUT announced    bigint
+)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET jit = off
+    SET enable_seqscan = off
+    SET enable_bitmapscan = off
+    SET enable_sort = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
 AS $$
 DECLARE
     -- Variables, because the planner uses no index for a comparison with a volatile function.
-    start    timestamptz := clock_timestamp();
-    until    timestamptz;
-    affected bigint;
+    start timestamptz := clock_timestamp();
+    until timestamptz;
 BEGIN
-    PERFORM tollgate.check_batch_size($2);
+    PERFORM tollgate.check_batch_size($2, 1000);
     IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '10 years' THEN
         RAISE EXCEPTION 'a notice is from nothing to 10 years'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: notice, of %s.', coalesce($1::text, 'NULL')),
-                  HINT = 'Give how long before its end a token is told of, such as interval ''7 days''.';
+                  HINT = 'Give how long before its end a token is announced, such as interval ''7 days''.';
     END IF;
     until := start + $1;
+    -- One lower bound: of two, an index may be read from the lower one on. What has ended is announced no more.
+    IF expires_at IS NULL OR expires_at <= start THEN
+        expires_at := start;
+        token_id := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+    END IF;
+    token_id := coalesce(token_id, '00000000-0000-0000-0000-000000000000');
     -- Each token is looked at once for each expiry that it has: what is dealt with leaves the index.
     WITH noted AS (
         UPDATE tollgate.api_tokens t SET announced_expiry = t.expires_at
             WHERE t.ctid = ANY (ARRAY(
                 SELECT d.ctid FROM tollgate.api_tokens d
-                WHERE d.expires_at > start AND d.expires_at <= until AND d.expired_at IS NULL AND d.revoked_at IS NULL
+                WHERE d.expires_at <= until AND d.expired_at IS NULL AND d.revoked_at IS NULL
+                  AND (d.expires_at, d.id) > (announce_expiries_after.expires_at, announce_expiries_after.token_id)
                   -- Nobody need do anything about the end of a token that has a successor.
                   AND d.rotated_to IS NULL AND d.announced_expiry IS DISTINCT FROM d.expires_at
-                ORDER BY d.expires_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED))
+                ORDER BY d.expires_at, d.id LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED))
             RETURNING t.id, t.user_id, t.name, t.expires_at, t.parent_id, t.created_at
     ), logged AS (
         -- The epoch is asked for once, not for each row.
@@ -98,21 +206,29 @@ BEGIN
             FROM noted n
             -- Nor about one that was derived to be brief.
             WHERE NOT (n.parent_id IS NOT NULL AND n.expires_at <= n.created_at + $1)
-            ORDER BY n.expires_at
+            ORDER BY n.expires_at, n.id
+    ), furthest AS (
+        SELECT n.expires_at, n.id FROM noted n ORDER BY n.expires_at DESC, n.id DESC LIMIT 1
     )
-    SELECT count(*) INTO affected FROM noted n;
-    RETURN affected;
+    SELECT coalesce(f.expires_at, announce_expiries_after.expires_at), coalesce(f.id, announce_expiries_after.token_id), a.number, a.number
+        INTO announce_expiries_after.expires_at, announce_expiries_after.token_id, looked_at, announced
+        FROM (SELECT count(*) AS number FROM noted n) a LEFT JOIN furthest f ON true;
+END
+$$;
+COMMENT ON FUNCTION tollgate.announce_expiries_after(interval, integer, timestamptz, uuid) IS
+    'announce_expiries for who calls it many times: goes on after the place that the call before returned (NULL: from the front). looked_at is less than the batch once there are no more';
+
+CREATE FUNCTION tollgate.announce_expiries(notice interval DEFAULT '7 days', batch_size integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN tollgate.continue_walk('announce_expiries', 'tollgate.announce_expiries_after($1, $2, $3, $4)', $1, $2);
 END
 $$;
 COMMENT ON FUNCTION tollgate.announce_expiries(interval, integer) IS
-    'Tells of tokens that expire within the notice, once for each expiry (event token.expiring), and says how many it has dealt with: also those that were derived to live for less than the notice, of which it does not tell';
+    'Announces tokens that expire within the notice, once for each expiry (event token.expiring), and says how many it has dealt with: also those that were derived to live for less than the notice, which have no event';
 
--- Called for a few tokens at a time, of which the planning would take most: so there is one plan, and whatever it takes the
--- batch's size for, it goes by the indexes. What is switched off for that adds so much to a plan's estimated cost that it would be
--- compiled (JIT), which takes a second.
---
--- It goes on from a place in the order in which tokens ended. From the first one on, each call would go again over all that has
--- to stay, and over the dead entries of all that earlier calls deleted, for as long as some snapshot needs those.
 CREATE FUNCTION tollgate.purge_tokens_after(
     retention      interval,
     batch_size     integer,
@@ -132,7 +248,7 @@ CREATE FUNCTION tollgate.purge_tokens_after(
     SET enable_mergejoin = off
 AS $$
 BEGIN
-    PERFORM tollgate.check_batch_size($2);
+    PERFORM tollgate.check_batch_size($2, 1000);
     PERFORM tollgate.check_retention($1);
     ended_at := coalesce(ended_at, '-infinity');
     token_id := coalesce(token_id, '00000000-0000-0000-0000-000000000000');
@@ -140,20 +256,25 @@ BEGIN
     LOCK TABLE tollgate.usage_flushes IN SHARE MODE;
     -- A token whose expiry is not recorded yet stays, or its event would be lost; and so do its ancestors, without which
     -- nothing would say what it may be at most. A token that was rotated names its successor for as long as it is there.
-    WITH ended AS MATERIALIZED (
+    WITH RECURSIVE ended AS MATERIALIZED (
         SELECT e.ctid AS place, e.id, least(e.revoked_at, e.expires_at) AS ended_at FROM tollgate.api_tokens e
             WHERE (e.revoked_at IS NOT NULL OR e.expired_at IS NOT NULL) AND least(e.revoked_at, e.expires_at) <= now() - $1
               AND (least(e.revoked_at, e.expires_at), e.id) > (purge_tokens_after.ended_at, purge_tokens_after.token_id)
             ORDER BY least(e.revoked_at, e.expires_at), e.id LIMIT $2
+    ), locked AS MATERIALIZED (
+        SELECT d.ctid AS place, d.id, d.rotated_from FROM ended e JOIN tollgate.api_tokens d ON d.ctid = e.place
+            -- It may have been given a later expiry meanwhile.
+            WHERE (d.revoked_at IS NOT NULL OR d.expired_at IS NOT NULL) AND least(d.revoked_at, d.expires_at) <= now() - $1
+              AND NOT EXISTS (SELECT FROM tollgate.api_tokens c WHERE c.parent_id = d.id)
+            FOR UPDATE OF d SKIP LOCKED
+    ), going AS (
+        -- A token that was rotated often would else lose one of its successors each time.
+        SELECT l.place, l.id FROM locked l WHERE NOT EXISTS (SELECT FROM tollgate.api_tokens o WHERE o.id = l.rotated_from)
+        UNION ALL
+        SELECT l.place, l.id FROM going g JOIN locked l ON l.rotated_from = g.id
     ), deleted AS (
         DELETE FROM tollgate.api_tokens t
-            WHERE t.ctid = ANY (ARRAY(
-                SELECT d.ctid FROM ended e JOIN tollgate.api_tokens d ON d.ctid = e.place
-                -- It may have been given a later expiry meanwhile.
-                WHERE (d.revoked_at IS NOT NULL OR d.expired_at IS NOT NULL) AND least(d.revoked_at, d.expires_at) <= now() - $1
-                  AND NOT EXISTS (SELECT FROM tollgate.api_tokens c WHERE c.parent_id = d.id)
-                  AND NOT EXISTS (SELECT FROM tollgate.api_tokens o WHERE o.id = d.rotated_from)
-                FOR UPDATE OF d SKIP LOCKED))
+            WHERE t.ctid = ANY (ARRAY(SELECT g.place FROM going g))
             RETURNING t.id, t.user_id, least(t.revoked_at, t.expires_at) AS ended_at
     ), forgotten AS (
         DELETE FROM tollgate.token_usage u USING deleted p WHERE u.token_id = p.id
@@ -179,44 +300,61 @@ CREATE FUNCTION tollgate.purge_tokens(retention interval DEFAULT '30 days', batc
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    affected bigint := 0;
-    ended    timestamptz;
-    last     uuid;
-    looked   bigint;
-    gone     bigint;
-    wanted   integer;
 BEGIN
-    PERFORM tollgate.check_batch_size($2);
-    LOOP
-        wanted := $2 - affected;
-        SELECT p.ended_at, p.token_id, p.looked_at, p.purged INTO ended, last, looked, gone
-            FROM tollgate.purge_tokens_after($1, wanted, ended, last) p;
-        affected := affected + gone;
-        EXIT WHEN affected >= $2 OR looked < wanted;
-    END LOOP;
-    RETURN affected;
+    RETURN tollgate.continue_walk('purge_tokens', 'tollgate.purge_tokens_after($1, $2, $3, $4)', $1, $2);
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_tokens(interval, integer) IS
     'Deletes tokens that were revoked or expired longer ago than the retention, with their usage (event token.purged each), and says how many; derived tokens before those they were derived from, and a successor only once the token that it replaced is gone';
 
+CREATE FUNCTION tollgate.purge_usage_after(
+    retention      interval,
+    batch_size     integer,
+    INOUT hour     timestamptz DEFAULT NULL,
+    INOUT token_id uuid DEFAULT NULL,
+    OUT looked_at  bigint,
+    OUT purged     bigint
+)
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET jit = off
+    SET enable_seqscan = off
+    SET enable_bitmapscan = off
+    SET enable_sort = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
+AS $$
+BEGIN
+    PERFORM tollgate.check_batch_size($2, 1000);
+    PERFORM tollgate.check_retention($1);
+    hour := coalesce(hour, '-infinity');
+    token_id := coalesce(token_id, '00000000-0000-0000-0000-000000000000');
+    WITH deleted AS (
+        DELETE FROM tollgate.usage_hourly h
+            WHERE h.ctid = ANY (ARRAY(
+                SELECT o.ctid FROM tollgate.usage_hourly o
+                WHERE o.hour < date_bin('1 hour', now() - $1, timestamptz 'epoch')
+                  AND (o.hour, o.token_id) > (purge_usage_after.hour, purge_usage_after.token_id)
+                ORDER BY o.hour, o.token_id LIMIT $2 FOR UPDATE SKIP LOCKED))
+            RETURNING h.hour, h.token_id
+    ), furthest AS (
+        SELECT d.hour, d.token_id FROM deleted d ORDER BY d.hour DESC, d.token_id DESC LIMIT 1
+    )
+    SELECT coalesce(f.hour, purge_usage_after.hour), coalesce(f.token_id, purge_usage_after.token_id), a.number, a.number
+        INTO purge_usage_after.hour, purge_usage_after.token_id, looked_at, purged
+        FROM (SELECT count(*) AS number FROM deleted d) a LEFT JOIN furthest f ON true;
+END
+$$;
+COMMENT ON FUNCTION tollgate.purge_usage_after(interval, integer, timestamptz, uuid) IS
+    'purge_usage for who calls it many times: goes on after the place that the call before returned (NULL: from the front). looked_at is less than the batch once there are no more';
+
 CREATE FUNCTION tollgate.purge_usage(retention interval DEFAULT '90 days', batch_size integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    affected bigint;
 BEGIN
-    PERFORM tollgate.check_batch_size($2);
-    PERFORM tollgate.check_retention($1);
-    DELETE FROM tollgate.usage_hourly h
-        WHERE h.ctid = ANY (ARRAY(
-            SELECT o.ctid FROM tollgate.usage_hourly o
-            WHERE o.hour < date_bin('1 hour', now() - $1, timestamptz 'epoch')
-            ORDER BY o.hour LIMIT $2 FOR UPDATE SKIP LOCKED));
-    GET DIAGNOSTICS affected = ROW_COUNT;
-    RETURN affected;
+    RETURN tollgate.continue_walk('purge_usage', 'tollgate.purge_usage_after($1, $2, $3, $4)', $1, $2);
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_usage(interval, integer) IS

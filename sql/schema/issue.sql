@@ -60,7 +60,7 @@ END;
 COMMENT ON FUNCTION tollgate.issued_detail(tollgate.api_tokens) IS
     'What an event says of a token that was issued, in whatever way. Internal.';
 
-CREATE VIEW tollgate.tokens WITH (security_barrier) AS
+CREATE VIEW tollgate.tokens AS
     SELECT t.id, t.user_id, t.name, t.hint,
            CASE WHEN t.revoked_at IS NOT NULL THEN 'revoked'
                 WHEN t.disabled_at IS NOT NULL THEN 'disabled'
@@ -89,11 +89,36 @@ $$;
 COMMENT ON FUNCTION tollgate.check_user_named(text) IS
     'Raises 22023 for a user who is nobody, whose tokens would be none: the mistake would go unseen. Internal.';
 
-CREATE FUNCTION tollgate.list_api_tokens(user_id text) RETURNS SETOF tollgate.tokens
+CREATE FUNCTION tollgate.check_page_size(max_tokens integer) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF $1 < 1 THEN
+        RAISE EXCEPTION 'a page has at least one token'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: max_tokens, of %s.', $1),
+                  HINT = 'Give how many you want at a time, such as 100, or NULL for all.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.check_page_size(integer) IS 'Raises 22023 unless a page can have so many tokens. Internal.';
+
+-- Ids are in the order in which they were drawn, which an index has: so a page costs what is on it.
+CREATE FUNCTION tollgate.list_api_tokens(user_id text, max_tokens integer DEFAULT NULL, after uuid DEFAULT NULL) RETURNS SETOF tollgate.tokens
     LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET jit = off
+    SET enable_seqscan = off
+    SET enable_bitmapscan = off
+    SET enable_sort = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
 BEGIN ATOMIC
     SELECT tollgate.check_user_named($1);
-    SELECT t.* FROM tollgate.tokens t WHERE t.user_id = tollgate.without_token('user_id', $1) ORDER BY t.created_at, t.id;
+    SELECT tollgate.check_page_size($2);
+    SELECT t.* FROM tollgate.tokens t
+        WHERE t.user_id = tollgate.without_token('user_id', $1) AND t.id > coalesce($3, '00000000-0000-0000-0000-000000000000')
+        ORDER BY t.id LIMIT $2;
 END;
-COMMENT ON FUNCTION tollgate.list_api_tokens(text) IS 'The tokens of a user, oldest first: hint, status and usage, never the digest; 22023 without a user';
+COMMENT ON FUNCTION tollgate.list_api_tokens(text, integer, uuid) IS
+    'The tokens of a user, oldest first, all or a page of so many after the one with an id: hint, status and usage, never the digest; 22023 without a user';

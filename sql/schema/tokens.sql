@@ -36,16 +36,24 @@ COMMENT ON COLUMN tollgate.api_tokens.announced_expiry IS 'The expiry that annou
 COMMENT ON COLUMN tollgate.api_tokens.disabled_via IS 'The ancestor whose disabling disabled this token; NULL in a disabled token that somebody disabled by itself';
 
 CREATE UNIQUE INDEX api_tokens_token_hash ON tollgate.api_tokens (token_hash);
-CREATE INDEX api_tokens_user ON tollgate.api_tokens (user_id);
+CREATE INDEX api_tokens_user ON tollgate.api_tokens (user_id, id);
+CREATE INDEX api_tokens_live ON tollgate.api_tokens (user_id)
+    WHERE revoked_at IS NULL AND rotated_to IS NULL AND expired_at IS NULL;
 CREATE INDEX api_tokens_parent ON tollgate.api_tokens (parent_id) WHERE parent_id IS NOT NULL;
-CREATE INDEX api_tokens_expiring ON tollgate.api_tokens (expires_at)
+CREATE INDEX api_tokens_expiring ON tollgate.api_tokens (expires_at, id)
     WHERE expires_at IS NOT NULL AND expired_at IS NULL AND revoked_at IS NULL;
-CREATE INDEX api_tokens_unannounced ON tollgate.api_tokens (expires_at)
+CREATE INDEX api_tokens_unannounced ON tollgate.api_tokens (expires_at, id)
     WHERE expires_at IS NOT NULL AND expired_at IS NULL AND revoked_at IS NULL AND rotated_to IS NULL
       AND announced_expiry IS DISTINCT FROM expires_at;
 CREATE INDEX api_tokens_ended ON tollgate.api_tokens (least(revoked_at, expires_at), id)
     WHERE revoked_at IS NOT NULL OR expired_at IS NOT NULL;
 SELECT pg_extension_config_dump('tollgate.api_tokens', '');
+
+CREATE TABLE tollgate.token_slots (
+    user_hash bigint PRIMARY KEY
+);
+COMMENT ON TABLE tollgate.token_slots IS
+    'One row per user who was issued a token under tollgate.max_tokens_per_user, to be locked meanwhile: the beginning of the SHA-256 digest of the user_id. Not dumped';
 
 CREATE TYPE tollgate.issued_token AS (
     id         uuid,

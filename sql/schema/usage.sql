@@ -26,7 +26,7 @@ CREATE TABLE tollgate.usage_hourly (
 );
 COMMENT ON TABLE tollgate.usage_hourly IS
     'Uses and denials per token and hour, all but the latest hour of each token, which is in token_usage: so a flush writes one row a token, and a second one once an hour';
-CREATE INDEX usage_hourly_hour ON tollgate.usage_hourly (hour);
+CREATE INDEX usage_hourly_hour ON tollgate.usage_hourly (hour, token_id);
 SELECT pg_extension_config_dump('tollgate.usage_hourly', '');
 
 CREATE TABLE tollgate.usage_flushes (

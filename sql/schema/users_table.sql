@@ -158,6 +158,8 @@ DECLARE
     departed   text[];
     one        text;
     keys       text[] := '{}';
+    branch     record;
+    page       bigint;
     affected   bigint := 0;
     n          bigint := 0;
 BEGIN
@@ -172,14 +174,20 @@ BEGIN
                       HINT = 'Truncate it in a transaction with isolation level READ COMMITTED.';
         END IF;
         -- Each table that is truncated has a trigger of its own, but for partitions that came after the attachment.
-        SELECT tollgate.query_as(c.relowner, format('SELECT array_agg(DISTINCT u.%I::text COLLATE "C") FROM %s %s u', key_column,
-                                                    CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY' END, TG_RELID::regclass), NULL)
-            INTO departed FROM pg_class c WHERE c.oid = TG_RELID;
-        FOR i IN 1 .. coalesce(cardinality(departed), 0) BY 1000 LOOP
-            affected := affected + tollgate.revoke_without_notification(departed[i : i + 999], 'the user was deleted', jsonb_build_object('users_table', users));
+        -- A hundred pages at a time, some ten thousand users, as there may be any number.
+        FOR branch IN SELECT c.oid, c.relowner, pg_relation_size(c.oid) / current_setting('block_size')::bigint AS pages FROM pg_class c
+                      WHERE c.relkind = 'r' AND c.oid IN (SELECT TG_RELID UNION SELECT p.relid FROM pg_partition_tree(TG_RELID) p)
+        LOOP
+            FOR page IN SELECT generate_series(0, branch.pages, 100) LOOP
+                departed := tollgate.query_as(branch.relowner, format(
+                    'SELECT array_agg(DISTINCT u.%I::text COLLATE "C") FROM ONLY %s u WHERE u.ctid >= %L AND u.ctid < %L',
+                    key_column, branch.oid::regclass, format('(%s,0)', page), format('(%s,0)', page + 100)), NULL);
+                CONTINUE WHEN departed IS NULL;
+                affected := affected + tollgate.revoke_without_notification(departed, 'the user was deleted', jsonb_build_object('users_table', users));
+                n := n + cardinality(departed);
+                one := departed[1];
+            END LOOP;
         END LOOP;
-        n := cardinality(departed);
-        one := departed[1];
     ELSIF TG_LEVEL = 'STATEMENT' THEN
         -- So many users at a time, since a statement may delete any number; their table may be read once for each turn. In the
         -- order in which their tokens are locked.

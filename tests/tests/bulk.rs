@@ -10,7 +10,13 @@ use common::{Shared, database, value};
 use tokio_postgres::Client;
 use tollgate_tests::Cluster;
 
-static SHARED: Shared = Shared::new(&[("autovacuum", "off"), ("tollgate.accept_foreign_tokens", "on")]);
+/// With room for few locks: what is done to ten thousand rows must not take one for each.
+static SHARED: Shared = Shared::new(&[
+    ("autovacuum", "off"),
+    ("tollgate.accept_foreign_tokens", "on"),
+    ("max_locks_per_transaction", "10"),
+    ("max_connections", "30"),
+]);
 
 const FEW: u32 = 1000;
 const MOST_GROWTH: f64 = 12.0;
@@ -22,18 +28,6 @@ async fn pages(client: &Client, statement: &str) -> Result<f64> {
     let plan: serde_json::Value = rows.with_context(|| statement.to_owned())?[0].get(0);
     let count = |key: &str| plan[0]["Plan"][key].as_f64().with_context(|| format!("no {key} in {plan}"));
     Ok(count("Shared Hit Blocks")? + count("Shared Read Blocks")?)
-}
-
-/// The same of a statement that is repeated until it returns less than a batch.
-async fn pages_until_done(client: &Client, call: &str, batch: i64) -> Result<f64> {
-    let mut sum = 0.0;
-    loop {
-        client.batch_execute("create temp table if not exists done (n bigint); truncate done").await?;
-        sum += pages(client, &format!("insert into done select {call}")).await?;
-        if value::<i64>(client, "select n from done").await? < batch {
-            return Ok(sum);
-        }
-    }
 }
 
 /// A database with the extension, in which `prepare` was run for so many rows.
@@ -64,17 +58,16 @@ async fn is_linear(name: &str, prepare: &str, statement: &str) -> Result<()> {
     Ok(())
 }
 
-/// A batch of ten at a time, until there are no more. On a server of its own: each batch passes over the entries of indexes
-/// that earlier ones have left dead, and it does so by way of the table for as long as any transaction of the server is open
-/// that began before, also one of another test in another database.
-async fn is_linear_in_batches(name: &str, prepare: &str, call: &str) -> Result<()> {
-    let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
+/// A statement that costs as much for a table of so many as for one of ten times as many.
+async fn is_constant(name: &str, prepare: &str, statement: &str) -> Result<()> {
+    let cluster = SHARED.cluster()?;
     let mut counted = Vec::new();
     for n in [FEW, 10 * FEW] {
         let owner = prepared(&cluster, name, n, prepare).await?;
-        counted.push(pages_until_done(&owner, call, 10).await?);
+        pages(&owner, statement).await?;
+        counted.push(pages(&owner, statement).await?);
     }
-    assert_linear(name, counted[0], counted[1]);
+    assert!(counted[1] <= 1.5 * counted[0] + 5.0, "{name}: {counted:?}");
     Ok(())
 }
 
@@ -98,6 +91,41 @@ async fn issuing_in_one_transaction() -> Result<()> {
 async fn importing_in_one_transaction() -> Result<()> {
     let import = "select count(tollgate.import_api_token('u' || g, 'k', sha256(g::text::bytea))) from generate_series(1, :n) g";
     is_linear("importing", "", import).await
+}
+
+const LIMITED: &str = "set tollgate.max_tokens_per_user = 100000";
+
+#[tokio::test]
+async fn issuing_for_many_users_who_have_a_limit() -> Result<()> {
+    is_linear("issuing_limited", LIMITED, TOKENS).await
+}
+
+#[tokio::test]
+async fn issuing_in_one_transaction_for_a_user_who_has_a_limit() -> Result<()> {
+    is_linear("issuing_limited_to_one", LIMITED, OF_ONE).await
+}
+
+#[tokio::test]
+async fn importing_in_turns_for_users_who_have_a_limit() -> Result<()> {
+    let import = "select count(tollgate.import_api_token('u' || g % 3, 'k', sha256(g::text::bytea))) from generate_series(1, :n) g";
+    is_linear("importing_limited", LIMITED, import).await
+}
+
+#[tokio::test]
+async fn a_limit_does_not_count_what_has_ended() -> Result<()> {
+    let ended = format!(
+        "{LIMITED}; {OF_ONE};
+         update tollgate.api_tokens set revoked_at = case when id::text < '8' then now() end, expires_at = now(), expired_at = now()"
+    );
+    is_constant("ended_limited", &ended, "select tollgate.create_api_token('ann', 'k')").await
+}
+
+#[tokio::test]
+async fn a_page_of_a_list_costs_what_is_on_it() -> Result<()> {
+    let page = "select * from tollgate.list_api_tokens('ann', 100, (select id from tollgate.api_tokens offset 500 limit 1))";
+    is_constant("page_of_list", OF_ONE, page).await?;
+    let page = "select * from tollgate.tokens where id > '00000000-0000-0000-0000-000000000000' order by id limit 100";
+    is_constant("page_of_view", TOKENS, page).await
 }
 
 #[tokio::test]
@@ -146,6 +174,16 @@ async fn deleting_users_of_a_partitioned_table() -> Result<()> {
     is_linear("deleting_partitioned", &prepare, "delete from users").await
 }
 
+#[tokio::test]
+async fn truncating_an_attached_table_of_users() -> Result<()> {
+    let prepare = format!(
+        "create table users (id text primary key); insert into users select 'u' || g from generate_series(1, :n) g;
+         select tollgate.attach_users_table('users', 'id'); {TOKENS};
+         create function empty_users() returns void language sql as 'truncate users'"
+    );
+    is_linear("truncating", &prepare, "select empty_users()").await
+}
+
 /// A chunk of them is a thousand families, or fifty thousand users: more than the others of these tests have.
 #[tokio::test]
 async fn more_than_fits_into_one_step_is_revoked_to_the_last() -> Result<()> {
@@ -171,11 +209,6 @@ async fn more_than_fits_into_one_step_is_revoked_to_the_last() -> Result<()> {
 // ---- What time does
 
 #[tokio::test]
-async fn announcing_what_ends_soon() -> Result<()> {
-    is_linear_in_batches("announcing", SOON_OVER, "tollgate.announce_expiries('7 days', 10)").await
-}
-
-#[tokio::test]
 async fn a_look_for_what_is_to_be_announced_costs_nothing_when_all_is() -> Result<()> {
     let cluster = SHARED.cluster()?;
     let mut counted = Vec::new();
@@ -190,10 +223,88 @@ async fn a_look_for_what_is_to_be_announced_costs_nothing_when_all_is() -> Resul
     Ok(())
 }
 
+/// While a snapshot is older, as that of pg_dump, what was dealt with stays in the indexes. On a server of its own, as is
+/// everything of which the end is measured beside a snapshot: one of another test would count as well.
 #[tokio::test]
-async fn recording_expiries() -> Result<()> {
-    let prepare = format!("{SOON_OVER}; update tollgate.api_tokens set expires_at = now()");
-    is_linear_in_batches("expiring", &prepare, "tollgate.expire_tokens(10)").await
+async fn a_batch_beside_an_old_snapshot_does_not_pass_what_the_ones_before_it_dealt_with() -> Result<()> {
+    let tokens = "insert into tollgate.api_tokens (id, token_hash, user_id, name, scopes, metadata, hint, expires_at)
+                  select gen_random_uuid(), sha256(g::text::bytea), 'u' || g, 'k', '{}', '{}', 'h', now() + interval '1 day'
+                  from generate_series(1, :n) g";
+    let used = "insert into tollgate.usage_hourly select gen_random_uuid(), date_bin('1 hour', now(), 'epoch') - (1 + g % 3) * interval '1 hour', 1, 1
+                from generate_series(1, :n) g";
+    let walks = [
+        ("expire_tokens", format!("{tokens}; update tollgate.api_tokens set expires_at = now()"), ""),
+        ("announce_expiries", tokens.to_owned(), "'7 days', "),
+        ("purge_tokens", format!("{tokens}; update tollgate.api_tokens set revoked_at = now()"), "'0', "),
+        ("purge_usage", used.to_owned(), "'0', "),
+    ];
+    let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
+    for (function, prepare, argument) in walks {
+        let mut counted = Vec::new();
+        for n in [FEW, 10 * FEW] {
+            let owner = prepared(&cluster, function, n, &prepare).await?;
+            let holder = cluster.connect("postgres", &format!("{function}_{n}")).await?;
+            holder
+                .batch_execute("begin isolation level repeatable read; select from pg_class limit 1")
+                .await?;
+            owner
+                .batch_execute("create temp table step (place timestamptz, token_id uuid, looked_at bigint, done bigint)")
+                .await?;
+            for after in ["", "_after"] {
+                owner.batch_execute("truncate step").await?;
+                let step = |most: u32| match after {
+                    "" => format!(
+                        "with before as (delete from step)
+                         insert into step (done) select tollgate.{function}({argument}{most})"
+                    ),
+                    _ => format!(
+                        "with before as (delete from step returning place, token_id)
+                         insert into step select s.* from (select) one left join before b on true,
+                             tollgate.{function}_after({argument}{most}, b.place, b.token_id) s"
+                    ),
+                };
+                let mut left = n / 3;
+                while left > 0 {
+                    owner.batch_execute(&step(left.min(1000))).await?;
+                    left -= left.min(1000);
+                }
+                for _ in 0..3 {
+                    owner.batch_execute(&step(1)).await?;
+                }
+                counted.push(pages(&owner, &step(1)).await?);
+                assert_eq!(value::<i64>(&owner, "select done from step").await?, 1, "{function}{after}");
+            }
+        }
+        for (few, many) in counted[..2].iter().zip(&counted[2..]) {
+            assert!(*many <= 1.5 * few + 5.0, "{function}: {counted:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Each function begins once more at the front before it says that there are no more.
+#[tokio::test]
+async fn what_a_walk_has_passed_is_found_before_it_says_that_there_is_no_more() -> Result<()> {
+    let owner = prepared(&SHARED.cluster()?, "passed", 30, SOON_OVER).await?;
+    let first = "(select id from tollgate.api_tokens order by id limit 1)";
+    let call = async |call: &str| value::<i64>(&owner, &format!("select tollgate.{call}")).await;
+    assert_eq!(call("announce_expiries('7 days', 10)").await?, 10);
+    let earlier =
+        format!("update tollgate.api_tokens set expires_at = now() + interval '1 hour' where id = {first}");
+    owner.batch_execute(&earlier).await?;
+    assert_eq!(call("announce_expiries('7 days', 100)").await?, 21);
+    owner.batch_execute("update tollgate.api_tokens set expires_at = now() - interval '1 minute'").await?;
+    assert_eq!(call("expire_tokens(10)").await?, 10);
+    let again = format!(
+        "update tollgate.api_tokens set expires_at = now() - interval '1 hour', expired_at = null where id = {first}"
+    );
+    owner.batch_execute(&again).await?;
+    assert_eq!(call("expire_tokens(100)").await?, 21);
+    assert_eq!(call("purge_tokens('0', 10)").await?, 10);
+    // It ends before those that were purged.
+    owner.batch_execute("select tollgate.create_api_token('late', 'k'); update tollgate.api_tokens set revoked_at = '2020-01-01' where user_id = 'late'").await?;
+    assert_eq!(call("purge_tokens('0', 100)").await?, 21);
+    Ok(())
 }
 
 /// As the daemon deletes: rounds of small steps, until one deletes nothing.
@@ -234,10 +345,43 @@ async fn purging_what_ended_in_one_moment() -> Result<()> {
         .await
 }
 
+/// Each is kept for as long as the one that it replaced, and all end at the same time.
+#[tokio::test]
+async fn purging_a_token_that_was_rotated_often() -> Result<()> {
+    let rotated = "update tollgate.api_tokens t set revoked_at = now(), rotated_from = p.before
+                   from (select id, lag(id) over (order by id) as before from tollgate.api_tokens) p where p.id = t.id";
+    purging_is_linear("purging_rotated", &format!("{OF_ONE}; {rotated}")).await
+}
+
 #[tokio::test]
 async fn purging_families_whose_parents_ended_first() -> Result<()> {
     let revoke = "update tollgate.api_tokens set revoked_at = now() - interval '1 second' * (parent_id is null)::integer";
     purging_is_linear("purging_families", &format!("{FAMILIES}; {revoke}")).await
+}
+
+// ---- Capabilities
+
+#[tokio::test]
+async fn granting_a_capability_to_one_role_after_another() -> Result<()> {
+    // On a server of its own, as of the rows of the catalogue none is removed that a transaction of another test may see.
+    let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
+    let mut counted = Vec::new();
+    for n in [10, 100] {
+        let roles = format!(
+            "do $$ begin for i in 1 .. {n} loop execute format('create role granted_{n}_%s', i); end loop; end $$"
+        );
+        let owner = prepared(&cluster, "granting", n, &roles).await?;
+        let mut sum = 0.0;
+        for role in 1..=n {
+            // Each in a transaction of its own: within one, none of the catalogue's old rows is removed.
+            sum +=
+                pages(&owner, &format!("select tollgate.grant_capability('granted_{n}_{role}', 'issuer')"))
+                    .await?;
+        }
+        counted.push(sum);
+    }
+    assert_linear("granting", counted[0], counted[1]);
+    Ok(())
 }
 
 // ---- The log

@@ -26,7 +26,14 @@ const PUBLIC_FUNCTIONS: &[&str] = &[
 ];
 
 /// Tables that a dump leaves out: they tell of this very cluster, and would be wrong in another.
-const NOT_DUMPED: &[&str] = &["daemon_reports", "leaderships", "usage_flushes", "webhook_backlogs"];
+const NOT_DUMPED: &[&str] = &[
+    "daemon_reports",
+    "housekeeping_places",
+    "leaderships",
+    "token_slots",
+    "usage_flushes",
+    "webhook_backlogs",
+];
 
 /// The extension's functions, and whether PUBLIC may call them.
 const FUNCTIONS: &str = "

@@ -1,6 +1,8 @@
 //! `tollgated cleanup`: records expiries and deletes what ended long ago, batch by batch, until nothing is left. Most of the
 //! time it leaves the server to others.
 
+use std::time::Duration;
+
 use indicatif::ProgressBar;
 use serde_json::json;
 use tokio::time::Instant;
@@ -9,9 +11,9 @@ use super::progress;
 use crate::config::{CleanupOptions, RetentionOptions};
 use crate::db::Target;
 use crate::error::Result;
-use crate::sql::Ended;
+use crate::sql::Due;
 use crate::tasks::expire_tokens::fills;
-use crate::tasks::pieces::{Batch, Round, expire, purge};
+use crate::tasks::pieces::{Batch, Round};
 use crate::tasks::rest;
 use crate::{exit, output, sql};
 
@@ -20,18 +22,23 @@ pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u
     let batch_size = options.batch.batch_size;
     let RetentionOptions { retention, usage_retention, audit_retention } = options.retention;
     let progress = progress::bar("recording expiries", None, options.output.quiet || options.output.json);
-    let expired = until_done(&progress, async || expire(&mut session, None, batch_size).await).await?;
+    let mut round = Round::default();
+    let expired = until_done(&progress, async || {
+        round.advance(&mut session, None, Due::Expiries, Duration::ZERO, batch_size).await
+    })
+    .await?;
     progress.set_position(0);
     progress.set_message("deleting ended tokens");
     let mut round = Round::default();
     let purged = until_done(&progress, async || {
-        purge(&mut session, None, Ended::Tokens, retention, batch_size, &mut round).await
+        round.advance(&mut session, None, Due::EndedTokens, retention, batch_size).await
     })
     .await?;
     progress.set_position(0);
     progress.set_message("deleting old hours of usage");
+    let mut round = Round::default();
     let hours = until_done(&progress, async || {
-        purge(&mut session, None, Ended::UsageHours, usage_retention, batch_size, &mut round).await
+        round.advance(&mut session, None, Due::UsageHours, usage_retention, batch_size).await
     })
     .await?;
     let mut events = 0;

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::pieces::{self, Batch};
+use super::pieces::{Batch, Round};
 use crate::db::Database;
 use crate::driver::{Report, Task};
 use crate::error::Result;
 use crate::leader::Leadership;
+use crate::sql::Due;
 
 /// Nobody needs to know to the second.
 pub const PERIOD: Duration = Duration::from_secs(60);
@@ -19,11 +20,12 @@ pub struct AnnounceExpiries {
     leadership: Leadership,
     notice: Duration,
     batch_size: i32,
+    round: Round,
 }
 
 impl AnnounceExpiries {
     pub fn new(database: Database, leadership: Leadership, notice: Duration, batch_size: i32) -> Self {
-        Self { database, leadership, notice, batch_size }
+        Self { database, leadership, notice, batch_size, round: Round::default() }
     }
 }
 
@@ -35,8 +37,12 @@ impl Task for AnnounceExpiries {
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
         let fence = self.leadership.own_fence(self.name())?;
         let mut session = self.database.session(stop).await?;
-        let Batch { items, more } =
-            pieces::announce(&mut session, Some(&fence), self.notice, self.batch_size).await?;
+        // A token may be issued, or be given another end, anywhere within the notice.
+        self.round.begin_again_after(Duration::ZERO);
+        let Batch { items, more } = self
+            .round
+            .advance(&mut session, Some(&fence), Due::Announcements, self.notice, self.batch_size)
+            .await?;
         Ok(Report { items, more, note: None })
     }
 }

@@ -6,11 +6,12 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, Transaction};
+use tokio::time::Instant;
+use tokio_postgres::Client;
 
 use crate::error::{Doing as _, Result};
 use crate::leader::Fence;
-use crate::sql::{self, Ended, Place, Purge};
+use crate::sql::{Due, Place, Walk};
 
 /// As short as the server's and our timers can wait.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -25,72 +26,13 @@ struct Sizes {
     transaction: i32,
 }
 
-/// What is done, with what a statement of it needs.
-enum Work<'a> {
-    Expire,
-    Announce(Duration),
-    Purge { what: Ended, statement: Purge, retention: Duration, place: &'a mut Place },
-}
-
-impl Work<'_> {
-    fn sizes(&self) -> Sizes {
-        match self {
-            // One notification tells of a statement's.
-            Self::Expire | Self::Announce(_) => Sizes { statement: 20, transaction: 20 },
-            // With its usage, and a look for descendants.
-            Self::Purge { what: Ended::Tokens, .. } => Sizes { statement: 10, transaction: 50 },
-            Self::Purge { .. } => Sizes { statement: 50, transaction: 500 },
-        }
-    }
-
-    fn doing(&self) -> &'static str {
-        match self {
-            Self::Expire => "record expiries",
-            Self::Announce(_) => "announce expiries",
-            Self::Purge { .. } => "delete what is over",
-        }
-    }
-
-    /// Looks at up to `most` rows; says how many it looked at, and how many it dealt with.
-    async fn piece(
-        &mut self,
-        transaction: &Transaction<'_>,
-        fence: Option<&Fence>,
-        most: i32,
-    ) -> Result<(u64, u64)> {
-        match self {
-            Self::Expire => sql::expire_tokens(transaction, fence, most).await.map(|items| (items, items)),
-            Self::Announce(notice) => {
-                sql::announce_expiries(transaction, fence, *notice, most).await.map(|items| (items, items))
-            }
-            Self::Purge { statement, retention, place, .. } => {
-                let purged = statement.execute(transaction, *retention, most, place).await?;
-                **place = purged.place;
-                Ok((purged.looked_at, purged.deleted))
-            }
-        }
-    }
-
-    /// Has up to `batch_size` rows looked at. What was done before a failure stays done.
-    async fn run(mut self, session: &mut Client, fence: Option<&Fence>, batch_size: i32) -> Result<Batch> {
-        let (sizes, doing) = (self.sizes(), self.doing());
-        let mut left = batch_size;
-        let mut batch = Batch { items: 0, more: true };
-        while batch.more && left > 0 {
-            let transaction = session.transaction().await.doing(doing)?;
-            let mut room = left.min(sizes.transaction);
-            left -= room;
-            while batch.more && room > 0 {
-                let most = room.min(sizes.statement);
-                room -= most;
-                let (looked_at, items) = self.piece(&transaction, fence, most).await?;
-                batch.items += items;
-                batch.more = looked_at >= u64::from(most.unsigned_abs());
-                tokio::time::sleep(PAUSE).await;
-            }
-            transaction.commit().await.doing(doing)?;
-        }
-        Ok(batch)
+fn sizes(what: Due) -> Sizes {
+    match what {
+        // One notification tells of a statement's.
+        Due::Expiries | Due::Announcements => Sizes { statement: 20, transaction: 20 },
+        // With its usage, and a look for descendants.
+        Due::EndedTokens => Sizes { statement: 10, transaction: 50 },
+        Due::UsageHours | Due::WebhookDeliveries => Sizes { statement: 50, transaction: 500 },
     }
 }
 
@@ -101,48 +43,65 @@ pub struct Batch {
     pub more: bool,
 }
 
-/// Records up to `batch_size` expiries.
-pub async fn expire(session: &mut Client, fence: Option<&Fence>, batch_size: i32) -> Result<Batch> {
-    Work::Expire.run(session, fence, batch_size).await
-}
-
-/// Announces up to `batch_size` expiries.
-pub async fn announce(
-    session: &mut Client,
-    fence: Option<&Fence>,
-    notice: Duration,
-    batch_size: i32,
-) -> Result<Batch> {
-    Work::Announce(notice).run(session, fence, batch_size).await
-}
-
-/// How far a round through what has ended has come. A round that deleted something is followed by another: that may have been
-/// the last descendant of a token that had to stay.
+/// How far a walk has come through what is due, from the front of its index on. Kept from batch to batch, because each would
+/// else pass again over what those before it dealt with, which stays in the index for as long as any snapshot is older.
 #[derive(Debug, Default)]
 pub struct Round {
     place: Place,
-    deleted: u64,
+    dealt_with: u64,
+    /// When it began, and whether it has come to the end.
+    begun: Option<Instant>,
+    at_end: bool,
 }
 
-/// Looks at up to `batch_size` more of the round, and deletes those that were over longer ago than the retention.
-pub async fn purge(
-    session: &mut Client,
-    fence: Option<&Fence>,
-    what: Ended,
-    retention: Duration,
-    batch_size: i32,
-    round: &mut Round,
-) -> Result<Batch> {
-    let statement = Purge::prepare(session, fence, what).await?;
-    // After a failure, what was passed may not have been deleted.
-    let Round { mut place, deleted } = std::mem::take(round);
-    let work = Work::Purge { what, statement, retention, place: &mut place };
-    let mut batch = work.run(session, fence, batch_size).await?;
-    let deleted = deleted + batch.items;
-    if batch.more {
-        *round = Round { place, deleted };
-    } else {
-        batch.more = what == Ended::Tokens && deleted > 0;
+impl Round {
+    /// Goes on after the place, but from the front if it is at the end and that old: what was locked, what committed late and
+    /// what was given another end is found there.
+    pub fn begin_again_after(&mut self, age: Duration) {
+        if self.at_end && self.begun.is_some_and(|begun| begun.elapsed() >= age) {
+            *self = Self::default();
+        }
     }
-    Ok(batch)
+
+    /// Looks at up to `batch_size` more. What was done before a failure stays done; the next round begins at the front then,
+    /// because what was passed may have been rolled back.
+    pub async fn advance(
+        &mut self,
+        session: &mut Client,
+        fence: Option<&Fence>,
+        what: Due,
+        time: Duration,
+        batch_size: i32,
+    ) -> Result<Batch> {
+        let Self { mut place, dealt_with, begun, .. } = std::mem::take(self);
+        let begun = begun.unwrap_or_else(Instant::now);
+        let Sizes { statement, transaction } = sizes(what);
+        const DOING: &str = "work through what is due";
+        let walk = Walk::prepare(session, fence, what).await?;
+        let mut left = batch_size;
+        let mut batch = Batch { items: 0, more: true };
+        while batch.more && left > 0 {
+            let open = session.transaction().await.doing(DOING)?;
+            let mut room = left.min(transaction);
+            left -= room;
+            while batch.more && room > 0 {
+                let most = room.min(statement);
+                room -= most;
+                let step = walk.step(&open, time, most, &place).await?;
+                place = step.place;
+                batch.items += step.items;
+                batch.more = step.looked_at >= u64::from(most.unsigned_abs());
+                tokio::time::sleep(PAUSE).await;
+            }
+            open.commit().await.doing(DOING)?;
+        }
+        let dealt_with = dealt_with + batch.items;
+        let at_end = !batch.more;
+        if what == Due::EndedTokens && at_end && dealt_with > 0 {
+            // It may have been the last descendant of a token that had to stay: another round.
+            return Ok(Batch { more: true, ..batch });
+        }
+        *self = Self { place, dealt_with, begun: Some(begun), at_end };
+        Ok(batch)
+    }
 }

@@ -1,15 +1,17 @@
 //! Deletes tokens that ended, hours of usage that lie, and webhooks that were given up, longer ago than their retention. A
 //! million tokens may go at once, and nobody waits for that.
 
+use std::time::Duration;
+
 use tokio_util::sync::CancellationToken;
 
-use super::pieces::{Round, purge};
+use super::pieces::Round;
 use crate::config::RetentionOptions;
 use crate::db::Database;
 use crate::driver::{Report, Task};
 use crate::error::Result;
 use crate::leader::Leadership;
-use crate::sql::Ended;
+use crate::sql::Due;
 
 #[derive(Debug)]
 pub struct Purge {
@@ -17,8 +19,11 @@ pub struct Purge {
     leadership: Leadership,
     retention: RetentionOptions,
     batch_size: i32,
-    /// How far it has come with the tokens.
-    round: Round,
+    /// How far it has come with each.
+    tokens: Round,
+    hours: Round,
+    messages: Round,
+    more: bool,
 }
 
 impl Purge {
@@ -28,7 +33,16 @@ impl Purge {
         retention: RetentionOptions,
         batch_size: i32,
     ) -> Self {
-        Self { database, leadership, retention, batch_size, round: Round::default() }
+        Self {
+            database,
+            leadership,
+            retention,
+            batch_size,
+            tokens: Round::default(),
+            hours: Round::default(),
+            messages: Round::default(),
+            more: false,
+        }
     }
 }
 
@@ -42,14 +56,19 @@ impl Task for Purge {
         let fence = self.leadership.own_fence(self.name())?;
         let mut session = self.database.session(stop).await?;
         let (fence, batch_size) = (Some(&fence), self.batch_size);
+        // Not while one of them has more: those that are done would begin again each time.
+        if !std::mem::replace(&mut self.more, false) {
+            for round in [&mut self.tokens, &mut self.hours, &mut self.messages] {
+                round.begin_again_after(Duration::ZERO);
+            }
+        }
         let tokens =
-            purge(&mut session, fence, Ended::Tokens, retention, batch_size, &mut self.round).await?;
-        let mut whole = Round::default();
+            self.tokens.advance(&mut session, fence, Due::EndedTokens, retention, batch_size).await?;
         let hours =
-            purge(&mut session, fence, Ended::UsageHours, usage_retention, batch_size, &mut whole).await?;
+            self.hours.advance(&mut session, fence, Due::UsageHours, usage_retention, batch_size).await?;
         let messages =
-            purge(&mut session, fence, Ended::WebhookDeliveries, retention, batch_size, &mut whole).await?;
-        let more = tokens.more || hours.more || messages.more;
-        Ok(Report { items: tokens.items + hours.items, more, note: None })
+            self.messages.advance(&mut session, fence, Due::WebhookDeliveries, retention, batch_size).await?;
+        self.more = tokens.more || hours.more || messages.more;
+        Ok(Report { items: tokens.items + hours.items, more: self.more, note: None })
     }
 }

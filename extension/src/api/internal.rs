@@ -84,7 +84,7 @@ fn check_snapshot(call: &Call) -> Option<Datum> {
 
 sql_function!(lock_token_slots);
 fn lock_token_slots(call: &Call) -> Option<Datum> {
-    quota::lock(call.text(0)?);
+    quota::lock(call.text(0)?).or_raise();
     Some(Datum::null())
 }
 

@@ -24,7 +24,7 @@ sql_function!(create_api_token);
 fn create_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.create_api_token()");
     let user_id = fields::user_id(call.text(0)).or_raise();
-    quota::lock(user_id);
+    quota::lock(user_id).or_raise();
     let name = fields::name(call.text(1)).or_raise();
     let scopes = fields::scopes(call.text_array(2)).or_raise();
     let lifetime = fields::lifetime(call.value(3)).or_raise();
@@ -57,7 +57,7 @@ sql_function!(import_api_token);
 fn import_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.import_api_token()");
     let user_id = fields::user_id(call.text(0)).or_raise();
-    quota::lock(user_id);
+    quota::lock(user_id).or_raise();
     let name = fields::name(call.text(1)).or_raise();
     let digest: Digest =
         call.bytes(2).and_then(|bytes| bytes.try_into().ok()).ok_or_else(not_a_digest).or_raise();

@@ -17,6 +17,8 @@ pub(crate) struct Query {
 #[derive(Clone, Copy)]
 pub(crate) enum Sight {
     Now,
+    /// The same, for a query that locks or writes.
+    Write,
     /// That of the transaction, which is the same under READ COMMITTED.
     Transaction,
 }
@@ -44,7 +46,7 @@ impl Query {
                 self.plan.set(plan);
             }
             let snapshot = pg_sys::RegisterSnapshot(match sight {
-                Sight::Now => pg_sys::GetLatestSnapshot(),
+                Sight::Now | Sight::Write => pg_sys::GetLatestSnapshot(),
                 Sight::Transaction => pg_sys::GetTransactionSnapshot(),
             });
             let outcome = pg_sys::SPI_execute_snapshot(
@@ -53,7 +55,7 @@ impl Query {
                 nulls.as_ptr(),
                 snapshot,
                 core::ptr::null_mut(),
-                true,
+                !matches!(sight, Sight::Write),
                 false,
                 1,
             );

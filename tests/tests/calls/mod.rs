@@ -25,7 +25,7 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.token_has_scope(text,text,inet)", "token_has_scope('{token}', 'posts:read', '10.0.0.1')"),
     ("tollgate.last_refusal()", "last_refusal()"),
     ("tollgate.client_ip_from(text,cidr[])", "client_ip_from('203.0.113.7, 10.0.0.1')"),
-    ("tollgate.list_api_tokens(text)", "list_api_tokens('clerk')"),
+    ("tollgate.list_api_tokens(text,integer,uuid)", "list_api_tokens('clerk', 10, '{id}')"),
     ("tollgate.token_activity(uuid,timestamp with time zone)", "token_activity('{id}', 'yesterday')"),
     ("tollgate.revoke_api_token(uuid,text,text)", "revoke_api_token('{id}', 'clerk', 'over')"),
     (
@@ -77,6 +77,15 @@ const CALLS: &[(&str, &str)] = &[
         "purge_tokens_after('30 days', 10)",
     ),
     ("tollgate.purge_usage(interval,integer)", "purge_usage('90 days', 10)"),
+    ("tollgate.expire_tokens_after(integer,timestamp with time zone,uuid)", "expire_tokens_after(10)"),
+    (
+        "tollgate.announce_expiries_after(interval,integer,timestamp with time zone,uuid)",
+        "announce_expiries_after('7 days', 10)",
+    ),
+    (
+        "tollgate.purge_usage_after(interval,integer,timestamp with time zone,uuid)",
+        "purge_usage_after('90 days', 10)",
+    ),
     ("tollgate.event_position(bigint)", "event_position(0)"),
     (
         "tollgate.read_events(tollgate.event_cursor,integer)",

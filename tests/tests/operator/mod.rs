@@ -22,6 +22,7 @@ pub(crate) const OPERATOR: &str = "operator";
 pub(crate) const GRANTS: &str = "
     grant execute on function
         tollgate.drain_usage, tollgate.apply_usage, tollgate.ack_usage, tollgate.expire_tokens, tollgate.purge_tokens, tollgate.purge_tokens_after,
+        tollgate.expire_tokens_after, tollgate.announce_expiries_after, tollgate.purge_usage_after,
         tollgate.event_position, tollgate.read_events, tollgate.has_events, tollgate.open_subscription, tollgate.advance_subscription,
         tollgate.report_daemon, tollgate.seal_audit_log, tollgate.stats, tollgate.announce_expiries,
         tollgate.subscription_backlogs, tollgate.queue_webhook_deliveries, tollgate.claim_webhook_deliveries,
