@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod foreign;
 pub mod limit;
 pub mod net;
 pub mod scope;
