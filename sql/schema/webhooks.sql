@@ -126,7 +126,7 @@ BEGIN
                   HINT = 'Give https://host/path, at most 2000 characters, with a port of 1 to 65535 if any, without user, password and fragment, special characters as %XX.';
     END IF;
     IF $3 IS NOT NULL AND (cardinality($3) NOT BETWEEN 1 AND 100 OR array_position($3, NULL) IS NOT NULL
-                           OR EXISTS (SELECT FROM unnest($3) AS e (event) WHERE e.event !~ '^[a-z]{1,40}[.]([a-z]{1,40}|[*])$')) THEN
+                           OR EXISTS (SELECT FROM unnest($3) AS e (event) WHERE e.event !~ '^[a-z]{1,40}[.]([a-z_]{1,40}|[*])$')) THEN
         RAISE EXCEPTION 'these are not names of events'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: events.',
                   HINT = 'Give NULL for all of them, or an array of names such as token.revoked, and of token.* for all that begins so.';

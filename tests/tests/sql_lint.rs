@@ -26,7 +26,7 @@ const PUBLIC_FUNCTIONS: &[&str] = &[
 ];
 
 /// Tables that a dump leaves out: they tell of this very cluster, and would be wrong in another.
-const NOT_DUMPED: &[&str] = &["daemon_reports", "leaderships", "usage_flushes"];
+const NOT_DUMPED: &[&str] = &["daemon_reports", "finding_secret", "leaderships", "usage_flushes"];
 
 /// The extension's functions, and whether PUBLIC may call them.
 const FUNCTIONS: &str = "
