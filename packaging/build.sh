@@ -74,7 +74,7 @@ mkdir -p "$root/usr/share/postgresql/$major/extension"
 install -m 644 "$("$pg_config" --sharedir)"/extension/tollgate.control "$("$pg_config" --sharedir)"/extension/tollgate--*.sql \
     "$root/usr/share/postgresql/$major/extension/"
 documents "$extension"
-install -m 644 docs/reference.md docs/operations.md "$root/usr/share/doc/$extension/"
+install -m 644 docs/reference.md docs/operations.md docs/migrating.md "$root/usr/share/doc/$extension/"
 control "$extension" "postgresql-$major, $(needs_libc "$root/usr/lib/postgresql/$major/lib/tollgate.so"), libgcc-s1" \
     "API tokens inside PostgreSQL $major" <<'END'
 Issues, verifies, scopes, limits, meters, rotates, revokes and audits API tokens

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use tollgate_core::token;
@@ -50,8 +51,9 @@ grants it. It never gives up on the database but waits and tries again.";
 #[command(name = "tollgated", version, after_help = EXIT_CODES, max_term_width = 110)]
 pub struct Cli {
     /// Read options from this TOML file too: the key flush_interval is --flush-interval. The command line and the
-    /// environment come first. An empty name means no file [default: /etc/tollgated/tollgated.toml if it exists]
-    #[arg(long, value_name = "PATH", env = "TOLLGATED_CONFIG", global = true)]
+    /// environment come first. --config '' means no file [default: /etc/tollgated/tollgated.toml if it exists]
+    #[arg(long, value_name = "PATH", env = "TOLLGATED_CONFIG", global = true,
+        value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub connection: ConnectionOptions,

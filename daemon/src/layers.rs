@@ -5,7 +5,7 @@
 //! named as on the command line with `_` for `-`, and its value is read by the same parser. So an option is added in one
 //! place, `config.rs`, and the file, `tollgated config` and the list of faults know it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as _;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -65,17 +65,19 @@ pub enum Refusal {
 
 /// Reads the command line, the environment and the file.
 pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Layers, Refusal> {
-    let arguments: Vec<OsString> = arguments.into_iter().collect();
     let strict = Cli::command();
+    let options = options(&strict);
+    let arguments = without_empty(arguments.into_iter().collect(), &options);
     // First without looking at the values, so that one that is wrong does not hide the others.
-    let given = lenient(strict.clone()).try_get_matches_from(&arguments).map_err(|error| {
-        // The help of the command line as it is, not as it was bent.
-        Refusal::CommandLine(strict.clone().try_get_matches_from(&arguments).err().unwrap_or(error))
-    })?;
+    let given = without_empty_variables(lenient(strict.clone())).try_get_matches_from(&arguments).map_err(
+        |error| {
+            // The help of the command line as it is, not as it was bent.
+            Refusal::CommandLine(strict.clone().try_get_matches_from(&arguments).err().unwrap_or(error))
+        },
+    )?;
     let mut faults = Vec::new();
     let named = text(&given, CONFIG).map(PathBuf::from);
     let (file, entries) = read_file(named.as_deref(), &mut faults);
-    let options = options(&strict);
     let entries = known(entries, &options, file.as_deref(), &mut faults);
     let (used, matches) = innermost(&strict, &given);
     for option in used {
@@ -92,7 +94,7 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Layers, Ref
     if !faults.is_empty() {
         return Err(Refusal::Faults(refuse(&faults)));
     }
-    let layered = with_defaults(strict.clone(), &entries);
+    let layered = without_empty_variables(with_defaults(strict.clone(), &entries));
     let matches = layered.try_get_matches_from(&arguments).map_err(Refusal::CommandLine)?;
     let settings = {
         let (used, matches) = innermost(&strict, &matches);
@@ -249,6 +251,50 @@ fn innermost<'a>(command: &Command, matches: &'a ArgMatches) -> (Vec<Arg>, &'a A
         (command, matches) = (subcommand, inner);
     }
     (used, matches)
+}
+
+/// The command line without the options whose value is empty, which counts as no value. `--config ''` stays: no file at all.
+///
+/// An option that is not configurable is left alone: an empty reason, say, is for the command to judge.
+fn without_empty(arguments: Vec<OsString>, options: &BTreeMap<String, Arg>) -> Vec<OsString> {
+    let longs: BTreeSet<OsString> = options
+        .values()
+        .filter(|option| takes_values(option))
+        .map(|option| OsString::from(format!("--{}", option.get_long().unwrap_or_default())))
+        .collect();
+    let mut kept = Vec::with_capacity(arguments.len());
+    let mut rest = arguments.into_iter().peekable();
+    while let Some(argument) = rest.next() {
+        if argument == "--" {
+            kept.push(argument);
+            kept.extend(rest);
+            break;
+        }
+        if longs.contains(&argument) && rest.next_if(|value| value.is_empty()).is_some() {
+            continue;
+        }
+        let is_empty = argument
+            .to_str()
+            .and_then(|text| text.strip_suffix('='))
+            .is_some_and(|long| longs.contains(OsStr::new(long)));
+        if !is_empty {
+            kept.push(argument);
+        }
+    }
+    kept
+}
+
+/// The same command line, which does not look at variables that are set and empty: that is how Compose, Helm and systemd say
+/// that there is none.
+fn without_empty_variables(command: Command) -> Command {
+    let is_empty = |option: &&Arg| {
+        option.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()))
+    };
+    let ids: Vec<_> =
+        command.get_arguments().filter(is_empty).map(|option| option.get_id().clone()).collect();
+    let command =
+        ids.into_iter().fold(command, |command, id| command.mut_arg(id, |option| option.env(None::<&str>)));
+    command.mut_subcommands(without_empty_variables)
 }
 
 /// The same command line with any value allowed.

@@ -24,17 +24,19 @@ use crate::leader::Fence;
 pub const CHANNEL: &str = "tollgate_events";
 
 /// The functions that the daemon calls, each of which its role must be allowed to execute.
-pub const OPERATOR_FUNCTIONS: [&str; 31] = [
+pub const OPERATOR_FUNCTIONS: [&str; 33] = [
     "ack_usage",
     "acquire_leadership",
     "admit_event_reader",
     "advance_subscription",
     "announce_expiries",
     "announce_expiries_after",
+    "apply_findings",
     "apply_usage",
     "check_leadership",
     "claim_webhook_deliveries",
     "deployment_health",
+    "drain_findings",
     "drain_usage",
     "event_position",
     "has_events",
@@ -661,13 +663,58 @@ pub async fn deployment_health(
         .collect()
 }
 
+/// What a standby found and cannot write, as it stands in `tollgate.finding[]`: signed, and nothing that we look into.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Findings(String);
+
+/// `None` if it found nothing.
+pub async fn drain_findings(client: &impl GenericClient) -> Result<Option<Findings>> {
+    let text: Option<String> = one(
+        client,
+        "drain findings",
+        "select array_agg(f)::text from (select f from tollgate.drain_findings() f limit 1000) f",
+        &[],
+    )
+    .await?;
+    Ok(text.map(Findings))
+}
+
+/// Has recorded what verifications found and could not write: those of this server, and those of a standby. How many they were.
+pub async fn apply_findings(
+    client: &impl GenericClient,
+    fence: Option<&Fence>,
+    findings: Option<&Findings>,
+) -> Result<u64> {
+    const DOING: &str = "record what verifications found";
+    let statement =
+        fenced("select tollgate.apply_findings(coalesce($1::text, '{}')::tollgate.finding[])", fence);
+    let rows = client.query(&statement, &[&findings.map(|findings| &findings.0)]).await.doing(DOING)?;
+    match rows.first() {
+        Some(row) => unsigned("apply_findings", row.try_get(0).doing(DOING)?),
+        None => Ok(0),
+    }
+}
+
+/// When a token is to end; not both.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ending {
+    pub expires_in: Option<std::time::Duration>,
+    pub expires_at: Option<Timestamp>,
+}
+
+impl Ending {
+    fn seconds(&self) -> Option<f64> {
+        self.expires_in.map(|time| time.as_secs_f64())
+    }
+}
+
 /// What a new token is to be.
 #[derive(Debug)]
 pub struct NewToken<'a> {
     pub user_id: &'a str,
     pub name: &'a str,
     pub scopes: &'a [String],
-    pub expires_in: Option<std::time::Duration>,
+    pub ending: Ending,
     /// JSON.
     pub metadata: &'a str,
     pub allowed_ips: Option<&'a [String]>,
@@ -684,17 +731,18 @@ pub async fn create_api_token(client: &impl GenericClient, new: &NewToken<'_>) -
         "select to_jsonb(t) from tollgate.create_api_token(\
              user_id => $1, name => $2, scopes => $3, expires_in => make_interval(secs => $4), \
              metadata => $5::text::jsonb, allowed_ips => $6::text[]::cidr[], rate_limit => $7, \
-             rate_window => make_interval(secs => $8), prefix => $9) t",
+             rate_window => make_interval(secs => $8), prefix => $9, expires_at => $10) t",
         &[
             &new.user_id,
             &new.name,
             &new.scopes,
-            &new.expires_in.map(|time| time.as_secs_f64()),
+            &new.ending.seconds(),
             &new.metadata,
             &new.allowed_ips,
             &new.rate_limit,
             &new.rate_window.as_secs_f64(),
             &new.prefix,
+            &new.ending.expires_at,
         ],
     )
     .await
@@ -705,9 +753,13 @@ pub async fn create_api_token(client: &impl GenericClient, new: &NewToken<'_>) -
 pub struct Imported {
     pub user_id: String,
     pub name: String,
-    pub token_hash: [u8; 32],
+    pub token_hash: Vec<u8>,
     pub scopes: Vec<String>,
     pub expires_at: Option<Timestamp>,
+    pub created_at: Option<Timestamp>,
+    pub last_used_at: Option<Timestamp>,
+    pub disabled_at: Option<Timestamp>,
+    pub revoked_at: Option<Timestamp>,
     /// JSON, as it was given.
     pub metadata: String,
     pub allowed_ips: Option<Vec<String>>,
@@ -720,9 +772,10 @@ pub async fn prepare_import(client: &impl GenericClient) -> Result<tokio_postgre
     client
         .prepare(
             "select tollgate.import_api_token(\
-                 user_id => $1, name => $2, token_hash => $3, scopes => $4, expires_in => $5::timestamptz - now(), \
+                 user_id => $1, name => $2, token_hash => $3, scopes => $4, expires_at => $5, \
                  metadata => $6::text::jsonb, allowed_ips => $7::text[]::cidr[], rate_limit => $8, \
-                 rate_window => make_interval(secs => $9))",
+                 rate_window => make_interval(secs => $9), format => $10, created_at => $11, \
+                 last_used_at => $12, disabled_at => $13, revoked_at => $14)",
         )
         .await
         .doing("prepare the import")
@@ -732,6 +785,7 @@ pub async fn import_api_token(
     client: &impl GenericClient,
     statement: &tokio_postgres::Statement,
     new: &Imported,
+    format: &str,
 ) -> Result<()> {
     client
         .execute(
@@ -739,13 +793,18 @@ pub async fn import_api_token(
             &[
                 &new.user_id,
                 &new.name,
-                &&new.token_hash[..],
+                &new.token_hash,
                 &new.scopes,
                 &new.expires_at,
                 &new.metadata,
                 &new.allowed_ips,
                 &new.rate_limit,
                 &new.rate_window.unwrap_or(std::time::Duration::from_secs(60)).as_secs_f64(),
+                &format,
+                &new.created_at,
+                &new.last_used_at,
+                &new.disabled_at,
+                &new.revoked_at,
             ],
         )
         .await
@@ -770,12 +829,15 @@ pub async fn rotate_api_token(
     client: &impl GenericClient,
     token_id: Uuid,
     grace: std::time::Duration,
+    ending: &Ending,
+    revoke_on_reuse: bool,
 ) -> Result<Value> {
     one(
         client,
         "rotate the token",
-        "select to_jsonb(t) from tollgate.rotate_api_token($1, make_interval(secs => $2)) t",
-        &[&token_id, &grace.as_secs_f64()],
+        "select to_jsonb(t) from tollgate.rotate_api_token(\
+             $1, make_interval(secs => $2), make_interval(secs => $3), $4, $5) t",
+        &[&token_id, &grace.as_secs_f64(), &ending.seconds(), &ending.expires_at, &revoke_on_reuse],
     )
     .await
 }
@@ -786,15 +848,15 @@ pub async fn derive_api_token(
     parent: &str,
     name: &str,
     scopes: &[String],
-    expires_in: Option<std::time::Duration>,
+    ending: &Ending,
     allowed_ips: Option<&[String]>,
 ) -> Result<Value> {
     one(
         client,
         "derive the token",
         "select to_jsonb(t) from tollgate.derive_api_token(\
-             $1, $2, $3, make_interval(secs => $4), $5::text[]::cidr[]) t",
-        &[&parent, &name, &scopes, &expires_in.map(|time| time.as_secs_f64()), &allowed_ips],
+             $1, $2, $3, make_interval(secs => $4), $5::text[]::cidr[], expires_at => $6) t",
+        &[&parent, &name, &scopes, &ending.seconds(), &allowed_ips, &ending.expires_at],
     )
     .await
 }
@@ -860,6 +922,24 @@ pub async fn verify_api_token_hash(
         "verify the token",
         "select to_jsonb(v) from tollgate.verify_api_token_hash($1, $2, $3) v",
         &[&token_hash, &required_scopes, &client_ip],
+    )
+    .await?;
+    Ok(verification)
+}
+
+/// [`verify_api_token_hash`] of a token that may be stored in the form of another system. The token is a
+/// bind value: see [`crate::db::hide_bind_values`].
+pub async fn verify_api_token(
+    client: &impl GenericClient,
+    token: &str,
+    required_scopes: Option<&[String]>,
+    client_ip: Option<IpAddr>,
+) -> Result<Document> {
+    let Json(verification) = one(
+        client,
+        "verify the token",
+        "select to_jsonb(v) from tollgate.verify_api_token($1, $2, $3) v",
+        &[&token, &required_scopes, &client_ip],
     )
     .await?;
     Ok(verification)

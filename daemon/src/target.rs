@@ -32,6 +32,9 @@ const ABANDONED: Duration = Duration::from_secs(10);
 /// one.)
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Settings that not every server has, with ours: the first came with PostgreSQL 14, the others with 17.
+const OPTIONAL_SETTINGS: [(&str, &str); 3] =
+    [("idle_session_timeout", "0"), ("transaction_timeout", "0"), ("restrict_nonsystem_relation_kind", "")];
 
 /// Where to connect to, and as what.
 #[derive(Clone, Debug)]
@@ -130,7 +133,8 @@ impl Target {
         statement_timeout: Duration,
         faults: &mut Vec<String>,
     ) -> Option<Self> {
-        let environment = |name: &str| std::env::var(name).ok();
+        // One that is set but empty is as if it were not, as with libpq.
+        let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let named = !url.expose().trim().is_empty();
         if !named && environment("PGHOST").is_none() {
             return None;
@@ -346,15 +350,28 @@ impl Target {
         }
     }
 
-    /// Settings of the role or of the database must not change what our statements mean.
+    /// Settings of the role or of the database must change neither what our statements mean nor how long a session lives.
     ///
     /// - The time-outs keep a run bounded; the last one frees what we held if this process stops in the middle.
+    /// - A session that waits, as the one that listens does, is not ended for being idle; nor is a transaction, whose
+    ///   statements are bounded, for being long. An error that is expected ends a statement, and not the session.
     /// - A usage is acknowledged once its transaction has committed, so the commit must be a durable one.
     /// - Bind values may be tokens. The rest of that is for whoever may set log_parameter_max_length: see
     ///   [`crate::db::hide_bind_values`].
     fn settings(&self) -> String {
+        let optional: String = OPTIONAL_SETTINGS
+            .iter()
+            .map(|(name, value)| {
+                format!(
+                    "select pg_catalog.set_config('{name}', '{value}', false) \
+                         where pg_catalog.current_setting('{name}', true) is not null;"
+                )
+            })
+            .collect();
         format!(
-            "set search_path to pg_catalog, pg_temp;\
+            // First those by which the server may end the session.
+            "{optional}\
+             set search_path to pg_catalog, pg_temp;\
              set timezone to 'UTC';\
              set datestyle to 'ISO, YMD';\
              set intervalstyle to 'iso_8601';\
@@ -364,6 +381,9 @@ impl Target {
              set lock_timeout to {};\
              set idle_in_transaction_session_timeout to {};\
              set log_parameter_max_length_on_error to 0;\
+             set exit_on_error to off;\
+             set row_security to on;\
+             set jit to off;\
              select set_config('synchronous_commit', 'on', false) where current_setting('synchronous_commit') = 'off'",
             self.statement_timeout.as_millis(),
             LOCK_TIMEOUT.min(self.statement_timeout).as_millis(),

@@ -138,7 +138,9 @@ impl Error {
 
     /// Of a token that was issued. `remaining` in microseconds.
     pub(crate) fn short_life(remaining: i64) -> Self {
-        let remaining = duration(u64::try_from(remaining).unwrap_or(0));
+        // In tenths of a second: what issuing took is of no interest.
+        let tenths = u64::try_from(remaining).unwrap_or(0).div_ceil(100_000);
+        let remaining = duration(tenths * 100_000);
         Error::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, format!("the token expires in {remaining}"))
             .hint("An interval without a unit is in seconds: write '90 days' for ninety days.")
     }

@@ -4,7 +4,7 @@ use crate::datum::{self, TextArray};
 use crate::error::Error;
 use crate::store::scopes as catalogue;
 use crate::{guc, sys};
-use pgrx::datum::Interval;
+use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::Datum;
 use tollgate_core::jsonb::{Bounds, Excess};
 use tollgate_core::limit::LONGEST_WINDOW;
@@ -148,8 +148,60 @@ fn quoted(offenders: &[&str]) -> String {
     }
 }
 
+/// When a token is to end: after a time, at a moment, or as its parent or predecessor does, if it has one.
+#[derive(Clone, Copy)]
+pub(crate) struct Ending {
+    pub(crate) lifetime: Option<Interval>,
+    pub(crate) moment: Option<TimestampWithTimeZone>,
+}
+
+impl Ending {
+    /// The moment may be any still: see [`end`].
+    pub(crate) fn new(
+        expires_in: Option<Interval>,
+        expires_at: Option<TimestampWithTimeZone>,
+    ) -> Result<Self, Error> {
+        if expires_in.is_some() && expires_at.is_some() {
+            return Err(Error::argument(
+                "expires_at",
+                "a token ends after a time or at a moment, not both",
+                "which is given beside expires_in",
+                "Leave one of them NULL.",
+            ));
+        }
+        Ok(Ending { lifetime: lifetime(expires_in)?, moment: expires_at })
+    }
+
+    pub(crate) fn is_given(&self) -> bool {
+        self.lifetime.is_some() || self.moment.is_some()
+    }
+
+    /// The argument that decided, for messages.
+    pub(crate) fn argument(&self) -> &'static str {
+        if self.moment.is_some() { "expires_at" } else { "expires_in" }
+    }
+}
+
+/// A moment of the past, of a token that another system issued; `None` is none.
+pub(crate) fn past(
+    argument: &str,
+    value: Option<TimestampWithTimeZone>,
+) -> Result<Option<TimestampWithTimeZone>, Error> {
+    /// 1970, in microseconds since 2000.
+    const FIRST: i64 = -946_684_800_000_000;
+    match value.map(i64::from) {
+        Some(at) if !(FIRST..=sys::GetCurrentTimestamp()).contains(&at) => Err(Error::argument(
+            argument,
+            "this must lie in the past, and after 1970",
+            "which does not",
+            "Pass the moment as the other system has it, or NULL if there was none.",
+        )),
+        _ => Ok(value),
+    }
+}
+
 /// Positive and finite. An infinite interval (since PostgreSQL 17) is the longest of all, or the most negative.
-pub(crate) fn lifetime(value: Option<Interval>) -> Result<Option<Interval>, Error> {
+fn lifetime(value: Option<Interval>) -> Result<Option<Interval>, Error> {
     match value.as_ref().map(Interval::as_micros) {
         Some(..=0) => Err(not_positive()),
         Some(micros) if micros > MAX_YEARS * YEAR => Err(Error::argument(
@@ -192,16 +244,7 @@ pub(crate) fn end(argument: &str, end: Option<i64>) -> Result<(), Error> {
                 "To end a token now, revoke it.",
             ));
         }
-        // Infinity is the last of all times.
-        Some(micros) if micros > MAX_YEARS * YEAR => {
-            return Err(Error::argument(
-                argument,
-                format!("the expiry of a token must be finite, and at most {MAX_YEARS} years from now"),
-                "which is later",
-                LIFETIME_HINT,
-            ));
-        }
-        _ => {}
+        _ => finite_end(argument, end)?,
     }
     let Some(longest) = guc::max_token_lifetime() else { return Ok(()) };
     let allowed = format!("The setting tollgate.max_token_lifetime allows {longest} s from now");
@@ -219,6 +262,19 @@ pub(crate) fn end(argument: &str, end: Option<i64>) -> Result<(), Error> {
             "which is NULL",
             &format!("{allowed}: give it an expiry, and rotate it in time."),
         )),
+    }
+}
+
+/// What an end must be, whenever it is. Infinity is the last of all times.
+pub(crate) fn finite_end(argument: &str, end: Option<i64>) -> Result<(), Error> {
+    match end.map(|end| i128::from(end) - i128::from(sys::GetCurrentTimestamp())) {
+        Some(micros) if micros > MAX_YEARS * YEAR => Err(Error::argument(
+            argument,
+            format!("the expiry of a token must be finite, and at most {MAX_YEARS} years from now"),
+            "which is later",
+            LIFETIME_HINT,
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -66,7 +66,8 @@ extension_sql_file!("../../sql/schema/issue.sql", name = "issue", requires = ["v
 extension_sql_file!("../../sql/schema/families.sql", name = "families", requires = ["issue"]);
 extension_sql_file!("../../sql/schema/lifecycle.sql", name = "lifecycle", requires = ["families"]);
 extension_sql_file!("../../sql/schema/revoke.sql", name = "revoke", requires = ["lifecycle"]);
-extension_sql_file!("../../sql/schema/users_table.sql", name = "users_table", requires = ["revoke"]);
+extension_sql_file!("../../sql/schema/findings.sql", name = "findings", requires = ["revoke"]);
+extension_sql_file!("../../sql/schema/users_table.sql", name = "users_table", requires = ["findings"]);
 extension_sql_file!("../../sql/schema/housekeeping.sql", name = "housekeeping", requires = ["users_table"]);
 extension_sql_file!("../../sql/schema/webhooks.sql", name = "webhooks", requires = ["housekeeping"]);
 extension_sql_file!("../../sql/schema/leadership.sql", name = "leadership", requires = ["webhooks"]);

@@ -84,5 +84,11 @@ unsafe extern "C-unwind" {
     // These raise nothing as they are used here, and so need no guard.
     pub(crate) fn toast_raw_datum_size(value: Datum) -> usize;
     pub(crate) fn ExecStoreVirtualTuple(slot: *mut TupleTableSlot) -> *mut TupleTableSlot;
+    safe fn RecoveryInProgress() -> bool;
     pub(crate) safe fn GetCurrentTimestamp() -> pg_sys::TimestampTz;
+}
+
+/// Whether this server is a standby.
+pub(crate) fn is_in_recovery() -> bool {
+    RecoveryInProgress()
 }

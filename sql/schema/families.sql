@@ -6,12 +6,12 @@
 -- max_tokens_per_user takes, and after them that on the catalogue of scopes. expire_tokens and purge_tokens wait for no row, and so need not follow.
 
 CREATE FUNCTION tollgate.derive_api_token(parent text, name text, scopes text[], expires_in interval, allowed_ips cidr[] DEFAULT NULL,
-                                         client_ip inet DEFAULT NULL)
+                                         client_ip inet DEFAULT NULL, expires_at timestamptz DEFAULT NULL)
     RETURNS tollgate.issued_token
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'derive_api_token';
-COMMENT ON FUNCTION tollgate.derive_api_token(text, text, text[], interval, cidr[], inet) IS
+COMMENT ON FUNCTION tollgate.derive_api_token(text, text, text[], interval, cidr[], inet, timestamptz) IS
     'Makes a lesser token of a presented one (28000 unless that is valid): never wider in scope, time or networks (22023), where NULL takes over the parent''s, with its metadata; ends, is disabled and is narrowed with it; at most 8 generations; event token.derived. Failed attempts count and are logged as for verify_api_token';
 
 CREATE FUNCTION tollgate.presented_token_id(token text, client_ip inet) RETURNS uuid

@@ -9,13 +9,14 @@ CREATE FUNCTION tollgate.create_api_token(
     allowed_ips cidr[]   DEFAULT NULL,
     rate_limit  integer  DEFAULT NULL,
     rate_window interval DEFAULT '1 minute',
-    prefix      text     DEFAULT NULL
+    prefix      text     DEFAULT NULL,
+    expires_at  timestamptz DEFAULT NULL
 ) RETURNS tollgate.issued_token
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'create_api_token';
-COMMENT ON FUNCTION tollgate.create_api_token(text, text, text[], interval, jsonb, cidr[], integer, interval, text) IS
-    'Issues a token for a user. The returned row is the only place where its plaintext ever is; event token.created';
+COMMENT ON FUNCTION tollgate.create_api_token(text, text, text[], interval, jsonb, cidr[], integer, interval, text, timestamptz) IS
+    'Issues a token for a user. The returned row is the only place where its plaintext ever is. It ends after expires_in, days counted in UTC, or at expires_at, not both; event token.created';
 
 CREATE FUNCTION tollgate.import_api_token(
     user_id     text,
@@ -26,13 +27,19 @@ CREATE FUNCTION tollgate.import_api_token(
     metadata    jsonb    DEFAULT '{}',
     allowed_ips cidr[]   DEFAULT NULL,
     rate_limit  integer  DEFAULT NULL,
-    rate_window interval DEFAULT '1 minute'
+    rate_window interval DEFAULT '1 minute',
+    format      text     DEFAULT 'sha256',
+    expires_at   timestamptz DEFAULT NULL,
+    created_at   timestamptz DEFAULT NULL,
+    last_used_at timestamptz DEFAULT NULL,
+    disabled_at  timestamptz DEFAULT NULL,
+    revoked_at   timestamptz DEFAULT NULL
 ) RETURNS uuid
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'import_api_token';
-COMMENT ON FUNCTION tollgate.import_api_token(text, text, bytea, text[], interval, jsonb, cidr[], integer, interval) IS
-    'Takes over a token of another system by the SHA-256 digest of its plaintext, and returns its id; 23505 when there is one with that digest; event token.imported. Unless it has Tollgate''s format it is accepted only while tollgate.accept_foreign_tokens is on';
+COMMENT ON FUNCTION tollgate.import_api_token(text, text, bytea, text[], interval, jsonb, cidr[], integer, interval, text, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz) IS
+    'Takes over a token of another system by a digest of its plaintext, with what that system knew of it, and returns its id; 23505 when there is one with that digest; event token.imported. The format says which digest: sha256, sha512, sha512-of-hex or sanctum; at its first use the token gets our own. Unless it has Tollgate''s format it is accepted only while tollgate.accept_foreign_tokens is on';
 
 CREATE FUNCTION tollgate.check_token_fields(
     fields      text[],

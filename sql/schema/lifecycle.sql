@@ -34,12 +34,18 @@ COMMENT ON FUNCTION tollgate.refuse_token(uuid, text, text) IS 'Raises 55000: a 
 
 -- ---- Rotation
 
-CREATE FUNCTION tollgate.rotate_api_token(token_id uuid, grace interval DEFAULT '0') RETURNS tollgate.issued_token
+CREATE FUNCTION tollgate.rotate_api_token(
+    token_id        uuid,
+    grace           interval    DEFAULT '0',
+    expires_in      interval    DEFAULT NULL,
+    expires_at      timestamptz DEFAULT NULL,
+    revoke_on_reuse boolean     DEFAULT false
+) RETURNS tollgate.issued_token
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'rotate_api_token';
-COMMENT ON FUNCTION tollgate.rotate_api_token(uuid, interval) IS
-    'Replaces a live token by one with a new secret that is the same in all else, expiry too. The old one, and what was derived from it, expires after the grace, by default at once; a token is rotated once (55000); events token.rotated and token.created';
+COMMENT ON FUNCTION tollgate.rotate_api_token(uuid, interval, interval, timestamptz, boolean) IS
+    'Replaces a live token by one with a new secret that is the same in all else, expiry too unless another one is given. The old one, and what was derived from it, expires after the grace, by default at once; a token is rotated once (55000). If the old one is presented after that, there is an event token.reuse_detected, and with revoke_on_reuse its successors are revoked; events token.rotated and token.created';
 
 CREATE FUNCTION tollgate.lock_for_rotation(token_id uuid) RETURNS tollgate.api_tokens
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -60,7 +66,8 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.lock_for_rotation(uuid) IS 'Locks a token that may be rotated, or raises. Internal.';
 
-CREATE FUNCTION tollgate.replace_token(token_id uuid, successor uuid, token_hash bytea, hint text, grace interval) RETURNS tollgate.api_tokens
+CREATE FUNCTION tollgate.replace_token(token_id uuid, successor uuid, token_hash bytea, hint text, grace interval,
+                                       expires_in interval, expires_at timestamptz, revoke_on_reuse boolean) RETURNS tollgate.api_tokens
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -71,13 +78,23 @@ DECLARE
     affected bigint;
 BEGIN
     SELECT t.* INTO old FROM tollgate.api_tokens t WHERE t.id = $1;
-    UPDATE tollgate.api_tokens t SET expires_at = least(t.expires_at, clock_timestamp() + $5), rotated_to = $2
+    UPDATE tollgate.api_tokens t 
+        SET expires_at = least(t.expires_at, (clock_timestamp() AT TIME ZONE 'UTC' + $5) AT TIME ZONE 'UTC'), rotated_to = $2,
+            revoke_on_reuse = nullif($8, false)
         WHERE t.id = $1 RETURNING t.* INTO ended;
     INSERT INTO tollgate.api_tokens (id, token_hash, hint, user_id, name, scopes, metadata, expires_at, rate_limit, rate_window,
                                      allowed_ips, parent_id, rotated_from)
-        VALUES ($2, $3, $4, old.user_id, old.name, old.scopes, old.metadata, old.expires_at, old.rate_limit, old.rate_window,
+        VALUES ($2, $3, $4, old.user_id, old.name, old.scopes, old.metadata,
+                coalesce($7, (clock_timestamp() AT TIME ZONE 'UTC' + $6) AT TIME ZONE 'UTC', old.expires_at), old.rate_limit, old.rate_window,
                 old.allowed_ips, old.parent_id, $1)
         RETURNING * INTO new;
+    IF coalesce(new.expires_at, 'infinity') > coalesce((SELECT p.expires_at FROM tollgate.api_tokens p WHERE p.id = old.parent_id), 'infinity') THEN
+        RAISE EXCEPTION 'a derived token cannot outlive its parent'
+            USING ERRCODE = 'invalid_parameter_value',
+                  DETAIL = format('Argument: %s, which is later than the end of the parent %s.',
+                                  CASE WHEN $7 IS NOT NULL THEN 'expires_at' ELSE 'expires_in' END, old.parent_id),
+                  HINT = 'Pass NULL for one that ends as its predecessor does.';
+    END IF;
     INSERT INTO tollgate.audit_log (event, token_id, user_id, detail) VALUES
         ('token.rotated', $1, old.user_id,
          jsonb_build_object('rotated_to', $2, 'changes', tollgate.token_changes(old, ended))),
@@ -87,7 +104,7 @@ BEGIN
     RETURN new;
 END
 $$;
-COMMENT ON FUNCTION tollgate.replace_token(uuid, uuid, bytea, text, interval) IS
+COMMENT ON FUNCTION tollgate.replace_token(uuid, uuid, bytea, text, interval, interval, timestamptz, boolean) IS
     'Stores the successor of a token that lock_for_rotation has locked, and ends that one after the grace. Internal.';
 
 -- ---- Changes

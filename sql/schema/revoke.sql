@@ -173,4 +173,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_presented_token(text, text, inet) IS
-    'Revokes a token by its plaintext, so that whoever finds a leaked one can kill it; false when it is malformed, unknown or revoked already. Failed attempts count and are logged as for verify_api_token; 53400 at an address that has failed too often';
+    'Revokes a token by its plaintext, so that whoever finds a leaked one can kill it, in whatever form it was issued and whatever the settings of the session accept; false when it is malformed, unknown or revoked already. Failed attempts count and are logged as for verify_api_token; 53400 at an address that has failed too often';

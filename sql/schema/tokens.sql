@@ -23,10 +23,18 @@ CREATE TABLE tollgate.api_tokens (
     rotated_from   uuid,
     rotated_to     uuid,
     disabled_via   uuid,
-    announced_expiry timestamptz
+    announced_expiry timestamptz,
+    foreign_hash   bytea       CHECK (octet_length(foreign_hash) = 32),
+    foreign_format text        CHECK (foreign_hash IS NOT NULL OR foreign_format IS NULL),
+    revoke_on_reuse boolean,
+    reuse_detected_at timestamptz
 ) USING heap;
 COMMENT ON TABLE tollgate.api_tokens IS 'API tokens, by the SHA-256 digest of their plaintext, which is nowhere. Written only when somebody manages a token, never by verification';
-COMMENT ON COLUMN tollgate.api_tokens.token_hash IS 'sha256 of the whole token';
+COMMENT ON COLUMN tollgate.api_tokens.token_hash IS 'sha256 of the whole token; random while that is not known, of one that was imported in another form';
+COMMENT ON COLUMN tollgate.api_tokens.foreign_hash IS 'Of a token that was imported in another form than sha256: a digest of the digest that it was imported by. It stays, so that the token is not imported a second time';
+COMMENT ON COLUMN tollgate.api_tokens.foreign_format IS 'That form, until the token is first used and its token_hash is known; then NULL';
+COMMENT ON COLUMN tollgate.api_tokens.revoke_on_reuse IS 'Of a token that was rotated: whether its successors are revoked if it is presented after its grace';
+COMMENT ON COLUMN tollgate.api_tokens.reuse_detected_at IS 'When it was last recorded that it was presented after its grace';
 COMMENT ON COLUMN tollgate.api_tokens.hint IS 'Prefix and first four characters, for people to recognise a token in a list';
 COMMENT ON COLUMN tollgate.api_tokens.expired_at IS 'When the expiry was recorded in the audit log; the token ended at expires_at';
 COMMENT ON COLUMN tollgate.api_tokens.parent_id IS 'The token that this one was derived from; never changes, and is there for as long as this one';
@@ -36,6 +44,7 @@ COMMENT ON COLUMN tollgate.api_tokens.announced_expiry IS 'The expiry that annou
 COMMENT ON COLUMN tollgate.api_tokens.disabled_via IS 'The ancestor whose disabling disabled this token; NULL in a disabled token that somebody disabled by itself';
 
 CREATE UNIQUE INDEX api_tokens_token_hash ON tollgate.api_tokens (token_hash);
+CREATE UNIQUE INDEX api_tokens_foreign_hash ON tollgate.api_tokens (foreign_hash) WHERE foreign_hash IS NOT NULL;
 CREATE INDEX api_tokens_user ON tollgate.api_tokens (user_id, id);
 CREATE INDEX api_tokens_live ON tollgate.api_tokens (user_id)
     WHERE revoked_at IS NULL AND rotated_to IS NULL AND expired_at IS NULL;

@@ -229,7 +229,7 @@ BEGIN
     END IF;
     address := tollgate.check_webhook_url($2);
     IF $3 IS NOT NULL AND (cardinality($3) NOT BETWEEN 1 AND 100 OR array_position($3, NULL) IS NOT NULL
-                           OR EXISTS (SELECT FROM unnest($3) AS e (event) WHERE e.event !~ '^[a-z]{1,40}[.]([a-z]{1,40}|[*])$')) THEN
+                           OR EXISTS (SELECT FROM unnest($3) AS e (event) WHERE e.event !~ '^[a-z]{1,40}[.]([a-z_]{1,40}|[*])$')) THEN
         RAISE EXCEPTION 'these are not names of events'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: events.',
                   HINT = 'Give NULL for all of them, or an array of names such as token.revoked, and of token.* for all that begins so.';

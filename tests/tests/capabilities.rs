@@ -368,7 +368,7 @@ async fn privileges_that_were_granted_by_hand_are_shown_and_go_with_the_capabili
             ("by hand".to_owned(), objects.iter().map(|&o| o.to_owned()).collect::<Vec<_>>()),
         )])
     };
-    let create = "tollgate.create_api_token(text,text,text[],interval,jsonb,cidr[],integer,interval,text)";
+    let create = "tollgate.create_api_token(text,text,text[],interval,jsonb,cidr[],integer,interval,text,timestamp with time zone)";
     assert_eq!(shown(&owner, "handy").await?, by_hand(&[create, "tollgate.tokens"]));
     assert_eq!(shown(&owner, "friend").await?, by_hand(&[create]));
     revoke(&owner, "handy", "issuer").await?;
@@ -680,7 +680,7 @@ async fn an_upgrade_grants_what_is_new_and_leaves_alone_what_was_granted_by_hand
         )
         .await?;
     let create =
-        "tollgate.create_api_token(text,text,text[],interval,jsonb,cidr[],integer,interval,text)".to_owned();
+        "tollgate.create_api_token(text,text,text[],interval,jsonb,cidr[],integer,interval,text,timestamp with time zone)".to_owned();
     assert_eq!(shown(&owner, "settled").await?["issuer"], ("incomplete".to_owned(), vec![create]));
 
     owner.batch_execute("begin; select tollgate.settle_privileges(); commit").await?;

@@ -70,6 +70,60 @@ fn the_command_line_goes_before_the_environment_before_the_file_before_the_defau
 }
 
 #[test]
+fn what_is_empty_in_the_environment_or_on_the_command_line_counts_as_not_given() -> Result<()> {
+    let place = Place::new("flush_interval = \"7s\"\nretention = \"3days\"\n")?;
+    let file = place.file().display().to_string();
+    // Every variable that there is, as Compose and Helm set those without a value.
+    let shown = run(NOWHERE, &[], &["config", "--json", "--config", ""])?;
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
+    let defaults: Value = serde_json::from_slice(&shown.stdout)?;
+    assert_eq!(defaults["file"], Value::Null);
+    let names: Vec<String> = defaults["settings"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|setting| setting["environment"].as_str().map(str::to_owned))
+        .filter(|name| !["DATABASE_URL", "TOLLGATED_HTTP_ADDRESS"].contains(&name.as_str()))
+        .chain(
+            [
+                "PGHOST",
+                "PGHOSTADDR",
+                "PGPORT",
+                "PGUSER",
+                "PGDATABASE",
+                "PGPASSWORD",
+                "PGPASSFILE",
+                "PGSSLMODE",
+            ]
+            .map(str::to_owned),
+        )
+        .collect();
+    assert!(names.len() > 20 && names.contains(&"TOLLGATED_RETENTION".to_owned()), "{names:?}");
+    let empty: Vec<(&str, &str)> =
+        names.iter().map(String::as_str).chain(["TOLLGATED_CONFIG"]).map(|name| (name, "")).collect();
+    let output = run(NOWHERE, &empty, &["config", "--json"])?;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let settings: Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(settings["settings"], defaults["settings"]);
+
+    let environment = [("TOLLGATED_SEAL_INTERVAL", "19min"), ("TOLLGATED_RETENTION", "")];
+    let arguments = ["--config", &file, "--seal-interval", "", "--flush-interval=", "--batch-size", ""];
+    let output = run(NOWHERE, &environment, &[&["config", "--json"], &arguments[..]].concat())?;
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let settings: Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(setting(&settings, "seal_interval"), ("19min", "environment"));
+    assert_eq!(setting(&settings, "flush_interval"), ("7s", "file"));
+    assert_eq!(setting(&settings, "retention"), ("3days", "file"));
+    assert_eq!(setting(&settings, "batch_size"), ("1000", "default"));
+
+    // No database is named, and that is what is said.
+    let output = run("", &[("PGHOST", "")], &["status"])?;
+    assert_eq!(output.status.code(), Some(64));
+    assert!(text(&output.stderr).contains("no database is named"), "{}", text(&output.stderr));
+    Ok(())
+}
+
+#[test]
 fn what_config_prints_is_a_configuration_file_and_shows_no_password() -> Result<()> {
     let place = Place::new("subscription = \"it's \\\"mine\\\"\"\n")?;
     let file = place.file().display().to_string();

@@ -698,6 +698,65 @@ async fn events_that_could_not_be_written_are_told_later() -> Result<()> {
     Ok(())
 }
 
+// ---- Settings that the database or the role was given
+
+#[tokio::test]
+async fn no_setting_of_the_database_cuts_its_sessions_or_changes_what_they_do() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "settings").await?;
+    for setting in [
+        "idle_session_timeout = '300ms'",
+        "idle_in_transaction_session_timeout = '200ms'",
+        "transaction_timeout = '200ms'",
+        "statement_timeout = '200ms'",
+        "lock_timeout = '5ms'",
+        "exit_on_error = on",
+        "row_security = off",
+        "jit = on",
+        "jit_above_cost = 0",
+        "restrict_nonsystem_relation_kind = 'view'",
+        "default_transaction_read_only = on",
+        "default_transaction_deferrable = on",
+        "default_transaction_isolation = 'serializable'",
+        "search_path = ''",
+        "timezone = 'Asia/Kathmandu'",
+        "datestyle = 'SQL, DMY'",
+        "intervalstyle = 'sql_standard'",
+        "bytea_output = 'escape'",
+        "standard_conforming_strings = off",
+        "session_replication_role = replica",
+        "synchronous_commit = off",
+    ] {
+        let name = setting.split(' ').next().unwrap_or_default();
+        let known = format!("select exists (select from pg_settings where name = '{name}')");
+        if value::<bool>(&db.owner, &known).await? {
+            db.owner.batch_execute(&format!("alter database {} set {setting}", db.name)).await?;
+        }
+    }
+    let mut daemon = run(&db.url(), &[EAGER, &["--seal-interval=100ms"]])?;
+    eventually_logs(&mut daemon, "listening").await;
+    // These sessions began before the settings.
+    subscribed(&db.owner, "log").await;
+    let before = last_event(&db.owner).await?;
+    let token = issue(&db.owner, "a", &[]).await?;
+    let expiring = common::issue_with(&db.owner, "a", "expires_in => '1 second'").await?;
+    assert_eq!(code(&db.web, &token.token).await?, "VALID");
+    eventually_counts(&db.owner, &token, (1, 0)).await;
+    eventually_async(LONG, "the expiry to be recorded", async || {
+        let recorded = format!(
+            "select exists (select from tollgate.audit_log where event = 'token.expired' and token_id = '{}')",
+            expiring.id
+        );
+        value::<bool>(&db.owner, &recorded).await.is_ok_and(|recorded| recorded)
+    })
+    .await;
+    eventually_tells(&daemon, &logged_after(&db.owner, before).await?).await;
+    // By then each session was idle for many times as long as the database would have it.
+    let warnings: Vec<Value> = lines(&daemon).into_iter().filter(|line| line["level"] != "INFO").collect();
+    assert_eq!(warnings, Vec::<Value>::new());
+    assert!(stop(&mut daemon)?.success());
+    Ok(())
+}
+
 // ---- Its size
 
 /// All that is resident, pages of the binary that others share included. The binary of the tests is not optimized, and six

@@ -70,6 +70,16 @@ fn values(kind: &str, major: u32) -> (&'static str, Vec<&'static str>) {
                   from tollgate.known t)",
             ],
         ),
+        "tollgate.finding[]" => (
+            "'{}'",
+            vec![
+                "null",
+                "array[null]::tollgate.finding[]",
+                "array[(null, null, null, null)]::tollgate.finding[]",
+                "(select array[(t.id, now(), null, null), (t.id, 'infinity', '10.0.0.1', ''), (t.id, '-infinity', null, sha256(''))] \
+                  ::tollgate.finding[] from tollgate.known t)",
+            ],
+        ),
         other => panic!("no values of type {other}: add some"),
     }
 }

@@ -50,7 +50,7 @@ async fn a_file_is_imported_once_and_each_refused_row_is_told_by_its_line() -> R
          ann,one,{},posts:read posts:write,2999-01-01T00:00:00Z\n\
          ann,two,{bad},nonsense,\n\
          ann,three,sk_live_secret,,\n\
-         ann,past,{},,2001-01-01T00:00:00Z\n\
+         ann,past,{},,1066-10-14T00:00:00Z\n\
          bob,four,{},,\n",
         digest("one"),
         digest("past"),
@@ -64,7 +64,7 @@ async fn a_file_is_imported_once_and_each_refused_row_is_told_by_its_line() -> R
         let refused = report["refused"].as_array().context("refused rows")?;
         let lines: Vec<_> = refused.iter().map(|row| row["line"].as_i64().unwrap_or_default()).collect();
         assert_eq!(lines, [3, 4, 5], "{report}");
-        for (row, words) in refused.iter().zip(["nonsense", "token_hash", "expires_in"]) {
+        for (row, words) in refused.iter().zip(["nonsense", "token_hash", "expires_at"]) {
             assert!(row["why"].as_str().is_some_and(|why| why.contains(words)), "{words} in {row}");
         }
         for secret in ["sk_live_secret", &bad[..16]] {
@@ -83,6 +83,54 @@ async fn a_file_is_imported_once_and_each_refused_row_is_told_by_its_line() -> R
     assert!(text.contains(&format!("{path}:3: ")), "{text}");
     assert!(text.contains("imported 0 tokens, 2 were there already, 3 refused"), "{text}");
     assert_eq!(value::<i64>(&db.owner, "select count(*) from tollgate.api_tokens").await?, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn files_of_other_systems_come_with_their_form_and_all_they_knew() -> Result<()> {
+    let (db, url, directory) = world("guides").await?;
+    // As `docs/migrating.md` has them exported.
+    let sanctum = "user_id,name,token_hash,scopes,created_at,last_used_at,expires_at\n\
+         7,phone,8d969eef6ecad3c29a3a629280e686cf0c3f5d5a86aff3ca12020c923adc6c92,posts:read,2024-01-02T03:04:05Z,2025-01-02T03:04:05Z,\n\
+         7,old,5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5,,2020-01-02T03:04:05Z,,2021-01-02T03:04:05Z\n";
+    let report = json_of(
+        &url,
+        &["token", "import", &file(&directory, "sanctum.csv", sanctum)?, "--token-format=sanctum"],
+        OK,
+    );
+    assert_eq!(report["imported"], json!(2), "{report}");
+    let known = [("1|123456", "VALID"), ("2|12345", "EXPIRED")];
+    for (plaintext, expected) in known {
+        assert_eq!(code(&db.web, plaintext).await?, expected, "{plaintext}");
+    }
+    let used: bool = value(
+        &db.owner,
+        "select last_used_at = '2025-01-02 03:04:05Z' from tollgate.tokens where name = 'phone'",
+    )
+    .await?;
+    assert!(used);
+
+    let knox = tollgate_core::foreign::Format::Sha512;
+    let digest: String = value(&db.owner, "select encode(sha512('knx_abc'), 'hex')").await?;
+    let lines = format!(
+        "{}\n{}\n",
+        json!({"user_id": "8", "name": "knox", "token_hash": digest, "disabled_at": "2024-01-02T03:04:05Z"}),
+        json!({"user_id": "8", "name": "salted", "token_hash": "pbkdf2_sha256$1000$salt$aGFzaA=="}),
+    );
+    let path = file(&directory, "knox.jsonl", &lines)?;
+    let report = json_of(&url, &["token", "import", &path, "--token-format", knox.as_str()], NO);
+    assert_eq!(report["imported"], json!(1), "{report}");
+    assert!(
+        report["refused"][0]["why"].as_str().is_some_and(|why| why.contains("next presented")),
+        "{report}"
+    );
+    assert_eq!(code(&db.web, "knx_abc").await?, "DISABLED");
+
+    let complaint = complaint(&url, &["token", "import", &path, "--token-format=bcrypt"], USAGE);
+    assert!(complaint.contains("sha512-of-hex") && complaint.contains("salt"), "{complaint}");
+    for (command, code) in [(&["token", "verify", "--foreign"][..], OK), (&["token", "verify"], NO)] {
+        expect(&fed(&url, command, b"1|123456")?, command, code);
+    }
     Ok(())
 }
 

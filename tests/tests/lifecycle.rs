@@ -151,6 +151,176 @@ async fn in_its_grace_the_old_token_works_but_no_longer_than_it_would_have() -> 
     Ok(())
 }
 
+/// Sets when the grace of a rotated token ended.
+async fn end_grace(owner: &Client, id: Uuid, ago: &str) -> Result<()> {
+    set(owner, id, &format!("expires_at = now() - interval '{ago}'")).await
+}
+
+/// Has what verifications found recorded, as the daemon does.
+async fn record(owner: &Client) -> Result<()> {
+    owner.batch_execute("select tollgate.apply_findings()").await?;
+    Ok(())
+}
+
+async fn reuses(owner: &Client, id: Uuid) -> Result<Vec<Value>> {
+    let log = history(owner, id).await?;
+    Ok(log
+        .into_iter()
+        .filter(|(event, _)| event == "token.reuse_detected")
+        .map(|(_, detail)| detail)
+        .collect())
+}
+
+#[tokio::test]
+async fn a_rotated_token_that_is_presented_after_its_grace_is_an_event_at_most_once_a_minute() -> Result<()> {
+    let World { owner, web, cluster } = SHARED.world().await?;
+    let old = issue(&owner, "reused", &["posts:read"]).await?;
+    let new = rotate(&owner, old.id, "1 hour").await?;
+    let presented =
+        async |token: &Token| common::Request::of(&token.token).coming_from("2001:db8::7").code(&web).await;
+    assert_eq!(presented(&old).await?, "VALID");
+    record(&owner).await?;
+    assert_eq!(reuses(&owner, old.id).await?, [] as [Value; 0], "within its grace");
+
+    end_grace(&owner, old.id, "1 second").await?;
+    for _ in 0..3 {
+        assert_eq!(presented(&old).await?, "EXPIRED");
+        record(&owner).await?;
+    }
+    let told = reuses(&owner, old.id).await?;
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((&told[0]["client_ip"], &told[0]["rotated_to"]), (&json!("2001:db8::7"), &json!(new.id)));
+    assert!(told[0]["presented_at"].is_string() && told[0].get("revokes").is_none(), "{told:?}");
+    assert_eq!(code(&web, &new.token).await?, "VALID", "it is recorded, and no more");
+
+    // A minute later, by whatever it is presented in, and without an address.
+    let other = cluster.connect("postgres", DATABASE).await?;
+    for (n, call) in
+        ["authenticate($1)", "token_has_scope($1, 'posts:read')", "derive_api_token($1, 'n', '{}', null)"]
+            .iter()
+            .enumerate()
+    {
+        set(&owner, old.id, "reuse_detected_at = reuse_detected_at - interval '1 minute'").await?;
+        // Refused or false.
+        let _ = other.query(&format!("select from tollgate.{call}"), &[&old.token]).await;
+        record(&owner).await?;
+        let told = reuses(&owner, old.id).await?;
+        assert_eq!((told.len(), told[n + 1].get("client_ip")), (n + 2, None), "{call}");
+    }
+    // Who ends it by presenting it found it.
+    set(&owner, old.id, "reuse_detected_at = null").await?;
+    owner.query_one("select tollgate.revoke_presented_token($1)", &[&old.token]).await?;
+    assert_eq!(presented(&old).await?, "REVOKED");
+    record(&owner).await?;
+    assert_eq!(reuses(&owner, old.id).await?.len(), 4);
+    // Nor is there any of one that only expired.
+    let brief = issue(&owner, "reused", &[]).await?;
+    end_grace(&owner, brief.id, "1 second").await?;
+    assert_eq!(presented(&brief).await?, "EXPIRED");
+    record(&owner).await?;
+    assert_eq!(reuses(&owner, brief.id).await?, [] as [Value; 0]);
+    for token in [old.id, brief.id] {
+        let left = format!("select count(*) from tollgate.found() where token_id = '{token}'");
+        record(&owner).await?;
+        assert_eq!(value::<i64>(&owner, &left).await?, 0);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn reuse_ends_the_successors_and_what_came_of_them_where_the_rotation_asked_for_it() -> Result<()> {
+    let World { owner, web, cluster } = SHARED.world().await?;
+    let mut told = Told::listen(&cluster, "thief").await?;
+    let first = issue(&owner, "thief", &["posts:read"]).await?;
+    let row = owner
+        .query_one(
+            "select id, token from tollgate.rotate_api_token($1, revoke_on_reuse => true)",
+            &[&first.id],
+        )
+        .await?;
+    let second = Token { id: row.get(0), token: row.get(1) };
+    let third = rotate(&owner, second.id, "1 hour").await?;
+    let child = derive(&owner, &third, &["posts:read"]).await?;
+    let other = issue(&owner, "thief", &[]).await?;
+    told.all().await?;
+    assert_eq!(code(&web, &first.token).await?, "EXPIRED");
+    record(&owner).await?;
+    for token in [&second, &third, &child] {
+        assert_eq!(code(&web, &token.token).await?, "REVOKED");
+        let log = history(&owner, token.id).await?;
+        let (event, detail) = log.last().context("an event")?;
+        assert_eq!((event.as_str(), &detail["reused"]), ("token.revoked", &json!(first.id)));
+    }
+    assert_eq!(code(&web, &other.token).await?, "VALID");
+    // A receiver may ask for just this.
+    owner
+        .batch_execute("begin; select tollgate.define_webhook('alarm', 'https://example.com/', '{token.reuse_detected}'); rollback")
+        .await?;
+    assert_eq!(reuses(&owner, first.id).await?[0]["revokes"], true);
+    let told = told.all().await?;
+    assert_eq!((told.len(), &told[0]["event"], &told[0]["count"]), (1, &json!("token.revoked"), &json!(3)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_an_operator_makes_up_is_no_finding() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    let old = issue(&owner, "framed", &[]).await?;
+    let row = "select id, token from tollgate.rotate_api_token($1, revoke_on_reuse => true)";
+    let row = owner.query_one(row, &[&old.id]).await?;
+    let new: String = row.get(1);
+    for signature in
+        ["null", "''", "sha256('')", "(select sha256(string_agg(proname, '')::bytea) from pg_proc)"]
+    {
+        let call = format!(
+            "select tollgate.apply_findings(array[row('{}', now(), null, {signature})::tollgate.finding])",
+            old.id
+        );
+        owner.batch_execute(&call).await.with_context(|| call.clone())?;
+    }
+    for bad in ["null", "array_fill(null::tollgate.finding, array[1001])"] {
+        let call = owner.batch_execute(&format!("select tollgate.apply_findings({bad})")).await;
+        refused(call, &SqlState::INVALID_PARAMETER_VALUE);
+    }
+    assert_eq!(reuses(&owner, old.id).await?, [] as [Value; 0]);
+    assert_eq!(code(&web, &new).await?, "VALID");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_successor_may_be_given_another_end() -> Result<()> {
+    let World { owner, web, cluster: _cluster } = SHARED.world().await?;
+    let parent = issue_with(&owner, "renewed", "expires_in => '10 days'").await?;
+    for (arguments, end) in [
+        ("expires_in => '90 days'", "now() + interval '2160 hours'"),
+        ("expires_at => '2099-01-02 03:04Z'", "timestamptz '2099-01-02 03:04Z'"),
+        ("grace => '1 hour'", "now() + interval '24 hours'"),
+    ] {
+        let old = issue_with(&owner, "renewed", "expires_in => '1 day'").await?;
+        let call = format!(
+            "select (t).token, abs(extract(epoch from (t).expires_at - ({end}))) < 60
+               from tollgate.rotate_api_token($1, {arguments}) t"
+        );
+        let row = owner.query_one(&call, &[&old.id]).await?;
+        assert!(row.get::<_, bool>(1), "{arguments}");
+        assert_eq!(code(&web, row.get(0)).await?, "VALID");
+    }
+    let child = derive(&owner, &parent, &[]).await?;
+    for (token, arguments, argument) in [
+        (&child, "expires_in => '11 days'", "expires_in"),
+        (&child, "expires_at => '2099-01-01'", "expires_at"),
+        (&parent, "expires_in => '0'", "expires_in"),
+        (&parent, "expires_at => now() - interval '1 second'", "expires_at"),
+        (&parent, "expires_at => 'infinity'", "expires_at"),
+        (&parent, "expires_in => '1 day', expires_at => '2099-01-01'", "expires_at"),
+    ] {
+        let call = format!("select tollgate.rotate_api_token('{}', {arguments})", token.id);
+        let error = refused(owner.batch_execute(&call).await, &SqlState::INVALID_PARAMETER_VALUE);
+        assert_explained(&error, &format!("Argument: {argument}"));
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_token_that_is_over_or_was_rotated_has_no_successor() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
@@ -599,6 +769,102 @@ async fn no_token_is_given_a_longer_life_than_the_setting_allows() -> Result<()>
         format!("rotate_api_token('{}')", eternal.id),
     ] {
         session.batch_execute(&format!("select tollgate.{call}")).await.with_context(|| call.clone())?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_lifetime_is_as_long_in_every_time_zone_and_never_longer_than_the_cap_says() -> Result<()> {
+    let World { owner, cluster, .. } = SHARED.world().await?;
+    let session = cluster.connect("postgres", DATABASE).await?;
+    let root = issue(&owner, "zoned", &[]).await?;
+    for zone in ["UTC", "Australia/Sydney", "America/New_York", "Europe/Berlin", "Asia/Kathmandu"] {
+        session.batch_execute(&format!("set timezone = '{zone}'")).await?;
+        // Some of these end beyond a change of the clocks, whenever it is now.
+        for days in [1, 30, 90, 150, 180, 240, 300, 365] {
+            session.batch_execute(&format!("set tollgate.max_token_lifetime = '{days}d'")).await?;
+            for call in [
+                format!("create_api_token('zoned', 'n', expires_in => '{days} days')"),
+                format!("derive_api_token('{}', 'n', '{{}}', '{days} days')", root.token),
+                format!(
+                    "rotate_api_token((tollgate.create_api_token('zoned', 'n', expires_in => '1 hour')).id, expires_in => '{days} days')"
+                ),
+            ] {
+                let exact = format!(
+                    "select abs(extract(epoch from t.expires_at - clock_timestamp()) - {days} * 86400) < 60 from tollgate.{call} t"
+                );
+                assert!(value::<bool>(&session, &exact).await?, "{call} in {zone}");
+            }
+            let import = format!(
+                "select tollgate.import_api_token('zoned', 'n', sha256('{zone} {days}'), expires_in => '{days} days')"
+            );
+            session.batch_execute(&import).await.with_context(|| format!("{days} days in {zone}"))?;
+        }
+        // Months and years are those of UTC's calendar.
+        session.batch_execute("set tollgate.max_token_lifetime = 0").await?;
+        for lifetime in ["1 month", "1 year 2 months 3 days 04:05:06"] {
+            let exact = format!(
+                "select abs(extract(epoch from t.expires_at at time zone 'UTC'
+                                                - (clock_timestamp() at time zone 'UTC' + interval '{lifetime}'))) < 60
+                   from tollgate.create_api_token('zoned', 'n', expires_in => '{lifetime}') t"
+            );
+            assert!(value::<bool>(&session, &exact).await?, "{lifetime} in {zone}");
+        }
+    }
+    // And so is the grace of a rotation.
+    session.batch_execute("set timezone = 'Australia/Sydney'").await?;
+    for days in [90, 180, 270] {
+        let old = issue(&session, "zoned", &[]).await?;
+        rotate(&session, old.id, &format!("{days} days")).await?;
+        let exact = format!(
+            "select abs(extract(epoch from expires_at - clock_timestamp()) - {days} * 86400) < 60
+               from tollgate.api_tokens where id = '{}'",
+            old.id
+        );
+        assert!(value::<bool>(&session, &exact).await?, "{days} days");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_end_is_a_time_or_a_moment_and_not_both() -> Result<()> {
+    let World { owner, cluster, .. } = SHARED.world().await?;
+    let session = cluster.connect("postgres", DATABASE).await?;
+    let root = issue_with(&owner, "momentary", "expires_at => '2098-01-01Z'").await?;
+    let calls = |plaintext: &str, arguments: &str| {
+        [
+            format!("create_api_token('momentary', 'n', {arguments})"),
+            format!("import_api_token('momentary', 'n', sha256('{plaintext}'), {arguments})"),
+            format!("derive_api_token('{}', 'n', '{{}}', {arguments})", root.token),
+        ]
+    };
+    for call in calls("good", "expires_in => null, expires_at => '2097-06-05 04:03:02.1Z'") {
+        let id = if call.starts_with("import") { "t" } else { "t.id" };
+        let ids: Uuid = value(&session, &format!("select {id} from tollgate.{call} t")).await?;
+        let exact = format!(
+            "select expires_at = '2097-06-05 04:03:02.1Z' from tollgate.api_tokens where id = '{ids}'"
+        );
+        assert!(value::<bool>(&session, &exact).await?, "{call}");
+    }
+    session.batch_execute("set tollgate.max_token_lifetime = '30d'").await?;
+    for bad in [
+        "expires_in => '1 day', expires_at => now() + interval '1 day'",
+        "expires_in => null, expires_at => 'infinity'",
+        "expires_in => null, expires_at => '-infinity'",
+        "expires_in => null, expires_at => '3099-01-01'",
+        "expires_in => null, expires_at => now() + interval '31 days'",
+    ] {
+        for call in calls("bad", bad) {
+            let result = session.batch_execute(&format!("select tollgate.{call}")).await;
+            assert_explained(&refused(result, &SqlState::INVALID_PARAMETER_VALUE), "Argument: expires_at");
+        }
+    }
+    for call in [
+        &calls("good", "expires_in => null, expires_at => now()")[0],
+        &calls("good", "expires_in => null, expires_at => now()")[2],
+    ] {
+        let result = session.batch_execute(&format!("select tollgate.{call}")).await;
+        assert_explained(&refused(result, &SqlState::INVALID_PARAMETER_VALUE), "Argument: expires_at");
     }
     Ok(())
 }

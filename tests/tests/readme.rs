@@ -30,6 +30,20 @@ fn its_sql_runs_in_its_order_and_answers_as_it_shows() -> Result<()> {
     Ok(())
 }
 
+/// Each guide, on data of the other system's documented shape.
+#[test]
+fn the_guides_to_migrating_run_and_answer_as_they_show() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let blocks = document::blocks(include_str!("../../docs/migrating.md"), "sql");
+    let answers = document::run(&cluster, blocks.iter().copied())?;
+    assert!(blocks.len() >= 8 && answers.len() == blocks.len());
+    // The first answers for the scopes, with nothing to see.
+    for (block, answer) in blocks.iter().zip(&answers).skip(1) {
+        document::assert_answered(block, answer);
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn its_roles_have_the_capabilities_that_it_says() -> Result<()> {
     let (cluster, _) = after_the_readme()?;

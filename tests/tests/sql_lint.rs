@@ -28,6 +28,7 @@ const PUBLIC_FUNCTIONS: &[&str] = &[
 /// Tables that a dump leaves out: they tell of this very cluster, and would be wrong in another.
 const NOT_DUMPED: &[&str] = &[
     "daemon_reports",
+    "finding_secret",
     "housekeeping_places",
     "leaderships",
     "token_slots",

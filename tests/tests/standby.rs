@@ -99,6 +99,35 @@ async fn uses_on_every_standby_are_carried_to_the_primary_with_those_of_the_prim
 }
 
 #[tokio::test]
+async fn what_is_reused_on_a_standby_is_recorded_by_the_primary_and_then_forgotten() -> Result<()> {
+    let db = Db::only(&primary()?).await?;
+    let old = issue(&db.owner, "a", &[]).await?;
+    let rotate = "select (tollgate.rotate_api_token($1, revoke_on_reuse => true)).token";
+    let new: String = db.owner.query_one(rotate, &[&old.id]).await?.get(0);
+    let import = "select tollgate.import_api_token('a', 'n', sha512('foreign'), format => 'sha512')";
+    db.owner.batch_execute(import).await?;
+    let standby = db.cluster.standby()?;
+    standby.catch_up_with(&db.cluster)?;
+    let there = standby.connect("postgres", DATABASE).await?;
+    there.batch_execute("set tollgate.accept_foreign_tokens = on").await?;
+    assert_eq!(code(&there, "foreign").await?, "VALID");
+    assert_eq!(code(&there, &old.token).await?, "EXPIRED");
+    let found: i64 = value(&there, "select count(*) from tollgate.found()").await?;
+    assert_eq!(found, 1, "a digest is only taken on the primary");
+    let _daemon = run(&db.url(), &[&url(&standby)])?;
+    let told = "select count(*) from tollgate.audit_log where event = 'token.reuse_detected'";
+    eventually_async(LONG, "the event", async || value::<i64>(&db.owner, told).await.is_ok_and(|n| n == 1))
+        .await;
+    assert_eq!(code(&db.web, &new).await?, "REVOKED");
+    eventually_async(LONG, "the standby to forget it", async || {
+        value::<i64>(&there, "select count(*) from tollgate.found()").await.is_ok_and(|n| n == 0)
+    })
+    .await;
+    assert_eq!(value::<i64>(&db.owner, told).await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_standby_that_is_down_holds_up_nobody_and_is_named_until_it_is_back() -> Result<()> {
     let db = Db::only(&primary()?).await?;
     let token = issue(&db.owner, "a", &[]).await?;

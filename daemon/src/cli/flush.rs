@@ -59,6 +59,7 @@ pub(super) async fn flush(target: Target, standbys: Vec<Target>, output: &Output
     .await?;
     for standby in standbys {
         let source = standby.connect().await?;
+        flush_standby::carry_findings(&source, async || Ok(&session)).await?;
         go_on(
             MOST_ROUNDS,
             || flush_standby::flush(&source, async || Ok(&session)),

@@ -60,7 +60,7 @@ pub(super) async fn import(target: Target, options: ImportOptions) -> Result<u8>
     let (source, size) = open(&options.file)?;
     let progress = progress::bar("importing", size, quiet);
     // Its columns are looked at before the server is.
-    let mut rows = rows::read(progress.wrap_read(source), format, &name)?;
+    let mut rows = rows::read(progress.wrap_read(source), format, options.token_format, &name)?;
 
     let mut session = target.connect().await?;
     hide_bind_values(&session).await?;
@@ -76,7 +76,7 @@ pub(super) async fn import(target: Target, options: ImportOptions) -> Result<u8>
             bytes += row.bytes;
             match row {
                 Row { line, token: Err(why), .. } => report.refused.push(Refused { line, why }),
-                Row { token: Ok(token), .. } if options.dry_run && !seen.insert(token.token_hash) => {
+                Row { token: Ok(token), .. } if options.dry_run && !seen.insert(token.token_hash.clone()) => {
                     report.present += 1;
                 }
                 Row { line, token: Ok(token), .. } => batch.push((line, token)),
@@ -86,7 +86,7 @@ pub(super) async fn import(target: Target, options: ImportOptions) -> Result<u8>
             }
         }
         if !batch.is_empty() {
-            send(&mut session, &statement, &batch, options.dry_run, &mut report).await?;
+            send(&mut session, &statement, &batch, &options, &mut report).await?;
         }
         progress.suspend(|| print_refused(&mut report, &options, &name))?;
         tell(&progress, &report);
@@ -132,14 +132,14 @@ async fn send(
     session: &mut Session,
     statement: &Statement,
     batch: &[(u64, Imported)],
-    dry_run: bool,
+    options: &ImportOptions,
     report: &mut Report,
 ) -> Result<()> {
-    if all_at_once(session, statement, batch, dry_run).await? {
+    if all_at_once(session, statement, batch, options).await? {
         report.imported += batch.len() as u64;
         return Ok(());
     }
-    one_by_one(session, statement, batch, dry_run, report).await
+    one_by_one(session, statement, batch, options, report).await
 }
 
 /// False if a row was refused, and so none imported.
@@ -147,15 +147,16 @@ async fn all_at_once(
     session: &mut Session,
     statement: &Statement,
     batch: &[(u64, Imported)],
-    dry_run: bool,
+    options: &ImportOptions,
 ) -> Result<bool> {
     const DOING: &str = "import a batch";
     let transaction = session.transaction().await.doing(DOING)?;
-    let answers =
-        try_join_all(batch.iter().map(|(_, token)| sql::import_api_token(&transaction, statement, token)))
-            .await;
+    let answers = try_join_all(batch.iter().map(|(_, token)| {
+        sql::import_api_token(&transaction, statement, token, options.token_format.as_str())
+    }))
+    .await;
     match answers {
-        Ok(_) if dry_run => transaction.rollback().await.doing(DOING).map(|()| true),
+        Ok(_) if options.dry_run => transaction.rollback().await.doing(DOING).map(|()| true),
         Ok(_) => transaction.commit().await.doing(DOING).map(|()| true),
         Err(error) if concerns_the_row(&error) => transaction.rollback().await.doing(DOING).map(|()| false),
         Err(error) => Err(error),
@@ -166,7 +167,7 @@ async fn one_by_one(
     session: &mut Session,
     statement: &Statement,
     batch: &[(u64, Imported)],
-    dry_run: bool,
+    options: &ImportOptions,
     report: &mut Report,
 ) -> Result<()> {
     const DOING: &str = "import a batch row by row";
@@ -178,7 +179,7 @@ async fn one_by_one(
         let savepoint = format!("{before} savepoint one");
         let (begun, answer) = tokio::join!(
             transaction.batch_execute(&savepoint),
-            sql::import_api_token(&transaction, statement, token)
+            sql::import_api_token(&transaction, statement, token, options.token_format.as_str())
         );
         begun.doing(DOING)?;
         before = match answer {
@@ -200,7 +201,7 @@ async fn one_by_one(
     if !before.is_empty() {
         transaction.batch_execute(before).await.doing(DOING)?;
     }
-    if dry_run { transaction.rollback().await } else { transaction.commit().await }.doing(DOING)?;
+    if options.dry_run { transaction.rollback().await } else { transaction.commit().await }.doing(DOING)?;
     report.imported += imported;
     report.present += present;
     report.refused.extend(refused);

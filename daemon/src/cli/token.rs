@@ -16,6 +16,7 @@ use crate::db::{Target, hide_bind_values};
 use crate::document::Document;
 use crate::error::{Error, Result};
 use crate::output::Tone;
+use crate::sql::Ending;
 use crate::{exit, output, sql};
 
 /// Far beyond the longest token; a larger file is not one that holds a token.
@@ -64,7 +65,7 @@ async fn create(target: Target, options: CreateOptions) -> Result<u8> {
             user_id: &options.user,
             name: &options.name,
             scopes: &options.scopes,
-            expires_in: options.expires_in,
+            ending: Ending { expires_in: options.expires_in, expires_at: options.expires_at },
             metadata: options.metadata.as_deref().unwrap_or("{}"),
             // No list is every network; an empty one would be none.
             allowed_ips: (!options.allowed_ips.is_empty()).then_some(options.allowed_ips.as_slice()),
@@ -168,7 +169,9 @@ fn known(token: &Document) -> Vec<(&'static str, String)> {
 
 async fn rotate(target: Target, options: RotateOptions) -> Result<u8> {
     let session = target.connect().await?;
-    let issued = sql::rotate_api_token(&*session, options.id, options.grace).await?;
+    let ending = Ending { expires_in: options.expires_in, expires_at: options.expires_at };
+    let issued =
+        sql::rotate_api_token(&*session, options.id, options.grace, &ending, options.revoke_on_reuse).await?;
     hand_out(&issued, &options.output)?;
     Ok(exit::OK)
 }
@@ -183,7 +186,7 @@ async fn derive(target: Target, options: DeriveOptions) -> Result<u8> {
         &parent,
         &options.name,
         &options.scopes,
-        options.expires_in,
+        &Ending { expires_in: options.expires_in, expires_at: options.expires_at },
         networks,
     )
     .await?;
@@ -208,16 +211,23 @@ async fn set_enabled(target: Target, options: EnabledOptions, enabled: bool) -> 
 }
 
 async fn verify(target: Target, options: VerifyOptions) -> Result<u8> {
-    let token = read_token(&options.token)?;
+    let presented = read_token(&options.token)?;
     let session = target.connect().await?;
-    // Only the digest leaves this process, so that the token is in no log on the way.
-    let digest = tollgate_core::token::digest(token.as_bytes());
     let scopes = (!options.scopes.is_empty()).then_some(options.scopes.as_slice());
-    let mut verification = sql::verify_api_token_hash(&*session, &digest, scopes, options.client_ip).await?;
-    // A digest tells the server nothing of the shape, so what it cannot say is said here.
-    if verification.field("code") == "NOT_FOUND" && tollgate_core::token::parse(token.as_bytes()).is_none() {
-        verification.set("code", "MALFORMED");
-    }
+    let verification = if options.foreign {
+        hide_bind_values(&session).await?;
+        sql::verify_api_token(&*session, &presented, scopes, options.client_ip).await?
+    } else {
+        // Only the digest leaves this process, so that the token is in no log on the way.
+        let digest = token::digest(presented.as_bytes());
+        let mut verification =
+            sql::verify_api_token_hash(&*session, &digest, scopes, options.client_ip).await?;
+        // A digest tells the server nothing of the shape, so what it cannot say is said here.
+        if verification.field("code") == "NOT_FOUND" && token::parse(presented.as_bytes()).is_none() {
+            verification.set("code", "MALFORMED");
+        }
+        verification
+    };
     let valid = verification.is_true("valid");
     if options.output.json {
         output::json(&verification)?;

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use jiff::Timestamp;
 use serde_json::value::RawValue;
+use tollgate_core::foreign::Format;
 use uuid::Uuid;
 
 use super::{BatchOptions, OutputOptions};
@@ -51,6 +53,10 @@ pub struct CreateOptions {
     /// How long it is valid, such as 90days or 12h [default: until it is revoked]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub expires_in: Option<Duration>,
+
+    /// Until when it is valid, such as 2030-01-02T03:04:05Z
+    #[arg(long, value_name = "MOMENT", conflicts_with = "expires_in")]
+    pub expires_at: Option<Timestamp>,
 
     /// A JSON object that verification returns with the token
     #[arg(long, value_name = "JSON", value_parser = parse_object)]
@@ -108,6 +114,11 @@ pub struct VerifyOptions {
     #[arg(long, value_name = "IP")]
     pub client_ip: Option<std::net::IpAddr>,
 
+    /// It is of another system, and stored in the form that was given at its import: the token itself goes to the server, and
+    /// not only its SHA-256
+    #[arg(long)]
+    pub foreign: bool,
+
     #[command(flatten)]
     pub output: OutputOptions,
 }
@@ -155,6 +166,18 @@ pub struct RotateOptions {
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     pub grace: Duration,
 
+    /// How long the new one is valid, such as 90days or 12h [default: until the old one would have expired]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub expires_in: Option<Duration>,
+
+    /// Until when the new one is valid, such as 2030-01-02T03:04:05Z
+    #[arg(long, value_name = "MOMENT", conflicts_with = "expires_in")]
+    pub expires_at: Option<Timestamp>,
+
+    /// Revoke the new one, and those that replace it, if the old one is presented after the grace
+    #[arg(long)]
+    pub revoke_on_reuse: bool,
+
     #[command(flatten)]
     pub output: OutputOptions,
 }
@@ -175,6 +198,10 @@ pub struct DeriveOptions {
     /// How long it is valid, such as 90days or 12h; never longer than its parent [default: as long as its parent]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub expires_in: Option<Duration>,
+
+    /// Until when it is valid, such as 2030-01-02T03:04:05Z
+    #[arg(long, value_name = "MOMENT", conflicts_with = "expires_in")]
+    pub expires_at: Option<Timestamp>,
 
     /// A network it may be used from, of those of its parent; repeat it, or separate several by commas
     #[arg(long = "allowed-ip", value_name = "CIDR", value_delimiter = ',')]
@@ -201,9 +228,11 @@ const IMPORT_NOTES: &str = "\
 Columns of the CSV's heading, or keys of each JSON object:
   user_id      whose token it is (required)
   name         what it is for (required)
-  token_hash   SHA-256 of the whole token, in hex (64 digits, with or without \\x) or in base64 (required)
+  token_hash   the digest that --token-format names, in hex (with or without \\x) or in base64 (required)
   scopes       JSON: an array; CSV: separated by spaces
-  expires_at   a time such as 2030-01-02T03:04:05Z; nothing for a token that does not expire
+  expires_at   a time such as 2030-01-02T03:04:05Z, also a past one; nothing for a token that does not expire
+  created_at, last_used_at, disabled_at, revoked_at
+               times, as the other system has them; nothing where there was none
   metadata     a JSON object
   allowed_ips  networks such as 10.0.0.0/8; JSON: an array; CSV: separated by spaces
   rate_limit   how many verifications rate_window allows
@@ -221,6 +250,11 @@ pub struct ImportOptions {
     /// What it is [default: by its name: .csv is CSV, .json, .jsonl and .ndjson are JSON lines]
     #[arg(long, value_enum)]
     pub format: Option<ImportFormat>,
+
+    /// Which digest the file has of each token: sha256 of the whole of it; sha512 of the whole of it; sha512-of-hex, of the
+    /// bytes that it spells in hex; sanctum, SHA-256 of what follows the bar in id|secret
+    #[arg(long, value_name = "FORMAT", default_value = "sha256", value_parser = token_format)]
+    pub token_format: Format,
 
     /// Have the server check every row, and import none
     #[arg(long)]
@@ -275,6 +309,16 @@ pub struct DropScopeOptions {
 pub struct CompletionsOptions {
     /// Whose
     pub shell: clap_complete::Shell,
+}
+
+fn token_format(text: &str) -> Result<Format, String> {
+    Format::parse(text).ok_or_else(|| {
+        let known = Format::ALL.map(Format::as_str).join(", ");
+        format!(
+            "it must be one of {known}; with a salt or a key, as of bcrypt, PBKDF2, argon2, Gitea and GitLab, a token cannot \
+             be found by its digest"
+        )
+    })
 }
 
 /// The text itself, since numbers of ours do not hold all that the server's do.

@@ -35,6 +35,7 @@ impl FlushStandby {
 
     async fn round(&self, stop: &CancellationToken) -> Result<Round> {
         let standby = self.standby.session(stop).await?;
+        carry_findings(&standby, async || self.primary.session(stop).await).await?;
         flush(&standby, async || self.primary.session(stop).await).await
     }
 }
@@ -72,6 +73,17 @@ impl Task for FlushStandby {
         let stop = CancellationToken::new();
         flush_usage::finish(|| self.round(&stop)).await
     }
+}
+
+/// Has recorded what verifications found on the standby. There too it stays until the standby's copy of the database has it.
+pub async fn carry_findings<P>(standby: &Session, primary: impl AsyncFnOnce() -> Result<P>) -> Result<()>
+where
+    P: std::ops::Deref<Target = Session>,
+{
+    if let Some(findings) = sql::drain_findings(&**standby).await? {
+        sql::apply_findings(&**primary().await?, None, Some(&findings)).await?;
+    }
+    Ok(())
 }
 
 /// One round. The primary is asked for only if there is something to bring to it.

@@ -133,8 +133,9 @@ fn still_counted(error: Error) -> Error {
     error.with_detail("Nothing is lost: the server keeps counting, and the next flush carries it all.")
 }
 
-/// One round.
+/// One round. What verifications found and could not write goes the same way.
 pub async fn flush(session: &Session, fence: Option<&Fence>) -> Result<Round> {
+    sql::apply_findings(&**session, fence, None).await?;
     let generation = match drain(session).await? {
         Drained::Some(generation) => generation,
         Drained::Nothing(round) => return Ok(round),

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod foreign;
 pub mod jsonb;
 pub mod limit;
 pub mod net;

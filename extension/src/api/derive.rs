@@ -4,6 +4,7 @@ use super::issue::{draw, issued_token, new_id, refuse_if_read_only, store};
 use super::verify;
 use crate::datum::{self, TextArray};
 use crate::error::{Error, OrRaise};
+use crate::fields::Ending;
 use crate::fmgr::{Call, sql_function};
 use crate::refusal::Refusal;
 use crate::store::issue::{self, NewToken};
@@ -22,7 +23,7 @@ sql_function!(derive_api_token);
 fn derive_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.derive_api_token()");
     // Whoever guesses at tokens is counted here as by a verification.
-    let found = verify::look_up(call.bytes(0), verify::client(call, 5));
+    let found = verify::look_up_parent(call.bytes(0), verify::client(call, 5));
     let (digest, parent) = match found {
         Ok((digest, id, Ok(()))) => (digest, Uuid::from_bytes(id)),
         Ok((.., Err(refusal))) | Err(refusal) => Error::refused(&refusal).raise(),
@@ -37,7 +38,7 @@ fn derive_api_token(call: &Call) -> Option<Datum> {
     }
     let name = fields::name(call.text(1)).or_raise();
     let scopes = fields::scopes(call.text_array(2)).or_raise();
-    let lifetime = fields::lifetime(call.value(3)).or_raise();
+    let ending = Ending::new(call.value(3), call.value(6)).or_raise();
     fields::allowed_ips(call.text_array(4)).or_raise();
     let parents_end = within_parent(&digest, &scopes, call.text_array(4)).or_raise();
 
@@ -50,7 +51,7 @@ fn derive_api_token(call: &Call) -> Option<Datum> {
         user_id: &user_id,
         name,
         scopes: &scopes,
-        lifetime,
+        ending,
         metadata: None,
         allowed_ips: call.datum(4),
         rate_limit: None,
@@ -60,8 +61,12 @@ fn derive_api_token(call: &Call) -> Option<Datum> {
     let stored = store(&token).or_raise();
     let end = stored.expires_at.map(i64::from);
     if parents_end.is_some_and(|parents_end| end.is_none_or(|end| end > parents_end)) {
-        exceeds("expires_in", "would outlive its parent", "Pass NULL for one that ends with its parent.")
-            .raise();
+        exceeds(
+            ending.argument(),
+            "would outlive its parent",
+            "Pass NULL for one that ends with its parent.",
+        )
+        .raise();
     }
     Some(issued_token(&issued, &token, &stored))
 }

@@ -17,7 +17,7 @@ const DEEPEST: usize = 1000;
 
 sql_function!(presented_token_id);
 fn presented_token_id(call: &Call) -> Option<Datum> {
-    match verify::look_up(call.bytes(0), verify::client(call, 1)) {
+    match verify::look_up_to_end(call.bytes(0), verify::client(call, 1)) {
         Ok((_, id, _)) => Uuid::from_bytes(id).into_datum(),
         // Who has failed too often is not told whether this is one.
         Err(refusal) if refusal.code == Code::RateLimited => Error::refused(&refusal).raise(),

@@ -4,16 +4,17 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Error, OrRaise};
-use crate::fields;
+use crate::fields::{self, Ending};
 use crate::fmgr::{Call, sql_function};
 use crate::store::composite::{self, Composite};
-use crate::store::issue::{self, NewToken, Stored};
+use crate::store::issue::{self, NewToken, Stored, Takeover};
 use crate::store::quota;
 use crate::sys;
 use core::ffi::CStr;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, Uuid};
+use tollgate_core::foreign::Format;
 use tollgate_core::token::{self, Digest, ENTROPY_LEN, Issued, Prefix};
 use zeroize::Zeroizing;
 
@@ -27,7 +28,7 @@ fn create_api_token(call: &Call) -> Option<Datum> {
     quota::lock(user_id).or_raise();
     let name = fields::name(call.text(1)).or_raise();
     let scopes = fields::scopes(call.text_array(2)).or_raise();
-    let lifetime = fields::lifetime(call.value(3)).or_raise();
+    let ending = Ending::new(call.value(3), call.value(9)).or_raise();
     fields::metadata(call.datum(4), call.bytes(4)).or_raise();
     fields::allowed_ips(call.text_array(5)).or_raise();
     fields::limit(call.value(6), call.value(7)).or_raise();
@@ -42,7 +43,7 @@ fn create_api_token(call: &Call) -> Option<Datum> {
         user_id,
         name,
         scopes: &scopes,
-        lifetime,
+        ending,
         metadata: call.datum(4),
         allowed_ips: call.datum(5),
         rate_limit: call.value(6),
@@ -59,10 +60,17 @@ fn import_api_token(call: &Call) -> Option<Datum> {
     let user_id = fields::user_id(call.text(0)).or_raise();
     quota::lock(user_id).or_raise();
     let name = fields::name(call.text(1)).or_raise();
-    let digest: Digest =
-        call.bytes(2).and_then(|bytes| bytes.try_into().ok()).ok_or_else(not_a_digest).or_raise();
+    let format = foreign_format(call.text(9)).or_raise();
+    let given = call.bytes(2).filter(|bytes| bytes.len() == format.digest_len());
+    let given = given.ok_or_else(|| not_a_digest(format)).or_raise();
+    let foreign_hash = (format != Format::Sha256).then(|| format.key(given));
+    // Until it is known, a number that nothing is the digest of, as far as anybody can tell.
+    let digest: Digest = match given.try_into() {
+        Ok(digest) if foreign_hash.is_none() => digest,
+        _ => unknown_digest().or_raise(),
+    };
     let scopes = fields::scopes(call.text_array(3)).or_raise();
-    let lifetime = fields::lifetime(call.value(4)).or_raise();
+    let ending = Ending::new(call.value(4), call.value(10)).or_raise();
     fields::metadata(call.datum(5), call.bytes(5)).or_raise();
     fields::allowed_ips(call.text_array(6)).or_raise();
     fields::limit(call.value(7), call.value(8)).or_raise();
@@ -75,24 +83,76 @@ fn import_api_token(call: &Call) -> Option<Datum> {
         user_id,
         name,
         scopes: &scopes,
-        lifetime,
+        ending,
         metadata: call.datum(5),
         allowed_ips: call.datum(6),
         rate_limit: call.value(7),
         rate_window: call.value(8),
         parent: None,
     };
-    store(&token).or_raise();
+    take_over(&Takeover {
+        token: &token,
+        format,
+        foreign_hash,
+        created_at: fields::past("created_at", call.value(11)).or_raise(),
+        last_used_at: fields::past("last_used_at", call.value(12)).or_raise(),
+        disabled_at: fields::past("disabled_at", call.value(13)).or_raise(),
+        revoked_at: fields::past("revoked_at", call.value(14)).or_raise(),
+    })
+    .or_raise();
     token.id.into_datum()
 }
 
-fn not_a_digest() -> Error {
+/// Stores a token of another system. One that is over, there or by its time, takes no room of its user's and may have had any
+/// lifetime.
+fn take_over(takeover: &Takeover<'_>) -> Result<(), Error> {
+    let Takeover { token, revoked_at, .. } = takeover;
+    let is_past = |end: TimestampWithTimeZone| i64::from(end) <= sys::GetCurrentTimestamp();
+    let has_expired = token.ending.moment.is_some_and(is_past);
+    if has_expired {
+        fields::past("expires_at", token.ending.moment)?;
+    }
+    let is_live = !has_expired && revoked_at.is_none();
+    if is_live {
+        quota::claim(token.user_id)?;
+    }
+    let stored = issue::take_over(takeover)?.ok_or_else(Error::duplicate_digest)?;
+    if is_live {
+        fields::end(token.ending.argument(), stored.expires_at.map(i64::from))?;
+        say_what_may_not_be_meant(Some(token.name), stored.expires_at);
+    } else if !has_expired {
+        fields::finite_end(token.ending.argument(), stored.expires_at.map(i64::from))?;
+    }
+    Ok(())
+}
+
+fn foreign_format(name: Option<&str>) -> Result<Format, Error> {
+    let name = name.unwrap_or_default();
+    Format::parse(name).ok_or_else(|| {
+        Error::argument(
+            "format",
+            "tokens in this form cannot be taken over",
+            "which is NULL or not one of sha256, sha512, sha512-of-hex and sanctum",
+            "With a salt or a key, as of bcrypt, PBKDF2, argon2, Gitea and GitLab, a token cannot be found by its digest. Let the \
+             application check those as before, and import each by sha256() of the token when it is next presented.",
+        )
+    })
+}
+
+fn not_a_digest(format: Format) -> Error {
     Error::argument(
         "token_hash",
-        "a token is imported by the SHA-256 digest of its plaintext",
-        "which is NULL or not of 32 bytes",
+        format!(
+            "a token is imported by a digest of its plaintext, {} bytes in this format",
+            format.digest_len()
+        ),
+        "which is NULL or of another length",
         "Pass the digest as bytea, such as decode(hex_digest, 'hex'); never the token itself.",
     )
+}
+
+fn unknown_digest() -> Result<Digest, Error> {
+    Ok(token::digest(entropy()?.as_slice()))
 }
 
 /// A standby refuses by itself only once SPI asks for a transaction id, and then with an internal error.
@@ -113,7 +173,7 @@ pub(super) fn new_id() -> Uuid {
 pub(super) fn store(token: &NewToken<'_>) -> Result<Stored, Error> {
     quota::claim(token.user_id)?;
     let stored = issue::insert(token)?.ok_or_else(Error::duplicate_digest)?;
-    fields::end("expires_in", stored.expires_at.map(i64::from))?;
+    fields::end(token.ending.argument(), stored.expires_at.map(i64::from))?;
     say_what_may_not_be_meant(Some(token.name), stored.expires_at);
     Ok(stored)
 }

@@ -4,6 +4,7 @@
 mod audit;
 mod context;
 mod derive;
+mod findings;
 mod internal;
 mod issue;
 mod leadership;

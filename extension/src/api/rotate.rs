@@ -2,6 +2,7 @@
 
 use super::issue::{draw, new_id, refuse_if_read_only, say_what_may_not_be_meant};
 use crate::error::{Error, OrRaise};
+use crate::fields::Ending;
 use crate::fmgr::{Call, sql_function};
 use crate::store::composite::{self, Composite};
 use crate::store::issue;
@@ -14,13 +15,21 @@ sql_function!(rotate_api_token);
 fn rotate_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.rotate_api_token()");
     let grace = fields::grace(call.value(1)).or_raise();
+    let ending = Ending::new(call.value(2), call.value(3)).or_raise();
+    let revoke_on_reuse = call.value(4).unwrap_or(false);
     let token_id: Uuid = call.value(0).ok_or_else(no_token).or_raise();
     let old = issue::lock_for_rotation(token_id).or_raise();
-    fields::end("expires_at", old.expires_at.map(i64::from)).or_raise();
+    if !ending.is_given() {
+        fields::end("expires_at", old.expires_at.map(i64::from)).or_raise();
+    }
 
     let issued = draw(&prefix_of(&old.hint)).or_raise();
     let (id, hint) = (new_id(), issued.hint());
-    let new = issue::replace(token_id, id, &issued.digest(), &hint, grace).or_raise();
+    let new =
+        issue::replace(token_id, id, &issued.digest(), &hint, grace, ending, revoke_on_reuse).or_raise();
+    if ending.is_given() {
+        fields::end(ending.argument(), new.stored.expires_at.map(i64::from)).or_raise();
+    }
     say_what_may_not_be_meant(None, new.stored.expires_at);
     Some(composite::form(
         Composite::IssuedToken,

@@ -8,16 +8,17 @@ use crate::error::{Error, OrRaise};
 use crate::fmgr::{Call, sql_function};
 use crate::limits::{self, Quota};
 use crate::log;
-use crate::presented::{self, Required};
+use crate::presented::{Presented, Required};
 use crate::refusal::{self, Refusal};
-use crate::shmem::{self, Use};
+use crate::shmem::{self, Found, Use};
 use crate::store::composite::{self, Composite};
-use crate::store::probe::{Column, Lookup, TokenRow};
+use crate::store::probe::{Column, LateColumn, Lookup, TokenRow};
 use crate::sys;
 use core::ffi::CStr;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, direct_function_call_as_datum};
 use std::ffi::CString;
+use tollgate_core::foreign;
 use tollgate_core::net::{Net, client_of};
 use tollgate_core::scope;
 use tollgate_core::status::{Code, decide};
@@ -62,12 +63,10 @@ fn authenticate(call: &Call) -> Option<Datum> {
 sql_function!(presented_token_has_scope);
 fn presented_token_has_scope(call: &Call) -> Option<Datum> {
     let request = Request {
-        digest: presented::digest(call.bytes(0)),
+        presented: Presented::to_verify(call.bytes(0)),
         required: Required::One(call.bytes(1)),
         client: client(call, 2),
-        from_anywhere: false,
-        binds: false,
-        metering: Metering::Uncounted,
+        purpose: Purpose::Check,
     };
     let verdict = Verdict::on(&request);
     let granted = verdict.code == Code::Valid;
@@ -90,29 +89,30 @@ fn client_ip_from(call: &Call) -> Option<Datum> {
     pgrx::Inet(client_of(call.text(0)?, is_trusted)?.to_string()).into_datum()
 }
 
-/// A presented token that is stored: its digest, its id, and whether it would be accepted.
+/// A presented token that is stored: the digest that it is stored under, its id, and whether it would be accepted.
 pub(super) type LookedUp = (Digest, [u8; 16], Result<(), Refusal>);
 
-/// For what is done with a presented token but to verify it: judges it as a verification does, wherever it is from, counts
-/// and logs the attempt, but as no use of the token.
-pub(super) fn look_up(presented: Option<&[u8]>, client: Option<Net>) -> Result<LookedUp, Refusal> {
-    let request = Request {
-        digest: presented::digest(presented),
-        required: Required::Nothing,
-        client,
-        from_anywhere: true,
-        binds: false,
-        metering: Metering::Uncounted,
-    };
-    let verdict = Verdict::on(&request);
-    let id = verdict.token().map(TokenRow::id);
+/// For a token that another is to be derived from: judges it as a verification does, wherever it is from, counts and logs the
+/// attempt, but as no use of the token.
+pub(super) fn look_up_parent(presented: Option<&[u8]>, client: Option<Net>) -> Result<LookedUp, Refusal> {
+    look_up(Presented::to_verify(presented), client, Purpose::Derive)
+}
+
+/// The same for a token that is to be ended, which any may be that is stored.
+pub(super) fn look_up_to_end(presented: Option<&[u8]>, client: Option<Net>) -> Result<LookedUp, Refusal> {
+    look_up(Presented::to_end(presented), client, Purpose::End)
+}
+
+fn look_up(presented: Presented<'_>, client: Option<Net>, purpose: Purpose) -> Result<LookedUp, Refusal> {
+    let verdict = Verdict::on(&Request { presented, required: Required::Nothing, client, purpose });
+    let stored = verdict.token().map(|token| (token.digest(), token.id()));
     let code = verdict.code;
     verdict.close();
     let refusal = || Refusal::last().unwrap_or_else(|| Refusal::new(code));
-    match (request.digest, id) {
-        (Ok(digest), Some(id)) if code == Code::Valid => Ok((digest, id, Ok(()))),
-        (Ok(digest), Some(id)) => Ok((digest, id, Err(refusal()))),
-        _ => Err(refusal()),
+    match stored {
+        Some((digest, id)) if code == Code::Valid => Ok((digest, id, Ok(()))),
+        Some((digest, id)) => Ok((digest, id, Err(refusal()))),
+        None => Err(refusal()),
     }
 }
 
@@ -129,35 +129,36 @@ fn as_composite(function: Function, call: &Call) -> Datum {
 }
 
 struct Request<'a> {
-    digest: Result<Digest, Fault>,
+    presented: Presented<'a>,
     required: Required<'a>,
     /// What the application saw, never the peer of the database connection.
     client: Option<Net>,
-    /// Whether the networks of the token are not looked at.
-    from_anywhere: bool,
-    /// Whether the token is to become the identity of the transaction.
-    binds: bool,
-    metering: Metering,
+    purpose: Purpose,
 }
 
+/// What a token is presented for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Metering {
-    /// As a use of the token, which its limits are charged for.
-    Counted,
-    /// Failed attempts count and outcomes are logged, but nothing is counted or charged to the token.
-    Uncounted,
+enum Purpose {
+    /// A use of the token, which its limits are charged for.
+    Use,
+    /// A use, by which it becomes the identity of the transaction.
+    Bind,
+    /// To ask for a scope. Here and below, failed attempts count and outcomes are logged, but nothing is counted or charged to
+    /// the token.
+    Check,
+    /// To derive another, whose networks will be its own: wherever it is presented from.
+    Derive,
+    /// To end it, wherever it was found.
+    End,
 }
 
-impl<'a> Request<'a> {
-    fn new(digest: Result<Digest, Fault>, call: &'a Call, binds: bool) -> Self {
-        Request {
-            digest,
-            required: call.text_array(1).map_or(Required::Nothing, Required::All),
-            client: client(call, 2),
-            from_anywhere: false,
-            binds,
-            metering: Metering::Counted,
-        }
+impl Purpose {
+    fn is_use(self) -> bool {
+        matches!(self, Purpose::Use | Purpose::Bind)
+    }
+
+    fn is_from_anywhere(self) -> bool {
+        matches!(self, Purpose::Derive | Purpose::End)
     }
 }
 
@@ -195,13 +196,17 @@ impl Verdict {
 
     /// Does what a function does, short of forming its row.
     pub(crate) fn of(function: Function, call: &Call) -> Self {
-        let digest = match function {
-            Function::VerifyApiTokenHash => given_digest(call),
-            Function::VerifyApiToken | Function::Authenticate => presented::digest(call.bytes(0)),
+        let request = Request {
+            presented: match function {
+                Function::VerifyApiTokenHash => Presented::by_digest(given_digest(call)),
+                Function::VerifyApiToken | Function::Authenticate => Presented::to_verify(call.bytes(0)),
+            },
+            required: call.text_array(1).map_or(Required::Nothing, Required::All),
+            client: client(call, 2),
+            purpose: if function == Function::Authenticate { Purpose::Bind } else { Purpose::Use },
         };
-        let binds = function == Function::Authenticate;
-        let verdict = Verdict::on(&Request::new(digest, call, binds));
-        if binds {
+        let verdict = Verdict::on(&request);
+        if request.purpose == Purpose::Bind {
             match verdict.accepted().map(context_of) {
                 Some(context) => context::establish(&context),
                 None => {
@@ -219,7 +224,7 @@ impl Verdict {
         if let Some(quota) = limits::blocked(request.client) {
             return Verdict::counted(Code::RateLimited, Some(quota), None, request, None);
         }
-        let lookup = request.digest.as_ref().ok().map(Lookup::open);
+        let lookup = find(&request.presented);
         let token = lookup.as_ref().and_then(Lookup::token);
         // After the look-up: an expiry counts that passed meanwhile.
         let now = sys::GetCurrentTimestamp();
@@ -229,7 +234,7 @@ impl Verdict {
             (_, Some(token)) => judge(token, request, now),
         };
         // Before anything is counted or charged: nothing was wrong with the token.
-        if request.binds
+        if request.purpose == Purpose::Bind
             && code == Code::Valid
             && let Some(token) = token
         {
@@ -238,7 +243,7 @@ impl Verdict {
         let id = token.map(TokenRow::id);
         let used = Use { accepted: code == Code::Valid, at: now, client: request.client };
         let (code, quota) = match (token, &id) {
-            _ if request.metering == Metering::Uncounted => (code, None),
+            _ if !request.purpose.is_use() => (code, None),
             (Some(token), Some(id)) if used.accepted => limits::admit(token, id, &used),
             (Some(token), Some(id)) => {
                 limits::count(token, id, &used);
@@ -246,6 +251,11 @@ impl Verdict {
             }
             _ => (code, None),
         };
+        if code == Code::Expired
+            && let Some(token) = token
+        {
+            note_reuse(token, request, now);
+        }
         if code.is_failed_attempt()
             && let Some(quota) = limits::charge_failure(request.client, now)
         {
@@ -266,7 +276,7 @@ impl Verdict {
         token_id: Option<[u8; 16]>,
     ) -> Self {
         shmem::count_outcome(code);
-        let fault = request.digest.err().filter(|_| code == Code::Malformed);
+        let fault = request.presented.digest.err().filter(|_| code == Code::Malformed);
         log::verification(code, token_id.as_ref(), request.client.as_ref(), &request.required, fault);
         let verdict = Verdict::new(code, quota, lookup);
         if code == Code::Valid {
@@ -336,13 +346,52 @@ impl Verdict {
     }
 }
 
+/// Looks for a token, by the digest of what was presented, and then as one of another system.
+#[inline]
+fn find(presented: &Presented<'_>) -> Option<Lookup> {
+    let digest = presented.digest.as_ref().ok()?;
+    let lookup = Lookup::open(digest);
+    match presented.foreign {
+        Some(foreign) if lookup.token().is_none() => Some(find_foreign(lookup, digest, foreign)),
+        _ => Some(lookup),
+    }
+}
+
+/// Looks for a token that was taken over in another form, and has it found by its digest from then on: that is not written
+/// here, but by the daemon.
+#[cold]
+fn find_foreign(not_found: Lookup, digest: &Digest, presented: &[u8]) -> Lookup {
+    let Some(lookup) = foreign::keys(presented).find_map(|key| Lookup::open_foreign(&key)) else {
+        // Meanwhile it may have been given its digest.
+        not_found.close();
+        return Lookup::open(digest);
+    };
+    not_found.close();
+    if let Some(token) = lookup.token()
+        && !sys::is_in_recovery()
+    {
+        shmem::note_finding(&token.id(), &Found::Digest(*digest), sys::GetCurrentTimestamp());
+    }
+    lookup
+}
+
+/// Notes that a token was presented which had been replaced, after its grace: its owner has another one, so a thief may have
+/// this one. The daemon records it.
+#[cold]
+fn note_reuse(token: &TokenRow, request: &Request<'_>, now: i64) {
+    // Who found one and ends it has done what there is to do.
+    if request.purpose != Purpose::End && token.has(LateColumn::RotatedTo) {
+        shmem::note_finding(&token.id(), &Found::Reuse(request.client), now);
+    }
+}
+
 fn judge(token: &TokenRow, request: &Request<'_>, now: i64) -> Code {
     decide(
         token.datum(Column::RevokedAt).is_some(),
         token.datum(Column::DisabledAt).is_some(),
         token.timestamp(Column::ExpiresAt),
         now,
-        || request.from_anywhere || address_allowed(token, request.client),
+        || request.purpose.is_from_anywhere() || address_allowed(token, request.client),
         || scopes_granted(token, &request.required),
     )
 }

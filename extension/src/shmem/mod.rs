@@ -3,7 +3,7 @@
 //!
 //! This folder holds the only shared-memory code. `table` is the data structure, written without unsafe over slices of
 //! atomics; `segment` obtains the memory from PostgreSQL and hands out those slices; this file is what the rest calls.
-//! Beside the counters, `places` holds hints at where tokens are found; `restart` carries counters and limits over a clean
+//! Beside the counters, `places` holds hints at where tokens are found, `findings` what is to be recorded; `restart` carries counters and limits over a clean
 //! restart of the server.
 //!
 //! Locking, in one place:
@@ -11,6 +11,7 @@
 //! * Each group of entries has one of PostgreSQL's spinlocks (`spin`), in the cache line that says where in the group a key
 //!   is. It is held to write in the group: to count, to charge, to give a slot to another key. That takes some tens of
 //!   instructions, which call nothing, allocate nothing and cannot fail. Nobody holds two.
+//! * Each bucket of findings has one too.
 //! * Who gives a key an entry holds one of a few lightweight locks (LWLock), chosen by the key, so that it does not get two.
 //! * The control lock, another LWLock, is about generations: whoever drains or acknowledges holds it.
 //! * Spinlocks are taken inside an LWLock, never the other way round. Nobody holds two LWLocks.
@@ -20,6 +21,7 @@
 //!
 //! Usage and charges are never rolled back with the transaction that caused it.
 
+mod findings;
 mod places;
 mod restart;
 mod segment;
@@ -27,6 +29,7 @@ pub(crate) mod spin;
 mod table;
 
 use crate::error::Error;
+pub(crate) use findings::{Finding, Found};
 use pgrx::pg_sys::{self, Datum, Oid};
 pub(crate) use places::Place;
 use segment::segment;
@@ -176,6 +179,23 @@ pub(crate) fn handed_out() -> Option<([u8; tollgate_core::usage_file::NODE_LEN],
 pub(crate) fn pressure() -> Result<(f64, u64), Error> {
     let segment = segment().ok_or_else(|| Error::needs_preload("usage metering"))?;
     Ok((segment.table.pressure(), segment.table.overflowed()))
+}
+
+/// Has something recorded of a token. Without shared memory it is not.
+pub(crate) fn note_finding(token: &[u8; 16], found: &Found, at: i64) {
+    if let Some(segment) = segment() {
+        segment.findings.note(database(), token, found, at);
+    }
+}
+
+/// What is to be recorded in this database.
+pub(crate) fn findings() -> Vec<Finding> {
+    segment().map(|segment| segment.findings.of(database())).unwrap_or_default()
+}
+
+/// Drops a finding that is recorded; false if there is no such one.
+pub(crate) fn free_finding(number: u64) -> bool {
+    segment().is_some_and(|segment| segment.findings.free(database(), number))
 }
 
 /// The bound on logged verifications of the whole server; `None` without shared memory.

@@ -2,6 +2,7 @@
 //! every backend.
 #![allow(unsafe_code)]
 
+use super::findings::Findings;
 use super::places::{self, Bucket, Places};
 use super::restart;
 use super::table::{self, Control, Group, Header, Table};
@@ -20,6 +21,7 @@ pub(super) struct Segment {
     pub(super) table: Table<'static>,
     pub(super) places: Places<'static>,
     pub(super) log_throttle: &'static Throttle,
+    pub(super) findings: &'static Findings,
     locks: *mut pg_sys::LWLockPadded,
 }
 
@@ -54,6 +56,7 @@ struct Plan {
     buckets: usize,
     buckets_at: usize,
     log_throttle_at: usize,
+    findings_at: usize,
     total: Layout,
 }
 
@@ -65,7 +68,9 @@ fn plan() -> Plan {
     let (layout, groups_at) = layout.extend(Layout::array::<Group>(groups).expect(FITS)).expect(FITS);
     let (layout, buckets_at) = layout.extend(Layout::array::<Bucket>(buckets).expect(FITS)).expect(FITS);
     let (layout, log_throttle_at) = layout.extend(Layout::new::<Throttle>()).expect(FITS);
-    Plan { groups, groups_at, buckets, buckets_at, log_throttle_at, total: layout.pad_to_align() }
+    let (layout, findings_at) = layout.extend(Layout::new::<Findings>()).expect(FITS);
+    let total = layout.pad_to_align();
+    Plan { groups, groups_at, buckets, buckets_at, log_throttle_at, findings_at, total }
 }
 
 /// ShmemInitStruct aligns to a cache line of 128 bytes (`PG_CACHE_LINE_SIZE`), which the parts need no more than.
@@ -123,9 +128,14 @@ fn set_up() {
             restart::save_at_exit();
         }
         let log_throttle = &*base.add(plan.log_throttle_at).cast::<Throttle>();
+        let findings = &*base.add(plan.findings_at).cast::<Findings>();
+        if !found {
+            findings.start();
+        }
         let locks = pg_sys::GetNamedLWLockTranche(NAME.as_ptr());
+        let places = Places::new(buckets);
         SEGMENT.store(
-            Box::into_raw(Box::new(Segment { table, places: Places::new(buckets), log_throttle, locks })),
+            Box::into_raw(Box::new(Segment { table, places, log_throttle, findings, locks })),
             Ordering::Release,
         );
     }

@@ -40,6 +40,22 @@ pub(crate) enum Column {
 /// The last of them: rows are deformed up to it.
 const LAST_COLUMN: Column = Column::CreatedBy;
 
+/// Columns that most verifications do not look at, and so do not pay for.
+#[derive(Clone, Copy)]
+pub(crate) enum LateColumn {
+    RotatedTo = 19,
+    ForeignFormat = 23,
+}
+
+/// What a token is looked up by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Index {
+    /// The digest of the whole token.
+    TokenHash,
+    /// The key of one that was taken over in the form of another system.
+    ForeignHash,
+}
+
 /// What the library was written for; a table that was changed by hand is refused rather than misread.
 const EXPECTED: [(Column, &CStr, pg_sys::Oid); 13] = [
     (Column::Id, c"id", pg_sys::UUIDOID),
@@ -55,6 +71,11 @@ const EXPECTED: [(Column, &CStr, pg_sys::Oid); 13] = [
     (Column::RateWindow, c"rate_window", pg_sys::INTERVALOID),
     (Column::AllowedIps, c"allowed_ips", pg_sys::CIDRARRAYOID),
     (Column::CreatedBy, c"created_by", pg_sys::TEXTOID),
+];
+
+const EXPECTED_LATE: [(LateColumn, &CStr, pg_sys::Oid); 2] = [
+    (LateColumn::RotatedTo, c"rotated_to", pg_sys::UUIDOID),
+    (LateColumn::ForeignFormat, c"foreign_format", pg_sys::TEXTOID),
 ];
 
 /// The row of a token, as it lies in the shared buffer that is pinned meanwhile.
@@ -112,6 +133,25 @@ impl TokenRow {
         self.datum(Column::Id).map(|datum| unsafe { *datum.cast_mut_ptr::<[u8; 16]>() })
     }
 
+    /// The digest that the token is stored under.
+    pub(crate) fn digest(&self) -> Digest {
+        let stored = self.varlena(Column::TokenHash).and_then(|stored| stored.try_into().ok());
+        stored.expect("token_hash is NOT NULL, and of that length")
+    }
+
+    #[cold]
+    pub(crate) fn has(&self, column: LateColumn) -> bool {
+        let columns = column as i32 + 1;
+        // SAFETY: the slot holds a row of a table with that many columns (EXPECTED_LATE was checked). Those that are deformed
+        // already stay where they are.
+        unsafe {
+            if i32::from((*self.slot).tts_nvalid) < columns {
+                sys::guarded(|| sys::slot_getsomeattrs_int(self.slot, columns));
+            }
+            !*(*self.slot).tts_isnull.add(column as usize)
+        }
+    }
+
     fn varlena(&self, column: Column) -> Option<&[u8]> {
         // SAFETY: the column is of a varlena type (EXPECTED was checked), and the buffer stays pinned while this lives.
         self.datum(column).map(|datum| unsafe { datum::varlena(datum) })
@@ -153,27 +193,46 @@ impl Lookup {
     /// Looks for the token with a digest. What it allocates is in the current memory context, which must live until it is
     /// closed.
     pub(crate) fn open(digest: &Digest) -> Self {
+        shmem::prefetch_place(digest);
+        Lookup::by(Index::TokenHash, digest)
+    }
+
+    /// Looks for a token that was taken over in the form of another system and was not used since, by its key.
+    #[cold]
+    pub(crate) fn open_foreign(key: &Digest) -> Option<Self> {
+        let lookup = Lookup::by(Index::ForeignHash, key);
+        // Once it has a digest of its own, it is found by that alone.
+        if lookup.token().is_some_and(|token| token.has(LateColumn::ForeignFormat)) {
+            return Some(lookup);
+        }
+        lookup.close();
+        None
+    }
+
+    fn by(by: Index, digest: &Digest) -> Self {
         let argument = DigestDatum { length: varlena_length(DIGEST_LEN), digest: *digest };
         let mut key = scan_key();
         key.sk_argument = Datum::from(&raw const argument);
-        shmem::prefetch_place(digest);
-        let mut hinted = true;
+        let mut hinted = by == Index::TokenHash;
         loop {
             let relations = relations::relations();
             let epoch = relations::epoch();
             if CHECKED_IN.get() != Some(epoch) {
                 let columns = EXPECTED.map(|(column, name, oid)| (column as usize, name, oid));
                 relations::check_columns(relations.api_tokens, "api_tokens", columns).or_raise();
+                let late = EXPECTED_LATE.map(|(column, name, oid)| (column as usize, name, oid));
+                relations::check_columns(relations.api_tokens, "api_tokens", late).or_raise();
                 CHECKED_IN.set(Some(epoch));
             }
             // SAFETY: the closure holds nothing that needs dropping. The key is not looked at after the one descent.
             let Some(open) = (unsafe {
-                sys::guarded(|| begin(&relations, epoch, hinted.then_some(digest), &raw mut key))
+                sys::guarded(|| begin(&relations, by, epoch, hinted.then_some(digest), &raw mut key))
             }) else {
                 continue;
             };
             let lookup = Lookup { open, row: TokenRow { slot: open.slot } };
             match open.found {
+                _ if by == Index::ForeignHash => {}
                 Some(place) if open.index.is_some() => shmem::note_place(digest, &lookup.row.id(), place),
                 // Another row has taken the place: there are more tokens than hints, or it was vacuumed away.
                 Some(_) if lookup.row.varlena(Column::TokenHash) != Some(digest) => {
@@ -224,6 +283,7 @@ pub(crate) fn with_token<R>(digest: &Digest, read: impl FnOnce(Option<&TokenRow>
 /// Only inside `sys::guarded`.
 unsafe fn begin(
     relations: &Relations,
+    by: Index,
     epoch: u64,
     hinted: Option<&Digest>,
     key: pg_sys::ScanKey,
@@ -254,7 +314,11 @@ unsafe fn begin(
         {
             open.found = hint;
         } else {
-            let index = sys::index_open(relations.token_hash_index, lock);
+            let index = match by {
+                Index::TokenHash => relations.token_hash_index,
+                Index::ForeignHash => relations.foreign_hash_index,
+            };
+            let index = sys::index_open(index, lock);
             let scan = compat::index_beginscan(table, index, snapshot);
             sys::index_rescan(scan, key, 1, core::ptr::null_mut(), 0);
             open.index = Some((index, scan));

@@ -11,6 +11,7 @@ use pgrx::pg_sys::{self, Datum, Oid};
 pub(crate) struct Relations {
     pub(crate) api_tokens: Oid,
     pub(crate) token_hash_index: Oid,
+    pub(crate) foreign_hash_index: Oid,
     pub(crate) scopes: Oid,
     pub(crate) scopes_index: Oid,
     /// By `Composite`.
@@ -40,6 +41,7 @@ pub(crate) fn relations() -> Relations {
         let found = Relations {
             api_tokens: in_schema(schema, c"api_tokens"),
             token_hash_index: in_schema(schema, c"api_tokens_token_hash"),
+            foreign_hash_index: in_schema(schema, c"api_tokens_foreign_hash"),
             scopes: in_schema(schema, c"scopes"),
             scopes_index: in_schema(schema, c"scopes_pkey"),
             composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
@@ -103,7 +105,13 @@ fn in_schema(schema: Oid, name: &CStr) -> Oid {
 /// nothing that can fail.
 unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
     let ours = |cached: Relations| {
-        let tables = [cached.api_tokens, cached.token_hash_index, cached.scopes, cached.scopes_index];
+        let tables = [
+            cached.api_tokens,
+            cached.token_hash_index,
+            cached.foreign_hash_index,
+            cached.scopes,
+            cached.scopes_index,
+        ];
         tables.contains(&relation) || cached.composites.contains(&relation)
     };
     if relation == Oid::INVALID || CACHE.get().is_none_or(ours) {

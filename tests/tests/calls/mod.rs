@@ -13,7 +13,7 @@ use crate::common::Token;
 /// and `{role}` for the name of an ordinary role. In this order each finds what it needs.
 const CALLS: &[(&str, &str)] = &[
     (
-        "tollgate.create_api_token(text,text,text[],interval,jsonb,cidr[],integer,interval,text)",
+        "tollgate.create_api_token(text,text,text[],interval,jsonb,cidr[],integer,interval,text,timestamp with time zone)",
         "create_api_token('clerk', 'n', '{posts:read}', '1 day', '{}', '{10.0.0.0/8}', prefix => 'abc')",
     ),
     (
@@ -33,15 +33,20 @@ const CALLS: &[(&str, &str)] = &[
         "revoke_presented_token('{token}', 'leaked', '10.0.0.1')",
     ),
     ("tollgate.revoke_all_api_tokens(text,text)", "revoke_all_api_tokens('clerk', 'over')"),
-    ("tollgate.rotate_api_token(uuid,interval)", "rotate_api_token('{id}', '1 hour')"),
+    (
+        "tollgate.rotate_api_token(uuid,interval,interval,timestamp with time zone,boolean)",
+        "rotate_api_token('{id}', '1 hour', '1 day')",
+    ),
     ("tollgate.update_api_token(uuid,jsonb)", "update_api_token('{id}', '{\"name\": \"other\"}')"),
     ("tollgate.set_api_token_enabled(uuid,boolean,text)", "set_api_token_enabled('{id}', false, 'for now')"),
     (
-        "tollgate.derive_api_token(text,text,text[],interval,cidr[],inet)",
+        "tollgate.derive_api_token(text,text,text[],interval,cidr[],inet,timestamp with time zone)",
         "derive_api_token('{token}', 'n', '{posts:read}', '1 day', '{10.0.0.0/8}')",
     ),
     (
-        "tollgate.import_api_token(text,text,bytea,text[],interval,jsonb,cidr[],integer,interval)",
+        "tollgate.import_api_token(text,text,bytea,text[],interval,jsonb,cidr[],integer,interval,text,\
+         timestamp with time zone,timestamp with time zone,timestamp with time zone,timestamp with time zone,\
+         timestamp with time zone)",
         "import_api_token('clerk', 'n', pg_catalog.sha256('{id}'))",
     ),
     (
@@ -58,6 +63,8 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.revoke_capability(regrole,text)", "revoke_capability('{role}', 'verifier')"),
     ("tollgate.stats()", "stats()"),
     ("tollgate.deployment_health(interval)", "deployment_health()"),
+    ("tollgate.drain_findings()", "drain_findings()"),
+    ("tollgate.apply_findings(tollgate.finding[])", "apply_findings()"),
     ("tollgate.drain_usage()", "drain_usage()"),
     (
         "tollgate.apply_usage(text,uuid,bigint,tollgate.usage_row[])",

@@ -28,7 +28,8 @@ pub(crate) const GRANTS: &str = "
         tollgate.subscription_backlogs, tollgate.queue_webhook_deliveries, tollgate.claim_webhook_deliveries,
         tollgate.finish_webhook_delivery, tollgate.purge_webhook_deliveries, tollgate.admit_event_reader,
         tollgate.purge_usage, tollgate.usage_applied, tollgate.usage_pressure, tollgate.deployment_health,
-        tollgate.purge_audit_log, tollgate.acquire_leadership, tollgate.check_leadership
+        tollgate.purge_audit_log, tollgate.acquire_leadership, tollgate.check_leadership, tollgate.drain_findings,
+        tollgate.apply_findings
     to operator;
     grant select on tollgate.daemons, tollgate.webhooks to operator";
 

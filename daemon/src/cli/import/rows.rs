@@ -13,11 +13,13 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use tollgate_core::foreign::Format;
+
 use crate::config::ImportFormat;
 use crate::error::{Error, Result};
 use crate::sql::Imported;
 
-const COLUMNS: [&str; 9] = [
+const COLUMNS: [&str; 13] = [
     "user_id",
     "name",
     "token_hash",
@@ -27,6 +29,10 @@ const COLUMNS: [&str; 9] = [
     "allowed_ips",
     "rate_limit",
     "rate_window",
+    "created_at",
+    "last_used_at",
+    "disabled_at",
+    "revoked_at",
 ];
 const REQUIRED: [&str; 3] = ["user_id", "name", "token_hash"];
 
@@ -49,6 +55,7 @@ pub(super) struct Row {
 
 pub(super) struct Rows<R> {
     source: Source<R>,
+    token_format: Format,
     name: String,
     done: bool,
 }
@@ -59,7 +66,12 @@ enum Source<R> {
 }
 
 /// Refuses a CSV file whose heading is not one of tokens: with a wrong one, every row would be.
-pub(super) fn read<R: Read>(source: R, format: ImportFormat, name: &str) -> Result<Rows<R>> {
+pub(super) fn read<R: Read>(
+    source: R,
+    format: ImportFormat,
+    token_format: Format,
+    name: &str,
+) -> Result<Rows<R>> {
     let source = match format {
         ImportFormat::Jsonl => Source::Jsonl { reader: BufReader::new(source), line: 0 },
         ImportFormat::Csv => {
@@ -72,7 +84,7 @@ pub(super) fn read<R: Read>(source: R, format: ImportFormat, name: &str) -> Resu
             Source::Csv { reader, heading, left }
         }
     };
-    Ok(Rows { source, name: name.to_owned(), done: false })
+    Ok(Rows { source, token_format, name: name.to_owned(), done: false })
 }
 
 /// Fails in a record that does not end: with a quote too many, it would be the rest of the file.
@@ -133,9 +145,9 @@ impl<R: Read> Iterator for Rows<R> {
         let next = match &mut self.source {
             Source::Csv { reader, heading, left } => {
                 left.set(LONGEST_LINE);
-                next_of_csv(reader, heading, &self.name)
+                next_of_csv(reader, heading, self.token_format, &self.name)
             }
-            Source::Jsonl { reader, line } => next_of_jsonl(reader, line, &self.name),
+            Source::Jsonl { reader, line } => next_of_jsonl(reader, line, self.token_format, &self.name),
         };
         self.done = !matches!(next, Some(Ok(_)));
         next
@@ -145,6 +157,7 @@ impl<R: Read> Iterator for Rows<R> {
 fn next_of_csv<R: Read>(
     reader: &mut csv::Reader<Bounded<R>>,
     heading: &csv::StringRecord,
+    token_format: Format,
     name: &str,
 ) -> Option<Result<Row>> {
     let mut record = csv::StringRecord::new();
@@ -155,7 +168,7 @@ fn next_of_csv<R: Read>(
         Ok(true) if record.len() != heading.len() => {
             Err(format!("{} fields, where the first line has {}", record.len(), heading.len()))
         }
-        Ok(true) => of_record(heading, &record),
+        Ok(true) => of_record(heading, &record, token_format),
         Err(error) => match error.kind() {
             csv::ErrorKind::Utf8 { .. } => Err("it is not UTF-8".to_owned()),
             _ => return Some(Err(unreadable(name, &error))),
@@ -164,7 +177,11 @@ fn next_of_csv<R: Read>(
     Some(Ok(Row { line, bytes: record.as_slice().len(), token }))
 }
 
-fn of_record(heading: &csv::StringRecord, record: &csv::StringRecord) -> Result<Imported, String> {
+fn of_record(
+    heading: &csv::StringRecord,
+    record: &csv::StringRecord,
+    token_format: Format,
+) -> Result<Imported, String> {
     let (mut fields, mut metadata) = (Map::new(), None);
     for (column, text) in heading.iter().zip(record).filter(|(_, text)| !text.is_empty()) {
         let value = match column {
@@ -180,10 +197,15 @@ fn of_record(heading: &csv::StringRecord, record: &csv::StringRecord) -> Result<
         };
         fields.insert(column.to_owned(), value);
     }
-    of_fields(&fields, metadata)
+    of_fields(&fields, metadata, token_format)
 }
 
-fn next_of_jsonl<R: Read>(reader: &mut BufReader<R>, line: &mut u64, name: &str) -> Option<Result<Row>> {
+fn next_of_jsonl<R: Read>(
+    reader: &mut BufReader<R>,
+    line: &mut u64,
+    token_format: Format,
+    name: &str,
+) -> Option<Result<Row>> {
     loop {
         let mut bytes = Vec::new();
         *line += 1;
@@ -195,13 +217,15 @@ fn next_of_jsonl<R: Read>(reader: &mut BufReader<R>, line: &mut u64, name: &str)
                 ))));
             }
             Ok(_) if bytes.trim_ascii().is_empty() => {}
-            Ok(_) => return Some(Ok(Row { line: *line, bytes: bytes.len(), token: of_json(&bytes) })),
+            Ok(_) => {
+                return Some(Ok(Row { line: *line, bytes: bytes.len(), token: of_json(&bytes, token_format) }));
+            }
             Err(error) => return Some(Err(unreadable(name, &error))),
         }
     }
 }
 
-fn of_json(bytes: &[u8]) -> Result<Imported, String> {
+fn of_json(bytes: &[u8], token_format: Format) -> Result<Imported, String> {
     // What serde_json says may quote what it did not expect.
     let wrong = |error: serde_json::Error| match error.is_data() {
         true => "it is not a JSON object".to_owned(),
@@ -211,10 +235,14 @@ fn of_json(bytes: &[u8]) -> Result<Imported, String> {
     let mut raw: HashMap<String, Box<RawValue>> = serde_json::from_slice(bytes).map_err(wrong)?;
     let metadata = raw.remove("metadata").map(|json| json.get().to_owned());
     let parsed = raw.into_iter().map(|(key, value)| Ok((key, serde_json::from_str(value.get())?)));
-    of_fields(&parsed.collect::<Result<_, _>>().map_err(wrong)?, metadata)
+    of_fields(&parsed.collect::<Result<_, _>>().map_err(wrong)?, metadata, token_format)
 }
 
-fn of_fields(fields: &Map<String, Value>, metadata: Option<String>) -> Result<Imported, String> {
+fn of_fields(
+    fields: &Map<String, Value>,
+    metadata: Option<String>,
+    token_format: Format,
+) -> Result<Imported, String> {
     let unknown = fields.keys().filter(|key| !COLUMNS.contains(&key.as_str())).count();
     if unknown > 0 {
         return Err(format!("it has {unknown} keys that are not known; there are {}", COLUMNS.join(", ")));
@@ -225,17 +253,23 @@ fn of_fields(fields: &Map<String, Value>, metadata: Option<String>) -> Result<Im
         Some(_) => Err(format!("{name} is not text")),
         None => Err(format!("{name} is missing")),
     };
+    let moment = |name: &str| {
+        let read = |text: &str| {
+            text.parse::<Timestamp>()
+                .map_err(|_| format!("{name} is not a time such as 2030-01-02T03:04:05Z"))
+        };
+        optional(field(name), || text(name))?.map(read).transpose()
+    };
     Ok(Imported {
         user_id: text("user_id")?.to_owned(),
         name: text("name")?.to_owned(),
-        token_hash: digest(text("token_hash")?)?,
+        token_hash: digest(text("token_hash")?, token_format)?,
         scopes: field("scopes").map(|value| list("scopes", value)).transpose()?.unwrap_or_default(),
-        expires_at: optional(field("expires_at"), || text("expires_at"))?
-            .map(|text| {
-                text.parse::<Timestamp>()
-                    .map_err(|_| "expires_at is not a time such as 2030-01-02T03:04:05Z".to_owned())
-            })
-            .transpose()?,
+        expires_at: moment("expires_at")?,
+        created_at: moment("created_at")?,
+        last_used_at: moment("last_used_at")?,
+        disabled_at: moment("disabled_at")?,
+        revoked_at: moment("revoked_at")?,
         metadata: metadata.filter(|json| json != "null").unwrap_or_else(|| "{}".to_owned()),
         allowed_ips: field("allowed_ips").map(|value| list("allowed_ips", value)).transpose()?,
         rate_limit: field("rate_limit")
@@ -276,17 +310,34 @@ fn list(name: &str, value: &Value) -> Result<Vec<String>, String> {
     }
 }
 
-/// In hex, with or without PostgreSQL's \x, or in base64 of either alphabet, padded or not.
-fn digest(text: &str) -> Result<[u8; 32], String> {
-    let hex = text.strip_prefix("\\x").unwrap_or(text);
-    let bytes = if hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        (0..64).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok()).collect()
+/// In hex, with or without PostgreSQL's \x, or in base64 of either alphabet, padded or not; of Django's form with the name of
+/// the hash before it, if that has no salt.
+fn digest(text: &str, format: Format) -> Result<Vec<u8>, String> {
+    if is_salted(text) {
+        return Err("token_hash has a salt, so a token cannot be found by it: let the application check such tokens as \
+                    before, and import each by SHA-256 when it is next presented"
+            .to_owned());
+    }
+    let bare = text.strip_prefix("\\x").or_else(|| text.strip_prefix("sha512$$")).unwrap_or(text);
+    let length = format.digest_len();
+    let bytes = if bare.len() == 2 * length && bare.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        (0..bare.len()).step_by(2).map(|at| u8::from_str_radix(&bare[at..at + 2], 16).ok()).collect()
     } else {
-        BASE64.decode(text).or_else(|_| BASE64_URL.decode(text)).ok()
+        BASE64.decode(bare).or_else(|_| BASE64_URL.decode(bare)).ok()
     };
-    bytes.and_then(|bytes: Vec<u8>| bytes.try_into().ok()).ok_or_else(|| {
-        "token_hash is not a SHA-256 digest in hex or base64; it takes the digest of the token, never the token".to_owned()
+    bytes.filter(|bytes: &Vec<u8>| bytes.len() == length).ok_or_else(|| {
+        format!(
+            "token_hash is not a digest of {length} bytes, as {} has, in hex or base64; it takes the digest of the token, \
+             never the token",
+            format.as_str()
+        )
     })
+}
+
+/// What bcrypt, argon2 and scrypt write, and Django and Werkzeug for the hashes of passwords.
+fn is_salted(text: &str) -> bool {
+    let known = ["$2", "$argon2", "$scrypt", "$pbkdf2", "pbkdf2", "argon2", "bcrypt", "scrypt", "$5$", "$6$"];
+    known.iter().any(|prefix| text.starts_with(prefix)) && text.contains(['$', ':'])
 }
 
 #[cfg(test)]
@@ -296,7 +347,7 @@ mod tests {
     const HEX: &str = "00112233445566778899aabbccddeeff00112233445566778899AABBCCDDEEFF";
 
     fn rows(text: &str, format: ImportFormat) -> Vec<Row> {
-        read(text.as_bytes(), format, "f").unwrap().map(Result::unwrap).collect()
+        read(text.as_bytes(), format, Format::Sha256, "f").unwrap().map(Result::unwrap).collect()
     }
 
     fn why(row: &Row) -> &str {
@@ -305,19 +356,34 @@ mod tests {
 
     #[test]
     fn digests_are_read_in_every_usual_form() {
-        let bytes = digest(HEX).unwrap();
-        assert_eq!(digest(&format!("\\x{}", HEX.to_lowercase())).unwrap(), bytes);
+        let bytes = digest(HEX, Format::Sha256).unwrap();
+        assert_eq!(digest(&format!("\\x{}", HEX.to_lowercase()), Format::Sha256).unwrap(), bytes);
         for (engine, text) in [
             (base64::engine::general_purpose::STANDARD, "padded"),
             (base64::engine::general_purpose::STANDARD_NO_PAD, "bare"),
             (base64::engine::general_purpose::URL_SAFE, "url"),
             (base64::engine::general_purpose::URL_SAFE_NO_PAD, "url, bare"),
         ] {
-            assert_eq!(digest(&engine.encode(bytes)).unwrap(), bytes, "{text}");
+            assert_eq!(digest(&engine.encode(&bytes), Format::Sha256).unwrap(), bytes, "{text}");
         }
         for bad in ["", &HEX[1..], "tgt_0123456789abcdef", "é"] {
-            let error = digest(bad).unwrap_err();
+            let error = digest(bad, Format::Sha256).unwrap_err();
             assert!(bad.is_empty() || !error.contains(bad), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_digest_of_another_format_has_its_length_and_one_with_a_salt_is_refused_with_the_way_out() {
+        let hex = [HEX, HEX].concat();
+        assert_eq!(digest(&hex, Format::Sha512).unwrap().len(), 64);
+        assert_eq!(digest(&format!("sha512$${hex}"), Format::Sha512).unwrap().len(), 64);
+        assert!(digest(HEX, Format::Sha512).unwrap_err().contains("64 bytes"));
+        assert!(digest(&hex, Format::Sanctum).unwrap_err().contains("32 bytes"));
+        for salted in
+            ["$2b$12$abc", "pbkdf2_sha256$260000$salt$hash", "$argon2id$v=19$x", "scrypt:32768:8:1$a$b"]
+        {
+            let error = digest(salted, Format::Sha256).unwrap_err();
+            assert!(error.contains("salt") && error.contains("next presented"), "{error}");
         }
     }
 
@@ -367,7 +433,7 @@ mod tests {
     #[test]
     fn a_quote_too_many_does_not_take_the_rest_of_the_file_for_one_field() {
         let csv = format!("user_id,name,token_hash\n\"ann,n,{HEX}\n{}", "bob,n,x\n".repeat(200_000));
-        let rows: Vec<_> = read(csv.as_bytes(), ImportFormat::Csv, "f").unwrap().collect();
+        let rows: Vec<_> = read(csv.as_bytes(), ImportFormat::Csv, Format::Sha256, "f").unwrap().collect();
         assert_eq!(rows.len(), 1);
         assert!(rows[0].as_ref().is_err_and(|error| error.message().contains("longer than")), "{rows:?}");
     }
@@ -402,7 +468,9 @@ mod tests {
             "user_id,name,token_hash,name\n".into(),
             String::new(),
         ] {
-            let Err(error) = read(text.as_bytes(), ImportFormat::Csv, "f") else { panic!("{text}") };
+            let Err(error) = read(text.as_bytes(), ImportFormat::Csv, Format::Sha256, "f") else {
+                panic!("{text}")
+            };
             assert!(
                 error.report().contains("token_hash") && !error.report().contains(HEX),
                 "{}",

@@ -62,7 +62,7 @@ GRANT EXECUTE ON FUNCTION
 TO tollgate_demo_app;
 
 GRANT EXECUTE ON FUNCTION
-    tollgate.create_api_token(text, text, text[], interval, jsonb, cidr[], integer, interval, text),
+    tollgate.create_api_token(text, text, text[], interval, jsonb, cidr[], integer, interval, text, timestamptz),
     tollgate.list_api_tokens(text, integer, uuid),
     tollgate.revoke_api_token(uuid, text, text)
 TO tollgate_demo_issuer;

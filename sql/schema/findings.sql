@@ -1,0 +1,192 @@
+-- What verification found and cannot write, as it writes nothing: the digest of a token that was imported in another form, and
+-- that a token was presented after its rotation. It is kept in shared memory until it is in the tables.
+--
+-- There is no acknowledgement. Each run first frees what is in the tables by then, and records the rest, so a daemon may die
+-- at any moment. On the primary nothing of it passes through the daemon's hands. From a standby only reuse is carried, signed
+-- with a secret that the daemon cannot read, so that its login can neither give a token another digest nor end one.
+
+CREATE TABLE tollgate.finding_secret (
+    one    boolean PRIMARY KEY DEFAULT true CHECK (one),
+    secret bytea   NOT NULL DEFAULT sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()))
+);
+COMMENT ON TABLE tollgate.finding_secret IS 'By which the primary knows what its standbys found. One row, made at installation and never read outside; a restored dump has another';
+INSERT INTO tollgate.finding_secret DEFAULT VALUES;
+
+CREATE TYPE tollgate.finding AS (
+    token_id  uuid,
+    at        timestamptz,
+    client_ip inet,
+    signature bytea
+);
+COMMENT ON TYPE tollgate.finding IS 'A token that was presented after its rotation, where a standby saw it';
+
+CREATE FUNCTION tollgate.found() RETURNS TABLE (number bigint, token_id uuid, at timestamptz, client_ip inet, token_hash bytea)
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'found_wrapper';
+COMMENT ON FUNCTION tollgate.found() IS
+    'What verifications of this database found on this server, some hundreds at most: with token_hash the digest of a token, else that it was presented after its rotation. Internal.';
+
+CREATE FUNCTION tollgate.free_finding(number bigint) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE STRICT
+    AS 'MODULE_PATHNAME', 'free_finding';
+COMMENT ON FUNCTION tollgate.free_finding(bigint) IS 'Drops a finding; false when there is no such one any more. Internal.';
+
+CREATE FUNCTION tollgate.finding_is_settled(token_id uuid, at timestamptz, token_hash bytea) RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT NOT EXISTS (
+        SELECT FROM tollgate.api_tokens t
+        WHERE t.id = $1
+          AND CASE WHEN $3 IS NOT NULL THEN t.foreign_format IS NOT NULL
+                   ELSE t.rotated_to IS NOT NULL AND t.revoked_at IS NULL AND t.expires_at <= $2
+                        AND (t.reuse_detected_at IS NULL OR $2 >= t.reuse_detected_at + interval '1 minute') END);
+END;
+COMMENT ON FUNCTION tollgate.finding_is_settled(uuid, timestamptz, bytea) IS
+    'Whether there is nothing to record of a finding, or not any more: of reuse that a minute has not passed since the last. Internal.';
+
+CREATE FUNCTION tollgate.settle_findings() RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tollgate.free_finding(f.number) FROM tollgate.found() f WHERE tollgate.finding_is_settled(f.token_id, f.at, f.token_hash);
+END
+$$;
+COMMENT ON FUNCTION tollgate.settle_findings() IS 'Drops the findings that are in the tables, on a standby in its copy of them. Internal.';
+
+CREATE FUNCTION tollgate.signature_of_finding(token_id uuid, at timestamptz, client_ip inet) RETURNS bytea
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    -- The secret comes twice, as in HMAC: a signature cannot be extended to a longer message.
+    SELECT sha256(s.secret || sha256(s.secret || oidsend(d.oid) || uuid_send($1) || timestamptz_send($2) || coalesce(inet_send($3), '')))
+        -- One made from this database as its template has the same secret, and the same tokens.
+        FROM tollgate.finding_secret s, pg_database d WHERE d.datname = current_database();
+END;
+COMMENT ON FUNCTION tollgate.signature_of_finding(uuid, timestamptz, inet) IS 'What shows that a server of ours found it. Internal.';
+
+CREATE FUNCTION tollgate.drain_findings() RETURNS SETOF tollgate.finding
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tollgate.settle_findings();
+    RETURN QUERY SELECT f.token_id, f.at, f.client_ip, tollgate.signature_of_finding(f.token_id, f.at, f.client_ip)
+        FROM tollgate.found() f WHERE f.token_hash IS NULL;
+END
+$$;
+COMMENT ON FUNCTION tollgate.drain_findings() IS
+    'Hands out which tokens a standby saw presented after their rotation, for apply_findings on the primary: the same again until its copy of the tables has it. Writes nothing, so it works on a standby';
+
+CREATE FUNCTION tollgate.give_digest(token_id uuid, token_hash bytea) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE tollgate.api_tokens t SET token_hash = $2, foreign_format = NULL WHERE t.id = $1 AND t.foreign_format IS NOT NULL;
+EXCEPTION
+    WHEN unique_violation THEN
+        -- It was imported in both forms. It is found as the other.
+        NULL;
+END
+$$;
+COMMENT ON FUNCTION tollgate.give_digest(uuid, bytea) IS 'Has a token that was imported in another form found by its sha256 from now on. Internal.';
+
+CREATE FUNCTION tollgate.live_successors(token_id uuid) RETURNS SETOF tollgate.api_tokens
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    WITH RECURSIVE line AS (
+        SELECT t.rotated_to AS id FROM tollgate.api_tokens t WHERE t.id = $1
+        UNION
+        SELECT t.rotated_to FROM line l JOIN tollgate.api_tokens t ON t.id = l.id
+    )
+    SELECT t.* FROM line l JOIN tollgate.api_tokens t ON t.id = l.id
+        WHERE t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp());
+END;
+COMMENT ON FUNCTION tollgate.live_successors(uuid) IS 'The tokens that a token was replaced by, one after the other, of those that are still accepted. Internal.';
+
+CREATE FUNCTION tollgate.record_reuse(token_id uuid, at timestamptz, client_ip inet) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    token    tollgate.api_tokens;
+    known    uuid[] := '{}';
+    live     uuid[];
+    affected bigint := 0;
+BEGIN
+    SELECT t.* INTO token FROM tollgate.api_tokens t WHERE t.id = $1;
+    IF token.revoke_on_reuse THEN
+        -- By the order of locks (families.sql) the roots come first. What is rotated while one is waited for has a successor that
+        -- the next turn finds.
+        LOOP
+            live := ARRAY(SELECT s.id FROM tollgate.live_successors($1) s ORDER BY s.id);
+            EXIT WHEN live <@ known;
+            PERFORM tollgate.lock_token(s) FROM unnest(live) s;
+            known := live;
+        END LOOP;
+    END IF;
+    UPDATE tollgate.api_tokens t SET reuse_detected_at = $2
+        WHERE t.id = $1 AND NOT tollgate.finding_is_settled($1, $2, NULL);
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
+        VALUES ('token.reuse_detected', $1, token.user_id, jsonb_strip_nulls(jsonb_build_object(
+            'client_ip', $3, 'presented_at', $2, 'rotated_to', token.rotated_to, 'revokes', token.revoke_on_reuse)));
+    IF token.revoke_on_reuse THEN
+        affected := tollgate.revoke_families(live, 'reuse detected', jsonb_build_object('reused', $1));
+    END IF;
+    IF affected > 0 THEN
+        PERFORM tollgate.notify_token_event('token.revoked', NULL, token.user_id, NULL, affected);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.record_reuse(uuid, timestamptz, inet) IS
+    'Records that a token was presented after its rotation, at most once a minute, and ends its successors if its rotation asked for that. Internal.';
+
+CREATE FUNCTION tollgate.apply_findings(findings tollgate.finding[] DEFAULT '{}') RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    finding record;
+    taken   bigint := 0;
+BEGIN
+    IF $1 IS NULL OR cardinality($1) > 1000 THEN
+        RAISE EXCEPTION 'these are not findings of a standby'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: findings, which is NULL or has more than 1000 elements.',
+                  HINT = 'Pass on what drain_findings() returned.';
+    END IF;
+    IF cardinality($1) = 0 AND NOT EXISTS (SELECT FROM tollgate.found()) THEN
+        RETURN 0;
+    END IF;
+    PERFORM tollgate.settle_findings();
+    -- One run at a time, whichever server it is for, so that what two of them have is recorded once.
+    LOCK TABLE tollgate.finding_secret IN SHARE ROW EXCLUSIVE MODE;
+    -- In the order in which others lock several families of a user, nearly.
+    FOR finding IN
+        SELECT g.token_id, g.at, g.client_ip, g.token_hash
+        FROM (SELECT f.token_id, f.at, f.client_ip, f.token_hash FROM tollgate.found() f
+              UNION ALL
+              SELECT f.token_id, f.at, f.client_ip, NULL FROM unnest($1) f
+              -- What was not signed here is passed over, and so does not hold up the rest.
+              WHERE f.signature = tollgate.signature_of_finding(f.token_id, f.at, f.client_ip)) g
+            JOIN tollgate.api_tokens t ON t.id = g.token_id
+        WHERE NOT tollgate.finding_is_settled(g.token_id, g.at, g.token_hash)
+        ORDER BY t.user_id COLLATE "C", t.id, g.at
+    LOOP
+        IF finding.token_hash IS NOT NULL THEN
+            PERFORM tollgate.give_digest(finding.token_id, finding.token_hash);
+        ELSE
+            PERFORM tollgate.record_reuse(finding.token_id, finding.at, finding.client_ip);
+        END IF;
+        taken := taken + 1;
+    END LOOP;
+    RETURN taken;
+END
+$$;
+COMMENT ON FUNCTION tollgate.apply_findings(tollgate.finding[]) IS
+    'Records what verifications of this server found and could not write, and what drain_findings handed out on a standby, and says how many that were: a token that was imported in another form gets its digest; one that was presented after its rotation, an event token.reuse_detected, at most one a minute';
