@@ -27,7 +27,8 @@ CREATE TABLE tollgate.api_tokens (
     foreign_hash   bytea       CHECK (octet_length(foreign_hash) = 32),
     foreign_format text        CHECK (foreign_hash IS NOT NULL OR foreign_format IS NULL),
     revoke_on_reuse boolean,
-    reuse_detected_at timestamptz
+    reuse_detected_at timestamptz,
+    disabled_with_user boolean NOT NULL DEFAULT false
 ) USING heap;
 COMMENT ON TABLE tollgate.api_tokens IS 'API tokens, by the SHA-256 digest of their plaintext, which is nowhere. Written only when somebody manages a token, never by verification';
 COMMENT ON COLUMN tollgate.api_tokens.token_hash IS 'sha256 of the whole token; random while that is not known, of one that was imported in another form';
@@ -42,6 +43,7 @@ COMMENT ON COLUMN tollgate.api_tokens.rotated_from IS 'The token that this one r
 COMMENT ON COLUMN tollgate.api_tokens.rotated_to IS 'The token that replaced this one; a token is rotated once';
 COMMENT ON COLUMN tollgate.api_tokens.announced_expiry IS 'The expiry that announce_expiries has dealt with; another one is announced anew';
 COMMENT ON COLUMN tollgate.api_tokens.disabled_via IS 'The ancestor whose disabling disabled this token; NULL in a disabled token that somebody disabled by itself';
+COMMENT ON COLUMN tollgate.api_tokens.disabled_with_user IS 'Whether nothing but its user''s being inactive disabled this token; it is enabled when the user is back';
 
 CREATE UNIQUE INDEX api_tokens_token_hash ON tollgate.api_tokens (token_hash);
 CREATE UNIQUE INDEX api_tokens_foreign_hash ON tollgate.api_tokens (foreign_hash) WHERE foreign_hash IS NOT NULL;

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code)]
 
+use super::users;
 use crate::error::{Error, OrRaise};
 use crate::fields::{self, Ending};
 use crate::fmgr::{Call, sql_function};
@@ -25,6 +26,9 @@ sql_function!(create_api_token);
 fn create_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.create_api_token()");
     let user_id = fields::user_id(call.text(0)).or_raise();
+    if users::admit(user_id).inactive {
+        Error::inactive_user().raise();
+    }
     quota::lock(user_id).or_raise();
     let name = fields::name(call.text(1)).or_raise();
     let scopes = fields::scopes(call.text_array(2)).or_raise();
@@ -58,6 +62,7 @@ sql_function!(import_api_token);
 fn import_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.import_api_token()");
     let user_id = fields::user_id(call.text(0)).or_raise();
+    let standing = users::admit(user_id);
     quota::lock(user_id).or_raise();
     let name = fields::name(call.text(1)).or_raise();
     let format = foreign_format(call.text(9)).or_raise();
@@ -100,6 +105,9 @@ fn import_api_token(call: &Call) -> Option<Datum> {
         revoked_at: fields::past("revoked_at", call.value(14)).or_raise(),
     })
     .or_raise();
+    if standing.inactive {
+        users::settle(user_id);
+    }
     token.id.into_datum()
 }
 

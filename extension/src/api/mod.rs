@@ -13,6 +13,7 @@ mod rotate;
 mod scopes;
 mod stats;
 mod usage;
+mod users;
 pub(crate) mod verify;
 
 pub(crate) fn init() {

@@ -1,6 +1,7 @@
 //! `rotate_api_token`: a new secret for a token that stays what it is. The rest is in `sql/schema/lifecycle.sql`.
 
 use super::issue::{draw, new_id, refuse_if_read_only, say_what_may_not_be_meant};
+use super::users;
 use crate::error::{Error, OrRaise};
 use crate::fields::Ending;
 use crate::fmgr::{Call, sql_function};
@@ -18,6 +19,9 @@ fn rotate_api_token(call: &Call) -> Option<Datum> {
     let ending = Ending::new(call.value(2), call.value(3)).or_raise();
     let revoke_on_reuse = call.value(4).unwrap_or(false);
     let token_id: Uuid = call.value(0).ok_or_else(no_token).or_raise();
+    if users::admit_user_of(token_id).is_some_and(|standing| standing.inactive) {
+        Error::inactive_user().raise();
+    }
     let old = issue::lock_for_rotation(token_id).or_raise();
     if !ending.is_given() {
         fields::end("expires_at", old.expires_at.map(i64::from)).or_raise();
