@@ -218,7 +218,11 @@ fn next_of_jsonl<R: Read>(
             }
             Ok(_) if bytes.trim_ascii().is_empty() => {}
             Ok(_) => {
-                return Some(Ok(Row { line: *line, bytes: bytes.len(), token: of_json(&bytes, token_format) }));
+                return Some(Ok(Row {
+                    line: *line,
+                    bytes: bytes.len(),
+                    token: of_json(&bytes, token_format),
+                }));
             }
             Err(error) => return Some(Err(unreadable(name, &error))),
         }
