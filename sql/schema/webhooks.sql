@@ -376,6 +376,8 @@ CREATE FUNCTION tollgate.drop_webhook(name text) RETURNS boolean
 AS $$
 BEGIN
     PERFORM tollgate.without_token('name', $1);
+    -- In the order of who queues, and of who says what came of a message: none waits for another in a circle.
+    PERFORM FROM tollgate.subscriptions s WHERE s.name = 'tollgate:webhooks' FOR UPDATE;
     LOCK TABLE tollgate.webhook_endpoints IN SHARE ROW EXCLUSIVE MODE;
     DELETE FROM tollgate.webhook_endpoints e WHERE e.name = $1;
     IF NOT FOUND THEN
@@ -607,6 +609,8 @@ DECLARE
     why    constant text := left(regexp_replace($4, '[0-9A-Fa-f]{16,}', '…', 'g'), 500);
     sent   tollgate.webhook_queue;
 BEGIN
+    -- Before the message, as drop_webhook does.
+    LOCK TABLE tollgate.webhook_endpoints IN ROW EXCLUSIVE MODE;
     IF $3 BETWEEN 200 AND 299 THEN
         DELETE FROM tollgate.webhook_queue q WHERE q.id = $1 AND q.lease = $2 RETURNING q.* INTO sent;
         -- Once a second will do.

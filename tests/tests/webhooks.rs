@@ -884,6 +884,52 @@ async fn a_webhook_that_is_paused_moved_and_given_a_new_secret_loses_nothing() -
 }
 
 #[tokio::test]
+async fn a_webhook_can_be_dropped_while_messages_of_it_are_queued_and_sent() -> Result<()> {
+    let db = db("dropped").await?;
+    let (other, third) = (db.session("postgres").await?, db.session("postgres").await?);
+    for (first, second) in [
+        (
+            "select tollgate.drop_webhook('w')",
+            "select tollgate.finish_webhook_delivery(id, lease, 200) from tollgate.webhook_queue where lease is not null",
+        ),
+        (
+            "select tollgate.finish_webhook_delivery(id, lease, 200) from tollgate.webhook_queue where lease is not null",
+            "select tollgate.drop_webhook('w')",
+        ),
+        ("select tollgate.drop_webhook('w')", "select tollgate.queue_webhook_deliveries()"),
+        ("select tollgate.queue_webhook_deliveries()", "select tollgate.drop_webhook('w')"),
+    ] {
+        define(&db.owner, "w", "https://example.com/", "null").await?;
+        db.owner
+            .batch_execute(
+                "select tollgate.queue_webhook_deliveries(); select tollgate.claim_webhook_deliveries(1)",
+            )
+            .await?;
+        issue(&db.owner, "ann", &[]).await?;
+        db.owner.batch_execute(&format!("begin; {first}")).await?;
+        let waits = "select exists (select from pg_stat_activity where wait_event_type = 'Lock' and datname = 'dropped')";
+        let ended = other.batch_execute(second);
+        let end_first = async {
+            // Either the second waits for the first, or it does not need to.
+            for _ in 0..20 {
+                if value::<bool>(&third, waits).await? {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            db.owner.batch_execute("commit").await?;
+            anyhow::Ok(())
+        };
+        let (ended, first_ended) = tokio::join!(ended, end_first);
+        ended.with_context(|| format!("{second} after {first}"))?;
+        first_ended?;
+        let left: i64 = value(&db.owner, "select count(*) from tollgate.webhooks").await?;
+        assert_eq!(left, 0, "{second} after {first}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn each_webhook_has_its_share_of_a_claim_and_all_of_it_has_a_bound() -> Result<()> {
     let db = db("shares").await?;
     for name in ["busy", "gone", "late", "leased"] {

@@ -1,7 +1,7 @@
 //! Sends webhooks: new events are queued in the database, and what is due there is claimed under a lease and sent.
 //!
 //! Each webhook has one sender at a time, in order, beside the task's runs: so a receiver that is slow or dead delays
-//! nobody else. What is claimed is bounded, and a process that dies leaves it to whoever comes after the lease.
+//! nobody else. What is claimed is bounded, in bytes too, and a process that dies leaves it to whoever comes after the lease.
 
 use std::time::Duration;
 
