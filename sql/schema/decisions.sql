@@ -141,7 +141,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'check_within_parent(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
         ('FUNCTION', 'claim_token_slot(text)',                                'nobody'),
         ('FUNCTION', 'count_webhook_messages()',                             'nobody'),
-        ('FUNCTION', 'continue_walk(text, text, interval, integer)',          'nobody'),
+        ('FUNCTION', 'continue_walk(text, text, interval, integer, interval)', 'nobody'),
         ('FUNCTION', 'current_epoch()',                                       'nobody'),
         ('FUNCTION', 'descendants(uuid)',                                     'nobody'),
         ('FUNCTION', 'digest_of(bytea[])',                                    'nobody'),

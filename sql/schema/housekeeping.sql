@@ -9,10 +9,11 @@
 CREATE TABLE tollgate.housekeeping_places (
     task     text        PRIMARY KEY,
     at       timestamptz,
-    token_id uuid
+    token_id uuid,
+    begun_at timestamptz
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE tollgate.housekeeping_places IS
-    'Where the last batch of each task ended; NULL at the front. A hint: a place that is wrong or missing costs time and nothing else. Not dumped';
+    'Where the last batch of each task ended, and when it was at the front last; NULL at the front. A hint: a place that is wrong or missing costs time and nothing else. Not dumped';
 INSERT INTO tollgate.housekeeping_places (task) VALUES ('announce_expiries'), ('expire_tokens'), ('purge_tokens'), ('purge_usage');
 
 CREATE FUNCTION tollgate.check_batch_size(batch_size integer, most integer DEFAULT 100000) RETURNS void
@@ -43,13 +44,14 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.check_retention(interval) IS 'Raises 22023 unless a retention is sensible. Internal.';
 
-CREATE FUNCTION tollgate.continue_walk(task text, step text, argument interval, batch_size integer) RETURNS bigint
+CREATE FUNCTION tollgate.continue_walk(task text, step text, argument interval, batch_size integer, patience interval DEFAULT '0') RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     place_at timestamptz;
     last     uuid;
+    begun    timestamptz;
     looked   bigint;
     done     bigint;
     wanted   integer;
@@ -57,8 +59,11 @@ DECLARE
     affected bigint := 0;
 BEGIN
     PERFORM tollgate.check_batch_size($4);
-    SELECT p.at, p.token_id INTO place_at, last FROM tollgate.housekeeping_places p WHERE p.task = $1;
-    whole := place_at IS NULL;
+    SELECT p.at, p.token_id, p.begun_at INTO place_at, last, begun FROM tollgate.housekeeping_places p WHERE p.task = $1;
+    IF place_at IS NULL THEN
+        begun := clock_timestamp();
+    END IF;
+    whole := place_at IS NULL OR begun > clock_timestamp() - $5;
     LOOP
         wanted := least($4 - affected, 1000);
         EXECUTE 'SELECT s.* FROM ' || $2 || ' s' INTO place_at, last, looked, done USING $3, wanted, place_at, last;
@@ -69,17 +74,18 @@ BEGIN
             last := NULL;
             EXIT WHEN whole;
             whole := true;
+            begun := clock_timestamp();
         END IF;
     END LOOP;
     -- Nobody waits for who is at it too: one of the places is as good as the other.
-    UPDATE tollgate.housekeeping_places p SET at = place_at, token_id = last
+    UPDATE tollgate.housekeeping_places p SET at = place_at, token_id = last, begun_at = begun
         WHERE p.task = (SELECT o.task FROM tollgate.housekeeping_places o
                         WHERE o.task = $1 AND (o.at, o.token_id) IS DISTINCT FROM (place_at, last) FOR UPDATE SKIP LOCKED);
     RETURN affected;
 END
 $$;
-COMMENT ON FUNCTION tollgate.continue_walk(text, text, interval, integer) IS
-    'Has a batch dealt with from where the last one ended, by a call ($2) that is given $1 an interval, $2 how many and $3 and $4 a place; less than a batch only when there are no more, from the front on. Internal.';
+COMMENT ON FUNCTION tollgate.continue_walk(text, text, interval, integer, interval) IS
+    'Has a batch dealt with from where the last one ended, by a call ($2) that is given $1 an interval, $2 how many and $3 and $4 a place; less than a batch only when there are no more, nor were at the front, which is looked at again if that was longer ago than the patience. Internal.';
 
 -- Called for a few tokens at a time, of which the planning would take most: so there is one plan, and whatever it takes the
 -- batch's size for, it goes by the indexes. What is switched off for that adds so much to a plan's estimated cost that it would be
@@ -223,7 +229,7 @@ CREATE FUNCTION tollgate.announce_expiries(notice interval DEFAULT '7 days', bat
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN tollgate.continue_walk('announce_expiries', 'tollgate.announce_expiries_after($1, $2, $3, $4)', $1, $2);
+    RETURN tollgate.continue_walk('announce_expiries', 'tollgate.announce_expiries_after($1, $2, $3, $4)', $1, $2, '1 minute');
 END
 $$;
 COMMENT ON FUNCTION tollgate.announce_expiries(interval, integer) IS

@@ -7,7 +7,7 @@ use core::cell::Cell;
 use core::ffi::c_void;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::{self, Datum, Oid};
-use pgrx::{FromDatum, IntoDatum, Spi, direct_function_call, pg_guard};
+use pgrx::{FromDatum, IntoDatum, Spi, direct_function_call};
 
 sql_function!(is_logical_worker);
 fn is_logical_worker(_call: &Call) -> Option<Datum> {
@@ -40,14 +40,13 @@ fn forget() {
     CHECKED.with(|checked| checked.iter().for_each(|one| one.set(None)));
 }
 
-#[pg_guard]
+/// Not guarded, as the one below: it calls nothing that can fail.
 unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
     if event == pg_sys::XactEvent::XACT_EVENT_ABORT {
         forget();
     }
 }
 
-#[pg_guard]
 unsafe extern "C-unwind" fn at_end_of_subtransaction(
     event: pg_sys::SubXactEvent::Type,
     _subtransaction: pg_sys::SubTransactionId,

@@ -42,9 +42,9 @@ pub(crate) fn query(
     // SAFETY: the datum is of the type beside it, and lives as long as the call that it came from.
     let arguments = [unsafe { DatumWithOid::new(argument, pg_sys::TEXTARRAYOID) }];
     run(role, || Spi::connect(|client| client.select(query, Some(1), &arguments)?.first().get_one()))
-        .map_err(not_read)
+        .map_err(|error| not_read(&error))
 }
 
-pub(super) fn not_read(error: SpiError) -> Error {
+pub(super) fn not_read(error: &SpiError) -> Error {
     Error::internal(format!("could not read a table of users: {error}"))
 }

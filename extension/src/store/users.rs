@@ -141,10 +141,10 @@ impl KeyType {
             (KeyType::Integer, 2) => (value.value() as i16).to_string(),
             (KeyType::Integer, 4) => (value.value() as i32).to_string(),
             (KeyType::Integer, _) => (value.value() as i64).to_string(),
-            // SAFETY: a uuid is 16 bytes by reference.
             (KeyType::Uuid, _) => {
-                uuid::Uuid::from_bytes(unsafe { value.cast_mut_ptr::<[u8; 16]>().read_unaligned() })
-                    .to_string()
+                // SAFETY: a uuid is 16 bytes by reference.
+                let bytes = unsafe { value.cast_mut_ptr::<[u8; 16]>().read_unaligned() };
+                uuid::Uuid::from_bytes(bytes).to_string()
             }
             (KeyType::Text | KeyType::Padded, _) => {
                 // SAFETY: a value of a varlena type, in a row that is held.
@@ -620,7 +620,7 @@ fn find(table: Table, attachment: &Attachment, key: &Key, user_id: &str) -> Resu
             Ok(state)
         })
     })
-    .map_err(as_role::not_read)
+    .map_err(|error| as_role::not_read(&error))
 }
 
 /// Gives the tokens of some users the state that a table, in which something was changed, gives them.
