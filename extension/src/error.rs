@@ -14,7 +14,7 @@ use tollgate_core::token;
 
 /// How a users table is attached by another column.
 const REATTACH: &str =
-    "Detach it with tollgate.detach_users_table(), and attach it by the column that has the user_id now.";
+    "Attach it once more, with tollgate.attach_users_table(), by the column that has the user_id now.";
 
 pub(crate) struct Error {
     sqlstate: PgSqlErrorCode,

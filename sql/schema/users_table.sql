@@ -14,6 +14,7 @@ AS $$
 DECLARE
     key_number smallint;
     attached   text[];
+    present    text;
     wanted     text[];
     condition  smallint[] := '{}';
     branch     regclass;
@@ -41,9 +42,15 @@ BEGIN
     END IF;
     PERFORM tollgate.check_users_key($1, key_number);
     attached := tollgate.users_table_arguments($1);
-    IF (tollgate.users_key($1, attached))[1] <> quote_ident($2) THEN
+    BEGIN
+        present := (tollgate.users_key($1, attached))[1];
+    EXCEPTION WHEN undefined_column OR datatype_mismatch OR wrong_object_type THEN
+        -- It cannot be the key any more: whatever is named takes its place.
+        NULL;
+    END;
+    IF present <> quote_ident($2) THEN
         RAISE EXCEPTION 'table % is attached by another column', $1
-            USING ERRCODE = 'duplicate_object', DETAIL = format('Argument: key_column, of %I; it is attached by %s.', $2, (tollgate.users_key($1, attached))[1]),
+            USING ERRCODE = 'duplicate_object', DETAIL = format('Argument: key_column, of %I; it is attached by %s.', $2, present),
                   HINT = 'Detach it with tollgate.detach_users_table() first.';
     END IF;
 

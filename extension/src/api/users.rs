@@ -1,6 +1,7 @@
 //! The tables of users: the trigger for their rows, and what the SQL of `sql/schema/users_table.sql` asks of Rust.
 #![allow(unsafe_code)]
 
+use super::issue::refuse_if_read_only;
 use crate::error::{Error, OrRaise};
 use crate::fmgr::{Call, sql_function};
 use crate::store::users::{self, Attachment, Row, Table};
@@ -91,6 +92,7 @@ fn check_users_condition(call: &Call) -> Option<Datum> {
 // Whether the user of a token is in an attached table and not active there. Locks the user's rows.
 sql_function!(user_is_inactive);
 fn user_is_inactive(call: &Call) -> Option<Datum> {
+    refuse_if_read_only(c"tollgate.set_api_token_enabled()");
     let token: Uuid = call.value(0)?;
     let standing = users::look_up_user_of(token).or_raise();
     standing.is_some_and(|standing| standing.inactive).into_datum()
