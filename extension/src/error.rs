@@ -12,6 +12,10 @@ use std::ffi::CString;
 use tollgate_core::status::Code;
 use tollgate_core::token;
 
+/// How a users table is attached by another column.
+const REATTACH: &str =
+    "Attach it once more, with tollgate.attach_users_table(), by the column that has the user_id now.";
+
 pub(crate) struct Error {
     sqlstate: PgSqlErrorCode,
     message: String,
@@ -123,6 +127,54 @@ impl Error {
         )
         .detail("Tokens were issued or changed after this transaction took its snapshot.")
         .hint("Try the transaction again, or use READ COMMITTED.")
+    }
+
+    /// A user who is in none of the attached tables, which are named with their keys.
+    pub(crate) fn no_such_user(tables: &[String]) -> Self {
+        Error::new(PgSqlErrorCode::ERRCODE_FOREIGN_KEY_VIOLATION, "there is no such user")
+            .detail(format!("Argument: user_id, which is no key in {}.", tables.join(", nor in ")))
+            .hint(
+                "Insert the user first, in the same transaction if need be. The user_id is the text of the key, \
+                 byte for byte. attach_users_table() with require_user => false lets tokens be issued for others too.",
+            )
+    }
+
+    /// Of a user who is not active by the condition of an attached table.
+    pub(crate) fn inactive_user() -> Self {
+        Error::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "the user is not active")
+            .detail("Argument: user_id; the condition that attach_users_table() was given as active is not true for it.")
+            .hint("Activate the user first, in the same transaction if need be.")
+    }
+
+    pub(crate) fn no_key_column(table: &str, column: &str) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
+            format!("the key column of the users table {table} is not there any more"),
+        )
+        .detail(format!(
+            "The table was attached by its column {column:?}, whose text is the user_id of tokens."
+        ))
+        .hint(REATTACH)
+    }
+
+    pub(crate) fn virtual_key(table: &str, column: &str) -> Self {
+        Error::new(PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE, "the key of a users table must be stored")
+            .detail(format!("Column {column:?} of {table} is a virtual generated column, whose values triggers are not handed."))
+            .hint("Name a column that it is computed from, or generate it STORED.")
+    }
+
+    pub(crate) fn unfit_key(table: &str, column: &str, data_type: &str, why: &str) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_DATATYPE_MISMATCH,
+            "the key of a users table is a uuid, an integer or a text, or a domain of these",
+        )
+        .detail(format!("Column {column:?} of {table} is of type {data_type}: {why}."))
+        .hint("Add a column GENERATED ALWAYS AS (...) STORED of type text, which has the user_id of tokens, and attach by that one.")
+    }
+
+    /// What `attach_users_table` was given as `active`.
+    pub(crate) fn unfit_condition(offence: &str, hint: &str) -> Self {
+        Error::argument("active", "this cannot be the condition under which a user is active", offence, hint)
     }
 
     pub(crate) fn too_many_tokens(limit: i32) -> Self {

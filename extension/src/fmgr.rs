@@ -87,6 +87,16 @@ impl Call {
         self.datum(n).and_then(|datum| unsafe { T::from_datum(datum, false) })
     }
 
+    /// What a trigger is called with; `None` for a call that is none of a trigger.
+    pub(crate) fn trigger(&self) -> Option<&pg_sys::TriggerData> {
+        // SAFETY: fcinfo is valid; its context says by its tag what it is, and outlives the call.
+        unsafe {
+            let context = (*self.0).context;
+            (!context.is_null() && (*context).type_ == pg_sys::NodeTag::T_TriggerData)
+                .then(|| &*context.cast())
+        }
+    }
+
     /// Makes the call return NULL.
     pub(crate) fn null(&self) -> Datum {
         // SAFETY: fcinfo is valid and ours to write the null flag of.

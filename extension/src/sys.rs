@@ -65,6 +65,8 @@ unsafe extern "C-unwind" {
     pub(crate) fn HeapTupleHeaderGetDatum(tuple: pg_sys::HeapTupleHeader) -> Datum;
     pub(crate) fn datumCopy(value: Datum, by_value: bool, length: c_int) -> Datum;
     pub(crate) fn detoast_external_attr(value: *mut pg_sys::varlena) -> *mut pg_sys::varlena;
+    pub(crate) fn datum_image_eq(one: Datum, other: Datum, by_value: bool, length: c_int) -> bool;
+    pub(crate) fn get_partition_ancestors(relation: Oid) -> *mut pg_sys::List;
     pub(crate) fn errstart(level: c_int, domain: *const c_char) -> bool;
     pub(crate) fn errcode(sqlstate: c_int) -> c_int;
     pub(crate) fn errmsg_internal(format: *const c_char, ...) -> c_int;

@@ -50,6 +50,8 @@ DECLARE
 BEGIN
     IF token.rotated_to IS NOT NULL THEN
         PERFORM tollgate.refuse_token($1, 'rotated already', format('Rotate its successor, %s.', token.rotated_to));
+    ELSIF token.disabled_with_user THEN
+        PERFORM tollgate.refuse_token($1, 'disabled with its user', 'Activate the user first.');
     ELSIF token.disabled_at IS NOT NULL THEN
         PERFORM tollgate.refuse_token($1, 'disabled', 'Enable it first, with tollgate.set_api_token_enabled().');
     ELSIF token.expires_at <= clock_timestamp() THEN
@@ -229,6 +231,7 @@ CREATE FUNCTION tollgate.set_api_token_enabled(token_id uuid, enabled boolean, r
 AS $$
 DECLARE
     token    tollgate.api_tokens;
+    inactive boolean;
     already  boolean;
     blocker  uuid;
     affected bigint;
@@ -238,11 +241,17 @@ BEGIN
         RAISE EXCEPTION 'a token is enabled or not'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: enabled, which is NULL.', HINT = 'Pass true or false.';
     END IF;
+    -- The user's row comes before the token's, as where a user is changed.
+    inactive := $2 AND tollgate.user_is_inactive($1);
     token := tollgate.lock_token($1);
-    -- One that was disabled through an ancestor can still be disabled by itself.
-    already := CASE WHEN $2 THEN token.disabled_at IS NULL ELSE token.disabled_at IS NOT NULL AND token.disabled_via IS NULL END;
+    -- One that was disabled through an ancestor, or with its user, can still be disabled by itself.
+    already := CASE WHEN $2 THEN token.disabled_at IS NULL
+                    ELSE token.disabled_at IS NOT NULL AND token.disabled_via IS NULL AND NOT token.disabled_with_user END;
     IF token.id IS NULL OR token.revoked_at IS NOT NULL OR already THEN
         RETURN false;
+    END IF;
+    IF inactive THEN
+        PERFORM tollgate.refuse_token($1, 'disabled while its user is not active', 'Activate the user first.');
     END IF;
     IF $2 THEN
         SELECT a.id INTO blocker FROM tollgate.ancestors($1) WITH ORDINALITY a (id, n) JOIN tollgate.api_tokens t ON t.id = a.id
@@ -257,11 +266,12 @@ BEGIN
         UNION ALL
         -- Not below one that somebody disabled by itself: what is there is disabled through that one.
         SELECT t.id FROM family f JOIN tollgate.api_tokens t ON t.parent_id = f.id
-        WHERE t.disabled_at IS NULL OR t.disabled_via IS NOT NULL
+        WHERE t.disabled_at IS NULL OR t.disabled_via IS NOT NULL OR t.disabled_with_user
     ), switched AS (
         UPDATE tollgate.api_tokens t
             SET disabled_at = CASE WHEN NOT $2 THEN coalesce(t.disabled_at, clock_timestamp()) END,
-                disabled_via = CASE WHEN NOT $2 AND t.id <> $1 THEN $1 END
+                disabled_via = CASE WHEN NOT $2 AND t.id <> $1 THEN $1 END,
+                disabled_with_user = false
             FROM tollgate.api_tokens before
             WHERE t.id = ANY (ARRAY(SELECT f.id FROM family f)) AND before.id = t.id AND t.revoked_at IS NULL
             RETURNING t.id, t.user_id, (before.disabled_at IS NULL) <> $2 OR t.id = $1 AS told
@@ -279,4 +289,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.set_api_token_enabled(uuid, boolean, text) IS
-    'Disables a token with all that were derived from it, or enables it again, with those that were not disabled by themselves; false when it is unknown, revoked, or so already; 55000 below a disabled ancestor; events token.disabled and token.enabled';
+    'Disables a token with all that were derived from it, or enables it again, with those that were not disabled by themselves; false when it is unknown, revoked, or so already; 55000 below a disabled ancestor, or while its user is not active; events token.disabled and token.enabled';

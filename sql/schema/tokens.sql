@@ -23,7 +23,8 @@ CREATE TABLE tollgate.api_tokens (
     rotated_from   uuid,
     rotated_to     uuid,
     disabled_via   uuid,
-    announced_expiry timestamptz
+    announced_expiry timestamptz,
+    disabled_with_user boolean NOT NULL DEFAULT false
 ) USING heap;
 COMMENT ON TABLE tollgate.api_tokens IS 'API tokens, by the SHA-256 digest of their plaintext, which is nowhere. Written only when somebody manages a token, never by verification';
 COMMENT ON COLUMN tollgate.api_tokens.token_hash IS 'sha256 of the whole token';
@@ -34,6 +35,7 @@ COMMENT ON COLUMN tollgate.api_tokens.rotated_from IS 'The token that this one r
 COMMENT ON COLUMN tollgate.api_tokens.rotated_to IS 'The token that replaced this one; a token is rotated once';
 COMMENT ON COLUMN tollgate.api_tokens.announced_expiry IS 'The expiry that announce_expiries has dealt with; another one is announced anew';
 COMMENT ON COLUMN tollgate.api_tokens.disabled_via IS 'The ancestor whose disabling disabled this token; NULL in a disabled token that somebody disabled by itself';
+COMMENT ON COLUMN tollgate.api_tokens.disabled_with_user IS 'Whether nothing but its user''s being inactive disabled this token; it is enabled when the user is back';
 
 CREATE UNIQUE INDEX api_tokens_token_hash ON tollgate.api_tokens (token_hash);
 CREATE INDEX api_tokens_user ON tollgate.api_tokens (user_id);

@@ -1,16 +1,122 @@
--- The application's own table of users: whoever leaves it leaves no token behind.
+-- The application's own tables of users: tokens are issued for users who are there, and end with them, as rows that a foreign
+-- key refers to. What a table was attached with stands in the arguments of its triggers, and nowhere else.
 
-CREATE FUNCTION tollgate.attach_users_table("table" regclass, key_column name) RETURNS void
+CREATE FUNCTION tollgate.attach_users_table(
+    "table"      regclass,
+    key_column   name,
+    require_user boolean DEFAULT NULL,
+    active       text    DEFAULT NULL,
+    on_inactive  text    DEFAULT NULL
+) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    key_number smallint;
+    attached   text[];
+    present    text;
+    wanted     text[];
+    condition  smallint[] := '{}';
+    branch     regclass;
+BEGIN
+    IF length(tollgate.without_token('active', $4)) > 1000 OR $4 !~ '[^[:space:]]' THEN
+        RAISE EXCEPTION 'a condition has 1 to 1000 characters'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: active, of %s characters.', length($4)),
+                  HINT = 'Such as ''deleted_at IS NULL''.';
+    ELSIF $5 NOT IN ('refuse', 'revoke') THEN
+        RAISE EXCEPTION 'the tokens of a user who is not active are refused or revoked'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: on_inactive, of %s.', tollgate.quote_redacted($5)),
+                  HINT = 'Pass ''refuse'' or ''revoke''.';
+    END IF;
+    PERFORM tollgate.check_users_table($1);
+    -- Ends the transaction's wait for those who change users now, and keeps other attachments out.
+    EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', $1);
+    -- And for those who issue tokens: of what they issue, this transaction and those that come after it see all.
+    LOCK TABLE tollgate.api_tokens IN SHARE MODE;
+
+    SELECT a.attnum INTO key_number FROM pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attnum > 0 AND NOT a.attisdropped;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'table % has no such column', $1
+            USING ERRCODE = 'undefined_column', DETAIL = format('Argument: key_column, of %s.', tollgate.quote_redacted($2)),
+                  HINT = 'Name the column whose text is the user_id of tokens.';
+    END IF;
+    PERFORM tollgate.check_users_key($1, key_number);
+    attached := tollgate.users_table_arguments($1);
+    BEGIN
+        present := (tollgate.users_key($1, attached))[1];
+    EXCEPTION WHEN undefined_column OR datatype_mismatch OR wrong_object_type THEN
+        -- It cannot be the key any more: whatever is named takes its place.
+        NULL;
+    END;
+    IF present <> quote_ident($2) THEN
+        RAISE EXCEPTION 'table % is attached by another column', $1
+            USING ERRCODE = 'duplicate_object', DETAIL = format('Argument: key_column, of %I; it is attached by %s.', $2, present),
+                  HINT = 'Detach it with tollgate.detach_users_table() first.';
+    END IF;
+
+    -- What is left out stays as it is: who attaches once more for a new partition does not open anything.
+    $3 := coalesce($3, attached[2]::boolean, true);
+    $4 := coalesce($4, nullif(attached[4], ''));
+    $5 := coalesce($5, nullif(attached[3], ''), CASE WHEN $4 IS NOT NULL THEN 'refuse' END);
+    IF $5 IS NOT NULL AND $4 IS NULL THEN
+        RAISE EXCEPTION 'there is no condition under which a user is active'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: active, which is NULL.',
+                  HINT = 'Pass one beside on_inactive, such as ''deleted_at IS NULL''.';
+    END IF;
+    IF $4 IS NOT NULL THEN
+        condition := tollgate.check_users_condition($1, $4);
+    END IF;
+    wanted := ARRAY[$2, $3::text, coalesce($5, ''), coalesce($4, ''),
+                    concat_ws(' ', tollgate.system_identifier(), $1::oid, key_number, nullif(array_to_string(condition, ' '), ''))];
+
+    IF attached <> wanted THEN
+        PERFORM tollgate.drop_users_triggers($1);
+    END IF;
+    -- A partition may be written to directly, which the partitioned table's triggers for each statement do not see.
+    IF (SELECT c.relkind = 'p' FROM pg_class c WHERE c.oid = $1) THEN
+        PERFORM tollgate.attach_trigger($1, 'tollgate_user_deleted', 'AFTER DELETE', 'FOR EACH ROW', 'users_row_changed', wanted);
+    ELSE
+        PERFORM tollgate.attach_trigger($1, 'tollgate_user_deleted', 'AFTER DELETE',
+                                        'REFERENCING OLD TABLE AS departed FOR EACH STATEMENT', 'revoke_departed_users', wanted);
+    END IF;
+    PERFORM tollgate.attach_trigger($1, 'tollgate_user_changed', CASE WHEN $4 IS NULL THEN 'AFTER UPDATE' ELSE 'AFTER INSERT OR UPDATE' END,
+                                    'FOR EACH ROW', 'users_row_changed', wanted);
+    FOR branch IN SELECT $1 UNION SELECT p.relid FROM pg_partition_tree($1) p LOOP
+        PERFORM tollgate.attach_trigger(branch, 'tollgate_users_truncated', 'BEFORE TRUNCATE', 'FOR EACH STATEMENT', 'revoke_departed_users', wanted);
+    END LOOP;
+
+    IF $4 IS NOT NULL THEN
+        PERFORM tollgate.settle_all_users($1, wanted);
+    END IF;
+    PERFORM tollgate.advise_on_users_table($1, key_number, $4);
+END
+$$;
+COMMENT ON FUNCTION tollgate.attach_users_table(regclass, name, boolean, text, text) IS
+    'Has tokens end with their users: those who are deleted from a table, truncated away or given another key. Its owner alone may; the key''s text is the user_id. With require_user, the default, tokens are issued for users who are there alone (23503); active is a condition, evaluated as the owner, and the tokens of users for whom it is not true are refused until it is, or revoked, as on_inactive says. Once more does what is missing, such as for new partitions, and changes what is given';
+
+CREATE FUNCTION tollgate.detach_users_table("table" regclass) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tollgate.check_users_table($1);
+    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', $1);
+    RETURN tollgate.drop_users_triggers($1);
+END
+$$;
+COMMENT ON FUNCTION tollgate.detach_users_table(regclass) IS
+    'Takes the triggers of attach_users_table off a table; false when there are none. Its owner alone may. Tokens stay as they are: one that is disabled with its user can be enabled then';
+
+-- ---- Attaching
+
+CREATE FUNCTION tollgate.check_users_table(users regclass) RETURNS void
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     kind      "char";
     owner     oid;
     is_branch boolean;
-    key_type  oid;
-    attached  text;
-    branch    regclass;
 BEGIN
     SELECT c.relkind, c.relowner, c.relispartition INTO kind, owner, is_branch FROM pg_class c WHERE c.oid = $1;
     IF kind IS NULL OR kind NOT IN ('r', 'p') OR is_branch THEN
@@ -35,87 +141,126 @@ BEGIN
             USING ERRCODE = 'wrong_object_type', DETAIL = 'Argument: table.',
                   HINT = 'Rows may be deleted there without a trigger here. Revoke the tokens of their users with tollgate.revoke_all_api_tokens(user_id).';
     END IF;
-    SELECT a.atttypid INTO key_type FROM pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attnum > 0 AND NOT a.attisdropped;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'table % has no such column', $1
-            USING ERRCODE = 'undefined_column', DETAIL = format('Argument: key_column, of %s.', tollgate.quote_redacted($2)),
-                  HINT = 'Name the column whose text is the user_id of tokens.';
-    END IF;
-    PERFORM tollgate.check_key_type(key_type);
-    PERFORM tollgate.check_key_is_stored($1, $2);
-
-    -- Ends the transaction's wait for those who change users now, and keeps other attachments out.
-    EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', $1);
-    SELECT convert_from(substring(t.tgargs FROM 1 FOR length(t.tgargs) - 1), 'UTF8') INTO attached FROM pg_trigger t
-        WHERE t.tgrelid = $1 AND t.tgname = 'tollgate_user_deleted';
-    IF attached <> $2 THEN
-        RAISE EXCEPTION 'table % is attached by another column', $1
-            USING ERRCODE = 'duplicate_object', DETAIL = format('Argument: key_column, of %I; it is attached by %I.', $2, attached),
-                  HINT = 'Drop the triggers tollgate_user_deleted, tollgate_user_changed and tollgate_users_truncated of the table first.';
-    END IF;
-
-    -- A partition may be written to directly, which the partitioned table's triggers for each statement do not see.
-    IF kind = 'p' THEN
-        PERFORM tollgate.attach_trigger($1, 'tollgate_user_deleted', 'AFTER DELETE', 'FOR EACH ROW', $2);
-    ELSE
-        PERFORM tollgate.attach_trigger($1, 'tollgate_user_deleted', 'AFTER DELETE',
-                                        'REFERENCING OLD TABLE AS departed FOR EACH STATEMENT', $2);
-    END IF;
-    -- For each row, so that statements that change something else cost nothing.
-    PERFORM tollgate.attach_trigger($1, 'tollgate_user_changed', 'AFTER UPDATE',
-                                    format('FOR EACH ROW WHEN (OLD.%1$I IS DISTINCT FROM NEW.%1$I)', $2), $2);
-    FOR branch IN SELECT $1 UNION SELECT p.relid FROM pg_partition_tree($1) p LOOP
-        PERFORM tollgate.attach_trigger(branch, 'tollgate_users_truncated', 'BEFORE TRUNCATE', 'FOR EACH STATEMENT', $2);
-    END LOOP;
 END
 $$;
-COMMENT ON FUNCTION tollgate.attach_users_table(regclass, name) IS
-    'Revokes the tokens of users who are deleted from a table, truncated away or given another key. Its owner alone may; the key is a uuid, an integer or a text, whose text is the user_id. Once more does what is missing, such as for new partitions, which TRUNCATE of one alone would else not reach';
+COMMENT ON FUNCTION tollgate.check_users_table(regclass) IS 'Raises 42809 or 42501 unless the caller may attach a table. Internal.';
 
-CREATE FUNCTION tollgate.check_key_type(key_type oid) RETURNS void
-    LANGUAGE plpgsql STABLE
+CREATE FUNCTION tollgate.check_users_key(users oid, key_number smallint) RETURNS void
+    LANGUAGE c STABLE
+    AS 'MODULE_PATHNAME', 'check_users_key';
+COMMENT ON FUNCTION tollgate.check_users_key(oid, smallint) IS 'Raises 42804 or 42809 unless a column can be the key of a users table. Internal.';
+
+CREATE FUNCTION tollgate.check_users_condition(users oid, condition text) RETURNS smallint[]
+    LANGUAGE c STABLE
+    AS 'MODULE_PATHNAME', 'check_users_condition';
+COMMENT ON FUNCTION tollgate.check_users_condition(oid, text) IS
+    'The numbers of the columns that a condition reads, 0 for all of them; raises unless it is an immutable expression over one row. Analysed as the table''s owner. Internal.';
+
+CREATE FUNCTION tollgate.users_key(users oid, arguments text[]) RETURNS text[]
+    LANGUAGE c STABLE STRICT
+    AS 'MODULE_PATHNAME', 'users_key';
+COMMENT ON FUNCTION tollgate.users_key(oid, text[]) IS
+    'The key column of an attached table, or of a partition of it, quoted, wherever a renaming led it, and the condition by which keys u.k are compared with user ids d; raises if it cannot be a key any more. Internal.';
+
+CREATE FUNCTION tollgate.users_table_arguments(users oid) RETURNS text[]
+    LANGUAGE c STABLE STRICT
+    AS 'MODULE_PATHNAME', 'users_table_arguments';
+COMMENT ON FUNCTION tollgate.users_table_arguments(oid) IS
+    'The arguments of the triggers of an attached table: key column, require_user, on_inactive, active, and the cluster, table and columns by number; NULL if it is not attached. Internal.';
+
+CREATE FUNCTION tollgate.attached_users_tables() RETURNS TABLE (users regclass, arguments text[])
+    LANGUAGE sql STABLE ROWS 1
     SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    -- Keys are read and compared with our rights. The operators and casts of these types are nobody's to define.
-    IF $1 IS NULL OR $1::regtype <> ALL (ARRAY['uuid', 'smallint', 'integer', 'bigint', 'text', 'character varying']::regtype[]) THEN
-        RAISE EXCEPTION 'the key of a users table is a uuid, an integer or a text'
-            USING ERRCODE = 'datatype_mismatch', DETAIL = format('Argument: key_column, of type %s.', coalesce($1::regtype::text, 'unknown')),
-                  HINT = 'Name the column whose text is the user_id of tokens.';
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION tollgate.check_key_type(oid) IS 'Raises 42804 unless a type can be the key of a users table. Internal.';
+BEGIN ATOMIC
+    SELECT t.tgrelid::regclass, tollgate.users_table_arguments(t.tgrelid)
+    FROM pg_depend d JOIN pg_trigger t ON t.oid = d.objid
+    WHERE d.refclassid = 'pg_proc'::regclass AND d.classid = 'pg_trigger'::regclass
+      AND d.refobjid = (SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'tollgate'::regnamespace AND p.proname = 'users_row_changed')
+      AND t.tgname = 'tollgate_user_changed' AND t.tgparentid = 0
+      AND NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = t.tgrelid AND pg_is_other_temp_schema(c.relnamespace));
+END;
+COMMENT ON FUNCTION tollgate.attached_users_tables() IS 'The attached tables and the arguments of their triggers. Internal.';
 
-CREATE FUNCTION tollgate.check_key_is_stored(users regclass, key_column name) RETURNS void
-    LANGUAGE plpgsql STABLE
+CREATE FUNCTION tollgate.list_users_tables()
+    RETURNS TABLE ("table" regclass, key_column text, require_user boolean, active text, on_inactive text)
+    LANGUAGE sql STABLE SECURITY DEFINER ROWS 1
     SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    -- Since PostgreSQL 18. It is NULL in the rows that triggers are handed.
-    IF EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attgenerated = 'v') THEN
-        RAISE EXCEPTION 'the key of a users table must be stored'
-            USING ERRCODE = 'wrong_object_type', DETAIL = format('Argument: key_column, of %I, which is a virtual generated column.', $2),
-                  HINT = 'Name a column that it is computed from, or generate it STORED.';
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION tollgate.check_key_is_stored(regclass, name) IS 'Raises 42809 for a virtual generated column. Internal.';
+BEGIN ATOMIC
+    SELECT a.users, (tollgate.users_key(a.users, a.arguments))[1], a.arguments[2]::boolean, nullif(a.arguments[4], ''), nullif(a.arguments[3], '')
+    FROM tollgate.attached_users_tables() a ORDER BY a.users::text;
+END;
+COMMENT ON FUNCTION tollgate.list_users_tables() IS 'The tables that attach_users_table was given, with the column that is the key now';
 
-CREATE FUNCTION tollgate.attach_trigger(users regclass, trigger_name name, event text, firing text, key_column name) RETURNS void
+CREATE FUNCTION tollgate.attach_trigger(users regclass, trigger_name name, event text, firing text, function_name name, arguments text[]) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = $1 AND t.tgname = $2) THEN
-        EXECUTE format('CREATE TRIGGER %I %s ON %s %s EXECUTE FUNCTION tollgate.revoke_departed_users(%L)', $2, $3, $1, $4, $5);
+        EXECUTE format('CREATE TRIGGER %I %s ON %s %s EXECUTE FUNCTION tollgate.%I(%s)', $2, $3, $1, $4, $5,
+                       (SELECT string_agg(quote_literal(a), ', ' ORDER BY n) FROM unnest($6) WITH ORDINALITY u (a, n)));
         -- DROP EXTENSION takes it along, and leaves the table alone.
         EXECUTE format('ALTER TRIGGER %I ON %s DEPENDS ON EXTENSION tollgate', $2, $1);
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tollgate.attach_trigger(regclass, name, text, text, name) IS
+COMMENT ON FUNCTION tollgate.attach_trigger(regclass, name, text, text, name, text[]) IS
     'Puts a trigger of attach_users_table on a table, unless it is there. Internal.';
+
+CREATE FUNCTION tollgate.drop_users_triggers(users regclass) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    trigger record;
+    found   boolean := false;
+BEGIN
+    FOR trigger IN
+        SELECT t.tgname AS name, t.tgrelid::regclass AS of FROM pg_trigger t
+        WHERE t.tgrelid IN (SELECT $1 UNION SELECT p.relid FROM pg_partition_tree($1) p) AND t.tgparentid = 0
+          AND t.tgname IN ('tollgate_user_deleted', 'tollgate_user_changed', 'tollgate_users_truncated')
+          AND t.tgfoid IN (SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'tollgate'::regnamespace)
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', trigger.name, trigger.of);
+        found := true;
+    END LOOP;
+    RETURN found;
+END
+$$;
+COMMENT ON FUNCTION tollgate.drop_users_triggers(regclass) IS 'Drops the triggers of attach_users_table, and says whether there were any. Internal.';
+
+CREATE FUNCTION tollgate.advise_on_users_table(users regclass, key_number smallint, active text) RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    switch record;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = $1 AND i.indkey[0] = $2 AND i.indisvalid AND i.indpred IS NULL) THEN
+        RAISE NOTICE 'no index of table % begins with its key column', $1
+            USING DETAIL = 'Each token that is issued, and each user who leaves, reads the whole table.', HINT = 'Create one, best a unique one.';
+    END IF;
+    SELECT quote_ident(a.attname) AS name,
+           CASE WHEN a.atttypid <> 'boolean'::regtype THEN quote_ident(a.attname) || ' IS NULL'
+                WHEN a.attname ~ '(active|enabled)' THEN quote_ident(a.attname)
+                ELSE 'NOT ' || quote_ident(a.attname) END AS condition
+        INTO switch
+        FROM pg_attribute a
+        WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND a.attname ~ '^(is_)?(deleted|disabled|deactivated|banned|blocked|suspended|archived|locked|active|enabled)(_at|_on)?$'
+          AND CASE WHEN a.attname ~ '_(at|on)$' THEN a.atttypid = ANY ('{timestamptz,timestamp,date}'::regtype[])
+                   ELSE a.atttypid = 'boolean'::regtype AND a.attname !~ '(active|enabled).*_' END
+        ORDER BY a.attnum LIMIT 1;
+    IF FOUND AND $3 IS NULL THEN
+        RAISE NOTICE 'users who are switched off in table % keep their tokens', $1
+            USING DETAIL = format('Its column %s looks as if it switched users off.', switch.name),
+                  HINT = format('Attach it once more with active => %L.', switch.condition);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.advise_on_users_table(regclass, smallint, text) IS
+    'Notices for who attaches a table that lacks an index, or that seems to switch users off without having been said so. Internal.';
+
+-- ---- What becomes of the tokens of users
 
 CREATE FUNCTION tollgate.query_as(role oid, query text, keys text[]) RETURNS text[]
     LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -123,47 +268,283 @@ CREATE FUNCTION tollgate.query_as(role oid, query text, keys text[]) RETURNS tex
 COMMENT ON FUNCTION tollgate.query_as(oid, text, text[]) IS
     'What a query of the keys ($1) answers when it runs with the rights of a role. Internal.';
 
-CREATE FUNCTION tollgate.revoke_if_departed(users regclass, key_column name, key_type oid, keys text[], operation text) RETURNS bigint
+-- The table may be read once for all keys.
+CREATE FUNCTION tollgate.states_of_users(users regclass, arguments text[], user_ids text[]) RETURNS text[]
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    departed text[];
+    key    text[] := tollgate.users_key($1, $2);
+    states text[];
 BEGIN
-    SELECT tollgate.query_as(c.relowner, format('SELECT array_agg(d) FROM unnest($1) d WHERE NOT EXISTS (SELECT FROM %s u WHERE u.%I = d::%s)',
-                                                $1, $2, $3::regtype), $4)
-        INTO departed FROM pg_class c WHERE c.oid = $1;
-    IF departed IS NULL THEN
-        RETURN 0;
-    END IF;
-    RETURN tollgate.revoke_without_notification(departed,
-        CASE $5 WHEN 'UPDATE' THEN 'the user has another key' ELSE 'the user was deleted' END,
-        jsonb_build_object('users_table', $1));
+    SELECT tollgate.query_as(c.relowner, format(
+            'SELECT array_agg(s.state || s.d) FROM (
+                 SELECT d, CASE WHEN count(u.k) = 0 THEN ''d'' WHEN bool_or(u.a) THEN ''a'' ELSE ''i'' END AS state
+                 FROM unnest($1) d LEFT JOIN (SELECT %s AS k, coalesce((%s' || chr(10) || '), false) AS a FROM %s %s) u ON %s
+                 GROUP BY d) s',
+            key[1], coalesce(nullif($2[4], ''), 'true'), CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY' END, $1, key[2]), $3)
+        INTO states FROM pg_class c WHERE c.oid = $1;
+    RETURN coalesce(states, '{}');
 END
 $$;
-COMMENT ON FUNCTION tollgate.revoke_if_departed(regclass, name, oid, text[], text) IS
-    'Revokes the tokens of those of some users who are not in their table any more, and says how many. Internal.';
+COMMENT ON FUNCTION tollgate.states_of_users(regclass, text[], text[]) IS
+    'User ids, each behind a letter: d for one who is not in a table, i for one who is not active there, a for another. Internal.';
 
--- Runs with its owner's rights beside the table of somebody else, so what it reads of that it reads with the rights of the
--- table's owner, but for the keys that it is handed.
+CREATE FUNCTION tollgate.users_in_state(states text[], state text) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT ARRAY(SELECT substr(s, 2) FROM unnest($1) s WHERE starts_with(s, $2));
+END;
+COMMENT ON FUNCTION tollgate.users_in_state(text[], text) IS 'Of what states_of_users returns, the users in a state. Internal.';
+
+-- By the index: see revoke_without_notification.
+CREATE FUNCTION tollgate.users_with_tokens(user_ids text[]) RETURNS text[]
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET jit = off
+    SET enable_seqscan = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
+AS $$
+BEGIN
+    PERFORM tollgate.check_snapshot(NULL, $1);
+    RETURN ARRAY(SELECT u.id FROM unnest($1) WITH ORDINALITY u (id, n)
+                 WHERE EXISTS (SELECT FROM tollgate.api_tokens t WHERE t.user_id = u.id COLLATE "default" AND t.revoked_at IS NULL)
+                 ORDER BY u.n);
+END
+$$;
+COMMENT ON FUNCTION tollgate.users_with_tokens(text[]) IS 'Those of some users who have a token that is not revoked; 40001 if the snapshot does not show it. Internal.';
+
+CREATE FUNCTION tollgate.disable_tokens_of_users(user_ids text[], source jsonb) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET jit = off
+    SET enable_seqscan = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
+AS $$
+DECLARE
+    affected bigint;
+BEGIN
+    WITH switched AS (
+        UPDATE tollgate.api_tokens t SET disabled_at = clock_timestamp(), disabled_with_user = true
+            FROM unnest($1) u (id) WHERE t.user_id = u.id COLLATE "default" AND t.revoked_at IS NULL AND t.disabled_at IS NULL
+            RETURNING t.id, t.user_id
+    ), logged AS (
+        INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)
+            SELECT 'token.disabled', s.id, s.user_id, jsonb_build_object('reason', 'the user is not active') || $2, (SELECT tollgate.current_epoch())
+            FROM switched s ORDER BY s.id
+    )
+    SELECT count(*) INTO affected FROM switched;
+    RETURN affected;
+END
+$$;
+COMMENT ON FUNCTION tollgate.disable_tokens_of_users(text[], jsonb) IS
+    'Disables the tokens of users who are not active, but for those that are disabled already, and says how many; one event each. Their families are locked. Internal.';
+
+CREATE FUNCTION tollgate.enable_tokens_of_users(user_ids text[], source jsonb) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET jit = off
+    SET enable_seqscan = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
+AS $$
+DECLARE
+    affected bigint;
+BEGIN
+    WITH switched AS (
+        UPDATE tollgate.api_tokens t SET disabled_at = NULL, disabled_with_user = false
+            FROM unnest($1) u (id) WHERE t.user_id = u.id COLLATE "default" AND t.revoked_at IS NULL AND t.disabled_with_user
+            RETURNING t.id, t.user_id
+    ), logged AS (
+        INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)
+            SELECT 'token.enabled', s.id, s.user_id, jsonb_build_object('reason', 'the user is active again') || $2, (SELECT tollgate.current_epoch())
+            FROM switched s ORDER BY s.id
+    )
+    SELECT count(*) INTO affected FROM switched;
+    RETURN affected;
+END
+$$;
+COMMENT ON FUNCTION tollgate.enable_tokens_of_users(text[], jsonb) IS
+    'Enables the tokens that were disabled with their users, and says how many; one event each. Internal.';
+
+CREATE FUNCTION tollgate.lock_tokens_of_users(user_ids text[]) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET jit = off
+    SET enable_seqscan = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
+AS $$
+DECLARE
+    locked bigint;
+BEGIN
+    -- The roots of families, in the order of families.sql. Nothing is issued meanwhile: the rows of the users are locked.
+    SELECT count(*) INTO locked FROM (
+        SELECT FROM unnest($1) u (id) JOIN tollgate.api_tokens t ON t.user_id = u.id COLLATE "default"
+        WHERE t.parent_id IS NULL AND t.revoked_at IS NULL ORDER BY t.user_id COLLATE "C", t.id FOR UPDATE OF t) l;
+    PERFORM tollgate.check_snapshot(NULL, $1);
+END
+$$;
+COMMENT ON FUNCTION tollgate.lock_tokens_of_users(text[]) IS 'Locks the families of some users'' tokens. Internal.';
+
+CREATE FUNCTION tollgate.settle_users(users regclass, arguments text[], user_ids text[], operation text, OUT revoked bigint, OUT disabled bigint)
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    source  jsonb := jsonb_build_object('users_table', $1);
+    states  text[];
+    those    text[];
+    another record;
+BEGIN
+    revoked := 0;
+    disabled := 0;
+    $3 := tollgate.users_with_tokens($3);
+    IF cardinality($3) = 0 THEN
+        RETURN;
+    END IF;
+    -- Those who settle the same user at once do it one after the other, each by what the one before has committed.
+    IF $2[4] <> '' THEN
+        PERFORM tollgate.lock_tokens_of_users($3);
+    END IF;
+    states := tollgate.states_of_users($1, $2, $3);
+    those := tollgate.users_in_state(states, 'd');
+    IF cardinality(those) > 0 AND $4 <> 'REVIEW' THEN
+        revoked := tollgate.revoke_without_notification(those,
+            CASE $4 WHEN 'UPDATE' THEN 'the user has another key' ELSE 'the user was deleted' END, source);
+    END IF;
+    IF $2[4] = '' THEN
+        RETURN;
+    END IF;
+    those := tollgate.users_in_state(states, 'i');
+    IF cardinality(those) > 0 THEN
+        IF $2[3] = 'revoke' THEN
+            revoked := revoked + tollgate.revoke_without_notification(those, 'the user is not active', source);
+        ELSE
+            disabled := tollgate.disable_tokens_of_users(those, source);
+        END IF;
+    END IF;
+    those := tollgate.users_in_state(states, 'a');
+    -- Who is not active in one table is not active.
+    FOR another IN SELECT a.* FROM tollgate.attached_users_tables() a WHERE a.users <> $1 AND a.arguments[4] <> '' LOOP
+        EXIT WHEN cardinality(those) = 0;
+        states := tollgate.states_of_users(another.users, another.arguments, those);
+        those := tollgate.users_in_state(states, 'a') || tollgate.users_in_state(states, 'd');
+    END LOOP;
+    IF cardinality(those) > 0 THEN
+        PERFORM tollgate.enable_tokens_of_users(those, source);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.settle_users(regclass, text[], text[], text) IS
+    'Gives the tokens of some users the state that a table gives them: revokes those of who is not in it any more, disables, revokes or enables as its condition says; how many it revoked and disabled. Internal.';
+
+CREATE FUNCTION tollgate.settle_and_notify(users oid, arguments text[], user_ids text[], operation text) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    settled record;
+BEGIN
+    SELECT s.* INTO settled FROM tollgate.settle_users($1, $2, $3, $4) s;
+    PERFORM tollgate.notify_of_users(settled.revoked, settled.disabled, $3[1]);
+END
+$$;
+COMMENT ON FUNCTION tollgate.settle_and_notify(oid, text[], text[], text) IS 'settle_users for the trigger of a row. Internal.';
+
+CREATE FUNCTION tollgate.notify_of_users(revoked bigint, disabled bigint, user_id text) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF $1 > 0 THEN
+        PERFORM tollgate.notify_token_event('token.revoked', NULL, $3, NULL, $1);
+    END IF;
+    IF $2 > 0 THEN
+        PERFORM tollgate.notify_token_event('token.disabled', NULL, $3, NULL, $2);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.notify_of_users(bigint, bigint, text) IS 'Notifies of so many tokens of a user, or of several users, that were revoked and disabled. Internal.';
+
+CREATE FUNCTION tollgate.settle_user(user_id text) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM tollgate.settle_and_notify(a.users::oid, a.arguments, ARRAY[$1], 'REVIEW')
+        FROM tollgate.attached_users_tables() a WHERE a.arguments[4] <> '';
+END
+$$;
+COMMENT ON FUNCTION tollgate.settle_user(text) IS 'Gives the tokens of a user the state that the conditions of attached tables give them. Internal.';
+
+CREATE FUNCTION tollgate.settle_all_users(users regclass, arguments text[]) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    keys     text[] := '{}';
+    one      text;
+    settled  record;
+    revoked  bigint := 0;
+    disabled bigint := 0;
+BEGIN
+    FOR one IN SELECT DISTINCT t.user_id COLLATE "C" FROM tollgate.api_tokens t WHERE t.revoked_at IS NULL ORDER BY 1 LOOP
+        keys := keys || one;
+        IF cardinality(keys) >= 50000 THEN
+            SELECT s.* INTO settled FROM tollgate.settle_users($1, $2, keys, 'REVIEW') s;
+            revoked := revoked + settled.revoked;
+            disabled := disabled + settled.disabled;
+            keys := '{}';
+        END IF;
+    END LOOP;
+    SELECT s.* INTO settled FROM tollgate.settle_users($1, $2, keys, 'REVIEW') s;
+    PERFORM tollgate.notify_of_users(revoked + settled.revoked, disabled + settled.disabled, NULL);
+END
+$$;
+COMMENT ON FUNCTION tollgate.settle_all_users(regclass, text[]) IS
+    'Gives all tokens the state that the condition of a table that was just attached gives them. Internal.';
+
+CREATE FUNCTION tollgate.user_is_inactive(token_id uuid) RETURNS boolean
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'user_is_inactive';
+COMMENT ON FUNCTION tollgate.user_is_inactive(uuid) IS
+    'Whether the user of a token is in an attached table and not active there; locks the user''s rows. Internal.';
+
+-- ---- Triggers. They run with their owner's rights beside the table of somebody else, so what they read of that they read
+-- with the rights of the table's owner, but for the keys that they are handed.
+
+CREATE FUNCTION tollgate.users_row_changed() RETURNS trigger
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'users_row_changed';
+COMMENT ON FUNCTION tollgate.users_row_changed() IS
+    'Trigger, for each row, of the tables that attach_users_table was given: settles the tokens of the user if the key changed, or what the condition reads. Internal: whoever may create a trigger with it may revoke anybody''s tokens.';
+
 CREATE FUNCTION tollgate.revoke_departed_users() RETURNS trigger
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    key_column name := TG_ARGV[0];
+    arguments text[] := ARRAY(SELECT unnest(TG_ARGV));
     -- Of a partition the whole table, where the user may be still, or again.
-    users      regclass := coalesce(pg_partition_root(TG_RELID), TG_RELID);
-    key_type   oid := (SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = TG_RELID AND a.attname = key_column AND NOT a.attisdropped);
-    departed   text[];
-    one        text;
-    keys       text[] := '{}';
-    affected   bigint := 0;
-    n          bigint := 0;
+    users     regclass := coalesce(pg_partition_root(TG_RELID), TG_RELID);
+    key       text := (tollgate.users_key(TG_RELID, arguments))[1];
+    departed  text[];
+    one       text;
+    keys      text[] := '{}';
+    settled   record;
+    revoked   bigint := 0;
+    disabled  bigint := 0;
+    n         bigint := 0;
 BEGIN
-    PERFORM tollgate.check_key_type(key_type);
-    -- The column may be another since.
-    PERFORM tollgate.check_key_is_stored(TG_RELID, key_column);
     IF TG_OP = 'TRUNCATE' THEN
         -- TRUNCATE removes rows that an old snapshot does not show.
         IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
@@ -172,36 +553,34 @@ BEGIN
                       HINT = 'Truncate it in a transaction with isolation level READ COMMITTED.';
         END IF;
         -- Each table that is truncated has a trigger of its own, but for partitions that came after the attachment.
-        SELECT tollgate.query_as(c.relowner, format('SELECT array_agg(DISTINCT u.%I::text COLLATE "C") FROM %s %s u', key_column,
+        SELECT tollgate.query_as(c.relowner, format('SELECT array_agg(DISTINCT u.%s::text COLLATE "C") FROM %s %s u', key,
                                                     CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY' END, TG_RELID::regclass), NULL)
             INTO departed FROM pg_class c WHERE c.oid = TG_RELID;
         FOR i IN 1 .. coalesce(cardinality(departed), 0) BY 1000 LOOP
-            affected := affected + tollgate.revoke_without_notification(departed[i : i + 999], 'the user was deleted', jsonb_build_object('users_table', users));
+            revoked := revoked + tollgate.revoke_without_notification(departed[i : i + 999], 'the user was deleted', jsonb_build_object('users_table', users));
         END LOOP;
         n := cardinality(departed);
         one := departed[1];
-    ELSIF TG_LEVEL = 'STATEMENT' THEN
+    ELSE
         -- So many users at a time, since a statement may delete any number; their table may be read once for each turn. In the
         -- order in which their tokens are locked.
-        FOR one IN EXECUTE format('SELECT DISTINCT d.%I::text COLLATE "C" FROM departed d ORDER BY 1', key_column) LOOP
+        FOR one IN EXECUTE format('SELECT DISTINCT d.%s::text COLLATE "C" FROM departed d WHERE d.%1$s IS NOT NULL ORDER BY 1', key) LOOP
             n := n + 1;
             keys := keys || one;
             IF cardinality(keys) >= 50000 THEN
-                affected := affected + tollgate.revoke_if_departed(users, key_column, key_type, keys, TG_OP);
+                SELECT s.* INTO settled FROM tollgate.settle_users(users, arguments, keys, TG_OP) s;
+                revoked := revoked + settled.revoked;
+                disabled := disabled + settled.disabled;
                 keys := '{}';
             END IF;
         END LOOP;
-        affected := affected + tollgate.revoke_if_departed(users, key_column, key_type, keys, TG_OP);
-    ELSE
-        n := 1;
-        EXECUTE format('SELECT ($1).%I::text', key_column) INTO one USING OLD;
-        affected := tollgate.revoke_if_departed(users, key_column, key_type, ARRAY[one], TG_OP);
+        SELECT s.* INTO settled FROM tollgate.settle_users(users, arguments, keys, TG_OP) s;
+        revoked := revoked + settled.revoked;
+        disabled := disabled + settled.disabled;
     END IF;
-    IF affected > 0 THEN
-        PERFORM tollgate.notify_token_event('token.revoked', NULL, CASE WHEN n = 1 THEN one END, NULL, affected);
-    END IF;
+    PERFORM tollgate.notify_of_users(revoked, disabled, CASE WHEN n = 1 THEN one END);
     RETURN NULL;
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_departed_users() IS
-    'Trigger of the tables that attach_users_table was told of: revokes the tokens of users who are not in them any more. Internal: whoever may create a trigger with it may revoke anybody''s tokens.';
+    'Trigger, for each statement, of the tables that attach_users_table was given: revokes the tokens of users who are not in them any more. Internal: whoever may create a trigger with it may revoke anybody''s tokens.';

@@ -611,3 +611,109 @@ async fn the_owner_of_a_users_table_has_nothing_run_with_the_owners_rights() -> 
     assert!(ran.iter().all(|line| line.ends_with("evil as landlord")), "{ran:#?}");
     Ok(())
 }
+
+#[tokio::test]
+async fn what_the_owner_of_a_users_table_has_evaluated_runs_as_its_owner_and_leaves_no_setting_behind()
+-> Result<()> {
+    let World { owner, cluster, .. } = SHARED.world().await?;
+    common::database(&cluster, "evaluated")?;
+    let owner_here = cluster.connect("postgres", "evaluated").await?;
+    owner.batch_execute("create role squire login; create role issuer login").await?;
+    owner_here
+        .batch_execute(
+            "select tollgate.grant_capability('squire', 'admin'), tollgate.grant_capability('issuer', 'issuer');
+             create schema squire authorization squire; grant create, usage on schema public to squire",
+        )
+        .await?;
+    let squire = cluster.connect("squire", "evaluated").await?;
+    let issuer = cluster.connect("issuer", "evaluated").await?;
+    squire
+        .batch_execute(
+            "create function squire.evil(text) returns boolean language plpgsql immutable as $$
+             declare setting record;
+             begin
+                 raise log 'wicked as %, %', current_user, session_user;
+                 for setting in select * from (values ('search_path', 'squire'), ('work_mem', '64kB'), ('lock_timeout', '1min'), ('role', 'postgres'), ('role', 'none'), ('session_authorization', 'postgres'),
+                                                     ('session_replication_role', 'replica'), ('tollgate.max_tokens_per_user', '1')) s (name, value)
+                 loop
+                     begin
+                         perform set_config(setting.name, setting.value, false);
+                         if setting.name <> all ('{search_path,work_mem,lock_timeout}') then raise log 'wicked and has set %', setting.name; end if;
+                     exception when others then
+                         null;
+                     end;
+                 end loop;
+                 begin
+                     execute 'create temporary table caught ()';
+                     raise log 'wicked and has made a table';
+                 exception when others then
+                     null;
+                 end;
+                 return true;
+             end $$;
+             create domain squire.word as text check (squire.evil(value));
+             create table squire.users (
+                 id text primary key, word squire.word, computed text generated always as (squire.evil(word)::text) stored,
+                 check (squire.evil(id)));
+             create index on squire.users ((squire.evil(word)));
+             create unique index on squire.users (id) where squire.evil(id);
+             insert into squire.users values ('ann', 'x'), ('ben', 'x'), ('cid', 'x'), ('dan', 'x');
+             alter table squire.users enable row level security; alter table squire.users force row level security;
+             create policy p on squire.users using (squire.evil(id));
+             -- What an unqualified name would find, were it looked for in the caller's search path.
+             create function public.evil_equals(text, text) returns boolean language sql immutable as 'select squire.evil($1)';
+             create operator public.= (leftarg = text, rightarg = text, procedure = public.evil_equals);
+             create function public.starts_with(text, text) returns boolean language sql immutable as 'select squire.evil($1)';
+             -- A condition is read, too: a literal of an array of a domain has the domain's check run.
+             select tollgate.attach_users_table('squire.users', 'id',
+                 active => $$squire.evil(id) and word <> all ('{y}'::squire.word[])$$)",
+        )
+        .await?;
+    // What the sessions of others have is theirs.
+    issuer.batch_execute("set search_path = public, pg_catalog; set lock_timeout = '1h'").await?;
+    let settings = "select pg_catalog.concat_ws(', ', pg_catalog.current_setting('search_path'), pg_catalog.current_setting('work_mem'),
+        pg_catalog.current_setting('role'), pg_catalog.current_setting('lock_timeout'), current_user)";
+    for session in [&issuer, &owner_here] {
+        let before: String = value(session, settings).await?;
+        let token = common::issue(session, "ann", &[]).await?;
+        session
+            .batch_execute(&format!(
+                "select pg_catalog.count(tollgate.import_api_token('ben', 'n', pg_catalog.sha256('{0}')));
+                 select pg_catalog.count(tollgate.derive_api_token('{1}', 'n', '{{}}', null));
+                 select pg_catalog.count(tollgate.rotate_api_token('{0}'))",
+                token.id, token.token
+            ))
+            .await?;
+        refused(
+            session.batch_execute("select tollgate.create_api_token('zoe', 'n')").await,
+            &SqlState::FOREIGN_KEY_VIOLATION,
+        );
+        assert_eq!(value::<String>(session, settings).await?, before);
+    }
+    // The extension's owner changes users, too, and attaches the table of another.
+    owner_here
+        .batch_execute(
+            "alter table squire.users no force row level security;
+             select tollgate.attach_users_table('squire.users', 'id', on_inactive => 'revoke')",
+        )
+        .await?;
+    for change in ["delete from squire.users where id = 'ann'", "truncate squire.users"] {
+        squire.batch_execute(change).await.with_context(|| change)?;
+    }
+    let live: i64 =
+        value(&owner_here, "select count(*) from tollgate.tokens where status = 'active'").await?;
+    assert_eq!(live, 0);
+    let log = cluster.log();
+    let ran: Vec<&str> = log.lines().filter(|line| line.contains("LOG:  wicked ")).collect();
+    assert!(ran.iter().any(|line| line.contains("wicked as squire, issuer")), "{ran:#?}");
+    // In a session of their own they may set what they like.
+    let harmful: Vec<_> = ran
+        .iter()
+        .filter(|line| match line.contains("wicked as ") {
+            true => !line.contains("wicked as squire, "),
+            false => !line.contains("squire@evaluated"),
+        })
+        .collect();
+    assert!(harmful.is_empty(), "{harmful:#?}");
+    Ok(())
+}

@@ -146,6 +146,23 @@ async fn deleting_users_of_a_partitioned_table() -> Result<()> {
     is_linear("deleting_partitioned", &prepare, "delete from users").await
 }
 
+#[tokio::test]
+async fn issuing_for_users_of_an_attached_table() -> Result<()> {
+    let prepare = "
+        create table users (id text primary key, gone boolean); insert into users select 'u' || g from generate_series(1, :n) g;
+        select tollgate.attach_users_table('users', 'id', active => 'gone is not true')";
+    is_linear("issuing_attached", prepare, TOKENS).await
+}
+
+#[tokio::test]
+async fn switching_off_users_of_an_attached_table() -> Result<()> {
+    let prepare = format!(
+        "create table users (id text primary key, gone boolean); insert into users select 'u' || g from generate_series(1, :n) g;
+         select tollgate.attach_users_table('users', 'id', active => 'gone is not true'); {TOKENS}"
+    );
+    is_linear("switching_off", &prepare, "update users set gone = true").await
+}
+
 /// A chunk of them is a thousand families, or fifty thousand users: more than the others of these tests have.
 #[tokio::test]
 async fn more_than_fits_into_one_step_is_revoked_to_the_last() -> Result<()> {

@@ -85,11 +85,16 @@ fn change(dice: &mut Dice) -> String {
         14 => match dice.roll(12) {
             0 => format!("select tollgate.revoke_all_api_tokens('u{}')", dice.roll(3)),
             1 => format!("delete from race_users where id = 'u{}'", dice.roll(3)),
-            2..=5 => "select tollgate.expire_tokens(100), tollgate.purge_tokens('0', 100)".to_owned(),
+            2 | 3 => format!(
+                "update race_users set banned = {} where id = 'u{}'",
+                dice.one_of(&["true", "false", "not banned"]),
+                dice.roll(3)
+            ),
+            4 | 5 => "select tollgate.expire_tokens(100), tollgate.purge_tokens('0', 100)".to_owned(),
             _ => format!("select tollgate.revoke_api_token({any})"),
         },
         _ => format!(
-            "insert into race_users values ('u{0}');
+            "insert into race_users values ('u{0}') on conflict do nothing;
              insert into plain select id, token from tollgate.create_api_token('u{0}', 'n', '{scopes}')",
             dice.roll(3)
         ),
@@ -97,7 +102,8 @@ fn change(dice: &mut Dice) -> String {
 }
 
 /// What may be said to a change that comes too late, or asks too much.
-const REFUSALS: [SqlState; 8] = [
+const REFUSALS: [SqlState; 9] = [
+    SqlState::FOREIGN_KEY_VIOLATION,
     SqlState::INVALID_PARAMETER_VALUE,
     SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
     SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
@@ -109,7 +115,25 @@ const REFUSALS: [SqlState; 8] = [
 ];
 
 /// Each of these must be empty. `t` is a token, `p` its parent.
-const VIOLATIONS: [(&str, &str); 13] = [
+const VIOLATIONS: [(&str, &str); 17] = [
+    (
+        "of a user who is not there",
+        "t.revoked_at is null and not exists (select from race_users u where u.id = t.user_id)",
+    ),
+    (
+        "enabled though its user is not active",
+        "t.revoked_at is null and t.disabled_at is null
+         and not exists (select from race_users u where u.id = t.user_id and not u.banned)",
+    ),
+    (
+        "disabled with a user who is active",
+        "t.revoked_at is null and t.disabled_with_user
+         and exists (select from race_users u where u.id = t.user_id and not u.banned)",
+    ),
+    (
+        "disabled with its user without being disabled, or through an ancestor too",
+        "t.disabled_with_user and (t.disabled_at is null or t.disabled_via is not null)",
+    ),
     ("a parent that is not there", "t.parent_id is not null and p.id is null"),
     ("a child of another user", "p.user_id <> t.user_id"),
     ("a live child of a revoked parent", "p.revoked_at is not null and t.revoked_at is null"),
@@ -172,8 +196,10 @@ async fn whatever_happens_at_once_ends_in_a_legal_state_and_without_deadlock() -
     let owner = cluster.connect("postgres", "races").await?;
     owner
         .batch_execute(
-            "create table plain (id uuid, token text); create table race_users (id text);
-             select tollgate.attach_users_table('race_users', 'id');
+            "create table plain (id uuid, token text);
+             create table race_users (id text primary key, banned boolean not null default false);
+             insert into race_users values ('u0'), ('u1'), ('u2');
+             select tollgate.attach_users_table('race_users', 'id', active => 'not banned');
              select tollgate.define_scope('admin:of', 'the races')",
         )
         .await?;

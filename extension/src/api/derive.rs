@@ -1,7 +1,7 @@
 //! `derive_api_token`: whoever holds a token makes a lesser one of it.
 
 use super::issue::{draw, issued_token, new_id, refuse_if_read_only, store};
-use super::verify;
+use super::{users, verify};
 use crate::datum::{self, TextArray};
 use crate::error::{Error, OrRaise};
 use crate::fmgr::{Call, sql_function};
@@ -28,6 +28,11 @@ fn derive_api_token(call: &Call) -> Option<Datum> {
         Ok((.., Err(refusal))) | Err(refusal) => Error::refused(&refusal).raise(),
     };
 
+    match users::admit_user_of(parent) {
+        Some(standing) if standing.inactive => refused(Code::Disabled).raise(),
+        Some(_) => {}
+        None => refused(Code::NotFound).raise(),
+    }
     // Nobody changes the parent from here on, so what the probe shows holds until the child is there.
     let Some((user_id, ancestors)) = issue::lock_parent(parent).or_raise() else {
         refused(Code::NotFound).raise()

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code)]
 
+use super::users;
 use crate::error::{Error, OrRaise};
 use crate::fields;
 use crate::fmgr::{Call, sql_function};
@@ -24,6 +25,9 @@ sql_function!(create_api_token);
 fn create_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.create_api_token()");
     let user_id = fields::user_id(call.text(0)).or_raise();
+    if users::admit(user_id).inactive {
+        Error::inactive_user().raise();
+    }
     quota::lock(user_id);
     let name = fields::name(call.text(1)).or_raise();
     let scopes = fields::scopes(call.text_array(2)).or_raise();
@@ -57,6 +61,7 @@ sql_function!(import_api_token);
 fn import_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.import_api_token()");
     let user_id = fields::user_id(call.text(0)).or_raise();
+    let standing = users::admit(user_id);
     quota::lock(user_id);
     let name = fields::name(call.text(1)).or_raise();
     let digest: Digest =
@@ -83,6 +88,9 @@ fn import_api_token(call: &Call) -> Option<Datum> {
         parent: None,
     };
     store(&token).or_raise();
+    if standing.inactive {
+        users::settle(user_id);
+    }
     token.id.into_datum()
 }
 

@@ -11,4 +11,5 @@ mod rotate;
 mod scopes;
 mod stats;
 mod usage;
+mod users;
 pub(crate) mod verify;

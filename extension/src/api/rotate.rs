@@ -1,6 +1,7 @@
 //! `rotate_api_token`: a new secret for a token that stays what it is. The rest is in `sql/schema/lifecycle.sql`.
 
 use super::issue::{draw, new_id, refuse_if_read_only, say_what_may_not_be_meant};
+use super::users;
 use crate::error::{Error, OrRaise};
 use crate::fmgr::{Call, sql_function};
 use crate::store::composite::{self, Composite};
@@ -15,6 +16,9 @@ fn rotate_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.rotate_api_token()");
     let grace = fields::grace(call.value(1)).or_raise();
     let token_id: Uuid = call.value(0).ok_or_else(no_token).or_raise();
+    if users::admit_user_of(token_id).is_some_and(|standing| standing.inactive) {
+        Error::inactive_user().raise();
+    }
     let old = issue::lock_for_rotation(token_id).or_raise();
     fields::end("expires_at", old.expires_at.map(i64::from)).or_raise();
 

@@ -10,27 +10,41 @@ use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::spi::{Spi, SpiError};
 
+/// Does something with the rights of a role, as an operation that is restricted (`SECURITY_RESTRICTED_OPERATION`). Settings
+/// that it changes are as before afterwards: they are those of whoever called.
+pub(crate) fn run<R>(role: Oid, work: impl FnOnce() -> R) -> R {
+    const FLAGS: u32 = pg_sys::SECURITY_LOCAL_USERID_CHANGE
+        | pg_sys::SECURITY_RESTRICTED_OPERATION
+        | pg_sys::SECURITY_NOFORCE_RLS;
+    // SAFETY: variables of this process. On an ERROR the end of the (sub)transaction restores them.
+    let (own_role, own_context, settings) = unsafe {
+        let (mut role, mut context): (Oid, c_int) = (Oid::INVALID, 0);
+        pg_sys::GetUserIdAndSecContext(&raw mut role, &raw mut context);
+        (role, context, pg_sys::NewGUCNestLevel())
+    };
+    // SAFETY: the same; the role exists, as it owns something.
+    unsafe { pg_sys::SetUserIdAndSecContext(role, own_context | FLAGS.cast_signed()) };
+    let outcome = work();
+    // SAFETY: as above.
+    unsafe {
+        pg_sys::AtEOXact_GUC(false, settings);
+        pg_sys::SetUserIdAndSecContext(own_role, own_context);
+    }
+    outcome
+}
+
 /// Runs a query of one argument, a text[], and returns the text[] in its first row.
 pub(crate) fn query(
     role: Oid,
     query: &str,
     argument: Option<Datum>,
 ) -> Result<Option<Vec<Option<String>>>, Error> {
-    const FLAGS: u32 = pg_sys::SECURITY_LOCAL_USERID_CHANGE
-        | pg_sys::SECURITY_RESTRICTED_OPERATION
-        | pg_sys::SECURITY_NOFORCE_RLS;
-    // SAFETY: variables of this process. On an ERROR the end of the (sub)transaction restores them.
-    let (own_role, own_context) = unsafe {
-        let (mut role, mut context): (Oid, c_int) = (Oid::INVALID, 0);
-        pg_sys::GetUserIdAndSecContext(&raw mut role, &raw mut context);
-        (role, context)
-    };
-    // SAFETY: the same; the role exists, as it owns something.
-    unsafe { pg_sys::SetUserIdAndSecContext(role, own_context | FLAGS.cast_signed()) };
     // SAFETY: the datum is of the type beside it, and lives as long as the call that it came from.
     let arguments = [unsafe { DatumWithOid::new(argument, pg_sys::TEXTARRAYOID) }];
-    let answer = Spi::connect(|client| client.select(query, Some(1), &arguments)?.first().get_one());
-    // SAFETY: as above.
-    unsafe { pg_sys::SetUserIdAndSecContext(own_role, own_context) };
-    answer.map_err(|error: SpiError| Error::internal(format!("could not read a table of users: {error}")))
+    run(role, || Spi::connect(|client| client.select(query, Some(1), &arguments)?.first().get_one()))
+        .map_err(|error| not_read(&error))
+}
+
+pub(super) fn not_read(error: &SpiError) -> Error {
+    Error::internal(format!("could not read a table of users: {error}"))
 }

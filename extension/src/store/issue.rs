@@ -62,7 +62,7 @@ const COVERING: &str = "
         FOR KEY SHARE OF s) locked";
 
 /// A statement that was prepared, for as long as the process lives.
-type Kept = Cell<Option<&'static OwnedPreparedStatement>>;
+pub(super) type Kept = Cell<Option<&'static OwnedPreparedStatement>>;
 
 thread_local! {
     static COVERING_PLAN: Kept = const { Cell::new(None) };
@@ -176,7 +176,7 @@ pub(crate) fn lock_covering_scopes(scopes: &[String]) -> Result<(), Error> {
     with_plan(&COVERING_PLAN, COVERING, &arguments, |_| Ok(()))
 }
 
-fn with_plan<R>(
+pub(super) fn with_plan<R>(
     plan: &'static std::thread::LocalKey<Kept>,
     statement: &str,
     arguments: &[DatumWithOid<'_>],

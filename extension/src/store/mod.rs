@@ -3,6 +3,7 @@
 
 pub(crate) mod as_role;
 pub(crate) mod composite;
+pub(crate) mod condition;
 pub(crate) mod issue;
 pub(crate) mod latest;
 pub(crate) mod probe;
@@ -10,6 +11,7 @@ pub(crate) mod quota;
 pub(crate) mod relations;
 pub(crate) mod rows;
 pub(crate) mod scopes;
+pub(crate) mod users;
 
 pub(crate) fn init() {
     relations::init();

@@ -22,6 +22,8 @@ thread_local! {
     static CACHE: Cell<Option<Relations>> = const { Cell::new(None) };
     /// Counts the invalidations, so that other caches can tell that they are stale.
     static EPOCH: Cell<u64> = const { Cell::new(0) };
+    /// Counts those of any relation.
+    static CHANGES: Cell<u64> = const { Cell::new(0) };
 }
 
 pub(crate) fn init() {
@@ -56,6 +58,11 @@ pub(crate) fn relations() -> Relations {
 /// How often any relation of ours may have changed.
 pub(crate) fn epoch() -> u64 {
     EPOCH.get()
+}
+
+/// How often any relation of the database may have changed.
+pub(crate) fn changes() -> u64 {
+    CHANGES.get()
 }
 
 /// To be called by whoever found that a relation is not there any more.
@@ -107,6 +114,7 @@ unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
         let tables = [cached.api_tokens, cached.token_hash_index, cached.scopes, cached.scopes_index];
         tables.contains(&relation) || cached.composites.contains(&relation)
     };
+    CHANGES.set(CHANGES.get() + 1);
     if relation == Oid::INVALID || CACHE.get().is_none_or(ours) {
         forget();
     }

@@ -49,7 +49,12 @@ const CALLS: &[(&str, &str)] = &[
         "authenticate('{token}') a, lateral tollgate.revoke_own_api_token(a.token_id, 'over')",
     ),
     // Of a table that each caller has: see `PREPARATION`.
-    ("tollgate.attach_users_table(regclass,name)", "attach_users_table('pg_temp.clerks_users', 'id')"),
+    (
+        "tollgate.attach_users_table(regclass,name,boolean,text,text)",
+        "attach_users_table('pg_temp.clerks_users', 'id', false)",
+    ),
+    ("tollgate.list_users_tables()", "list_users_tables()"),
+    ("tollgate.detach_users_table(regclass)", "detach_users_table('pg_temp.clerks_users')"),
     ("tollgate.define_scope(text,text)", "define_scope('clerk:scope', 'of the clerk')"),
     ("tollgate.drop_scope(text)", "drop_scope('clerk:scope')"),
     ("tollgate.list_scopes()", "list_scopes()"),

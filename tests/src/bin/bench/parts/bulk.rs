@@ -53,7 +53,7 @@ const SHAPES: [Shape; 7] = [
         prepare: "create table bench.users_:n (id text primary key);
                   insert into bench.users_:n select 'd:n-' || g from generate_series(1, :n) g;
                   select count(tollgate.create_api_token(id, 'k')) from bench.users_:n;
-                  select tollgate.attach_users_table('bench.users_:n', 'id')",
+                  select tollgate.attach_users_table('bench.users_:n', 'id', false)",
         work: Work::Sql("delete from bench.users_:n"),
     },
     Shape {
