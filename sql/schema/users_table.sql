@@ -54,6 +54,16 @@ BEGIN
                   HINT = 'Detach it with tollgate.detach_users_table() first.';
     END IF;
 
+    -- Of this one name and type everybody knows what it means, and the error is on the safe side.
+    IF attached IS NULL AND $4 IS NULL
+       AND EXISTS (SELECT FROM pg_attribute a
+                   WHERE a.attrelid = $1 AND a.attname = 'deleted_at' AND NOT a.attisdropped AND a.attgenerated = ''
+                     AND a.atttypid = ANY ('{timestamptz,timestamp}'::regtype[])) THEN
+        $4 := 'deleted_at IS NULL';
+        RAISE NOTICE 'users whose deleted_at is set in table % count as inactive', $1
+            USING DETAIL = 'Their tokens are refused until it is NULL again.',
+                  HINT = 'If that is not what the column means, attach the table once more with active => ''true''.';
+    END IF;
     -- What is left out stays as it is: who attaches once more for a new partition does not open anything.
     $3 := coalesce($3, attached[2]::boolean, true);
     $4 := coalesce($4, nullif(attached[4], ''));

@@ -819,6 +819,29 @@ async fn an_attached_table_goes_through_its_migrations() -> Result<()> {
 // ---- Users who are switched off
 
 #[tokio::test]
+async fn users_whose_deleted_at_is_set_are_inactive_unless_a_condition_says_otherwise() -> Result<()> {
+    let cluster = SHARED.cluster()?;
+    common::database(&cluster, "soft_delete")?;
+    let owner = cluster.connect("postgres", "soft_delete").await?;
+    owner
+        .batch_execute(
+            "create table users (id text primary key, deleted_at timestamptz); insert into users values ('ann')",
+        )
+        .await?;
+    attach(&owner, "users", "id").await?;
+    let token = issue(&owner, "ann", &[]).await?.token;
+    owner.batch_execute("update users set deleted_at = now()").await?;
+    assert_eq!(code(&owner, &token).await?, "DISABLED");
+    attach(&owner, "users", "id").await?;
+    assert_eq!(code(&owner, &token).await?, "DISABLED", "attached once more");
+    attach_with(&owner, "users", "id", ", active => 'true'").await?;
+    assert_eq!(code(&owner, &token).await?, "VALID");
+    attach(&owner, "users", "id").await?;
+    assert_eq!(code(&owner, &token).await?, "VALID", "what was said stays");
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_tokens_of_a_user_who_is_switched_off_are_refused_until_the_user_is_back() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "switched")?;
@@ -1002,12 +1025,11 @@ async fn a_condition_is_one_immutable_expression_over_the_row() -> Result<()> {
 }
 
 #[tokio::test]
-async fn whoever_attaches_a_table_is_told_of_a_switch_that_was_not_named() -> Result<()> {
+async fn attaching_a_table_names_a_switch_that_was_not_given() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "advised")?;
     let (owner, mut messages) = cluster.listen("postgres", "advised").await?;
     for (column, condition) in [
-        ("deleted_at timestamptz", "deleted_at IS NULL"),
         ("is_active boolean", "is_active"),
         ("banned boolean", "NOT banned"),
         ("\"disabled_at\" date", "disabled_at IS NULL"),
