@@ -295,7 +295,7 @@ pub(crate) fn metadata(datum: Option<Datum>, value: Option<&[u8]>) -> Result<(),
     ))
 }
 
-/// Free JSON: what is stored is also logged, and sent to whoever reads events.
+/// Free JSON: what is stored is also logged, and sent to the readers of events.
 pub(crate) fn json(argument: &str, value: Datum, bounds: Bounds, hint: &str) -> Result<(), Error> {
     let mut token = Ok(());
     let size = datum::json_text_size(value, bounds, |text| {

@@ -121,7 +121,7 @@ pub(crate) fn init() {
         c"tollgate.max_metadata_size",
         c"Bytes that the metadata of a token may have.",
         c"As text, as PostgreSQL prints it. The default of 16 kB is far beyond what a plan or a few flags take: metadata is handed \
-          out at each verification, and both its old and its new value go to whoever reads events when it changes.",
+          out at each verification, and both its old and its new value go to the readers of events when it changes.",
         &MAX_METADATA_SIZE,
         64,
         256 * 1024,

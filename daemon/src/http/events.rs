@@ -378,7 +378,7 @@ impl Reader {
 fn write_events(batch: &sql::Batch) -> Bytes {
     let mut out = String::new();
     for (event, place) in batch.events.iter().zip(position::places(batch)) {
-        // The server writes JSON without line breaks. A name is of ours, unless somebody wrote it by hand.
+        // The server writes JSON without line breaks. A name is of ours, unless a superuser wrote it by hand.
         let data = serde_json::to_string(event).unwrap_or_default();
         let name = event.event.as_deref().filter(|name| name.bytes().all(|byte| byte.is_ascii_graphic()));
         let name = name.unwrap_or("message");
