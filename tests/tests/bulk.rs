@@ -302,7 +302,8 @@ async fn a_batch_beside_an_old_snapshot_does_not_pass_what_the_ones_before_it_de
 /// Each function begins once more at the front before it says that there are no more.
 #[tokio::test]
 async fn what_a_walk_has_passed_is_found_before_it_says_that_there_is_no_more() -> Result<()> {
-    let owner = prepared(&SHARED.cluster()?, "passed", 30, SOON_OVER).await?;
+    let cluster = SHARED.cluster()?;
+    let owner = prepared(&cluster, "passed", 30, SOON_OVER).await?;
     let first = "(select id from tollgate.api_tokens order by id limit 1)";
     let call = async |call: &str| value::<i64>(&owner, &format!("select tollgate.{call}")).await;
     assert_eq!(call("announce_expiries('7 days', 10)").await?, 10);
