@@ -173,6 +173,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'is_purging_audit_log()',                                'nobody'),
         ('FUNCTION', 'last_purged_seal()',                                    'nobody'),
         ('FUNCTION', 'leave_out()',                                          'nobody'),
+        ('FUNCTION', 'leadership_of(text)',                                   'nobody'),
         ('FUNCTION', 'limit_within(integer, interval, integer, interval)',    'nobody'),
         ('FUNCTION', 'json_digest(jsonb)',                                    'nobody'),
         ('FUNCTION', 'json_text_size(jsonb, integer, integer)',               'nobody'),

@@ -12,6 +12,11 @@ CREATE TABLE tollgate.finding_secret (
 COMMENT ON TABLE tollgate.finding_secret IS 'By which the primary knows what its standbys found. One row, made at installation and never read outside; a restored dump has another';
 INSERT INTO tollgate.finding_secret DEFAULT VALUES;
 
+-- A subscriber has standbys of its own.
+CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.finding_secret
+    FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
+ALTER TABLE tollgate.finding_secret ENABLE REPLICA TRIGGER leave_out;
+
 CREATE TYPE tollgate.finding AS (
     token_id  uuid,
     at        timestamptz,

@@ -16,6 +16,11 @@ COMMENT ON TABLE tollgate.housekeeping_places IS
     'Where the last batch of each task ended, and when it was at the front last; NULL at the front. A hint: a place that is wrong or missing costs time and nothing else. Not dumped';
 INSERT INTO tollgate.housekeeping_places (task) VALUES ('announce_expiries'), ('expire_tokens'), ('purge_tokens'), ('purge_usage');
 
+-- Each cluster walks for itself.
+CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.housekeeping_places
+    FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
+ALTER TABLE tollgate.housekeeping_places ENABLE REPLICA TRIGGER leave_out;
+
 CREATE FUNCTION tollgate.check_batch_size(batch_size integer, most integer DEFAULT 100000) RETURNS void
     LANGUAGE plpgsql IMMUTABLE
     SET search_path = pg_catalog, pg_temp

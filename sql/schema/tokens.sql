@@ -66,6 +66,11 @@ CREATE TABLE tollgate.token_slots (
 COMMENT ON TABLE tollgate.token_slots IS
     'One row per user who was issued a token under tollgate.max_tokens_per_user, to be locked meanwhile: the beginning of the SHA-256 digest of the user_id. Not dumped';
 
+-- A row is there to be locked where it is.
+CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.token_slots
+    FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
+ALTER TABLE tollgate.token_slots ENABLE REPLICA TRIGGER leave_out;
+
 CREATE TYPE tollgate.issued_token AS (
     id         uuid,
     token      text,

@@ -458,7 +458,7 @@ AS $$
 DECLARE
     place  tollgate.event_cursor;
     batch  tollgate.event_batch;
-    most   constant bigint := current_setting('tollgate.max_webhook_backlog');
+    most   bigint;
     full_one text;
 BEGIN
     PERFORM tollgate.check_event_count($1);
@@ -481,6 +481,8 @@ BEGIN
     events := jsonb_array_length(batch.events);
     caught_up := batch.caught_up;
     IF events > 0 THEN
+        -- What reads events has loaded the library, if nothing else has.
+        most := current_setting('tollgate.max_webhook_backlog');
         FOR full_one IN
             SELECT e.name FROM tollgate.webhook_endpoints e JOIN tollgate.webhook_backlogs b ON b.webhook = e.name
             WHERE e.enabled AND b.waiting + b.dead >= most

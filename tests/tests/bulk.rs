@@ -527,8 +527,8 @@ async fn purging_what_was_given_up() -> Result<()> {
         let owner = prepared(&cluster, "purging_given_up", n, &prepare).await?;
         let dead = "select count(*) from tollgate.webhook_queue where dead_at is not null";
         let mut sum = 0.0;
-        for _ in 0..value::<i64>(&owner, dead).await? / 50 + 1 {
-            sum += pages(&owner, "select tollgate.purge_webhook_deliveries('30 days', 50)").await?;
+        for _ in 0..value::<i64>(&owner, dead).await? / 1000 + 1 {
+            sum += pages(&owner, "select tollgate.purge_webhook_deliveries('30 days', 1000)").await?;
         }
         assert_eq!(value::<i64>(&owner, dead).await?, 0);
         counted.push(sum);

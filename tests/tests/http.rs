@@ -293,7 +293,7 @@ async fn a_port_that_is_taken_is_said_at_the_start() -> Result<()> {
     assert_eq!(second.status.code(), Some(64));
     let error = String::from_utf8(second.stderr)?;
     assert!(error.contains("--http-address") && error.contains("off"), "{error}");
-    for wrong in ["localhost:9464", "9464", ""] {
+    for wrong in ["localhost:9464", "9464"] {
         let flag = format!("--http-address={wrong}");
         let refused = Tollgated::run("postgresql://nobody@127.0.0.1:1/nowhere", &["run", &flag])?;
         assert_eq!(refused.status.code(), Some(64), "{wrong}");
