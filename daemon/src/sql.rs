@@ -917,14 +917,7 @@ pub async fn verify_api_token_hash(
     required_scopes: Option<&[String]>,
     client_ip: Option<IpAddr>,
 ) -> Result<Document> {
-    let Json(verification) = one(
-        client,
-        "verify the token",
-        "select to_jsonb(v) from tollgate.verify_api_token_hash($1, $2, $3) v",
-        &[&token_hash, &required_scopes, &client_ip],
-    )
-    .await?;
-    Ok(verification)
+    verify(client, "verify_api_token_hash", &token_hash, required_scopes, client_ip).await
 }
 
 /// [`verify_api_token_hash`] of a token that may be stored in the form of another system. The token is a
@@ -935,13 +928,19 @@ pub async fn verify_api_token(
     required_scopes: Option<&[String]>,
     client_ip: Option<IpAddr>,
 ) -> Result<Document> {
-    let Json(verification) = one(
-        client,
-        "verify the token",
-        "select to_jsonb(v) from tollgate.verify_api_token($1, $2, $3) v",
-        &[&token, &required_scopes, &client_ip],
-    )
-    .await?;
+    verify(client, "verify_api_token", &token, required_scopes, client_ip).await
+}
+
+async fn verify(
+    client: &impl GenericClient,
+    function: &str,
+    presented: &(dyn ToSql + Sync),
+    required_scopes: Option<&[String]>,
+    client_ip: Option<IpAddr>,
+) -> Result<Document> {
+    let statement = format!("select to_jsonb(v) from tollgate.{function}($1, $2, $3) v");
+    let Json(verification) =
+        one(client, "verify the token", &statement, &[presented, &required_scopes, &client_ip]).await?;
     Ok(verification)
 }
 

@@ -223,6 +223,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'scope_is_valid(text)',                                  'nobody'),
         ('FUNCTION', 'sequences_behind()',                                   'nobody'),
         ('FUNCTION', 'session_label(name, name, text)',                       'nobody'),
+        ('FUNCTION', 'set_webhook_paused(text, boolean)',                    'nobody'),
         ('FUNCTION', 'settle_all_users(regclass, text[])',                    'nobody'),
         ('FUNCTION', 'settle_and_notify(oid, text[], text[], text)',          'nobody'),
         ('FUNCTION', 'settle_findings()',                                     'nobody'),

@@ -54,7 +54,7 @@ BEGIN
                   HINT = 'Detach it with tollgate.detach_users_table() first.';
     END IF;
 
-    -- Of this one name and type everybody knows what it means, and the error is on the safe side.
+    -- A timestamp of this name means one thing wherever it is used; where it does not, tokens are refused rather than accepted.
     IF attached IS NULL AND $4 IS NULL
        AND EXISTS (SELECT FROM pg_attribute a
                    WHERE a.attrelid = $1 AND a.attname = 'deleted_at' AND NOT a.attisdropped AND a.attgenerated = ''

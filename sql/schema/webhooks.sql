@@ -332,41 +332,41 @@ $$;
 COMMENT ON FUNCTION tollgate.set_webhook_url(text, text) IS
     'Has a webhook sent to another address from now on, what waits for it too, with the same secret; false if it was that already; event webhook.moved';
 
-CREATE FUNCTION tollgate.pause_webhook(name text) RETURNS boolean
-    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+CREATE FUNCTION tollgate.set_webhook_paused(name text, paused boolean) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    UPDATE tollgate.webhook_endpoints e SET paused_at = clock_timestamp() WHERE e.name = $1 AND e.paused_at IS NULL;
+    UPDATE tollgate.webhook_endpoints e SET paused_at = CASE WHEN $2 THEN clock_timestamp() END
+        WHERE e.name = $1 AND (e.paused_at IS NULL) = $2;
     IF NOT FOUND THEN
         IF NOT EXISTS (SELECT FROM tollgate.webhook_endpoints e WHERE e.name = $1) THEN
             PERFORM tollgate.no_such_webhook($1);
         END IF;
         RETURN false;
     END IF;
-    INSERT INTO tollgate.audit_log (event, detail) VALUES ('webhook.paused', jsonb_build_object('webhook', $1));
+    INSERT INTO tollgate.audit_log (event, detail)
+        VALUES (CASE WHEN $2 THEN 'webhook.paused' ELSE 'webhook.resumed' END, jsonb_build_object('webhook', $1));
     RETURN true;
 END
 $$;
+COMMENT ON FUNCTION tollgate.set_webhook_paused(text, boolean) IS 'What pause_webhook and resume_webhook do. Internal.';
+
+CREATE FUNCTION tollgate.pause_webhook(name text) RETURNS boolean
+    LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT tollgate.set_webhook_paused($1, true);
+END;
 COMMENT ON FUNCTION tollgate.pause_webhook(text) IS
     'Keeps what is to be sent to a webhook, and sends nothing until resume_webhook; false if it was paused already; event webhook.paused';
 
 CREATE FUNCTION tollgate.resume_webhook(name text) RETURNS boolean
-    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    UPDATE tollgate.webhook_endpoints e SET paused_at = NULL WHERE e.name = $1 AND e.paused_at IS NOT NULL;
-    IF NOT FOUND THEN
-        IF NOT EXISTS (SELECT FROM tollgate.webhook_endpoints e WHERE e.name = $1) THEN
-            PERFORM tollgate.no_such_webhook($1);
-        END IF;
-        RETURN false;
-    END IF;
-    INSERT INTO tollgate.audit_log (event, detail) VALUES ('webhook.resumed', jsonb_build_object('webhook', $1));
-    RETURN true;
-END
-$$;
+BEGIN ATOMIC
+    SELECT tollgate.set_webhook_paused($1, false);
+END;
 COMMENT ON FUNCTION tollgate.resume_webhook(text) IS
     'Ends the pause of a webhook, so that what was kept is sent; false if it was not paused; event webhook.resumed';
 
