@@ -7,9 +7,11 @@
 //! not preloaded), and what was left out is said with the next line. Nothing is written to a table, so it works on standbys.
 #![allow(unsafe_code)]
 
-use crate::guc::{self, LogVerifications};
-use crate::presented::Required;
-use crate::{refusal, shmem, sys};
+use crate::guc::LogVerifications;
+use crate::pg::sys;
+use crate::verify::presented::Required;
+use crate::verify::refusal;
+use crate::{guc, shmem};
 use core::fmt::Write as _;
 use pgrx::pg_sys;
 use std::ffi::CString;

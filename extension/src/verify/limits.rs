@@ -5,10 +5,10 @@
 //! who fills that room has limits forgotten: their own, see `shmem::table`.
 
 use crate::error::Error;
-use crate::guc;
-use crate::shmem::{self, Kind, Owner, Use};
+use crate::pg::sys;
+use crate::shmem::{Kind, Owner, Use};
 use crate::store::probe::{Column, TokenRow};
-use crate::sys;
+use crate::{guc, shmem};
 use tollgate_core::limit::{Charge, Limit};
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;

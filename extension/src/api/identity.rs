@@ -1,19 +1,20 @@
 //! Readers of the identity that `authenticate` set. For policies: no look-up, no allocation to answer yes or no.
 
-use crate::context::{self, Context};
 use crate::error::Error;
-use crate::fmgr::{Call, sql_function};
+use crate::identity;
+use crate::identity::Identity;
+use crate::pg::fmgr::{Call, sql_function};
 use pgrx::pg_sys::Datum;
 use pgrx::{IntoDatum, Uuid};
 use tollgate_core::scope;
 
-fn grants(context: &Context, required: &[u8]) -> bool {
+fn grants(context: &Identity, required: &[u8]) -> bool {
     scope::any_grants(context.scopes.iter().map(String::as_bytes), required)
 }
 
 sql_function!(context_has_scope);
 fn context_has_scope(call: &Call) -> Option<Datum> {
-    let granted = call.bytes(0).and_then(|required| context::read(|context| grants(context, required)));
+    let granted = call.bytes(0).and_then(|required| identity::read(|context| grants(context, required)));
     granted.unwrap_or(false).into_datum()
 }
 
@@ -21,14 +22,14 @@ sql_function!(context_has_any_scope);
 fn context_has_any_scope(call: &Call) -> Option<Datum> {
     let granted = call
         .text_array(0)
-        .and_then(|required| context::read(|context| required.present().any(|one| grants(context, one))));
+        .and_then(|required| identity::read(|context| required.present().any(|one| grants(context, one))));
     granted.unwrap_or(false).into_datum()
 }
 
 sql_function!(context_has_all_scopes);
 fn context_has_all_scopes(call: &Call) -> Option<Datum> {
     let granted = call.text_array(0).filter(|required| required.len() > 0).and_then(|required| {
-        context::read(|context| required.iter().all(|one| one.is_some_and(|one| grants(context, one))))
+        identity::read(|context| required.iter().all(|one| one.is_some_and(|one| grants(context, one))))
     });
     granted.unwrap_or(false).into_datum()
 }
@@ -36,7 +37,7 @@ fn context_has_all_scopes(call: &Call) -> Option<Datum> {
 sql_function!(require_scope);
 fn require_scope(call: &Call) -> Option<Datum> {
     let required = call.text(0).unwrap_or_default();
-    let granted = context::read(|context| grants(context, required.as_bytes()));
+    let granted = identity::read(|context| grants(context, required.as_bytes()));
     if granted != Some(true) {
         Error::missing_scope(required, granted.is_some()).raise();
     }
@@ -45,15 +46,15 @@ fn require_scope(call: &Call) -> Option<Datum> {
 
 sql_function!(current_token_id);
 fn current_token_id(_call: &Call) -> Option<Datum> {
-    context::read(|context| Uuid::from_bytes(context.token_id).into_datum()).flatten()
+    identity::read(|context| Uuid::from_bytes(context.token_id).into_datum()).flatten()
 }
 
 sql_function!(current_user_id);
 fn current_user_id(_call: &Call) -> Option<Datum> {
-    context::read(|context| context.user_id.as_str().into_datum()).flatten()
+    identity::read(|context| context.user_id.as_str().into_datum()).flatten()
 }
 
 sql_function!(current_scopes);
 fn current_scopes(_call: &Call) -> Option<Datum> {
-    context::read(|context| context.scopes.clone().into_datum()).flatten()
+    identity::read(|context| context.scopes.clone().into_datum()).flatten()
 }

@@ -1,9 +1,10 @@
 //! What a token may be made of: each field checked alike when a token is created, derived, imported or changed.
 
-use crate::datum::{self, TextArray};
 use crate::error::Error;
+use crate::guc;
+use crate::pg::datum::TextArray;
+use crate::pg::{datum, sys};
 use crate::store::scopes as catalogue;
-use crate::{guc, sys};
 use pgrx::datum::{Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::Datum;
 use tollgate_core::jsonb::{Bounds, Excess};

@@ -1,7 +1,7 @@
 //! What a caller presents, and under which digest that would be stored. Every function that takes a plaintext asks here.
 
-use crate::datum::TextArray;
 use crate::guc;
+use crate::pg::datum::TextArray;
 use tollgate_core::token::{self, Digest, Fault};
 
 /// Longer than any header that a web server accepts; nobody is to have us digest megabytes.

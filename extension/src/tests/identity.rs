@@ -3,12 +3,13 @@
 
 #[pgrx::pg_schema]
 mod tests {
-    use crate::context::{self, Context};
-    use crate::sys;
+    use crate::identity;
+    use crate::identity::Identity;
+    use crate::pg::sys;
     use pgrx::prelude::*;
 
-    fn context(user_id: &str, expires_at: Option<i64>) -> Context {
-        Context {
+    fn context(user_id: &str, expires_at: Option<i64>) -> Identity {
+        Identity {
             token_id: [9; 16],
             user_id: user_id.to_owned(),
             scopes: vec!["posts:*".to_owned()],
@@ -17,7 +18,7 @@ mod tests {
     }
 
     fn user() -> Option<String> {
-        context::read(|context| context.user_id.clone())
+        identity::read(|context| context.user_id.clone())
     }
 
     #[pg_test]
@@ -34,10 +35,10 @@ mod tests {
         ];
         for text in awkward {
             let scopes = vec![text.to_owned(), String::new(), "posts:*".to_owned()];
-            let established = Context { scopes: scopes.clone(), ..context(text, Some(i64::MAX)) };
-            context::establish(&established);
+            let established = Identity { scopes: scopes.clone(), ..context(text, Some(i64::MAX)) };
+            identity::establish(&established);
             let read =
-                context::read(|context| (context.token_id, context.user_id.clone(), context.scopes.clone()));
+                identity::read(|context| (context.token_id, context.user_id.clone(), context.scopes.clone()));
             assert_eq!(read, Some(([9; 16], text.to_owned(), scopes)));
         }
     }
@@ -53,7 +54,7 @@ mod tests {
             (Some(now - 1), true),
             (Some(i64::MIN), true),
         ] {
-            context::establish(&context("someone", expires_at));
+            identity::establish(&context("someone", expires_at));
             assert_eq!(user().is_none(), ended, "{expires_at:?}, now {now}");
         }
     }
@@ -71,17 +72,17 @@ mod tests {
 
     #[pg_test]
     fn the_door_is_shut_again_after_each_establishment() {
-        context::establish(&context("someone", None));
+        identity::establish(&context("someone", None));
         assert!(refused_to_set());
     }
 
     #[pg_test]
     fn the_door_is_shut_again_after_an_establishment_that_failed() {
-        context::establish(&context("first", None));
+        identity::establish(&context("first", None));
         let failed = PgTryBuilder::new(|| {
             // SAFETY: left again below, whether or not it is raised in between.
             unsafe { pg_sys::EnterParallelMode() };
-            context::establish(&Context { token_id: [8; 16], ..context("second", None) });
+            identity::establish(&Identity { token_id: [8; 16], ..context("second", None) });
             false
         })
         .catch_others(|_| true)
@@ -93,7 +94,7 @@ mod tests {
         assert!(failed, "a setting was set in a parallel operation");
         assert_eq!(user().as_deref(), Some("first"));
         assert!(refused_to_set());
-        assert!(context::may_bind(&[9; 16]).is_ok());
-        assert!(context::may_bind(&[8; 16]).is_err(), "what failed has bound the transaction");
+        assert!(identity::may_bind(&[9; 16]).is_ok());
+        assert!(identity::may_bind(&[8; 16]).is_err(), "what failed has bound the transaction");
     }
 }

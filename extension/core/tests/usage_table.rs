@@ -1,25 +1,20 @@
 //! The table of counters: nothing is lost, nothing is counted twice.
 //!
-//! The table asks PostgreSQL for nothing, so it is compiled here once more, on memory of our own.
+//! In the server it lies in shared memory under PostgreSQL's locks; here it is on the heap under locks of threads.
 #![allow(unsafe_code)]
-
-#[path = "../shmem/table.rs"]
-#[allow(dead_code, reason = "not all that the extension uses is tested here")]
-#[allow(clippy::duplicate_mod, reason = "said above")]
-mod subject;
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard};
-use subject::{
-    Control, Group, Header, INSERT_LOCKS, Kind, MAX_DATABASES, Owner, Refusal, Restored, Table, UsageRow,
-    Use, WAYS, groups_for,
-};
 use tollgate_core::limit::{Charge, Limit};
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;
 use tollgate_core::usage_file::{Record, Shutdown};
+use tollgate_core::usage_table::{
+    Control, Group as GroupOf, Header, INSERT_LOCKS, Kind, MAX_DATABASES, Owner, Refusal, Restored, SpinLock,
+    Table as TableOf, UsageRow, Use, WAYS, groups_for,
+};
 
 /// Key, uses, denials.
 type Sums = Vec<(u128, u64, u64)>;
@@ -33,6 +28,36 @@ const DATABASE: u32 = 16_384;
 const SHUTDOWN: Shutdown = Shutdown { system_identifier: 1, checkpoint: 2, timeline: 3 };
 /// In microseconds.
 const MINUTE: i64 = 60 * 1_000_000;
+
+/// A waiter gives way to other threads.
+#[derive(Default)]
+struct ThreadLock(AtomicBool);
+
+struct HeldLock<'a>(&'a ThreadLock);
+
+impl SpinLock for ThreadLock {
+    type Guard<'a> = HeldLock<'a>;
+
+    fn init(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+
+    fn hold(&self) -> HeldLock<'_> {
+        while self.0.swap(true, Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        HeldLock(self)
+    }
+}
+
+impl Drop for HeldLock<'_> {
+    fn drop(&mut self) {
+        self.0.0.store(false, Ordering::Release);
+    }
+}
+
+type Group = GroupOf<ThreadLock>;
+type Table<'a> = TableOf<'a, ThreadLock>;
 
 /// The locks of one table.
 #[derive(Default)]
@@ -192,10 +217,10 @@ fn asking_for_counters_early_counts_nothing_and_takes_any_number_of_a_group() {
     for token in [known, 2 << 80] {
         let group = counters.table.group_of(DATABASE, &token.to_be_bytes());
         assert!(group < groups_for(1000));
-        counters.table.prefetch_group(group);
-        counters.table.prefetch_entry(DATABASE, &token.to_be_bytes());
+        assert!(counters.table.group_line(group).is_some());
+        assert!(counters.table.entry_lines(DATABASE, &token.to_be_bytes()).count() <= WAYS);
     }
-    counters.table.prefetch_group(usize::MAX);
+    assert!(counters.table.group_line(usize::MAX).is_none());
     let (_, rows) = counters.drain(DATABASE);
     assert_eq!(rows.iter().map(|(&id, row)| (id, row.uses)).collect::<Vec<_>>(), [(known, 1)]);
 }

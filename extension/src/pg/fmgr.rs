@@ -5,7 +5,7 @@
 //! `sql/schema`.
 #![allow(unsafe_code)]
 
-use crate::datum;
+use crate::pg::datum;
 use pgrx::pg_sys::{self, Datum};
 
 /// Exports a Rust function under the symbol that `CREATE FUNCTION … AS 'MODULE_PATHNAME', '…'` names.
@@ -27,8 +27,8 @@ macro_rules! sql_function {
                 // SAFETY: PostgreSQL calls this with a valid fcinfo. The guard raises an ERROR once every Rust frame is
                 // unwound.
                 unsafe {
-                    $crate::guard::entry(move || {
-                        let call = $crate::fmgr::Call::new(fcinfo);
+                    $crate::pg::guard::entry(move || {
+                        let call = $crate::pg::fmgr::Call::new(fcinfo);
                         match $name(&call) {
                             Some(datum) => datum,
                             None => call.null(),

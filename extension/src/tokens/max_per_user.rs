@@ -1,9 +1,9 @@
 //! How many live tokens a user has, counted exactly whoever else issues at the same time.
 #![allow(unsafe_code)]
 
-use super::latest::{Query, Sight};
 use crate::error::Error;
 use crate::guc;
+use crate::store::fresh_snapshot::{Query, Snapshot};
 use core::cell::{Cell, RefCell};
 use pgrx::IntoDatum;
 use pgrx::pg_sys;
@@ -71,7 +71,7 @@ pub(crate) fn lock(user_id: &str) -> Result<(), Error> {
         return Ok(());
     }
     let hash = hash(&token::digest(user_id.as_bytes()));
-    LOCK.text(Sight::Write, [(pg_sys::INT8OID, hash.into_datum())]).map(drop)
+    LOCK.text(Snapshot::LatestToWrite, [(pg_sys::INT8OID, hash.into_datum())]).map(drop)
 }
 
 /// Makes sure that the user may have one more live token than now.
@@ -106,7 +106,7 @@ pub(crate) fn claim(user_id: &str) -> Result<(), Error> {
 
 fn count(user_id: &str, most: i64) -> Result<i64, Error> {
     let arguments = [(pg_sys::TEXTOID, user_id.into_datum()), (pg_sys::INT8OID, most.into_datum())];
-    by_index_alone(|| LIVE.text(Sight::Now, arguments))?
+    by_index_alone(|| LIVE.text(Snapshot::Latest, arguments))?
         .and_then(|count| count.parse().ok())
         .ok_or_else(|| Error::internal("could not count the tokens of a user"))
 }

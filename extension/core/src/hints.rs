@@ -5,31 +5,30 @@
 //! asked. So nothing here is locked, nothing has to be kept in step with the table, and a torn or stale hint costs time
 //! and nothing else.
 
-use crate::prefetch::prefetch;
+use crate::token::Digest;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use tollgate_core::token::Digest;
 
 /// Hints in one cache line.
 const WAYS: usize = 4;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Place {
-    pub(crate) block: u32,
+pub struct Location {
+    pub block: u32,
     /// From 1 on; of the line pointer that the index points to.
-    pub(crate) offset: u16,
+    pub offset: u16,
     /// From 1 on.
-    pub(crate) buffer: u32,
+    pub buffer: u32,
     /// The group of the counters that the token has an entry in, or had; the lower 24 bits of its number.
-    pub(crate) group: u32,
+    pub group: u32,
 }
 
 #[repr(C, align(64))]
 #[derive(Default)]
-pub(super) struct Bucket([Hint; WAYS]);
+pub struct Bucket([Slot; WAYS]);
 
 #[repr(C)]
 #[derive(Default)]
-struct Hint {
+struct Slot {
     /// Block (32 bits) and buffer (32). All zero: no hint, since buffers are numbered from 1 on.
     page: AtomicU64,
     /// Offset (16 bits), group (24) and a part of the digest (24).
@@ -39,29 +38,29 @@ struct Hint {
 const GROUP_BITS: u32 = 24;
 
 #[derive(Clone, Copy)]
-pub(super) struct Places<'a>(&'a [Bucket]);
+pub struct Hints<'a>(&'a [Bucket]);
 
 /// How many buckets there are for a number of keys: half as many hints more, so that few push each other out.
-pub(super) fn buckets_for(keys: usize) -> usize {
+pub fn buckets_for(keys: usize) -> usize {
     (keys * 3 / 2).div_ceil(WAYS).max(1)
 }
 
-impl<'a> Places<'a> {
-    pub(super) fn new(buckets: &'a [Bucket]) -> Self {
-        Places(buckets)
+impl<'a> Hints<'a> {
+    pub fn new(buckets: &'a [Bucket]) -> Self {
+        Hints(buckets)
     }
 
-    /// To be called some time before [`Places::find`].
-    pub(super) fn prefetch(&self, digest: &Digest) {
-        prefetch(self.bucket(digest).0);
+    /// The cache line that [`Hints::find`] will read, for a caller that can have it fetched early.
+    pub fn line(&self, digest: &Digest) -> *const Bucket {
+        self.bucket(digest).0
     }
 
-    pub(super) fn find(&self, digest: &Digest) -> Option<Place> {
+    pub fn find(&self, digest: &Digest) -> Option<Location> {
         let (bucket, part) = self.bucket(digest);
         bucket.0.iter().find_map(|hint| {
             let row = hint.row.load(Relaxed);
             let page = hint.page.load(Relaxed);
-            (row >> (16 + GROUP_BITS) == part && page != 0).then_some(Place {
+            (row >> (16 + GROUP_BITS) == part && page != 0).then_some(Location {
                 block: (page >> 32) as u32,
                 offset: row as u16,
                 buffer: page as u32,
@@ -71,9 +70,9 @@ impl<'a> Places<'a> {
     }
 
     /// Takes the place of an older hint for the same token, or an empty one, or somebody's.
-    pub(super) fn note(&self, digest: &Digest, place: Place) {
+    pub fn note(&self, digest: &Digest, place: Location) {
         let (bucket, part) = self.bucket(digest);
-        let of = |wanted: &dyn Fn(&Hint) -> bool| bucket.0.iter().find(|hint| wanted(hint));
+        let of = |wanted: &dyn Fn(&Slot) -> bool| bucket.0.iter().find(|hint| wanted(hint));
         let victim = &bucket.0[usize::from(digest[31]) % WAYS];
         let hint = of(&|hint| hint.row.load(Relaxed) >> (16 + GROUP_BITS) == part)
             .or_else(|| of(&|hint| hint.page.load(Relaxed) == 0))

@@ -2,8 +2,9 @@
 #![allow(unsafe_code)]
 
 use super::exec;
-use crate::api::verify::Function;
-use crate::guard;
+use crate::pg::guard;
+use crate::pg::list::{list_len, list_nth, new_node};
+use crate::verify::request::Function;
 use core::ffi::{CStr, c_char, c_void};
 use pgrx::pg_sys::{self, Index, List, Node, NodeTag, Oid};
 use std::sync::OnceLock;
@@ -219,25 +220,4 @@ unsafe fn own_columns(
             .map(move |i| list_nth(found, i).cast::<pg_sys::Var>())
             .filter(move |&var| u32::try_from((*var).varno) == Ok(relid))
     }
-}
-
-/// `makeNode`.
-pub(super) unsafe fn new_node<T>(tag: NodeTag) -> *mut T {
-    // SAFETY: zeroed memory is how PostgreSQL makes a node of any type; each begins with its tag.
-    unsafe {
-        let node = pg_sys::palloc0(size_of::<T>()).cast::<T>();
-        (*node.cast::<Node>()).type_ = tag;
-        node
-    }
-}
-
-pub(super) unsafe fn list_len(list: *const List) -> usize {
-    // SAFETY: a list, or NULL for an empty one.
-    unsafe { list.as_ref() }.map_or(0, |list| usize::try_from(list.length).unwrap_or(0))
-}
-
-/// The nth element of a list of nodes that has so many.
-pub(super) unsafe fn list_nth(list: *const List, n: usize) -> *mut c_void {
-    // SAFETY: the caller's promise.
-    unsafe { (*(*list).elements.add(n)).ptr_value }
 }

@@ -2,10 +2,11 @@
 //! the node holds nothing but memory of the executor's.
 #![allow(unsafe_code)]
 
-use super::plan::{list_len, list_nth, new_node};
-use crate::api::verify::{Function, Verdict};
-use crate::fmgr::Call;
-use crate::{compat, datum, guard, sys};
+use crate::pg::fmgr::Call;
+use crate::pg::list::{list_len, list_nth, new_node};
+use crate::pg::{compat, datum, guard, sys};
+use crate::verify::request::Function;
+use crate::verify::verdict::Verdict;
 use core::ptr;
 use pgrx::pg_sys::{self, Datum, NodeTag, NullableDatum};
 

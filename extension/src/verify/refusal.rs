@@ -1,7 +1,7 @@
 //! What was wrong with the last verification of this session: told by `last_refusal`, and in the detail of what
 //! `authenticate` raises, in the same words. It outlives the transaction, which such an error ends.
 
-use crate::presented::Required;
+use crate::verify::presented::Required;
 use core::cell::Cell;
 use core::fmt::Write as _;
 use serde_json::json;

@@ -13,7 +13,8 @@
 #![allow(unsafe_code)]
 
 use crate::error::Error;
-use crate::{compat, guard, guc, sys};
+use crate::guc;
+use crate::pg::{compat, guard, sys};
 use core::cell::{Cell, RefCell};
 use core::ffi::{CStr, c_char, c_void};
 use core::sync::atomic::AtomicPtr;
@@ -24,7 +25,7 @@ use std::ffi::CString;
 const NAME: &CStr = c"tollgate.context";
 
 #[derive(Serialize, Deserialize)]
-pub(crate) struct Context {
+pub(crate) struct Identity {
     pub(crate) token_id: [u8; 16],
     pub(crate) user_id: String,
     pub(crate) scopes: Vec<String>,
@@ -38,7 +39,7 @@ thread_local! {
     /// True only while `establish` sets the setting.
     static ESTABLISHING: Cell<bool> = const { Cell::new(false) };
     /// The setting's value, parsed by the assign hook.
-    static CURRENT: RefCell<Option<Context>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Identity>> = const { RefCell::new(None) };
     /// The token that the top-level transaction is bound to.
     static BOUND: Cell<Option<[u8; 16]>> = const { Cell::new(None) };
     /// Whether the identity was established outside a transaction block, and nothing has asked for it since.
@@ -81,7 +82,7 @@ pub(crate) fn may_bind(token_id: &[u8; 16]) -> Result<(), Error> {
 }
 
 /// Makes a verified token that [`may_bind`] the identity of the transaction.
-pub(crate) fn establish(context: &Context) {
+pub(crate) fn establish(context: &Identity) {
     struct Permit;
     impl Drop for Permit {
         fn drop(&mut self) {
@@ -101,7 +102,7 @@ pub(crate) fn establish(context: &Context) {
 }
 
 /// Reads the identity of the transaction; `None` if it has none, or its token has expired meanwhile.
-pub(crate) fn read<R>(reader: impl FnOnce(&Context) -> R) -> Option<R> {
+pub(crate) fn read<R>(reader: impl FnOnce(&Identity) -> R) -> Option<R> {
     CURRENT.with_borrow(|current| {
         let context = current.as_ref()?;
         UNUSED.set(false);

@@ -4,7 +4,7 @@
 //! bound checked.
 #![allow(unsafe_code)]
 
-use crate::sys;
+use crate::pg::sys;
 use pgrx::pg_sys::{self, Datum};
 use tollgate_core::jsonb::{self, Bounds, Excess};
 use tollgate_core::net::Net;

@@ -21,19 +21,17 @@
 //! out as often as it is asked to, until `acknowledge` subtracts it. So whoever carries counters to the tables may die at
 //! any moment and start over. What is not acknowledged when the server is stopped goes on in the table of its next start.
 
-use crate::prefetch::prefetch;
-use crate::shmem::spin::SpinLock;
+use crate::limit::{Charge, Limit, State};
+use crate::net::Net;
+use crate::status::Code;
+pub use crate::usage_file::MAX_DATABASES;
+use crate::usage_file::{Head, NODE_LEN, Outstanding, Record, Shutdown};
 use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 use std::net::IpAddr;
-use tollgate_core::limit::{Charge, Limit, State};
-use tollgate_core::net::Net;
-use tollgate_core::status::Code;
-pub(super) use tollgate_core::usage_file::MAX_DATABASES;
-use tollgate_core::usage_file::{Head, NODE_LEN, Outstanding, Record, Shutdown};
 
 const SHARDS: usize = 64;
 /// Slots of a group: what the tags in one cache line are enough for.
-pub(super) const WAYS: usize = 4 * TAG_WORDS;
+pub const WAYS: usize = 4 * TAG_WORDS;
 const TAG_WORDS: usize = 7;
 const ALL_WAYS: u32 = (1 << WAYS) - 1;
 /// Slots of a group that addresses may have: whoever fails from very many must not take the room of tokens.
@@ -42,7 +40,7 @@ const MAX_ADDRESSES: usize = WAYS / 4;
 /// counters of others must find room meanwhile.
 const MAX_LIMITED: usize = WAYS - WAYS / 4;
 /// Locks of which one is taken to give a key an entry.
-pub(super) const INSERT_LOCKS: usize = 32;
+pub const INSERT_LOCKS: usize = 32;
 /// Rows that are handed out at a time. More would only take more memory, of the session that drains and of who carries
 /// them; what is left is for the next generation.
 const MOST_ROWS: usize = 16_384;
@@ -52,7 +50,7 @@ const SAMPLE: usize = 4096;
 /// What an entry counts for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// By its id.
     Token = 1,
     /// By a digest of the user's id.
@@ -78,52 +76,52 @@ struct Key {
 /// Who a key belongs to when room is short: digests of the role that issued the token and of the token's user. All zero for
 /// an address.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Owner {
-    pub(crate) creator: u64,
-    pub(crate) user: u64,
+pub struct Owner {
+    pub creator: u64,
+    pub user: u64,
 }
 
 /// One use, or one denial, of a token.
 #[derive(Clone, Copy)]
-pub(crate) struct Use {
-    pub(crate) accepted: bool,
+pub struct Use {
+    pub accepted: bool,
     /// Microseconds since 2000-01-01.
-    pub(crate) at: i64,
-    pub(crate) client: Option<Net>,
+    pub at: i64,
+    pub client: Option<Net>,
 }
 
 /// What one token was used in one generation.
 #[derive(Clone, Copy)]
-pub(crate) struct UsageRow {
-    pub(crate) token_id: [u8; 16],
-    pub(crate) uses: u64,
-    pub(crate) denials: u64,
+pub struct UsageRow {
+    pub token_id: [u8; 16],
+    pub uses: u64,
+    pub denials: u64,
     /// Of the last accepted use; `None` if there was none.
-    pub(crate) last_used: Option<(i64, Option<Net>)>,
+    pub last_used: Option<(i64, Option<Net>)>,
 }
 
 /// What is handed out: the name of a generation, and its counters.
-pub(crate) struct Drained {
+pub struct Drained {
     /// The server, and which of its starts, that the generation was handed out by first.
-    pub(crate) node: [u8; NODE_LEN],
-    pub(crate) boot: [u8; 16],
-    pub(crate) generation: u64,
-    pub(crate) rows: Vec<UsageRow>,
+    pub node: [u8; NODE_LEN],
+    pub boot: [u8; 16],
+    pub generation: u64,
+    pub rows: Vec<UsageRow>,
 }
 
-pub(crate) struct Stats {
-    pub(crate) boot: [u8; 16],
-    pub(crate) started_at: i64,
-    pub(crate) outcomes: [u64; Code::ALL.len()],
-    pub(crate) tracked: u64,
-    pub(crate) overflowed: u64,
+pub struct Stats {
+    pub boot: [u8; 16],
+    pub started_at: i64,
+    pub outcomes: [u64; Code::ALL.len()],
+    pub tracked: u64,
+    pub overflowed: u64,
     /// Of this database; `None` before its first drain.
-    pub(crate) generation: Option<u64>,
-    pub(crate) closed_generation: Option<u64>,
+    pub generation: Option<u64>,
+    pub closed_generation: Option<u64>,
 }
 
 /// Locks that a waiter sleeps for. The guards release them when dropped.
-pub(super) trait Control {
+pub trait Control {
     type Guard;
     /// The control lock.
     fn hold(&self) -> Self::Guard;
@@ -131,9 +129,19 @@ pub(super) trait Control {
     fn hold_to_insert(&self, number: usize) -> Self::Guard;
 }
 
+/// A lock that is held for some tens of instructions, which call nothing, allocate nothing and cannot fail.
+pub trait SpinLock: Default {
+    type Guard<'a>
+    where
+        Self: 'a;
+    /// Before it is taken for the first time.
+    fn init(&self);
+    fn hold(&self) -> Self::Guard<'_>;
+}
+
 /// Why counters cannot be handed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub enum Refusal {
     TooManyDatabases,
     /// In bytes.
     OutOfMemory(usize),
@@ -152,7 +160,7 @@ struct Entry {
     last_used: AtomicI64,
     /// The address of the last use, in network order.
     address: [AtomicU64; 2],
-    /// The state of the limiter: see `tollgate_core::limit`.
+    /// The state of the limiter: see `crate::limit`.
     limiter: AtomicU64,
     uses: AtomicU32,
     denials: AtomicU32,
@@ -172,22 +180,20 @@ struct HandedOut {
 
 #[repr(C, align(64))]
 #[derive(Default)]
-pub(super) struct Group {
+pub struct Group<L> {
     /// Four to a word, each a part of the hash of the key in its slot; 0 where none ever was.
     tags: [AtomicU64; TAG_WORDS],
     /// A bit for each slot with counters that are not flushed.
     unflushed: AtomicU32,
     /// Held to write anything in the group. Reading without it tells what may be worth a look under it.
-    lock: SpinLock,
+    lock: L,
     entries: [Entry; WAYS],
     handed_out: [HandedOut; WAYS],
     /// Of each slot, keyed digests of its owner: 16 bits of the creator and 16 of the user.
     owners: [AtomicU32; WAYS],
 }
 
-const _: () = assert!(size_of::<Entry>() == 64 && core::mem::offset_of!(Group, entries) == 64);
-// A key is given room for one and a half, so that hardly a group is full before the table is.
-const _: () = assert!(size_of::<Group>() * 3 / 2 / WAYS <= 128, "the setting's description adds up");
+const _: () = assert!(size_of::<Entry>() == 64);
 
 #[repr(C, align(64))]
 #[derive(Default)]
@@ -199,7 +205,7 @@ struct Shard {
 
 #[repr(C)]
 #[derive(Default)]
-pub(super) struct Database {
+pub struct Database {
     oid: AtomicU32,
     /// The generation that is open.
     generation: AtomicU64,
@@ -240,7 +246,7 @@ impl Origin {
 
 /// What there is one of.
 #[repr(C, align(64))]
-pub(super) struct Header {
+pub struct Header {
     origin: Origin,
     started_at: AtomicI64,
     seed: AtomicU64,
@@ -252,14 +258,13 @@ pub(super) struct Header {
 }
 
 /// The table, wherever its memory came from.
-#[derive(Clone, Copy)]
-pub(super) struct Table<'a> {
+pub struct Table<'a, L> {
     header: &'a Header,
-    groups: &'a [Group],
+    groups: &'a [Group<L>],
 }
 
 /// How many groups a number of keys needs.
-pub(super) fn groups_for(keys: usize) -> usize {
+pub fn groups_for(keys: usize) -> usize {
     (keys * 3 / 2).div_ceil(WAYS).max(1)
 }
 
@@ -284,13 +289,13 @@ struct Newcomer<'a> {
 
 /// What became of the entries of an earlier start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Restored {
-    pub(super) kept: u64,
+pub struct Restored {
+    pub kept: u64,
     /// Limits in use that found no room: of tokens, of users, of addresses.
-    pub(super) lost_limits: [u64; 3],
+    pub lost_limits: [u64; 3],
     /// Keys that found no room with counts that were not flushed, and these counts.
-    pub(super) lost_counters: u64,
-    pub(super) lost_uses: u64,
+    pub lost_counters: u64,
+    pub lost_uses: u64,
 }
 
 impl Restored {
@@ -310,13 +315,30 @@ impl Restored {
     }
 }
 
-impl<'a> Table<'a> {
-    pub(super) fn new(header: &'a Header, groups: &'a [Group]) -> Self {
+impl<L> Clone for Table<'_, L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L> Copy for Table<'_, L> {}
+
+impl<'a, L: SpinLock> Table<'a, L> {
+    pub fn new(header: &'a Header, groups: &'a [Group<L>]) -> Self {
+        const {
+            assert!(
+                core::mem::offset_of!(Group<L>, entries) == 64,
+                "the tags and the lock are one cache line"
+            );
+        };
+        const {
+            assert!(size_of::<Group<L>>() * 3 / 2 / WAYS <= 128, "the setting's description adds up");
+        };
         Table { header, groups }
     }
 
     /// Stamps memory that is all zero. `boot` is random and never the same twice.
-    pub(super) fn start(&self, node: &[u8; NODE_LEN], boot: &[u8; 16], seed: u64, now: i64) {
+    pub fn start(&self, node: &[u8; NODE_LEN], boot: &[u8; 16], seed: u64, now: i64) {
         self.header.origin.store(node, boot);
         self.header.seed.store(seed, Relaxed);
         self.header.started_at.store(now, Relaxed);
@@ -328,17 +350,13 @@ impl<'a> Table<'a> {
         }
     }
 
-    pub(super) fn boot(&self) -> [u8; 16] {
+    pub fn boot(&self) -> [u8; 16] {
         self.header.origin.boot()
     }
 
     /// What to keep while the server is down: the head of the file and what follows. To be called once nobody else is
     /// left who could write.
-    pub(super) fn save(
-        &self,
-        shutdown: Shutdown,
-        now: i64,
-    ) -> (Head, impl Iterator<Item = Record> + use<'a>) {
+    pub fn save(&self, shutdown: Shutdown, now: i64) -> (Head, impl Iterator<Item = Record> + use<'a, L>) {
         let outstanding = self
             .header
             .databases
@@ -358,7 +376,7 @@ impl<'a> Table<'a> {
 
     /// Limits in use come first, so that a smaller table has room for them, if not for all counters: a count that is lost is
     /// said to be, a limit that is lost lets somebody in.
-    fn records(&self, now: i64) -> impl Iterator<Item = Record> + use<'a> {
+    fn records(&self, now: i64) -> impl Iterator<Item = Record> + use<'a, L> {
         let table = *self;
         let all = move || {
             let slots =
@@ -377,7 +395,7 @@ impl<'a> Table<'a> {
     }
 
     /// Takes up what an earlier start left, before anybody counts. All of it finds room in a table of the same size.
-    pub(super) fn restore(&self, head: &Head, records: impl Iterator<Item = Record>) -> Restored {
+    pub fn restore(&self, head: &Head, records: impl Iterator<Item = Record>) -> Restored {
         self.header.seed.store(head.seed, Relaxed);
         let now = self.header.started_at.load(Relaxed);
         for (slot, outstanding) in self.header.databases.iter().zip(&head.outstanding) {
@@ -415,23 +433,23 @@ impl<'a> Table<'a> {
 
     /// Which part of the room holds counters that are not flushed, from 0 to 1; of a large table, by a sample. Costs the
     /// same however large the table is.
-    pub(super) fn pressure(&self) -> f64 {
+    pub fn pressure(&self) -> f64 {
         let sample = &self.groups[..self.groups.len().min(SAMPLE)];
         let unflushed: u32 = sample.iter().map(|group| group.unflushed.load(Relaxed).count_ones()).sum();
         f64::from(unflushed) / (sample.len() * WAYS) as f64
     }
 
     /// Uses that were not counted for lack of room.
-    pub(super) fn overflowed(&self) -> u64 {
+    pub fn overflowed(&self) -> u64 {
         self.header.shards.iter().map(|shard| shard.overflowed.load(Relaxed)).sum()
     }
 
-    pub(super) fn count_outcome(&self, process: usize, code: Code) {
+    pub fn count_outcome(&self, process: usize, code: Code) {
         self.shard(process).outcomes[code.index()].fetch_add(1, Relaxed);
     }
 
     /// Counts a use of a token. If there is no room it is lost, which is counted.
-    pub(super) fn count_use(
+    pub fn count_use(
         &self,
         control: &impl Control,
         process: usize,
@@ -448,7 +466,7 @@ impl<'a> Table<'a> {
     /// Charges a use to a limit of its token, and counts it: what the limit refuses as a denial. `None` if there is no
     /// room to remember it.
     #[allow(clippy::too_many_arguments)]
-    pub(super) fn charge_use(
+    pub fn charge_use(
         &self,
         control: &impl Control,
         process: usize,
@@ -468,29 +486,25 @@ impl<'a> Table<'a> {
     }
 
     /// The number of the group in which a token's entry is, unless that is full.
-    pub(super) fn group_of(&self, database: u32, token: &[u8; 16]) -> usize {
+    pub fn group_of(&self, database: u32, token: &[u8; 16]) -> usize {
         self.place(self.hash(&Key { id: split(token), database, kind: Kind::Token }))
     }
 
-    /// To be called some time before [`Table::prefetch_entry`].
-    pub(super) fn prefetch_group(&self, number: usize) {
-        if let Some(group) = self.groups.get(number) {
-            prefetch(group);
-        }
+    /// The cache line of a group that [`Table::entry_lines`] reads, for a caller that can have it fetched early.
+    pub fn group_line(&self, number: usize) -> Option<*const u8> {
+        self.groups.get(number).map(|group| core::ptr::from_ref(group).cast())
     }
 
-    /// To be called some time before the token's use is counted or charged.
-    pub(super) fn prefetch_entry(&self, database: u32, token: &[u8; 16]) {
+    /// The cache lines that counting or charging a use of the token will touch, to be fetched early.
+    pub fn entry_lines(&self, database: u32, token: &[u8; 16]) -> impl Iterator<Item = *const u8> {
         let hash = self.hash(&Key { id: split(token), database, kind: Kind::Token });
         let group = &self.groups[self.place(hash)];
-        for slot in group.candidates(hash) {
-            prefetch(&group.entries[slot]);
-        }
+        group.candidates(hash).map(|slot| core::ptr::from_ref(&group.entries[slot]).cast())
     }
 
     /// Charges a limit. `None` if there is no room to remember it.
     #[allow(clippy::too_many_arguments)]
-    pub(super) fn charge(
+    pub fn charge(
         &self,
         control: &impl Control,
         process: usize,
@@ -509,7 +523,7 @@ impl<'a> Table<'a> {
     }
 
     /// Does something to the limiter of a key; `None` if it has no entry, which is as if it had never been used.
-    pub(super) fn with_limiter<R>(
+    pub fn with_limiter<R>(
         &self,
         database: u32,
         kind: Kind,
@@ -531,7 +545,7 @@ impl<'a> Table<'a> {
         control: &impl Control,
         process: usize,
         wanted: &Wanted<'_>,
-        act: impl Fn(&Group, usize) -> R,
+        act: impl Fn(&Group<L>, usize) -> R,
     ) -> Option<R> {
         let hash = self.hash(wanted.key);
         let first = &self.groups[self.place(hash)];
@@ -547,7 +561,7 @@ impl<'a> Table<'a> {
         process: usize,
         wanted: &Wanted<'_>,
         hash: u64,
-        act: impl Fn(&Group, usize) -> R,
+        act: impl Fn(&Group<L>, usize) -> R,
     ) -> Option<R> {
         let key = wanted.key;
         let [first, second] = self.groups_of(hash);
@@ -577,7 +591,7 @@ impl<'a> Table<'a> {
     }
 
     /// The generation that is closed, and its counters.
-    pub(super) fn drain(&self, control: &impl Control, database: u32) -> Result<Drained, Refusal> {
+    pub fn drain(&self, control: &impl Control, database: u32) -> Result<Drained, Refusal> {
         let _control = control.hold();
         // Allocated before any entry is locked. Keys that are inserted meanwhile may find no room, and stay for the next
         // generation; those handed out already are all among the unflushed now.
@@ -624,13 +638,13 @@ impl<'a> Table<'a> {
     }
 
     /// The databases that have a slot.
-    pub(super) fn databases(&self, control: &impl Control) -> [u32; MAX_DATABASES] {
+    pub fn databases(&self, control: &impl Control) -> [u32; MAX_DATABASES] {
         let _control = control.hold();
         core::array::from_fn(|i| self.header.databases[i].oid.load(Relaxed))
     }
 
     /// Frees the slot of a database that does not exist any more. Its entries are evicted as room is needed.
-    pub(super) fn forget(&self, control: &impl Control, database: u32) {
+    pub fn forget(&self, control: &impl Control, database: u32) {
         let _control = control.hold();
         if let Some(slot) = self.known_database(database) {
             slot.closed.store(0, Relaxed);
@@ -639,11 +653,7 @@ impl<'a> Table<'a> {
     }
 
     /// The name of this server, and the closed generation of a database without its counters.
-    pub(super) fn handed_out(
-        &self,
-        control: &impl Control,
-        database: u32,
-    ) -> ([u8; NODE_LEN], Option<Drained>) {
+    pub fn handed_out(&self, control: &impl Control, database: u32) -> ([u8; NODE_LEN], Option<Drained>) {
         let _control = control.hold();
         let closed = self.known_database(database).filter(|slot| slot.closed.load(Relaxed) != 0);
         let closed = closed.map(|slot| Drained {
@@ -655,7 +665,7 @@ impl<'a> Table<'a> {
         (self.header.origin.node(), closed)
     }
 
-    pub(super) fn acknowledge(&self, control: &impl Control, database: u32, generation: u64) -> bool {
+    pub fn acknowledge(&self, control: &impl Control, database: u32, generation: u64) -> bool {
         let _control = control.hold();
         let Some(slot) = self.known_database(database) else { return false };
         if generation == 0 || slot.closed.load(Relaxed) != generation {
@@ -671,7 +681,7 @@ impl<'a> Table<'a> {
         true
     }
 
-    pub(super) fn stats(&self, control: &impl Control, database: u32) -> Stats {
+    pub fn stats(&self, control: &impl Control, database: u32) -> Stats {
         let _control = control.hold();
         let slot = self.known_database(database);
         let mut outcomes = [0; Code::ALL.len()];
@@ -701,7 +711,7 @@ impl<'a> Table<'a> {
     }
 
     /// Of all groups, from one of them on.
-    fn unflushed_slots(&self, first: usize) -> impl Iterator<Item = (&'a Group, usize)> + use<'a> {
+    fn unflushed_slots(&self, first: usize) -> impl Iterator<Item = (&'a Group<L>, usize)> + use<'a, L> {
         let (before, after) = self.groups.split_at(first);
         after
             .iter()
@@ -744,15 +754,15 @@ impl<'a> Table<'a> {
     }
 
     /// Where a key may be; in a small table both may be the same.
-    fn groups_of(&self, hash: u64) -> [&'a Group; 2] {
+    fn groups_of(&self, hash: u64) -> [&'a Group<L>; 2] {
         [hash, fold(hash, 0xa076_1d64_78bd_642f)].map(|hash| &self.groups[self.place(hash)])
     }
 }
 
-impl Group {
+impl<L: SpinLock> Group<L> {
     /// Does something to the entry of a key, under the lock; `None` if the key is not here.
     #[inline]
-    fn find<R>(&self, hash: u64, key: &Key, act: impl Fn(&Group, usize) -> R) -> Option<R> {
+    fn find<R>(&self, hash: u64, key: &Key, act: impl Fn(&Group<L>, usize) -> R) -> Option<R> {
         for slot in self.candidates(hash) {
             let _held = self.lock.hold();
             if self.entries[slot].is(key) {
@@ -771,7 +781,7 @@ impl Group {
 
     /// Whether a new key had better go to the other one. Only if few slots are left: a key in its first group is found
     /// sooner.
-    fn is_crowded_beside(&self, other: &Group) -> bool {
+    fn is_crowded_beside(&self, other: &Group<L>) -> bool {
         let [here, there] = [self, other].map(|group| group.unflushed.load(Relaxed).count_ones() as usize);
         here >= WAYS - WAYS / 4 && there < here
     }
@@ -1041,10 +1051,10 @@ impl Occupant {
 
 /// Gives a key the slot of somebody who has more of the two groups, by two slots at least, so that it cannot be taken back.
 /// Says also how many uses are lost by that.
-fn displace<R>(
-    groups: [&Group; 2],
+fn displace<L: SpinLock, R>(
+    groups: [&Group<L>; 2],
     newcomer: &Newcomer<'_>,
-    act: impl Fn(&Group, usize) -> R,
+    act: impl Fn(&Group<L>, usize) -> R,
 ) -> Option<(R, u64)> {
     // Others may be quicker to touch what was chosen.
     (0..3).find_map(|_| {
@@ -1065,7 +1075,7 @@ fn displace<R>(
 
 /// The entry to displace: of the largest database, its largest creator, and the largest user of that, if at one of these
 /// levels the newcomer has less.
-fn victim(groups: [&Group; 2], newcomer: &Newcomer<'_>) -> Option<Occupant> {
+fn victim<L: SpinLock>(groups: [&Group<L>; 2], newcomer: &Newcomer<'_>) -> Option<Occupant> {
     const LEVELS: usize = 3;
     let mut occupants = [None; 2 * WAYS];
     let distinct = if core::ptr::eq(groups[0], groups[1]) { 1 } else { 2 };

@@ -3,12 +3,12 @@
 #![allow(unsafe_code)]
 
 use crate::error::Error;
-use crate::fields::Ending;
+use crate::store::statements::{Kept, with_plan};
+use crate::tokens::fields::Ending;
 use core::cell::Cell;
 use pgrx::Uuid;
 use pgrx::datum::{DatumWithOid, Interval, TimestampWithTimeZone};
 use pgrx::pg_sys::{self, Datum};
-use pgrx::spi::{OwnedPreparedStatement, Spi, SpiError};
 use tollgate_core::foreign::Format;
 use tollgate_core::token::Digest;
 
@@ -57,19 +57,7 @@ const INSERT: &str = "
     )
     SELECT expires_at, created_at FROM issued";
 
-const COVERING: &str = "
-    SELECT count(*) FROM (
-        SELECT FROM tollgate.scopes s
-        WHERE EXISTS (SELECT FROM unnest($1) AS wanted (scope)
-                      WHERE s.name = wanted.scope
-                         OR (right(wanted.scope, 2) = ':*' AND starts_with(s.name, left(wanted.scope, -1))))
-        FOR KEY SHARE OF s) locked";
-
-/// A statement that was prepared, for as long as the process lives.
-pub(super) type Kept = Cell<Option<&'static OwnedPreparedStatement>>;
-
 thread_local! {
-    static COVERING_PLAN: Kept = const { Cell::new(None) };
     static INSERT_PLAN: Kept = const { Cell::new(None) };
     static LOCK_FOR_ROTATION_PLAN: Kept = const { Cell::new(None) };
     static LOCK_PARENT_PLAN: Kept = const { Cell::new(None) };
@@ -248,33 +236,4 @@ pub(crate) fn lock_parent(token_id: Uuid) -> Result<Option<(String, i32)>, Error
         }
         Ok(rows.get::<String>(1)?.zip(rows.get::<i32>(2)?))
     })
-}
-
-/// Locks the rows of the catalogue that cover some of the scopes.
-pub(crate) fn lock_covering_scopes(scopes: &[String]) -> Result<(), Error> {
-    // SAFETY: the datum is of the type beside it.
-    let arguments = [unsafe { DatumWithOid::new(scopes.to_vec(), pg_sys::TEXTARRAYOID) }];
-    with_plan(&COVERING_PLAN, COVERING, &arguments, |_| Ok(()))
-}
-
-pub(super) fn with_plan<R>(
-    plan: &'static std::thread::LocalKey<Kept>,
-    statement: &str,
-    arguments: &[DatumWithOid<'_>],
-    read: impl FnOnce(pgrx::spi::SpiTupleTable<'_>) -> Result<R, SpiError>,
-) -> Result<R, Error> {
-    let types: Vec<_> = arguments.iter().map(|argument| pg_sys::PgOid::from(argument.oid())).collect();
-    Spi::connect_mut(|client| {
-        let prepared = match plan.get() {
-            Some(prepared) => prepared,
-            None => {
-                let prepared: &_ = Box::leak(Box::new(client.prepare_mut(statement, &types)?.keep()));
-                plan.set(Some(prepared));
-                prepared
-            }
-        };
-        // A trigger may lead here again.
-        read(client.update(prepared, Some(1), arguments)?.first())
-    })
-    .map_err(|error| Error::internal(format!("could not store a token: {error}")))
 }

@@ -15,19 +15,19 @@ pub(crate) struct Query {
 }
 
 #[derive(Clone, Copy)]
-pub(crate) enum Sight {
-    Now,
+pub(crate) enum Snapshot {
+    Latest,
     /// The same, for a query that locks or writes.
-    Write,
+    LatestToWrite,
     /// That of the transaction, which is the same under READ COMMITTED.
-    Transaction,
+    OfTransaction,
 }
 
 impl Query {
     /// The value of the first row as text.
     pub(crate) fn text<const N: usize>(
         &self,
-        sight: Sight,
+        sight: Snapshot,
         arguments: [(Oid, Option<Datum>); N],
     ) -> Result<Option<String>, Error> {
         let mut types = arguments.map(|(oid, _)| oid);
@@ -46,8 +46,8 @@ impl Query {
                 self.plan.set(plan);
             }
             let snapshot = pg_sys::RegisterSnapshot(match sight {
-                Sight::Now | Sight::Write => pg_sys::GetLatestSnapshot(),
-                Sight::Transaction => pg_sys::GetTransactionSnapshot(),
+                Snapshot::Latest | Snapshot::LatestToWrite => pg_sys::GetLatestSnapshot(),
+                Snapshot::OfTransaction => pg_sys::GetTransactionSnapshot(),
             });
             let outcome = pg_sys::SPI_execute_snapshot(
                 self.plan.get(),
@@ -55,7 +55,7 @@ impl Query {
                 nulls.as_ptr(),
                 snapshot,
                 core::ptr::null_mut(),
-                !matches!(sight, Sight::Write),
+                !matches!(sight, Snapshot::LatestToWrite),
                 false,
                 1,
             );
@@ -98,5 +98,9 @@ pub(crate) fn check_snapshot(token_id: Option<Datum>, user_ids: Option<Datum>) -
         return Ok(());
     }
     let seen = |sight| TOKENS.text(sight, [(pg_sys::UUIDOID, token_id), (pg_sys::TEXTARRAYOID, user_ids)]);
-    if seen(Sight::Now)? == seen(Sight::Transaction)? { Ok(()) } else { Err(Error::old_snapshot()) }
+    if seen(Snapshot::Latest)? == seen(Snapshot::OfTransaction)? {
+        Ok(())
+    } else {
+        Err(Error::old_snapshot())
+    }
 }
