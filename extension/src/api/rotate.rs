@@ -1,4 +1,5 @@
-//! `rotate_api_token`: a new secret for a token that stays what it is. The rest is in `sql/schema/lifecycle.sql`.
+//! `rotate_api_token`: a new secret for a token that otherwise stays the same. The rest is in
+//! `sql/schema/tokens/lifecycle.sql`.
 
 use super::issue::{draw, new_id, say_what_may_not_be_meant};
 use super::users;
@@ -61,7 +62,7 @@ fn no_token() -> Error {
     )
 }
 
-/// The prefix that a hint shows; that of the setting for a token whose hint shows none, as of one that was imported.
+/// The prefix in the hint, or the setting's prefix for a token whose hint has none, such as an imported one.
 fn prefix_of(hint: &str) -> Prefix {
     hint.rsplit_once('_').and_then(|(prefix, _)| Prefix::parse(prefix).ok()).unwrap_or_else(guc::token_prefix)
 }

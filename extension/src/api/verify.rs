@@ -1,4 +1,4 @@
-//! `verify_api_token` and its kin.
+//! `verify_api_token` and the other functions that take a presented token.
 #![allow(unsafe_code)]
 
 use crate::pg::datum;

@@ -7,7 +7,7 @@ use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::spi::{OwnedPreparedStatement, Spi, SpiError};
 
-/// A statement that was prepared, for as long as the process lives.
+/// A prepared statement that is kept for the life of the process.
 pub(crate) type Kept = Cell<Option<&'static OwnedPreparedStatement>>;
 
 pub(crate) fn with_plan<R>(
@@ -26,7 +26,7 @@ pub(crate) fn with_plan<R>(
                 prepared
             }
         };
-        // A trigger may lead here again.
+        // A trigger may call this again.
         read(client.update(prepared, Some(1), arguments)?.first())
     })
     .map_err(|error| Error::internal(format!("could not store a token: {error}")))

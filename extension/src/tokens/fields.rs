@@ -1,4 +1,4 @@
-//! What a token may be made of: each field checked alike when a token is created, derived, imported or changed.
+//! The allowed fields of a token, checked by the same rules when a token is created, derived, imported or changed.
 
 use crate::error::Error;
 use crate::guc;
@@ -15,9 +15,9 @@ use tollgate_core::token::{self, Prefix};
 const MAX_NAME: usize = 100;
 const MAX_USER_ID: usize = 255;
 const MAX_YEARS: i128 = 1000;
-/// Levels of nesting of free JSON. Parsers give up at 64 to 512, and an event puts some levels around it.
+/// Maximum nesting of free JSON. Parsers give up at 64 to 512 levels, and an event adds some levels around it.
 const MAX_DEPTH: usize = 32;
-/// Scopes, or networks, of one token: each verification may look at all of them.
+/// Maximum number of scopes, or networks, of one token: each verification may read all of them.
 const MAX_LIST: usize = 1000;
 
 const METADATA_HINT: &str =
@@ -27,16 +27,16 @@ const SECOND: i128 = 1_000_000;
 const YEAR: i128 = 366 * 86_400 * SECOND;
 const LIFETIME_HINT: &str = "Pass NULL for a token that does not expire by itself.";
 
-/// Nothing that is stored, logged or looked for is a token: somebody will paste one where a name or a reason belongs.
+/// No stored, logged or searched value may be a token: users do paste one where a name or a reason belongs.
 pub(crate) fn without_token(argument: &str, value: &[u8]) -> Result<(), Error> {
     if !token::contains_secret(value) {
         return Ok(());
     }
     Err(Error::argument(
         argument,
-        "this must not have a token in it",
+        "this must not contain a token",
         "which has 80 hexadecimal digits or more in a row, as the secret of a token",
-        "Leave it out; if it is the token of somebody, revoke it. A digest of such a length may be given in base64.",
+        "Leave it out; if it is a real token, revoke it. A digest of this length may be given in base64.",
     ))
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn name(value: Option<&str>) -> Result<&str, Error> {
     }
 }
 
-/// The scopes without repetitions, each of which the catalogue covers.
+/// The scopes without duplicates, each of which the catalogue covers.
 pub(crate) fn scopes(value: Option<TextArray<'_>>) -> Result<Vec<String>, Error> {
     const HINT: &str = "Define scopes with tollgate.define_scope(name, description); grant them as they are, by a wildcard such as \
                         posts:* that covers at least one, or all of them by admin.";
@@ -135,7 +135,7 @@ pub(crate) fn scopes(value: Option<TextArray<'_>>) -> Result<Vec<String>, Error>
     Ok(scopes)
 }
 
-/// Names offenders, the first of them if there are many, and no part of a token that was passed by mistake.
+/// Names offenders, only the first if there are many, and no part of a token that was passed by mistake.
 fn quoted(offenders: &[&str]) -> String {
     const NAMED: usize = 10;
     let named = offenders.iter().take(NAMED).map(|one| {
@@ -149,7 +149,7 @@ fn quoted(offenders: &[&str]) -> String {
     }
 }
 
-/// When a token is to end: after a time, at a moment, or as its parent or predecessor does, if it has one.
+/// When a token ends: after a time, at a moment, or like its parent or predecessor, if it has one.
 #[derive(Clone, Copy)]
 pub(crate) struct Ending {
     pub(crate) lifetime: Option<Interval>,
@@ -157,7 +157,7 @@ pub(crate) struct Ending {
 }
 
 impl Ending {
-    /// The moment may be any still: see [`end`].
+    /// The moment is not checked here: see [`end`].
     pub(crate) fn new(
         expires_in: Option<Interval>,
         expires_at: Option<TimestampWithTimeZone>,
@@ -166,7 +166,7 @@ impl Ending {
             return Err(Error::argument(
                 "expires_at",
                 "a token ends after a time or at a moment, not both",
-                "which is given beside expires_in",
+                "which is given together with expires_in",
                 "Leave one of them NULL.",
             ));
         }
@@ -177,13 +177,13 @@ impl Ending {
         self.lifetime.is_some() || self.moment.is_some()
     }
 
-    /// The argument that decided, for messages.
+    /// The argument that was given, for messages.
     pub(crate) fn argument(&self) -> &'static str {
         if self.moment.is_some() { "expires_at" } else { "expires_in" }
     }
 }
 
-/// A moment of the past, of a token that another system issued; `None` is none.
+/// A moment in the past, for a token that another system issued; `None` if not given.
 pub(crate) fn past(
     argument: &str,
     value: Option<TimestampWithTimeZone>,
@@ -201,7 +201,8 @@ pub(crate) fn past(
     }
 }
 
-/// Positive and finite. An infinite interval (since PostgreSQL 17) is the longest of all, or the most negative.
+/// Positive and finite. An infinite interval (since PostgreSQL 17) compares as longer, or more negative, than any
+/// other.
 fn lifetime(value: Option<Interval>) -> Result<Option<Interval>, Error> {
     match value.as_ref().map(Interval::as_micros) {
         Some(..=0) => Err(not_positive()),
@@ -222,7 +223,7 @@ pub(crate) fn grace(value: Option<Interval>) -> Result<Interval, Error> {
             "grace",
             format!("the grace of a rotation is from nothing to {MAX_YEARS} years"),
             "which is NULL, negative or longer",
-            "Pass how long the old token shall work beside the new one, such as interval '1 day'; '0' ends it at once.",
+            "Pass how long the old token keeps working next to the new one, such as interval '1 day'; '0' ends it at once.",
         )),
     }
 }
@@ -231,11 +232,12 @@ fn not_positive() -> Error {
     Error::argument("expires_in", "the lifetime of a token must be positive", "which is not", LIFETIME_HINT)
 }
 
-/// The end of a token, in microseconds since 2000-01-01, as it is about to be stored. `argument` is what it came from.
+/// The end of a token, in microseconds since 2000-01-01, just before it is stored. `argument` is the argument it came
+/// from.
 pub(crate) fn end(argument: &str, end: Option<i64>) -> Result<(), Error> {
     let remaining = end.map(|end| i128::from(end) - i128::from(sys::GetCurrentTimestamp()));
     match remaining {
-        // A mixed interval such as '-1 month 31 days' is positive or not according to the calendar.
+        // Whether a mixed interval such as '-1 month 31 days' is positive depends on the calendar.
         Some(..=0) if argument == "expires_in" => return Err(not_positive()),
         Some(..=0) => {
             return Err(Error::argument(
@@ -266,7 +268,7 @@ pub(crate) fn end(argument: &str, end: Option<i64>) -> Result<(), Error> {
     }
 }
 
-/// What an end must be, whenever it is. Infinity is the last of all times.
+/// The rules for any end. Infinity is later than all other times.
 pub(crate) fn finite_end(argument: &str, end: Option<i64>) -> Result<(), Error> {
     match end.map(|end| i128::from(end) - i128::from(sys::GetCurrentTimestamp())) {
         Some(micros) if micros > MAX_YEARS * YEAR => Err(Error::argument(
@@ -296,7 +298,7 @@ pub(crate) fn metadata(datum: Option<Datum>, value: Option<&[u8]>) -> Result<(),
     ))
 }
 
-/// Free JSON: what is stored is also logged, and sent to the readers of events.
+/// Free JSON: it is stored, logged, and sent to the readers of events.
 pub(crate) fn json(argument: &str, value: Datum, bounds: Bounds, hint: &str) -> Result<(), Error> {
     let mut token = Ok(());
     let size = datum::json_text_size(value, bounds, |text| {
@@ -338,7 +340,7 @@ pub(crate) fn allowed_ips(value: Option<TextArray<'_>>) -> Result<(), Error> {
     ))
 }
 
-/// So many verifications in so long a time; without a limit the window says nothing.
+/// A number of verifications per window; without a limit the window is ignored.
 pub(crate) fn limit(limit: Option<i32>, window: Option<Interval>) -> Result<(), Error> {
     let Some(limit) = limit else { return Ok(()) };
     if limit < 1 {
@@ -354,7 +356,7 @@ pub(crate) fn limit(limit: Option<i32>, window: Option<Interval>) -> Result<(), 
             "rate_window",
             "the window of a rate limit is positive and at most a day",
             "which is NULL or out of that range",
-            "Pass the time in which so many uses are allowed, such as interval '1 minute'. What is counted for longer is a quota, which belongs in a table of the application's.",
+            "Pass the time in which so many uses are allowed, such as interval '1 minute'. A longer budget is a quota, which belongs in a table of the application.",
         ));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! How many live tokens a user has, counted exactly whoever else issues at the same time.
+//! The number of live tokens of a user, counted exactly even while other sessions issue.
 #![allow(unsafe_code)]
 
 use crate::error::Error;
@@ -16,7 +16,7 @@ thread_local! {
     static COUNTED: RefCell<HashMap<Digest, Counted>> = RefCell::default();
 }
 
-/// Adds the row, or locks the one that is there: an UPDATE that its WHERE refuses has locked it before.
+/// Adds the row or locks the existing one: ON CONFLICT DO UPDATE locks a row even if its WHERE is false.
 const LOCK: Query = Query {
     statement: c"
         WITH added AS (
@@ -27,7 +27,7 @@ const LOCK: Query = Query {
     plan: &LOCK_PLAN,
 };
 
-/// By the index of live tokens, and no further than to the limit.
+/// Uses the index of live tokens, and reads no further than the limit.
 const LIVE: Query = Query {
     statement: c"
         SELECT count(*) FROM (
@@ -38,16 +38,16 @@ const LIVE: Query = Query {
     plan: &LIVE_PLAN,
 };
 
-/// What a user is known to have at most.
+/// An upper bound on a user's live tokens.
 #[derive(Clone, Copy)]
 struct Counted {
-    /// In this transaction and this subtransaction of it. For as long as that lasts the user is locked, so that nobody else
-    /// adds a token.
+    /// The transaction and subtransaction in which it was counted. While these last the user is locked, so no other
+    /// session adds a token.
     by: (u64, pg_sys::SubTransactionId),
     live: i64,
 }
 
-/// Of so many users the counts are remembered: a transaction that issues for more counts some anew.
+/// Counts are remembered for this many users: a transaction that issues for more counts some of them again.
 const REMEMBERED: usize = 1000;
 
 fn present_transaction() -> (u64, pg_sys::SubTransactionId) {
@@ -55,17 +55,17 @@ fn present_transaction() -> (u64, pg_sys::SubTransactionId) {
     unsafe { (pg_sys::GetTopFullTransactionId().value, pg_sys::GetCurrentSubTransactionId()) }
 }
 
-/// What stands for a user in `token_slots`. A collision only makes somebody wait.
+/// The key of a user in `token_slots`. A collision only makes another session wait.
 fn hash(user: &Digest) -> i64 {
     let [a, b, c, d, e, f, g, h, ..] = *user;
     i64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
-/// Waits for whoever else adds a live token to this user's, until the transaction ends. Comes before any lock on tokens or on
-/// the catalogue of scopes.
+/// Waits for other sessions that add a live token for this user, and locks the user until the transaction ends. Call it
+/// before any lock on tokens or on the scope catalogue.
 ///
-/// A row of a table for each user: a transaction may issue for any number of them, and the server's table of locks has room
-/// for some thousands. And not an advisory lock: those are there for everyone to take.
+/// A table row per user, because a transaction may issue for any number of users and the server's lock table has room
+/// for some thousands of locks. Not an advisory lock, because any role can take those.
 pub(crate) fn lock(user_id: &str) -> Result<(), Error> {
     if guc::max_tokens_per_user().is_none() {
         return Ok(());
@@ -74,10 +74,10 @@ pub(crate) fn lock(user_id: &str) -> Result<(), Error> {
     LOCK.text(Snapshot::LatestToWrite, [(pg_sys::INT8OID, hash.into_datum())]).map(drop)
 }
 
-/// Makes sure that the user may have one more live token than now.
+/// Checks that the user may have one more live token.
 pub(crate) fn claim(user_id: &str) -> Result<(), Error> {
     let Some(limit) = guc::max_tokens_per_user() else {
-        // What is issued now is not counted.
+        // Tokens issued without a limit are not counted, so remembered counts would be too low.
         COUNTED.with_borrow_mut(HashMap::clear);
         return Ok(());
     };
@@ -87,7 +87,7 @@ pub(crate) fn claim(user_id: &str) -> Result<(), Error> {
     if known.is_none() {
         lock(user_id)?;
     }
-    // Others may have ended tokens of the user since, so a count that is too high is no reason to refuse.
+    // Other sessions may have ended tokens of the user since, so a count that is too high is no reason to refuse.
     let live = match known {
         Some(known) if known.live < most => known.live,
         _ => count(user_id, most)?,
@@ -111,13 +111,14 @@ fn count(user_id: &str, most: i64) -> Result<i64, Error> {
         .ok_or_else(|| Error::internal("could not count the tokens of a user"))
 }
 
-/// A plan that was made while the table was empty would read the whole of it, and is kept. RI_Initial_Check of PostgreSQL's foreign
-/// keys changes settings in this way.
+/// A plan made while the table was empty would use a sequential scan, and is cached. RI_Initial_Check, of PostgreSQL's
+/// foreign keys, changes settings in the same way.
 fn by_index_alone<T>(query: impl FnOnce() -> T) -> T {
-    // SAFETY: settings of this session, for the length of the query. On an ERROR the abort of the transaction restores them.
+    // SAFETY: settings of this session, for the duration of the query. On an ERROR the abort of the transaction
+    // restores them.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
     for setting in [c"enable_seqscan", c"enable_bitmapscan"] {
-        // SAFETY: the same; the names and the value are C strings.
+        // SAFETY: as above; the names and the value are C strings.
         unsafe {
             pg_sys::set_config_option(
                 setting.as_ptr(),

@@ -331,7 +331,7 @@ async fn a_file_that_is_not_whole_or_not_of_this_shutdown_is_logged_and_dropped(
         ("its checksum is wrong", |file| file[100] ^= 1),
         ("it has format version 99", |file| file[8] = 99),
         ("and should have 18446744073709551615", |file| file[16..24].fill(0xff)),
-        ("it does not begin as such a file does", |file| file.fill(b'x')),
+        ("it does not begin like such a file", |file| file.fill(b'x')),
         ("bytes and should have", |file| file.resize(1_000_000, 0)),
     ];
     let mut server = Restarted::start(&[]).await?;
@@ -352,7 +352,7 @@ async fn a_file_that_is_not_whole_or_not_of_this_shutdown_is_logged_and_dropped(
     }
 
     // A whole one, but put back after it was taken up, and the one of another cluster.
-    const ELSEWHERE: &str = "it was written by another cluster, or at another shutdown than the last one";
+    const ELSEWHERE: &str = "it was written by another cluster, or not at the last shutdown";
     assert_eq!(code(&server.web, &token.token).await?, "VALID");
     server.cluster.stop()?;
     let old = fs::read(server.file())?;
