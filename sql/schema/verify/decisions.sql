@@ -1,10 +1,10 @@
--- Who may use what: the decision about each object, in one place. grant_capability, the privileges of an installation and of
--- an upgrade, and the tests all read it here; an object that is not decided about fails the tests by its name.
+-- Privileges: the decision about each object, in one place. grant_capability, the privileges of an installation and of
+-- an upgrade, and the tests all use it; a test fails for each object without a decision.
 
 CREATE VIEW tollgate.privilege_decisions AS
     SELECT d.object_type, 'tollgate.' || d.object AS object, d.given_to
     FROM (VALUES
-        -- Everyone: what discloses nothing but the caller's own context and arguments.
+        -- Everyone: discloses nothing but the caller's own context and arguments.
         ('FUNCTION', 'client_ip_from(text, cidr[])',                          'public'),
         ('FUNCTION', 'current_scopes()',                                      'public'),
         ('FUNCTION', 'current_token_id()',                                    'public'),
@@ -15,7 +15,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'token_has_any_scope(text[])',                           'public'),
         ('FUNCTION', 'token_has_scope(text)',                                 'public'),
 
-        -- Verifies, acts for a token, and ends what it is shown.
+        -- Verifies, acts for a token, and revokes presented tokens.
         ('FUNCTION', 'authenticate(text, text[], inet)',                      'verifier'),
         ('FUNCTION', 'last_refusal()',                                        'verifier'),
         ('FUNCTION', 'revoke_own_api_token(uuid, text)',                      'verifier'),
@@ -25,7 +25,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'verify_api_token_hash(bytea, text[], inet)',            'verifier'),
         ('TYPE',     'verification',                                          'verifier'),
 
-        -- Has tokens come and go.
+        -- Issues, lists, rotates, disables and revokes tokens.
         ('FUNCTION', 'create_api_token(text, text, text[], interval, jsonb, cidr[], integer, interval, text, timestamptz)', 'issuer'),
         ('FUNCTION', 'derive_api_token(text, text, text[], interval, cidr[], inet, timestamptz)', 'issuer'),
         ('FUNCTION', 'import_api_token(text, text, bytea, text[], interval, jsonb, cidr[], integer, interval, text, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz)', 'issuer'),
@@ -38,7 +38,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'token_activity(uuid, timestamptz)',                     'issuer'),
         ('TYPE',     'issued_token',                                          'issuer'),
 
-        -- Manages what the others work with, and sees how it fares.
+        -- Manages what the others work with, and sees its status.
         ('FUNCTION', 'attach_users_table(regclass, name, boolean, text, text)', 'admin'),
         ('FUNCTION', 'define_scope(text, text)',                              'admin'),
         ('FUNCTION', 'define_webhook(text, text, text[])',                    'admin'),
@@ -265,9 +265,9 @@ CREATE VIEW tollgate.capability_privileges AS
                  ('admin',    'admin'),  ('admin',  'issuer'), ('admin', 'verifier'),
                  ('operator', 'operator')) i (capability, includes) ON i.includes = d.given_to;
 COMMENT ON VIEW tollgate.capability_privileges IS
-    'What each capability gives: verifier verifies, authenticates, and revokes what it is shown; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs';
+    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs';
 
--- Names and signatures are read in the search path of these functions, whatever the caller's is.
+-- Names and signatures are resolved in the search path of these functions, whatever the caller's is.
 CREATE FUNCTION tollgate.capability_objects(capability text) RETURNS TABLE (object_id oid, object_type text, object text, privilege text)
     LANGUAGE sql STABLE ROWS 30
     SET search_path = pg_catalog, pg_temp
@@ -281,15 +281,15 @@ BEGIN ATOMIC
     SELECT p.object::regtype::oid, p.object_type, p.object::regtype::text, p.privilege
         FROM tollgate.capability_privileges p WHERE p.capability = $1 AND p.object_type = 'TYPE';
 END;
-COMMENT ON FUNCTION tollgate.capability_objects(text) IS 'The objects that a capability gives something on; raises if one of them does not exist. Internal.';
+COMMENT ON FUNCTION tollgate.capability_objects(text) IS 'The objects that a capability grants something on; raises if one of them does not exist. Internal.';
 
 CREATE VIEW tollgate.object_privileges AS
     SELECT o.object_type, o.object_id, o.object, o.owner, a.grantee, a.privilege_type AS privilege,
-           -- By default privileges, which the role that made the object had set up.
+           -- From default privileges, set up for the role that created the object.
            EXISTS (SELECT FROM pg_default_acl d, LATERAL aclexplode(d.defaclacl) g
                    WHERE d.defaclrole = o.owner AND d.defaclnamespace IN (0, 'tollgate'::regnamespace) AND d.defaclobjtype = o.default_type
                      AND g.grantee = a.grantee)
-           -- Privileges that a script of the extension has touched are kept as the object's first ones.
+           -- Privileges that an extension script has touched are recorded as the object's initial privileges.
            AND NOT EXISTS (SELECT FROM pg_init_privs i WHERE i.classoid = o.class_id AND i.objoid = o.object_id AND i.objsubid = 0) AS unasked
     FROM (
         SELECT 'FUNCTION', 'pg_proc'::regclass, p.oid, p.oid::regprocedure::text, p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)), 'f'
@@ -299,7 +299,7 @@ CREATE VIEW tollgate.object_privileges AS
                c.relowner, c.relacl, CASE c.relkind WHEN 'S' THEN 'S' ELSE 'r' END
             FROM pg_class c WHERE c.relnamespace = 'tollgate'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'S')
         UNION ALL
-        -- Of the types only those that are not the rows of a table or view.
+        -- Only types that are not the row type of a table or view.
         SELECT 'TYPE', 'pg_type'::regclass, t.oid, t.oid::regtype::text, t.typowner, coalesce(t.typacl, acldefault('T', t.typowner)), 'T'
             FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
             WHERE t.typnamespace = 'tollgate'::regnamespace AND t.typcategory <> 'A' AND coalesce(c.relkind, 'c') = 'c'
