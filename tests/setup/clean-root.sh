@@ -42,7 +42,7 @@ echo "==> making a clean root with PostgreSQL 15 in ${dir#"$PWD"/} (a minute or 
 "$debootstrap" --variant=minbase "$suite" "$work/root" "$mirror" >"$work/log" 2>&1 ||
     { tail -5 "$work/log" >&2 && unavailable "debootstrap failed."; }
 cp -f /etc/resolv.conf "$work/root/etc/resolv.conf"
-# Nothing is started by being installed.
+# Packages must not start services while they are installed.
 printf '#!/bin/sh\nexit 101\n' >"$work/root/usr/sbin/policy-rc.d"
 chmod 755 "$work/root/usr/sbin/policy-rc.d"
 proxy=$(apt-config dump | grep -E '^Acquire::https?::Proxy ' || true)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# lint.sh: everything that is checked without running it, and the rules for our SQL. Called by `make lint`.
+# lint.sh: all static checks, and the rules for our SQL. Called by `make lint`.
 set -euo pipefail
 
 step() { echo "==> $*"; }
@@ -26,7 +26,8 @@ for major in 18 15; do
     "${clippy[@]}" --all-targets --features "pg$major pg_test" -- -D warnings
 done
 
-# No headers of these are needed. A directory of its own, since the wrapper makes cargo build everything anew.
+# No headers of these versions are needed. A separate target directory, since the wrapper makes cargo rebuild
+# everything.
 for major in 16 17; do
     step "clippy: extension, PostgreSQL $major"
     CARGO_TARGET_DIR=$CARGO_TARGET_DIR/bindings-of-pgrx DOCS_RS=1 RUSTC_WRAPPER=$PWD/tests/setup/bindings-of-pgrx.sh \

@@ -15,7 +15,7 @@ wanted=$(printf '[configs]\npg%s = "%s"' "$major" "$pg_config")
 if [ "$(cat "$PGRX_HOME/config.toml" 2>/dev/null)" != "$wanted" ]; then
     printf '%s\n' "$wanted" >"$PGRX_HOME/config.toml"
 fi
-# pgrx's way of keeping the SQL section is a compiler flag for all crates, which makes cargo build all of them a second time.
+# pgrx keeps the SQL section by a compiler flag for all crates, which makes cargo build all of them a second time.
 if grep -q no-gc-sections extension/build.rs 2>/dev/null; then export CARGO_PGRX_DISABLE_GC_SECTIONS_WORKAROUND=1; fi
 if [ "$1" = cargo ]; then exec "$@"; fi
 exec "$DEV/tools/bin/cargo-pgrx" pgrx "$@"

@@ -7,13 +7,13 @@
 set -euo pipefail
 umask 022
 
-# A failing test prints what it has to say; a backtrace of the harness adds nothing.
+# A failing test prints enough; a backtrace of the harness adds nothing.
 export RUST_LIB_BACKTRACE=0
 # Servers of several tests share the machine's cores with them.
 threads=${TEST_THREADS:-$(nproc 2>/dev/null || echo 2)}
 passed=0
 
-# Runs a cargo command whose closing lines tell how many tests ran, and fails if none did.
+# Runs a cargo command whose last lines report how many tests ran, and fails if none did.
 count() {
     local output=$DEV/tmp/test-output
     mkdir -p "$DEV/tmp"
@@ -52,7 +52,7 @@ what="unit tests"
 count cargo test --package tollgate-core --package tollgated
 
 for major in "${majors[@]}"; do
-    # A test build has functions and a schema that no other server should see.
+    # A test build has functions and a schema that other servers must not have.
     rm -rf "$DEV/pg$major-test"
     cp -a "$DEV/pg$major" "$DEV/pg$major-test"
     copy=$(pg_config "$major" | sed "s:/pg$major/:/pg$major-test/:")

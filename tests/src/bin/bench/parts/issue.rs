@@ -1,4 +1,4 @@
-//! Issuing a token, with its event in the audit log, beside an INSERT of the bare row into the same table.
+//! Issuing a token, with its event in the audit log, compared with an INSERT of the bare row into the same table.
 
 use anyhow::Result;
 use tollgate_tests::DATABASE;

@@ -1,4 +1,5 @@
-//! The README's section on performance, made from a run between two markers. No number in it is anyone's but the run's.
+//! The README's section on performance, generated from a run between two markers. Every number in it comes from the
+//! run.
 
 use std::fmt::Write as _;
 
@@ -10,7 +11,7 @@ use super::{Figure, Report};
 const BEGIN: &str = "<!-- Written by make bench-report; what is changed by hand here is lost. -->";
 const END: &str = "<!-- End of what make bench-report writes. -->";
 
-/// Where what is not met is explained, which a run does not overwrite.
+/// The document that explains missed targets, which a run does not overwrite.
 const ANALYSIS: &str = "docs/performance.md";
 
 /// `text` with the section between the markers replaced.
@@ -74,7 +75,7 @@ pub(crate) fn section(report: &Report) -> Result<String> {
     Ok(text)
 }
 
-/// Those with a target, as the first version that has them orders them, with the figure of each version.
+/// The figures with a target, in the order of the first version that has them, with the figure of each version.
 fn rows(report: &Report) -> Vec<(&str, String, Vec<Option<&Figure>>)> {
     let figures = |version: usize| report.versions[version].parts.iter().flat_map(|part| &part.figures);
     let mut rows: Vec<(&str, String, Vec<Option<&Figure>>)> = Vec::new();
