@@ -1,5 +1,5 @@
-//! That `make bench` works: each of its parts is run once, at sizes so small that its figures mean nothing and are not
-//! looked at.
+//! `make bench` works: each of its parts runs once, at sizes so small that its figures mean nothing and are not
+//! checked.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +14,7 @@ fn bench() -> Command {
     command
 }
 
-/// What it prints, if it succeeds.
+/// Its output, if it succeeds.
 fn output(command: &mut Command) -> Result<String> {
     let output = command.output()?;
     ensure!(output.status.success(), "{}\n{}", output.status, String::from_utf8_lossy(&output.stderr));

@@ -1,5 +1,5 @@
-//! Capabilities: who may do what, what granting and revoking one changes, and what becomes of it when roles change and
-//! when the database is upgraded, dumped and restored.
+//! Capabilities: which role may do what, what granting and revoking one changes, and what happens to it when roles
+//! change and when the database is upgraded, dumped and restored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ static SHARED: Shared = Shared::new(&[]);
 
 const CAPABILITIES: [&str; 4] = ["verifier", "issuer", "admin", "operator"];
 
-/// What everyone may call.
+/// Functions that everyone may call.
 const PUBLIC: [&str; 9] = [
     "tollgate.client_ip_from(text,cidr[])",
     "tollgate.current_scopes()",
@@ -28,7 +28,7 @@ const PUBLIC: [&str; 9] = [
     "tollgate.token_has_scope(text)",
 ];
 
-/// What the roles of applications may call, and so whoever breaks into one.
+/// Functions that the roles of applications may call, and so an attacker who breaks into one.
 const VERIFIER: [&str; 7] = [
     "tollgate.authenticate(text,text[],inet)",
     "tollgate.last_refusal()",
@@ -44,7 +44,7 @@ async fn names(client: &Client, query: &str) -> Result<BTreeSet<String>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Roles that log in, each with what was granted to it in this database.
+/// Roles that log in, each with its grants in this database.
 async fn roles(owner: &Client, granted: &[(&str, &str)]) -> Result<()> {
     for (role, capability) in granted {
         owner.batch_execute(&format!("create role {role} login")).await?;
@@ -67,7 +67,7 @@ async fn revoke(client: &Client, role: &str, capability: &str) -> Result<(), tok
         .map(drop)
 }
 
-/// Function, view or type, for each that a role may use by privileges of its own.
+/// Each function, view or type that a role may use by its own privileges.
 async fn own_privileges(owner: &Client, role: &str) -> Result<BTreeSet<String>> {
     names(
         owner,
@@ -80,7 +80,7 @@ async fn given_by(owner: &Client, capability: &str) -> Result<BTreeSet<String>> 
     names(owner, &format!("select object from tollgate.capability_objects('{capability}')")).await
 }
 
-/// State and objects of what the view shows of a role, by capability; "" is what was granted by hand.
+/// State and objects that the view shows for a role, by capability; "" for grants by hand.
 async fn shown(client: &Client, role: &str) -> Result<BTreeMap<String, (String, Vec<String>)>> {
     let rows = client
         .query(
@@ -95,7 +95,7 @@ fn granted_alone(capability: &str) -> BTreeMap<String, (String, Vec<String>)> {
     BTreeMap::from([(capability.to_owned(), ("granted".to_owned(), Vec::new()))])
 }
 
-/// Event and detail of what the log tells of a role's capabilities, in order.
+/// Event and detail of a role's capability events in the log, in order.
 async fn events(owner: &Client, role: &str) -> Result<Vec<(String, String, Value)>> {
     let rows = owner
         .query(
@@ -111,7 +111,7 @@ fn denied(error: &DbError) -> bool {
     error.code() == &SqlState::INSUFFICIENT_PRIVILEGE && error.message().starts_with("permission denied for")
 }
 
-/// Whether a statement is refused for want of a privilege; any other error says that it was let in.
+/// Whether a statement is refused for lack of a privilege; any other error means that it passed the check.
 async fn is_denied(client: &Client, statement: &str) -> Result<bool> {
     let attempt = client.batch_execute(&format!("begin; {statement}")).await;
     client.batch_execute("rollback").await?;
@@ -166,8 +166,8 @@ async fn each_capability_gives_what_was_decided_and_nothing_else() -> Result<()>
     roles(&owner, &CAPABILITIES.map(|c| (["m_", c].concat(), c)).each_ref().map(|(r, c)| (r.as_str(), *c)))
         .await?;
 
-    // Function: how it is called with NULLs, from sub-selects, since a strict function of constants would be folded away
-    // before anybody asks whether it may be called.
+    // Function: a call with NULLs, from sub-selects, since the planner would fold a strict function of constants before
+    // its privilege is checked.
     let attempts = owner
         .query(
             "select 'FUNCTION', p.oid, p.oid::regprocedure::text, format('select %s(%s)', p.oid::regproc,
@@ -245,7 +245,7 @@ async fn what_everyone_and_what_verifiers_may_do_does_not_grow_by_accident() -> 
                      where d.object_type = 'FUNCTION' and d.given_to = ";
     assert_eq!(names(&owner, &format!("{functions} 'public'")).await?, PUBLIC.map(str::to_owned).into());
     assert_eq!(names(&owner, &format!("{functions} 'verifier'")).await?, VERIFIER.map(str::to_owned).into());
-    // Each includes the one before it; the daemon's is a thing of its own.
+    // Each includes the previous one; the daemon's is separate.
     let [verifier, issuer, admin, operator] = [
         given_by(&owner, "verifier").await?,
         given_by(&owner, "issuer").await?,
@@ -309,7 +309,7 @@ async fn a_capability_is_granted_once_told_once_and_revoked_once() -> Result<()>
         assert_eq!(shown(&giver, "taker").await?, BTreeMap::new());
         assert_eq!(events(&owner, "taker").await?, [told("capability.granted"), told("capability.revoked")]);
     }
-    // In the session that had it as well.
+    // Also in the session that had it.
     let refusal =
         error(common::issue(&taker, "of taker", &[]).await.map_err(|e| e.downcast().expect("the server's")));
     assert!(denied(&refusal), "{refusal:?}");
@@ -323,7 +323,7 @@ async fn what_another_capability_gives_stays_when_one_is_revoked() -> Result<()>
     for capability in CAPABILITIES {
         grant(&owner, "several", capability).await?;
     }
-    // Whichever order they go in, what is left is what the rest of them give.
+    // In whichever order they are revoked, what remains is what the others include.
     let mut left: BTreeSet<&str> = CAPABILITIES.into();
     for gone in ["issuer", "admin", "operator", "verifier"] {
         revoke(&owner, "several", gone).await?;
@@ -338,7 +338,7 @@ async fn what_another_capability_gives_stays_when_one_is_revoked() -> Result<()>
         assert!(states.iter().all(|state| state == "granted"), "{states:?}");
     }
 
-    // One that is only part of another is not the role's to lose.
+    // A capability that is only part of another one cannot be revoked from the role.
     grant(&owner, "several", "admin").await?;
     revoke(&owner, "several", "verifier").await?;
     assert_eq!(own_privileges(&owner, "several").await?, given_by(&owner, "admin").await?);
@@ -347,7 +347,7 @@ async fn what_another_capability_gives_stays_when_one_is_revoked() -> Result<()>
 
 #[tokio::test]
 async fn privileges_that_were_granted_by_hand_are_shown_and_go_with_the_capability() -> Result<()> {
-    // PostgreSQL does not queue those who change the privileges of one object, as our functions do.
+    // PostgreSQL does not queue concurrent changes of one object's privileges, as our functions do.
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "by_hand")?;
     let owner = cluster.connect("postgres", "by_hand").await?;
@@ -577,7 +577,7 @@ async fn bind_values_of_a_role_with_a_capability_are_kept_out_of_the_log() -> Re
     let hidden = ["0", "0"].map(str::to_owned).to_vec();
     for (n, capability) in CAPABILITIES.into_iter().enumerate() {
         let role = format!("quiet_{n}");
-        // Against whatever was set for it before.
+        // Overrides what was set for it before.
         owner
             .batch_execute(&format!(
                 "create role {role} login;
@@ -591,7 +591,7 @@ async fn bind_values_of_a_role_with_a_capability_are_kept_out_of_the_log() -> Re
         assert_eq!(seen, hidden, "{capability}");
         let elsewhere: Vec<String> = value(&cluster.connect(&role, "aside").await?, LOGGED).await?;
         assert_eq!(elsewhere, ["77B", "99B"], "{capability} is of one database");
-        // It may go on handling tokens, with what is left to it.
+        // It may go on handling tokens, with its remaining privileges.
         revoke(&owner, &role, capability).await?;
         let seen: Vec<String> = value(&cluster.connect(&role, DATABASE).await?, LOGGED).await?;
         assert_eq!(seen, hidden, "{capability}, revoked");
@@ -638,7 +638,7 @@ async fn a_capability_follows_a_role_to_its_new_name_and_does_not_stay_with_the_
     client.batch_execute("alter role old_name rename to new_name; create role old_name login").await?;
     assert_eq!(shown(&client, "new_name").await?, granted_alone("issuer"));
     assert_eq!(shown(&client, "old_name").await?, BTreeMap::new());
-    // What an upgrade does.
+    // As an upgrade does.
     client.batch_execute("select tollgate.settle_privileges()").await?;
     assert_eq!(
         own_privileges(&client, "old_name").await?,
@@ -690,7 +690,7 @@ async fn an_upgrade_grants_what_is_new_and_leaves_alone_what_was_granted_by_hand
     )
     .await?;
     assert_eq!(public, PUBLIC.map(str::to_owned).into());
-    // Else a dump would leave these out, and in PostgreSQL 17 and later the role could not be dropped.
+    // Otherwise a dump would leave these out, and in PostgreSQL 17 and later the role could not be dropped.
     let first: i64 = value(
         &owner,
         "select count(*) from pg_init_privs i, aclexplode(i.initprivs) a where a.grantee in ('settled'::regrole, 'crafty'::regrole)",
@@ -702,7 +702,7 @@ async fn an_upgrade_grants_what_is_new_and_leaves_alone_what_was_granted_by_hand
     Ok(())
 }
 
-/// `pg_dump | psql`, from one database to another, perhaps of another cluster.
+/// `pg_dump | psql`, from one database to another, possibly of another cluster.
 fn copy(from: (&Cluster, &str), to: (&Cluster, &str)) -> Result<()> {
     let connected = |(cluster, database): (&Cluster, &str), program: &str| -> Command {
         let mut command = cluster.program(program);
@@ -755,7 +755,7 @@ async fn a_dump_is_restored_where_its_roles_are_not() -> Result<()> {
     roles(&owner, &[("left_behind", "admin")]).await?;
     owner.batch_execute("revoke all on all functions in schema tollgate from left_behind").await?;
     let elsewhere = Cluster::builder().extension(false).start()?;
-    // Without --no-privileges, psql would stop at the first GRANT to a role that is not there, whoever made it.
+    // Without --no-privileges, psql would stop at the first GRANT to a missing role, whoever granted it.
     let mut dump = cluster.program("pg_dump");
     let dumped = dump.env("PGDATABASE", "departing").arg("--no-privileges").output()?;
     ensure!(dumped.status.success(), "{}", String::from_utf8_lossy(&dumped.stderr));

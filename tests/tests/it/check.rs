@@ -1,4 +1,4 @@
-//! `tollgated check` and `tollgate.deployment_health()`: what is amiss is found, and what they print mends it.
+//! `tollgated check` and `tollgate.deployment_health()`: problems are found, and the printed commands fix them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually_async};
 
-/// What a deployment should have, and the tests go without for their speed.
+/// Settings of a real deployment that the tests omit for speed.
 const DURABLE: [(&str, &str); 3] =
     [("fsync", "on"), ("full_page_writes", "on"), ("synchronous_commit", "on")];
 
@@ -41,7 +41,7 @@ struct Health {
     mend: String,
 }
 
-/// What the operator is told of an aspect, where that is no more than that it is well.
+/// The findings about an aspect, unless all is well.
 async fn health(db: &Db, aspect: &str, patience: &str) -> Result<Vec<Health>> {
     let rows = db
         .operator
@@ -54,7 +54,7 @@ async fn health(db: &Db, aspect: &str, patience: &str) -> Result<Vec<Health>> {
     Ok(rows.iter().map(|row| Health { severity: row.get(0), detail: row.get(1), mend: row.get(2) }).collect())
 }
 
-/// The one finding about an aspect.
+/// The only finding about an aspect.
 async fn only(db: &Db, aspect: &str, patience: &str) -> Result<Health> {
     let mut found = health(db, aspect, patience).await?;
     assert_eq!(found.len(), 1, "{aspect}: {found:?}");
@@ -127,7 +127,7 @@ async fn check_prints_what_mends_missing_privileges() -> Result<()> {
     assert_eq!(privileges["verdict"], json!("fail"), "{report}");
     assert!(printed(&url, &["check"], NO).contains("FAIL  privileges"));
 
-    // A role that was given exactly this can do all of it.
+    // A role with exactly these privileges can do all of it.
     db.owner.batch_execute(privileges["mend"].as_str().context("what mends it")?).await?;
     let report = json_of(&url, &["check"], OK);
     assert_eq!(finding(&report, "privileges")["verdict"], json!("ok"), "{report}");
@@ -193,7 +193,7 @@ async fn check_names_the_roles_whose_plans_auto_explain_writes() -> Result<()> {
     let report =
         async || -> Result<Value> { Ok(finding(&json_of(&db.url(), &["check"], OK), "auto_explain")) };
     assert_eq!(report().await?["verdict"], json!("ok"));
-    // Loaded for one role, and told to write for it: what only that role's sessions would show.
+    // Loaded for one role, and set to log for it: only that role's sessions would show it.
     db.owner.batch_execute("alter role web set session_preload_libraries = 'auto_explain'").await?;
     assert_eq!(report().await?["verdict"], json!("ok"));
     db.owner.batch_execute("alter role web set auto_explain.log_min_duration = '250ms'").await?;
@@ -211,7 +211,7 @@ async fn check_names_the_roles_whose_plans_auto_explain_writes() -> Result<()> {
     let warned = report().await?;
     let detail = warned["detail"].as_str().context("a detail")?;
     assert!(detail.contains("of web, with log_verbose") && !detail.contains("log_parameter"), "{warned}");
-    // A role that passes no token is nobody's concern.
+    // A role that passes no token does not matter.
     db.owner
         .batch_execute(
             "create role reporting login; alter role reporting set auto_explain.log_min_duration = 0",
@@ -265,7 +265,7 @@ async fn check_names_where_transactions_may_change_their_identity() -> Result<()
         }
         eventually_async(LONG, "the setting to be off", async || identity()["verdict"] == json!("ok")).await;
     }
-    // Off for a role is nothing to warn of.
+    // Off for a role needs no warning.
     db.owner.batch_execute("alter role web set tollgate.identity_changes = off").await?;
     assert_eq!(identity()["verdict"], json!("ok"));
     Ok(())
@@ -287,7 +287,7 @@ async fn check_warns_while_no_daemon_serves_and_of_what_would_be_lost() -> Resul
 
 // ---- The notification queue
 
-/// As much as fills the queue so far, in notifications that nobody reads.
+/// Fills a share of the queue with notifications that are never read.
 async fn fill(client: &Client, share: f64) -> Result<()> {
     for round in 0..1000 {
         let used: f64 = value(client, "select pg_notification_queue_usage()").await?;
@@ -295,7 +295,7 @@ async fn fill(client: &Client, share: f64) -> Result<()> {
             return Ok(());
         }
         let filler = "select count(pg_notify('filler', n || $1 || repeat('x', 7900))) from generate_series(1, $2::int) n";
-        // A page each; as many as do not overshoot the mark where the queue is small.
+        // A page each; few at first, so that a small queue does not overshoot the mark.
         let count = if round == 0 { 4 } else { 5000 };
         let count = if value::<i64>(client, QUEUE_PAGES).await? <= 1000 { 2 } else { count };
         client.execute(filler, &[&format!("-{round}-"), &count]).await?;
@@ -307,7 +307,7 @@ async fn fill(client: &Client, share: f64) -> Result<()> {
 const QUEUE_PAGES: &str =
     "select coalesce(current_setting('max_notify_queue_pages', true), '1048576')::bigint";
 
-/// A session that was told to LISTEN, and then opened a transaction and forgot it.
+/// A session that issued LISTEN, then opened a transaction and never ended it.
 async fn stuck_listener(db: &Db) -> Result<(Client, i32)> {
     let session = db.session("web").await?;
     session.batch_execute("set application_name = 'forgotten'; listen filler").await?;
@@ -320,13 +320,13 @@ async fn stuck_listener(db: &Db) -> Result<(Client, i32)> {
 async fn check_names_the_listener_that_fills_the_notification_queue() -> Result<()> {
     let builder =
         DURABLE.iter().fold(Cluster::builder(), |builder, (name, value)| builder.setting(name, value));
-    // The least there can be.
+    // The smallest possible.
     let small = tollgate_tests::Install::under_test()?.major >= 17;
     let builder = if small { builder.setting("max_notify_queue_pages", "64") } else { builder };
     let cluster = Arc::new(common::start(builder)?);
     let db = Db::only(&cluster).await?;
     let (mut stuck, stuck_process) = stuck_listener(&db).await?;
-    // Not keeping the queue, which cannot be seen; but in its transaction for less long, and so named after it.
+    // It does not hold the queue, which cannot be seen; but its transaction is shorter, so it is named after the other.
     let bystander = db.session("web").await?;
     bystander.batch_execute("begin; select 1 from pg_class limit 1").await?;
     assert_eq!(health(&db, "notifications", "5 minutes").await?.len(), 0);
@@ -341,7 +341,7 @@ async fn check_names_the_listener_that_fills_the_notification_queue() -> Result<
     );
     let report = json_of(&db.url(), &["check"], OK);
     assert_eq!(self::finding(&report, "notifications")["verdict"], json!("warn"), "{report}");
-    // Access can still be taken away, and what check prints keeps it so.
+    // Access can still be taken away, and following what check prints restores the queue.
     let token = issue(&db.owner, "a", &[]).await?;
     common::revoke(&db.owner, token.id).await?;
     assert_eq!(finding.mend, format!("SELECT pg_terminate_backend({stuck_process});"));
@@ -355,7 +355,7 @@ async fn check_names_the_listener_that_fills_the_notification_queue() -> Result<
     assert_eq!(self::finding(&json_of(&db.url(), &["check"], OK), "notifications")["verdict"], json!("ok"));
 
     if small {
-        // What it warned of.
+        // The situation that it warned of.
         (stuck, _) = stuck_listener(&db).await?;
         fill(&db.owner, 0.5).await?;
         assert_eq!(only(&db, "notifications", "5 minutes").await?.severity, "fail");
@@ -373,7 +373,7 @@ async fn check_names_the_listener_that_fills_the_notification_queue() -> Result<
     Ok(())
 }
 
-// ---- What lasts too long
+// ---- Long transactions
 
 #[tokio::test]
 async fn a_transaction_that_holds_the_cursors_is_named_with_its_end() -> Result<()> {
@@ -418,14 +418,14 @@ async fn a_subscriber_that_is_behind_is_named_and_one_that_caught_up_is_not() ->
     let found = health(&db, "subscriptions", "0").await?;
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(health(&db, "subscriptions", "1 hour").await?.is_empty());
-    // What is printed after the hint runs as it stands.
+    // The printed command, after the hint, runs as it is.
     for finding in &found {
         let (_, statement) = finding.mend.split_once("for good: ").context("a statement")?;
         db.owner.batch_execute(statement).await?;
     }
     assert!(health(&db, "subscriptions", "0").await?.is_empty());
 
-    // Of another history, as after a restoration from an older state.
+    // Of another history, as after restoring an older state.
     db.operator.execute("select tollgate.open_subscription('lost')", &[]).await?;
     db.owner
         .batch_execute(
@@ -479,7 +479,7 @@ async fn dead_rows_bloat_and_what_is_switched_off_are_mended_by_what_is_printed(
         )
         .await?;
     let mut mended = BTreeSet::new();
-    // Each of them shows once what was in its way is mended: VACUUM counts the rows that are left in the indexes.
+    // Each appears once the one before is fixed: VACUUM counts the rows that are left in the indexes.
     eventually_async(LONG, "nothing to be left to mend", async || {
         let found =
             [health(&db, "tables", "0").await.unwrap(), health(&db, "indexes", "0").await.unwrap()].concat();
@@ -550,7 +550,7 @@ async fn a_sequence_that_is_behind_its_table_fails_the_check_until_it_is_set() -
     Ok(())
 }
 
-// ---- What may be asked
+// ---- Arguments and privileges
 
 #[tokio::test]
 async fn patience_is_a_time_and_the_function_is_for_those_who_were_given_it() -> Result<()> {
@@ -563,7 +563,7 @@ async fn patience_is_a_time_and_the_function_is_for_those_who_were_given_it() ->
         db.web.batch_execute("select tollgate.deployment_health()").await,
         &SqlState::INSUFFICIENT_PRIVILEGE,
     );
-    // Statements of others may have tokens in them.
+    // Other sessions' statements may contain tokens.
     let other = db.session("postgres").await?;
     let token = issue(&db.owner, "a", &[]).await?.token;
     other

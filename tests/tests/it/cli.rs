@@ -1,4 +1,4 @@
-//! The one-shot commands of `tollgated`, as people, cron and pipes use them.
+//! The one-shot commands of `tollgated`, as users, cron and pipes run them.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
@@ -39,7 +39,7 @@ fn ids(events: &[Value]) -> Vec<i64> {
     events.iter().filter_map(|event| event["id"].as_i64()).collect()
 }
 
-/// The ids of the log in the order in which it is told.
+/// The ids of the log in the order in which it is read.
 async fn logged_after(owner: &Client, id: i64) -> Result<Vec<i64>> {
     let rows =
         owner.query("select id from tollgate.audit_log where id > $1 order by xid, id", &[&id]).await?;
@@ -102,7 +102,7 @@ async fn tail_follows_through_restarts_and_crashes_without_losing_or_repeating()
     for fault in ["none", "restart", "crash", "disconnection"] {
         let server = Arc::get_mut(&mut cluster).context("nobody else has it")?;
         let owner = server.connect("postgres", DATABASE).await?;
-        // Some it is told of at once, the others it must look for; and some just before the server goes.
+        // It is notified of some at once and must scan for the others; and some come just before the server stops.
         for n in 0..5 {
             let token = issue(&owner, "a", &[]).await?;
             if n % 2 == 0 {
@@ -242,7 +242,7 @@ async fn flush_carries_what_was_counted_and_says_how_much() -> Result<()> {
     assert_eq!((&nothing["tokens"], &nothing["uses"]), (&json!(0), &json!(0)));
     let tokens = operator::issue_many(&db.owner, 5).await?;
     operator::verify_each(&db.web, &tokens).await?;
-    // Closed by somebody who then died, and counted on since.
+    // Closed by a carrier that then died, and counting went on.
     operator::drained(&db.operator).await?;
     operator::verify_each(&db.web, &tokens).await?;
     revoke(&db.owner, tokens[0].id).await?;
@@ -325,12 +325,12 @@ async fn cleanup_deletes_in_short_transactions_and_what_they_deleted_stays_delet
     Ok(())
 }
 
-// ---- what others wrote
+// ---- Data from others
 
-/// Clears a screen, sets a title, ends a line, turns writing round, hides.
+/// Clears a screen, sets a title, ends a line, reverses the direction of text, hides text.
 const NASTY: &str = "x\u{1b}[2J\u{1b}]0;owned\u{7}\r\n\u{9b}31m\u{202e}\u{2066}\u{200b}\u{2028}\u{e0041}y";
 
-/// Nothing but line breaks and our own colours may reach a terminal besides what can be seen.
+/// Apart from visible characters, only line breaks and our own colours may reach a terminal.
 fn assert_harmless(text: &str, what: &[&str]) {
     let ours = text.replace("\u{1b}[0m", "").replace("\u{1b}[1m", "");
     let ours = (30..=37).fold(ours, |text, colour| text.replace(&format!("\u{1b}[{colour}m"), ""));
@@ -339,7 +339,7 @@ fn assert_harmless(text: &str, what: &[&str]) {
             || ['\u{202e}', '\u{2066}', '\u{200b}', '\u{2028}', '\u{e0041}'].contains(&c)
     };
     assert!(!ours.chars().any(hidden), "{what:?}: {text:?}");
-    // What came after its line break does not begin a line.
+    // The text after its line break does not start a line.
     assert!(!ours.lines().any(|line| line.starts_with(['\u{9b}', '3'])), "{what:?}: {text:?}");
 }
 
@@ -365,7 +365,7 @@ async fn no_command_passes_control_characters_and_invisible_ones_of_others_on() 
             &[&NASTY],
         )
         .await?;
-    // Tasks that can be read, and say what is nasty.
+    // Tasks that can be parsed, and contain the nasty text.
     owner
         .execute(
             "select tollgate.report_daemon(gen_random_uuid(), $1, 2, '0', now(), jsonb_build_object($1::text, jsonb_build_object(
@@ -424,7 +424,7 @@ async fn no_command_passes_control_characters_and_invisible_ones_of_others_on() 
         for form in [&[][..], &["--json"], &["--quiet"], &["--log-format=json"]] {
             let arguments = [command, form].concat();
             let mut daemon = Tollgated::command(&url)?;
-            // As on a terminal: what is coloured there is not made plain.
+            // As on a terminal, where coloured text is not stripped.
             let output = Tollgated::run_command(daemon.env("CLICOLOR_FORCE", "1").args(&arguments))?;
             let (out, error) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
             assert_harmless(&out, &arguments);
@@ -524,7 +524,7 @@ async fn a_token_is_created_shown_once_listed_verified_and_revoked() -> Result<(
     let revoked = json_of(&url, &["token", "list", "--user=ann"], OK);
     assert_eq!((&revoked[0]["status"], &revoked[0]["revoked_reason"]), (&json!("revoked"), &json!("left")));
 
-    // What was malformed was nobody's.
+    // A malformed token belongs to no user.
     json_of(&db.url(), &["flush"], OK);
     assert_eq!(counts(&db.owner, id.parse()?).await?, (2, 3));
     Ok(())
@@ -553,7 +553,7 @@ async fn metadata_is_shown_as_it_is_stored_whatever_its_numbers() -> Result<()> 
         assert!(String::from_utf8_lossy(&verified.stdout).contains(&stored), "{verified:?}");
         db.owner.execute(update, &[&id.parse::<uuid::Uuid>()?]).await?;
     }
-    // A report with numbers that are beyond ours is shown without them.
+    // A report with numbers beyond our range is shown without them.
     let report = "select tollgate.report_daemon(gen_random_uuid(), 'h', 1, '1', now(), '{\"t\": 1e400}')";
     db.owner.batch_execute(report).await?;
     assert_eq!(json_of(&url, &["status"], OK)["daemons"][0]["tasks"], Value::Null);
@@ -608,7 +608,7 @@ async fn a_token_that_somebody_found_is_revoked_by_itself() -> Result<()> {
 
 #[tokio::test]
 async fn what_is_no_token_on_standard_input_is_refused_before_anything_is_tried() -> Result<()> {
-    // Nobody listens there: whoever tried would end with another code.
+    // Nothing listens there: a command that tried to connect would exit with another code.
     let url = "postgres://nobody@127.0.0.1:1/nowhere";
     let book = "x".repeat(5000);
     for input in ["", "\n  \n", &book] {
@@ -622,8 +622,8 @@ async fn what_is_no_token_on_standard_input_is_refused_before_anything_is_tried(
     Ok(())
 }
 
-/// In the hurry of a leak, people type it where it does not belong. It is then in their shell's history already; it must
-/// not be in the log of whatever ran the command as well.
+/// In the hurry of a leak, people type a token where it does not belong. It is then in their shell's history; it must
+/// not also reach the log of the program that ran the command.
 #[tokio::test]
 async fn a_token_given_as_an_argument_is_refused_and_not_repeated() -> Result<()> {
     let token = tollgate_core::token::issue(&tollgate_core::token::Prefix::default(), &[7; 40]);
@@ -775,19 +775,19 @@ async fn scopes_are_listed_defined_and_dropped() -> Result<()> {
     Ok(())
 }
 
-/// What a command prints when its standard output is a terminal.
+/// The output of a command whose standard output is a terminal.
 fn on_a_terminal(url: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Result<String> {
     use std::io::Read as _;
     let terminal = nix::pty::openpty(None, None)?;
     let mut command = Tollgated::command(url)?;
-    // Where CI is set, colours are for every terminal.
+    // If CI is set, colours are used on every terminal.
     command.args(arguments).env_remove("CI").envs(environment.iter().copied());
     command.stdin(Stdio::null()).stdout(terminal.slave).stderr(Stdio::null());
     let mut child = command.spawn()?;
-    // The last holder of the other end, or reading would never end.
+    // The last holder of the other end; otherwise reading would never end.
     drop(command);
     let mut text = Vec::new();
-    // Which it does with an error on Linux, when nobody holds it any more.
+    // On Linux it ends with an error when the other end is closed.
     let _ = std::fs::File::from(terminal.master).read_to_end(&mut text);
     ended(&mut child)?;
     Ok(String::from_utf8_lossy(&text).into_owned())

@@ -1,4 +1,4 @@
-//! The daemon's configuration: where the value of an option comes from, how it is shown, and how it is refused.
+//! The daemon's configuration: where an option's value comes from, how it is shown, and how it is refused.
 
 use std::path::PathBuf;
 use std::process::Output;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tollgate_tests::{Account, Tollgated};
 
-/// A directory that the daemon's user can read, with a configuration file in it.
+/// A directory that the daemon's user can read, with a configuration file.
 struct Place {
     directory: TempDir,
 }
@@ -27,7 +27,7 @@ impl Place {
     }
 }
 
-/// An address where nobody answers: whoever connects in these tests waits in vain.
+/// An address that never answers: a connection attempt in these tests would hang.
 const NOWHERE: &str = "postgresql://ann:hunter2@192.0.2.1:9/app";
 
 fn run(url: &str, environment: &[(&str, &str)], arguments: &[&str]) -> Result<Output> {
@@ -73,7 +73,7 @@ fn the_command_line_goes_before_the_environment_before_the_file_before_the_defau
 fn what_is_empty_in_the_environment_or_on_the_command_line_counts_as_not_given() -> Result<()> {
     let place = Place::new("flush_interval = \"7s\"\nretention = \"3days\"\n")?;
     let file = place.file().display().to_string();
-    // Every variable that there is, as Compose and Helm set those without a value.
+    // Every variable, as Compose and Helm set those without a value.
     let shown = run(NOWHERE, &[], &["config", "--json", "--config", ""])?;
     assert!(shown.status.success(), "{}", text(&shown.stderr));
     let defaults: Value = serde_json::from_slice(&shown.stdout)?;
@@ -116,7 +116,7 @@ fn what_is_empty_in_the_environment_or_on_the_command_line_counts_as_not_given()
     assert_eq!(setting(&settings, "retention"), ("3days", "file"));
     assert_eq!(setting(&settings, "batch_size"), ("1000", "default"));
 
-    // No database is named, and that is what is said.
+    // No database is named, and the error says so.
     let output = run("", &[("PGHOST", "")], &["status"])?;
     assert_eq!(output.status.code(), Some(64));
     assert!(text(&output.stderr).contains("no database is named"), "{}", text(&output.stderr));
@@ -131,7 +131,7 @@ fn what_config_prints_is_a_configuration_file_and_shows_no_password() -> Result<
     let printed = text(&output.stdout);
     assert!(printed.contains("host=192.0.2.1") && printed.contains("environment, DATABASE_URL"), "{printed}");
     assert!(!printed.contains("hunter2"), "{printed}");
-    // Again, with what was printed as the file; only the masked connection string cannot be told so.
+    // Again, with the output as the file; only the masked connection string cannot be used.
     let kept: Vec<&str> = printed.lines().filter(|line| !line.starts_with("database_url")).collect();
     std::fs::write(place.file(), kept.join("\n"))?;
     let again = run(NOWHERE, &[], &["config", "--json", "--config", &file])?;

@@ -1,4 +1,4 @@
-//! `tollgated run` as a real process, with the privileges of an operator and no others.
+//! `tollgated run` as a real process, with an operator's privileges only.
 
 use crate::web;
 use std::collections::BTreeSet;
@@ -210,7 +210,7 @@ async fn daemons_share_a_subscription_and_others_have_their_own() -> Result<()> 
     Ok(())
 }
 
-/// That run without being asked for.
+/// The tasks that run by default.
 const TASKS: [&str; 10] = [
     "announce_expiries",
     "deliver_webhooks",
@@ -255,7 +255,7 @@ async fn it_outlives_crashes_and_restarts_of_the_server() -> Result<()> {
     let token = issue(&db.owner, "a", &[]).await?;
     let mut before = last_event(&db.owner).await?;
     let url = db.url();
-    // Events are told as soon as it is notified, or not at all: so it must listen again after each fault.
+    // Events are published as soon as it is notified, or not at all: so it must listen again after each fault.
     let mut daemon = run(&url, &[&["--flush-interval=100ms", "--publish-interval=24h"]])?;
     eventually_logs(&mut daemon, "listening").await;
     subscribed(&db.owner, "log").await;
@@ -296,7 +296,7 @@ async fn it_outlives_crashes_and_restarts_of_the_server() -> Result<()> {
         expected.extend(logged);
         before = last_event(&owner).await?;
     }
-    // Some may have been told again: those of which the server did not learn before it went that they were told.
+    // Some may have been published twice: those whose publication was not committed before the server went down.
     let told: BTreeSet<i64> = ids(&told(&daemon)).into_iter().collect();
     assert_eq!(told, expected);
     assert!(stop(&mut daemon)?.success());
@@ -349,7 +349,7 @@ async fn without_extension_or_grants_it_says_what_to_do_and_recovers() -> Result
     let before = last_event(&db.owner).await?;
     revoke(&db.owner, token.id).await?;
     eventually_tells(&daemon, &logged_after(&db.owner, before).await?).await;
-    // What it complained of is over, and the complaints did not fill the log.
+    // The problems are over, and the warnings did not fill the log.
     let complaints = lines(&daemon).iter().filter(|line| line["level"] == "WARN").count();
     assert!(complaints < 25, "{complaints} warnings");
     assert!(stop(&mut daemon)?.success());
@@ -394,12 +394,12 @@ async fn asked_to_stop_it_flushes_a_last_time() -> Result<()> {
     Ok(())
 }
 
-/// What it named as stuck when it ended. Others may have waited behind what really was.
+/// The tasks it named as stuck when it ended. Others may have waited for the one that really was.
 fn stuck(daemon: &Tollgated) -> String {
     lines(daemon).iter().find_map(|line| line["stuck"].as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-/// The daemon and a session that keeps it from flushing. The token has been used twice, and one of the uses is flushed.
+/// The daemon and a session that blocks its flush. The token was used twice, and one of the uses is flushed.
 async fn held_up(db: &Db, token: &Token, arguments: &[&str]) -> Result<(Tollgated, Client)> {
     code(&db.web, &token.token).await?;
     flush_all(&db.operator).await?;
@@ -453,7 +453,7 @@ async fn asked_twice_it_stops_at_once() -> Result<()> {
 #[tokio::test]
 async fn sessions_that_it_needs_no_longer_are_closed() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "idle").await?;
-    // So many tasks wait at once as never again.
+    // Never again will as many tasks wait at once.
     db.owner.batch_execute("begin; lock table tollgate.api_tokens in access exclusive mode").await?;
     let _daemon = run(&db.url(), &[LAZY])?;
     let sessions = async |which: &str| -> i64 {
@@ -464,7 +464,7 @@ async fn sessions_that_it_needs_no_longer_are_closed() -> Result<()> {
         value(&db.owner, &count).await.unwrap()
     };
     eventually_async(LONG, "three tasks to wait for the lock", async || {
-        // Within a transaction it is a snapshot.
+        // Within a transaction the statistics are a snapshot.
         db.owner.batch_execute("select pg_stat_clear_snapshot()").await.unwrap();
         sessions("wait_event_type = 'Lock'").await >= 3
     })
@@ -475,7 +475,7 @@ async fn sessions_that_it_needs_no_longer_are_closed() -> Result<()> {
     Ok(())
 }
 
-/// Nothing comes back at all, as when the machine behind the connection is gone.
+/// Nothing comes back at all, as when the machine at the other end is gone.
 #[tokio::test]
 async fn a_server_that_does_not_answer_cannot_keep_it_from_stopping() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder())?);
@@ -493,7 +493,7 @@ async fn a_server_that_does_not_answer_cannot_keep_it_from_stopping() -> Result<
         .await?;
     let backends: Vec<Pid> = rows.iter().map(|row| Pid::from_raw(row.get(0))).collect();
     assert!(!backends.is_empty());
-    // The postmaster too, which would answer those who connect anew.
+    // The postmaster too, which would accept new connections.
     let postmaster = std::fs::read_to_string(cluster.data_dir().join("postmaster.pid"))?;
     let postmaster = Pid::from_raw(postmaster.lines().next().context("its process id")?.trim().parse()?);
     let signal = |signal| [postmaster].iter().chain(&backends).try_for_each(|&process| kill(process, signal));
@@ -551,7 +551,7 @@ async fn counts_are_exact_although_the_daemon_is_killed_again_and_again() -> Res
     let mut kills = 0;
     while kills < rounds(20) {
         let mut daemon = run(&db.url(), &[EAGER])?;
-        // Killed before it has connected, too; but not always.
+        // Sometimes killed before it has connected, but not always.
         if kills % 3 != 0 {
             let applied = totals(&db.owner).await?;
             eventually_async(LONG, "a flush", async || totals(&db.owner).await.unwrap() != applied).await;
@@ -609,7 +609,8 @@ async fn no_event_is_lost_although_the_daemon_is_killed_again_and_again() -> Res
     Ok(())
 }
 
-/// More events than fit into a pipe: when the first has been read of it, the batch cannot have been told to its end.
+/// More events than fit into a pipe: when the first one is read from it, the batch cannot have been published
+/// completely.
 #[tokio::test]
 async fn no_event_is_lost_when_the_daemon_is_killed_in_the_midst_of_telling() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "killedtelling").await?;
@@ -634,7 +635,7 @@ async fn no_event_is_lost_when_the_daemon_is_killed_in_the_midst_of_telling() ->
     let mut killed = false;
     loop {
         let mut line = String::new();
-        // What was cut off by the kill is not told.
+        // A line that the kill cut off was not published.
         if pipe.read_line(&mut line)? == 0 || !line.ends_with('\n') {
             break;
         }
@@ -659,7 +660,7 @@ async fn no_event_is_lost_when_the_daemon_is_killed_in_the_midst_of_telling() ->
     Ok(())
 }
 
-/// The log is where the events go to: while its disk is full, they must wait for better times.
+/// Events go to the log: while its disk is full, they must wait.
 #[tokio::test]
 async fn events_that_could_not_be_written_are_told_later() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "diskfull").await?;
@@ -676,7 +677,7 @@ async fn events_that_could_not_be_written_are_told_later() -> Result<()> {
     code(&db.web, &token.token).await?;
     revoke(&db.owner, token.id).await?;
     let logged = logged_after(&db.owner, before).await?;
-    // It works, or has given up; either way it has had its chance to tell.
+    // It works, or has given up; either way it has had its chance to publish.
     let peek = "select exists (select from tollgate.subscriptions s,
                     lateral tollgate.read_events(s.place) b where b.events <> '[]')";
     let end = std::time::Instant::now() + Duration::from_secs(2);
@@ -694,7 +695,7 @@ async fn events_that_could_not_be_written_are_told_later() -> Result<()> {
     Ok(())
 }
 
-// ---- Settings that the database or the role was given
+// ---- Settings of the database or the role
 
 #[tokio::test]
 async fn no_setting_of_the_database_cuts_its_sessions_or_changes_what_they_do() -> Result<()> {
@@ -746,7 +747,7 @@ async fn no_setting_of_the_database_cuts_its_sessions_or_changes_what_they_do() 
     })
     .await;
     eventually_tells(&daemon, &logged_after(&db.owner, before).await?).await;
-    // By then each session was idle for many times as long as the database would have it.
+    // By then each session was idle many times longer than the database allows.
     let warnings: Vec<Value> = lines(&daemon).into_iter().filter(|line| line["level"] != "INFO").collect();
     assert_eq!(warnings, Vec::<Value>::new());
     assert!(stop(&mut daemon)?.success());
@@ -755,13 +756,13 @@ async fn no_setting_of_the_database_cuts_its_sessions_or_changes_what_they_do() 
 
 // ---- Its size
 
-/// All that is resident, pages of the binary that others share included. The binary of the tests is not optimized, and six
-/// times as large as the one that is installed, which takes less.
+/// All resident memory, including pages of the binary that others share. The binary of the tests is not optimized, and
+/// six times as large as the installed one, which takes less.
 #[tokio::test]
 async fn at_rest_it_takes_less_than_25_megabytes() -> Result<()> {
     const MOST: u64 = 25_000_000;
     let db = Db::create(&SHARED.cluster()?, "resting").await?;
-    // With its own intervals, and all that it does.
+    // With its default intervals, and all of its tasks.
     let mut command = Tollgated::command(&db.url())?;
     command.args(["run", "--log-format=json", "--http-address=127.0.0.1:0", "--audit-retention=400days"]);
     let (daemon, address) = web::start(&mut command).await?;
@@ -821,7 +822,7 @@ async fn neither_the_password_nor_a_token_appears_in_what_it_prints() -> Result<
         owner.query_one("select tollgate.revoke_presented_token($1, 'leaked')", &[&token.token]).await?;
         eventually_tells(&daemon, &logged_after(&owner, before).await?).await;
         eventually_counts(&owner, &token, (1, 0)).await;
-        // The server goes away, which makes it speak of its connections.
+        // The server goes away, which makes it log its connections.
         cluster.execute(
             DATABASE,
             "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'operator'",

@@ -1,5 +1,5 @@
 //! Readers of the audit log keep their place when the database moves to another cluster, and when a standby takes over,
-//! also one that has lost what they were told last.
+//! even one that lost the last events they received.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -15,7 +15,7 @@ use tollgate_tests::{Cluster, DATABASE, eventually_async};
 
 const LONG: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// Logs an event that is one insertion and nothing else.
+/// Logs an event by a single insertion.
 async fn log(client: &Client, name: &str) -> Result<()> {
     client.execute("select tollgate.define_scope($1, 'of the tests')", &[&name]).await?;
     Ok(())
@@ -37,13 +37,13 @@ fn ids(events: &[Value]) -> Vec<i64> {
     events.iter().filter_map(|event| event["id"].as_i64()).collect()
 }
 
-/// The names of the events since a cursor, which moves on.
+/// The names of the events since a cursor, which advances.
 async fn news(client: &Client, cursor: &mut Cursor) -> Result<Vec<String>> {
     let events = read_all(client, cursor, 1000).await?;
     Ok(names(&events).into_iter().map(str::to_owned).collect())
 }
 
-/// The same for the subscription that the database keeps.
+/// The same for a stored subscription.
 async fn delivered(client: &Client, name: &str) -> Result<Vec<String>> {
     client.batch_execute("begin").await?;
     let row = client.query_one("select s::text from tollgate.open_subscription($1) s", &[&name]).await?;
@@ -102,7 +102,7 @@ async fn a_reader_goes_on_in_a_restored_database_and_in_one_that_came_back() -> 
     let operator = old.connect(OPERATOR, DATABASE).await?;
     delivered(&operator, "log").await?;
     let mut slow_reader = position(&operator, None).await?;
-    // So that transaction ids of the old cluster are far above those of a new one.
+    // Makes transaction ids of the old cluster much higher than those of a new one.
     for _ in 0..500 {
         owner.batch_execute("select pg_current_xact_id()").await?;
     }
@@ -117,7 +117,7 @@ async fn a_reader_goes_on_in_a_restored_database_and_in_one_that_came_back() -> 
     log(&owner, "old:2").await?;
     let new = cluster(false)?;
     copy((&old, DATABASE), (&new, DATABASE))?;
-    // Told of by the old one after the dump, and so lost.
+    // Delivered by the old one after the dump, and so lost.
     log_many(&owner, "lost", 20).await?;
     let mut deep_reader = reader.clone();
     assert_eq!(news(&operator, &mut deep_reader).await?.len(), 21);
@@ -151,7 +151,7 @@ async fn a_reader_goes_on_in_a_restored_database_and_in_one_that_came_back() -> 
     assert!(everything.ends_with(&written) && everything.contains(&"new:late".to_owned()), "{everything:?}");
     assert_eq!(everything.iter().filter(|name| name.starts_with("lost")).count(), 0);
 
-    // Back in the older cluster, whose transaction ids are again others.
+    // Back in the older cluster, whose transaction ids differ again.
     old.execute(DATABASE, "create database back")?;
     copy((&new, DATABASE), (&old, "back"))?;
     let back_owner = old.connect("postgres", "back").await?;
@@ -166,7 +166,7 @@ async fn a_reader_goes_on_in_a_restored_database_and_in_one_that_came_back() -> 
     Ok(())
 }
 
-/// Whatever the size of the batches, and wherever in the log they end.
+/// With any batch size, and wherever in the log the batches end.
 #[tokio::test]
 async fn batches_go_across_epochs_without_a_gap() -> Result<()> {
     let old = cluster(true)?;
@@ -185,7 +185,7 @@ async fn batches_go_across_epochs_without_a_gap() -> Result<()> {
     for size in 1..=20 {
         let mut cursor = start.clone();
         assert_eq!(ids(&read_all(&operator, &mut cursor, size).await?), all, "in batches of {size}");
-        // From every place in between, as `tail --since` begins.
+        // From every place in between, as `tail --since` starts.
         let since = all[usize::try_from(size)? % all.len()];
         let mut cursor = position(&operator, Some(since)).await?;
         let rest: Vec<i64> = all.iter().copied().filter(|&id| id > since).collect();
@@ -221,7 +221,7 @@ async fn a_reader_goes_on_after_a_promotion_also_with_what_was_prepared_before_i
 
     standby.promote()?;
     let owner = standby.connect("postgres", DATABASE).await?;
-    // The session outlived the promotion.
+    // The session survived the promotion.
     assert_eq!(news(&replica, &mut reader).await?, ["p:1", "p:2"]);
     let written = log_many(&owner, "s", 3).await?;
     assert_eq!(epoch(&owner).await?, 2);
@@ -284,7 +284,7 @@ async fn a_reader_that_knows_more_than_the_promoted_standby_misses_nothing_of_it
     standby.catch_up_with(&primary)?;
     standby.stop()?;
 
-    // The standby never hears of these; three readers do, one of them while an older transaction was open.
+    // The standby never receives these; three readers do, one of them while an older transaction was open.
     let mut readers = vec![behind.clone(), behind.clone()];
     let open = primary.connect("postgres", DATABASE).await?;
     open.batch_execute("begin").await?;
@@ -342,7 +342,7 @@ async fn a_reader_that_knows_more_than_the_promoted_standby_misses_nothing_of_it
     Ok(())
 }
 
-/// The horizon of the standby lies below that of the reader, who was told of all in between.
+/// The standby's horizon is below that of the reader, which received everything in between.
 #[tokio::test]
 async fn a_promotion_that_undoes_the_end_of_a_prepared_transaction_tells_nothing_else_twice() -> Result<()> {
     let mut primary = Arc::into_inner(cluster(true)?).context("not shared")?;
@@ -467,7 +467,7 @@ async fn a_subscriber_reads_each_event_once_as_it_arrives() -> Result<()> {
     let here: i64 = value(&new_owner, "select count(*) from tollgate.audit_log").await?;
     assert_eq!(here, all + i64::try_from(own)?);
 
-    // Four sessions write at once, one commits last what it wrote first, and one gives up.
+    // Four sessions write at once, one commits last what it wrote first, and one rolls back.
     let late = old.connect("postgres", DATABASE).await?;
     late.batch_execute("begin").await?;
     log(&late, "late:0").await?;
@@ -513,7 +513,7 @@ async fn a_subscriber_reads_each_event_once_as_it_arrives() -> Result<()> {
         );
     }
 
-    // The subscriber seals what it has; a purge of the old log is none of the new one.
+    // The subscriber seals its own log; a purge of the old log does not purge the new one.
     let sealed: i64 = value(&new_owner, "select events from tollgate.seal_audit_log()").await?;
     let here: i64 = value(&new_owner, "select count(*) from tollgate.audit_log").await?;
     assert_eq!(sealed, here);
@@ -538,7 +538,7 @@ async fn a_subscriber_reads_each_event_once_as_it_arrives() -> Result<()> {
     .await?;
     assert!(local, "what is of one cluster was taken over");
 
-    // A dump may be restored by a session in the role that an apply worker has: it keeps the places that it has.
+    // A dump may be restored by a session in an apply worker's role: events keep their places.
     new_owner
         .batch_execute(
             "set session_replication_role = replica;
@@ -559,7 +559,7 @@ async fn a_subscriber_reads_each_event_once_as_it_arrives() -> Result<()> {
     Ok(())
 }
 
-/// Events that [`news`] leaves out: those of the old database that are not of a scope.
+/// Events that [`news`] leaves out: those of the old database that are not about a scope.
 async fn no_scopes(new_owner: &Client) -> Result<usize> {
     let count: i64 = value(
         new_owner,

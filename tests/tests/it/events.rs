@@ -1,5 +1,5 @@
-//! The audit log as an outbox: what is written to it, that readers miss nothing and are told nothing twice, and what
-//! listeners hear.
+//! The audit log as an outbox: what is written to it, that readers miss nothing and get nothing twice, and what
+//! listeners receive.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -49,12 +49,12 @@ async fn manager(db: &Db) -> Result<Client> {
     db.session(MANAGER).await
 }
 
-/// The events since a cursor, which moves on.
+/// The events since a cursor, which advances.
 async fn news(db: &Db, cursor: &mut Cursor) -> Result<Vec<Value>> {
     read_all(&db.operator, cursor, 1000).await
 }
 
-/// Logs an event that is one insertion and nothing else.
+/// Logs an event by a single insertion.
 async fn log(client: &Client, name: &str) -> Result<()> {
     client.execute("select tollgate.define_scope($1, 'of the tests')", &[&name]).await?;
     Ok(())
@@ -292,23 +292,23 @@ async fn what_is_rolled_back_is_neither_recorded_nor_notified() -> Result<()> {
     Ok(())
 }
 
-// ---- What listeners hear
+// ---- Notifications
 
-/// Whoever listens for events.
+/// A session that listens for events.
 struct Ears {
     speaker: Client,
     messages: UnboundedReceiver<AsyncMessage>,
 }
 
 impl Ears {
-    /// As a role that has no privilege of ours.
+    /// As a role without any of our privileges.
     async fn listen(db: &Db) -> Result<Self> {
         let (speaker, messages) = db.cluster.listen("web", &db.name).await?;
         speaker.batch_execute("listen tollgate_events").await?;
         Ok(Self { speaker, messages })
     }
 
-    /// All that was notified up to now, as it came. A notification of our own marks the end, since they keep their order.
+    /// All notifications up to now, unparsed. One of our own marks the end, since notifications keep their order.
     async fn payloads(&mut self) -> Result<Vec<String>> {
         self.speaker.batch_execute("notify tollgate_events, 'end'").await?;
         let mut payloads = Vec::new();
@@ -376,7 +376,7 @@ async fn listeners_hear_of_lost_access_and_of_nothing_else() -> Result<()> {
     db.operator.execute(expire, &[]).await?;
     assert_eq!(ears.heard().await?, [json!({"event": "token.expired", "user_id": null, "count": 2})]);
 
-    // It had ended long before: nobody loses anything.
+    // It ended long ago: access is not lost.
     db.owner
         .execute("update tollgate.api_tokens set revoked_at = revoked_at - interval '1 year'", &[])
         .await?;
@@ -391,7 +391,7 @@ async fn a_notification_fits_whatever_the_user_and_the_reason() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "fitting").await?;
     let mut ears = Ears::listen(&db).await?;
     let mut cursor = position(&db.operator, None).await?;
-    // Control characters are six bytes in JSON, the key is four.
+    // Control characters take six bytes in JSON, the key takes four.
     for (user, character) in [("\u{1F511}", "\u{1F511}"), ("\u{1}", "\u{1}"), ("\"", "\\"), ("g", "\u{7f}")] {
         let (user, reason) = (user.repeat(255), character.repeat(1000));
         let token = issue(&manager, &user, &[]).await?;
@@ -420,7 +420,7 @@ async fn a_notification_fits_whatever_the_user_and_the_reason() -> Result<()> {
     Ok(())
 }
 
-// ---- Reading on from a cursor
+// ---- Reading from a cursor
 
 #[tokio::test]
 async fn a_position_is_from_now_from_the_beginning_or_after_an_event() -> Result<()> {
@@ -508,7 +508,7 @@ async fn a_position_misses_nothing_that_commits_after_it_was_taken() -> Result<(
     for cursor in &mut cursors {
         assert_eq!(names(&news(&db, cursor).await?), ["taken:prepared"]);
     }
-    // Taken only now, it tells of the later id although its transaction is the older one.
+    // Taken only now, it includes the later id although its transaction is the older one.
     let mut after = position(&db.operator, Some(now)).await?;
     assert_eq!(names(&news(&db, &mut after).await?), ["taken:higher"]);
     Ok(())
@@ -533,12 +533,12 @@ async fn batches_of_any_size_go_through_a_transaction_of_many_events() -> Result
         let events = read_all(&db.operator, &mut cursor, size).await?;
         assert_eq!(names(&events), expected, "in batches of {size}");
     }
-    // Not a batch at all: the least is one.
+    // Not a batch at all: the minimum is one.
     for size in [0, -1, i32::MIN] {
         let error = read(&db.operator, &start, size).await.err().map(|error| format!("{error:?}"));
         assert!(error.as_ref().is_some_and(|error| error.contains("max_events")), "{size}: {error:?}");
     }
-    // One that is just full knows that it was the last.
+    // A batch that is exactly full knows that it was the last.
     for size in [12, 13, i32::MAX] {
         assert!(read(&db.operator, &start, size).await?.caught_up, "{size}");
     }
@@ -546,13 +546,13 @@ async fn batches_of_any_size_go_through_a_transaction_of_many_events() -> Result
     Ok(())
 }
 
-/// A cursor that somebody lost on the way must not silently become one from which everything was read.
+/// A lost cursor must not silently become one from which everything was read.
 #[tokio::test]
 async fn a_cursor_of_nulls_does_not_skip_events() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "nullcursor").await?;
     let start = position(&db.operator, None).await?;
     log(&manager, "null:1").await?;
-    // The snapshot that it has is of whatever ran, and may have commas in it.
+    // Its snapshot lists the running transactions, and may contain commas.
     let epoch = start.0.trim_start_matches('(').split(',').next().context("an epoch")?;
     let fields = [epoch, "10:10:", ",,,,"];
     for (case, cursor) in [
@@ -581,7 +581,7 @@ async fn a_cursor_of_nulls_does_not_skip_events() -> Result<()> {
     Ok(())
 }
 
-/// A session with an older snapshot, or a standby that lags, may be asked to read on from a newer cursor.
+/// A session with an older snapshot, or a standby that lags, may read from a newer cursor.
 #[tokio::test]
 async fn an_older_snapshot_does_not_move_a_cursor_back() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "backwards").await?;
@@ -612,7 +612,7 @@ async fn a_standby_can_be_read_from() -> Result<()> {
     log(&open, "standby:open").await?;
     log(&db.owner, "standby:1").await?;
     standby.catch_up_with(&cluster)?;
-    // A standby is not told what runs on the primary, so it waits for all that began since.
+    // A standby does not know what runs on the primary, so it waits for everything that began since.
     assert_eq!(read_all(&operator, &mut cursor, 10).await?, Vec::<Value>::new());
     open.batch_execute("commit").await?;
     standby.catch_up_with(&cluster)?;
@@ -642,14 +642,14 @@ async fn a_reader_at_the_end_of_a_long_log_reads_none_of_it_again() -> Result<()
     Ok(())
 }
 
-/// Writes so many events in one statement.
+/// Writes a number of events in one statement.
 async fn log_rows(client: &Client, count: usize) -> Result<()> {
     let rows =
         format!("insert into tollgate.audit_log (event) select 'test' from generate_series(1, {count})");
     Ok(client.batch_execute(&rows).await?)
 }
 
-/// Of what one transaction wrote, the last page costs what the first one did, however many lie before it; also without
+/// The last page of one transaction's events costs as much as the first one, however many precede it; also without
 /// statistics, and while another transaction is open.
 #[tokio::test]
 async fn a_page_costs_the_same_wherever_in_a_transaction_it_is() -> Result<()> {
@@ -662,7 +662,7 @@ async fn a_page_costs_the_same_wherever_in_a_transaction_it_is() -> Result<()> {
     for (case, mut cursor) in
         [("from now", start), ("from the beginning", position(&db.operator, Some(0)).await?)]
     {
-        // The first page finds out where the batch begins and ends.
+        // The first page determines where the batch begins and ends.
         let mut batch = read(&db.operator, &cursor, 500).await?;
         let mut read_so_far = batch.events.len();
         while !batch.caught_up && batch.events.len() == 500 {
@@ -680,9 +680,9 @@ async fn a_page_costs_the_same_wherever_in_a_transaction_it_is() -> Result<()> {
     Ok(())
 }
 
-// ---- What no function of ours writes, or much of it
+// ---- Events that our functions do not write, or very many
 
-/// Writes an event as only a superuser can; says which id it has.
+/// Writes an event as only a superuser can, and returns its id.
 async fn by_hand(owner: &Client, event: &str, user: &str, detail: &str) -> Result<i64> {
     let insert = format!(
         "set max_stack_depth = '6MB'; insert into tollgate.audit_log (event, user_id, detail) values ({event}, {user}, {detail})"
@@ -692,7 +692,7 @@ async fn by_hand(owner: &Client, event: &str, user: &str, detail: &str) -> Resul
 }
 
 const LARGE: &str = "jsonb_build_object('k', repeat('x', 20000000))";
-/// Small as it is stored, and beyond what a text can be.
+/// Small when stored, but longer than a text can be.
 const MANY_DIGITS: &str = "('{\"k\": [' || repeat('1e131071,', 10000) || '1]}')::jsonb";
 const DEEP: &str = "(repeat('[', 6000) || repeat(']', 6000))::jsonb";
 
@@ -725,7 +725,7 @@ async fn whatever_a_superuser_wrote_by_hand_is_delivered_once_and_so_is_what_fol
     log(&manager, "by_hand:last").await?;
     for batch_size in [1, 3, 1000] {
         let mut cursor = start.clone();
-        // The test's own reader of JSON has numbers of 64 bits.
+        // The JSON parser of the tests only has 64-bit numbers.
         let mut seen = BTreeMap::new();
         loop {
             let query = "
@@ -793,7 +793,7 @@ async fn whatever_a_superuser_wrote_by_hand_is_delivered_once_and_so_is_what_fol
     Ok(())
 }
 
-/// Whatever its number of events, and whatever each has of them.
+/// Whatever the number of events, and whatever their sizes.
 #[tokio::test]
 async fn a_page_has_at_most_four_megabytes_and_always_an_event() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "page_bytes").await?;
@@ -824,7 +824,7 @@ async fn a_page_has_at_most_four_megabytes_and_always_an_event() -> Result<()> {
     Ok(())
 }
 
-/// What is found from the bytes as they are stored is what PostgreSQL prints.
+/// The size computed from the stored bytes is that of PostgreSQL's output.
 #[tokio::test]
 async fn the_size_of_json_is_that_of_its_text() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "json_size").await?;
@@ -860,9 +860,9 @@ async fn the_size_of_json_is_that_of_its_text() -> Result<()> {
     Ok(())
 }
 
-// ---- What it costs
+// ---- Cost
 
-/// What was read in between is not walked over again.
+/// Events that were read in between are not read again.
 #[tokio::test]
 async fn an_early_id_that_commits_late_costs_one_look() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "early").await?;
@@ -921,7 +921,7 @@ async fn what_is_pending_is_estimated_at_a_cost_that_does_not_grow() -> Result<(
     Ok(())
 }
 
-/// Each would make a subscriber miss what commits from then on.
+/// Each would make a subscriber miss later commits.
 #[tokio::test]
 async fn a_cursor_beyond_the_present_is_refused() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "beyond").await?;
@@ -952,7 +952,7 @@ async fn a_cursor_beyond_the_present_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// What does not fit into a cursor waits for older transactions, and comes when they end.
+/// Transactions beyond the size of a cursor wait for older ones, and are read when those end.
 #[tokio::test]
 async fn a_crowd_of_open_transactions_does_not_make_a_cursor_longer() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "crowd").await?;
@@ -974,7 +974,7 @@ async fn a_crowd_of_open_transactions_does_not_make_a_cursor_longer() -> Result<
     Ok(())
 }
 
-// ---- Whatever the interleaving
+// ---- Any interleaving
 
 const WRITERS: usize = 5;
 
@@ -1002,7 +1002,7 @@ enum Step {
     Prepare {
         writer: usize,
     },
-    /// A new reader: from now, or after the event that is so many behind the last one.
+    /// A new reader: from now, or after the event that is this many behind the last one.
     Join {
         back: Option<u8>,
     },
@@ -1042,12 +1042,12 @@ enum State {
 
 struct Reader {
     cursor: Cursor,
-    /// What it was not to be told of: what stood in the log when it took its position, up to the event it named.
+    /// Events it must not receive: those in the log when it took its position, up to the event it named.
     skips: BTreeSet<i64>,
     told: BTreeSet<i64>,
 }
 
-/// Writers and readers of one case, and what must come of them.
+/// Writers and readers of one case, and the expected outcome.
 struct Case<'a> {
     owner: &'a Client,
     operator: &'a Client,
@@ -1055,7 +1055,7 @@ struct Case<'a> {
     states: [State; WRITERS],
     readers: Vec<Reader>,
     logged: u32,
-    /// Where the log stood before.
+    /// The log's last id before the case.
     origin: i64,
 }
 
@@ -1085,7 +1085,7 @@ impl<'a> Case<'a> {
         }
         for reader in 0..case.readers.len() {
             case.catch_up(reader, 3).await?;
-            // No transaction is open any more, so there is none to be remembered.
+            // No transaction is open any more, so there is none to remember.
             case.catch_up(reader, 3).await?;
             let cursor = &case.readers[reader].cursor;
             ensure!(cursor.is_at_rest(), "{cursor:?}, although all transactions have ended");
@@ -1192,7 +1192,7 @@ impl<'a> Case<'a> {
         Ok(batch.caught_up)
     }
 
-    /// A reader that has caught up knows all that is committed, whatever transactions are still open.
+    /// A reader that has caught up knows everything that is committed, whatever transactions are still open.
     async fn catch_up(&mut self, reader: usize, max_events: i32) -> Result<()> {
         while !self.read(reader, max_events).await? {}
         let visible = self.visible().await?;
@@ -1206,7 +1206,7 @@ impl<'a> Case<'a> {
 #[test]
 fn readers_are_told_of_every_event_once_whatever_the_interleaving() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    // A server of its own: what other databases have open would be remembered too.
+    // A separate server: open transactions of other databases would be remembered too.
     let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
     let db = runtime.block_on(Db::only(&cluster))?;
     let mut writers = Vec::new();
@@ -1224,7 +1224,7 @@ fn readers_are_told_of_every_event_once_whatever_the_interleaving() -> Result<()
     TestRunner::new(config)
         .run(&vec(step(), 1..80), |steps| {
             let case = async {
-                // What a failed case left behind.
+                // The transactions that a failed case left open.
                 for (number, writer) in writers.iter().enumerate() {
                     writer.batch_execute("rollback").await?;
                     let left = format!("select count(*) from pg_prepared_xacts where gid = 'case {number}'");
@@ -1239,7 +1239,7 @@ fn readers_are_told_of_every_event_once_whatever_the_interleaving() -> Result<()
         .map_err(|error| anyhow::anyhow!("{error}"))
 }
 
-/// The same with writers and readers that really run at the same time.
+/// The same with writers and readers that really run concurrently.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_are_told_of_every_event_once_while_many_write() -> Result<()> {
     const TRANSACTIONS: usize = 120;
@@ -1278,7 +1278,7 @@ async fn readers_are_told_of_every_event_once_while_many_write() -> Result<()> {
         readers.push(tokio::spawn(async move {
             let mut told: BTreeMap<i64, u32> = BTreeMap::new();
             loop {
-                // Asked before reading, so that the last round begins when all have written.
+                // Checked before reading, so that the last round begins when all have written.
                 let last = stop.load(Ordering::Relaxed);
                 for event in read_all(&client, &mut cursor, max_events).await? {
                     *told.entry(event["id"].as_i64().context("an id")?).or_default() += 1;
@@ -1323,7 +1323,7 @@ async fn advance(client: &Client, name: &str, to: &Cursor) -> Result<(), tokio_p
         .map(drop)
 }
 
-/// What a subscriber is told in one transaction, which ends as `end` says.
+/// The events delivered to a subscriber in one transaction, which ends as `end` says.
 async fn deliver(client: &Client, name: &str, end: &str) -> Result<Vec<Value>> {
     client.batch_execute("begin").await?;
     let mut cursor = open(client, name).await?.context("nobody else delivers")?;
@@ -1341,7 +1341,7 @@ async fn a_subscription_begins_now_and_goes_on_where_it_committed() -> Result<()
     log(&manager, "sub:1").await?;
     log(&manager, "sub:2").await?;
     assert_eq!(names(&deliver(&db.operator, "one", "rollback").await?), ["sub:1", "sub:2"]);
-    // Whoever dies in between is as good as one who rolls back.
+    // A session that dies in between is like one that rolls back.
     let doomed = db.session(OPERATOR).await?;
     doomed.batch_execute("begin").await?;
     open(&doomed, "one").await?.context("nobody else delivers")?;
@@ -1408,7 +1408,7 @@ async fn two_sessions_may_begin_the_same_subscription() -> Result<()> {
         })
         .await;
         db.operator.batch_execute(end).await?;
-        // Either it was told that the other delivers, or it came after it.
+        // Either it found that the other delivers, or it came after it.
         if let Some(cursor) = second.await??
             && end == "commit"
         {
@@ -1449,9 +1449,9 @@ async fn a_subscription_that_nobody_began_cannot_be_advanced() -> Result<()> {
     Ok(())
 }
 
-// ---- Notifications, which no change may depend on
+// ---- Notifications, on which no change may depend
 
-/// A session that LISTENs and does not end its transaction: the queue of the whole server is kept for it.
+/// A session that LISTENs and does not end its transaction, which retains the queue of the whole server.
 async fn hoard(cluster: &Cluster) -> Result<Client> {
     let hoarder = cluster.connect("web", "postgres").await?;
     hoarder.batch_execute("listen filler").await?;
@@ -1459,10 +1459,10 @@ async fn hoard(cluster: &Cluster) -> Result<Client> {
     Ok(hoarder)
 }
 
-/// An ordinary role fills the queue, until no one can notify any more.
+/// An ordinary role fills the queue, until no role can notify any more.
 async fn fill(cluster: &Cluster) -> Result<()> {
     let filler = cluster.connect("web", "postgres").await?;
-    // Large ones, then such as fit into what is left.
+    // Large ones, then some that fit into the rest.
     for size in [7900, 1] {
         for round in 0..1_000_000 {
             let notify = format!("notify filler, '{round}-{}'", "x".repeat(size));
@@ -1504,7 +1504,7 @@ async fn a_full_notification_queue_prevents_no_revocation_and_the_daemon_tells_o
     ];
     let _hoarder = hoard(&cluster).await?;
     fill(&cluster).await?;
-    // One that begins when the queue is full, too.
+    // Also one that begins when the queue is full.
     let mut daemon = Tollgated::spawn(&db.url(), &["run", "--log-format=json"])?;
     eventually_async(LONG, "the daemon", async || daemon.log().contains("ready")).await;
     for change in [
@@ -1578,7 +1578,7 @@ async fn without_notifications_a_revocation_can_be_prepared_and_the_daemon_tells
     })
     .await;
 
-    // Nothing was notified; what is heard is what comes after.
+    // Nothing was notified; only later notifications arrive.
     listener.batch_execute("notify tollgate_events, 'the end'").await?;
     let payload = loop {
         if let AsyncMessage::Notification(notification) = heard.recv().await.context("the listener lives")? {

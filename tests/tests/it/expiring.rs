@@ -1,4 +1,4 @@
-//! `token.expiring`: told of ahead of time, once for each expiry.
+//! `token.expiring`: published ahead of time, once for each expiry.
 
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ async fn nobody_is_told_of_what_nobody_need_replace() -> Result<()> {
             &[&parent.token],
         )
         .await?;
-    // It is dealt with once, so that it is not in the way of others for as long as it lives.
+    // It is handled once, so that it does not slow down others for as long as it lives.
     assert_eq!(announce(&db.operator, "7 days").await?, 1);
     assert_eq!(announce(&db.operator, "7 days").await?, 0);
     let told: i64 =

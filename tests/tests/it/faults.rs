@@ -1,7 +1,7 @@
-//! What holds when things break: servers and daemons killed, disks full, storms. Each test breaks real processes, and
-//! states the invariant that it counts by. `make test-faults` runs them with more rounds.
+//! Behaviour under faults: servers and daemons killed, disks full, storms. Each test breaks real processes, and states
+//! the invariant that it checks. `make test-faults` runs them with more rounds.
 //!
-//! That counts and events outlive kills of the daemon is shown in `daemon.rs`.
+//! `daemon.rs` shows that counts and events survive kills of the daemon.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -135,7 +135,7 @@ async fn ten_thousand_revocations_while_the_daemon_is_down_are_all_told_and_in_o
 
 // ---- Storms
 
-/// One thing that was done to a token, with the times around it.
+/// One operation on a token, with the times around it.
 #[derive(Debug)]
 struct Verified {
     token: usize,
@@ -144,7 +144,7 @@ struct Verified {
     valid: bool,
 }
 
-/// Sessions that verify the tokens around the place where others revoke them, in three ways.
+/// Sessions that verify the tokens near the one that others are revoking, in three ways.
 async fn verify_until(
     client: Client,
     tokens: Arc<Vec<Token>>,
@@ -246,7 +246,7 @@ async fn no_verification_begun_after_a_revocation_was_acknowledged_succeeds() ->
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// `None` where one may not be mounted, which is said.
+    /// `None` where mounting is not allowed, which is printed.
     fn mount(size: &str) -> Result<Option<Self>> {
         let directory = tempfile::Builder::new().prefix("tollgate-disk-").tempdir()?.keep();
         let options = format!("size={size}");
@@ -271,7 +271,7 @@ impl SmallDisk {
         self.0.join("ballast")
     }
 
-    /// Until not a byte more can be written.
+    /// Until no byte can be written any more.
     fn fill(&self) -> Result<()> {
         use std::io::Write as _;
         let mut file = std::fs::File::options().create(true).append(true).open(self.ballast())?;
@@ -317,7 +317,7 @@ async fn a_full_disk_gives_clear_errors_stops_no_verification_and_loses_nothing(
     let error = error.downcast::<tokio_postgres::Error>()?;
     assert_eq!(error.code(), Some(&SqlState::DISK_FULL), "{error}");
     assert!(error.as_db_error().is_some_and(|error| error.hint().is_some()), "{error:?}");
-    // Verification writes nothing, so it goes on; and it is counted.
+    // Verification writes nothing, so it continues, and it is counted.
     for token in issued.iter().chain([&limited]) {
         assert_eq!(code(&db.web, &token.token).await?, "VALID");
     }
@@ -336,7 +336,7 @@ async fn a_full_disk_gives_clear_errors_stops_no_verification_and_loses_nothing(
     assert!(stop(&mut daemon)?.success());
     let stored: i64 = value(&db.owner, "select count(*) from tollgate.list_api_tokens('disk')").await?;
     assert_eq!(stored, i64::try_from(issued.len())? + 2);
-    // The file system last of all.
+    // The file system last.
     drop((db, cluster, disk));
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Whoever has stolen the daemon's login calls its functions with whatever they take: nothing is erased, nobody is blinded,
-//! nothing is minted, and nothing breaks.
+//! An attacker with the daemon's login calls its functions with any arguments: nothing is erased, no reader misses
+//! events, nothing is minted, and nothing breaks.
 
 use crate::common::{self, Shared, code, issue, value};
 use crate::operator::{self, Db, OPERATOR, counts, flush_all};
@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 
 static SHARED: Shared = Shared::new(&[]);
 
-/// An argument like any, and such as nobody has use for.
+/// A normal argument, and absurd ones.
 fn values(kind: &str, major: u32) -> (&'static str, Vec<&'static str>) {
     let mut endless = vec!["null", "'infinity'", "'-infinity'"];
     match kind {
@@ -81,7 +81,7 @@ fn values(kind: &str, major: u32) -> (&'static str, Vec<&'static str>) {
     }
 }
 
-/// What must stay as it is, or grow at most.
+/// The state that must not change, or may only grow.
 async fn state(owner: &Client) -> Result<Value> {
     value(
         owner,
@@ -164,7 +164,7 @@ async fn no_arguments_of_an_operators_function_erase_blind_or_mint() -> Result<(
     }
     let left: i64 = value(&db.owner, "select count(*) from tollgate.audit_log").await?;
     assert!(left >= events, "{left} of {events}");
-    // Nobody is blind: what was counted since is counted, what is sealed holds, and the log can be followed.
+    // Nothing is hidden: later uses are counted, the seals hold, and the log can be followed.
     flush_all(&db.operator).await?;
     assert_eq!(counts(&db.owner, token.id).await?, (uses, 0));
     assert!(value::<bool>(&db.owner, "select whole from tollgate.verify_audit_log()").await?);

@@ -1,4 +1,4 @@
-//! What time does to tokens: expiries are recorded once, ended tokens are deleted, and nobody is kept waiting.
+//! Housekeeping: expiries are recorded once, ended tokens are deleted, and no session has to wait.
 
 use crate::web;
 use std::collections::BTreeSet;
@@ -127,7 +127,7 @@ async fn revoked_tokens_do_not_expire_and_disabled_ones_do() -> Result<()> {
     assert_eq!(expire(&db.operator, 10).await?, 2);
     assert_eq!(told(&db, &mut cursor, "token.expired").await?, [ancient.id, disabled.id]);
 
-    // What expired can still be revoked, which is another event.
+    // An expired token can still be revoked, which is another event.
     let expired = token(&db, "expires_at = now() - interval '1 hour'").await?;
     assert_eq!(expire(&db.operator, 10).await?, 1);
     assert!(revoke(&db.owner, expired.id).await?);
@@ -170,7 +170,7 @@ async fn only_tokens_that_ended_longer_ago_than_the_retention_are_deleted() -> R
         format!("revoked_at = {not_so_long}"),
         format!("expires_at = {not_so_long}, expired_at = {not_so_long}"),
         format!("revoked_at = {not_so_long}, expires_at = now()"),
-        // Nobody was told yet that it expired.
+        // Its expiry is not recorded yet.
         format!("expires_at = {long_ago}"),
         format!("expires_at = {long_ago}, disabled_at = {long_ago}"),
     ] {
@@ -181,7 +181,7 @@ async fn only_tokens_that_ended_longer_ago_than_the_retention_are_deleted() -> R
         format!("revoked_at = {long_ago}"),
         format!("revoked_at = {long_ago}, disabled_at = now()"),
         format!("revoked_at = {long_ago}, expires_at = now() + interval '1 day'"),
-        // Recorded long after it ended, which is what counts.
+        // Recorded long after it ended; the end counts.
         format!("expires_at = {long_ago}, expired_at = now()"),
         format!("expires_at = {long_ago}, expired_at = now(), disabled_at = now()"),
     ] {
@@ -196,7 +196,7 @@ async fn only_tokens_that_ended_longer_ago_than_the_retention_are_deleted() -> R
     assert_eq!((told.len(), told.into_iter().collect()), (5, deleted));
     assert_eq!(purge(&db.operator, 100).await?, 0);
 
-    // Once their expiry is recorded, those that had waited for it go as well.
+    // Once their expiry is recorded, the tokens that waited for it are purged as well.
     assert_eq!(expire(&db.operator, 100).await?, 2);
     assert_eq!(purge(&db.operator, 100).await?, 2);
     let purged: i64 = value(&db.operator, "select tollgate.purge_tokens('0 days')").await?;
@@ -247,7 +247,7 @@ async fn tokens_are_purged_in_batches_those_that_ended_first_first() -> Result<(
 
 // ---- Both
 
-/// Somebody has a token's row locked, and may keep it so for hours.
+/// A session has a token's row locked, and may keep it so for hours.
 #[tokio::test]
 async fn tokens_that_are_locked_are_left_for_later_and_not_waited_for() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "locked").await?;
@@ -309,7 +309,7 @@ async fn several_daemons_at_once_record_and_purge_each_token_once() -> Result<()
         let (expired, purged) = daemon.await??;
         sums = (sums.0 + expired, sums.1 + purged);
     }
-    // Whoever found all the rest locked by the others stopped early.
+    // A session that found all the rest locked by the others stopped early.
     sums.0 += expire(&db.operator, 1000).await?;
     let left: i64 = value(&db.operator, "select tollgate.purge_tokens('0 days', 1000)").await?;
     assert_eq!((sums.0, sums.1 + left), (600, 600));
@@ -352,7 +352,7 @@ async fn arguments_that_make_no_sense_are_refused_by_name() -> Result<()> {
     Ok(())
 }
 
-/// Both run every few seconds for ever, on a table that may hold millions of tokens.
+/// Both run every few seconds for ever, on a table that may have millions of tokens.
 #[tokio::test]
 async fn both_find_their_tokens_by_an_index() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "indexed").await?;
@@ -371,7 +371,7 @@ async fn both_find_their_tokens_by_an_index() -> Result<()> {
         )
         .await?;
     db.owner.batch_execute("vacuum analyze tollgate.api_tokens").await?;
-    // Often enough for a generic plan, which is what a daemon's connection comes to.
+    // Often enough for a generic plan, which a daemon's connection ends up with.
     let mut done = 0;
     for round in 0..8 {
         for (call, index) in [
@@ -384,7 +384,7 @@ async fn both_find_their_tokens_by_an_index() -> Result<()> {
             done += 10;
         }
     }
-    // A run that finds nothing must not look at every token that will ever expire, or ever has.
+    // A run that finds nothing must not read every token that will ever expire, or ever has.
     let rest: i64 = value(&db.operator, "select tollgate.expire_tokens(100000)").await?;
     let gone: i64 = value(&db.operator, "select tollgate.purge_tokens('30 days', 100000)").await?;
     assert!(rest > 0 && gone > 0, "{rest} and {gone} were left");
@@ -392,12 +392,12 @@ async fn both_find_their_tokens_by_an_index() -> Result<()> {
         ("select tollgate.expire_tokens(1000)", "api_tokens_expiring"),
         ("select tollgate.purge_tokens('30 days', 1000)", "api_tokens_ended"),
     ] {
-        // The first may still come by what it did before.
+        // The first may still be included through its earlier work.
         operator::reads(&db.operator, "api_tokens", index, call).await?;
         let reads = reads(&db.operator, "api_tokens", index, call).await?;
         assert_eq!((reads.scanned, reads.fetched, reads.scans_of_index), (0, 0, 1), "{call}");
     }
-    // Each call had its ten tokens.
+    // Each call got its ten tokens.
     let events: i64 = value(
         &db.owner,
         "select count(*) from tollgate.audit_log where event in ('token.expired', 'token.purged')",
@@ -417,7 +417,7 @@ const AGE: &str = "
     alter table tollgate.audit_log enable always trigger append_only;
     commit";
 
-/// Seals all there is, which older transactions, also of other databases, may hold up.
+/// Seals everything, which older transactions, also of other databases, may delay.
 async fn seal(db: &Db) {
     eventually_async(LONG, "all to be sealed", async || {
         db.operator.execute("select tollgate.seal_audit_log()", &[]).await.unwrap();
@@ -429,7 +429,7 @@ async fn seal(db: &Db) {
     .await;
 }
 
-/// A stretch of events of three days ago, two of them of these tokens.
+/// A stretch of events of three days ago, two of them about these tokens.
 async fn old_stretch(db: &Db) -> Result<Vec<Token>> {
     let tokens = issue_many(&db.owner, 2).await?;
     db.owner.batch_execute(AGE).await?;
@@ -490,7 +490,7 @@ async fn the_daemon_deletes_old_events_that_are_sealed_and_told_to_all_and_no_ot
     runs_twice(address, "purge_audit").await?;
     assert_eq!(events_of(&db, &new).await?, 2);
     assert!(log_is_whole(&db).await?);
-    // What it counts is what is gone.
+    // Its counter matches what is gone.
     let added = "select count(*) from tollgate.audit_log
                  where event in ('audit.purged', 'subscription.dropped') or event like 'epoch.%'";
     let added: i64 = value(&db.owner, added).await?;
@@ -529,7 +529,7 @@ async fn cleanup_deletes_old_events_until_none_is_left() -> Result<()> {
     Ok(())
 }
 
-/// Whoever changed it would be glad of it.
+/// An attacker who changed the log would like it deleted.
 #[tokio::test]
 async fn a_log_that_was_tampered_with_is_not_deleted_and_keeps_nothing_else_from_it() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "audit_tampered").await?;

@@ -1,4 +1,4 @@
-//! The daemon's HTTP port: whether it lives, whether it is ready, and what it measures.
+//! The daemon's HTTP port: liveness, readiness and metrics.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -57,7 +57,7 @@ async fn it_measures_what_happened() -> Result<()> {
     let db = db("measured").await?;
     let (_daemon, address) = run(&db.url(), &["--flush-interval=100ms", "--expire-interval=100ms"]).await?;
     eventually_answers(address, "/readyz", 200).await;
-    // Events are logged from the moment that the subscription begins.
+    // Events are logged from the start of the subscription on.
     let pending = "tollgate_subscription_pending_events{subscription=\"log\"}";
     eventually_measures(address, pending, |_| true).await;
     let before = metrics(address).await?;
@@ -69,7 +69,7 @@ async fn it_measures_what_happened() -> Result<()> {
         assert_eq!(common::code(&db.web, &token.token).await?, "VALID");
     }
     assert!(revoke(&db.owner, token.id).await?);
-    // Other tests share the server, whose counters these are.
+    // Other tests share the server, and so its counters.
     eventually_measures(address, valid, |count| count >= before[valid] + 3.0).await;
     eventually_measures(address, "tollgated_expired_tokens_total", |count| count == 1.0).await;
     eventually_measures(address, "tollgated_flushed_tokens_total", |count| count >= 1.0).await;
@@ -109,7 +109,7 @@ async fn pending_events_are_counted_while_nobody_is_told() -> Result<()> {
     Ok(())
 }
 
-/// Names of ours in a text, whatever stands around them.
+/// Our names in a text, whatever surrounds them.
 fn named(text: &str) -> BTreeSet<String> {
     text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'))
         .filter(|word| word.starts_with("tollgate_") || word.starts_with("tollgated_"))
@@ -125,12 +125,12 @@ async fn the_dashboard_and_the_alerts_use_only_metrics_that_there_are() -> Resul
     let (_daemon, address) = run(&db.url(), &[]).await?;
     eventually_answers(address, "/readyz", 200).await;
     eventually_measures(address, "tollgate_webhook_enabled{webhook=\"crm\"}", |enabled| enabled == 1.0).await;
-    // Of events that nobody comes for, there is an oldest one.
+    // Events that are never read have an oldest one.
     db.operator.execute("select tollgate.open_subscription('elsewhere')", &[]).await?;
     issue(&db.owner, "ann", &[]).await?;
     let since = "tollgate_subscription_oldest_pending_timestamp_seconds{subscription=\"elsewhere\"}";
     eventually_measures(address, since, |since| since > 0.0).await;
-    // How flushes fare is shown by whoever leads them.
+    // The daemon that leads the flushes shows their metrics.
     let leads = "tollgated_task_leader{task=\"flush_usage\"}";
     eventually_measures(address, leads, |leads| leads == 1.0).await;
     let mut there: BTreeSet<String> = metrics(address)
@@ -164,7 +164,7 @@ async fn the_dashboard_and_the_alerts_use_only_metrics_that_there_are() -> Resul
         assert!(unknown.is_empty(), "{file} uses {unknown:?}, of {there:#?}");
     }
     let documented = named(include_str!("../../../docs/metrics.md"));
-    // Of a counter, its type is declared without `_total`.
+    // The type of a counter is declared without `_total`.
     let samples = there.iter().filter(|name| !there.contains(&format!("{name}_total")));
     let undocumented: Vec<&String> = samples.filter(|name| !documented.contains(*name)).collect();
     assert!(undocumented.is_empty(), "not in docs/metrics.md: {undocumented:?}");
@@ -216,8 +216,8 @@ async fn what_can_be_understood_in_two_ways_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// So many clients that never leave by themselves, each of which sends something again and again, so that none is idle for
-/// long enough to be let go for that. Returns once the daemon has heard of most of them.
+/// Clients that never leave by themselves. Each sends something repeatedly, so that none is closed as idle. Returns
+/// once the daemon has accepted most of them.
 async fn crowd(address: SocketAddr, count: usize, sends: &'static str) -> JoinSet<()> {
     let begun = Arc::new(AtomicUsize::new(0));
     let mut clients = JoinSet::new();
@@ -247,7 +247,7 @@ async fn crowd(address: SocketAddr, count: usize, sends: &'static str) -> JoinSe
 #[tokio::test]
 async fn connections_of_others_however_many_keep_nobody_from_an_answer() -> Result<()> {
     let (mut daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
-    // Whole requests, and heads that go on for ever, of which each byte is new.
+    // Whole requests, and heads that never end, with a new byte each time.
     for sends in ["GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", "G"] {
         let _crowd = crowd(address, 400, sends).await;
         for _ in 0..20 {

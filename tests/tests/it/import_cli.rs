@@ -1,4 +1,4 @@
-//! `tollgated token import`: what a file holds arrives whole, once, and what is refused is told by its line.
+//! `tollgated token import`: a file is imported whole, once, and refused rows are reported by line.
 
 use std::fmt::Write as _;
 
@@ -85,7 +85,7 @@ async fn a_file_is_imported_once_and_each_refused_row_is_told_by_its_line() -> R
 #[tokio::test]
 async fn files_of_other_systems_come_with_their_form_and_all_they_knew() -> Result<()> {
     let (db, url, directory) = world("guides").await?;
-    // As `docs/migrating.md` has them exported.
+    // As `docs/migrating.md` exports them.
     let sanctum = "user_id,name,token_hash,scopes,created_at,last_used_at,expires_at\n\
          7,phone,8d969eef6ecad3c29a3a629280e686cf0c3f5d5a86aff3ca12020c923adc6c92,posts:read,2024-01-02T03:04:05Z,2025-01-02T03:04:05Z,\n\
          7,old,5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5,,2020-01-02T03:04:05Z,,2021-01-02T03:04:05Z\n";
@@ -186,7 +186,7 @@ async fn an_import_that_was_killed_is_begun_again_and_loses_and_doubles_nothing(
     Ok(())
 }
 
-/// Another unique key than that of the digests is none that a row of the file has.
+/// A violation of any other unique key than that of the digests does not mean that the row exists.
 #[tokio::test]
 async fn an_import_that_stores_nothing_for_another_reason_does_not_say_that_it_was_there_already()
 -> Result<()> {

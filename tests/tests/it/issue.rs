@@ -1,4 +1,4 @@
-//! Issuing tokens, listing them, taking them away: what is stored, recorded and told, and what is refused.
+//! Issuing, listing and revoking tokens: what is stored, recorded and notified, and what is refused.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -22,7 +22,7 @@ static SHARED: Shared = Shared::new(&[]);
 #[tokio::test]
 async fn each_bad_argument_is_22023_with_a_detail_that_names_it_and_stores_nothing() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
-    // The argument, its value in SQL, what else the detail must name.
+    // The argument, its value in SQL, and what else the detail must name.
     let mut bad = vec![
         ("user_id", "null", ""),
         ("user_id", "''", ""),
@@ -135,12 +135,12 @@ async fn arguments_at_their_limits_are_accepted() -> Result<()> {
     Ok(())
 }
 
-/// A JSON object of so many bytes as text.
+/// A JSON object of this many bytes as text.
 fn object_of(bytes: usize) -> String {
     format!("{{\"k\": \"{}\"}}", "x".repeat(bytes - 9))
 }
 
-/// One that is nested so deep.
+/// An object nested this deep.
 fn nested(depth: usize) -> String {
     format!("{}{{}}{}", "{\"k\": ".repeat(depth - 1), "}".repeat(depth - 1))
 }
@@ -190,7 +190,7 @@ async fn metadata_is_bounded_at_every_door_and_passes_as_it_is_below() -> Result
         assert!(error.detail().is_some() && error.hint().is_some(), "{error:?}");
     }
 
-    // What is there stays, and goes on to what comes of it.
+    // Existing metadata stays, and is passed on to derived tokens and successors.
     owner.execute(&update, &[&object_of(1000)]).await?;
     owner.batch_execute("set tollgate.max_metadata_size = 64").await?;
     let child = common::derive(&owner, &token, &[]).await?;
@@ -287,7 +287,7 @@ async fn no_two_tokens_are_alike() -> Result<()> {
         ids.insert(row.get::<_, Uuid>(0));
         let token: &str = row.get(1);
         let parsed = tollgate_core::token::parse(token.as_bytes()).context("a well-formed token")?;
-        // Not the whole alone: no 8 bytes of a good generator repeat in any place.
+        // Not only the whole: no 8 bytes of a good generator repeat in any place.
         for chunk in parsed.body.chunks(16) {
             assert!(chunks.insert(chunk.to_vec()), "a repetition");
         }
@@ -384,7 +384,7 @@ async fn each_change_is_recorded_with_who_did_it() -> Result<()> {
         event("scope.defined", None, "issuer", scope("first"), false),
         event("token.created", Some(by_team.id), "team", created(&by_team, &[]), false),
         event("token.revoked", Some(by_team.id), "team", json!({}), false),
-        // Defining it once more as it is was no change.
+        // Defining it again unchanged was not a change.
         event(
             "scope.defined",
             None,
@@ -449,7 +449,7 @@ async fn a_rollback_leaves_neither_a_token_nor_a_record() -> Result<()> {
     Ok(())
 }
 
-// ---- Taking away
+// ---- Revoking
 
 #[tokio::test]
 async fn revoking_says_whether_it_did_and_does_it_once() -> Result<()> {
@@ -470,7 +470,7 @@ async fn revoking_says_whether_it_did_and_does_it_once() -> Result<()> {
     let events =
         "select count(*) from tollgate.audit_log where user_id = 'revoker' and event = 'token.revoked'";
     assert_eq!(value::<i64>(&owner, events).await?, 1);
-    // One that has expired, or was disabled, is revoked all the same: it might be enabled again.
+    // An expired or disabled token is revoked too: it might be enabled again.
     let expired = issue(&owner, "revoker", &[]).await?;
     expire(&owner, &expired).await?;
     assert!(ask(Some(expired.id), None).await?);
@@ -655,7 +655,7 @@ async fn changes_are_refused_on_a_standby() -> Result<()> {
     Ok(())
 }
 
-/// A call of everything that changes something.
+/// A call of every function that changes something.
 fn changes(token: &Token, user: &str) -> Vec<String> {
     vec![
         format!("select tollgate.create_api_token('{user}', 'n')"),
@@ -760,7 +760,7 @@ async fn a_token_that_ends_within_two_minutes_is_said_to_however_it_comes_to_be(
     };
     let parent = issue_with(&owner, "short", "expires_in => '1 hour'").await?;
     let brief = issue_with(&owner, "short", "expires_in => '110 seconds'").await?;
-    // A call, what the notice says.
+    // A call, and the text of the notice.
     for (call, told) in [
         ("create_api_token('short', 'a name', expires_in => '90')".to_owned(), Some("90 s")),
         ("create_api_token('short', 'a name', expires_in => '1 second')".to_owned(), Some("1 s")),
@@ -808,7 +808,7 @@ async fn a_revocation_notifies_once_it_is_committed_and_issuing_does_not() -> Re
     let mut events = Events::listen(&cluster, "notified").await?;
     let first = issue(&owner, "notified", &[]).await?;
     let second = issue(&owner, "notified", &[]).await?;
-    // Undone, so never told.
+    // Rolled back, so never notified.
     owner.batch_execute("begin").await?;
     revoke(&owner, first.id).await?;
     owner.batch_execute("rollback; begin; savepoint s").await?;
@@ -847,7 +847,7 @@ async fn revoking_all_tokens_of_a_user_is_one_notification() -> Result<()> {
 #[tokio::test]
 async fn the_longest_reason_of_the_longest_user_fits_into_a_notification() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
-    // Each of these takes six bytes of JSON, the most that any character takes.
+    // Each of these takes six bytes of JSON, the maximum for any character.
     let user = "\u{1}".repeat(255);
     let mut events = Events::listen(&cluster, &user).await?;
     let token = issue(&owner, &user, &[]).await?;
@@ -911,7 +911,7 @@ impl Events {
         tokio::time::timeout(Duration::from_secs(10), next).await.context("no notification within 10 s")?
     }
 
-    /// Nothing was told before the event of one more token, which is told after all that came before it.
+    /// Nothing was notified before the event of one more token, which comes after all earlier ones.
     async fn assert_silent(&mut self, owner: &Client) -> Result<()> {
         let fence = issue(owner, &self.user, &[]).await?;
         revoke_because(owner, fence.id, Some("a fence")).await?;
@@ -926,15 +926,15 @@ async fn revoke_because(client: &Client, id: Uuid, reason: Option<&str>) -> Resu
     Ok(client.query_one(call, &[&id, &reason]).await?.get(0))
 }
 
-/// Lets a token's time be over, as its owner, behind Tollgate's back.
+/// Lets a token expire, as its owner, behind Tollgate's back.
 async fn expire(owner: &Client, token: &Token) -> Result<()> {
     owner.execute("update tollgate.api_tokens set expires_at = now() where id = $1", &[&token.id]).await?;
     Ok(())
 }
 
-// ---- What somebody has put on the tables
+// ---- Changes made to our tables
 
-/// A database of the test's own, whose tables the test changes.
+/// A separate database, whose tables the test changes.
 async fn changed(name: &str) -> Result<(Client, std::sync::Arc<Cluster>)> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, name)?;

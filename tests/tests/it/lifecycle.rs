@@ -1,5 +1,4 @@
-//! What becomes of a token after it was issued: rotated, changed, disabled, enabled, revoked; and the limits that settings
-//! put on it.
+//! A token after it was issued: rotated, changed, disabled, enabled, revoked; and the limits that settings impose.
 
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ async fn set(owner: &Client, id: Uuid, changes: &str) -> Result<()> {
     Ok(())
 }
 
-/// What of a token's row a rotation must not change.
+/// The parts of a token's row that a rotation must not change.
 async fn substance(owner: &Client, id: Uuid) -> Result<Value> {
     let sql =
         "select to_jsonb(t) - '{id,created_at,token_hash,hint,rotated_from,rotated_to,created_by}'::text[]
@@ -30,14 +29,14 @@ async fn substance(owner: &Client, id: Uuid) -> Result<Value> {
     Ok(owner.query_one(sql, &[&id]).await?.get(0))
 }
 
-/// Detail and hint are there, and the detail says this.
+/// Detail and hint are set, and the detail says this.
 #[track_caller]
 fn assert_explained(error: &DbError, detail: &str) {
     assert!(error.detail().is_some_and(|text| text.contains(detail)), "{error:?}");
     assert!(error.hint().is_some(), "{error:?}");
 }
 
-/// What was told so far of the tokens of one user.
+/// The notifications so far about the tokens of one user.
 struct Told {
     messages: UnboundedReceiver<AsyncMessage>,
     listener: Client,
@@ -52,7 +51,7 @@ impl Told {
     }
 
     async fn all(&mut self) -> Result<Vec<Value>> {
-        // Comes after all that was committed before.
+        // Arrives after everything that was committed before.
         self.listener.batch_execute("notify tollgate_events, '{\"fence\": true}'").await?;
         let mut told = Vec::new();
         let next = async {
@@ -154,7 +153,7 @@ async fn end_grace(owner: &Client, id: Uuid, ago: &str) -> Result<()> {
     set(owner, id, &format!("expires_at = now() - interval '{ago}'")).await
 }
 
-/// Has what verifications found recorded, as the daemon does.
+/// Records the findings of verifications, like the daemon.
 async fn record(owner: &Client) -> Result<()> {
     owner.batch_execute("select tollgate.apply_findings()").await?;
     Ok(())
@@ -191,7 +190,7 @@ async fn a_rotated_token_that_is_presented_after_its_grace_is_an_event_at_most_o
     assert!(told[0]["presented_at"].is_string() && told[0].get("revokes").is_none(), "{told:?}");
     assert_eq!(code(&web, &new.token).await?, "VALID", "it is recorded, and no more");
 
-    // A minute later, by whatever it is presented in, and without an address.
+    // A minute later, whichever function it is presented to, and without an address.
     let other = cluster.connect("postgres", DATABASE).await?;
     for (n, call) in
         ["authenticate($1)", "token_has_scope($1, 'posts:read')", "derive_api_token($1, 'n', '{}', null)"]
@@ -205,13 +204,13 @@ async fn a_rotated_token_that_is_presented_after_its_grace_is_an_event_at_most_o
         let told = reuses(&owner, old.id).await?;
         assert_eq!((told.len(), told[n + 1].get("client_ip")), (n + 2, None), "{call}");
     }
-    // Who ends it by presenting it found it.
+    // Revoking it by presenting it means that it was found.
     set(&owner, old.id, "reuse_detected_at = null").await?;
     owner.query_one("select tollgate.revoke_presented_token($1)", &[&old.token]).await?;
     assert_eq!(presented(&old).await?, "REVOKED");
     record(&owner).await?;
     assert_eq!(reuses(&owner, old.id).await?.len(), 4);
-    // Nor is there any of one that only expired.
+    // Nor for a token that only expired.
     let brief = issue(&owner, "reused", &[]).await?;
     end_grace(&owner, brief.id, "1 second").await?;
     assert_eq!(presented(&brief).await?, "EXPIRED");
@@ -250,7 +249,7 @@ async fn reuse_ends_the_successors_and_what_came_of_them_where_the_rotation_aske
         assert_eq!((event.as_str(), &detail["reused"]), ("token.revoked", &json!(first.id)));
     }
     assert_eq!(code(&web, &other.token).await?, "VALID");
-    // A receiver may ask for just this.
+    // A receiver may request just this event.
     owner
         .batch_execute("begin; select tollgate.define_webhook('alarm', 'https://example.com/', '{token.reuse_detected}'); rollback")
         .await?;
@@ -358,7 +357,7 @@ async fn a_token_that_is_over_or_was_rotated_has_no_successor() -> Result<()> {
 
 #[tokio::test]
 async fn a_successor_is_purged_only_after_the_token_that_names_it() -> Result<()> {
-    // A server of its own: what other tests have let end would be purged, too.
+    // A separate server: tokens that other tests let end would be purged, too.
     let cluster = common::start(Cluster::builder())?;
     let owner = cluster.connect("postgres", DATABASE).await?;
     let first = issue(&owner, "kept", &[]).await?;
@@ -465,7 +464,7 @@ async fn each_key_changes_what_it_names_and_null_clears_it() -> Result<()> {
     cleared["scopes"] = json!([]);
     assert_eq!(substance(&owner, token.id).await?, cleared);
 
-    // What is as it was is no event.
+    // An unchanged value is not an event.
     let events = history(&owner, token.id).await?.len();
     for same in [json!({}), json!({"name": "a test's", "scopes": [], "metadata": {}})] {
         update(&owner, token.id, &same).await?;
@@ -667,7 +666,7 @@ async fn a_revocation_in_an_old_snapshot_does_it_or_asks_to_try_again() -> Resul
             assert!(error.hint().is_some(), "{call}: {error:?}");
             old.batch_execute("rollback to s").await?;
         }
-        // What is not there at all is not to be tried again.
+        // A token that does not exist is not worth a retry.
         assert!(!revoke(&old, Uuid::nil()).await?);
         old.batch_execute("rollback").await?;
 
@@ -758,7 +757,7 @@ async fn no_token_is_given_a_longer_life_than_the_setting_allows() -> Result<()>
         format!("derive_api_token('{}', 'n', '{{}}', '1 hour')", eternal.token),
         format!("derive_api_token('{}', 'n', '{{}}', null)", short.token),
         format!("rotate_api_token('{}')", short.id),
-        // What is as it was stays, and may be changed in all else.
+        // An unchanged expiry stays, and all other fields may be changed.
         format!("update_api_token('{}', '{{\"name\": \"eternal\"}}')", eternal.id),
         format!(
             "update_api_token('{}', jsonb_build_object('expires_at', now() + interval '1 hour'))",
@@ -778,7 +777,7 @@ async fn a_lifetime_is_as_long_in_every_time_zone_and_never_longer_than_the_cap_
     let root = issue(&owner, "zoned", &[]).await?;
     for zone in ["UTC", "Australia/Sydney", "America/New_York", "Europe/Berlin", "Asia/Kathmandu"] {
         session.batch_execute(&format!("set timezone = '{zone}'")).await?;
-        // Some of these end beyond a change of the clocks, whenever it is now.
+        // Some of these end after a daylight-saving change, whenever it is now.
         for days in [1, 30, 90, 150, 180, 240, 300, 365] {
             session.batch_execute(&format!("set tollgate.max_token_lifetime = '{days}d'")).await?;
             for call in [
@@ -798,7 +797,7 @@ async fn a_lifetime_is_as_long_in_every_time_zone_and_never_longer_than_the_cap_
             );
             session.batch_execute(&import).await.with_context(|| format!("{days} days in {zone}"))?;
         }
-        // Months and years are those of UTC's calendar.
+        // Months and years are those of the calendar in UTC.
         session.batch_execute("set tollgate.max_token_lifetime = 0").await?;
         for lifetime in ["1 month", "1 year 2 months 3 days 04:05:06"] {
             let exact = format!(
@@ -894,7 +893,7 @@ async fn a_user_has_no_more_live_tokens_than_the_setting_allows() -> Result<()> 
     assert_full().await;
     let second = rotate(&session, second.id, "1 hour").await?;
     assert_full().await;
-    // An expired one does not, and then has no place to come back to.
+    // An expired one does not, and then cannot come back.
     set(&owner, second.id, "expires_at = now()").await?;
     let third = issue(&session, "many", &[]).await?;
     assert_full().await;
@@ -909,7 +908,7 @@ async fn a_user_has_no_more_live_tokens_than_the_setting_allows() -> Result<()> 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_number_of_tokens_is_exact_whoever_issues_at_the_same_time() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
-    // Under REPEATABLE READ the very first of a user, of several at the same time, would be a serialization failure.
+    // Under REPEATABLE READ the first token of a user, issued by several at once, would be a serialization failure.
     owner.batch_execute("set tollgate.max_tokens_per_user = 10").await?;
     issue(&owner, "crowd", &[]).await?;
     let mut issuers = Vec::new();
@@ -925,7 +924,7 @@ async fn the_number_of_tokens_is_exact_whoever_issues_at_the_same_time() -> Resu
         issuers.push(tokio::spawn(async move {
             let mut issued = 0;
             for _ in 0..5 {
-                // With a snapshot from before the others are done.
+                // With a snapshot from before the others finished.
                 session.batch_execute("begin; select from tollgate.scopes").await?;
                 match session.batch_execute("select tollgate.create_api_token('crowd', 'n')").await {
                     Ok(()) => {

@@ -1,7 +1,7 @@
-//! The Debian packages, installed with apt into a clean root and started there as systemd would start them.
+//! The Debian packages, installed with apt into a clean root and started there as systemd would.
 //!
-//! Needs root, for chroot, and what `tests/setup/clean-root.sh` and `make package` make; `make test` sees to both on
-//! PostgreSQL 15. Without them the test says so and is not run.
+//! Needs root, for chroot, and the results of `tests/setup/clean-root.sh` and `make package`; `make test` prepares both
+//! on PostgreSQL 15. Without them the test says so and is skipped.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// What a copy of the clean root is made for. Whatever runs in it is stopped at the end.
+/// A copy of the clean root. Everything that runs in it is stopped at the end.
 struct Root {
     directory: TempDir,
     daemon: Option<Child>,
@@ -31,7 +31,7 @@ impl Root {
         let copied =
             Command::new("cp").args(["-a", "--reflink=auto", "-T"]).arg(clean).arg(root.path()).status()?;
         ensure!(copied.success(), "could not copy {}", clean.display());
-        // Other users live in it.
+        // Other users must be able to enter it.
         std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755))?;
         Ok(root)
     }
@@ -40,7 +40,7 @@ impl Root {
         self.directory.path()
     }
 
-    /// A shell command inside, as this user, with nothing inherited.
+    /// A shell command inside, as this user, without inherited variables.
     fn command(&self, user: &str, script: &str) -> Command {
         let mut command = Command::new("chroot");
         command.arg("--userspec").arg(user).arg(self.path());
@@ -107,7 +107,7 @@ impl Drop for Root {
     }
 }
 
-/// `None` where they cannot be had, which only a person's machine may say.
+/// `None` if they are not available, which is only allowed on a developer's machine.
 fn packages() -> Result<Option<(PathBuf, PathBuf)>> {
     let named = |name| std::env::var_os(name).map(PathBuf::from);
     match (named("TOLLGATE_TEST_PACKAGES"), named("TOLLGATE_TEST_CLEAN_ROOT")) {
@@ -122,7 +122,8 @@ fn packages() -> Result<Option<(PathBuf, PathBuf)>> {
     }
 }
 
-/// What a service manager hears. It reads all the time, as systemd does: what is not read blocks the sender.
+/// The notifications that a service manager receives. It reads continuously, like systemd: unread ones would block the
+/// sender.
 struct Manager(Receiver<String>);
 
 impl Manager {
@@ -154,7 +155,7 @@ fn values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
     unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
 }
 
-/// Starts the daemon by the command line, as the user that its unit says, with the configuration that the package brings.
+/// Starts the daemon by the command line, as the user in its unit, with the packaged configuration.
 fn start(root: &mut Root, unit: &str) -> Result<Manager> {
     let manager = Manager::listen(&root.path().join("run/notify"))?;
     let [user, exec] = [values(unit, "User"), values(unit, "ExecStart")].map(|values| values[0].to_owned());
@@ -176,7 +177,7 @@ fn the_packages_install_on_a_clean_debian_and_serve_a_token() -> Result<()> {
         debs.push(format!("/tmp/{}", entry.file_name().to_string_lossy()));
     }
     assert_eq!(debs.len(), 2, "{debs:?}");
-    // All that they depend on is there, and apt knows of no other packages.
+    // All dependencies are there, and apt knows of no other packages.
     root.run("root", &format!("apt-get install -q -y --no-install-recommends {}", debs.join(" ")))?;
     assert_eq!(root.run("root", "dpkg --audit")?, "");
     for path in [
@@ -211,7 +212,7 @@ fn the_packages_install_on_a_clean_debian_and_serve_a_token() -> Result<()> {
         ensure!(Instant::now() < end, "the use was not flushed:\n{}", root.read("var/log/tollgated")?);
         std::thread::sleep(Duration::from_millis(100));
     }
-    // As the daemon's user, with its own settings: nothing fails, and the daemon is seen.
+    // As the daemon's user, with its own settings: nothing fails, and the daemon is detected.
     let check = root.run("tollgate:tollgate", "tollgated check")?;
     assert!(check.contains("without a failing task"), "{check}");
 
@@ -221,14 +222,14 @@ fn the_packages_install_on_a_clean_debian_and_serve_a_token() -> Result<()> {
     let status = daemon.wait()?;
     assert!(status.success(), "{status}\n{}", root.read("var/log/tollgated")?);
 
-    // What a person configured outlives a removal, as Debian has it.
+    // Configuration survives a removal, as Debian requires.
     root.stop_server(Signal::SIGINT)?;
     root.run("root", "apt-get remove -q -y tollgated postgresql-15-tollgate")?;
     root.run("root", "test -e /etc/tollgated/tollgated.toml && ! test -e /usr/bin/tollgated")?;
     Ok(())
 }
 
-/// What systemd makes of a word that it does not know is a line in its log, and no protection.
+/// systemd only logs a directive that it does not know, which then protects nothing.
 #[test]
 fn the_unit_is_one_that_systemd_understands_and_finds_hardened() -> Result<()> {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/tollgated/tollgated.service");
@@ -244,7 +245,7 @@ fn the_unit_is_one_that_systemd_understands_and_finds_hardened() -> Result<()> {
         Err(error) => return Err(error.into()),
     };
     assert!(verdict.status.success(), "{}", String::from_utf8_lossy(&verdict.stdout));
-    // It also looks for what only the package brings.
+    // It also checks for files that only the package installs.
     let verified = analyze(&["verify"])?;
     let complaints = String::from_utf8_lossy(&verified.stderr).into_owned();
     let others: Vec<&str> = complaints

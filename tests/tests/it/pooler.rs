@@ -1,4 +1,5 @@
-//! The daemon behind a real PgBouncer: in transaction mode it refuses to serve and says why, as does `check`, in session mode it works.
+//! The daemon behind a real PgBouncer: in transaction mode it refuses to serve and says why, as does `check`; in
+//! session mode it works.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Stdio};
@@ -15,10 +16,10 @@ static SHARED: Shared = Shared::new(&[]);
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Ways to lend sessions by the transaction, and how many sessions to wait for.
+/// Configurations of transaction pooling, and how many sessions to wait for.
 const TRANSACTION_POOLS: [(&str, i64); 4] = [
     ("", 0),
-    // By turns, two sessions for our two: each gets its own again, as from a server.
+    // Alternating between two server sessions for our two: each gets its own again, as without a pooler.
     ("server_round_robin = 1\nmin_pool_size = 2", 2),
     ("server_round_robin = 1\nmin_pool_size = 3", 3),
     ("default_pool_size = 1", 0),
@@ -63,7 +64,7 @@ impl PgBouncer {
         Ok(pooler)
     }
 
-    /// Waits until it keeps this many sessions of the server, which it opens once somebody has come.
+    /// Waits until it has this many server sessions, which it opens once a client has connected.
     async fn fill(&self, db: &Db, sessions: i64) -> Result<()> {
         let (_client, connection) = tokio_postgres::connect(&self.url(db), tokio_postgres::NoTls).await?;
         tokio::spawn(connection);
@@ -93,7 +94,7 @@ impl Drop for PgBouncer {
     }
 }
 
-/// Whoever gets its sessions next finds no lock, no LISTEN, and the settings that the role and the database have.
+/// The next user of its sessions finds no lock, no LISTEN, and the settings of the role and the database.
 async fn left_as_it_was(db: &Db, pooler: &PgBouncer) -> Result<()> {
     let locks: i64 = common::value(
         &db.owner,
@@ -145,7 +146,7 @@ async fn check_names_a_pooler_in_transaction_mode_and_leaves_it_as_it_was() -> R
         let report: Value = serde_json::from_slice(&output.stdout)?;
         assert_eq!(report["ok"], json!(false), "{more}");
         let findings = report["findings"].as_array().context("findings")?;
-        // What is asked through it might be answered by anybody.
+        // A query through it might be answered by any session.
         assert_eq!(findings.len(), 1, "{more}: {report}");
         let found = &findings[0];
         assert_eq!(
@@ -185,7 +186,7 @@ async fn a_pooler_in_session_mode_is_as_good_as_none() -> Result<()> {
     .await;
     eventually_async(SOON, "LISTEN", async || daemon.log().contains("listening")).await;
     assert!(common::revoke(&db.owner, token.id).await?);
-    // Only a notification can have told of it.
+    // Only a notification can have triggered it.
     eventually_async(SOON, "the revocation", async || daemon.log().contains("token.revoked")).await;
     Ok(())
 }

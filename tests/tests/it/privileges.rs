@@ -1,4 +1,4 @@
-//! Who is kept out, and what every object owes its reader. Who may do what is in capabilities.rs, who attacks in attacks.rs.
+//! Refused access, and the rules for every object. Who may do what is in capabilities.rs, attacks are in attacks.rs.
 
 use crate::calls;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +11,7 @@ use tollgate_tests::DATABASE;
 
 static SHARED: Shared = Shared::new(&[]);
 
-/// What everyone may call: it discloses nothing but the caller's own context.
+/// Functions that everyone may call: they disclose nothing but the caller's own context.
 const PUBLIC: [&str; 9] = [
     "tollgate.client_ip_from(text,cidr[])",
     "tollgate.current_scopes()",
@@ -24,8 +24,8 @@ const PUBLIC: [&str; 9] = [
     "tollgate.token_has_scope(text)",
 ];
 
-/// Functions of the schema by signature, with a call that passes NULL for each argument: from a sub-select, since a
-/// strict function of constants would be folded away before anybody asks whether it may be called.
+/// Functions of the schema by signature, with a call that passes NULL for each argument: from a sub-select, since the
+/// planner would fold a strict function of constants before its privilege is checked.
 async fn functions(owner: &Client) -> Result<BTreeMap<String, String>> {
     let rows = owner
         .query(
@@ -40,7 +40,7 @@ async fn functions(owner: &Client) -> Result<BTreeMap<String, String>> {
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Tries everything that there is in the schema as a role that was granted nothing.
+/// Tries everything in the schema as a role without grants.
 async fn assert_locked(owner: &Client, stranger: &Client) -> Result<()> {
     let role: String = value(stranger, "select current_user::text").await?;
     let functions = functions(owner).await?;
@@ -127,7 +127,7 @@ async fn a_role_without_grants_is_refused_everything_but_the_public_functions() 
     owner.batch_execute("create role stranger login").await?;
     let stranger = cluster.connect("stranger", DATABASE).await?;
     assert_locked(&owner, &stranger).await?;
-    // What is public does work, and so is not merely a name.
+    // The public functions do work.
     for (question, answer) in
         [("scope_grants('{posts:*}', 'posts:read')", true), ("token_has_scope('posts:read')", false)]
     {
@@ -284,7 +284,8 @@ async fn every_function_that_runs_as_the_owner_pins_its_search_path() -> Result<
     Ok(())
 }
 
-/// `enable_sort = off` and its like add ten thousand million to a plan's estimated cost: no plan is too cheap for JIT then.
+/// `enable_sort = off` and similar settings add ten billion to a plan's estimated cost: then no plan is too cheap for
+/// JIT.
 #[tokio::test]
 async fn a_function_that_restricts_the_planner_is_not_compiled_for_each_call() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;

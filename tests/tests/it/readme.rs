@@ -1,5 +1,5 @@
-//! The README keeps its word: its SQL runs, in its order, and says what the README says that it says; and its GRANTs let
-//! each role do what they are for, and no more.
+//! The README is correct: its SQL runs, in order, and answers as the README shows; and its GRANTs let each role do its
+//! work, and no more.
 
 use crate::document;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually};
 
 const README: &str = include_str!("../../../README.md");
 
-/// A fresh server on which all of the README's SQL has run, and what each block answered.
+/// A new server on which all of the README's SQL has run, and the answers of each block.
 fn after_the_readme() -> Result<(Cluster, Vec<Vec<String>>)> {
     let cluster = Cluster::start()?;
     let answers = document::run(&cluster, document::blocks(README, "sql"))?;
@@ -29,14 +29,14 @@ fn its_sql_runs_in_its_order_and_answers_as_it_shows() -> Result<()> {
     Ok(())
 }
 
-/// Each guide, on data of the other system's documented shape.
+/// Each guide, on data in the documented form of the other system.
 #[test]
 fn the_guides_to_migrating_run_and_answer_as_they_show() -> Result<()> {
     let cluster = Cluster::start()?;
     let blocks = document::blocks(include_str!("../../../docs/migrating.md"), "sql");
     let answers = document::run(&cluster, blocks.iter().copied())?;
     assert!(blocks.len() >= 8 && answers.len() == blocks.len());
-    // The first answers for the scopes, with nothing to see.
+    // The first one only sets up the scopes.
     for (block, answer) in blocks.iter().zip(&answers).skip(1) {
         document::assert_answered(block, answer);
     }
@@ -78,7 +78,7 @@ async fn its_roles_do_their_work() -> Result<()> {
     let app = cluster.connect("app", DATABASE).await?;
     let verified = app.query_one("select code from tollgate.verify_api_token($1)", &[&secret]).await?;
     assert_eq!(verified.get::<_, &str>(0), "VALID");
-    // As PostgREST makes it.
+    // As PostgREST calls it.
     app.batch_execute("begin read only").await?;
     let headers = serde_json::json!({ "x-api-key": secret }).to_string();
     app.query("select set_config('request.headers', $1, true)", &[&headers]).await?;
@@ -114,7 +114,7 @@ async fn its_roles_do_their_work() -> Result<()> {
 #[test]
 fn after_its_settings_no_token_of_the_application_reaches_the_log() -> Result<()> {
     let (mut cluster, _) = after_the_readme()?;
-    // Everything that can be logged is. Only bind values are at stake: whoever writes a token into a statement logs it.
+    // Everything that can be logged is. Only bind values matter: a token written into a statement is logged.
     cluster.configure("log_statement", "all")?;
     cluster.configure("log_min_duration_statement", "0")?;
     cluster.configure("log_parameter_max_length", "-1")?;
@@ -125,7 +125,7 @@ fn after_its_settings_no_token_of_the_application_reaches_the_log() -> Result<()
             .is_ok_and(|value| value.as_deref() == Some("0"))
     });
     cluster.execute(DATABASE, "create role careless login; grant app to careless")?;
-    // Of the right form, and issued by nobody.
+    // In the right format, but never issued.
     let issued = token::issue(&Prefix::default(), &[0x5a; ENTROPY_LEN]);
     let (secret, body) = (issued.token(), "5a".repeat(ENTROPY_LEN));
 

@@ -1,4 +1,4 @@
-//! The seals of the audit log: what is changed behind Tollgate's back is found and placed; what is old can go, and the
+//! The seals of the audit log: changes behind Tollgate's back are found and located; old events can be purged, and the
 //! rest stays verifiable.
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client};
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually, eventually_async};
 
-/// What the tests make is a moment old.
+/// The tests' events are only a moment old.
 static SHARED: Shared = Shared::new(&[("tollgate.min_audit_retention", "0")]);
 
 const LONG: Duration = Duration::from_secs(30);
@@ -26,7 +26,7 @@ async fn log(client: &Client, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits until all that is in the log may be sealed: transactions in other databases, those of other tests too, hold it up.
+/// Waits until the whole log may be sealed: transactions in other databases, including those of other tests, delay it.
 async fn settle(owner: &Client) -> Result<()> {
     let settled = "select not exists (select from tollgate.audit_log a, tollgate.final_place() f
                                       where (a.epoch, a.xid) >= (f.epoch, f.xid))";
@@ -34,12 +34,12 @@ async fn settle(owner: &Client) -> Result<()> {
     Ok(())
 }
 
-/// How many events the next seal holds; 0 if there is none.
+/// The number of events in the next seal; 0 if there is none.
 async fn seal(client: &Client, max_events: i32) -> Result<i64> {
     Ok(client.query_one("select events from tollgate.seal_audit_log($1)", &[&max_events]).await?.get(0))
 }
 
-/// Seals each of so many new events by itself; says how many seals there are then. What stood in the log is the first.
+/// Seals each of a number of new events by itself; returns the number of seals. Earlier events are in the first.
 async fn sealed(db: &Db, count: usize) -> Result<i64> {
     settle(&db.owner).await?;
     seal(&db.operator, 10_000).await?;
@@ -59,14 +59,14 @@ async fn verify(client: &Client) -> Result<Value> {
     value(client, "select to_jsonb(v) from tollgate.verify_audit_log() v").await
 }
 
-/// The first seal that does not hold, and why.
+/// The first bad seal, and why.
 async fn fault(client: &Client) -> Result<Option<(i64, String)>> {
     let answer = verify(client).await?;
     assert_eq!(answer["whole"], json!(answer["fault"].is_null()));
     Ok(answer["seal"].as_i64().zip(answer["fault"].as_str().map(str::to_owned)))
 }
 
-/// Runs statements with all triggers off, which an owner who is set on it can do.
+/// Runs statements with all triggers off, as a malicious owner can.
 async fn tamper(db: &Db, statements: &str) -> Result<()> {
     let tables = ["audit_log", "audit_seals"];
     let switch = |how: &str| {
@@ -77,7 +77,7 @@ async fn tamper(db: &Db, statements: &str) -> Result<()> {
     Ok(())
 }
 
-/// Of the middle event under a seal that [`sealed`] made.
+/// The middle event under a seal that [`sealed`] created.
 fn event_of(seal: i64) -> String {
     format!(
         "(select a.id from tollgate.audit_log a, tollgate.audit_seals s, tollgate.audit_seals p
@@ -138,7 +138,7 @@ async fn a_call_seals_so_many_events_and_never_half_a_transaction() -> Result<()
     Ok(())
 }
 
-/// Such as only a superuser can write: its text would be longer than a text can be.
+/// An event that only a superuser can write: its text would be longer than a text can be.
 #[tokio::test]
 async fn an_event_of_any_size_and_depth_is_sealed_and_a_change_of_it_found() -> Result<()> {
     let db = db("odd").await?;
@@ -158,7 +158,7 @@ async fn an_event_of_any_size_and_depth_is_sealed_and_a_change_of_it_found() -> 
     Ok(())
 }
 
-/// Its digests are joined by pieces.
+/// Its digests are joined in chunks.
 #[tokio::test]
 async fn a_transaction_of_many_events_is_sealed_as_one_and_a_change_is_found_in_any_of_its_pieces()
 -> Result<()> {
@@ -197,7 +197,7 @@ async fn a_transaction_of_many_events_is_sealed_as_one_and_a_change_is_found_in_
 
 #[tokio::test]
 async fn what_may_still_be_added_is_not_sealed_and_what_is_written_does_not_wait() -> Result<()> {
-    // A server of its own: what other databases have open would hold the seals back too.
+    // A separate server: open transactions of other databases would delay the seals too.
     let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
     let db = Db::only(&cluster).await?;
     while seal(&db.operator, 10_000).await? > 0 {}
@@ -209,7 +209,7 @@ async fn what_may_still_be_added_is_not_sealed_and_what_is_written_does_not_wait
 
     db.operator.batch_execute("begin").await?;
     assert_eq!(seal(&db.operator, 10_000).await?, 0);
-    // Sealing is under way; writers go on.
+    // Sealing is in progress; writers continue.
     db.owner.batch_execute("set lock_timeout = '10ms'").await?;
     log(&db.owner, "fast:2").await?;
     slow.batch_execute("commit").await?;
@@ -368,7 +368,7 @@ async fn whatever_is_done_to_sealed_events_is_found_and_placed() -> Result<()> {
     Ok(())
 }
 
-/// Also one that a later version may add, and forget to seal.
+/// Also a column that a later version may add, and forget to seal.
 #[tokio::test]
 async fn no_column_of_an_event_can_be_changed_unnoticed() -> Result<()> {
     let db = db("columns").await?;
@@ -427,7 +427,7 @@ async fn the_answer_says_when_the_events_were_that_do_not_hold() -> Result<()> {
     Ok(())
 }
 
-/// What the chain alone cannot tell, whoever keeps a seal elsewhere can.
+/// A seal that was kept elsewhere reveals what the chain alone cannot.
 #[tokio::test]
 async fn a_seal_that_was_kept_elsewhere_tells_of_a_chain_that_was_cut_or_forged() -> Result<()> {
     let db = db("kept").await?;
@@ -479,7 +479,7 @@ async fn seals_are_append_only_even_for_their_owner() -> Result<()> {
 
 // ---- Purging
 
-/// What [`sealed`] makes takes no time, so the past is up to the moment after a seal.
+/// [`sealed`] takes no time, so the past is everything up to the moment after a seal.
 async fn purge(client: &Client, through: i64, max_events: i32) -> Result<i64> {
     let before: String = value(
         client,
@@ -520,7 +520,7 @@ async fn a_purge_removes_whole_old_stretches_and_leaves_an_event_and_a_log_that_
     assert_eq!((&answer["whole"], &answer["seals"]), (&json!(true), &json!(6)), "one of them the purge's");
     assert_eq!((&answer["events"], &answer["purged"]), (&json!(6), &json!(3)));
 
-    // The event of the purge is itself sealed and one day purged; the next one tells of all before it.
+    // The event of the purge is itself sealed and one day purged; the next one covers all before it.
     settle(&db.owner).await?;
     assert_eq!(seal(&db.operator, 10_000).await?, 1);
     log(&db.owner, "after:purge").await?;
@@ -603,8 +603,8 @@ async fn a_purge_does_not_wipe_away_the_traces_of_tampering() -> Result<()> {
     Ok(())
 }
 
-/// The flag that lets a purge through the trigger is of the library: nothing in SQL sets it, and it does not outlive a
-/// purge, also one that fails.
+/// The flag that lets a purge through the trigger is internal to the library: nothing in SQL sets it, and it is reset
+/// after a purge, even one that fails.
 #[tokio::test]
 async fn nothing_but_a_purge_gets_past_the_trigger() -> Result<()> {
     let db = db("nobypass").await?;
@@ -653,7 +653,7 @@ async fn a_purge_waits_for_who_seals() -> Result<()> {
     Ok(())
 }
 
-/// Who purges is not who says how long the log is kept.
+/// The role that purges does not decide how long the log is kept.
 #[tokio::test]
 async fn nothing_younger_than_the_owner_says_is_purged() -> Result<()> {
     let db = db("retention").await?;
@@ -711,7 +711,7 @@ async fn a_purge_that_was_written_by_hand_is_found() -> Result<()> {
     assert_eq!(fault(&db.owner).await?, Some(removed.clone()), "an event is no proof");
     assert_eq!(verdict(&db, &kept).await?, (Some(removed.1), Some(removed.0)));
 
-    // A link that fits the chain: whoever can write there can make one.
+    // A link that fits the chain: anyone who can write to the table can create one.
     for (purged_to, before, found) in [
         (2, "now()", "purge not proven"),
         (2, "now() - interval '31 days'", "purge not proven"),

@@ -1,5 +1,5 @@
-//! The rules that every object of the extension keeps, read from the catalogue after installing it. `make lint` runs this
-//! on its own.
+//! The rules for every object of the extension, read from the catalogue after installing it. `make lint` runs this
+//! alone.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::common::Shared;
 
 static SHARED: Shared = Shared::new(&[]);
 
-/// What discloses nothing but the caller's own context, and so is open to everyone.
+/// Functions that disclose nothing but the caller's own context, and so are open to everyone.
 const PUBLIC_FUNCTIONS: &[&str] = &[
     "client_ip_from(text,cidr[])",
     "current_scopes()",
@@ -23,7 +23,7 @@ const PUBLIC_FUNCTIONS: &[&str] = &[
     "token_has_scope(text)",
 ];
 
-/// Tables that a dump leaves out: they tell of this very cluster, and would be wrong in another.
+/// Tables that a dump leaves out: their content applies to this cluster only.
 const NOT_DUMPED: &[&str] = &[
     "daemon_reports",
     "finding_secret",
@@ -55,7 +55,7 @@ async fn names(query: &str) -> Result<(Arc<Cluster>, Vec<String>)> {
     Ok((cluster, names))
 }
 
-/// None of the objects that a query looks at may be among those that it returns.
+/// None of the objects that a query returns may exist.
 async fn none(query: &str, what_is_wrong: &str) -> Result<()> {
     let (_, offenders) = names(query).await?;
     assert!(offenders.is_empty(), "{what_is_wrong}: {offenders:#?}");
@@ -65,7 +65,7 @@ async fn none(query: &str, what_is_wrong: &str) -> Result<()> {
 #[tokio::test]
 async fn every_object_has_a_comment() -> Result<()> {
     none(
-        // Left out are the types that a table or another type brings along, and the sequences of serial columns.
+        // Excludes the types that belong to a table or another type, and the sequences of serial columns.
         "select pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid)
            from pg_catalog.pg_depend as d
            join pg_catalog.pg_extension as e on e.oid = d.refobjid and e.extname = 'tollgate'

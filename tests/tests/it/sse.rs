@@ -1,5 +1,5 @@
-//! `/events`: every event once its transaction has committed, to whoever may read them, through every break of the
-//! connection; and whoever does not read harms nobody.
+//! `/events`: every event once its transaction has committed, to every authorised reader, across broken connections;
+//! and a reader that does not read harms no other.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use tollgate_tests::{Tollgated, eventually_async};
 
 static SHARED: Shared = Shared::new(&[]);
 
-/// A few intervals of the scan, and much less than after which the daemon looks whatever it remembers.
+/// A few intervals of the scan, and much less than the time after which the daemon scans in any case.
 const SOON: Duration = Duration::from_secs(10);
 
 async fn db(name: &str) -> Result<Db> {
@@ -31,13 +31,13 @@ async fn reader(owner: &Client) -> Result<Token> {
     issue(owner, "reader", &["tollgate:events"]).await
 }
 
-/// One event as it came.
+/// One received event.
 #[derive(Clone, Debug)]
 struct Told {
     id: String,
     event: String,
     data: Value,
-    /// As it came.
+    /// The raw text.
     text: String,
 }
 
@@ -63,7 +63,7 @@ impl Stream {
         Ok(Self { lines })
     }
 
-    /// The next event; `None` at the end of the stream. Sizes of chunks and comments are passed over.
+    /// The next event; `None` at the end of the stream. Chunk sizes and comments are skipped.
     async fn next(&mut self) -> Result<Option<Told>> {
         let (mut id, mut event) = (None, None);
         loop {
@@ -107,7 +107,7 @@ async fn logged(owner: &Client) -> Result<Vec<i64>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// By its scan, with the interval that it has by default: nothing wakes it.
+/// By its scan, at the default interval: nothing wakes it.
 #[tokio::test]
 async fn a_revocation_that_notifies_nobody_reaches_the_log_and_the_streams_all_the_same() -> Result<()> {
     let db = db("unnotified").await?;
@@ -153,7 +153,8 @@ async fn a_reader_is_told_of_what_happens_from_now_on() -> Result<()> {
     Ok(())
 }
 
-/// What a superuser wrote by hand: numbers beyond those of 64 bits, a name that would be a line of the stream, too much of it.
+/// Events that a superuser wrote by hand: numbers beyond 64 bits, a name that would be a line of the stream, too much
+/// data.
 #[tokio::test]
 async fn an_odd_event_is_sent_as_it_is_or_as_one_that_says_so_and_the_next_one_comes() -> Result<()> {
     let db = db("odd").await?;
@@ -195,7 +196,7 @@ async fn only_a_token_with_the_scope_reads_and_only_while_it_is_good() -> Result
 
     let mut stream = Stream::open(address, &good.token, "", None).await?;
     assert!(revoke(&db.owner, good.id).await?);
-    // The stream ends, whether or not it told of that.
+    // The stream ends, whether or not it delivered that event.
     while stream.next().await?.is_some() {}
     assert_eq!(asked(Some(&format!("Bearer {}", good.token))).await?, 401);
     for token in [&good, &other] {
@@ -209,7 +210,7 @@ async fn whoever_comes_back_with_the_last_id_misses_nothing_not_even_what_commit
     let db = db("late").await?;
     let token = reader(&db.owner).await?;
     let (_daemon, address) = run(&db.url(), &[]).await?;
-    // Its row has the lower number, and commits after the others were told.
+    // Its row has the lower number, and commits after the others were delivered.
     let mut late = db.session("postgres").await?;
     let transaction = late.transaction().await?;
     let hidden: i64 = transaction
@@ -263,7 +264,7 @@ async fn a_daemon_that_is_killed_loses_no_event_and_another_one_goes_on() -> Res
         told.push(stream.next().await?.context("the stream ended")?);
         ensure!(told.len() <= 2 * there.len(), "not all of {there:?} in {:?}", numbers(&told));
     }
-    // One reader by itself, without late commits: once each, and in order.
+    // A single reader, without late commits: once each, and in order.
     assert_eq!(numbers(&told), there);
     Ok(())
 }
@@ -327,7 +328,7 @@ async fn a_reader_that_never_reads_delays_nobody_and_is_cut_off() -> Result<()> 
     }
     let after = metrics(address).await?["tollgated_resident_memory_bytes"];
     assert!(after - before < 60e6, "from {before} to {after} bytes");
-    // Those that take nothing are let go; the one that reads stays.
+    // Readers that take nothing are disconnected; the one that reads stays.
     eventually_measures(address, "tollgated_event_streams", |count| count == 1.0).await;
     let mut rest = Vec::new();
     let mut one = stalled.pop().context("a socket")?;
@@ -337,7 +338,7 @@ async fn a_reader_that_never_reads_delays_nobody_and_is_cut_off() -> Result<()> 
     Ok(())
 }
 
-/// Tokens for as many readers as there is room for, and one more.
+/// Tokens for the maximum number of readers, and one more.
 async fn readers(owner: &Client) -> Result<Vec<Token>> {
     let mut tokens = Vec::new();
     for _ in 0..9 {
@@ -346,7 +347,7 @@ async fn readers(owner: &Client) -> Result<Vec<Token>> {
     Ok(tokens)
 }
 
-/// As many streams as there may be: eight for each of eight tokens.
+/// The maximum number of streams: eight for each of eight tokens.
 async fn fill(address: SocketAddr, tokens: &[Token]) -> Result<Vec<Stream>> {
     let mut streams = Vec::new();
     for token in &tokens[..8] {
@@ -395,7 +396,7 @@ async fn one_token_has_eight_streams_at_most_and_leaves_the_rest_to_others() -> 
     for stream in &mut streams {
         assert_eq!(stream.take(1).await?[0].event, "token.created");
     }
-    // A place that is left can be had again.
+    // A freed place can be used again.
     drop(streams.remove(0));
     eventually_measures(address, "tollgated_event_streams", |count| count == 8.0).await;
     Stream::open(address, &greedy.token, "", None).await?;
@@ -475,13 +476,13 @@ async fn failures_of_an_address_neither_end_its_streams_nor_stop_a_good_token() 
     }
     assert_eq!(asked("nonsense").await?, 429, "whoever guesses has used it up");
     for (token, stream) in [&good, &bound].into_iter().zip(&mut streams) {
-        // What concerns its token has a stream look at it again.
+        // An event about its token makes a stream check the token again.
         let sql = "select tollgate.update_api_token($1, '{\"name\": \"renamed\"}')";
         db.owner.execute(sql, &[&token.id]).await?;
         while stream.take(1).await?[0].data["token_id"] != token.id.to_string() {}
         issue(&db.owner, "ann", &[]).await?;
         while stream.take(1).await?[0].data["user_id"] != "ann" {}
-        // And another reader with it is let in.
+        // And another reader with it is admitted.
         Stream::open(address, &token.token, "", None).await?;
     }
     assert_eq!(asked(&elsewhere.token).await?, 401);

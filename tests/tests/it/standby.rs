@@ -1,5 +1,5 @@
-//! Tokens verified on hot standbys: their usage reaches the tables of the primary exactly once, whatever dies or takes over
-//! on the way. Every standby here streams for real.
+//! Tokens verified on hot standbys: their usage reaches the tables of the primary exactly once, whatever fails or takes
+//! over on the way. Every standby here really streams.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn primary() -> Result<Arc<Cluster>> {
     Ok(Arc::new(common::start(Cluster::builder())?))
 }
 
-/// Of the operator.
+/// As the operator.
 fn url(cluster: &Cluster) -> String {
     cluster.url(OPERATOR, DATABASE)
 }
@@ -41,7 +41,7 @@ fn run(database_url: &str, standbys: &[&str]) -> Result<Tollgated> {
     Tollgated::spawn(database_url, &arguments)
 }
 
-/// Verifies there that often, each time with success.
+/// Verifies there this many times, each time with success.
 async fn use_on(cluster: &Cluster, token: &Token, times: i64) -> Result<()> {
     let web = cluster.connect("web", DATABASE).await?;
     for _ in 0..times {
@@ -57,7 +57,7 @@ async fn eventually_counts(owner: &Client, token: &Token, uses: i64) {
     .await;
 }
 
-/// What the daemon reports of a task, `None` as long as it does not.
+/// The daemon's report of a task, `None` until it reports.
 async fn task(owner: &Client, name: &str) -> Option<Value> {
     let tasks: Option<Value> =
         value(owner, "select (select d.tasks from tollgate.daemons d order by d.last_seen_at desc limit 1)")
@@ -172,7 +172,7 @@ async fn counts_are_exact_however_often_the_daemon_is_killed() -> Result<()> {
         };
         let before = flushes().await?;
         let mut daemon = run(&db.url(), &[&url(&standby)])?;
-        // At another point each time, and not before it does something, unless there is nothing left to do.
+        // At a different point each time, and not before it does something, unless nothing is left to do.
         eventually_async(LONG, "a flush", async || {
             flushes().await.unwrap() > before + kills % 3
                 || users.iter().all(tokio::task::JoinHandle::is_finished)
@@ -215,7 +215,7 @@ async fn what_a_standby_counted_survives_restarts_and_crashes_of_the_primary() -
     Ok(())
 }
 
-/// The worst moment: the primary has the flush and is lost with it, before the standby that takes over had it.
+/// The worst case: the primary has the flush and is lost with it, before the standby that takes over received it.
 #[tokio::test]
 async fn a_promoted_standby_still_counts_what_only_the_lost_primary_was_told() -> Result<()> {
     let mut primary = common::start(Cluster::builder())?;
@@ -224,7 +224,7 @@ async fn a_promoted_standby_still_counts_what_only_the_lost_primary_was_told() -
     let token = issue(&owner, "a", &[]).await?;
     let standby = primary.standby()?;
     standby.catch_up_with(&primary)?;
-    // The daemon follows whichever takes writes.
+    // The daemon follows whichever accepts writes.
     let both = format!(
         "postgres://{OPERATOR}@127.0.0.1:{},127.0.0.1:{}/{DATABASE}?target_session_attrs=read-write",
         primary.port(),
@@ -235,7 +235,7 @@ async fn a_promoted_standby_still_counts_what_only_the_lost_primary_was_told() -
     eventually_counts(&owner, &token, 4).await;
     standby.catch_up_with(&primary)?;
 
-    // From now on it learns of nothing. Being cut off, it cannot say so, but it goes on counting.
+    // From now on it receives nothing. Being cut off, it cannot report that, but it continues to count.
     let receiver = standby.connect("postgres", DATABASE).await?;
     for statement in ["alter system set primary_conninfo = ''", "select pg_reload_conf()"] {
         receiver.batch_execute(statement).await?;
@@ -245,7 +245,7 @@ async fn a_promoted_standby_still_counts_what_only_the_lost_primary_was_told() -
     })
     .await;
     use_on(&standby, &token, 3).await?;
-    // Of the three perhaps not all: those that came after the first of them was drained wait behind it.
+    // Perhaps not all three: uses after the first drain wait for the next one.
     eventually_async(LONG, "a flush that only the primary has", async || {
         counts(&owner, token.id).await.unwrap().0 > 4
     })
@@ -262,7 +262,7 @@ async fn a_promoted_standby_still_counts_what_only_the_lost_primary_was_told() -
     standby.promote()?;
     let owner = standby.connect("postgres", DATABASE).await?;
     eventually_counts(&owner, &token, 7).await;
-    // The daemon has it as its primary and as its standby now.
+    // The daemon now has it as its primary and as its standby.
     use_on(&standby, &token, 50).await?;
     eventually_counts(&owner, &token, 57).await;
     let operator = standby.connect(OPERATOR, DATABASE).await?;
@@ -330,7 +330,7 @@ async fn what_came_from_a_standby_is_told_of_there_once_it_is_replayed() -> Resu
     Ok(())
 }
 
-/// A standby has memory of its own, in which the room for counters ends.
+/// A standby has its own shared memory, where room for counters may run out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn early_flushes_keep_a_standby_from_overflowing_however_many_tokens_are_used() -> Result<()> {
     const TOKENS: i32 = 4_000;
@@ -340,7 +340,7 @@ async fn early_flushes_keep_a_standby_from_overflowing_however_many_tokens_are_u
     let tokens = issue_many(&db.owner, TOKENS).await?;
     let standby = db.cluster.standby()?;
     standby.catch_up_with(&db.cluster)?;
-    // By its period it would flush tomorrow.
+    // By its interval it would flush tomorrow.
     let mut arguments = FLUSHING.to_vec();
     arguments[2] = "--flush-interval=24h";
     let on_standby = format!("--standby={}", url(&standby));

@@ -1,4 +1,4 @@
-//! Metering: what is counted, and that it reaches the tables exactly once whoever dies on the way.
+//! Metering: what is counted, and that it reaches the tables exactly once, whatever fails on the way.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -122,7 +122,7 @@ async fn each_refusal_of_a_known_token_is_a_denial_and_no_use() -> Result<()> {
     }
     assert_eq!(usage(&db.owner, token.id).await?, Some(Usage { denials: 5, ..Usage::default() }));
 
-    // A denial afterwards does not touch when and from where it was last used.
+    // A later denial does not change when and from where it was last used.
     assert_eq!(Request::of(&token.token).coming_from("10.0.0.1").code(&db.web).await?, "VALID");
     let request = Request::of(&token.token).requiring(&[Some("posts:read")]).coming_from("192.0.2.1");
     assert_eq!(request.code(&db.web).await?, "INSUFFICIENT_SCOPE");
@@ -163,7 +163,7 @@ async fn asking_for_a_scope_is_an_outcome_and_no_use() -> Result<()> {
         }
     }
     assert_eq!(drain(&db.operator).await?, None);
-    // Who guesses is seen here as at any other door.
+    // Guesses are counted here as in any other function.
     let outcomes = stats(&db.operator).await?["verifications"].clone();
     for (code, count) in [("VALID", 1), ("INSUFFICIENT_SCOPE", 1), ("MALFORMED", 2)] {
         assert_eq!(outcomes[code], json!(count), "{code}: {outcomes}");
@@ -200,7 +200,7 @@ async fn unknown_and_malformed_tokens_are_counted_by_their_code_alone() -> Resul
     Ok(())
 }
 
-/// Whoever guesses scopes or addresses with a stolen token must not be able to undo the traces.
+/// A thief who tries scopes or addresses with a stolen token must not be able to undo the traces.
 #[tokio::test]
 async fn usage_is_not_rolled_back_with_the_transaction_that_caused_it() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "rolledback").await?;
@@ -298,7 +298,7 @@ async fn acknowledging_what_was_not_handed_out_does_nothing() -> Result<()> {
     assert!(apply(&db.operator, &first).await? && ack(&db.operator, first.number).await?);
     assert!(!ack(&db.operator, first.number).await?, "acknowledged already");
     code(&db.web, &token.token).await?;
-    // The open generation is not the closed one, and a late acknowledgement of the one before frees nothing.
+    // The open generation is not the closed one, and a late acknowledgement of the previous one frees nothing.
     assert!(!ack(&db.operator, first.number + 1).await?);
     let second = drained(&db.operator).await?;
     assert!(!ack(&db.operator, first.number).await?);
@@ -322,7 +322,7 @@ async fn a_generation_counts_once_however_often_it_is_applied() -> Result<()> {
     code(&db.web, &token.token).await?;
     let second = drained(&db.operator).await?;
     assert!(apply(&db.operator, &second).await?);
-    // A carrier that had hung since the generation before.
+    // A carrier that had hung since the previous generation.
     assert!(!apply(&db.operator, &first).await?);
     assert!(!apply(&db.operator, &second).await?);
     assert_eq!(counts(&db.owner, token.id).await?, (3, 0));
@@ -356,7 +356,7 @@ async fn server_starts_and_nodes_are_told_apart() -> Result<()> {
         assert!(apply(&db.operator, generation).await?);
         assert!(!apply(&db.operator, generation).await?);
     }
-    // What one server start has reached says nothing of another: numbers are compared within one only.
+    // The generations of one server start say nothing about another: numbers are compared within one only.
     assert!(apply(&db.operator, &Generation { number: 5, boot: Uuid::new_v4(), ..own.clone() }).await?);
     assert_eq!(counts(&db.owner, token.id).await?, (4, 0));
     Ok(())
@@ -495,7 +495,7 @@ async fn a_use_is_neither_before_its_token_nor_in_the_future() -> Result<()> {
     Ok(())
 }
 
-/// Whoever may apply can say that something was used, but not have what is counted later taken for applied.
+/// A role that may apply can claim that a token was used, but cannot make later counts be taken for applied.
 #[tokio::test]
 async fn only_a_generation_that_was_handed_out_is_applied_or_acknowledged() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "handedout").await?;
@@ -516,7 +516,7 @@ async fn only_a_generation_that_was_handed_out_is_applied_or_acknowledged() -> R
     flush_all(&db.operator).await?;
     assert_eq!(counts(&db.owner, token.id).await?, (2, 0));
 
-    // A record that says what cannot be, however it came there, loses nothing either.
+    // An impossible record, however it got there, loses nothing either.
     code(&db.web, &token.token).await?;
     db.owner.batch_execute("update tollgate.usage_flushes set generation = generation + 1000000").await?;
     let next = drained(&db.operator).await?;
@@ -575,7 +575,7 @@ async fn usage_of_deleted_tokens_is_dropped() -> Result<()> {
     Ok(())
 }
 
-/// The daemon's tasks run side by side: a token that is still presented may be purged while its denials are applied.
+/// The daemon's tasks run concurrently: a token that is still presented may be purged while its denials are applied.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flush_that_meets_a_purge_leaves_no_usage_of_a_token_that_is_gone() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "orphans").await?;
@@ -667,7 +667,7 @@ async fn servers_that_are_flushed_at_once_do_not_deadlock() -> Result<()> {
     };
     assert!(apply(&db.operator, &generation("first", &rows)).await?);
 
-    // Both come to the token in the middle and wait there: if each had begun at its own end, neither could go on.
+    // Both reach the token in the middle and wait there: if each had started at a different end, they would deadlock.
     let holder = db.session("postgres").await?;
     let middle = rows[1].token_id;
     holder.batch_execute("begin").await?;
@@ -675,7 +675,7 @@ async fn servers_that_are_flushed_at_once_do_not_deadlock() -> Result<()> {
     let mut carriers = Vec::new();
     for node in ["primary", "standby"] {
         let (operator, generation) = (db.session(OPERATOR).await?, generation(node, &rows));
-        // Other joins might bring the rows into an order of their own.
+        // Other joins might return the rows in another order.
         operator.batch_execute("set enable_hashjoin = off; set enable_mergejoin = off").await?;
         carriers.push(tokio::spawn(async move { apply(&operator, &generation).await }));
         rows.reverse();
@@ -696,7 +696,7 @@ async fn servers_that_are_flushed_at_once_do_not_deadlock() -> Result<()> {
     Ok(())
 }
 
-/// Verifies on a connection of its own: each token equally often, every tenth time with a scope that none has.
+/// Verifies on a separate connection: each token equally often, every tenth time with a scope that none has.
 async fn load(client: &Client, tokens: &[Token], verifications: usize) -> Result<()> {
     let statement = client.prepare("select v.valid from tollgate.verify_api_token($1, $2) v").await?;
     for n in 0..verifications {
@@ -772,7 +772,7 @@ async fn tokens_beyond_the_room_are_verified_and_reported_as_overflow() -> Resul
     flush_all(&db.operator).await?;
     assert_eq!(totals(&db.owner).await?, (6_000 - overflowed, 0));
 
-    // What was flushed makes room for others.
+    // Flushed counters make room for others.
     let others = issue_many(&db.owner, 256).await?;
     assert_eq!(verify_each(&db.web, &others).await?, 256);
     let after = stats(&db.operator).await?["overflowed"].as_i64().context("a number")? - overflowed;
@@ -786,7 +786,7 @@ async fn tokens_beyond_the_room_are_verified_and_reported_as_overflow() -> Resul
     Ok(())
 }
 
-/// An entry that was closed and is not acknowledged yet holds counts as much as one that counts.
+/// An entry that is closed and not acknowledged holds counts just like an open one.
 #[tokio::test]
 async fn what_is_not_flushed_makes_no_room() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder().setting("tollgate.max_tracked_keys", "1024"))?);

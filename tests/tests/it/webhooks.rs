@@ -1,4 +1,4 @@
-//! Webhooks against real receivers: signed, retried, bounded, and never sent to where they must not go.
+//! Webhooks with real receivers: signed, retried, bounded, and never sent to forbidden addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -35,14 +35,14 @@ async fn db(name: &str) -> Result<Db> {
     Db::create(&SHARED.cluster()?, name).await
 }
 
-/// What a receiver does with a request.
+/// How a receiver handles a request.
 #[derive(Clone, Debug)]
 enum Reply {
     Status(u16),
     Redirect(String),
     /// Reads it all, and never answers.
     Hang,
-    /// A byte of the head a second.
+    /// Sends a byte of the head per second.
     Drip,
     /// A head that never ends.
     HugeHead,
@@ -69,7 +69,7 @@ impl Received {
         serde_json::from_str(&self.body).unwrap_or_default()
     }
 
-    /// Whether one of its signatures was made with this secret; reckoned here, not by what is tested.
+    /// Whether one of its signatures was made with this secret; computed here, not by the code under test.
     fn is_signed_with(&self, secret: &str) -> bool {
         let key = STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or_default()).unwrap();
         let mut hmac = Hmac::<Sha256>::new_from_slice(&key).unwrap();
@@ -79,14 +79,14 @@ impl Received {
     }
 }
 
-/// A server that records what it is sent.
+/// A server that records the requests it receives.
 struct Receiver {
     address: SocketAddr,
     received: Arc<Mutex<Vec<Received>>>,
     reply: Arc<Mutex<Reply>>,
-    /// How many have waited for an answer in vain, and left.
+    /// How many clients gave up waiting for an answer.
     left: Arc<AtomicUsize>,
-    /// How many bytes of informational answers were taken.
+    /// How many bytes of informational answers were read.
     sent: Arc<AtomicUsize>,
 }
 
@@ -216,13 +216,13 @@ async fn define(owner: &Client, name: &str, url: &str, events: &str) -> Result<S
     Ok(owner.query_one(&sql, &[&name, &url]).await?.get(0))
 }
 
-/// State, attempts and error of what waits or was given up.
+/// State, attempts and error of messages that wait or were given up.
 async fn deliveries(owner: &Client) -> Result<Vec<(String, i32, Option<String>)>> {
     let sql = "select state, attempts, last_error from tollgate.webhook_deliveries order by id";
     Ok(owner.query(sql, &[]).await?.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
 }
 
-/// Time passes for what waits.
+/// Makes waiting messages due.
 async fn make_due(owner: &Client) -> Result<()> {
     let sql =
         "update tollgate.webhook_queue set next_attempt_at = now() where dead_at is null and lease is null";
@@ -360,7 +360,7 @@ async fn a_receiver_that_is_gone_is_not_asked_again() -> Result<()> {
     .await?;
     assert!(told.contains("410"), "{told}");
     issue(&db.owner, "ann", &[]).await?;
-    // Of the wait for another event that it would have been sent before: that of a second webhook.
+    // Waits for another event that would have been sent before: that of a second webhook.
     let second = Receiver::start(Reply::Status(200)).await?;
     define(&db.owner, "other", &second.url(), "'{token.created}'").await?;
     issue(&db.owner, "ann", &[]).await?;
@@ -402,7 +402,7 @@ async fn receivers_that_misbehave_are_given_up_in_time_and_delay_nobody() -> Res
         issue(&db.owner, "ann", &[]).await?;
         well.eventually_has(count).await;
     }
-    // All of these were made and have arrived while the daemon was waiting for the answer to the first one here.
+    // All of these were created and have arrived while the daemon was waiting for the answer to the first one here.
     let hangs = &receivers[0];
     assert_eq!((hangs.received().len(), hangs.left.load(Ordering::SeqCst)), (1, 0));
     for (name, _, error) in &cases {
@@ -413,12 +413,12 @@ async fn receivers_that_misbehave_are_given_up_in_time_and_delay_nobody() -> Res
         .await;
     }
     huge.eventually_has(5).await;
-    // What is not read still fits into the buffers of two sockets, of each attempt.
+    // Unread data still fits into the buffers of two sockets, for each attempt.
     let informational = receivers[3].sent.load(Ordering::SeqCst) / receivers[3].received().len();
     assert!(informational < 20_000_000, "{informational} bytes of informational answers were read");
     assert!(elsewhere.received().is_empty(), "a redirect was followed");
     eventually_async(LONG, "nobody to wait for it", async || hangs.left.load(Ordering::SeqCst) >= 1).await;
-    // At its height: what it let go of again counts too.
+    // At its peak: memory that it freed again counts too.
     let most = web::memory(&daemon, "VmHWM")?;
     assert!(most < before + 30_000_000, "from {before} to {most} bytes");
     assert!(daemon.is_running());
@@ -440,7 +440,7 @@ async fn nothing_is_sent_inside_unless_it_was_allowed() -> Result<()> {
     ] {
         define(&db.owner, name, &format!("http://{host}:{port}/hook?x=1"), "'{token.created}'").await?;
     }
-    // Not by `define_webhook`, which refuses it; the daemon looks again.
+    // Not by `define_webhook`, which refuses it; the daemon checks again.
     db.owner
         .execute(
             "update tollgate.webhook_endpoints set url = replace(url, '127.0.0.2', '2130706433') where name = 'decimal'",
@@ -536,7 +536,7 @@ async fn daemons_that_are_killed_lose_nothing_and_repeat_only_with_the_same_id()
             value::<i64>(&db.owner, alive).await.unwrap() == 0
         })
         .await;
-        // What was leased to the dead is free now, as it would be in a minute.
+        // Leases of the killed daemons are made free now, as they would be in a minute.
         let free = "update tollgate.webhook_queue set next_attempt_at = now() where lease is not null";
         db.owner.execute(free, &[]).await?;
     }
@@ -680,7 +680,7 @@ async fn names_addresses_and_events_that_make_no_sense_are_refused_without_being
     Ok(())
 }
 
-/// Messages of each webhook, counted by the trigger and by looking.
+/// The number of messages of each webhook, by the trigger and by counting.
 async fn assert_counted(owner: &Client) -> Result<()> {
     let sql = "select string_agg(concat_ws(' ', w.name, w.pending, w.dead, b.sending), ',' order by w.name),
                       string_agg(concat_ws(' ', w.name, q.waiting, q.dead, case when b.webhook is not null then q.sending end), ',' order by w.name)
@@ -709,7 +709,7 @@ async fn a_webhook_whose_queue_is_full_is_disabled_and_old_messages_are_purged()
     }
     let enabled = "select enabled from tollgate.webhooks where name = 'crm'";
     assert!(value::<bool>(&db.owner, enabled).await?);
-    // With the events that the webhooks themselves are.
+    // Including the events about the webhooks themselves.
     db.owner.batch_execute(write).await?;
     operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
     issue(&db.owner, "ann", &[]).await?;
@@ -954,7 +954,7 @@ async fn each_webhook_has_its_share_of_a_claim_and_all_of_it_has_a_bound() -> Re
     fill("leased", 100, 10, "now() - interval '2 hours'").await?;
     let first = claim(8).await?;
     assert_eq!((first.len(), of(&first, "busy"), of(&first, "leased")), (16, 8, 8));
-    // The others are being sent to, which takes nothing from this one.
+    // The others are being sent to, which does not affect this one.
     fill("late", 10, 10, "now()").await?;
     let second = claim(8).await?;
     assert_eq!((second.len(), of(&second, "late")), (8, 8));
@@ -962,7 +962,7 @@ async fn each_webhook_has_its_share_of_a_claim_and_all_of_it_has_a_bound() -> Re
 
     db.owner.batch_execute("delete from tollgate.webhook_queue").await?;
     for name in ["busy", "gone", "late"] {
-        // One by one larger than a share, and together than all that a call returns.
+        // Each is larger than a share, and together they exceed what a call returns.
         fill(name, 3, 1_500_000, "now()").await?;
     }
     let large = claim(8).await?;

@@ -1,5 +1,5 @@
-//! A call of each function that is given to somebody, which succeeds for whoever may make it: for the tests that try all
-//! of them. A function that is missing here fails those tests by its name.
+//! A successful call of each granted function, for tests that try all of them. A function that is missing here fails
+//! those tests by its name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,8 +8,8 @@ use tokio_postgres::Client;
 
 use crate::common::Token;
 
-/// In the calls, `{token}` stands for the text of a live token of `clerk` with the scope `posts:read`, `{id}` for its id,
-/// and `{role}` for the name of an ordinary role. In this order each finds what it needs.
+/// In the calls, `{token}` is the text of a live token of `clerk` with the scope `posts:read`, `{id}` its id, and
+/// `{role}` the name of an ordinary role. In this order each call finds what it needs.
 const CALLS: &[(&str, &str)] = &[
     (
         "tollgate.create_api_token(text,text,text[],interval,jsonb,cidr[],integer,interval,text,timestamp with time zone)",
@@ -52,7 +52,7 @@ const CALLS: &[(&str, &str)] = &[
         "tollgate.revoke_own_api_token(uuid,text)",
         "authenticate('{token}') a, lateral tollgate.revoke_own_api_token(a.token_id, 'over')",
     ),
-    // Of a table that each caller has: see `PREPARATION`.
+    // For a table that each caller has: see `PREPARATION`.
     (
         "tollgate.attach_users_table(regclass,name,boolean,text,text)",
         "attach_users_table('pg_temp.clerks_users', 'id', false)",
@@ -154,10 +154,10 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.scope_grants(text[],text)", "scope_grants('{posts:*}', 'posts:read')"),
 ];
 
-/// What a session does once, before it makes these calls.
+/// Statements that a session runs once before these calls.
 pub(crate) const PREPARATION: &str = "create temporary table clerks_users (id int)";
 
-/// Function and call, for each function that a decision gives to somebody, in the order of the list above.
+/// Function and call, for each granted function, in the order of the list above.
 pub(crate) async fn all(owner: &Client) -> Result<Vec<(&'static str, &'static str)>> {
     let given = "select distinct d.object::regprocedure::text from tollgate.privilege_decisions d
                  where d.object_type = 'FUNCTION' and d.given_to <> 'nobody'";

@@ -1,4 +1,4 @@
-//! HTTP spoken by hand, so that nothing stands between a test and what the daemon sends.
+//! HTTP by hand, so that nothing comes between a test and what the daemon sends.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use tollgate_tests::{Tollgated, eventually_async};
 
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
-/// A daemon with a port of its own, and where that is.
+/// A daemon with its own port, and its address.
 pub(crate) async fn run(url: &str, arguments: &[&str]) -> Result<(Tollgated, SocketAddr)> {
     let mut command = Tollgated::command(url)?;
     command.args(["run", "--log-format=json", "--http-address=127.0.0.1:0", "--publish-interval=100ms"]);
@@ -59,7 +59,7 @@ pub(crate) async fn begin(address: SocketAddr, request: &str) -> Result<(Answer,
     Ok((answer, socket))
 }
 
-/// `headers` are lines without their ends.
+/// `headers` are lines without line ends.
 pub(crate) fn request(path: &str, headers: &[&str]) -> String {
     let mut text = format!("GET {path} HTTP/1.1\r\n");
     if !headers.iter().any(|header| header.starts_with("Host:")) {
@@ -86,7 +86,7 @@ pub(crate) async fn eventually_answers(address: SocketAddr, path: &str, status: 
     .await;
 }
 
-/// The samples of a page of metrics: name with labels, and value.
+/// The samples of a metrics page: name with labels, and value.
 pub(crate) async fn metrics(address: SocketAddr) -> Result<BTreeMap<String, f64>> {
     let page = get(address, "/metrics", &[]).await?;
     ensure!(page.status == 200, "{page:?}");
@@ -100,7 +100,7 @@ pub(crate) async fn metrics(address: SocketAddr) -> Result<BTreeMap<String, f64>
         .collect()
 }
 
-/// What a line of the daemon's `/proc/PID/status` says, in bytes.
+/// A value from the daemon's `/proc/PID/status`, in bytes.
 pub(crate) fn memory(daemon: &Tollgated, name: &str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
