@@ -144,6 +144,23 @@ async fn no_function_finds_its_objects_through_the_callers_search_path() -> Resu
     .await
 }
 
+/// Newer minor releases of PostgreSQL refuse to add a column to a table (0A000) whose row a stored expression is given, so
+/// an upgrade of the extension could not.
+#[tokio::test]
+async fn no_function_with_a_bound_body_takes_a_row_of_a_table() -> Result<()> {
+    none(
+        &format!(
+            "select name from ({FUNCTIONS}) as f
+              where f.prosqlbody is not null
+                and exists (select from pg_catalog.unnest(f.proargtypes) as argument (type)
+                              join pg_catalog.pg_type as t on t.oid = argument.type
+                              join pg_catalog.pg_class as c on c.relkind in ('r', 'p') and c.reltype in (t.oid, t.typelem))"
+        ),
+        "functions with a body bound at creation (BEGIN ATOMIC) that take a row of a table",
+    )
+    .await
+}
+
 #[tokio::test]
 async fn every_argument_of_every_function_has_a_name() -> Result<()> {
     none(
