@@ -125,7 +125,7 @@ bench-report: ## run make bench, and write the README's section on performance f
 
 .PHONY: package
 package: ## make Debian packages, of the extension for PostgreSQL 15 and of the daemon, in .dev/package
-	@$(MAKE) --no-print-directory install PG=15
+	@$(MAKE) --no-print-directory install PG=15 PROFILE=release
 	@echo '==> building the packages'
 	@cargo build --quiet --release --package tollgated
 	@rm -rf $(DEV)/package
