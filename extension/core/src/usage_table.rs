@@ -576,7 +576,7 @@ impl<'a, L: SpinLock> Table<'a, L> {
         let owner = self.owner_tag((wanted.owner)());
         // All callers that insert this key take the same lock, so that it does not get an entry in each group.
         let _insert = control.hold_to_insert(hash as usize % INSERT_LOCKS);
-        let groups = if first.is_crowded_beside(second) { [second, first] } else { [first, second] };
+        let groups = if first.is_more_crowded_than(second) { [second, first] } else { [first, second] };
         if let Some(done) = groups.iter().find_map(|group| group.find(hash, key, &act)) {
             return Some(done);
         }
@@ -786,7 +786,7 @@ impl<L: SpinLock> Group<L> {
 
     /// Whether a new key should go to the other group. Only if few slots are left: a key in its first group is found
     /// sooner.
-    fn is_crowded_beside(&self, other: &Group<L>) -> bool {
+    fn is_more_crowded_than(&self, other: &Group<L>) -> bool {
         let [here, there] = [self, other].map(|group| group.unflushed.load(Relaxed).count_ones() as usize);
         here >= WAYS - WAYS / 4 && there < here
     }

@@ -515,7 +515,7 @@ fn a_limiter_that_is_in_use_keeps_its_entry_and_one_that_is_idle_does_not() {
 }
 
 #[test]
-fn a_limit_of_a_use_counts_what_it_refuses_as_a_denial() {
+fn a_use_refused_by_its_limit_counts_as_a_denial() {
     let counters = Counters::new(100);
     let limit = Limit::new(3, MINUTE).expect("positive");
     for _ in 0..10 {

@@ -128,7 +128,7 @@ fn take_over(takeover: &Takeover<'_>) -> Result<(), Error> {
     let stored = issue::take_over(takeover)?.ok_or_else(Error::duplicate_digest)?;
     if is_live {
         fields::end(token.ending.argument(), stored.expires_at.map(i64::from))?;
-        say_what_may_not_be_meant(Some(token.name), stored.expires_at);
+        warn_of_likely_mistakes(Some(token.name), stored.expires_at);
     } else if !has_expired {
         fields::finite_end(token.ending.argument(), stored.expires_at.map(i64::from))?;
     }
@@ -178,14 +178,14 @@ pub(super) fn store(token: &NewToken<'_>) -> Result<Stored, Error> {
     max_per_user::claim(token.user_id)?;
     let stored = issue::insert(token)?.ok_or_else(Error::duplicate_digest)?;
     fields::end(token.ending.argument(), stored.expires_at.map(i64::from))?;
-    say_what_may_not_be_meant(Some(token.name), stored.expires_at);
+    warn_of_likely_mistakes(Some(token.name), stored.expires_at);
     Ok(stored)
 }
 
 /// Warns of two likely mistakes: an interval without a unit, which is in seconds, so that '90' ends after a minute and
 /// a half (a token for one job may well live for five minutes); and scopes given as the name because the user was left
 /// out.
-pub(super) fn say_what_may_not_be_meant(name: Option<&str>, expires_at: Option<TimestampWithTimeZone>) {
+pub(super) fn warn_of_likely_mistakes(name: Option<&str>, expires_at: Option<TimestampWithTimeZone>) {
     const SHORT_LIFE: i64 = 120_000_000;
     let remaining = expires_at.map(|end| i64::from(end).saturating_sub(sys::GetCurrentTimestamp()));
     if let Some(remaining @ ..SHORT_LIFE) = remaining {

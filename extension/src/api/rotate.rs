@@ -1,7 +1,7 @@
 //! `rotate_api_token`: a new secret for a token that otherwise stays the same. The rest is in
 //! `sql/schema/tokens/lifecycle.sql`.
 
-use super::issue::{draw, new_id, say_what_may_not_be_meant};
+use super::issue::{draw, new_id, warn_of_likely_mistakes};
 use super::users;
 use crate::error::{Error, OrRaise};
 use crate::guc;
@@ -37,7 +37,7 @@ fn rotate_api_token(call: &Call) -> Option<Datum> {
     if ending.is_given() {
         fields::end(ending.argument(), new.stored.expires_at.map(i64::from)).or_raise();
     }
-    say_what_may_not_be_meant(None, new.stored.expires_at);
+    warn_of_likely_mistakes(None, new.stored.expires_at);
     Some(composite::form(
         Composite::IssuedToken,
         [

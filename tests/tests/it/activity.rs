@@ -214,7 +214,7 @@ async fn real_uses_and_denials_are_in_the_hour_in_which_they_happened() -> Resul
 
 /// The state after an update from a version that kept no hours.
 #[tokio::test]
-async fn totals_from_before_there_were_hours_are_kept_and_belong_to_none() -> Result<()> {
+async fn totals_from_before_hourly_counts_are_kept_and_belong_to_no_hour() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "older").await?;
     let token = old_tokens(&db.owner, 1).await?[0];
     db.owner

@@ -142,7 +142,7 @@ fn ways(data_type: &str) -> &'static [&'static str] {
 }
 
 #[tokio::test]
-async fn no_argument_takes_a_token_and_none_is_repeated_kept_or_logged() -> Result<()> {
+async fn no_argument_accepts_a_token_and_none_is_repeated_stored_or_logged() -> Result<()> {
     let cluster = common::start(Cluster::builder().setting("tollgate.log_verifications", "all"))?;
     let owner = cluster.connect("postgres", DATABASE).await?;
     owner.batch_execute("create table users (clerk text)").await?;
@@ -211,7 +211,7 @@ fn as_type(way: &str, data_type: &str) -> String {
 
 /// Texts and JSON in arguments have limits: larger ones are refused with a complete error, or not stored.
 #[tokio::test]
-async fn no_argument_is_kept_whatever_its_size_and_depth() -> Result<()> {
+async fn every_argument_has_a_limit_of_size_and_depth() -> Result<()> {
     let cluster = common::start(Cluster::builder())?;
     let owner = cluster.connect("postgres", DATABASE).await?;
     owner.batch_execute("create table users (clerk text)").await?;
@@ -261,7 +261,7 @@ fn too_much(data_type: &str) -> &'static [&'static str] {
 }
 
 #[tokio::test]
-async fn keys_and_values_that_only_look_like_a_token_together_are_taken() -> Result<()> {
+async fn keys_and_values_that_only_look_like_a_token_together_are_accepted() -> Result<()> {
     let cluster = common::start(Cluster::builder())?;
     let owner = cluster.connect("postgres", DATABASE).await?;
     let digest = "0123456789abcdef".repeat(4);
@@ -277,7 +277,7 @@ async fn keys_and_values_that_only_look_like_a_token_together_are_taken() -> Res
 }
 
 #[tokio::test]
-async fn whoever_guesses_is_counted_and_logged_at_every_function_that_takes_a_token() -> Result<()> {
+async fn guesses_are_counted_and_logged_at_every_function_that_takes_a_token() -> Result<()> {
     let cluster = common::start(
         Cluster::builder()
             .setting("tollgate.failure_rate_limit", "3")

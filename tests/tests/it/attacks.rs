@@ -251,7 +251,7 @@ async fn hostile_objects_are_never_run_nor_read_whatever_the_search_path() -> Re
 }
 
 #[tokio::test]
-async fn a_schema_that_somebody_prepared_is_not_adopted() -> Result<()> {
+async fn a_prepared_schema_is_not_adopted() -> Result<()> {
     let cluster = SHARED.cluster()?;
     cluster.execute(DATABASE, "create role squatter login")?;
     cluster.execute(DATABASE, "create database squatted")?;
@@ -293,7 +293,7 @@ const CONTRARY: &str = "
     set enable_indexscan = off; set enable_bitmapscan = off; set default_transaction_deferrable = on; set jit = on; set jit_above_cost = 0";
 
 #[tokio::test]
-async fn no_setting_of_a_callers_changes_what_a_function_does() -> Result<()> {
+async fn no_setting_of_the_caller_changes_what_a_function_does() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     owner
         .batch_execute("create role plain login; create role contrarian login; create role confederate login")
@@ -328,7 +328,7 @@ async fn no_setting_of_a_callers_changes_what_a_function_does() -> Result<()> {
 // ---- Arguments
 
 #[tokio::test]
-async fn code_of_a_callers_types_runs_with_the_callers_rights() -> Result<()> {
+async fn code_of_the_callers_types_runs_with_the_callers_rights() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     common::database(&cluster, "witnessed")?;
     let owner_here = cluster.connect("postgres", "witnessed").await?;
@@ -541,7 +541,7 @@ async fn the_owners_rights_cannot_be_borrowed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_owner_of_a_users_table_has_nothing_run_with_the_owners_rights() -> Result<()> {
+async fn the_owner_of_a_users_table_can_run_nothing_with_the_extension_owners_rights() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     common::database(&cluster, "attached")?;
     let owner_here = cluster.connect("postgres", "attached").await?;
@@ -612,7 +612,7 @@ async fn the_owner_of_a_users_table_has_nothing_run_with_the_owners_rights() -> 
 }
 
 #[tokio::test]
-async fn what_the_owner_of_a_users_table_has_evaluated_runs_as_its_owner_and_leaves_no_setting_behind()
+async fn expressions_of_a_users_table_run_as_its_owner_and_leave_no_setting_behind()
 -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     common::database(&cluster, "evaluated")?;

@@ -110,7 +110,7 @@ async fn importing_in_turns_for_users_who_have_a_limit() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_limit_does_not_count_what_has_ended() -> Result<()> {
+async fn a_limit_does_not_count_ended_tokens() -> Result<()> {
     let ended = format!(
         "{LIMITED}; {OF_ONE};
          update tollgate.api_tokens set revoked_at = case when id::text < '8' then now() end, expires_at = now(), expired_at = now()"
@@ -119,7 +119,7 @@ async fn a_limit_does_not_count_what_has_ended() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_page_of_a_list_costs_what_is_on_it() -> Result<()> {
+async fn the_cost_of_a_page_of_a_list_depends_on_its_size() -> Result<()> {
     let page = "select * from tollgate.list_api_tokens('ann', 100, (select id from tollgate.api_tokens offset 500 limit 1))";
     is_constant("page_of_list", OF_ONE, page).await?;
     let page = "select * from tollgate.tokens where id > '00000000-0000-0000-0000-000000000000' order by id limit 100";
@@ -191,7 +191,7 @@ async fn issuing_for_users_of_an_attached_table() -> Result<()> {
 }
 
 #[tokio::test]
-async fn switching_off_users_of_an_attached_table() -> Result<()> {
+async fn deactivating_users_of_an_attached_table() -> Result<()> {
     let prepare = format!(
         "create table users (id text primary key, gone boolean); insert into users select 'u' || g from generate_series(1, :n) g;
          select tollgate.attach_users_table('users', 'id', active => 'gone is not true'); {TOKENS}"
@@ -201,7 +201,7 @@ async fn switching_off_users_of_an_attached_table() -> Result<()> {
 
 /// A chunk has a thousand families, or fifty thousand users: more than the other tests here have.
 #[tokio::test]
-async fn more_than_fits_into_one_step_is_revoked_to_the_last() -> Result<()> {
+async fn more_tokens_than_fit_into_one_step_are_all_revoked() -> Result<()> {
     let prepare = format!(
         "create table users (id text primary key); insert into users select 'u' || g from generate_series(1, :n) g;
          select tollgate.attach_users_table('users', 'id'); {TOKENS}"
@@ -224,7 +224,7 @@ async fn more_than_fits_into_one_step_is_revoked_to_the_last() -> Result<()> {
 // ---- Housekeeping
 
 #[tokio::test]
-async fn a_look_for_what_is_to_be_announced_costs_nothing_when_all_is() -> Result<()> {
+async fn announcing_costs_nothing_when_all_tokens_are_announced() -> Result<()> {
     let cluster = SHARED.cluster()?;
     let mut counted = Vec::new();
     for n in [FEW, 10 * FEW] {
@@ -241,7 +241,7 @@ async fn a_look_for_what_is_to_be_announced_costs_nothing_when_all_is() -> Resul
 /// While an older snapshot exists, such as that of pg_dump, handled tokens stay in the indexes. On a separate server,
 /// like all tests that measure beside an old snapshot: one of another test would count as well.
 #[tokio::test]
-async fn a_batch_beside_an_old_snapshot_does_not_pass_what_the_ones_before_it_dealt_with() -> Result<()> {
+async fn a_batch_beside_an_old_snapshot_does_not_pass_over_tokens_handled_before() -> Result<()> {
     let tokens = "insert into tollgate.api_tokens (id, token_hash, user_id, name, scopes, metadata, hint, expires_at)
                   select gen_random_uuid(), sha256(g::text::bytea), 'u' || g, 'k', '{}', '{}', 'h', now() + interval '1 day'
                   from generate_series(1, :n) g";
@@ -299,7 +299,7 @@ async fn a_batch_beside_an_old_snapshot_does_not_pass_what_the_ones_before_it_de
 
 /// Each function starts again at the front before it reports that there are no more.
 #[tokio::test]
-async fn what_a_walk_has_passed_is_found_before_it_says_that_there_is_no_more() -> Result<()> {
+async fn tokens_that_a_walk_has_passed_are_found_before_it_reports_the_end() -> Result<()> {
     let cluster = SHARED.cluster()?;
     let owner = prepared(&cluster, "passed", 30, SOON_OVER).await?;
     let first = "(select id from tollgate.api_tokens order by id limit 1)";
@@ -358,7 +358,7 @@ async fn purging_is_linear(name: &str, prepare: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn purging_what_ended_in_one_moment() -> Result<()> {
+async fn purging_tokens_that_ended_in_one_moment() -> Result<()> {
     purging_is_linear("purging", &format!("{OF_ONE}; update tollgate.api_tokens set revoked_at = now()"))
         .await
 }
@@ -424,7 +424,7 @@ const BACKLOG: &str = "
     update tollgate.webhook_queue set next_attempt_at = now() + interval '2 hours'";
 
 #[tokio::test]
-async fn what_waits_for_receivers_that_are_gone_costs_nothing_each_second_or_event() -> Result<()> {
+async fn messages_for_receivers_that_are_gone_cost_nothing_per_second_or_event() -> Result<()> {
     const ISSUE: &str = "select (tollgate.create_api_token('ann', 'k')).id";
     const ONE: &str =
         "select * from tollgate.webhook_deliveries where webhook = 'well' and state = 'sending' limit 1";
@@ -475,7 +475,7 @@ async fn what_waits_for_receivers_that_are_gone_costs_nothing_each_second_or_eve
 
 /// Delivered messages stay in the indexes as long as an older transaction is open, such as that of a dump.
 #[tokio::test]
-async fn a_claim_does_not_pass_over_what_was_delivered_beside_an_old_snapshot() -> Result<()> {
+async fn a_claim_beside_an_old_snapshot_does_not_pass_over_delivered_messages() -> Result<()> {
     let cluster = SHARED.cluster()?;
     let mut counted = Vec::new();
     for n in [FEW, 10 * FEW] {
@@ -506,17 +506,17 @@ async fn a_claim_does_not_pass_over_what_was_delivered_beside_an_old_snapshot() 
 }
 
 #[tokio::test]
-async fn replaying_what_waits() -> Result<()> {
+async fn replaying_waiting_messages() -> Result<()> {
     is_linear("replaying", BACKLOG, "select tollgate.replay_webhook('gone1')").await
 }
 
 #[tokio::test]
-async fn dropping_a_webhook_with_what_waits_for_it() -> Result<()> {
+async fn dropping_a_webhook_with_waiting_messages() -> Result<()> {
     is_linear("dropping", BACKLOG, "select tollgate.drop_webhook('gone1')").await
 }
 
 #[tokio::test]
-async fn purging_what_was_given_up() -> Result<()> {
+async fn purging_given_up_messages() -> Result<()> {
     let prepare = format!("{BACKLOG}; update tollgate.webhook_queue set dead_at = now() - interval '40 days', created_at = now() - interval '50 days'
                             where dead_at is not null");
     let cluster = SHARED.cluster()?;

@@ -121,7 +121,7 @@ async fn is_denied(client: &Client, statement: &str) -> Result<bool> {
 // ---- The decisions
 
 #[tokio::test]
-async fn every_function_view_and_type_is_decided_about() -> Result<()> {
+async fn every_function_view_and_type_has_a_privilege_decision() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     let there = names(
         &owner,
@@ -160,7 +160,7 @@ async fn every_function_view_and_type_is_decided_about() -> Result<()> {
 }
 
 #[tokio::test]
-async fn each_capability_gives_what_was_decided_and_nothing_else() -> Result<()> {
+async fn each_capability_grants_what_was_decided_and_nothing_else() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     owner.batch_execute("create role m_nothing login").await?;
     roles(&owner, &CAPABILITIES.map(|c| (["m_", c].concat(), c)).each_ref().map(|(r, c)| (r.as_str(), *c)))
@@ -239,7 +239,7 @@ async fn each_capability_gives_what_was_decided_and_nothing_else() -> Result<()>
 }
 
 #[tokio::test]
-async fn what_everyone_and_what_verifiers_may_do_does_not_grow_by_accident() -> Result<()> {
+async fn the_privileges_of_everyone_and_of_verifiers_do_not_grow_by_accident() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     let functions = "select d.object::regprocedure::text from tollgate.privilege_decisions d
                      where d.object_type = 'FUNCTION' and d.given_to = ";
@@ -286,7 +286,7 @@ async fn the_operator_may_do_what_the_daemon_does_and_nothing_else() -> Result<(
 // ---- Granting and revoking
 
 #[tokio::test]
-async fn a_capability_is_granted_once_told_once_and_revoked_once() -> Result<()> {
+async fn a_capability_is_granted_once_logged_once_and_revoked_once() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     roles(&owner, &[("giver", "admin")]).await?;
     owner.batch_execute("create role taker login").await?;
@@ -317,7 +317,7 @@ async fn a_capability_is_granted_once_told_once_and_revoked_once() -> Result<()>
 }
 
 #[tokio::test]
-async fn what_another_capability_gives_stays_when_one_is_revoked() -> Result<()> {
+async fn privileges_of_another_capability_stay_when_one_is_revoked() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     owner.batch_execute("create role several login").await?;
     for capability in CAPABILITIES {
@@ -380,7 +380,7 @@ async fn privileges_that_were_granted_by_hand_are_shown_and_go_with_the_capabili
 }
 
 #[tokio::test]
-async fn nothing_is_granted_to_whom_or_what_there_is_not() -> Result<()> {
+async fn nothing_is_granted_to_a_missing_role_or_for_an_unknown_capability() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "refusing")?;
     let owner = cluster.connect("postgres", "refusing").await?;
@@ -528,7 +528,7 @@ async fn capabilities_are_granted_and_revoked_by_many_at_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn whoever_takes_a_capability_from_a_role_is_told_what_else_still_gives_it() -> Result<()> {
+async fn revoking_a_capability_reports_other_grants_of_its_privileges() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     owner
         .batch_execute("create role team_of_two nologin; create role one_of_two login in role team_of_two")
@@ -600,7 +600,7 @@ async fn bind_values_of_a_role_with_a_capability_are_kept_out_of_the_log() -> Re
 }
 
 #[tokio::test]
-async fn an_owner_who_is_no_superuser_grants_all_the_same_and_says_what_it_cannot_set() -> Result<()> {
+async fn an_owner_without_superuser_still_grants_and_says_what_it_cannot_set() -> Result<()> {
     let cluster = SHARED.cluster()?;
     cluster.execute(DATABASE, "create role lessor login superuser; create role lessee login")?;
     cluster.execute(DATABASE, "create database leased owner lessor")?;
@@ -662,7 +662,7 @@ async fn a_capability_follows_a_role_to_its_new_name_and_does_not_stay_with_the_
 }
 
 #[tokio::test]
-async fn an_upgrade_grants_what_is_new_and_leaves_alone_what_was_granted_by_hand() -> Result<()> {
+async fn an_upgrade_grants_new_privileges_and_does_not_touch_grants_by_hand() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "upgraded")?;
     let owner = cluster.connect("postgres", "upgraded").await?;
@@ -782,7 +782,7 @@ async fn a_dump_is_restored_where_its_roles_are_not() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_verifier_ends_what_it_is_shown_and_nothing_else() -> Result<()> {
+async fn a_verifier_revokes_presented_tokens_and_nothing_else() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     owner.batch_execute("create role shown login").await?;
     grant(&owner, "shown", "verifier").await?;

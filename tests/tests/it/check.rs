@@ -114,7 +114,7 @@ async fn check_passes_a_good_deployment() -> Result<()> {
 }
 
 #[tokio::test]
-async fn check_prints_what_mends_missing_privileges() -> Result<()> {
+async fn check_prints_how_to_fix_missing_privileges() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "granted").await?;
     let role = "\"Tollgate daemon\"";
     db.owner
@@ -163,7 +163,7 @@ async fn check_finds_a_missing_extension_and_says_how_to_create_it() -> Result<(
 }
 
 #[tokio::test]
-async fn check_fails_a_server_without_preload_and_says_how_to_mend_it() -> Result<()> {
+async fn check_fails_a_server_without_preload_and_says_how_to_fix_it() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder().preload(false))?);
     let db = Db::only(&cluster).await?;
     let text = printed(&db.url(), &["check", "--quiet"], NO);
@@ -376,7 +376,7 @@ async fn check_names_the_listener_that_fills_the_notification_queue() -> Result<
 // ---- Long transactions
 
 #[tokio::test]
-async fn a_transaction_that_holds_the_cursors_is_named_with_its_end() -> Result<()> {
+async fn a_transaction_that_holds_the_cursors_is_named_with_the_command_to_end_it() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "lasting").await?;
     let writer = db.session("postgres").await?;
     writer.batch_execute("set application_name = 'a \"job\"'; begin; select pg_current_xact_id()").await?;
@@ -437,7 +437,7 @@ async fn a_subscriber_that_is_behind_is_named_and_one_that_caught_up_is_not() ->
 }
 
 #[tokio::test]
-async fn a_standby_that_lags_and_a_slot_that_nobody_reads_are_told() -> Result<()> {
+async fn a_standby_that_lags_and_an_inactive_slot_are_reported() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder())?);
     let db = Db::only(&cluster).await?;
     let standby = cluster.standby()?;
@@ -468,7 +468,7 @@ async fn a_standby_that_lags_and_a_slot_that_nobody_reads_are_told() -> Result<(
 // ---- Tables and indexes
 
 #[tokio::test]
-async fn dead_rows_bloat_and_what_is_switched_off_are_mended_by_what_is_printed() -> Result<()> {
+async fn dead_rows_bloat_and_disabled_settings_are_fixed_by_the_printed_commands() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "bloat").await?;
     db.owner
         .batch_execute(
@@ -553,7 +553,7 @@ async fn a_sequence_that_is_behind_its_table_fails_the_check_until_it_is_set() -
 // ---- Arguments and privileges
 
 #[tokio::test]
-async fn patience_is_a_time_and_the_function_is_for_those_who_were_given_it() -> Result<()> {
+async fn patience_has_a_range_and_the_function_needs_a_grant() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "asked").await?;
     for patience in ["null", "'-1 s'"] {
         let call = format!("select tollgate.deployment_health({patience})");

@@ -139,7 +139,7 @@ async fn tail_follows_through_restarts_and_crashes_without_losing_or_repeating()
 }
 
 #[tokio::test]
-async fn tail_begins_now_unless_told_otherwise() -> Result<()> {
+async fn tail_begins_now_by_default() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "tailnow").await?;
     issue(&db.owner, "a", &[]).await?;
     let before = last_event(&db.owner).await?;
@@ -236,7 +236,7 @@ async fn without_preload_there_is_nothing_to_flush_and_it_says_why() -> Result<(
 }
 
 #[tokio::test]
-async fn flush_carries_what_was_counted_and_says_how_much() -> Result<()> {
+async fn flush_stores_the_counts_and_says_how_many() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "flush").await?;
     let nothing = json_of(&db.url(), &["flush"], OK);
     assert_eq!((&nothing["tokens"], &nothing["uses"]), (&json!(0), &json!(0)));
@@ -344,7 +344,7 @@ fn assert_harmless(text: &str, what: &[&str]) {
 }
 
 #[tokio::test]
-async fn no_command_passes_control_characters_and_invisible_ones_of_others_on() -> Result<()> {
+async fn no_command_prints_control_or_invisible_characters_of_others() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "nasty").await?;
     let url = db.cluster.url("postgres", &db.name);
     let owner = &db.owner;
@@ -531,7 +531,7 @@ async fn a_token_is_created_shown_once_listed_verified_and_revoked() -> Result<(
 }
 
 #[tokio::test]
-async fn metadata_is_shown_as_it_is_stored_whatever_its_numbers() -> Result<()> {
+async fn metadata_is_shown_as_stored_whatever_its_numbers() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "numbers").await?;
     let url = db.cluster.url("postgres", &db.name);
     let metadata = r#"{"ratio": 0.10, "account": 12345678901234567890123}"#;
@@ -561,7 +561,7 @@ async fn metadata_is_shown_as_it_is_stored_whatever_its_numbers() -> Result<()> 
 }
 
 #[tokio::test]
-async fn a_long_list_is_printed_as_it_comes_and_is_one_document_as_json() -> Result<()> {
+async fn a_long_list_is_printed_as_it_arrives_and_is_one_document_as_json() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "long_list").await?;
     let url = db.cluster.url("postgres", &db.name);
     issue_many(&db.owner, 2500).await?;
@@ -578,7 +578,7 @@ async fn a_long_list_is_printed_as_it_comes_and_is_one_document_as_json() -> Res
 }
 
 #[tokio::test]
-async fn a_token_that_somebody_found_is_revoked_by_itself() -> Result<()> {
+async fn a_found_token_is_revoked_by_presenting_it() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "found").await?;
     let url = url_of_manager(&db)?;
     let [piped, filed] = [issue(&db.owner, "a", &[]).await?, issue(&db.owner, "a", &[]).await?];
@@ -607,7 +607,7 @@ async fn a_token_that_somebody_found_is_revoked_by_itself() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_no_token_on_standard_input_is_refused_before_anything_is_tried() -> Result<()> {
+async fn input_that_is_not_a_token_is_refused_before_anything_is_tried() -> Result<()> {
     // Nothing listens there: a command that tried to connect would exit with another code.
     let url = "postgres://nobody@127.0.0.1:1/nowhere";
     let book = "x".repeat(5000);
@@ -684,7 +684,7 @@ async fn no_command_leaves_a_token_in_the_log_of_the_server() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_the_server_refuses_is_told_with_all_that_it_says() -> Result<()> {
+async fn errors_of_the_server_are_shown_with_detail_and_hint() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "refusals").await?;
     let url = url_of_manager(&db)?;
     let create = ["token", "create", "--user=ann", "--name=n", "--scope=posts:read,nonsense,more:nonsense"];
@@ -884,7 +884,7 @@ fn a_wrong_address_is_refused_without_repeating_the_password() -> Result<()> {
 }
 
 #[test]
-fn a_server_that_cannot_be_reached_is_told_from_wrong_usage() -> Result<()> {
+fn an_unreachable_server_is_distinguished_from_wrong_usage() -> Result<()> {
     let url = "postgres://u:s3cr3t@127.0.0.1:1/db";
     for command in [
         &["status"][..],

@@ -70,7 +70,7 @@ fn the_command_line_goes_before_the_environment_before_the_file_before_the_defau
 }
 
 #[test]
-fn what_is_empty_in_the_environment_or_on_the_command_line_counts_as_not_given() -> Result<()> {
+fn empty_values_in_the_environment_or_on_the_command_line_count_as_not_given() -> Result<()> {
     let place = Place::new("flush_interval = \"7s\"\nretention = \"3days\"\n")?;
     let file = place.file().display().to_string();
     // Every variable, as Compose and Helm set those without a value.
@@ -143,7 +143,7 @@ fn what_config_prints_is_a_configuration_file_and_shows_no_password() -> Result<
 }
 
 #[test]
-fn every_fault_is_told_at_once_before_connecting_and_without_a_password() -> Result<()> {
+fn every_fault_is_reported_at_once_before_connecting_and_without_a_password() -> Result<()> {
     let place = Place::new(
         "flush_intervl = \"5s\"\nflush_interval = \"soon\"\nretention = { days = 3 }\nbatch_size = 0\naudit_retention = \"0s\"\n\
          database_url = \"host=192.0.2.1 port=x sslmode=hunter2 password=hunter2\"\n",
@@ -189,7 +189,7 @@ fn a_file_that_cannot_be_read_is_named_and_not_quoted() -> Result<()> {
 }
 
 #[test]
-fn two_passwords_are_one_too_many() -> Result<()> {
+fn two_passwords_are_refused() -> Result<()> {
     let place = Place::new("password_file = \"/nonexistent/password\"\n")?;
     let file = place.file().display().to_string();
     let output = run(NOWHERE, &[], &["run", "--config", &file])?;

@@ -551,7 +551,7 @@ async fn assert_bound(client: &Client, other: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_transaction_authenticates_with_one_token_alone() -> Result<()> {
+async fn a_transaction_authenticates_with_one_token_only() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let first = issue(&owner, "one", &["posts:read"]).await?;
     let namesake = issue(&owner, "one", &["posts:read"]).await?;
@@ -710,7 +710,7 @@ async fn each_top_level_transaction_may_have_another_identity() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_one_identity_began_is_never_finished_by_another() -> Result<()> {
+async fn work_begun_by_one_identity_is_never_finished_by_another() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     posts(&owner, "mixed", 9).await?;
     owner
@@ -976,7 +976,7 @@ async fn savepoints_keep_and_restore_the_identity() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_error_caught_in_plpgsql_undoes_what_was_authenticated_in_its_block() -> Result<()> {
+async fn an_error_caught_in_plpgsql_undoes_an_authentication_in_its_block() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     owner
         .batch_execute(
@@ -1136,7 +1136,7 @@ async fn it_stays_while_roles_change() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_deferred_trigger_still_knows_who_it_was() -> Result<()> {
+async fn a_deferred_trigger_still_sees_the_identity() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     owner
         .batch_execute(

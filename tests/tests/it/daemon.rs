@@ -68,7 +68,7 @@ async fn usage_is_flushed_at_once_on_demand() -> Result<()> {
 }
 
 #[tokio::test]
-async fn expiries_are_recorded_and_told() -> Result<()> {
+async fn expiries_are_recorded_and_published() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "expiries").await?;
     let mut daemon = run(&db.url(), &[EAGER, &["--batch-size=2"]])?;
     subscribed(&db.owner, "log").await;
@@ -117,7 +117,7 @@ async fn tokens_that_ended_before_the_retention_are_purged() -> Result<()> {
 }
 
 #[tokio::test]
-async fn every_event_is_told_once_with_its_fields() -> Result<()> {
+async fn every_event_is_published_once_with_its_fields() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "told").await?;
     let before = last_event(&db.owner).await?;
     let mut daemon = run(&db.url(), &[EAGER, &["--batch-size=3"]])?;
@@ -147,7 +147,7 @@ async fn every_event_is_told_once_with_its_fields() -> Result<()> {
 }
 
 #[tokio::test]
-async fn lost_access_is_told_without_waiting_for_the_period() -> Result<()> {
+async fn lost_access_is_published_without_waiting_for_the_interval() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "woken").await?;
     let token = issue(&db.owner, "a", &[]).await?;
     let before = last_event(&db.owner).await?;
@@ -160,7 +160,7 @@ async fn lost_access_is_told_without_waiting_for_the_period() -> Result<()> {
 }
 
 #[tokio::test]
-async fn events_of_its_downtime_are_told_at_the_next_start() -> Result<()> {
+async fn events_of_its_downtime_are_published_at_the_next_start() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "downtime").await?;
     let mut before = last_event(&db.owner).await?;
     for round in 0..3 {
@@ -225,7 +225,7 @@ const TASKS: [&str; 10] = [
 ];
 
 #[tokio::test]
-async fn it_tells_the_server_how_its_tasks_fare() -> Result<()> {
+async fn it_reports_the_status_of_its_tasks_to_the_server() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "heartbeat").await?;
     let mut daemon = run(&db.url(), &[EAGER])?;
     let all = "select to_jsonb(d) from tollgate.daemons d";
@@ -329,7 +329,7 @@ async fn it_waits_for_a_server_that_is_down_and_stops_without_it() -> Result<()>
 }
 
 #[tokio::test]
-async fn without_extension_or_grants_it_says_what_to_do_and_recovers() -> Result<()> {
+async fn without_extension_or_grants_it_says_how_to_fix_it_and_recovers() -> Result<()> {
     let cluster = Arc::new(Cluster::builder().extension(false).start()?);
     cluster.execute(DATABASE, "create role web login; create role operator login")?;
     let mut daemon = run(&cluster.url(OPERATOR, DATABASE), &[EAGER])?;
@@ -415,7 +415,7 @@ async fn held_up(db: &Db, token: &Token, arguments: &[&str]) -> Result<(Tollgate
 }
 
 #[tokio::test]
-async fn what_does_not_end_within_the_grace_is_named_and_nothing_is_lost() -> Result<()> {
+async fn tasks_that_do_not_end_within_the_grace_are_named_and_nothing_is_lost() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "stuck").await?;
     let token = issue(&db.owner, "a", &[]).await?;
     let (mut daemon, holder) = held_up(&db, &token, &["--shutdown-grace=1s"]).await?;
@@ -451,7 +451,7 @@ async fn asked_twice_it_stops_at_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn sessions_that_it_needs_no_longer_are_closed() -> Result<()> {
+async fn sessions_that_it_no_longer_needs_are_closed() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "idle").await?;
     // Never again will as many tasks wait at once.
     db.owner.batch_execute("begin; lock table tollgate.api_tokens in access exclusive mode").await?;
@@ -612,7 +612,7 @@ async fn no_event_is_lost_although_the_daemon_is_killed_again_and_again() -> Res
 /// More events than fit into a pipe: when the first one is read from it, the batch cannot have been published
 /// completely.
 #[tokio::test]
-async fn no_event_is_lost_when_the_daemon_is_killed_in_the_midst_of_telling() -> Result<()> {
+async fn no_event_is_lost_when_the_daemon_is_killed_while_it_publishes() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "killedtelling").await?;
     let before = last_event(&db.owner).await?;
     let mut first = run(&db.url(), &[EAGER])?;
@@ -662,7 +662,7 @@ async fn no_event_is_lost_when_the_daemon_is_killed_in_the_midst_of_telling() ->
 
 /// Events go to the log: while its disk is full, they must wait.
 #[tokio::test]
-async fn events_that_could_not_be_written_are_told_later() -> Result<()> {
+async fn events_that_could_not_be_written_are_published_later() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "diskfull").await?;
     let before = last_event(&db.owner).await?;
     let mut first = run(&db.url(), &[EAGER])?;
@@ -756,22 +756,20 @@ async fn no_setting_of_the_database_cuts_its_sessions_or_changes_what_they_do() 
 
 // ---- Its size
 
-/// All resident memory, including pages of the binary that others share. The binary of the tests is not optimized, and
-/// six times as large as the installed one, which takes less.
+/// The part `soak` of the benchmark measures how much it takes; here it must not grow.
 #[tokio::test]
-async fn at_rest_it_takes_less_than_25_megabytes() -> Result<()> {
-    const MOST: u64 = 25_000_000;
+async fn its_memory_does_not_grow_at_rest() -> Result<()> {
+    const GROWTH: u64 = 1_000_000;
     let db = Db::create(&SHARED.cluster()?, "resting").await?;
-    // With its default intervals, and all of its tasks.
     let mut command = Tollgated::command(&db.url())?;
-    command.args(["run", "--log-format=json", "--http-address=127.0.0.1:0", "--audit-retention=400days"]);
+    command.args(EAGER).args(["--http-address=127.0.0.1:0", "--audit-retention=400days"]);
     let (daemon, address) = web::start(&mut command).await?;
-    for task in TASKS.into_iter().chain(["purge_audit"]) {
-        let runs = format!("tollgated_task_runs_total{{task=\"{task}\"}}");
-        web::eventually_measures(address, &runs, |count| count >= 1.0).await;
-    }
-    let (resident, own) = (web::memory(&daemon, "VmRSS")?, web::memory(&daemon, "RssAnon")?);
-    assert!(resident < MOST, "{resident} bytes, of which {own} are not of its binary and libraries");
+    let flushes = "tollgated_task_runs_total{task=\"flush_usage\"}";
+    web::eventually_measures(address, flushes, |count| count >= 20.0).await;
+    let before = web::memory(&daemon, "RssAnon")?;
+    web::eventually_measures(address, flushes, |count| count >= 60.0).await;
+    let after = web::memory(&daemon, "RssAnon")?;
+    assert!(after < before + GROWTH, "from {before} to {after} bytes");
     Ok(())
 }
 

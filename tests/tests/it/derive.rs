@@ -52,7 +52,7 @@ async fn derive_with(client: &Client, parent: &str, arguments: &str) -> Result<T
 }
 
 #[tokio::test]
-async fn a_derived_token_takes_over_what_it_is_not_given() -> Result<()> {
+async fn a_derived_token_inherits_what_it_is_not_given() -> Result<()> {
     let World { owner, web, cluster } = SHARED.world().await?;
     owner
         .batch_execute(
@@ -190,7 +190,7 @@ async fn a_line_has_at_most_eight_generations_below_its_root() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_revoked_token_takes_its_descendants_with_it_and_nobody_else() -> Result<()> {
+async fn revoking_a_token_revokes_its_descendants_and_no_other_token() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let family = Family::of(&owner, "revoked").await?;
     assert_eq!(family.codes(&web).await?, ["VALID"; 4]);
@@ -347,7 +347,7 @@ async fn limits_are_inherited_and_narrowed_like_the_rest() -> Result<()> {
 }
 
 #[tokio::test]
-async fn enabling_a_token_does_not_enable_what_was_disabled_by_itself() -> Result<()> {
+async fn enabling_a_token_does_not_enable_descendants_that_were_disabled_by_themselves() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let family = Family::of(&owner, "switched").await?;
     let [v, d] = ["VALID", "DISABLED"];
@@ -447,7 +447,7 @@ async fn a_token_is_purged_after_its_descendants_however_small_the_batches_are()
 }
 
 #[tokio::test]
-async fn no_child_slips_past_a_revocation_on_its_way() -> Result<()> {
+async fn no_child_escapes_a_concurrent_revocation() -> Result<()> {
     let World { owner, web, cluster } = SHARED.world().await?;
     // Revoked while the child is being derived.
     let parent = issue(&owner, "slipping", &["admin"]).await?;
@@ -482,7 +482,7 @@ async fn no_child_slips_past_a_revocation_on_its_way() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_child_of_what_was_rotated_while_all_were_being_revoked_falls_too() -> Result<()> {
+async fn a_child_of_a_token_rotated_during_a_revocation_of_all_is_revoked_too() -> Result<()> {
     let World { owner: revoker, web, cluster } = SHARED.world().await?;
     let mut rotator = cluster.connect("postgres", DATABASE).await?;
     let mut holder = cluster.connect("postgres", DATABASE).await?;

@@ -96,7 +96,7 @@ fn copy(from: (&Cluster, &str), to: (&Cluster, &str)) -> Result<()> {
 // ---- Another cluster
 
 #[tokio::test]
-async fn a_reader_goes_on_in_a_restored_database_and_in_one_that_came_back() -> Result<()> {
+async fn a_reader_continues_in_a_restored_database_and_in_one_that_came_back() -> Result<()> {
     let old = cluster(true)?;
     let owner = old.connect("postgres", DATABASE).await?;
     let operator = old.connect(OPERATOR, DATABASE).await?;
@@ -199,7 +199,7 @@ async fn batches_go_across_epochs_without_a_gap() -> Result<()> {
 // ---- A standby that takes over
 
 #[tokio::test]
-async fn a_reader_goes_on_after_a_promotion_also_with_what_was_prepared_before_it() -> Result<()> {
+async fn a_reader_continues_after_a_promotion_also_with_transactions_prepared_before_it() -> Result<()> {
     let mut primary = Arc::into_inner(cluster(true)?).context("not shared")?;
     let standby = primary.standby()?;
     let owner = primary.connect("postgres", DATABASE).await?;
@@ -274,7 +274,7 @@ async fn reader_last(owner: &Client) -> Result<i64> {
 }
 
 #[tokio::test]
-async fn a_reader_that_knows_more_than_the_promoted_standby_misses_nothing_of_it() -> Result<()> {
+async fn a_reader_that_is_ahead_of_the_promoted_standby_misses_nothing() -> Result<()> {
     let mut primary = Arc::into_inner(cluster(true)?).context("not shared")?;
     let mut standby = primary.standby()?;
     let owner = primary.connect("postgres", DATABASE).await?;
@@ -344,7 +344,7 @@ async fn a_reader_that_knows_more_than_the_promoted_standby_misses_nothing_of_it
 
 /// The standby's horizon is below that of the reader, which received everything in between.
 #[tokio::test]
-async fn a_promotion_that_undoes_the_end_of_a_prepared_transaction_tells_nothing_else_twice() -> Result<()> {
+async fn a_promotion_that_undoes_the_end_of_a_prepared_transaction_delivers_nothing_else_twice() -> Result<()> {
     let mut primary = Arc::into_inner(cluster(true)?).context("not shared")?;
     let mut standby = primary.standby()?;
     let owner = primary.connect("postgres", DATABASE).await?;
@@ -380,7 +380,7 @@ async fn a_promotion_that_undoes_the_end_of_a_prepared_transaction_tells_nothing
 }
 
 #[tokio::test]
-async fn a_cursor_of_a_copy_that_went_its_own_way_is_refused() -> Result<()> {
+async fn a_cursor_of_a_diverged_copy_is_refused() -> Result<()> {
     let mut primary = Arc::into_inner(cluster(true)?).context("not shared")?;
     let (one, other) = (primary.standby()?, primary.standby()?);
     let owner = primary.connect("postgres", DATABASE).await?;
@@ -572,7 +572,7 @@ async fn no_scopes(new_owner: &Client) -> Result<usize> {
 // ---- The register
 
 #[tokio::test]
-async fn nobody_waits_for_another_to_register_an_epoch_and_all_register_the_same() -> Result<()> {
+async fn no_session_waits_for_another_to_register_an_epoch_and_all_register_the_same() -> Result<()> {
     let cluster = cluster(false)?;
     cluster.execute(DATABASE, "create extension tollgate")?;
     let clients = [

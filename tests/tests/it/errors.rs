@@ -78,7 +78,7 @@ async fn an_error_of_postgresql_keeps_every_field() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_error_that_was_caught_is_not_told_in_place_of_the_next_one() -> Result<()> {
+async fn a_caught_error_is_not_reported_in_place_of_the_next_one() -> Result<()> {
     let (owner, web, _cluster) = start().await?;
     // The same session and call: first a caught error of PostgreSQL, then one of ours.
     owner

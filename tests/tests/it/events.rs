@@ -159,7 +159,7 @@ async fn revoking_all_of_a_user_records_each_token() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_changes_nothing_is_not_recorded() -> Result<()> {
+async fn calls_that_change_nothing_are_not_recorded() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "unrecorded").await?;
     let token = issue(&manager, "ann", &[]).await?;
     let kept = issue(&manager, "ann", &["posts:read"]).await?;
@@ -269,7 +269,7 @@ async fn the_log_is_append_only_even_for_its_owner() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_rolled_back_is_neither_recorded_nor_notified() -> Result<()> {
+async fn rolled_back_changes_are_neither_recorded_nor_notified() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "undone").await?;
     let token = issue(&manager, "ann", &[]).await?;
     let mut ears = Ears::listen(&db).await?;
@@ -330,7 +330,7 @@ impl Ears {
 }
 
 #[tokio::test]
-async fn listeners_hear_of_lost_access_and_of_nothing_else() -> Result<()> {
+async fn listeners_are_notified_of_lost_access_and_of_nothing_else() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "heard").await?;
     let mut ears = Ears::listen(&db).await?;
     let expire = "select tollgate.expire_tokens()";
@@ -455,7 +455,7 @@ async fn a_position_is_from_now_from_the_beginning_or_after_an_event() -> Result
 }
 
 #[tokio::test]
-async fn what_commits_late_is_told_and_holds_nothing_up() -> Result<()> {
+async fn late_commits_are_delivered_and_delay_nothing() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "late").await?;
     let slow = db.session(MANAGER).await?;
     slow.batch_execute("begin").await?;
@@ -697,7 +697,7 @@ const MANY_DIGITS: &str = "('{\"k\": [' || repeat('1e131071,', 10000) || '1]}'):
 const DEEP: &str = "(repeat('[', 6000) || repeat(']', 6000))::jsonb";
 
 #[tokio::test]
-async fn whatever_a_superuser_wrote_by_hand_is_delivered_once_and_so_is_what_follows() -> Result<()> {
+async fn events_that_a_superuser_wrote_by_hand_are_delivered_once_and_so_are_later_ones() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "by_hand").await?;
     let start = position(&db.operator, None).await?;
     let token = issue(&db.owner, "ann", &[]).await?;
@@ -901,7 +901,7 @@ async fn the_rest_of_a_batch_waits_for_a_reader_that_sees_it() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_pending_is_estimated_at_a_cost_that_does_not_grow() -> Result<()> {
+async fn pending_events_are_estimated_at_a_cost_that_does_not_grow() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "backlog").await?;
     deliver(&db.operator, "late", "commit").await?;
     log(&manager, "backlog:1").await?;
@@ -1204,7 +1204,7 @@ impl<'a> Case<'a> {
 }
 
 #[test]
-fn readers_are_told_of_every_event_once_whatever_the_interleaving() -> Result<()> {
+fn readers_receive_every_event_once_whatever_the_interleaving() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     // A separate server: open transactions of other databases would be remembered too.
     let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
@@ -1241,7 +1241,7 @@ fn readers_are_told_of_every_event_once_whatever_the_interleaving() -> Result<()
 
 /// The same with writers and readers that really run concurrently.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_are_told_of_every_event_once_while_many_write() -> Result<()> {
+async fn readers_receive_every_event_once_while_many_write() -> Result<()> {
     const TRANSACTIONS: usize = 120;
     let (db, _) = with_manager(&SHARED.cluster()?, "racing").await?;
     let origin = position(&db.operator, None).await?;
@@ -1334,7 +1334,7 @@ async fn deliver(client: &Client, name: &str, end: &str) -> Result<Vec<Value>> {
 }
 
 #[tokio::test]
-async fn a_subscription_begins_now_and_goes_on_where_it_committed() -> Result<()> {
+async fn a_subscription_begins_now_and_continues_where_it_committed() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "subscribed").await?;
     log(&manager, "sub:before").await?;
     assert_eq!(deliver(&db.operator, "one", "commit").await?, Vec::<Value>::new());
@@ -1365,7 +1365,7 @@ async fn a_subscription_begins_now_and_goes_on_where_it_committed() -> Result<()
 }
 
 #[tokio::test]
-async fn a_subscription_is_delivered_by_one_session_at_a_time_and_nobody_waits() -> Result<()> {
+async fn a_subscription_is_delivered_by_one_session_at_a_time_and_others_do_not_wait() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "locked").await?;
     deliver(&db.operator, "log", "commit").await?;
     let rival = db.session(OPERATOR).await?;
@@ -1424,7 +1424,7 @@ async fn two_sessions_may_begin_the_same_subscription() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_subscription_that_nobody_began_cannot_be_advanced() -> Result<()> {
+async fn an_unknown_subscription_cannot_be_advanced() -> Result<()> {
     let (db, _) = with_manager(&SHARED.cluster()?, "unknown").await?;
     let cursor = position(&db.operator, None).await?;
     for name in ["nobody's", ""] {
@@ -1487,7 +1487,7 @@ async fn with_a_small_queue() -> Result<Option<(Arc<Cluster>, Db)>> {
 }
 
 #[tokio::test]
-async fn a_full_notification_queue_prevents_no_revocation_and_the_daemon_tells_of_it() -> Result<()> {
+async fn a_full_notification_queue_prevents_no_revocation_and_the_daemon_publishes_it() -> Result<()> {
     let Some((cluster, db)) = with_a_small_queue().await? else { return Ok(()) };
     db.owner
         .batch_execute(
@@ -1551,7 +1551,7 @@ async fn a_queue_that_fills_before_the_commit_fails_one_attempt_and_not_the_next
 }
 
 #[tokio::test]
-async fn without_notifications_a_revocation_can_be_prepared_and_the_daemon_tells_of_it_all_the_same()
+async fn without_notifications_a_revocation_can_be_prepared_and_the_daemon_still_publishes_it()
 -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder().setting("max_prepared_transactions", "5"))?);
     let db = Db::only(&cluster).await?;

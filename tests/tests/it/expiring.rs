@@ -27,7 +27,7 @@ async fn announced(owner: &Client, token: Uuid) -> Result<usize> {
 }
 
 #[tokio::test]
-async fn a_token_is_announced_once_and_anew_when_its_expiry_changes() -> Result<()> {
+async fn a_token_is_announced_once_and_again_when_its_expiry_changes() -> Result<()> {
     let db = db("once").await?;
     let soon = issue_with(&db.owner, "ann", "expires_in => '2 days'").await?;
     let later = issue_with(&db.owner, "ann", "expires_in => '20 days'").await?;
@@ -51,7 +51,7 @@ async fn a_token_is_announced_once_and_anew_when_its_expiry_changes() -> Result<
 }
 
 #[tokio::test]
-async fn nobody_is_told_of_what_nobody_need_replace() -> Result<()> {
+async fn tokens_that_need_no_replacement_are_not_announced() -> Result<()> {
     let db = db("needless").await?;
     let revoked = issue_with(&db.owner, "ann", "expires_in => '1 day'").await?;
     assert!(revoke(&db.owner, revoked.id).await?);
@@ -108,7 +108,7 @@ async fn a_notice_or_batch_that_makes_no_sense_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_daemon_announces_ahead_of_time_unless_told_not_to() -> Result<()> {
+async fn the_daemon_announces_ahead_of_time_unless_switched_off() -> Result<()> {
     let db = db("daemon").await?;
     let token = issue_with(&db.owner, "ann", "expires_in => '3 days'").await?;
     let mut silent = Tollgated::spawn(&db.url(), &["run", "--expiry-notice=0"])?;

@@ -92,7 +92,7 @@ async fn a_killed_server_loses_at_most_what_was_not_flushed_and_counts_nothing_t
 // ---- The daemon is down
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_revocations_while_the_daemon_is_down_are_all_told_and_in_order() -> Result<()> {
+async fn ten_thousand_revocations_while_the_daemon_is_down_are_all_published_in_order() -> Result<()> {
     const SESSIONS: usize = 4;
     const EACH: i32 = 2_500;
     let db = Db::create(&SHARED.cluster()?, "downtime").await?;

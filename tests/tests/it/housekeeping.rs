@@ -82,7 +82,7 @@ async fn an_expiry_is_recorded_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_token_past_its_time_is_refused_before_anybody_records_it() -> Result<()> {
+async fn an_expired_token_is_refused_before_its_expiry_is_recorded() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "refused").await?;
     let token = issue_with(&db.owner, "ann", "expires_in => '200 milliseconds'").await?;
     eventually_async(LONG, "the token to be refused", async || {
@@ -228,7 +228,7 @@ async fn a_purged_token_takes_its_usage_with_it_and_leaves_its_events() -> Resul
 }
 
 #[tokio::test]
-async fn tokens_are_purged_in_batches_those_that_ended_first_first() -> Result<()> {
+async fn tokens_are_purged_in_batches_in_the_order_of_their_ends() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "purgebatches").await?;
     let mut in_order = Vec::new();
     for n in 0..7 {
@@ -249,7 +249,7 @@ async fn tokens_are_purged_in_batches_those_that_ended_first_first() -> Result<(
 
 /// A session has a token's row locked, and may keep it so for hours.
 #[tokio::test]
-async fn tokens_that_are_locked_are_left_for_later_and_not_waited_for() -> Result<()> {
+async fn locked_tokens_are_left_for_later_and_not_waited_for() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "locked").await?;
     let ended = "revoked_at = now() - interval '1 year'";
     let mut due = Vec::new();
@@ -464,7 +464,7 @@ fn cleanup(db: &Db, arguments: &[&str]) -> Result<Value> {
 }
 
 #[tokio::test]
-async fn the_daemon_deletes_old_events_that_are_sealed_and_told_to_all_and_no_others() -> Result<()> {
+async fn the_daemon_deletes_old_events_that_are_sealed_and_delivered_to_all_and_no_others() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "audit_retention").await?;
     let told = old_stretch(&db).await?;
     db.operator.execute("select tollgate.open_subscription('slow')", &[]).await?;
@@ -531,7 +531,7 @@ async fn cleanup_deletes_old_events_until_none_is_left() -> Result<()> {
 
 /// An attacker who changed the log would like it deleted.
 #[tokio::test]
-async fn a_log_that_was_tampered_with_is_not_deleted_and_keeps_nothing_else_from_it() -> Result<()> {
+async fn a_log_that_was_tampered_with_is_not_deleted_and_blocks_no_other_deletion() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "audit_tampered").await?;
     let old = old_stretch(&db).await?;
     db.owner.batch_execute(&AGE.replace("'3 days' where at > now() - interval '1 day'", "'1 hour'")).await?;

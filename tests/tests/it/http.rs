@@ -53,7 +53,7 @@ async fn it_is_not_ready_before_it_was_ever_connected() -> Result<()> {
 }
 
 #[tokio::test]
-async fn it_measures_what_happened() -> Result<()> {
+async fn its_metrics_count_what_happened() -> Result<()> {
     let db = db("measured").await?;
     let (_daemon, address) = run(&db.url(), &["--flush-interval=100ms", "--expire-interval=100ms"]).await?;
     eventually_answers(address, "/readyz", 200).await;
@@ -95,7 +95,7 @@ async fn it_measures_what_happened() -> Result<()> {
 }
 
 #[tokio::test]
-async fn pending_events_are_counted_while_nobody_is_told() -> Result<()> {
+async fn pending_events_are_counted_while_none_are_published() -> Result<()> {
     let db = db("pending").await?;
     db.operator.execute("select tollgate.open_subscription('elsewhere')", &[]).await?;
     for _ in 0..5 {
@@ -119,7 +119,7 @@ fn named(text: &str) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn the_dashboard_and_the_alerts_use_only_metrics_that_there_are() -> Result<()> {
+async fn the_dashboard_and_the_alerts_use_only_existing_metrics() -> Result<()> {
     let db = db("shown").await?;
     db.owner.execute("select tollgate.define_webhook('crm', 'https://crm.invalid/')", &[]).await?;
     let (_daemon, address) = run(&db.url(), &[]).await?;
@@ -174,7 +174,7 @@ async fn the_dashboard_and_the_alerts_use_only_metrics_that_there_are() -> Resul
 }
 
 #[tokio::test]
-async fn a_name_that_leads_here_by_somebody_elses_doing_is_not_served() -> Result<()> {
+async fn a_foreign_host_name_that_resolves_here_is_not_served() -> Result<()> {
     let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
     for host in ["evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example"] {
         for path in ["/metrics", "/events", "/livez"] {
@@ -189,7 +189,7 @@ async fn a_name_that_leads_here_by_somebody_elses_doing_is_not_served() -> Resul
 }
 
 #[tokio::test]
-async fn what_can_be_understood_in_two_ways_is_refused() -> Result<()> {
+async fn ambiguous_requests_are_refused() -> Result<()> {
     let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
     for request in [
         "GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
@@ -245,7 +245,7 @@ async fn crowd(address: SocketAddr, count: usize, sends: &'static str) -> JoinSe
 }
 
 #[tokio::test]
-async fn connections_of_others_however_many_keep_nobody_from_an_answer() -> Result<()> {
+async fn any_number_of_other_connections_leaves_room_for_an_answer() -> Result<()> {
     let (mut daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
     // Whole requests, and heads that never end, with a new byte each time.
     for sends in ["GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", "G"] {
@@ -262,7 +262,7 @@ async fn connections_of_others_however_many_keep_nobody_from_an_answer() -> Resu
 }
 
 #[tokio::test]
-async fn what_is_no_request_of_ours_is_refused_and_costs_nothing() -> Result<()> {
+async fn invalid_requests_are_refused_and_cost_nothing() -> Result<()> {
     let (mut daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
     assert_eq!(get(address, "/", &[]).await?.status, 404);
     let (refused, _) = begin(address, &request("/metrics", &[]).replace("GET", "DELETE")).await?;
@@ -282,7 +282,7 @@ async fn what_is_no_request_of_ours_is_refused_and_costs_nothing() -> Result<()>
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_said_at_the_start() -> Result<()> {
+async fn a_port_in_use_is_reported_at_the_start() -> Result<()> {
     let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
     let flag = format!("--http-address={address}");
     let second = Tollgated::run("postgresql://nobody@127.0.0.1:1/nowhere", &["run", &flag])?;

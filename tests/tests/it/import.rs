@@ -68,7 +68,7 @@ async fn accepting(world: &World) -> Result<Client> {
 }
 
 #[tokio::test]
-async fn a_leaked_token_is_ended_by_presenting_it_whatever_the_session_would_accept() -> Result<()> {
+async fn a_leaked_token_is_revoked_by_presenting_it_whatever_the_session_accepts() -> Result<()> {
     let world = SHARED.world().await?;
     let World { owner, .. } = &world;
     let accepting = accepting(&world).await?;
@@ -182,7 +182,7 @@ async fn tokens_of_each_system_verify_and_have_our_digest_from_their_first_use_o
 }
 
 #[tokio::test]
-async fn a_token_in_a_foreign_form_can_do_what_any_other_can_before_it_was_ever_used() -> Result<()> {
+async fn a_token_in_a_foreign_format_works_like_any_other_before_its_first_use() -> Result<()> {
     let world = SHARED.world().await?;
     let World { owner, .. } = &world;
     let accepting = accepting(&world).await?;
@@ -202,7 +202,7 @@ async fn a_token_in_a_foreign_form_can_do_what_any_other_can_before_it_was_ever_
 }
 
 #[tokio::test]
-async fn a_stolen_table_of_digests_opens_nothing_and_every_guess_counts() -> Result<()> {
+async fn a_stolen_table_of_digests_gives_no_access_and_every_guess_counts() -> Result<()> {
     let world = SHARED.world().await?;
     let World { owner, .. } = &world;
     let accepting = accepting(&world).await?;
@@ -241,7 +241,7 @@ async fn a_stolen_table_of_digests_opens_nothing_and_every_guess_counts() -> Res
 }
 
 #[tokio::test]
-async fn more_tokens_than_are_remembered_at_a_time_get_their_digests_as_they_are_used_again() -> Result<()> {
+async fn more_tokens_than_fit_into_memory_get_their_digests_when_used_again() -> Result<()> {
     const TOKENS: i64 = 1200;
     let cluster = common::start(Cluster::builder())?;
     let owner = cluster.connect("postgres", DATABASE).await?;
@@ -280,7 +280,7 @@ async fn more_tokens_than_are_remembered_at_a_time_get_their_digests_as_they_are
 }
 
 #[tokio::test]
-async fn what_the_other_system_knew_is_taken_over() -> Result<()> {
+async fn the_data_of_the_other_system_is_imported() -> Result<()> {
     let world = SHARED.world().await?;
     let World { owner, .. } = &world;
     let accepting = accepting(&world).await?;
@@ -356,7 +356,7 @@ async fn what_the_other_system_knew_is_taken_over() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_form_that_has_no_way_from_the_token_to_its_row_is_refused_with_the_way_out() -> Result<()> {
+async fn an_unsupported_format_is_refused_with_a_hint() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     for format in ["'bcrypt'", "'pbkdf2'", "'gitea'", "'gitlab'", "'SHA256'", "''", "null"] {
         let call = format!("select tollgate.import_api_token('n', 'n', sha256('n'), format => {format})");

@@ -38,7 +38,7 @@ fn file(directory: &TempDir, name: &str, text: &str) -> Result<String> {
 }
 
 #[tokio::test]
-async fn a_file_is_imported_once_and_each_refused_row_is_told_by_its_line() -> Result<()> {
+async fn a_file_is_imported_once_and_each_refused_row_is_reported_by_its_line() -> Result<()> {
     let (db, url, directory) = world("rows").await?;
     let bad = digest("tgt_bad");
     let csv = format!(
@@ -83,7 +83,7 @@ async fn a_file_is_imported_once_and_each_refused_row_is_told_by_its_line() -> R
 }
 
 #[tokio::test]
-async fn files_of_other_systems_come_with_their_form_and_all_they_knew() -> Result<()> {
+async fn files_of_other_systems_are_imported_with_their_format_and_data() -> Result<()> {
     let (db, url, directory) = world("guides").await?;
     // As `docs/migrating.md` exports them.
     let sanctum = "user_id,name,token_hash,scopes,created_at,last_used_at,expires_at\n\
@@ -131,7 +131,7 @@ async fn files_of_other_systems_come_with_their_form_and_all_they_knew() -> Resu
 }
 
 #[tokio::test]
-async fn json_lines_come_on_standard_input_too_and_a_row_that_stands_there_twice_is_one_token() -> Result<()>
+async fn json_lines_are_read_from_standard_input_too_and_a_repeated_row_is_one_token() -> Result<()>
 {
     let (db, url, _directory) = world("lines").await?;
     let row = |name: &str| {
@@ -208,7 +208,7 @@ async fn an_import_that_stores_nothing_for_another_reason_does_not_say_that_it_w
 }
 
 #[tokio::test]
-async fn metadata_arrives_as_it_was_given_or_its_row_is_refused() -> Result<()> {
+async fn metadata_arrives_unchanged_or_its_row_is_refused() -> Result<()> {
     let (db, url, directory) = world("metadata").await?;
     let given = [
         r#"{"account": 12345678901234567890123}"#.to_owned(),
@@ -276,7 +276,7 @@ async fn a_batch_is_bounded_by_its_bytes_too_and_any_number_of_rows_may_be_refus
 }
 
 #[test]
-fn a_file_that_cannot_be_one_of_tokens_is_refused_before_anything_is_tried() -> Result<()> {
+fn a_file_that_cannot_contain_tokens_is_refused_before_anything_is_tried() -> Result<()> {
     let directory = tempfile::tempdir()?;
     Account::unprivileged()?.own(directory.path())?;
     let bare = file(&directory, "bare.csv", &format!("ann,n,{}\n", digest("x")))?;

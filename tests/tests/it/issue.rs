@@ -146,7 +146,7 @@ fn nested(depth: usize) -> String {
 }
 
 #[tokio::test]
-async fn metadata_is_bounded_at_every_door_and_passes_as_it_is_below() -> Result<()> {
+async fn metadata_is_limited_everywhere_and_unchanged_below_the_limit() -> Result<()> {
     let World { owner, web, .. } = SHARED.world().await?;
     owner.batch_execute("set tollgate.max_metadata_size = '1kB'").await?;
     let token = issue(&owner, "doors", &[]).await?;
@@ -452,7 +452,7 @@ async fn a_rollback_leaves_neither_a_token_nor_a_record() -> Result<()> {
 // ---- Revoking
 
 #[tokio::test]
-async fn revoking_says_whether_it_did_and_does_it_once() -> Result<()> {
+async fn revoking_returns_whether_it_did_and_does_it_once() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token = issue(&owner, "revoker", &[]).await?;
     let ask = async |id: Option<Uuid>, user: Option<&str>| -> Result<bool> {
@@ -478,7 +478,7 @@ async fn revoking_says_whether_it_did_and_does_it_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn of_two_who_revoke_at_the_same_time_one_does() -> Result<()> {
+async fn of_two_sessions_that_revoke_at_the_same_time_one_does() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     let token = issue(&owner, "contended", &[]).await?;
     let other = cluster.connect("postgres", DATABASE).await?;
@@ -495,7 +495,7 @@ async fn of_two_who_revoke_at_the_same_time_one_does() -> Result<()> {
 }
 
 #[tokio::test]
-async fn all_tokens_of_a_user_are_revoked_and_nobody_elses() -> Result<()> {
+async fn all_tokens_of_a_user_are_revoked_and_no_others() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let mut own = Vec::new();
     for _ in 0..3 {
@@ -527,7 +527,7 @@ async fn all_tokens_of_a_user_are_revoked_and_nobody_elses() -> Result<()> {
 }
 
 #[tokio::test]
-async fn whoever_finds_a_token_can_revoke_it() -> Result<()> {
+async fn anyone_who_finds_a_token_can_revoke_it() -> Result<()> {
     let World { owner, web, cluster } = SHARED.world().await?;
     cluster.execute(
         DATABASE,
@@ -559,7 +559,7 @@ async fn whoever_finds_a_token_can_revoke_it() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_token_that_is_pasted_where_texts_are_kept_is_not_kept() -> Result<()> {
+async fn a_token_pasted_into_a_stored_text_is_not_stored() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     for round in 0..4 {
         let token = issue(&owner, "pasted", &[]).await?;
@@ -720,7 +720,7 @@ async fn a_list_shows_the_users_tokens_oldest_first_with_their_status_and_never_
 }
 
 #[tokio::test]
-async fn who_is_nobody_has_no_tokens_to_list_or_revoke_and_that_is_an_error() -> Result<()> {
+async fn listing_or_revoking_without_a_user_is_an_error() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     issue(&owner, "somebody", &[]).await?;
     for call in [
@@ -739,7 +739,7 @@ async fn who_is_nobody_has_no_tokens_to_list_or_revoke_and_that_is_an_error() ->
 }
 
 #[tokio::test]
-async fn a_token_that_ends_within_two_minutes_is_said_to_however_it_comes_to_be() -> Result<()> {
+async fn a_token_that_ends_within_two_minutes_has_a_notice_however_it_was_issued() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     let (client, mut messages) = cluster.listen("postgres", DATABASE).await?;
     let mut notices = async |call: &str| -> Result<Vec<(String, String)>> {
@@ -980,7 +980,7 @@ async fn a_trigger_on_the_tokens_may_issue_another_token() -> Result<()> {
 }
 
 #[tokio::test]
-async fn every_way_of_issuing_says_the_same_of_the_token() -> Result<()> {
+async fn every_way_of_issuing_logs_the_same_detail() -> Result<()> {
     let (owner, _cluster) = changed("details").await?;
     let more =
         "expires_in => '1 day', allowed_ips => '{10.0.0.0/8}', rate_limit => 10, rate_window => '02:03:04.5'";

@@ -92,7 +92,7 @@ async fn another_daemon_takes_over_within_seconds_of_the_leaders_death() -> Resu
 }
 
 #[tokio::test]
-async fn the_status_says_who_leads_what() -> Result<()> {
+async fn the_status_shows_the_leader_of_each_task() -> Result<()> {
     let db = start("leader_status").await?;
     let (_first, _second) = two(&db).await?;
     let led = async || -> Result<Vec<BTreeMap<String, Option<bool>>>> {
@@ -187,7 +187,7 @@ async fn a_leader_that_was_frozen_does_nothing_twice() -> Result<()> {
 
 /// The locks that an ordinary role can take, before any daemon runs.
 #[tokio::test]
-async fn no_role_can_lock_what_the_daemons_lead_by() -> Result<()> {
+async fn no_role_can_take_the_leadership_locks() -> Result<()> {
     let db = start("leader_squatted").await?;
     let tag = "select classid::bigint::int, objid::bigint from pg_locks
                where locktype = 'advisory' and objsubid = 3 and pid = pg_backend_pid()";
@@ -243,7 +243,7 @@ async fn tasks(db: &Db) -> Result<Vec<String>> {
 
 /// A role that may lead can hold a lock and do nothing. Then each daemon is healthy, and the task is not done.
 #[tokio::test]
-async fn a_task_that_nobody_works_at_is_named_by_check_readyz_and_a_metric() -> Result<()> {
+async fn a_task_without_a_working_leader_is_named_by_check_readyz_and_a_metric() -> Result<()> {
     let db = start("leader_idle").await?;
     let idle = db.session(OPERATOR).await?;
     idle.execute("select tollgate.acquire_leadership('seal_audit')", &[]).await?;

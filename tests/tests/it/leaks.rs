@@ -171,7 +171,7 @@ fn misshapen(token: &str) -> [String; 6] {
 }
 
 #[tokio::test]
-async fn no_token_and_no_part_of_one_is_told_to_anybody_but_its_caller() -> Result<()> {
+async fn no_token_and_no_part_of_one_is_visible_to_anyone_but_the_caller() -> Result<()> {
     let cluster = common::start(
         Cluster::builder()
             .preload(false)
@@ -284,7 +284,7 @@ async fn no_token_and_no_part_of_one_is_told_to_anybody_but_its_caller() -> Resu
 
 /// A plan made for given bind values contains them as constants, and auto_explain logs plans.
 #[tokio::test]
-async fn auto_explain_writes_tokens_where_the_documents_say_and_nowhere_else() -> Result<()> {
+async fn auto_explain_logs_tokens_where_the_documents_say_and_nowhere_else() -> Result<()> {
     let builder = Cluster::builder()
         .preload(false)
         .setting("shared_preload_libraries", "tollgate,auto_explain")

@@ -225,7 +225,7 @@ async fn a_rotated_token_that_is_presented_after_its_grace_is_an_event_at_most_o
 }
 
 #[tokio::test]
-async fn reuse_ends_the_successors_and_what_came_of_them_where_the_rotation_asked_for_it() -> Result<()> {
+async fn reuse_revokes_the_successors_and_their_descendants_where_the_rotation_requested_it() -> Result<()> {
     let World { owner, web, cluster } = SHARED.world().await?;
     let mut told = Told::listen(&cluster, "thief").await?;
     let first = issue(&owner, "thief", &["posts:read"]).await?;
@@ -260,7 +260,7 @@ async fn reuse_ends_the_successors_and_what_came_of_them_where_the_rotation_aske
 }
 
 #[tokio::test]
-async fn what_an_operator_makes_up_is_no_finding() -> Result<()> {
+async fn findings_made_up_by_an_operator_are_ignored() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let old = issue(&owner, "framed", &[]).await?;
     let row = "select id, token from tollgate.rotate_api_token($1, revoke_on_reuse => true)";
@@ -386,7 +386,7 @@ async fn a_successor_is_purged_only_after_the_token_that_names_it() -> Result<()
 }
 
 #[tokio::test]
-async fn a_rotation_is_recorded_with_both_tokens_and_told_once() -> Result<()> {
+async fn a_rotation_is_recorded_with_both_tokens_and_notified_once() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     let old = issue(&owner, "recorded", &["posts:read"]).await?;
     let mut told = Told::listen(&cluster, "recorded").await?;
@@ -474,7 +474,7 @@ async fn each_key_changes_what_it_names_and_null_clears_it() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_change_is_refused_for_what_issuing_refuses_and_its_value_is_not_repeated() -> Result<()> {
+async fn a_change_is_refused_where_issuing_is_refused_and_its_value_is_not_repeated() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     let token = issue(&owner, "unchanged", &["posts:read"]).await?;
     let before = substance(&owner, token.id).await?;
@@ -537,7 +537,7 @@ async fn a_change_is_refused_for_what_issuing_refuses_and_its_value_is_not_repea
 }
 
 #[tokio::test]
-async fn what_takes_access_away_is_told_and_nothing_else() -> Result<()> {
+async fn changes_that_take_access_away_are_notified_and_no_others() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     let token = issue_with(&owner, "told", "scopes => '{posts:*}', expires_in => '1 day'").await?;
     let mut told = Told::listen(&cluster, "told").await?;
@@ -640,7 +640,7 @@ async fn a_disabled_token_is_refused_until_it_is_enabled() -> Result<()> {
 // ---- Revocation
 
 #[tokio::test]
-async fn a_revocation_in_an_old_snapshot_does_it_or_asks_to_try_again() -> Result<()> {
+async fn a_revocation_in_an_old_snapshot_succeeds_or_asks_for_a_retry() -> Result<()> {
     let World { owner, web, cluster } = SHARED.world().await?;
     let old = cluster.connect("postgres", DATABASE).await?;
     for isolation in ["repeatable read", "serializable"] {
@@ -685,7 +685,7 @@ async fn a_revocation_in_an_old_snapshot_does_it_or_asks_to_try_again() -> Resul
 }
 
 #[tokio::test]
-async fn a_user_who_is_authenticated_revokes_own_tokens_and_nobody_elses() -> Result<()> {
+async fn an_authenticated_user_revokes_own_tokens_and_no_others() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     owner
         .batch_execute(
@@ -950,7 +950,7 @@ async fn the_number_of_tokens_is_exact_whoever_issues_at_the_same_time() -> Resu
 }
 
 #[tokio::test]
-async fn limits_are_not_for_their_subjects_to_lift_and_every_setting_says_why() -> Result<()> {
+async fn limits_cannot_be_raised_by_their_subjects_and_every_setting_says_why() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     for (setting, value) in
         [("max_token_lifetime", "0"), ("max_tokens_per_user", "0"), ("accept_foreign_tokens", "on")]

@@ -207,7 +207,7 @@ async fn a_charge_outlives_the_rollback_of_its_transaction() -> Result<()> {
 }
 
 #[tokio::test]
-async fn authenticate_raises_53400_and_says_when_to_come_again() -> Result<()> {
+async fn authenticate_raises_53400_and_says_when_to_retry() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token = issue_with(&owner, "raises", "rate_limit => 1, rate_window => '1 day'").await?;
     web.batch_execute("begin").await?;
@@ -244,7 +244,7 @@ async fn a_changed_limit_holds_at_the_next_verification() -> Result<()> {
 }
 
 #[tokio::test]
-async fn tokens_that_came_of_a_limited_one_have_its_limit_each() -> Result<()> {
+async fn derived_tokens_of_a_limited_one_have_its_limit_each() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token =
         issue_with(&owner, "family", &format!("scopes => '{{posts:*}}', rate_limit => 4, {DAY}")).await?;
@@ -296,7 +296,7 @@ async fn all_tokens_of_a_user_share_the_users_limit() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_a_tokens_own_limit_refuses_is_not_charged_to_its_user() -> Result<()> {
+async fn uses_refused_by_a_tokens_own_limit_are_not_charged_to_its_user() -> Result<()> {
     let cluster = SHARED.cluster()?;
     let settings = [("tollgate.user_rate_limit", "10"), ("tollgate.user_rate_window", "1d")];
     let (owner, web) = with_settings(&cluster, "per_user_and_token", &settings).await?;

@@ -147,7 +147,7 @@ async fn a_line_holds_neither_token_nor_statement_nor_anything_that_was_smuggled
 }
 
 #[tokio::test]
-async fn whoever_presents_tokens_cannot_fill_the_log() -> Result<()> {
+async fn a_client_that_presents_tokens_cannot_fill_the_log() -> Result<()> {
     let (cluster, _, web) =
         start(logging("failures").setting("tollgate.max_logged_verifications", "1")).await?;
     let mut presented = 5000;

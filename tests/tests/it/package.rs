@@ -231,7 +231,7 @@ fn the_packages_install_on_a_clean_debian_and_serve_a_token() -> Result<()> {
 
 /// systemd only logs a directive that it does not know, which then protects nothing.
 #[test]
-fn the_unit_is_one_that_systemd_understands_and_finds_hardened() -> Result<()> {
+fn systemd_understands_the_unit_and_finds_it_hardened() -> Result<()> {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/tollgated/tollgated.service");
     let text = std::fs::read_to_string(&unit)?;
     assert_eq!(values(&text, "Type"), ["notify"]);

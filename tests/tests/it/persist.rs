@@ -118,7 +118,7 @@ async fn a_clean_restart_loses_nothing() -> Result<()> {
 
 /// The carrier may have reached any step: what the server hands out again must have the same name.
 #[tokio::test]
-async fn a_drained_generation_is_counted_once_whichever_of_its_steps_a_restart_comes_between() -> Result<()> {
+async fn a_drained_generation_is_counted_once_at_whichever_step_a_restart_comes() -> Result<()> {
     let mut server = Restarted::start(&[("cluster_name", "east")]).await?;
     let token = issue(&server.owner, "a", &[]).await?;
     let mut uses = 0;
@@ -157,7 +157,7 @@ async fn a_drained_generation_is_counted_once_whichever_of_its_steps_a_restart_c
 }
 
 #[tokio::test]
-async fn each_database_takes_up_what_is_its_own() -> Result<()> {
+async fn each_database_restores_its_own_counters() -> Result<()> {
     let mut server = Restarted::start(&[]).await?;
     common::database(&server.cluster, "other")?;
     operator::grant(&server.cluster, "other")?;
@@ -181,7 +181,7 @@ async fn each_database_takes_up_what_is_its_own() -> Result<()> {
 }
 
 #[tokio::test]
-async fn limits_go_on_over_a_clean_restart() -> Result<()> {
+async fn limits_survive_a_clean_restart() -> Result<()> {
     let mut server = Restarted::start(&[]).await?;
     let token = common::issue_with(&server.owner, "a", "rate_limit => 2, rate_window => '1 day'").await?;
     for expected in ["VALID", "VALID", "RATE_LIMITED"] {
@@ -323,7 +323,7 @@ async fn an_immediate_shutdown_and_a_crash_lose_what_was_not_flushed_and_count_n
 }
 
 #[tokio::test]
-async fn a_file_that_is_not_whole_or_not_of_this_shutdown_is_logged_and_dropped() -> Result<()> {
+async fn a_damaged_file_or_one_of_another_shutdown_is_logged_and_dropped() -> Result<()> {
     type Damage = fn(&mut Vec<u8>);
     let damages: [(&str, Damage); 7] = [
         ("it has 0 bytes", |file| file.clear()),
@@ -373,7 +373,7 @@ async fn a_file_that_is_not_whole_or_not_of_this_shutdown_is_logged_and_dropped(
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_written_is_logged_and_the_server_stops_all_the_same() -> Result<()> {
+async fn a_file_that_cannot_be_written_is_logged_and_does_not_keep_the_server_from_stopping() -> Result<()> {
     let mut server = Restarted::start(&[]).await?;
     let token = issue(&server.owner, "a", &[]).await?;
     assert_eq!(code(&server.web, &token.token).await?, "VALID");
@@ -385,7 +385,7 @@ async fn a_file_that_cannot_be_written_is_logged_and_the_server_stops_all_the_sa
 }
 
 #[tokio::test]
-async fn a_smaller_table_keeps_limits_before_counters_and_says_what_was_dropped() -> Result<()> {
+async fn a_smaller_table_keeps_limits_before_counters_and_reports_what_was_dropped() -> Result<()> {
     let mut server = Restarted::start(&[("tollgate.max_tracked_keys", "4096")]).await?;
     let tokens = issue_many(&server.owner, 3_000).await?;
     let limited: Vec<String> = server
@@ -530,7 +530,7 @@ async fn backends_killed_while_they_record_leave_a_server_that_recovers_and_coun
 
 /// The holder is stopped at some moment in a loop of verifications, which sometimes is one at which it holds the lock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_for_a_spinlock_of_a_stopped_backend_sleeps_and_says_so() -> Result<()> {
+async fn a_backend_that_waits_for_a_spinlock_of_a_stopped_one_sleeps_and_shows_the_wait_event() -> Result<()> {
     let cluster = common::start(Cluster::builder())?;
     let owner = cluster.connect("postgres", DATABASE).await?;
     let token = issue(&owner, "hot", &[]).await?.token;

@@ -95,7 +95,7 @@ impl Drop for PgBouncer {
 }
 
 /// The next user of its sessions finds no lock, no LISTEN, and the settings of the role and the database.
-async fn left_as_it_was(db: &Db, pooler: &PgBouncer) -> Result<()> {
+async fn assert_left_unchanged(db: &Db, pooler: &PgBouncer) -> Result<()> {
     let locks: i64 = common::value(
         &db.owner,
         "select count(*) from pg_locks where locktype = 'advisory' and classid = x'74676c64'::int::oid
@@ -130,7 +130,7 @@ async fn a_pooler_in_transaction_mode_is_named_at_start_and_left_as_it_was() -> 
             log.contains("pooler in transaction mode") && log.contains("pool_mode=session"),
             "{more}: {log}"
         );
-        left_as_it_was(&db, &pooler).await.context(more)?;
+        assert_left_unchanged(&db, &pooler).await.context(more)?;
     }
     Ok(())
 }
@@ -159,7 +159,7 @@ async fn check_names_a_pooler_in_transaction_mode_and_leaves_it_as_it_was() -> R
             text.contains("pooler in transaction mode") && text.contains("pool_mode=session"),
             "{more}: {text}"
         );
-        left_as_it_was(&db, &pooler).await.context(more)?;
+        assert_left_unchanged(&db, &pooler).await.context(more)?;
     }
     let pooler = PgBouncer::start(&db, "session", "")?;
     let output = Tollgated::run(&pooler.url(&db), &["check", "--json"])?;

@@ -157,7 +157,7 @@ fn code_spans() -> Vec<&'static str> {
 }
 
 #[tokio::test]
-async fn every_function_view_type_and_setting_stands_there_as_in_the_catalogue() -> Result<()> {
+async fn every_function_view_type_and_setting_is_listed_as_in_the_catalogue() -> Result<()> {
     let world = SHARED.world().await?;
     let there = catalogue(&world.owner).await?;
     let signatures: BTreeSet<String> = there.iter().map(|(_, _, signature)| signature.clone()).collect();
@@ -191,7 +191,7 @@ async fn every_section_says_who_may_call_what_it_is_about() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_not_given_to_anybody_says_so_in_its_comment() -> Result<()> {
+async fn internal_objects_say_so_in_their_comments() -> Result<()> {
     let world = SHARED.world().await?;
     let rows = world
         .owner
@@ -354,7 +354,7 @@ fn its_examples_run_and_answer_as_it_shows() -> Result<()> {
 }
 
 #[test]
-fn its_links_lead_somewhere() {
+fn its_links_have_targets() {
     let anchors: BTreeSet<String> = REFERENCE
         .lines()
         .filter(|line| line.starts_with('#'))

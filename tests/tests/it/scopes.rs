@@ -122,7 +122,7 @@ async fn a_scope_is_defined_under_a_well_formed_name_with_a_description() -> Res
 }
 
 #[tokio::test]
-async fn a_token_carries_what_the_catalogue_holds_or_a_wildcard_over_it_or_admin() -> Result<()> {
+async fn a_token_has_scopes_of_the_catalogue_or_a_wildcard_over_them_or_admin() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "catalogue")?;
     let owner = cluster.connect("postgres", "catalogue").await?;
@@ -151,7 +151,7 @@ async fn a_token_carries_what_the_catalogue_holds_or_a_wildcard_over_it_or_admin
 }
 
 #[tokio::test]
-async fn a_scope_is_not_dropped_while_a_live_token_carries_it() -> Result<()> {
+async fn a_scope_is_not_dropped_while_a_live_token_has_it() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     let define = "select tollgate.define_scope('carried:scope', 'd')";
     let drop = "select tollgate.drop_scope('carried:scope')";
@@ -183,7 +183,7 @@ async fn a_scope_is_not_dropped_while_a_live_token_carries_it() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_the_catalogue_does_not_hold_cannot_be_dropped_from_it() -> Result<()> {
+async fn an_undefined_scope_cannot_be_dropped() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     // Dropping a scope must not require revoking every administrator's tokens first.
     issue(&owner, "administrator", &["admin", "posts:*"]).await?;
@@ -194,7 +194,7 @@ async fn what_the_catalogue_does_not_hold_cannot_be_dropped_from_it() -> Result<
 }
 
 #[tokio::test]
-async fn a_token_on_its_way_holds_up_the_drop_of_its_scope() -> Result<()> {
+async fn a_token_being_issued_blocks_the_drop_of_its_scope() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     for (level, end) in
         [("read committed", "commit"), ("repeatable read", "commit"), ("read committed", "rollback")]
@@ -223,7 +223,7 @@ async fn a_token_on_its_way_holds_up_the_drop_of_its_scope() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_drop_on_its_way_holds_up_the_issue_of_tokens_with_scopes() -> Result<()> {
+async fn a_drop_in_progress_blocks_issuing_tokens_with_scopes() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     for end in ["commit", "rollback"] {
         owner.batch_execute("select tollgate.define_scope('race:two', 'd')").await?;

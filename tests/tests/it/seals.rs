@@ -90,7 +90,7 @@ fn event_of(seal: i64) -> String {
 // ---- Sealing
 
 #[tokio::test]
-async fn a_log_that_nobody_touched_is_whole() -> Result<()> {
+async fn an_untouched_log_is_intact() -> Result<()> {
     let db = db("untouched").await?;
     let empty = verify(&db.owner).await?;
     assert_eq!(
@@ -196,7 +196,7 @@ async fn a_transaction_of_many_events_is_sealed_as_one_and_a_change_is_found_in_
 }
 
 #[tokio::test]
-async fn what_may_still_be_added_is_not_sealed_and_what_is_written_does_not_wait() -> Result<()> {
+async fn transactions_that_may_still_write_are_not_sealed_and_writers_do_not_wait() -> Result<()> {
     // A separate server: open transactions of other databases would delay the seals too.
     let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
     let db = Db::only(&cluster).await?;
@@ -279,7 +279,7 @@ async fn seals_hold_whatever_the_settings() -> Result<()> {
 }
 
 #[tokio::test]
-async fn several_daemons_seal_and_log_what_proves_it_elsewhere() -> Result<()> {
+async fn several_daemons_seal_and_log_the_seals_as_proof_elsewhere() -> Result<()> {
     let db = db("daemons").await?;
     let arguments = ["run", "--seal-interval", "100ms", "--subscription", "seals", "--batch-size", "2"];
     let daemons = [Tollgated::spawn(&db.url(), &arguments)?, Tollgated::spawn(&db.url(), &arguments)?];
@@ -312,7 +312,7 @@ async fn several_daemons_seal_and_log_what_proves_it_elsewhere() -> Result<()> {
 // ---- Tampering
 
 #[tokio::test]
-async fn whatever_is_done_to_sealed_events_is_found_and_placed() -> Result<()> {
+async fn every_change_of_sealed_events_is_found_and_located() -> Result<()> {
     let cases: &[(&str, &str, &str)] = &[
         ("changed", "update tollgate.audit_log set actor = 'nobody' where id = @3", "events changed"),
         ("movedtime", "update tollgate.audit_log set at = at + interval '1 microsecond' where id = @3", "events changed"),
@@ -410,7 +410,7 @@ async fn no_column_of_an_event_can_be_changed_unnoticed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_answer_says_when_the_events_were_that_do_not_hold() -> Result<()> {
+async fn the_result_says_when_the_bad_events_were() -> Result<()> {
     let db = db("placed").await?;
     sealed(&db, 3).await?;
     let id: i64 = value(&db.owner, &format!("select {}", event_of(2))).await?;
@@ -429,7 +429,7 @@ async fn the_answer_says_when_the_events_were_that_do_not_hold() -> Result<()> {
 
 /// A seal that was kept elsewhere reveals what the chain alone cannot.
 #[tokio::test]
-async fn a_seal_that_was_kept_elsewhere_tells_of_a_chain_that_was_cut_or_forged() -> Result<()> {
+async fn a_seal_that_was_kept_elsewhere_reveals_a_cut_or_forged_chain() -> Result<()> {
     let db = db("kept").await?;
     sealed(&db, 3).await?;
     let (kept, hash): (i64, Vec<u8>) = {
@@ -551,7 +551,7 @@ async fn a_purge_goes_in_bounded_steps() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_purge_waits_for_every_subscriber_and_names_the_one_that_holds_it_up() -> Result<()> {
+async fn a_purge_waits_for_every_subscriber_and_names_the_one_that_blocks_it() -> Result<()> {
     let db = db("heldup").await?;
     let mut cluster_cursor = position(&db.operator, Some(0)).await?;
     sealed(&db, 1).await?;
@@ -588,7 +588,7 @@ async fn a_purge_waits_for_every_subscriber_and_names_the_one_that_holds_it_up()
 }
 
 #[tokio::test]
-async fn a_purge_does_not_wipe_away_the_traces_of_tampering() -> Result<()> {
+async fn a_purge_does_not_remove_the_evidence_of_tampering() -> Result<()> {
     let db = db("traces").await?;
     sealed(&db, 3).await?;
     let id: i64 = value(&db.owner, &format!("select {}", event_of(2))).await?;
@@ -637,7 +637,7 @@ async fn nothing_but_a_purge_gets_past_the_trigger() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_purge_waits_for_who_seals() -> Result<()> {
+async fn a_purge_waits_for_a_session_that_seals() -> Result<()> {
     let db = db("queue").await?;
     sealed(&db, 2).await?;
     log(&db.owner, "queue:1").await?;
@@ -655,7 +655,7 @@ async fn a_purge_waits_for_who_seals() -> Result<()> {
 
 /// The role that purges does not decide how long the log is kept.
 #[tokio::test]
-async fn nothing_younger_than_the_owner_says_is_purged() -> Result<()> {
+async fn nothing_younger_than_the_owners_setting_is_purged() -> Result<()> {
     let db = db("retention").await?;
     db.owner.batch_execute("alter database retention set tollgate.min_audit_retention = '30d'").await?;
     sealed(&db, 2).await?;
@@ -695,7 +695,7 @@ async fn last_seal(db: &Db) -> Result<(i64, String)> {
 }
 
 #[tokio::test]
-async fn a_purge_that_was_written_by_hand_is_found() -> Result<()> {
+async fn a_forged_purge_is_found() -> Result<()> {
     let db = db("byhand").await?;
     assert_eq!(sealed(&db, 3).await?, 4);
     let kept = last_seal(&db).await?;
@@ -739,7 +739,7 @@ async fn a_purge_that_was_written_by_hand_is_found() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_purge_is_proven_by_a_seal_that_was_kept_since() -> Result<()> {
+async fn a_purge_is_proven_by_a_seal_that_was_kept_later() -> Result<()> {
     let db = db("proven").await?;
     assert_eq!(sealed(&db, 3).await?, 4);
     let before = last_seal(&db).await?;

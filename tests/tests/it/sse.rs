@@ -109,7 +109,7 @@ async fn logged(owner: &Client) -> Result<Vec<i64>> {
 
 /// By its scan, at the default interval: nothing wakes it.
 #[tokio::test]
-async fn a_revocation_that_notifies_nobody_reaches_the_log_and_the_streams_all_the_same() -> Result<()> {
+async fn a_revocation_without_notification_still_reaches_the_log_and_the_streams() -> Result<()> {
     let db = db("unnotified").await?;
     let token = reader(&db.owner).await?;
     let mut command = Tollgated::command(&db.url())?;
@@ -134,7 +134,7 @@ async fn a_revocation_that_notifies_nobody_reaches_the_log_and_the_streams_all_t
 }
 
 #[tokio::test]
-async fn a_reader_is_told_of_what_happens_from_now_on() -> Result<()> {
+async fn a_reader_receives_what_happens_from_now_on() -> Result<()> {
     let db = db("from_now").await?;
     let token = reader(&db.owner).await?;
     let (_daemon, address) = run(&db.url(), &[]).await?;
@@ -156,7 +156,7 @@ async fn a_reader_is_told_of_what_happens_from_now_on() -> Result<()> {
 /// Events that a superuser wrote by hand: numbers beyond 64 bits, a name that would be a line of the stream, too much
 /// data.
 #[tokio::test]
-async fn an_odd_event_is_sent_as_it_is_or_as_one_that_says_so_and_the_next_one_comes() -> Result<()> {
+async fn an_odd_event_is_sent_unchanged_or_marked_and_the_next_one_follows() -> Result<()> {
     let db = db("odd").await?;
     let token = reader(&db.owner).await?;
     let (_daemon, address) = run(&db.url(), &[]).await?;
@@ -175,7 +175,7 @@ async fn an_odd_event_is_sent_as_it_is_or_as_one_that_says_so_and_the_next_one_c
 }
 
 #[tokio::test]
-async fn only_a_token_with_the_scope_reads_and_only_while_it_is_good() -> Result<()> {
+async fn only_a_token_with_the_scope_reads_and_only_while_it_is_valid() -> Result<()> {
     let db = db("scope").await?;
     let (good, other) = (reader(&db.owner).await?, issue(&db.owner, "ann", &["posts:read"]).await?);
     let (daemon, address) = run(&db.url(), &[]).await?;
@@ -206,7 +206,7 @@ async fn only_a_token_with_the_scope_reads_and_only_while_it_is_good() -> Result
 }
 
 #[tokio::test]
-async fn whoever_comes_back_with_the_last_id_misses_nothing_not_even_what_committed_late() -> Result<()> {
+async fn a_reader_that_returns_with_the_last_id_misses_nothing_not_even_late_commits() -> Result<()> {
     let db = db("late").await?;
     let token = reader(&db.owner).await?;
     let (_daemon, address) = run(&db.url(), &[]).await?;
@@ -240,7 +240,7 @@ async fn whoever_comes_back_with_the_last_id_misses_nothing_not_even_what_commit
 }
 
 #[tokio::test]
-async fn a_daemon_that_is_killed_loses_no_event_and_another_one_goes_on() -> Result<()> {
+async fn a_killed_daemon_loses_no_event_and_another_one_continues() -> Result<()> {
     let db = db("killed").await?;
     let token = reader(&db.owner).await?;
     let mut told: Vec<Told> = Vec::new();
@@ -359,7 +359,7 @@ async fn fill(address: SocketAddr, tokens: &[Token]) -> Result<Vec<Stream>> {
 }
 
 #[tokio::test]
-async fn there_is_room_for_so_many_readers_and_the_next_one_is_told_to_come_later() -> Result<()> {
+async fn the_number_of_readers_is_limited_and_the_next_one_is_asked_to_retry_later() -> Result<()> {
     let db = db("crowd").await?;
     let tokens = readers(&db.owner).await?;
     let (_daemon, address) = run(&db.url(), &[]).await?;
@@ -404,7 +404,7 @@ async fn one_token_has_eight_streams_at_most_and_leaves_the_rest_to_others() -> 
 }
 
 #[tokio::test]
-async fn junk_however_much_shuts_no_reader_out_and_ends_no_stream() -> Result<()> {
+async fn junk_of_any_amount_shuts_no_reader_out_and_ends_no_stream() -> Result<()> {
     let db = db("junk").await?;
     let tokens = readers(&db.owner).await?;
     let (_daemon, address) = run(&db.url(), &[]).await?;
@@ -448,7 +448,7 @@ async fn idle_connections_end_no_stream() -> Result<()> {
 }
 
 #[tokio::test]
-async fn failures_of_an_address_neither_end_its_streams_nor_stop_a_good_token() -> Result<()> {
+async fn failures_of_an_address_neither_end_its_streams_nor_block_a_valid_token() -> Result<()> {
     let db = db("proxy").await?;
     db.cluster.execute(
         &db.name,
@@ -496,7 +496,7 @@ async fn failures_of_an_address_neither_end_its_streams_nor_stop_a_good_token() 
 }
 
 #[tokio::test]
-async fn a_stream_goes_on_when_its_token_has_used_up_its_limit() -> Result<()> {
+async fn a_stream_continues_when_its_token_has_used_up_its_limit() -> Result<()> {
     let db = db("used_up").await?;
     let limited = "scopes => '{tollgate:events}', rate_limit => 1, rate_window => '1 day'";
     let token = issue_with(&db.owner, "reader", limited).await?;
@@ -514,7 +514,7 @@ async fn a_stream_goes_on_when_its_token_has_used_up_its_limit() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_token_that_expires_is_no_longer_told_anything() -> Result<()> {
+async fn an_expired_token_receives_nothing_more() -> Result<()> {
     let db = db("expires").await?;
     let token =
         issue_with(&db.owner, "reader", "scopes => '{tollgate:events}', expires_in => '2 seconds'").await?;
@@ -529,7 +529,7 @@ async fn a_token_that_expires_is_no_longer_told_anything() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_stream_ends_when_the_daemon_is_told_to_stop() -> Result<()> {
+async fn a_stream_ends_when_the_daemon_is_stopped() -> Result<()> {
     let db = db("ends").await?;
     let token = reader(&db.owner).await?;
     let (mut daemon, address) = run(&db.url(), &[]).await?;

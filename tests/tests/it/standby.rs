@@ -71,7 +71,7 @@ fn task_of(standby: &Cluster) -> String {
 }
 
 #[tokio::test]
-async fn uses_on_every_standby_are_carried_to_the_primary_with_those_of_the_primary() -> Result<()> {
+async fn uses_on_every_standby_reach_the_primary_with_its_own() -> Result<()> {
     let db = Db::only(&primary()?).await?;
     let token = issue(&db.owner, "a", &[]).await?;
     // Both have the name and the identifier of the primary.
@@ -98,7 +98,7 @@ async fn uses_on_every_standby_are_carried_to_the_primary_with_those_of_the_prim
 }
 
 #[tokio::test]
-async fn what_is_reused_on_a_standby_is_recorded_by_the_primary_and_then_forgotten() -> Result<()> {
+async fn reuse_on_a_standby_is_recorded_by_the_primary_and_then_forgotten() -> Result<()> {
     let db = Db::only(&primary()?).await?;
     let old = issue(&db.owner, "a", &[]).await?;
     let rotate = "select (tollgate.rotate_api_token($1, revoke_on_reuse => true)).token";
@@ -127,7 +127,7 @@ async fn what_is_reused_on_a_standby_is_recorded_by_the_primary_and_then_forgott
 }
 
 #[tokio::test]
-async fn a_standby_that_is_down_holds_up_nobody_and_is_named_until_it_is_back() -> Result<()> {
+async fn a_standby_that_is_down_delays_no_other_and_is_named_until_it_is_back() -> Result<()> {
     let db = Db::only(&primary()?).await?;
     let token = issue(&db.owner, "a", &[]).await?;
     let (mut down, up) = (db.cluster.standby()?, db.cluster.standby()?);
@@ -191,7 +191,7 @@ async fn counts_are_exact_however_often_the_daemon_is_killed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_a_standby_counted_survives_restarts_and_crashes_of_the_primary() -> Result<()> {
+async fn counts_of_a_standby_survive_restarts_and_crashes_of_the_primary() -> Result<()> {
     let mut primary = common::start(Cluster::builder())?;
     operator::grant(&primary, DATABASE)?;
     let token = issue(&primary.connect("postgres", DATABASE).await?, "a", &[]).await?;
@@ -217,7 +217,7 @@ async fn what_a_standby_counted_survives_restarts_and_crashes_of_the_primary() -
 
 /// The worst case: the primary has the flush and is lost with it, before the standby that takes over received it.
 #[tokio::test]
-async fn a_promoted_standby_still_counts_what_only_the_lost_primary_was_told() -> Result<()> {
+async fn a_promoted_standby_still_counts_usage_that_only_the_lost_primary_had() -> Result<()> {
     let mut primary = common::start(Cluster::builder())?;
     operator::grant(&primary, DATABASE)?;
     let owner = primary.connect("postgres", DATABASE).await?;
@@ -298,7 +298,7 @@ async fn a_promoted_standby_does_not_add_again_what_it_had_replayed() -> Result<
 }
 
 #[tokio::test]
-async fn what_came_from_a_standby_is_told_of_there_once_it_is_replayed() -> Result<()> {
+async fn usage_of_a_standby_is_visible_there_once_it_is_replayed() -> Result<()> {
     let db = Db::only(&primary()?).await?;
     let token = issue(&db.owner, "a", &[]).await?;
     let standby = db.cluster.standby()?;

@@ -101,7 +101,7 @@ async fn every_way_to_verify_counts() -> Result<()> {
 }
 
 #[tokio::test]
-async fn each_refusal_of_a_known_token_is_a_denial_and_no_use() -> Result<()> {
+async fn each_refusal_of_a_known_token_is_a_denial_and_not_a_use() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "denials").await?;
     let token = issue(&db.owner, "a", &[]).await?;
     for (fault, expected) in [
@@ -152,7 +152,7 @@ async fn authenticate_counts_its_refusals_although_it_raises() -> Result<()> {
 }
 
 #[tokio::test]
-async fn asking_for_a_scope_is_an_outcome_and_no_use() -> Result<()> {
+async fn checking_a_scope_is_an_outcome_and_not_a_use() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder())?);
     let db = Db::only(&cluster).await?;
     let token = issue(&db.owner, "a", &["posts:read"]).await?;
@@ -345,7 +345,7 @@ async fn an_apply_that_is_rolled_back_can_be_repeated() -> Result<()> {
 }
 
 #[tokio::test]
-async fn server_starts_and_nodes_are_told_apart() -> Result<()> {
+async fn server_starts_and_nodes_are_distinguished() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "nodes").await?;
     let token = issue(&db.owner, "a", &[]).await?;
     code(&db.web, &token.token).await?;
@@ -411,7 +411,7 @@ async fn apply_takes_no_null() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_row_that_cannot_be_true_is_skipped_and_the_others_are_applied() -> Result<()> {
+async fn an_impossible_row_is_skipped_and_the_others_are_applied() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "skipped").await?;
     let (good, bad) = (issue(&db.owner, "a", &[]).await?, issue(&db.owner, "b", &[]).await?);
     let (operator, mut notices) = db.cluster.listen(OPERATOR, &db.name).await?;
@@ -528,7 +528,7 @@ async fn only_a_generation_that_was_handed_out_is_applied_or_acknowledged() -> R
 }
 
 #[tokio::test]
-async fn a_carrier_may_die_at_any_step() -> Result<()> {
+async fn a_carrier_may_fail_at_any_step() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "dying").await?;
     let token = issue(&db.owner, "a", &[]).await?;
     let mut uses = 0;
@@ -788,7 +788,7 @@ async fn tokens_beyond_the_room_are_verified_and_reported_as_overflow() -> Resul
 
 /// An entry that is closed and not acknowledged holds counts just like an open one.
 #[tokio::test]
-async fn what_is_not_flushed_makes_no_room() -> Result<()> {
+async fn unflushed_counters_make_no_room() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder().setting("tollgate.max_tracked_keys", "1024"))?);
     let db = Db::only(&cluster).await?;
     let tokens = issue_many(&db.owner, 3_000).await?;
@@ -933,7 +933,7 @@ async fn without_preload_tokens_are_verified_and_metering_says_why_it_is_off() -
 }
 
 #[tokio::test]
-async fn stats_tells_how_the_server_fares() -> Result<()> {
+async fn stats_shows_the_status_of_the_server() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder())?);
     let db = Db::only(&cluster).await?;
     let tokens = issue_many(&db.owner, 30).await?;

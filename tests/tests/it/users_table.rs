@@ -129,7 +129,7 @@ async fn many_users_at_once_are_one_notification() -> Result<()> {
 }
 
 #[tokio::test]
-async fn only_who_is_gone_loses_tokens() -> Result<()> {
+async fn only_removed_users_lose_tokens() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     owner
         .batch_execute(
@@ -215,7 +215,7 @@ async fn a_partitioned_table_is_watched_in_every_partition() -> Result<()> {
 }
 
 #[tokio::test]
-async fn only_the_owner_attaches_a_table_and_whoever_deletes_needs_no_right_here() -> Result<()> {
+async fn only_the_owner_attaches_a_table_and_deleting_needs_no_privilege_here() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     owner
         .batch_execute(
@@ -325,7 +325,7 @@ async fn a_key_whose_type_could_run_code_of_its_owner_is_never_read() -> Result<
 }
 
 #[tokio::test]
-async fn attaching_once_more_does_nothing_and_by_another_column_is_refused() -> Result<()> {
+async fn attaching_again_does_nothing_and_by_another_column_is_refused() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     owner
         .batch_execute(
@@ -378,7 +378,7 @@ async fn no_token_is_overlooked_in_an_old_snapshot() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_key_is_stored_and_a_table_shares_no_rows_or_it_is_not_attached() -> Result<()> {
+async fn a_table_with_a_virtual_key_or_shared_rows_is_not_attached() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     owner
         .batch_execute(
@@ -460,7 +460,7 @@ async fn count(owner: &Client) -> Result<i64> {
 }
 
 #[tokio::test]
-async fn a_token_is_issued_for_a_user_who_is_there_and_for_no_other() -> Result<()> {
+async fn a_token_is_issued_for_an_existing_user_and_for_no_other() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "required")?;
     let owner = cluster.connect("postgres", "required").await?;
@@ -531,7 +531,7 @@ async fn a_token_is_issued_for_a_user_who_is_there_and_for_no_other() -> Result<
 }
 
 #[tokio::test]
-async fn no_token_outlives_a_user_who_leaves_while_it_is_issued() -> Result<()> {
+async fn no_token_outlives_a_user_who_is_deleted_while_it_is_issued() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "leaving")?;
     let owner = cluster.connect("postgres", "leaving").await?;
@@ -840,7 +840,7 @@ async fn users_whose_deleted_at_is_set_are_inactive_unless_a_condition_says_othe
 }
 
 #[tokio::test]
-async fn the_tokens_of_a_user_who_is_switched_off_are_refused_until_the_user_is_back() -> Result<()> {
+async fn the_tokens_of_a_deactivated_user_are_refused_until_the_user_is_active_again() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "switched")?;
     let owner = cluster.connect("postgres", "switched").await?;
@@ -935,7 +935,7 @@ async fn the_tokens_of_a_user_who_is_switched_off_are_refused_until_the_user_is_
 }
 
 #[tokio::test]
-async fn the_tokens_of_a_user_who_is_switched_off_are_revoked_where_that_is_asked_for() -> Result<()> {
+async fn the_tokens_of_a_deactivated_user_are_revoked_where_that_is_configured() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "revoking")?;
     let owner = cluster.connect("postgres", "revoking").await?;
@@ -1023,7 +1023,7 @@ async fn a_condition_is_one_immutable_expression_over_the_row() -> Result<()> {
 }
 
 #[tokio::test]
-async fn attaching_a_table_names_a_switch_that_was_not_given() -> Result<()> {
+async fn attaching_a_table_names_a_column_that_seems_to_deactivate_users() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "advised")?;
     let (owner, mut messages) = cluster.listen("postgres", "advised").await?;

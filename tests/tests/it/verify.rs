@@ -114,7 +114,7 @@ async fn there_is_always_exactly_one_row() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_valid_token_tells_all_that_was_stored() -> Result<()> {
+async fn a_valid_token_returns_all_that_was_stored() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token = issue_with(
         &owner,
@@ -141,7 +141,7 @@ async fn a_valid_token_tells_all_that_was_stored() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_refused_token_tells_nothing_but_its_id_and_expiry() -> Result<()> {
+async fn a_refused_token_returns_only_its_id_and_expiry() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token = issue_with(&owner, "refused", r#"scopes => '{posts:read}', metadata => '{"a": 1}'"#).await?;
     let faults = [
@@ -309,7 +309,7 @@ async fn a_digest_verifies_as_its_token_does() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_presented_token_can_be_asked_for_one_scope() -> Result<()> {
+async fn a_presented_token_can_be_checked_for_one_scope() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token = issue(&owner, "asked", &["posts:*"]).await?;
     let bound = issue_with(&owner, "asked", "scopes => '{posts:*}', allowed_ips => '{0.0.0.0/0}'").await?;
@@ -1133,7 +1133,7 @@ async fn the_last_refusal_says_what_exactly_was_wrong_and_never_repeats_it() -> 
 }
 
 #[tokio::test]
-async fn a_refusal_by_authenticate_tells_programs_the_code_the_scopes_and_the_time() -> Result<()> {
+async fn a_refusal_by_authenticate_has_the_code_the_scopes_and_the_time_for_programs() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token =
         issue_with(&owner, "programs", "scopes => '{posts:read}', rate_limit => 1, rate_window => '1 hour'")
@@ -1171,7 +1171,7 @@ async fn a_refusal_by_authenticate_tells_programs_the_code_the_scopes_and_the_ti
 }
 
 #[tokio::test]
-async fn the_clients_address_is_the_last_hop_that_is_no_trusted_proxy() -> Result<()> {
+async fn the_clients_address_is_the_last_hop_that_is_not_a_trusted_proxy() -> Result<()> {
     let World { web, cluster: _cluster, .. } = SHARED.world().await?;
     let of = async |forwarded: Option<&str>, trusted: Option<&str>| -> Result<Option<String>> {
         let call = match trusted {

@@ -297,7 +297,7 @@ async fn during_a_rotation_both_secrets_sign_and_afterwards_the_new_one_alone() 
 }
 
 #[tokio::test]
-async fn what_fails_is_tried_again_with_the_same_id_then_dead_and_can_be_replayed() -> Result<()> {
+async fn failed_messages_are_retried_with_the_same_id_then_dead_and_can_be_replayed() -> Result<()> {
     let db = db("retried").await?;
     let receiver = Receiver::start(Reply::Status(500)).await?;
     define(&db.owner, "crm", &receiver.url(), "'{token.created}'").await?;
@@ -345,7 +345,7 @@ async fn what_fails_is_tried_again_with_the_same_id_then_dead_and_can_be_replaye
 }
 
 #[tokio::test]
-async fn a_receiver_that_is_gone_is_not_asked_again() -> Result<()> {
+async fn a_receiver_that_is_gone_is_not_called_again() -> Result<()> {
     let db = db("gone").await?;
     let receiver = Receiver::start(Reply::Status(410)).await?;
     define(&db.owner, "crm", &receiver.url(), "null").await?;
@@ -370,7 +370,7 @@ async fn a_receiver_that_is_gone_is_not_asked_again() -> Result<()> {
 }
 
 #[tokio::test]
-async fn receivers_that_misbehave_are_given_up_in_time_and_delay_nobody() -> Result<()> {
+async fn misbehaving_receivers_are_given_up_in_time_and_delay_no_other() -> Result<()> {
     let db = db("misbehave").await?;
     let elsewhere = Receiver::start(Reply::Status(200)).await?;
     let cases = [
@@ -557,7 +557,7 @@ async fn daemons_that_are_killed_lose_nothing_and_repeat_only_with_the_same_id()
 }
 
 #[tokio::test]
-async fn nothing_shows_a_secret_a_second_time_and_nobody_but_administrators_may_define() -> Result<()> {
+async fn no_secret_is_shown_twice_and_only_administrators_may_define() -> Result<()> {
     let db = db("secrets").await?;
     let secret = define(&db.owner, "crm", "https://example.com/hooks/s3cr3t", "null").await?;
     let secret = secret.trim_start_matches("whsec_").to_owned();
@@ -586,7 +586,7 @@ async fn nothing_shows_a_secret_a_second_time_and_nobody_but_administrators_may_
 }
 
 #[tokio::test]
-async fn an_address_is_kept_in_one_form() -> Result<()> {
+async fn an_address_is_stored_in_normalised_form() -> Result<()> {
     let db = db("one_form").await?;
     for (number, (given, kept)) in [
         ("https://Example.COM", "https://example.com/"),
@@ -787,7 +787,7 @@ async fn the_numbers_of_messages_are_right_however_the_queue_is_changed() -> Res
 }
 
 #[tokio::test]
-async fn what_waits_after_an_outage_is_brought_forward() -> Result<()> {
+async fn waiting_messages_are_brought_forward_after_an_outage() -> Result<()> {
     let db = db("forward").await?;
     define(&db.owner, "crm", "https://example.com/", "'{token.created}'").await?;
     for _ in 0..4 {

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_measured_meets_nothing() {
+    fn a_value_that_could_not_be_measured_meets_no_target() {
         let nothing = Figure::new("x", Unit::Ratio, &Series::default());
         assert_eq!(nothing.clone().at_least(0.0).met(), Some(false));
         assert_eq!(nothing.at_most(9.9).met(), Some(false));
