@@ -1,7 +1,7 @@
 //! The one error of this crate: what was being done, what went wrong, and what the person who reads it can do.
 //!
 //! PostgreSQL says much more than a sentence when it refuses: SQLSTATE, DETAIL, HINT. All of it is kept and printed.
-//! To that comes a remedy of ours where the SQLSTATE tells which command mends it.
+//! To that comes a remedy of ours where the SQLSTATE tells which command fixes it.
 
 use std::error::Error as _;
 use std::fmt;
@@ -194,7 +194,7 @@ impl Error {
             ("sqlstate", self.0.sqlstate.as_ref().map(SqlState::code)),
             ("detail", self.0.detail.as_deref()),
             ("hint", self.0.hint.as_deref()),
-            ("to mend it", self.0.remedy.as_deref()),
+            ("to fix it", self.0.remedy.as_deref()),
         ] {
             if let Some(value) = value {
                 text.push_str("\n  ");
@@ -217,7 +217,7 @@ impl fmt::Display for Error {
         for (name, value) in [
             ("DETAIL", self.0.detail.as_deref()),
             ("HINT", self.0.hint.as_deref()),
-            ("TO MEND IT", self.0.remedy.as_deref()),
+            ("TO FIX IT", self.0.remedy.as_deref()),
         ] {
             if let Some(value) = value {
                 write!(f, "; {name}: {}", value.replace('\n', " "))?;
@@ -255,7 +255,7 @@ fn is_unavailable(sqlstate: &SqlState) -> bool {
         .contains(sqlstate)
 }
 
-/// The command that mends what a SQLSTATE tells of, where it is always the same one.
+/// The command that fixes what a SQLSTATE tells of, where it is always the same one.
 fn remedy(sqlstate: &SqlState, message: &str) -> Option<&'static str> {
     // By name, since every release of tokio-postgres may add codes and these are constants, not variants.
     Some(match sqlstate {
@@ -343,7 +343,7 @@ mod tests {
         assert_eq!(
             refusal().to_string(),
             "could not drain usage: tollgate is not preloaded (SQLSTATE 55000); \
-             DETAIL: Nothing is counted. Nothing is limited.; HINT: Preload it.; TO MEND IT: do this"
+             DETAIL: Nothing is counted. Nothing is limited.; HINT: Preload it.; TO FIX IT: do this"
         );
     }
 
@@ -352,7 +352,7 @@ mod tests {
         assert_eq!(
             refusal().report(),
             "could not drain usage: tollgate is not preloaded\n  sqlstate: 55000\n  \
-             detail: Nothing is counted.\n    Nothing is limited.\n  hint: Preload it.\n  to mend it: do this"
+             detail: Nothing is counted.\n    Nothing is limited.\n  hint: Preload it.\n  to fix it: do this"
         );
         assert_eq!(Error::failed("it broke").report(), "it broke");
     }

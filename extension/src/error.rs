@@ -65,7 +65,7 @@ impl Error {
             Code::IpNotAllowed => (
                 PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
                 "the token was refused",
-                "The token is bound to networks: pass the client's address as client_ip, and check that it lies in one of them.",
+                "The token is bound to networks: pass the client's address as client_ip, and check that it is in one of them.",
             ),
             Code::Malformed => (
                 PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
@@ -283,21 +283,21 @@ impl Error {
 
     /// Writes it to the server's log.
     pub(crate) fn log(self) {
-        self.tell(pg_sys::LOG);
+        self.report(pg_sys::LOG);
     }
 
     /// Sends it to the calling client as a WARNING.
     pub(crate) fn warn(self) {
-        self.tell(pg_sys::WARNING);
+        self.report(pg_sys::WARNING);
     }
 
     /// Sends it to the calling client as a NOTICE.
     pub(crate) fn notice(self) {
-        self.tell(pg_sys::NOTICE);
+        self.report(pg_sys::NOTICE);
     }
 
     /// Reports it at a level below ERROR.
-    fn tell(self, level: u32) {
+    fn report(self, level: u32) {
         let text = |text: &str| CString::new(text.replace('\0', "")).unwrap_or_default();
         let (message, detail, hint) =
             (text(&self.message), self.detail.as_deref().map(text), self.hint.as_deref().map(text));
@@ -318,7 +318,7 @@ impl Error {
                     if let Some(hint) = hint {
                         sys::errhint(c"%s".as_ptr(), hint);
                     }
-                    sys::errfinish(c"error.rs".as_ptr(), 0, c"tell".as_ptr());
+                    sys::errfinish(c"error.rs".as_ptr(), 0, c"report".as_ptr());
                 }
             });
         }

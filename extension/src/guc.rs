@@ -158,7 +158,7 @@ pub(crate) fn init() {
         c"tollgate.notify",
         c"Whether a change that takes access away sends a notification.",
         c"On by default, so that listeners are notified at once. Off for transactions that are to be PREPAREd, which PostgreSQL does \
-          not allow after a NOTIFY. Set by anyone, since it protects nothing: the change holds all the same, and who reads the \
+          not allow after a NOTIFY. Any role may set it, since it protects nothing: the change takes effect in any case, and a reader of the \
           log finds it there within a second.",
         &NOTIFY,
         GucContext::Userset,

@@ -59,7 +59,7 @@ pub fn dev_dir() -> anyhow::Result<PathBuf> {
         Some(dev) => PathBuf::from(dev),
         None => Path::new(env!("CARGO_MANIFEST_DIR"))
             .parent()
-            .context("this crate lies in the workspace")?
+            .context("this crate is in the workspace")?
             .join(".dev"),
     };
     std::fs::create_dir_all(&dev).with_context(|| format!("cannot make {}", dev.display()))?;

@@ -8,7 +8,7 @@ use crate::token::Digest;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Hints in one cache line.
-const WAYS: usize = 4;
+const HINTS_PER_BUCKET: usize = 4;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Location {
@@ -23,7 +23,7 @@ pub struct Location {
 
 #[repr(C, align(64))]
 #[derive(Default)]
-pub struct Bucket([Slot; WAYS]);
+pub struct Bucket([Slot; HINTS_PER_BUCKET]);
 
 #[repr(C)]
 #[derive(Default)]
@@ -41,7 +41,7 @@ pub struct Hints<'a>(&'a [Bucket]);
 
 /// The number of buckets for a number of keys, with room for half as many hints again, so that few replace each other.
 pub fn buckets_for(keys: usize) -> usize {
-    (keys * 3 / 2).div_ceil(WAYS).max(1)
+    (keys * 3 / 2).div_ceil(HINTS_PER_BUCKET).max(1)
 }
 
 impl<'a> Hints<'a> {
@@ -72,7 +72,7 @@ impl<'a> Hints<'a> {
     pub fn note(&self, digest: &Digest, place: Location) {
         let (bucket, part) = self.bucket(digest);
         let of = |wanted: &dyn Fn(&Slot) -> bool| bucket.0.iter().find(|hint| wanted(hint));
-        let victim = &bucket.0[usize::from(digest[31]) % WAYS];
+        let victim = &bucket.0[usize::from(digest[31]) % HINTS_PER_BUCKET];
         let hint = of(&|hint| hint.row.load(Relaxed) >> (16 + GROUP_BITS) == part)
             .or_else(|| of(&|hint| hint.page.load(Relaxed) == 0))
             .unwrap_or(victim);

@@ -71,7 +71,7 @@ impl Limit {
     }
 
     /// The answer that [`Limit::charge`] would give.
-    pub fn look(self, state: &mut State, now: i64) -> Charge {
+    pub fn peek(self, state: &mut State, now: i64) -> Charge {
         let (charged, full) = self.next(state, now);
         self.verdict(charged, full)
     }

@@ -1,7 +1,7 @@
 //! Addresses and networks as PostgreSQL's `inet` and `cidr` store them: an address and the number of leading bits that
 //! form the network.
 //!
-//! An IPv4-mapped IPv6 address (`::ffff:192.0.2.1`, RFC 4291 §2.5.5.2) is the IPv4 address it stands for. A server that
+//! An IPv4-mapped IPv6 address (`::ffff:192.0.2.1`, RFC 4291 §2.5.5.2) is treated as the IPv4 address. A server that
 //! listens on a dual-stack socket reports every IPv4 client in the mapped form, and a list of allowed IPv4 networks has
 //! to hold for it. In turn an IPv6 network never contains an IPv4 address, not even `::/0`, whichever way it is written.
 

@@ -34,15 +34,15 @@ use std::net::IpAddr;
 
 const SHARDS: usize = 64;
 /// Slots per group: as many as there are tags in one cache line.
-pub const WAYS: usize = 4 * TAG_WORDS;
+pub const SLOTS_PER_GROUP: usize = 4 * TAG_WORDS;
 const TAG_WORDS: usize = 7;
-const ALL_WAYS: u32 = (1 << WAYS) - 1;
+const ALL_SLOTS: u32 = (1 << SLOTS_PER_GROUP) - 1;
 /// Slots of a group that addresses may use: a client that fails from very many addresses must not take the room of
 /// tokens.
-const MAX_ADDRESSES: usize = WAYS / 4;
+const MAX_ADDRESSES: usize = SLOTS_PER_GROUP / 4;
 /// Slots of a group that limiters in use may take, including addresses: a limiter may last for a day, and the counters
 /// of others must find room meanwhile.
-const MAX_LIMITED: usize = WAYS - WAYS / 4;
+const MAX_LIMITED: usize = SLOTS_PER_GROUP - SLOTS_PER_GROUP / 4;
 /// Number of locks for adding an entry; a key's hash selects one.
 pub const INSERT_LOCKS: usize = 32;
 /// Maximum number of rows handed out at a time, which limits the memory of the session that drains and of the daemon;
@@ -191,10 +191,10 @@ pub struct Group<L> {
     unflushed: AtomicU32,
     /// Held to write anything in the group. Reads without it only suggest what is worth checking under it.
     lock: L,
-    entries: [Entry; WAYS],
-    handed_out: [HandedOut; WAYS],
+    entries: [Entry; SLOTS_PER_GROUP],
+    handed_out: [HandedOut; SLOTS_PER_GROUP],
     /// For each slot, keyed digests of its owner: 16 bits of the issuing role and 16 of the user.
-    owners: [AtomicU32; WAYS],
+    owners: [AtomicU32; SLOTS_PER_GROUP],
 }
 
 const _: () = assert!(size_of::<Entry>() == 64);
@@ -269,7 +269,7 @@ pub struct Table<'a, L> {
 
 /// The number of groups for a number of keys.
 pub fn groups_for(keys: usize) -> usize {
-    (keys * 3 / 2).div_ceil(WAYS).max(1)
+    (keys * 3 / 2).div_ceil(SLOTS_PER_GROUP).max(1)
 }
 
 /// A key that is to be counted or limited.
@@ -282,7 +282,7 @@ struct Wanted<'a> {
 }
 
 /// A key that has no entry yet.
-struct Newcomer<'a> {
+struct NewKey<'a> {
     key: &'a Key,
     hash: u64,
     /// Whether it is about to get a limiter in use.
@@ -336,7 +336,10 @@ impl<'a, L: SpinLock> Table<'a, L> {
             );
         };
         const {
-            assert!(size_of::<Group<L>>() * 3 / 2 / WAYS <= 128, "the setting's description is right");
+            assert!(
+                size_of::<Group<L>>() * 3 / 2 / SLOTS_PER_GROUP <= 128,
+                "the setting's description is right"
+            );
         };
         Table { header, groups }
     }
@@ -426,8 +429,8 @@ impl<'a, L: SpinLock> Table<'a, L> {
             groups.reverse();
         }
         let limited = !State(record.limiter).is_idle(now);
-        let newcomer = Newcomer { key: &key, hash, limited, owner: record.owner, now };
-        groups.iter().any(|group| group.insert(&newcomer, |slot| group.resume(slot, record)).is_some())
+        let new_key = NewKey { key: &key, hash, limited, owner: record.owner, now };
+        groups.iter().any(|group| group.insert(&new_key, |slot| group.resume(slot, record)).is_some())
     }
 
     /// `None` for a kind that a later release added.
@@ -441,7 +444,7 @@ impl<'a, L: SpinLock> Table<'a, L> {
     pub fn pressure(&self) -> f64 {
         let sample = &self.groups[..self.groups.len().min(SAMPLE)];
         let unflushed: u32 = sample.iter().map(|group| group.unflushed.load(Relaxed).count_ones()).sum();
-        f64::from(unflushed) / (sample.len() * WAYS) as f64
+        f64::from(unflushed) / (sample.len() * SLOTS_PER_GROUP) as f64
     }
 
     /// Uses that were not counted for lack of room.
@@ -580,12 +583,12 @@ impl<'a, L: SpinLock> Table<'a, L> {
         if let Some(done) = groups.iter().find_map(|group| group.find(hash, key, &act)) {
             return Some(done);
         }
-        let newcomer = Newcomer { key, hash, limited: wanted.limited, owner, now: wanted.now };
-        let done = groups.iter().find_map(|group| group.insert(&newcomer, |slot| act(group, slot)));
+        let new_key = NewKey { key, hash, limited: wanted.limited, owner, now: wanted.now };
+        let done = groups.iter().find_map(|group| group.insert(&new_key, |slot| act(group, slot)));
         if done.is_some() {
             return done;
         }
-        let (done, lost) = match displace(groups, &newcomer, &act) {
+        let (done, lost) = match displace(groups, &new_key, &act) {
             Some((done, lost)) => (Some(done), lost),
             None => (None, u64::from(key.kind == Kind::Token)),
         };
@@ -608,7 +611,7 @@ impl<'a, L: SpinLock> Table<'a, L> {
             self.hand_out(database, &mut rows, None);
             if rows.is_empty() {
                 // All of it was dropped, for others or because it found no room after a restart. Nothing is left to
-                // acknowledge, and until that happens nothing else would be handed out.
+                // acknowledge, and until that happens nothing more would be drained.
                 self.open_next(slot);
             }
         }
@@ -788,35 +791,35 @@ impl<L: SpinLock> Group<L> {
     /// sooner.
     fn is_more_crowded_than(&self, other: &Group<L>) -> bool {
         let [here, there] = [self, other].map(|group| group.unflushed.load(Relaxed).count_ones() as usize);
-        here >= WAYS - WAYS / 4 && there < here
+        here >= SLOTS_PER_GROUP - SLOTS_PER_GROUP / 4 && there < here
     }
 
     /// Gives a key a slot that is empty or can be reused without loss, if its kind may have one more, and runs `act` on
     /// it.
-    fn insert<R>(&self, newcomer: &Newcomer<'_>, act: impl Fn(usize) -> R) -> Option<R> {
-        let now = newcomer.now;
-        if newcomer.key.kind == Kind::Address
-            && let Some(slot) = self.address_to_replace(newcomer.key.database)
+    fn insert<R>(&self, new_key: &NewKey<'_>, act: impl Fn(usize) -> R) -> Option<R> {
+        let now = new_key.now;
+        if new_key.key.kind == Kind::Address
+            && let Some(slot) = self.address_to_replace(new_key.key.database)
         {
             let _held = self.lock.hold();
             if self.entries[slot].kind.load(Relaxed) == Kind::Address as u8 {
-                self.give(slot, newcomer);
+                self.give(slot, new_key);
                 return Some(act(slot));
             }
         }
-        if newcomer.limited && !self.has_room_for_a_limiter(now) {
+        if new_key.limited && !self.has_room_for_a_limiter(now) {
             return None;
         }
-        let unused = !self.used() & ALL_WAYS;
-        let flushed = !self.unflushed.load(Relaxed) & ALL_WAYS;
+        let unused = !self.used() & ALL_SLOTS;
+        let flushed = !self.unflushed.load(Relaxed) & ALL_SLOTS;
         // Any flushed and idle slot will do, but not always the same one.
-        let (before, after) = (flushed & ((1 << (newcomer.hash % WAYS as u64)) - 1), flushed);
+        let (before, after) = (flushed & ((1 << (new_key.hash % SLOTS_PER_GROUP as u64)) - 1), flushed);
         let candidates = bits(unused).chain(bits(after & !before)).chain(bits(before));
         for slot in candidates.filter(|&slot| self.is_free(slot, now)) {
             let _held = self.lock.hold();
             // Another use may have been counted in it since.
             if self.is_free(slot, now) {
-                self.give(slot, newcomer);
+                self.give(slot, new_key);
                 return Some(act(slot));
             }
         }
@@ -851,8 +854,8 @@ impl<L: SpinLock> Group<L> {
     }
 
     /// Call it under the lock.
-    fn give(&self, slot: usize, newcomer: &Newcomer<'_>) {
-        let (entry, key) = (&self.entries[slot], newcomer.key);
+    fn give(&self, slot: usize, new_key: &NewKey<'_>) {
+        let (entry, key) = (&self.entries[slot], new_key.key);
         for (to, from) in entry.id.iter().zip(key.id) {
             to.store(from, Relaxed);
         }
@@ -865,10 +868,10 @@ impl<L: SpinLock> Group<L> {
         self.unflushed.fetch_and(!(1 << slot), Relaxed);
         self.handed_out[slot].uses.store(0, Relaxed);
         self.handed_out[slot].denials.store(0, Relaxed);
-        self.owners[slot].store(newcomer.owner, Relaxed);
+        self.owners[slot].store(new_key.owner, Relaxed);
         let (word, shift) = (&self.tags[slot / 4], 16 * (slot % 4));
         let others = word.load(Relaxed) & !(0xffff << shift);
-        word.store(others | (u64::from(tag(newcomer.hash)) << shift), Relaxed);
+        word.store(others | (u64::from(tag(new_key.hash)) << shift), Relaxed);
     }
 
     /// The counters of a slot that are handed out for a database, after closing them if `close`.
@@ -893,9 +896,9 @@ impl<L: SpinLock> Group<L> {
         self.entries[slot].count(used);
     }
 
-    fn occupant(&self, place: (usize, usize), now: i64) -> Occupant {
+    fn evictable(&self, place: (usize, usize), now: i64) -> Evictable {
         let (entry, slot) = (&self.entries[place.1], place.1);
-        Occupant {
+        Evictable {
             place,
             database: entry.database.load(Relaxed),
             owner: self.owners[slot].load(Relaxed),
@@ -1035,7 +1038,7 @@ impl Entry {
 
 /// An entry whose content would be lost if its slot went to another key.
 #[derive(Clone, Copy)]
-struct Occupant {
+struct Evictable {
     place: (usize, usize),
     database: u32,
     owner: u32,
@@ -1045,12 +1048,12 @@ struct Occupant {
     counted: u64,
 }
 
-impl Occupant {
-    const NONE: Occupant =
-        Occupant { place: (0, 0), database: 0, owner: 0, is_user: false, is_limited: false, counted: 0 };
+impl Evictable {
+    const NONE: Evictable =
+        Evictable { place: (0, 0), database: 0, owner: 0, is_user: false, is_limited: false, counted: 0 };
 
     /// Its owner at a level: the database, the issuing role in it, or that role's user.
-    fn party(&self, level: usize) -> u64 {
+    fn owner_at(&self, level: usize) -> u64 {
         u64::from([self.database, self.owner >> 16, self.owner & 0xffff][level])
     }
 }
@@ -1059,12 +1062,12 @@ impl Occupant {
 /// back. Also returns how many uses are lost by that.
 fn displace<L: SpinLock, R>(
     groups: [&Group<L>; 2],
-    newcomer: &Newcomer<'_>,
+    new_key: &NewKey<'_>,
     act: impl Fn(&Group<L>, usize) -> R,
 ) -> Option<(R, u64)> {
     // Other processes may change the chosen slot first.
     (0..3).find_map(|_| {
-        let victim = victim(groups, newcomer)?;
+        let victim = victim(groups, new_key)?;
         let (group, slot) = (groups[victim.place.0], victim.place.1);
         let entry = &group.entries[slot];
         let _held = group.lock.hold();
@@ -1074,44 +1077,46 @@ fn displace<L: SpinLock, R>(
             return None;
         }
         let lost = u64::from(entry.uses.load(Relaxed)) + u64::from(entry.denials.load(Relaxed));
-        group.give(slot, newcomer);
+        group.give(slot, new_key);
         Some((act(group, slot), lost))
     })
 }
 
 /// The entry to displace: of the largest database, its largest issuing role, and that role's largest user, if the new
 /// key's owner has fewer slots at one of these levels.
-fn victim<L: SpinLock>(groups: [&Group<L>; 2], newcomer: &Newcomer<'_>) -> Option<Occupant> {
+fn victim<L: SpinLock>(groups: [&Group<L>; 2], new_key: &NewKey<'_>) -> Option<Evictable> {
     const LEVELS: usize = 3;
-    let mut occupants = [None; 2 * WAYS];
+    let mut evictables = [None; 2 * SLOTS_PER_GROUP];
     let distinct = if core::ptr::eq(groups[0], groups[1]) { 1 } else { 2 };
     for (number, group) in groups.iter().enumerate().take(distinct) {
         // Beyond the part that limiters may use, a limiter takes the slot of another limiter.
-        let only_limited = newcomer.limited && !group.has_room_for_a_limiter(newcomer.now);
-        for slot in (0..WAYS).filter(|&slot| !group.is_free(slot, newcomer.now)) {
-            let occupant = group.occupant((number, slot), newcomer.now);
-            if occupant.is_limited || !only_limited {
-                occupants[number * WAYS + slot] = Some(occupant);
+        let only_limited = new_key.limited && !group.has_room_for_a_limiter(new_key.now);
+        for slot in (0..SLOTS_PER_GROUP).filter(|&slot| !group.is_free(slot, new_key.now)) {
+            let evictable = group.evictable((number, slot), new_key.now);
+            if evictable.is_limited || !only_limited {
+                evictables[number * SLOTS_PER_GROUP + slot] = Some(evictable);
             }
         }
     }
-    let own = Occupant { database: newcomer.key.database, owner: newcomer.owner, ..Occupant::NONE };
+    let own = Evictable { database: new_key.key.database, owner: new_key.owner, ..Evictable::NONE };
     let mut left_at = None;
     for level in 0..LEVELS {
-        let size = |party| occupants.iter().flatten().filter(|one| one.party(level) == party).count();
-        let largest = occupants.iter().flatten().map(|one| one.party(level)).max_by_key(|&one| size(one))?;
-        let mine = own.party(level);
+        let size =
+            |owner_at| evictables.iter().flatten().filter(|one| one.owner_at(level) == owner_at).count();
+        let largest =
+            evictables.iter().flatten().map(|one| one.owner_at(level)).max_by_key(|&one| size(one))?;
+        let mine = own.owner_at(level);
         if left_at.is_none() && size(largest) >= size(mine) + 2 {
             left_at = Some(level);
         }
         let chosen = if left_at.is_some() { largest } else { mine };
-        for place in &mut occupants {
-            *place = place.filter(|one| one.party(level) == chosen);
+        for place in &mut evictables {
+            *place = place.filter(|one| one.owner_at(level) == chosen);
         }
     }
     // A user with many tokens must not be able to displace the user's own limit.
     let spares_users = left_at? == LEVELS - 1;
-    let candidates = occupants.iter().flatten().filter(|one| !(spares_users && one.is_user));
+    let candidates = evictables.iter().flatten().filter(|one| !(spares_users && one.is_user));
     candidates.min_by_key(|one| (one.is_user, one.is_limited, one.counted)).copied()
 }
 

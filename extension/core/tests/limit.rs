@@ -77,9 +77,9 @@ fn one_in_a_window_is_one_in_a_window() {
 fn a_look_says_what_a_charge_would_and_charges_nothing() {
     let (limit, mut state) = (limit(2, MINUTE), State::default());
     for _ in 0..4 {
-        let looked = limit.look(&mut state, NOW);
-        assert_eq!(looked, limit.look(&mut state, NOW));
-        assert_eq!(looked, limit.charge(&mut state, NOW));
+        let peeked = limit.peek(&mut state, NOW);
+        assert_eq!(peeked, limit.peek(&mut state, NOW));
+        assert_eq!(peeked, limit.charge(&mut state, NOW));
     }
 }
 
@@ -175,12 +175,12 @@ proptest! {
         let (limit, mut state) = (limit(count, window), State::default());
         burst(limit, &mut state, NOW, count as u32);
         let at = NOW + later % (window / i64::from(count)).max(1);
-        let refused = limit.look(&mut state, at);
+        let refused = limit.peek(&mut state, at);
         prop_assume!(!refused.admitted);
         let wait = refused.retry_after as i64;
         prop_assert!(wait > 0);
-        prop_assert!(!limit.look(&mut state, at + wait - 1).admitted);
-        prop_assert!(limit.look(&mut state, at + wait).admitted);
+        prop_assert!(!limit.peek(&mut state, at + wait - 1).admitted);
+        prop_assert!(limit.peek(&mut state, at + wait).admitted);
     }
 
     #[test]
@@ -189,7 +189,7 @@ proptest! {
         let charge = limit.charge(&mut state, now);
         prop_assert!(charge.admitted || charge.retry_after > 0);
         prop_assert!(charge.remaining < limit.limit());
-        prop_assert!(limit.look(&mut state, i64::MAX).retry_after <= 1 << 45);
+        prop_assert!(limit.peek(&mut state, i64::MAX).retry_after <= 1 << 45);
         limit.refund(&mut state);
     }
 }

@@ -12,8 +12,8 @@ use tollgate_core::net::Net;
 use tollgate_core::status::Code;
 use tollgate_core::usage_file::{Record, Shutdown};
 use tollgate_core::usage_table::{
-    Control, Group as GroupOf, Header, INSERT_LOCKS, Kind, MAX_DATABASES, Owner, Refusal, Restored, SpinLock,
-    Table as TableOf, UsageRow, Use, WAYS, groups_for,
+    Control, Group as GroupOf, Header, INSERT_LOCKS, Kind, MAX_DATABASES, Owner, Refusal, Restored,
+    SLOTS_PER_GROUP, SpinLock, Table as TableOf, UsageRow, Use, groups_for,
 };
 
 /// Key, uses, denials.
@@ -98,7 +98,7 @@ impl Counters {
         // SAFETY: made of atomics only, for which zero is a value; PostgreSQL also provides it zeroed.
         let header: Box<Header> = unsafe { Box::new_zeroed().assume_init() };
         let groups: Vec<_> = (0..groups_for(keys)).map(|_| Group::default()).collect();
-        let capacity = (groups.len() * WAYS) as u64;
+        let capacity = (groups.len() * SLOTS_PER_GROUP) as u64;
         let table = Table::new(Box::leak(header), Vec::leak(groups));
         // A different seed for each start, as in the server.
         table.start(&NODE, boot, SEED ^ u64::from(boot[0]), at);
@@ -218,7 +218,7 @@ fn prefetching_counters_counts_nothing_and_takes_any_group_number() {
         let group = counters.table.group_of(DATABASE, &token.to_be_bytes());
         assert!(group < groups_for(1000));
         assert!(counters.table.group_line(group).is_some());
-        assert!(counters.table.entry_lines(DATABASE, &token.to_be_bytes()).count() <= WAYS);
+        assert!(counters.table.entry_lines(DATABASE, &token.to_be_bytes()).count() <= SLOTS_PER_GROUP);
     }
     assert!(counters.table.group_line(usize::MAX).is_none());
     let (_, rows) = counters.drain(DATABASE);
@@ -774,7 +774,7 @@ fn a_smaller_table_keeps_limits_before_counters_and_reports_what_is_lost_of_each
     let spent = |kind, from: u128| {
         (from..from + 500)
             .filter(|&key| {
-                let look = |state: &mut _| limit.look(state, STARTED_AT).admitted;
+                let look = |state: &mut _| limit.peek(state, STARTED_AT).admitted;
                 after.table.with_limiter(DATABASE, kind, &key.to_be_bytes(), look) == Some(false)
             })
             .count() as u64

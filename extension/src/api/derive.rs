@@ -35,8 +35,8 @@ fn derive_api_token(call: &Call) -> Option<Datum> {
         Ok((.., Err(refusal))) | Err(refusal) => Error::refused(&refusal).raise(),
     };
 
-    match users::admit_user_of(parent) {
-        Some(standing) if standing.inactive => refused(Code::Disabled).raise(),
+    match users::lock_user_of(parent) {
+        Some(user_state) if user_state.inactive => refused(Code::Disabled).raise(),
         Some(_) => {}
         None => refused(Code::NotFound).raise(),
     }

@@ -11,7 +11,7 @@ use crate::pg::sys;
 use crate::store::composite;
 use crate::store::relations::Composite;
 use crate::tokens::fields::Ending;
-use crate::tokens::issue::{NewToken, Stored, Takeover};
+use crate::tokens::issue::{ImportedToken, NewToken, Stored};
 use crate::tokens::{fields, issue, max_per_user};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::Datum;
@@ -27,7 +27,7 @@ sql_function!(create_api_token);
 fn create_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.create_api_token()");
     let user_id = fields::user_id(call.text(0)).or_raise();
-    if users::admit(user_id).inactive {
+    if users::lock_user(user_id).inactive {
         Error::inactive_user().raise();
     }
     max_per_user::lock(user_id).or_raise();
@@ -63,7 +63,7 @@ sql_function!(import_api_token);
 fn import_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.import_api_token()");
     let user_id = fields::user_id(call.text(0)).or_raise();
-    let standing = users::admit(user_id);
+    let user_state = users::lock_user(user_id);
     max_per_user::lock(user_id).or_raise();
     let name = fields::name(call.text(1)).or_raise();
     let format = foreign_format(call.text(9)).or_raise();
@@ -96,7 +96,7 @@ fn import_api_token(call: &Call) -> Option<Datum> {
         rate_window: call.value(8),
         parent: None,
     };
-    take_over(&Takeover {
+    store_imported(&ImportedToken {
         token: &token,
         format,
         foreign_hash,
@@ -106,16 +106,16 @@ fn import_api_token(call: &Call) -> Option<Datum> {
         revoked_at: fields::past("revoked_at", call.value(14)).or_raise(),
     })
     .or_raise();
-    if standing.inactive {
-        users::settle(user_id);
+    if user_state.inactive {
+        users::apply_user_state(user_id);
     }
     token.id.into_datum()
 }
 
 /// Stores a token of another system. One that is already revoked or expired does not count towards its user's maximum,
 /// and may have had any lifetime.
-fn take_over(takeover: &Takeover<'_>) -> Result<(), Error> {
-    let Takeover { token, revoked_at, .. } = takeover;
+fn store_imported(imported: &ImportedToken<'_>) -> Result<(), Error> {
+    let ImportedToken { token, revoked_at, .. } = imported;
     let is_past = |end: TimestampWithTimeZone| i64::from(end) <= sys::GetCurrentTimestamp();
     let has_expired = token.ending.moment.is_some_and(is_past);
     if has_expired {
@@ -125,7 +125,7 @@ fn take_over(takeover: &Takeover<'_>) -> Result<(), Error> {
     if is_live {
         max_per_user::claim(token.user_id)?;
     }
-    let stored = issue::take_over(takeover)?.ok_or_else(Error::duplicate_digest)?;
+    let stored = issue::import(imported)?.ok_or_else(Error::duplicate_digest)?;
     if is_live {
         fields::end(token.ending.argument(), stored.expires_at.map(i64::from))?;
         warn_of_likely_mistakes(Some(token.name), stored.expires_at);

@@ -22,7 +22,7 @@ fn rotate_api_token(call: &Call) -> Option<Datum> {
     let ending = Ending::new(call.value(2), call.value(3)).or_raise();
     let revoke_on_reuse = call.value(4).unwrap_or(false);
     let token_id: Uuid = call.value(0).ok_or_else(no_token).or_raise();
-    if users::admit_user_of(token_id).is_some_and(|standing| standing.inactive) {
+    if users::lock_user_of(token_id).is_some_and(|user_state| user_state.inactive) {
         Error::inactive_user().raise();
     }
     let old = issue::lock_for_rotation(token_id).or_raise();

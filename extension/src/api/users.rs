@@ -46,7 +46,7 @@ fn users_row_changed(call: &Call) -> Option<Datum> {
         pg_sys::TRIGGER_EVENT_UPDATE => "UPDATE",
         _ => "DELETE",
     };
-    users::settle(table, arguments, keys, operation).or_raise();
+    users::apply_table(table, arguments, keys, operation).or_raise();
     // The result of an AFTER trigger is ignored, but it must not be NULL.
     Some(Datum::null())
 }
@@ -94,8 +94,8 @@ sql_function!(user_is_inactive);
 fn user_is_inactive(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.set_api_token_enabled()");
     let token: Uuid = call.value(0)?;
-    let standing = users::look_up_user_of(token).or_raise();
-    standing.is_some_and(|standing| standing.inactive).into_datum()
+    let user_state = users::look_up_user_of(token).or_raise();
+    user_state.is_some_and(|user_state| user_state.inactive).into_datum()
 }
 
 /// Runs `work` on the table in the first argument, locked against changes until the transaction ends.
@@ -108,24 +108,24 @@ fn with_table<R>(call: &Call, work: impl FnOnce(Table) -> Result<Option<R>, Erro
 
 /// Checks that the user exists, and locks their rows until the transaction ends. Call it before any lock on tokens. The
 /// caller decides what to do about an inactive user.
-pub(super) fn admit(user_id: &str) -> users::Standing {
+pub(super) fn lock_user(user_id: &str) -> users::UserState {
     raise_if_missing(users::look_up(user_id).or_raise())
 }
 
 /// The same for a token's user; `None` if there is no such token.
-pub(super) fn admit_user_of(token_id: Uuid) -> Option<users::Standing> {
+pub(super) fn lock_user_of(token_id: Uuid) -> Option<users::UserState> {
     users::look_up_user_of(token_id).or_raise().map(raise_if_missing)
 }
 
-fn raise_if_missing(standing: users::Standing) -> users::Standing {
-    if let Some(tables) = &standing.missing_in {
+fn raise_if_missing(user_state: users::UserState) -> users::UserState {
+    if let Some(tables) = &user_state.missing_in {
         Error::no_such_user(tables).raise();
     }
-    standing
+    user_state
 }
 
 /// Enables or disables an imported token as its user is active or not.
-pub(super) fn settle(user_id: &str) {
+pub(super) fn apply_user_state(user_id: &str) {
     // SAFETY: the datum is of the type given with it.
     let given = [unsafe { DatumWithOid::new(user_id, pg_sys::TEXTOID) }];
     Spi::run_with_args("SELECT tollgate.settle_user($1)", &given)

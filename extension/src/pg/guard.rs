@@ -38,7 +38,7 @@ unsafe extern "C-unwind" {
 }
 
 /// The last error that was raised below an [`entry`], whether or not something caught it.
-struct Last {
+struct LastError {
     error: *mut ErrorData,
     /// Lives until the call ends.
     context: pg_sys::MemoryContext,
@@ -54,7 +54,7 @@ pub(crate) unsafe fn entry<R>(body: impl FnOnce() -> R) -> R {
     // SAFETY: variables of this process. The callback is removed from the stack before its argument goes out of scope:
     // here, or by the code that catches an ERROR and restores the stack.
     let (outcome, last) = unsafe {
-        let mut last = Last { error: ptr::null_mut(), context: pg_sys::CurrentMemoryContext };
+        let mut last = LastError { error: ptr::null_mut(), context: pg_sys::CurrentMemoryContext };
         let mut callback = pg_sys::ErrorContextCallback {
             previous: pg_sys::error_context_stack,
             callback: Some(keep),
@@ -91,7 +91,7 @@ unsafe extern "C-unwind" fn keep(last: *mut c_void) {
     // SAFETY: the argument is that of the callback, whose `entry` is still running. An ERROR here skips no frame of
     // ours that owns something.
     unsafe {
-        let last = last.cast::<Last>();
+        let last = last.cast::<LastError>();
         // Out of memory: there is none for a copy.
         if geterrcode() == pg_sys::errcodes::PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY as c_int {
             return;

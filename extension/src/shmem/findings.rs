@@ -13,7 +13,7 @@ use tollgate_core::token::Digest;
 use tollgate_core::usage_table::SpinLock as _;
 
 const BUCKETS: usize = 64;
-const WAYS: usize = 8;
+const SLOTS_PER_BUCKET: usize = 8;
 /// In microseconds. For a database that was dropped, or that has no daemon.
 const LONGEST: i64 = 3_600_000_000;
 
@@ -60,7 +60,7 @@ struct Slot {
 #[derive(Default)]
 struct Bucket {
     lock: SpinLock,
-    slots: [Slot; WAYS],
+    slots: [Slot; SLOTS_PER_BUCKET],
 }
 
 #[repr(C, align(64))]
@@ -130,9 +130,9 @@ impl Findings {
 
     /// All findings of a database, at most a few hundred.
     pub(super) fn of(&self, database: u32) -> Vec<Finding> {
-        let mut all = Vec::with_capacity(BUCKETS * WAYS);
+        let mut all = Vec::with_capacity(BUCKETS * SLOTS_PER_BUCKET);
         for bucket in &self.buckets {
-            let mut found = [None; WAYS];
+            let mut found = [None; SLOTS_PER_BUCKET];
             {
                 let _held = bucket.lock.hold();
                 for (finding, slot) in found.iter_mut().zip(&bucket.slots) {

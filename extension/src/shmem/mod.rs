@@ -88,8 +88,8 @@ pub(crate) fn charge(
 }
 
 /// The answer that a charge would get; `None` for a key that was not charged lately.
-pub(crate) fn look(kind: Kind, id: &[u8; 16], limit: Limit, now: i64) -> Option<Charge> {
-    segment()?.table.with_limiter(database(), kind, id, |state| limit.look(state, now))
+pub(crate) fn peek(kind: Kind, id: &[u8; 16], limit: Limit, now: i64) -> Option<Charge> {
+    segment()?.table.with_limiter(database(), kind, id, |state| limit.peek(state, now))
 }
 
 /// Refunds a charge.

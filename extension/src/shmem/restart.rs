@@ -24,7 +24,7 @@ const FILE: &CStr = c"pg_stat/tollgate_usage.stat";
 const DRAFT: &CStr = c"pg_stat/tollgate_usage.stat.tmp";
 
 const LOST: &str =
-    "Uses since the last flush before the shutdown are not counted, and rate limits begin anew.";
+    "Uses since the last flush before the shutdown are not counted, and rate limits start again.";
 
 /// The name of the server in its generations: its `cluster_name`, or else the system identifier, which a cluster shares
 /// with its standbys.
@@ -100,7 +100,7 @@ fn report(head: &Head, restored: &Restored) {
         format!("tollgate: restored the usage and limits of {kept} of {all} keys from file \"{file}\""),
         format!(
             "The table is smaller than it was before the restart. Dropped: the limits of {tokens} tokens, {users} users and \
-             {addresses} addresses, which begin anew; {lost_uses} uses and denials of {lost_counters} tokens, which are not \
+             {addresses} addresses, which start again; {lost_uses} uses and denials of {lost_counters} tokens, which are not \
              counted."
         ),
         "Raise tollgate.max_tracked_keys; before a restart that lowers it, flush usage, and wait until limits are full again.",

@@ -31,12 +31,12 @@ pub(crate) struct Attachment {
     require_user: bool,
     /// The SQL condition under which a user is active.
     active: Option<String>,
-    place: Option<Place>,
+    numbers: Option<ColumnNumbers>,
 }
 
 /// Columns by number, which survives a renaming. A dump and restore renumbers tables and columns, so the numbers apply
 /// only to the table and the cluster that they were recorded for.
-struct Place {
+struct ColumnNumbers {
     system: i64,
     table: u32,
     key: i16,
@@ -44,10 +44,10 @@ struct Place {
     condition: Vec<i16>,
 }
 
-impl Place {
+impl ColumnNumbers {
     fn parse(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
-        Some(Place {
+        Some(ColumnNumbers {
             system: words.next()?.parse().ok()?,
             table: words.next()?.parse().ok()?,
             key: words.next()?.parse().ok()?,
@@ -335,21 +335,21 @@ impl Key {
 
 impl Attachment {
     pub(crate) fn parse(arguments: &[String]) -> Result<Self, Error> {
-        let [key_column, require_user, _, active, place] = arguments else {
+        let [key_column, require_user, _, active, numbers] = arguments else {
             return Err(Error::internal("the arguments of a trigger of attach_users_table were changed"));
         };
         Ok(Attachment {
             key_column: key_column.clone(),
             require_user: require_user == "true",
             active: Some(active.clone()).filter(|active| !active.is_empty()),
-            place: Place::parse(place),
+            numbers: ColumnNumbers::parse(numbers),
         })
     }
 
-    fn place_in(&self, root: Oid) -> Option<&Place> {
+    fn numbers_in(&self, root: Oid) -> Option<&ColumnNumbers> {
         // SAFETY: reads a constant of the cluster.
         let system = unsafe { pg_sys::GetSystemIdentifier() }.cast_signed();
-        self.place.as_ref().filter(|place| place.system == system && place.table == root.to_u32())
+        self.numbers.as_ref().filter(|numbers| numbers.system == system && numbers.table == root.to_u32())
     }
 
     /// The column of a table, or of a partition of it, that was the root's column of that number or name.
@@ -367,7 +367,7 @@ impl Attachment {
 
     /// The key column in the table or in a partition of it, also if it was renamed.
     pub(crate) fn key(&self, table: Table) -> Result<Key, Error> {
-        let number = self.place_in(table.root()).map(|place| place.key);
+        let number = self.numbers_in(table.root()).map(|numbers| numbers.key);
         let column = Attachment::follow(table, number, &self.key_column)
             .ok_or_else(|| Error::no_key_column(&table.name(), &self.key_column))?;
         key_of(table, column)
@@ -381,7 +381,7 @@ impl Attachment {
         if self.active.is_none() {
             return true;
         }
-        let read = self.place_in(table.root()).map_or(&[0][..], |place| &place.condition);
+        let read = self.numbers_in(table.root()).map_or(&[0][..], |numbers| &numbers.condition);
         if read.contains(&0) {
             return table.columns().all(|column| old.agrees(new, column));
         }
@@ -470,7 +470,7 @@ impl Row<'_> {
 // ---- Issuing
 
 /// The state of a user in the attached tables, where their rows are locked now.
-pub(crate) struct Standing {
+pub(crate) struct UserState {
     /// The tables and key columns, if the user is in none of them although they require it.
     pub(crate) missing_in: Option<Vec<String>>,
     /// The user is in one of them, and inactive there.
@@ -480,14 +480,14 @@ pub(crate) struct Standing {
 thread_local! {
     static ATTACHED_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
     static USER_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
-    static SETTLE_PLAN: Kept = const { Cell::new(None) };
+    static APPLY_PLAN: Kept = const { Cell::new(None) };
     /// The attached tables, and when they were looked up.
     static ATTACHED: RefCell<(Option<u64>, Rc<[Oid]>)> = RefCell::new((None, Rc::new([])));
     /// The query for each table, as it was last prepared.
-    static FINDING: RefCell<HashMap<Oid, Rc<Finding>>> = RefCell::new(HashMap::new());
+    static USER_QUERIES: RefCell<HashMap<Oid, Rc<UserQuery>>> = RefCell::new(HashMap::new());
 }
 
-struct Finding {
+struct UserQuery {
     statement: String,
     parameter: Oid,
     plan: OwnedPreparedStatement,
@@ -534,7 +534,7 @@ fn attached() -> Result<Rc<[Oid]>, Error> {
 
 /// Looks a user up in the attached tables, and locks their rows there until the transaction ends. Call it before any
 /// lock on tokens: a transaction that deletes a user locks the user's row before the tokens.
-pub(crate) fn look_up(user_id: &str) -> Result<Standing, Error> {
+pub(crate) fn look_up(user_id: &str) -> Result<UserState, Error> {
     let tables = attached()?;
     let mut opened = Vec::with_capacity(tables.len());
     for &table in tables.iter() {
@@ -561,13 +561,13 @@ pub(crate) fn look_up(user_id: &str) -> Result<Standing, Error> {
     for (table, _) in opened {
         table.close();
     }
-    Ok(Standing { missing_in: (required && !found).then_some(names), inactive })
+    Ok(UserState { missing_in: (required && !found).then_some(names), inactive })
 }
 
 /// The same for a token's user; `None` if there is no such token.
-pub(crate) fn look_up_user_of(token_id: Uuid) -> Result<Option<Standing>, Error> {
+pub(crate) fn look_up_user_of(token_id: Uuid) -> Result<Option<UserState>, Error> {
     if attached()?.is_empty() {
-        return Ok(Some(Standing { missing_in: None, inactive: false }));
+        return Ok(Some(UserState { missing_in: None, inactive: false }));
     }
     let user_id = USER_OF_TOKEN.text(Snapshot::Latest, [(pg_sys::UUIDOID, token_id.into_datum())])?;
     user_id.map(|user_id| look_up(&user_id)).transpose()
@@ -598,23 +598,23 @@ fn find(table: Table, attachment: &Attachment, key: &Key, user_id: &str) -> Resu
         unsafe { [DatumWithOid::new(value, parameter), DatumWithOid::new(user_id, pg_sys::TEXTOID)] };
     as_role::run(table.owner(), || {
         Spi::connect_mut(|client| {
-            let known = FINDING.with_borrow(|all| {
+            let known = USER_QUERIES.with_borrow(|all| {
                 all.get(&table.oid())
                     .filter(|known| known.statement == statement && known.parameter == parameter)
                     .cloned()
             });
-            let finding = match known {
-                Some(finding) => finding,
+            let query = match known {
+                Some(query) => query,
                 None => {
                     let types = arguments.each_ref().map(|argument| pg_sys::PgOid::from(argument.oid()));
                     let plan = client.prepare_mut(statement.as_str(), &types)?.keep();
-                    let finding = Rc::new(Finding { statement, parameter, plan });
-                    FINDING.with_borrow_mut(|all| all.insert(table.oid(), finding.clone()));
-                    finding
+                    let query = Rc::new(UserQuery { statement, parameter, plan });
+                    USER_QUERIES.with_borrow_mut(|all| all.insert(table.oid(), query.clone()));
+                    query
                 }
             };
             let mut state = None;
-            for row in client.update(&finding.plan, None, &arguments)? {
+            for row in client.update(&query.plan, None, &arguments)? {
                 state = Some(state == Some(true) || row.get::<bool>(1)?.unwrap_or(false));
             }
             Ok(state)
@@ -624,7 +624,7 @@ fn find(table: Table, attachment: &Attachment, key: &Key, user_id: &str) -> Resu
 }
 
 /// Disables or enables the tokens of some users, after a change in a table.
-pub(crate) fn settle(
+pub(crate) fn apply_table(
     table: Table,
     arguments: Vec<String>,
     user_ids: Vec<String>,
@@ -639,5 +639,5 @@ pub(crate) fn settle(
             DatumWithOid::new(operation, pg_sys::TEXTOID),
         ]
     };
-    with_plan(&SETTLE_PLAN, "SELECT tollgate.settle_and_notify($1, $2, $3, $4)", &given, |_| Ok(()))
+    with_plan(&APPLY_PLAN, "SELECT tollgate.settle_and_notify($1, $2, $3, $4)", &given, |_| Ok(()))
 }

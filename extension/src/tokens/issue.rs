@@ -62,7 +62,7 @@ thread_local! {
     static LOCK_FOR_ROTATION_PLAN: Kept = const { Cell::new(None) };
     static LOCK_PARENT_PLAN: Kept = const { Cell::new(None) };
     static REPLACE_PLAN: Kept = const { Cell::new(None) };
-    static TAKE_OVER_PLAN: Kept = const { Cell::new(None) };
+    static IMPORT_PLAN: Kept = const { Cell::new(None) };
 }
 
 /// Stores a token and its event; `None` if a token with its digest is already stored.
@@ -95,7 +95,7 @@ pub(crate) fn insert(token: &NewToken<'_>) -> Result<Option<Stored>, Error> {
 }
 
 /// A token of another system, with that system's data about it.
-pub(crate) struct Takeover<'a> {
+pub(crate) struct ImportedToken<'a> {
     pub(crate) token: &'a NewToken<'a>,
     pub(crate) format: Format,
     /// The key by which it is found until it has a digest of its own.
@@ -106,7 +106,7 @@ pub(crate) struct Takeover<'a> {
     pub(crate) revoked_at: Option<TimestampWithTimeZone>,
 }
 
-const TAKE_OVER: &str = "
+const IMPORT: &str = "
     WITH imported AS (
         INSERT INTO tollgate.api_tokens AS t (id, token_hash, hint, user_id, name, scopes, expires_at, metadata, allowed_ips,
                                               rate_limit, rate_window, foreign_hash, foreign_format, created_at, disabled_at,
@@ -130,8 +130,8 @@ const TAKE_OVER: &str = "
     SELECT expires_at, created_at FROM imported";
 
 /// Stores a token of another system and its event; `None` if it is already stored.
-pub(crate) fn take_over(takeover: &Takeover<'_>) -> Result<Option<Stored>, Error> {
-    let token = takeover.token;
+pub(crate) fn import(imported: &ImportedToken<'_>) -> Result<Option<Stored>, Error> {
+    let token = imported.token;
     // SAFETY: each datum is of the type given with it, and lives as long as the call that it came from.
     let arguments = unsafe {
         [
@@ -146,16 +146,16 @@ pub(crate) fn take_over(takeover: &Takeover<'_>) -> Result<Option<Stored>, Error
             DatumWithOid::new(token.allowed_ips, pg_sys::CIDRARRAYOID),
             DatumWithOid::new(token.rate_limit, pg_sys::INT4OID),
             DatumWithOid::new(token.rate_window, pg_sys::INTERVALOID),
-            DatumWithOid::new(takeover.foreign_hash.as_ref().map(Digest::as_slice), pg_sys::BYTEAOID),
-            DatumWithOid::new(takeover.format.as_str(), pg_sys::TEXTOID),
-            DatumWithOid::new(takeover.created_at, pg_sys::TIMESTAMPTZOID),
-            DatumWithOid::new(takeover.last_used_at, pg_sys::TIMESTAMPTZOID),
-            DatumWithOid::new(takeover.disabled_at, pg_sys::TIMESTAMPTZOID),
-            DatumWithOid::new(takeover.revoked_at, pg_sys::TIMESTAMPTZOID),
+            DatumWithOid::new(imported.foreign_hash.as_ref().map(Digest::as_slice), pg_sys::BYTEAOID),
+            DatumWithOid::new(imported.format.as_str(), pg_sys::TEXTOID),
+            DatumWithOid::new(imported.created_at, pg_sys::TIMESTAMPTZOID),
+            DatumWithOid::new(imported.last_used_at, pg_sys::TIMESTAMPTZOID),
+            DatumWithOid::new(imported.disabled_at, pg_sys::TIMESTAMPTZOID),
+            DatumWithOid::new(imported.revoked_at, pg_sys::TIMESTAMPTZOID),
             DatumWithOid::new(token.ending.moment, pg_sys::TIMESTAMPTZOID),
         ]
     };
-    with_plan(&TAKE_OVER_PLAN, TAKE_OVER, &arguments, |rows| {
+    with_plan(&IMPORT_PLAN, IMPORT, &arguments, |rows| {
         if rows.is_empty() {
             return Ok(None);
         }

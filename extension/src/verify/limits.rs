@@ -37,7 +37,7 @@ pub(crate) fn count(token: &TokenRow, id: &[u8; 16], used: &Use) {
 }
 
 /// Charges an accepted use to its limits and counts it, as a denial if a limit refuses it.
-pub(crate) fn admit(token: &TokenRow, id: &[u8; 16], used: &Use) -> (Code, Option<Quota>) {
+pub(crate) fn charge_use(token: &TokenRow, id: &[u8; 16], used: &Use) -> (Code, Option<Quota>) {
     let (own, of_user) = (own(token), guc::user_rate_limit());
     if own.is_none() && of_user.is_none() {
         count(token, id, used);
@@ -73,7 +73,7 @@ pub(crate) fn blocked(client: Option<Net>) -> Option<Quota> {
     let (limit, client) = (guc::failure_rate_limit()?, client?);
     require_memory();
     let now = sys::GetCurrentTimestamp();
-    let charge = shmem::look(Kind::Address, &client.subscriber(), limit, now)?;
+    let charge = shmem::peek(Kind::Address, &client.subscriber(), limit, now)?;
     (!charge.admitted).then_some(Quota { limit: limit.limit(), charge })
 }
 

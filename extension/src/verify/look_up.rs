@@ -24,7 +24,7 @@ pub(crate) fn look_up_to_end(presented: Option<&[u8]>, client: Option<Net>) -> R
 }
 
 fn look_up(presented: Presented<'_>, client: Option<Net>, purpose: Purpose) -> Result<LookedUp, Refusal> {
-    let verdict = Verdict::on(&Request { presented, required: Required::Nothing, client, purpose });
+    let verdict = Verdict::decide(&Request { presented, required: Required::Nothing, client, purpose });
     let stored = verdict.token().map(|token| (token.digest(), token.id()));
     let code = verdict.code();
     verdict.close();

@@ -34,18 +34,18 @@ impl Refusal {
 
     /// `{"code": …}`, and the other members that have a value.
     pub(crate) fn to_json(&self) -> String {
-        let mut told = json!({ "code": self.code.as_str() });
+        let mut json = json!({ "code": self.code.as_str() });
         if let Some(fault) = self.fault {
-            told["reason"] = fault.as_str().into();
+            json["reason"] = fault.as_str().into();
         }
         if !self.missing_scopes.is_empty() {
-            told["missing_scopes"] = self.missing_scopes.clone().into();
+            json["missing_scopes"] = self.missing_scopes.clone().into();
         }
         if let Some(micros) = self.retry_after {
             // Rounded up to milliseconds, so that a retry is not too early.
-            told["retry_after"] = (micros.div_ceil(1000) as f64 / 1000.0).into();
+            json["retry_after"] = (micros.div_ceil(1000) as f64 / 1000.0).into();
         }
-        told.to_string()
+        json.to_string()
     }
 
     pub(crate) fn remember(self) {

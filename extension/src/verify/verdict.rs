@@ -49,7 +49,7 @@ impl Verdict {
     pub(crate) const COLUMNS: usize = Verdict::LENGTHS.len();
 
     /// Does everything that a function does, except forming its row.
-    pub(crate) fn of(function: Function, call: &Call) -> Self {
+    pub(crate) fn of_call(function: Function, call: &Call) -> Self {
         let request = Request {
             presented: match function {
                 Function::VerifyApiTokenHash => Presented::by_digest(given_digest(call)),
@@ -59,7 +59,7 @@ impl Verdict {
             client: client(call, 2),
             purpose: if function == Function::Authenticate { Purpose::Bind } else { Purpose::Use },
         };
-        let verdict = Verdict::on(&request);
+        let verdict = Verdict::decide(&request);
         if request.purpose == Purpose::Bind {
             match verdict.accepted().map(context_of) {
                 Some(context) => identity::establish(&context),
@@ -74,7 +74,7 @@ impl Verdict {
     }
 
     /// Decides on a request, and counts the outcome.
-    pub(crate) fn on(request: &Request<'_>) -> Self {
+    pub(crate) fn decide(request: &Request<'_>) -> Self {
         if let Some(quota) = limits::blocked(request.client) {
             return Verdict::counted(Code::RateLimited, Some(quota), None, request, None);
         }
@@ -98,7 +98,7 @@ impl Verdict {
         let used = Use { accepted: code == Code::Valid, at: now, client: request.client };
         let (code, quota) = match (token, &id) {
             _ if !request.purpose.is_use() => (code, None),
-            (Some(token), Some(id)) if used.accepted => limits::admit(token, id, &used),
+            (Some(token), Some(id)) if used.accepted => limits::charge_use(token, id, &used),
             (Some(token), Some(id)) => {
                 limits::count(token, id, &used);
                 (code, None)

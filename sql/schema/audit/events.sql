@@ -274,7 +274,7 @@ DECLARE
     page        jsonb[] := '{}';
     page_bytes  integer := 0;
     is_full     boolean := false;
-    last_told   bigint;
+    last_read   bigint;
     until       bigint;
     batch       tollgate.event_batch;
 BEGIN
@@ -314,7 +314,7 @@ BEGIN
                    'detail', CASE WHEN NOT e.is_readable THEN
                                       '{"unreadable": "the event has more than 1000000 bytes, or is nested deeper than 64 levels"}'
                                   WHEN jsonb_typeof(e.detail) = 'object' THEN e.detail - 'reason'
-                                  ELSE e.detail END) AS told
+                                  ELSE e.detail END) AS event
         FROM (
             SELECT s.*, coalesce(s.detail_bytes, 0) + 2000 AS bytes,
                    s.detail_bytes IS NOT NULL AND octet_length(s.event) <= 200 AND octet_length(s.actor) <= 200
@@ -347,14 +347,14 @@ BEGIN
     LOOP
         is_full := cardinality(page) > 0 AND page_bytes + one.bytes > most_bytes;
         EXIT WHEN is_full;
-        page := array_append(page, one.told);
+        page := array_append(page, one.event);
         page_bytes := page_bytes + one.bytes;
-        last_told := one.id;
+        last_read := one.id;
         is_full := cardinality(page) = most;
     END LOOP;
     batch.events := to_jsonb(page);
     IF is_full THEN
-        until := least(last_told, until);
+        until := least(last_read, until);
     ELSIF ($1).next_id >= ($1).dense_id THEN
         until := coalesce((SELECT l.id FROM tollgate.audit_log l WHERE l.id BETWEEN ($1).next_id AND ($1).last_id
                            ORDER BY l.id OFFSET 10000 + most - 1 LIMIT 1), until);

@@ -142,10 +142,10 @@ CREATE FUNCTION tollgate.give_capability(role oid, capability text) RETURNS bool
 AS $$
 DECLARE
     given record;
-    anew  boolean := false;
+    is_new boolean := false;
 BEGIN
     FOR given IN SELECT o.* FROM tollgate.capability_acls($2) o WHERE NOT o.acl @> makeaclitem($1, o.owner, o.privilege, false) LOOP
-        anew := true;
+        is_new := true;
         EXECUTE format('GRANT %s ON %s %s TO %I', given.privilege,
             CASE given.object_type WHEN 'VIEW' THEN 'TABLE' ELSE given.object_type END, given.object, pg_get_userbyid($1));
     END LOOP;
@@ -153,7 +153,7 @@ BEGIN
     IF NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = $1) THEN
         PERFORM tollgate.hide_bind_values($1);
     END IF;
-    RETURN anew;
+    RETURN is_new;
 END
 $$;
 COMMENT ON FUNCTION tollgate.give_capability(oid, text) IS 'Grants a role the privileges of a capability that it lacks; returns whether there were any. Internal.';
@@ -185,7 +185,7 @@ CREATE FUNCTION tollgate.grant_capability(role regrole, capability text) RETURNS
 AS $$
 DECLARE
     target pg_roles;
-    anew   boolean;
+    is_new boolean;
 BEGIN
     PERFORM tollgate.check_capability($1, $2);
     SELECT r.* INTO target FROM pg_roles r WHERE r.oid = $1;
@@ -198,9 +198,9 @@ BEGIN
     LOCK TABLE tollgate.capabilities IN SHARE ROW EXCLUSIVE MODE;
     PERFORM tollgate.forget_dropped_roles();
 
-    anew := tollgate.give_capability($1, $2);
+    is_new := tollgate.give_capability($1, $2);
     INSERT INTO tollgate.capabilities (role, capability) VALUES (target.rolname, $2) ON CONFLICT ON CONSTRAINT capabilities_key DO NOTHING;
-    IF FOUND OR anew THEN
+    IF FOUND OR is_new THEN
         INSERT INTO tollgate.audit_log (event, detail)
             VALUES ('capability.granted', jsonb_build_object('role', target.rolname, 'capability', $2));
     END IF;

@@ -13,7 +13,7 @@ END;
 COMMENT ON FUNCTION tollgate.session_label(name, name, text) IS 'How a finding names a session. Internal.';
 
 CREATE FUNCTION tollgate.deployment_health(patience interval DEFAULT '5 minutes')
-    RETURNS TABLE (aspect text, severity text, detail text, mend text)
+    RETURNS TABLE (aspect text, severity text, detail text, remedy text)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER ROWS 10
     SET search_path = pg_catalog, pg_temp
     -- Times are for people here, however the caller's session writes them.
@@ -177,7 +177,7 @@ BEGIN
             severity := 'fail';
             detail := format('the subscriber %s cannot go on: its cursor is of another history of this database', quote_literal(subscriber.name));
         END;
-        mend := format('start what reads it (tollgated run, for "log"); if it is gone for good: SELECT tollgate.drop_subscription(%L);', subscriber.name);
+        remedy := format('start what reads it (tollgated run, for "log"); if it is gone for good: SELECT tollgate.drop_subscription(%L);', subscriber.name);
         subscriber := NULL;
         oldest := NULL;
         RETURN NEXT;
@@ -208,4 +208,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.deployment_health(interval) IS
-    'What is amiss in this database and on its server, each finding with a severity (ok, warn, fail) and the command that mends it; transactions and delays count once they last longer than patience';
+    'What is amiss in this database and on its server, each finding with a severity (ok, warn, fail) and the command that fixes it; transactions and delays count once they last longer than patience';

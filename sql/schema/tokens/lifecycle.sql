@@ -292,14 +292,14 @@ BEGIN
                 disabled_with_user = false
             FROM tollgate.api_tokens before
             WHERE t.id = ANY (ARRAY(SELECT f.id FROM family f)) AND before.id = t.id AND t.revoked_at IS NULL
-            RETURNING t.id, t.user_id, (before.disabled_at IS NULL) <> $2 OR t.id = $1 AS told
+            RETURNING t.id, t.user_id, (before.disabled_at IS NULL) <> $2 OR t.id = $1 AS is_logged
     ), logged AS (
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
             SELECT CASE WHEN $2 THEN 'token.enabled' ELSE 'token.disabled' END, s.id, s.user_id,
                    jsonb_strip_nulls(jsonb_build_object('reason', $3, 'ancestor', CASE WHEN s.id <> $1 THEN $1 END))
-            FROM switched s WHERE s.told ORDER BY s.id <> $1, s.id
+            FROM switched s WHERE s.is_logged ORDER BY s.id <> $1, s.id
     )
-    SELECT count(*) FILTER (WHERE s.told AND s.id <> $1) INTO affected FROM switched s;
+    SELECT count(*) FILTER (WHERE s.is_logged AND s.id <> $1) INTO affected FROM switched s;
     IF NOT $2 THEN
         PERFORM tollgate.notify_family_event('token.disabled', $1, token.user_id, $3, affected);
     END IF;

@@ -112,7 +112,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('VIEW',     'daemons',                                               'operator'),
         ('VIEW',     'webhooks',                                              'operator'),
 
-        -- Nobody: what the others are made of. Tables and sequences are nobody's without being named here.
+        -- Nobody: internal functions. Tables and sequences are granted to nobody without being listed here.
         ('FUNCTION', 'acting_role()',                                         'nobody'),
         ('FUNCTION', 'advance_sequence(regclass, bigint)',                   'nobody'),
         ('FUNCTION', 'ancestors(uuid)',                                       'nobody'),

@@ -133,9 +133,9 @@ fn prepare(dev: &Path, install: Install, account: Account) -> Result<(Server, Op
 fn start(server: &mut Server, daemon: &Daemon) -> Result<()> {
     let library = server.install.library();
     let built = format!("{} {}\n", server.install.bin_dir().display(), digest(&library)?);
-    let loaded = beside(&server.data, "loaded");
+    let loaded = file_about(&server.data, "loaded");
     if server.pid().is_some() && fs::read_to_string(&loaded).unwrap_or_default() != built {
-        println!("==> the extension was built anew: restarting PostgreSQL {}", server.install.major);
+        println!("==> the extension was rebuilt: restarting PostgreSQL {}", server.install.major);
         stop_daemon(&daemon.dev)?;
         server.stop(Shutdown::Fast)?;
     }
@@ -154,7 +154,7 @@ async fn create_database(server: &Server, daemon: &Daemon, password: &str) -> Re
     maintenance.batch_execute(&format!("alter role postgres password '{password}'")).await?;
 
     let script = install_script(&server.install)?;
-    let created_from = beside(&server.data, "created-from");
+    let created_from = file_about(&server.data, "created-from");
     let built = format!("{}\n", digest(&script)?);
     let exists = maintenance
         .query_opt("select from pg_catalog.pg_database where datname = $1", &[&DATABASE])
@@ -295,7 +295,7 @@ fn stop_daemon(dev: &Path) -> Result<()> {
 
 /// Two files with the same content: one for the last started PostgreSQL, one for each major version.
 fn write_environment(dev: &Path, server: &Server, daemon: &Daemon, password: &str, url: &str) -> Result<()> {
-    let daemon_dir = daemon.binary.parent().context("the daemon's binary lies in a directory")?;
+    let daemon_dir = daemon.binary.parent().context("the daemon's binary is in a directory")?;
     let text = format!(
         "# Written by `make up`. To be read by a shell: . .dev/env\n\
          export DATABASE_URL='{url}'\n\
@@ -369,7 +369,7 @@ fn running_port(data: &Path) -> Result<u16> {
 }
 
 /// One of our own files about a data directory.
-fn beside(data: &Path, what: &str) -> PathBuf {
+fn file_about(data: &Path, what: &str) -> PathBuf {
     data.with_extension(what)
 }
 

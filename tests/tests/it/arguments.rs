@@ -298,7 +298,7 @@ async fn guesses_are_counted_and_logged_at_every_function_that_takes_a_token() -
         let at = format!("192.0.2.{n}");
         assert!(
             function.arguments.iter().any(|one| one.name == "client_ip" && one.data_type == "inet"),
-            "{} is told no address",
+            "{} gets no address",
             function.signature
         );
         let expression = match argument.data_type.as_str() {

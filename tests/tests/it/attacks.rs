@@ -298,7 +298,7 @@ async fn no_setting_of_the_caller_changes_what_a_function_does() -> Result<()> {
     owner
         .batch_execute("create role plain login; create role contrarian login; create role confederate login")
         .await?;
-    let mut told = Vec::new();
+    let mut states = Vec::new();
     for (role, settings) in [("plain", ""), ("contrarian", CONTRARY)] {
         let database = format!("of_{role}");
         common::database(&cluster, &database)?;
@@ -318,10 +318,10 @@ async fn no_setting_of_the_caller_changes_what_a_function_does() -> Result<()> {
         // The events, without what differs each time, and the resulting state.
         let log = "select string_agg(concat_ws(' ', event, user_id, detail ->> 'name', array(select jsonb_object_keys(detail) order by 1)), E'\\n' order by id) from tollgate.audit_log";
         let left = "select string_agg(concat_ws(' ', state, capability, objects, role = 'web'), E'\\n' order by capability, state) from tollgate.capability_grants";
-        told.push((value::<String>(&owner, log).await?, value::<String>(&owner, left).await?));
+        states.push((value::<String>(&owner, log).await?, value::<String>(&owner, left).await?));
     }
-    assert!(told[0].0.lines().count() > 30, "{}", told[0].0);
-    assert_eq!(told[0], told[1]);
+    assert!(states[0].0.lines().count() > 30, "{}", states[0].0);
+    assert_eq!(states[0], states[1]);
     Ok(())
 }
 
@@ -612,8 +612,7 @@ async fn the_owner_of_a_users_table_can_run_nothing_with_the_extension_owners_ri
 }
 
 #[tokio::test]
-async fn expressions_of_a_users_table_run_as_its_owner_and_leave_no_setting_behind()
--> Result<()> {
+async fn expressions_of_a_users_table_run_as_its_owner_and_leave_no_setting_behind() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     common::database(&cluster, "evaluated")?;
     let owner_here = cluster.connect("postgres", "evaluated").await?;

@@ -239,7 +239,7 @@ async fn announcing_costs_nothing_when_all_tokens_are_announced() -> Result<()> 
 }
 
 /// While an older snapshot exists, such as that of pg_dump, handled tokens stay in the indexes. On a separate server,
-/// like all tests that measure beside an old snapshot: one of another test would count as well.
+/// like all tests that measure with an old snapshot: one of another test would count as well.
 #[tokio::test]
 async fn a_batch_beside_an_old_snapshot_does_not_pass_over_tokens_handled_before() -> Result<()> {
     let tokens = "insert into tollgate.api_tokens (id, token_hash, user_id, name, scopes, metadata, hint, expires_at)

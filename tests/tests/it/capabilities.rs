@@ -142,7 +142,7 @@ async fn every_function_view_and_type_has_a_privilege_decision() -> Result<()> {
     .await?;
     let undecided: Vec<_> = there.difference(&decided).collect();
     assert!(undecided.is_empty(), "not in sql/schema/decisions.sql: {undecided:#?}");
-    assert_eq!(decided, there, "decided about what there is not");
+    assert_eq!(decided, there, "a decision about a missing object");
 
     let unclear = "
         select d.object || ': ' || d.given_to from tollgate.privilege_decisions d
@@ -154,7 +154,7 @@ async fn every_function_view_and_type_has_a_privilege_decision() -> Result<()> {
     let unclear = names(&owner, unclear).await?;
     assert!(
         unclear.is_empty(),
-        "a comment says Internal of what nobody is given, and of nothing else: {unclear:#?}"
+        "exactly the comments of objects that are not granted say Internal: {unclear:#?}"
     );
     Ok(())
 }
@@ -291,7 +291,7 @@ async fn a_capability_is_granted_once_logged_once_and_revoked_once() -> Result<(
     roles(&owner, &[("giver", "admin")]).await?;
     owner.batch_execute("create role taker login").await?;
     let giver = cluster.connect("giver", DATABASE).await?;
-    let told = |event: &str| {
+    let notices = |event: &str| {
         (event.to_owned(), "giver".to_owned(), json!({"role": "taker", "capability": "issuer"}))
     };
 
@@ -299,7 +299,7 @@ async fn a_capability_is_granted_once_logged_once_and_revoked_once() -> Result<(
         grant(&giver, "taker", "issuer").await?;
         assert_eq!(own_privileges(&owner, "taker").await?, given_by(&owner, "issuer").await?);
         assert_eq!(shown(&giver, "taker").await?, granted_alone("issuer"));
-        assert_eq!(events(&owner, "taker").await?, [told("capability.granted")]);
+        assert_eq!(events(&owner, "taker").await?, [notices("capability.granted")]);
     }
     let taker = cluster.connect("taker", DATABASE).await?;
     common::issue(&taker, "of taker", &["posts:read"]).await?;
@@ -307,7 +307,10 @@ async fn a_capability_is_granted_once_logged_once_and_revoked_once() -> Result<(
         revoke(&giver, "taker", "issuer").await?;
         assert_eq!(own_privileges(&owner, "taker").await?, BTreeSet::new());
         assert_eq!(shown(&giver, "taker").await?, BTreeMap::new());
-        assert_eq!(events(&owner, "taker").await?, [told("capability.granted"), told("capability.revoked")]);
+        assert_eq!(
+            events(&owner, "taker").await?,
+            [notices("capability.granted"), notices("capability.revoked")]
+        );
     }
     // Also in the session that had it.
     let refusal =
@@ -544,10 +547,10 @@ async fn revoking_a_capability_reports_other_grants_of_its_privileges() -> Resul
             .collect())
     };
     grant(&client, "team_of_two", "issuer").await?;
-    let told = notices().await?;
+    let reported = notices().await?;
     assert!(
-        told.len() == 1 && told[0].message().contains("bind values"),
-        "a role that does not log in: {told:?}"
+        notices.len() == 1 && notices[0].message().contains("bind values"),
+        "a role that does not log in: {notices:?}"
     );
     grant(&client, "one_of_two", "verifier").await?;
     assert!(notices().await?.is_empty());
@@ -556,8 +559,11 @@ async fn revoking_a_capability_reports_other_grants_of_its_privileges() -> Resul
     assert_eq!(members, ["one_of_two"]);
 
     revoke(&client, "one_of_two", "verifier").await?;
-    let told = notices().await?;
-    assert!(told.len() == 1 && told[0].detail().is_some_and(|d| d.contains("team_of_two")), "{told:?}");
+    let reported = notices().await?;
+    assert!(
+        notices.len() == 1 && notices[0].detail().is_some_and(|d| d.contains("team_of_two")),
+        "{notices:?}"
+    );
     let member = cluster.connect("one_of_two", DATABASE).await?;
     assert!(!is_denied(&member, "select tollgate.verify_api_token('x')").await?);
     revoke(&client, "team_of_two", "issuer").await?;
@@ -609,14 +615,17 @@ async fn an_owner_without_superuser_still_grants_and_says_what_it_cannot_set() -
     cluster.execute(DATABASE, "alter role lessor nosuperuser")?;
     grant(&lessor, "lessee", "verifier").await?;
     lessor.batch_execute("select").await?;
-    let told: BTreeSet<String> =
+    let notices: BTreeSet<String> =
         std::iter::from_fn(|| messages.try_recv().ok())
             .filter_map(|message| {
                 if let AsyncMessage::Notice(n) = message { n.detail().map(str::to_owned) } else { None }
             })
             .collect();
     for setting in ["log_parameter_max_length", "log_parameter_max_length_on_error"] {
-        assert!(told.iter().any(|detail| detail.contains(&format!(" {setting} "))), "{setting}: {told:?}");
+        assert!(
+            notices.iter().any(|detail| detail.contains(&format!(" {setting} "))),
+            "{setting}: {notices:?}"
+        );
     }
     let lessee = cluster.connect("lessee", "leased").await?;
     assert_eq!(common::code(&lessee, "junk").await?, "MALFORMED");
@@ -643,7 +652,7 @@ async fn a_capability_follows_a_role_to_its_new_name_and_does_not_stay_with_the_
     assert_eq!(
         own_privileges(&client, "old_name").await?,
         BTreeSet::new(),
-        "whoever is called that now is somebody else"
+        "the name now belongs to another role"
     );
     grant(&client, "bystander", "operator").await?;
     let name: String =
@@ -671,7 +680,7 @@ async fn an_upgrade_grants_new_privileges_and_does_not_touch_grants_by_hand() ->
         .batch_execute(
             "create role crafty login;
              grant execute on function tollgate.define_scope to crafty; grant select on tollgate.tokens to crafty;
-             -- As if an upgrade had brought this one, and somebody had opened that one.
+             -- As if an upgrade had added this one, and that one had been granted by hand.
              revoke execute on function tollgate.create_api_token from settled;
              grant execute on function tollgate.drain_usage to public",
         )
@@ -774,7 +783,7 @@ async fn a_dump_is_restored_where_its_roles_are_not() -> Result<()> {
     assert_eq!(
         own_privileges(&owner, "left_behind").await?,
         BTreeSet::new(),
-        "whoever is called that here is somebody else"
+        "the name belongs to another role here"
     );
     grant(&owner, "left_behind", "verifier").await?;
     assert_eq!(shown(&owner, "left_behind").await?, granted_alone("verifier"));

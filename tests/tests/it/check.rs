@@ -38,7 +38,7 @@ async fn serve(db: &Db) -> Result<Tollgated> {
 struct Health {
     severity: String,
     detail: String,
-    mend: String,
+    remedy: String,
 }
 
 /// The findings about an aspect, unless all is well.
@@ -46,12 +46,15 @@ async fn health(db: &Db, aspect: &str, patience: &str) -> Result<Vec<Health>> {
     let rows = db
         .operator
         .query(
-            "select severity, detail, coalesce(mend, '') from tollgate.deployment_health($1::text::interval)
+            "select severity, detail, coalesce(remedy, '') from tollgate.deployment_health($1::text::interval)
              where aspect = $2 and severity <> 'ok'",
             &[&patience, &aspect],
         )
         .await?;
-    Ok(rows.iter().map(|row| Health { severity: row.get(0), detail: row.get(1), mend: row.get(2) }).collect())
+    Ok(rows
+        .iter()
+        .map(|row| Health { severity: row.get(0), detail: row.get(1), remedy: row.get(2) })
+        .collect())
 }
 
 /// The only finding about an aspect.
@@ -79,7 +82,7 @@ async fn check_passes_a_good_deployment() -> Result<()> {
     assert_eq!(report["ok"], json!(true));
     let findings = report["findings"].as_array().context("findings")?;
     for finding in findings {
-        assert_eq!((&finding["verdict"], &finding["mend"]), (&json!("ok"), &Value::Null), "{finding}");
+        assert_eq!((&finding["verdict"], &finding["remedy"]), (&json!("ok"), &Value::Null), "{finding}");
     }
     let names: BTreeSet<&str> = findings.iter().filter_map(|finding| finding["name"].as_str()).collect();
     for name in [
@@ -128,7 +131,7 @@ async fn check_prints_how_to_fix_missing_privileges() -> Result<()> {
     assert!(printed(&url, &["check"], NO).contains("FAIL  privileges"));
 
     // A role with exactly these privileges can do all of it.
-    db.owner.batch_execute(privileges["mend"].as_str().context("what mends it")?).await?;
+    db.owner.batch_execute(privileges["remedy"].as_str().context("a remedy")?).await?;
     let report = json_of(&url, &["check"], OK);
     assert_eq!(finding(&report, "privileges")["verdict"], json!("ok"), "{report}");
     let token = issue(&db.owner, "a", &[]).await?;
@@ -140,7 +143,7 @@ async fn check_prints_how_to_fix_missing_privileges() -> Result<()> {
     db.owner.batch_execute(&format!("revoke execute on function tollgate.ack_usage from {role}")).await?;
     let privileges = finding(&json_of(&url, &["check"], NO), "privileges");
     assert_eq!(privileges["verdict"], json!("fail"), "{privileges}");
-    db.owner.batch_execute(privileges["mend"].as_str().context("what mends it")?).await?;
+    db.owner.batch_execute(privileges["remedy"].as_str().context("a remedy")?).await?;
     assert_eq!(finding(&json_of(&url, &["check"], OK), "privileges")["verdict"], json!("ok"));
     Ok(())
 }
@@ -154,7 +157,7 @@ async fn check_finds_a_missing_extension_and_says_how_to_create_it() -> Result<(
     assert_eq!(report["ok"], json!(false));
     let extension = finding(&report, "extension");
     assert_eq!(extension["verdict"], json!("fail"), "{report}");
-    assert!(extension["mend"].as_str().is_some_and(|mend| mend.contains("CREATE EXTENSION tollgate")));
+    assert!(extension["remedy"].as_str().is_some_and(|remedy| remedy.contains("CREATE EXTENSION tollgate")));
     for command in [&["status"][..], &["flush"], &["cleanup"], &["tail"]] {
         let complaint = complaint(&url, command, NO);
         assert!(complaint.contains("CREATE EXTENSION tollgate"), "{command:?}: {complaint}");
@@ -178,9 +181,9 @@ async fn check_warns_of_a_server_that_logs_tokens() -> Result<()> {
     let db = Db::only(&cluster).await?;
     let log = finding(&json_of(&db.url(), &["check"], OK), "log");
     assert_eq!(log["verdict"], json!("warn"), "{log}");
-    let mend = log["mend"].as_str().context("what mends it")?;
-    assert!(mend.contains("web"), "{mend}");
-    db.owner.batch_execute(mend).await?;
+    let remedy = log["remedy"].as_str().context("a remedy")?;
+    assert!(remedy.contains("web"), "{remedy}");
+    db.owner.batch_execute(remedy).await?;
     let log = finding(&json_of(&db.url(), &["check"], OK), "log");
     assert_eq!(log["verdict"], json!("ok"), "{log}");
     Ok(())
@@ -217,9 +220,9 @@ async fn check_names_the_roles_whose_plans_auto_explain_writes() -> Result<()> {
             "create role reporting login; alter role reporting set auto_explain.log_min_duration = 0",
         )
         .await?;
-    let mend = warned["mend"].as_str().context("what mends it")?;
-    assert!(!mend.contains("reporting"), "{mend}");
-    db.owner.batch_execute(mend).await?;
+    let remedy = warned["remedy"].as_str().context("a remedy")?;
+    assert!(!remedy.contains("reporting"), "{remedy}");
+    db.owner.batch_execute(remedy).await?;
     assert_eq!(report().await?["verdict"], json!("ok"));
 
     // Loaded for the whole server.
@@ -232,7 +235,7 @@ async fn check_names_the_roles_whose_plans_auto_explain_writes() -> Result<()> {
     let db = Db::only(&cluster).await?;
     let warned = finding(&json_of(&db.url(), &["check"], OK), "auto_explain");
     assert_eq!(warned["verdict"], json!("warn"), "{warned}");
-    db.owner.batch_execute(warned["mend"].as_str().context("what mends it")?).await?;
+    db.owner.batch_execute(warned["remedy"].as_str().context("a remedy")?).await?;
     assert_eq!(finding(&json_of(&db.url(), &["check"], OK), "auto_explain")["verdict"], json!("ok"));
     Ok(())
 }
@@ -260,7 +263,7 @@ async fn check_names_where_transactions_may_change_their_identity() -> Result<()
         eventually_async(LONG, "the setting to be on", async || identity()["verdict"] == json!("warn")).await;
         let warned = identity();
         assert!(warned["detail"].as_str().is_some_and(|detail| detail.contains(named)), "{on}: {warned}");
-        for statement in warned["mend"].as_str().context("what mends it")?.split_inclusive(';') {
+        for statement in warned["remedy"].as_str().context("a remedy")?.split_inclusive(';') {
             db.owner.batch_execute(statement).await?;
         }
         eventually_async(LONG, "the setting to be off", async || identity()["verdict"] == json!("ok")).await;
@@ -279,8 +282,8 @@ async fn check_warns_while_no_daemon_serves_and_of_what_would_be_lost() -> Resul
     assert_eq!(finding(&report, "daemons")["verdict"], json!("warn"), "{report}");
     let text = printed(&db.url(), &["check", "--strict"], NO);
     for (setting, _) in DURABLE {
-        let mended = format!("ALTER SYSTEM SET {setting} = on; SELECT pg_reload_conf();");
-        assert!(text.contains(&mended), "{setting} in {text}");
+        let fixed = format!("ALTER SYSTEM SET {setting} = on; SELECT pg_reload_conf();");
+        assert!(text.contains(&fixed), "{setting} in {text}");
     }
     Ok(())
 }
@@ -344,9 +347,9 @@ async fn check_names_the_listener_that_fills_the_notification_queue() -> Result<
     // Access can still be taken away, and following what check prints restores the queue.
     let token = issue(&db.owner, "a", &[]).await?;
     common::revoke(&db.owner, token.id).await?;
-    assert_eq!(finding.mend, format!("SELECT pg_terminate_backend({stuck_process});"));
+    assert_eq!(finding.remedy, format!("SELECT pg_terminate_backend({stuck_process});"));
     bystander.batch_execute("rollback").await?;
-    db.owner.batch_execute(&finding.mend).await?;
+    db.owner.batch_execute(&finding.remedy).await?;
     eventually_async(LONG, "the queue to be empty", async || {
         health(&db, "notifications", "5 minutes").await.unwrap().is_empty()
     })
@@ -394,12 +397,12 @@ async fn a_transaction_that_holds_the_cursors_is_named_with_the_command_to_end_i
     let of = |words: &str| found.iter().find(|finding| finding.detail.contains(words));
     let finding = of(&format!("process {writers} ")).context("the writer")?;
     assert!(finding.detail.contains("cursors") && finding.detail.contains("'a \"job\"'"), "{finding:?}");
-    assert_eq!(finding.mend, format!("SELECT pg_terminate_backend({writers});"));
+    assert_eq!(finding.remedy, format!("SELECT pg_terminate_backend({writers});"));
     let finding = of(&format!("process {readers} ")).context("the reader")?;
     assert!(finding.detail.contains("VACUUM") && !finding.detail.contains("cursors"), "{finding:?}");
     assert!(of(&format!("process {idles} ")).is_none(), "{found:?}");
     let finding = of("prepared").context("the prepared one")?;
-    assert!(finding.mend.starts_with("COMMIT PREPARED 'it''s mine';"), "{finding:?}");
+    assert!(finding.remedy.starts_with("COMMIT PREPARED 'it''s mine';"), "{finding:?}");
 
     let report = json_of(&db.url(), &["check", "--patience=0s"], OK);
     assert_eq!(self::finding(&report, "transactions")["verdict"], json!("warn"), "{report}");
@@ -420,7 +423,7 @@ async fn a_subscriber_that_is_behind_is_named_and_one_that_caught_up_is_not() ->
     assert!(health(&db, "subscriptions", "1 hour").await?.is_empty());
     // The printed command, after the hint, runs as it is.
     for finding in &found {
-        let (_, statement) = finding.mend.split_once("for good: ").context("a statement")?;
+        let (_, statement) = finding.remedy.split_once("for good: ").context("a statement")?;
         db.owner.batch_execute(statement).await?;
     }
     assert!(health(&db, "subscriptions", "0").await?.is_empty());
@@ -455,7 +458,7 @@ async fn a_standby_that_lags_and_an_inactive_slot_are_reported() -> Result<()> {
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found[0].detail.starts_with("standby ") && found[0].detail.contains(" MB"), "{found:?}");
     assert!(found[1].detail.contains("forgotten"), "{found:?}");
-    let (_, drop_slot) = found[1].mend.split_once("for good: ").context("a statement")?;
+    let (_, drop_slot) = found[1].remedy.split_once("for good: ").context("a statement")?;
     db.owner.batch_execute(drop_slot).await?;
     standby.execute(DATABASE, "select pg_wal_replay_resume()")?;
     eventually_async(LONG, "the standby to have caught up", async || {
@@ -478,16 +481,16 @@ async fn dead_rows_bloat_and_disabled_settings_are_fixed_by_the_printed_commands
              delete from tollgate.api_tokens where random() < 0.99",
         )
         .await?;
-    let mut mended = BTreeSet::new();
+    let mut fixed = BTreeSet::new();
     // Each appears once the one before is fixed: VACUUM counts the rows that are left in the indexes.
-    eventually_async(LONG, "nothing to be left to mend", async || {
+    eventually_async(LONG, "nothing to be left to fix", async || {
         let found =
             [health(&db, "tables", "0").await.unwrap(), health(&db, "indexes", "0").await.unwrap()].concat();
         for finding in &found {
-            db.owner.batch_execute(finding.mend.split("; and").next().unwrap()).await.unwrap();
-            mended.insert(finding.mend.clone());
+            db.owner.batch_execute(finding.remedy.split("; and").next().unwrap()).await.unwrap();
+            fixed.insert(finding.remedy.clone());
         }
-        found.is_empty() && mended.len() >= 3
+        found.is_empty() && fixed.len() >= 3
     })
     .await;
     for statement in [
@@ -495,7 +498,7 @@ async fn dead_rows_bloat_and_disabled_settings_are_fixed_by_the_printed_commands
         "VACUUM (ANALYZE) tollgate.api_tokens;",
         "REINDEX INDEX CONCURRENTLY tollgate.api_tokens_token_hash;",
     ] {
-        assert!(mended.contains(statement), "{statement} in {mended:?}");
+        assert!(fixed.contains(statement), "{statement} in {fixed:?}");
     }
     Ok(())
 }
@@ -511,7 +514,7 @@ async fn an_invalid_index_fails_the_check_until_it_is_built_again() -> Result<()
     json_of(&db.url(), &["check"], NO);
     let finding = only(&db, "indexes", "0").await?;
     assert_eq!(finding.severity, "fail");
-    db.owner.batch_execute(&finding.mend).await?;
+    db.owner.batch_execute(&finding.remedy).await?;
     assert!(health(&db, "indexes", "0").await?.is_empty());
     Ok(())
 }
@@ -524,7 +527,7 @@ async fn a_sequence_that_runs_out_is_named() -> Result<()> {
         .await?;
     let finding = only(&db, "tables", "0").await?;
     assert!(finding.detail.contains("audit_log_id_seq") && finding.detail.contains("99 %"), "{finding:?}");
-    db.owner.batch_execute(&finding.mend).await?;
+    db.owner.batch_execute(&finding.remedy).await?;
     assert!(health(&db, "tables", "0").await?.is_empty());
     Ok(())
 }
@@ -544,7 +547,7 @@ async fn a_sequence_that_is_behind_its_table_fails_the_check_until_it_is_set() -
         let finding = only(&db, "tables", "0").await?;
         assert_eq!(finding.severity, "fail");
         assert!(finding.detail.contains(sequence), "{finding:?}");
-        db.owner.batch_execute(&finding.mend).await?;
+        db.owner.batch_execute(&finding.remedy).await?;
         assert!(health(&db, "tables", "0").await?.is_empty());
     }
     Ok(())
@@ -571,9 +574,9 @@ async fn patience_has_a_range_and_the_function_needs_a_grant() -> Result<()> {
             "begin; set application_name = '{token}'; select pg_current_xact_id(); select '{token}'"
         ))
         .await?;
-    let told: String =
+    let reported: String =
         value(&db.operator, "select string_agg(h::text, ' ') from tollgate.deployment_health('0') h").await?;
-    assert!(told.contains("process"), "{told}");
-    assert!(!told.contains(&token[10..30]), "{told}");
+    assert!(reported.contains("process"), "{reported}");
+    assert!(!reported.contains(&token[10..30]), "{reported}");
     Ok(())
 }

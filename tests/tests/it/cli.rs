@@ -100,7 +100,7 @@ async fn tail_follows_through_restarts_and_crashes_without_losing_or_repeating()
     drop(db);
     let mut expected = Vec::new();
     for fault in ["none", "restart", "crash", "disconnection"] {
-        let server = Arc::get_mut(&mut cluster).context("nobody else has it")?;
+        let server = Arc::get_mut(&mut cluster).context("no other holder")?;
         let owner = server.connect("postgres", DATABASE).await?;
         // It is notified of some at once and must scan for the others; and some come just before the server stops.
         for n in 0..5 {
@@ -829,7 +829,7 @@ fn completions_and_the_manual_page_know_every_command() {
         assert!(manual.contains(word), "{word} in the manual page");
     }
     let headings = manual.lines().filter(|line| line.starts_with("\\fB\\-\\-database\\-url\\fR"));
-    assert_eq!(headings.count(), 1, "what all commands have stands there once");
+    assert_eq!(headings.count(), 1, "the common section appears once");
 }
 
 // ---- Usage

@@ -11,8 +11,8 @@ use std::time::Duration;
 use crate::common::{self, Shared, Token, code, issue, refused, revoke, value};
 use crate::operator::{Db, OPERATOR, counts, flush_all, issue_many, set, stats, totals, verify_each};
 use crate::running::{
-    EAGER, LAZY, LONG, eventually_counts, eventually_logs, eventually_tells, ids, last_event, lines,
-    logged_after, rounds, run, some_moment, stop, subscribed, told,
+    EAGER, LAZY, LONG, eventually_counts, eventually_logs, eventually_publishes, ids, last_event, lines,
+    logged_after, published, rounds, run, some_moment, stop, subscribed,
 };
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -78,15 +78,15 @@ async fn expiries_are_recorded_and_published() -> Result<()> {
         expiring.insert(token.id.to_string());
     }
     let expired = || -> Vec<String> {
-        told(&daemon)
+        published(&daemon)
             .iter()
             .filter(|event| event["event"] == "token.expired")
             .filter_map(|event| event["token_id"].as_str().map(str::to_owned))
             .collect()
     };
     eventually_async(LONG, "five expiries", async || expired().len() >= 5).await;
-    let told = expired();
-    assert_eq!((told.len(), told.into_iter().collect()), (5, expiring));
+    let published = expired();
+    assert_eq!((published.len(), published.into_iter().collect()), (5, expiring));
     assert!(stop(&mut daemon)?.success());
     Ok(())
 }
@@ -118,7 +118,7 @@ async fn tokens_that_ended_before_the_retention_are_purged() -> Result<()> {
 
 #[tokio::test]
 async fn every_event_is_published_once_with_its_fields() -> Result<()> {
-    let db = Db::create(&SHARED.cluster()?, "told").await?;
+    let db = Db::create(&SHARED.cluster()?, "published").await?;
     let before = last_event(&db.owner).await?;
     let mut daemon = run(&db.url(), &[EAGER, &["--batch-size=3"]])?;
     subscribed(&db.owner, "log").await;
@@ -131,18 +131,22 @@ async fn every_event_is_published_once_with_its_fields() -> Result<()> {
         db.owner.execute("select tollgate.define_scope($1, 'x')", &[&format!("s:{n}")]).await?;
     }
     let logged = logged_after(&db.owner, before).await?;
-    eventually_tells(&daemon, &logged).await;
+    eventually_publishes(&daemon, &logged).await;
     assert!(stop(&mut daemon)?.success());
-    let told = told(&daemon);
-    assert_eq!(ids(&told), logged.into_iter().collect::<Vec<_>>(), "each once, in their order");
+    let published = published(&daemon);
+    assert_eq!(ids(&published), logged.into_iter().collect::<Vec<_>>(), "each once, in their order");
 
-    let event = &told[1];
+    let event = &published[1];
     assert_eq!(event["event"], "token.revoked");
     assert_eq!((&event["token_id"], &event["user_id"]), (&json!(token.id), &json!("an\"n\n")));
     assert_eq!((&event["actor"], &event["reason"]), (&json!("postgres"), &json!("leaked\u{1b}[2J")));
     assert!(event["at"].is_string() && event["level"] == "INFO", "{event}");
     assert!(event.get("client_addr").is_none(), "{event}");
-    assert!(told[0]["detail"].as_str().is_some_and(|detail| detail.contains("posts:read")), "{:?}", told[0]);
+    assert!(
+        published[0]["detail"].as_str().is_some_and(|detail| detail.contains("posts:read")),
+        "{:?}",
+        published[0]
+    );
     Ok(())
 }
 
@@ -155,7 +159,7 @@ async fn lost_access_is_published_without_waiting_for_the_interval() -> Result<(
     eventually_logs(&mut daemon, "listening").await;
     subscribed(&db.owner, "log").await;
     revoke(&db.owner, token.id).await?;
-    eventually_tells(&daemon, &logged_after(&db.owner, before).await?).await;
+    eventually_publishes(&daemon, &logged_after(&db.owner, before).await?).await;
     Ok(())
 }
 
@@ -169,9 +173,9 @@ async fn events_of_its_downtime_are_published_at_the_next_start() -> Result<()> 
         let running = issue(&db.owner, "a", &[]).await?;
         revoke(&db.owner, running.id).await?;
         let logged = logged_after(&db.owner, before).await?;
-        eventually_tells(&daemon, &logged).await;
+        eventually_publishes(&daemon, &logged).await;
         assert!(stop(&mut daemon)?.success());
-        assert_eq!(ids(&told(&daemon)), logged.into_iter().collect::<Vec<_>>(), "round {round}");
+        assert_eq!(ids(&published(&daemon)), logged.into_iter().collect::<Vec<_>>(), "round {round}");
 
         before = last_event(&db.owner).await?;
         let down = issue(&db.owner, "a", &[]).await?;
@@ -196,14 +200,14 @@ async fn daemons_share_a_subscription_and_others_have_their_own() -> Result<()> 
         revoke(&db.owner, token.id).await?;
     }
     let logged = logged_after(&db.owner, before).await?;
-    let shared = || [ids(&told(&daemons[0])), ids(&told(&daemons[1]))].concat();
-    eventually_async(LONG, "the two to tell of all", async || shared().len() >= logged.len()).await;
-    eventually_tells(&daemons[2], &logged).await;
+    let shared = || [ids(&published(&daemons[0])), ids(&published(&daemons[1]))].concat();
+    eventually_async(LONG, "the two to publish all", async || shared().len() >= logged.len()).await;
+    eventually_publishes(&daemons[2], &logged).await;
     let mut shared = shared();
     shared.sort_unstable();
     let logged: Vec<i64> = logged.into_iter().collect();
-    assert_eq!(shared, logged, "each is told by one of the two");
-    assert_eq!(ids(&told(&daemons[2])), logged);
+    assert_eq!(shared, logged, "each is published by one of the two");
+    assert_eq!(ids(&published(&daemons[2])), logged);
     for daemon in &mut daemons {
         assert!(stop(daemon)?.success());
     }
@@ -264,7 +268,7 @@ async fn it_outlives_crashes_and_restarts_of_the_server() -> Result<()> {
     let mut uses = 0;
     let mut expected = BTreeSet::new();
     for fault in ["crash", "restart", "disconnection", "crash"] {
-        let server = Arc::get_mut(&mut cluster).context("nobody else has it")?;
+        let server = Arc::get_mut(&mut cluster).context("no other holder")?;
         match fault {
             "crash" => {
                 server.crash()?;
@@ -292,13 +296,13 @@ async fn it_outlives_crashes_and_restarts_of_the_server() -> Result<()> {
         let gone = issue(&owner, "a", &[]).await?;
         revoke(&owner, gone.id).await?;
         let logged = logged_after(&owner, before).await?;
-        eventually_tells(&daemon, &logged).await;
+        eventually_publishes(&daemon, &logged).await;
         expected.extend(logged);
         before = last_event(&owner).await?;
     }
     // Some may have been published twice: those whose publication was not committed before the server went down.
-    let told: BTreeSet<i64> = ids(&told(&daemon)).into_iter().collect();
-    assert_eq!(told, expected);
+    let published: BTreeSet<i64> = ids(&published(&daemon)).into_iter().collect();
+    assert_eq!(published, expected);
     assert!(stop(&mut daemon)?.success());
     Ok(())
 }
@@ -310,20 +314,20 @@ async fn it_waits_for_a_server_that_is_down_and_stops_without_it() -> Result<()>
     let token = issue(&db.owner, "a", &[]).await?;
     let url = db.url();
     drop(db);
-    Arc::get_mut(&mut cluster).context("nobody else has it")?.stop()?;
+    Arc::get_mut(&mut cluster).context("no other holder")?.stop()?;
 
     let mut daemon = run(&url, &[EAGER])?;
     eventually_logs(&mut daemon, "could not connect").await;
     assert!(daemon.log().contains("start the server"), "{}", daemon.log());
     assert!(daemon.log().contains(&cluster.port().to_string()), "{}", daemon.log());
-    Arc::get_mut(&mut cluster).context("nobody else has it")?.restart()?;
+    Arc::get_mut(&mut cluster).context("no other holder")?.restart()?;
     let web = cluster.connect("web", DATABASE).await?;
     code(&web, &token.token).await?;
     eventually_counts(&cluster.connect("postgres", DATABASE).await?, &token, (1, 0)).await;
     eventually_logs(&mut daemon, "connected to").await;
 
     drop(web);
-    Arc::get_mut(&mut cluster).context("nobody else has it")?.stop()?;
+    Arc::get_mut(&mut cluster).context("no other holder")?.stop()?;
     assert!(stop(&mut daemon)?.success(), "{}", daemon.log());
     Ok(())
 }
@@ -348,7 +352,7 @@ async fn without_extension_or_grants_it_says_how_to_fix_it_and_recovers() -> Res
     subscribed(&db.owner, "log").await;
     let before = last_event(&db.owner).await?;
     revoke(&db.owner, token.id).await?;
-    eventually_tells(&daemon, &logged_after(&db.owner, before).await?).await;
+    eventually_publishes(&daemon, &logged_after(&db.owner, before).await?).await;
     // The problems are over, and the warnings did not fill the log.
     let complaints = lines(&daemon).iter().filter(|line| line["level"] == "WARN").count();
     assert!(complaints < 25, "{complaints} warnings");
@@ -366,7 +370,7 @@ async fn without_preload_it_says_so_and_does_the_rest() -> Result<()> {
     let before = last_event(&db.owner).await?;
     let token = issue(&db.owner, "a", &[]).await?;
     revoke(&db.owner, token.id).await?;
-    eventually_tells(&daemon, &logged_after(&db.owner, before).await?).await;
+    eventually_publishes(&daemon, &logged_after(&db.owner, before).await?).await;
     let said = lines(&daemon).iter().filter(|line| line["level"] == "WARN").count();
     assert_eq!(said, 1, "once, not at every flush:\n{}", daemon.log());
     assert!(stop(&mut daemon)?.success());
@@ -585,7 +589,7 @@ async fn no_event_is_lost_although_the_daemon_is_killed_again_and_again() -> Res
     let mut first = run(&db.url(), &[EAGER])?;
     subscribed(&db.owner, "log").await;
     first.kill()?;
-    let mut known: BTreeSet<i64> = ids(&told(&first)).into_iter().collect();
+    let mut known: BTreeSet<i64> = ids(&published(&first)).into_iter().collect();
     for round in 0..6 {
         let mut daemon = run(&db.url(), &[EAGER, &["--batch-size=2"]])?;
         for _ in 0..10 {
@@ -593,15 +597,15 @@ async fn no_event_is_lost_although_the_daemon_is_killed_again_and_again() -> Res
             revoke(&db.owner, token.id).await?;
         }
         if round % 2 == 0 {
-            eventually_async(LONG, "a first event", async || !told(&daemon).is_empty()).await;
+            eventually_async(LONG, "a first event", async || !published(&daemon).is_empty()).await;
         }
         daemon.kill()?;
-        known.extend(ids(&told(&daemon)));
+        known.extend(ids(&published(&daemon)));
     }
     let logged = logged_after(&db.owner, before).await?;
     let last = run(&db.url(), &[EAGER])?;
-    eventually_async(LONG, "the rest to be told", async || {
-        known.extend(ids(&told(&last)));
+    eventually_async(LONG, "the rest to be published", async || {
+        known.extend(ids(&published(&last)));
         known.is_superset(&logged)
     })
     .await;
@@ -652,8 +656,8 @@ async fn no_event_is_lost_when_the_daemon_is_killed_while_it_publishes() -> Resu
     assert!(!known.is_empty() && !known.is_superset(&logged), "{} of {}", known.len(), logged.len());
 
     let last = run(&db.url(), &[EAGER])?;
-    eventually_async(LONG, "the rest to be told", async || {
-        known.extend(ids(&told(&last)));
+    eventually_async(LONG, "the rest to be published", async || {
+        known.extend(ids(&published(&last)));
         known.is_superset(&logged)
     })
     .await;
@@ -691,7 +695,7 @@ async fn events_that_could_not_be_written_are_published_later() -> Result<()> {
     mute.wait()?;
 
     let last = run(&db.url(), &[EAGER])?;
-    eventually_tells(&last, &logged).await;
+    eventually_publishes(&last, &logged).await;
     Ok(())
 }
 
@@ -746,7 +750,7 @@ async fn no_setting_of_the_database_cuts_its_sessions_or_changes_what_they_do() 
         value::<bool>(&db.owner, &recorded).await.is_ok_and(|recorded| recorded)
     })
     .await;
-    eventually_tells(&daemon, &logged_after(&db.owner, before).await?).await;
+    eventually_publishes(&daemon, &logged_after(&db.owner, before).await?).await;
     // By then each session was idle many times longer than the database allows.
     let warnings: Vec<Value> = lines(&daemon).into_iter().filter(|line| line["level"] != "INFO").collect();
     assert_eq!(warnings, Vec::<Value>::new());
@@ -790,7 +794,7 @@ async fn neither_the_password_nor_a_token_appears_in_what_it_prints() -> Result<
     let everything = [EAGER, &["--log-level=trace"]];
     let url = db.url();
     drop(db);
-    Arc::get_mut(&mut cluster).context("nobody else has it")?.restart()?;
+    Arc::get_mut(&mut cluster).context("no other holder")?.restart()?;
     let cluster = &cluster;
     let owner = cluster.connect("postgres", DATABASE).await?;
     let web = cluster.connect("web", DATABASE).await?;
@@ -818,7 +822,7 @@ async fn neither_the_password_nor_a_token_appears_in_what_it_prints() -> Result<
         let token = issue(&owner, "a", &[]).await?;
         verify_each(&web, std::slice::from_ref(&token)).await?;
         owner.query_one("select tollgate.revoke_presented_token($1, 'leaked')", &[&token.token]).await?;
-        eventually_tells(&daemon, &logged_after(&owner, before).await?).await;
+        eventually_publishes(&daemon, &logged_after(&owner, before).await?).await;
         eventually_counts(&owner, &token, (1, 0)).await;
         // The server goes away, which makes it log its connections.
         cluster.execute(

@@ -48,7 +48,7 @@ async fn delivered(client: &Client, name: &str) -> Result<Vec<String>> {
     client.batch_execute("begin").await?;
     let row = client.query_one("select s::text from tollgate.open_subscription($1) s", &[&name]).await?;
     let mut cursor = Cursor(row.get(0));
-    let told = news(client, &mut cursor).await?;
+    let received = news(client, &mut cursor).await?;
     client
         .execute(
             "select tollgate.advance_subscription($1, $2::text::tollgate.event_cursor)",
@@ -56,7 +56,7 @@ async fn delivered(client: &Client, name: &str) -> Result<Vec<String>> {
         )
         .await?;
     client.batch_execute("commit").await?;
-    Ok(told)
+    Ok(received)
 }
 
 async fn next_xid(client: &Client) -> Result<i64> {
@@ -212,7 +212,11 @@ async fn a_reader_continues_after_a_promotion_also_with_transactions_prepared_be
     log(&owner, "p:1").await?;
     standby.catch_up_with(&primary)?;
     let replica = standby.connect(OPERATOR, DATABASE).await?;
-    assert_eq!(news(&replica, &mut reader).await?, [""; 0], "a standby is not told what runs on the primary");
+    assert_eq!(
+        news(&replica, &mut reader).await?,
+        [""; 0],
+        "a standby does not know what runs on the primary"
+    );
     assert_eq!(delivered(&operator, "log").await?, ["p:1"]);
     log(&owner, "p:2").await?;
     standby.catch_up_with(&primary)?;
@@ -291,9 +295,9 @@ async fn a_reader_that_is_ahead_of_the_promoted_standby_misses_nothing() -> Resu
     log(&open, "lost:open").await?;
     let lost = log_many(&owner, "lost", 100).await?;
     let mut remembering = behind.clone();
-    let told = read_all(&operator, &mut remembering, 1000).await?;
-    let lost_ids = ids(&told);
-    assert!(names(&told).ends_with(&lost.iter().map(String::as_str).collect::<Vec<_>>()));
+    let received = read_all(&operator, &mut remembering, 1000).await?;
+    let lost_ids = ids(&received);
+    assert!(names(&received).ends_with(&lost.iter().map(String::as_str).collect::<Vec<_>>()));
     open.batch_execute("rollback").await?;
     read_all(&operator, &mut readers[1], 1000).await?;
     let horizon = next_xid(&owner).await?;
@@ -344,7 +348,8 @@ async fn a_reader_that_is_ahead_of_the_promoted_standby_misses_nothing() -> Resu
 
 /// The standby's horizon is below that of the reader, which received everything in between.
 #[tokio::test]
-async fn a_promotion_that_undoes_the_end_of_a_prepared_transaction_delivers_nothing_else_twice() -> Result<()> {
+async fn a_promotion_that_undoes_the_end_of_a_prepared_transaction_delivers_nothing_else_twice() -> Result<()>
+{
     let mut primary = Arc::into_inner(cluster(true)?).context("not shared")?;
     let mut standby = primary.standby()?;
     let owner = primary.connect("postgres", DATABASE).await?;
@@ -373,7 +378,7 @@ async fn a_promotion_that_undoes_the_end_of_a_prepared_transaction_delivers_noth
     }
     assert_eq!(news(&operator, &mut reader).await?, written);
     owner.batch_execute("commit prepared 'p'").await?;
-    assert_eq!(news(&operator, &mut reader).await?, ["p:prepared"], "committed once more");
+    assert_eq!(news(&operator, &mut reader).await?, ["p:prepared"], "committed again");
     assert_eq!(news(&operator, &mut reader).await?, [""; 0]);
     assert!(reader.is_at_rest(), "{reader:?}");
     Ok(())
@@ -480,10 +485,10 @@ async fn a_subscriber_reads_each_event_once_as_it_arrives() -> Result<()> {
         let writer = old.connect("postgres", DATABASE).await?;
         writers.spawn(async move { log_many(&writer, &format!("w{n}"), 25).await });
     }
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     eventually_async(LONG, "a hundred events", async || {
-        told.extend(news(&new_operator, &mut reader).await.unwrap());
-        told.len() >= 100
+        received.extend(news(&new_operator, &mut reader).await.unwrap());
+        received.len() >= 100
     })
     .await;
     let mut written = Vec::new();
@@ -491,10 +496,10 @@ async fn a_subscriber_reads_each_event_once_as_it_arrives() -> Result<()> {
         written.push(names??);
     }
     for names in &written {
-        let in_order: Vec<&String> = told.iter().filter(|name| names.contains(name)).collect();
+        let in_order: Vec<&String> = received.iter().filter(|name| names.contains(name)).collect();
         assert_eq!(in_order, names.iter().collect::<Vec<_>>());
     }
-    assert_eq!(told.len(), 100);
+    assert_eq!(received.len(), 100);
     late.batch_execute("commit").await?;
     let mut rest = Vec::new();
     eventually_async(LONG, "the late one", async || {
@@ -536,7 +541,7 @@ async fn a_subscriber_reads_each_event_once_as_it_arrives() -> Result<()> {
             and (select bool_and(role in ('other')) from tollgate.capabilities)",
     )
     .await?;
-    assert!(local, "what is of one cluster was taken over");
+    assert!(local, "data of one cluster was replicated");
 
     // A dump may be restored by a session in an apply worker's role: events keep their places.
     new_owner

@@ -133,9 +133,9 @@ async fn no_error_shows_a_backtrace() -> Result<()> {
         let error = owner.batch_execute(&call).await.err().with_context(|| call.clone())?;
         let error = error.as_db_error().context("an error of the server's")?.clone();
         owner.batch_execute("rollback; reset role").await?;
-        let told = text_of(&error);
-        assert!(!told.contains(".rs") && !told.contains("   0: "), "{call}: {told}");
-        assert!(error.detail().is_none_or(|detail| !detail.contains('\n')), "{call}: {told}");
+        let text = text_of(&error);
+        assert!(!text.contains(".rs") && !text.contains("   0: "), "{call}: {text}");
+        assert!(error.detail().is_none_or(|detail| !detail.contains('\n')), "{call}: {text}");
     }
     let denied = refused(
         web.query("select * from tollgate.create_api_token('ann', 'x')", &[]).await,

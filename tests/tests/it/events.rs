@@ -146,9 +146,9 @@ async fn revoking_all_of_a_user_records_each_token() -> Result<()> {
     let row = manager.query_one("select tollgate.revoke_all_api_tokens('ann', 'left')", &[]).await?;
     assert_eq!(row.get::<_, i64>(0), 3);
     let events = news(&db, &mut cursor).await?;
-    let told: BTreeSet<String> =
+    let received: BTreeSet<String> =
         events.iter().filter_map(|event| event["token_id"].as_str().map(str::to_owned)).collect();
-    assert_eq!((events.len(), told), (3, ids));
+    assert_eq!((events.len(), received), (3, ids));
     for event in events {
         assert_eq!(
             (&event["event"], &event["user_id"], &event["reason"]),
@@ -401,9 +401,9 @@ async fn a_notification_fits_whatever_the_user_and_the_reason() -> Result<()> {
         assert!(payloads[0].len() < 8000, "{} bytes", payloads[0].len());
         let payload: Value = serde_json::from_str(&payloads[0])?;
         assert_eq!((&payload["token_id"], &payload["user_id"]), (&json!(token.id), &json!(user)));
-        let told = payload["reason"].as_str().context("a reason")?;
-        let length = told.chars().count();
-        assert!(reason.starts_with(told) && (100..500).contains(&length), "cut to {length} characters");
+        let received = payload["reason"].as_str().context("a reason")?;
+        let length = received.chars().count();
+        assert!(reason.starts_with(received) && (100..500).contains(&length), "cut to {length} characters");
 
         issue(&manager, &user, &[]).await?;
         manager.execute("select tollgate.revoke_all_api_tokens($1, $2)", &[&user, &reason]).await?;
@@ -595,7 +595,7 @@ async fn an_older_snapshot_does_not_move_a_cursor_back() -> Result<()> {
     let batch = read(&old, &cursor, 10).await?;
     assert_eq!(batch.events, Vec::<Value>::new());
     let mut next = batch.next;
-    assert_eq!(names(&news(&db, &mut next).await?), Vec::<&str>::new(), "told twice");
+    assert_eq!(names(&news(&db, &mut next).await?), Vec::<&str>::new(), "received twice");
     Ok(())
 }
 
@@ -729,9 +729,9 @@ async fn events_that_a_superuser_wrote_by_hand_are_delivered_once_and_so_are_lat
         let mut seen = BTreeMap::new();
         loop {
             let query = "
-                select (e.told ->> 'id')::bigint, e.told ->> 'event', e.told ->> 'user_id', (e.told -> 'detail')::text, (e.told -> 'reason')::text,
+                select (e.event ->> 'id')::bigint, e.event ->> 'event', e.event ->> 'user_id', (e.event -> 'detail')::text, (e.event -> 'reason')::text,
                        b.next::text, b.caught_up
-                  from tollgate.read_events($1::text::tollgate.event_cursor, $2) b left join jsonb_array_elements(b.events) e (told) on true";
+                  from tollgate.read_events($1::text::tollgate.event_cursor, $2) b left join jsonb_array_elements(b.events) e (event) on true";
             let rows = db.operator.query(query, &[&cursor.0, &batch_size]).await?;
             for row in &rows {
                 if let Some(id) = row.get::<_, Option<i64>>(0) {
@@ -746,11 +746,14 @@ async fn events_that_a_superuser_wrote_by_hand_are_delivered_once_and_so_are_lat
             }
         }
         for (id, (event, detail, is_readable)) in &written {
-            let (told, user, told_detail, reason) = &seen[id];
+            let (received, user, told_detail, reason) = &seen[id];
             assert_eq!(told_detail.contains("unreadable"), !is_readable, "{event} {detail}: {told_detail}");
-            assert!(told.len() <= 200 && user.as_ref().is_none_or(|user| user == "ann"), "{told} {user:?}");
+            assert!(
+                received.len() <= 200 && user.as_ref().is_none_or(|user| user == "ann"),
+                "{received} {user:?}"
+            );
             if event.starts_with('\'') {
-                assert_eq!(format!("'{told}'"), *event);
+                assert_eq!(format!("'{received}'"), *event);
             }
             if detail.contains("1e400") {
                 let digits = format!("1{}", "0".repeat(400));
@@ -802,20 +805,20 @@ async fn a_page_has_at_most_four_megabytes_and_always_an_event() -> Result<()> {
                  select 'large', jsonb_build_object('n', n, 'k', repeat('\"', 490000)) from generate_series(1, 11) n";
     db.owner.batch_execute(large).await?;
     let mut sizes = Vec::new();
-    let mut told = 0;
+    let mut received = 0;
     loop {
         let query =
             "select octet_length(b.events::text), jsonb_array_length(b.events), b.next::text, b.caught_up
                        from tollgate.read_events($1::text::tollgate.event_cursor, 1000) b";
         let row = db.operator.query_one(query, &[&cursor.0]).await?;
         sizes.push(row.get::<_, i32>(0));
-        told += row.get::<_, i32>(1);
+        received += row.get::<_, i32>(1);
         cursor = Cursor(row.get(2));
         if row.get(3) {
             break;
         }
     }
-    assert_eq!(told, 11);
+    assert_eq!(received, 11);
     assert!(sizes.iter().all(|bytes| *bytes <= 4_000_000) && sizes.len() >= 3, "{sizes:?}");
     log_rows(&db.owner, 5000).await?;
     let batch = read(&db.operator, &cursor, i32::MAX).await?;
@@ -1044,7 +1047,7 @@ struct Reader {
     cursor: Cursor,
     /// Events it must not receive: those in the log when it took its position, up to the event it named.
     skips: BTreeSet<i64>,
-    told: BTreeSet<i64>,
+    received: BTreeSet<i64>,
 }
 
 /// Writers and readers of one case, and the expected outcome.
@@ -1167,7 +1170,7 @@ impl<'a> Case<'a> {
             back.map(|back| visible.iter().rev().nth(usize::from(back)).copied().unwrap_or(self.origin));
         let cursor = position(self.operator, since).await?;
         let skips = visible.into_iter().filter(|&id| since.is_none_or(|since| id <= since)).collect();
-        self.readers.push(Reader { cursor, skips, told: BTreeSet::new() });
+        self.readers.push(Reader { cursor, skips, received: BTreeSet::new() });
         Ok(())
     }
 
@@ -1177,8 +1180,8 @@ impl<'a> Case<'a> {
         ensure!(batch.events.len() <= usize::try_from(max_events)?, "more than asked for");
         let ids = batch.ids();
         for &id in &ids {
-            ensure!(!reader.skips.contains(&id), "event {id} stood there before the reader came");
-            ensure!(reader.told.insert(id), "event {id} was told twice");
+            ensure!(!reader.skips.contains(&id), "event {id} was there before the reader came");
+            ensure!(reader.received.insert(id), "event {id} was received twice");
         }
         let ordered: Vec<i64> = self
             .owner
@@ -1187,7 +1190,7 @@ impl<'a> Case<'a> {
             .iter()
             .map(|row| row.get(0))
             .collect();
-        ensure!(ids == ordered, "{ids:?} were told in this order instead of {ordered:?}");
+        ensure!(ids == ordered, "{ids:?} were delivered in this order instead of {ordered:?}");
         reader.cursor = batch.next;
         Ok(batch.caught_up)
     }
@@ -1197,8 +1200,8 @@ impl<'a> Case<'a> {
         while !self.read(reader, max_events).await? {}
         let visible = self.visible().await?;
         let reader = &self.readers[reader];
-        let known: BTreeSet<i64> = reader.told.union(&reader.skips).copied().collect();
-        ensure!(known == visible, "told of {known:?}, but {visible:?} are in the log");
+        let known: BTreeSet<i64> = reader.received.union(&reader.skips).copied().collect();
+        ensure!(known == visible, "received {known:?}, but {visible:?} are in the log");
         Ok(())
     }
 }
@@ -1276,15 +1279,15 @@ async fn readers_receive_every_event_once_while_many_write() -> Result<()> {
     for max_events in [1, 3, 100] {
         let (client, stop, mut cursor) = (db.session(OPERATOR).await?, Arc::clone(&stop), origin.clone());
         readers.push(tokio::spawn(async move {
-            let mut told: BTreeMap<i64, u32> = BTreeMap::new();
+            let mut received: BTreeMap<i64, u32> = BTreeMap::new();
             loop {
                 // Checked before reading, so that the last round begins when all have written.
                 let last = stop.load(Ordering::Relaxed);
                 for event in read_all(&client, &mut cursor, max_events).await? {
-                    *told.entry(event["id"].as_i64().context("an id")?).or_default() += 1;
+                    *received.entry(event["id"].as_i64().context("an id")?).or_default() += 1;
                 }
                 if last {
-                    return anyhow::Ok(told);
+                    return anyhow::Ok(received);
                 }
             }
         }));
@@ -1303,8 +1306,8 @@ async fn readers_receive_every_event_once_while_many_write() -> Result<()> {
         .collect();
     assert!(logged.len() > 500, "{} events", logged.len());
     for reader in readers {
-        let told = reader.await??;
-        assert!(told == logged, "{} told, {} logged", told.len(), logged.len());
+        let received = reader.await??;
+        assert!(received == logged, "{} received, {} logged", received.len(), logged.len());
     }
     Ok(())
 }
@@ -1326,7 +1329,7 @@ async fn advance(client: &Client, name: &str, to: &Cursor) -> Result<(), tokio_p
 /// The events delivered to a subscriber in one transaction, which ends as `end` says.
 async fn deliver(client: &Client, name: &str, end: &str) -> Result<Vec<Value>> {
     client.batch_execute("begin").await?;
-    let mut cursor = open(client, name).await?.context("nobody else delivers")?;
+    let mut cursor = open(client, name).await?.context("no other session delivers")?;
     let events = read_all(client, &mut cursor, 10).await?;
     advance(client, name, &cursor).await?;
     client.batch_execute(end).await?;
@@ -1344,7 +1347,7 @@ async fn a_subscription_begins_now_and_continues_where_it_committed() -> Result<
     // A session that dies in between is like one that rolls back.
     let doomed = db.session(OPERATOR).await?;
     doomed.batch_execute("begin").await?;
-    open(&doomed, "one").await?.context("nobody else delivers")?;
+    open(&doomed, "one").await?.context("no other session delivers")?;
     drop(doomed);
     eventually_async(LONG, "the lock of the dead session to be gone", async || {
         db.operator.batch_execute("begin").await.unwrap();
@@ -1373,7 +1376,7 @@ async fn a_subscription_is_delivered_by_one_session_at_a_time_and_others_do_not_
     log(&manager, "lock:1").await?;
 
     db.operator.batch_execute("begin").await?;
-    let mut cursor = open(&db.operator, "log").await?.context("nobody else delivers")?;
+    let mut cursor = open(&db.operator, "log").await?.context("no other session delivers")?;
     assert_eq!(open(&rival, "log").await?, None);
     assert!(open(&rival, "other").await?.is_some(), "another name is free");
     assert_eq!(names(&read_all(&db.operator, &mut cursor, 10).await?), ["lock:1"]);
@@ -1520,13 +1523,13 @@ async fn a_full_notification_queue_prevents_no_revocation_and_the_daemon_publish
         assert_ne!(code(&db.web, &token.token).await?, "VALID");
     }
     for token in &tokens {
-        let told = |log: &str| {
+        let received = |log: &str| {
             log.lines().any(|line| {
                 line.contains(&token.id.to_string())
                     && (line.contains("token.revoked") || line.contains("token.disabled"))
             })
         };
-        eventually_async(LONG, "the daemon to tell of it", async || told(&daemon.log())).await;
+        eventually_async(LONG, "the daemon to publish it", async || received(&daemon.log())).await;
     }
     daemon.terminate()?;
     assert!(daemon.wait(LONG)?.success(), "{}", daemon.log());
@@ -1551,8 +1554,8 @@ async fn a_queue_that_fills_before_the_commit_fails_one_attempt_and_not_the_next
 }
 
 #[tokio::test]
-async fn without_notifications_a_revocation_can_be_prepared_and_the_daemon_still_publishes_it()
--> Result<()> {
+async fn without_notifications_a_revocation_can_be_prepared_and_the_daemon_still_publishes_it() -> Result<()>
+{
     let cluster = Arc::new(common::start(Cluster::builder().setting("max_prepared_transactions", "5"))?);
     let db = Db::only(&cluster).await?;
     let token = issue(&db.owner, "a", &[]).await?;
@@ -1573,7 +1576,7 @@ async fn without_notifications_a_revocation_can_be_prepared_and_the_daemon_still
     db.owner.batch_execute("commit prepared 'quiet'").await?;
     assert_eq!(code(&db.web, &token.token).await?, "REVOKED");
     let id = token.id.to_string();
-    eventually_async(LONG, "the daemon to tell of it", async || {
+    eventually_async(LONG, "the daemon to publish it", async || {
         daemon.log().lines().any(|line| line.contains(&id) && line.contains("token.revoked"))
     })
     .await;

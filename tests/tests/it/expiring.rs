@@ -67,9 +67,9 @@ async fn tokens_that_need_no_replacement_are_not_announced() -> Result<()> {
     // It is handled once, so that it does not slow down others for as long as it lives.
     assert_eq!(announce(&db.operator, "7 days").await?, 1);
     assert_eq!(announce(&db.operator, "7 days").await?, 0);
-    let told: i64 =
+    let recorded: i64 =
         value(&db.owner, "select count(*) from tollgate.audit_log where event = 'token.expiring'").await?;
-    assert_eq!(told, 0);
+    assert_eq!(recorded, 0);
     Ok(())
 }
 

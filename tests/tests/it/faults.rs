@@ -12,8 +12,8 @@ use std::time::Instant;
 use crate::common::{self, Shared, Token, code, issue, issue_with, revoke, value};
 use crate::operator::{Db, issue_many, totals, verify_each};
 use crate::running::{
-    EAGER, LONG, eventually_counts, eventually_logs, eventually_tells, last_event, logged_after, rounds, run,
-    stop, subscribed, told,
+    EAGER, LONG, eventually_counts, eventually_logs, eventually_publishes, last_event, logged_after,
+    published, rounds, run, stop, subscribed,
 };
 use anyhow::{Context as _, Result};
 use tokio::task::JoinSet;
@@ -60,7 +60,7 @@ async fn a_killed_server_loses_at_most_what_was_not_flushed_and_counts_nothing_t
         .await;
         let flushed = totals(&owner).await?.0;
         drop(owner);
-        let server = Arc::get_mut(&mut cluster).context("nobody else has it")?;
+        let server = Arc::get_mut(&mut cluster).context("no other holder")?;
         server.crash()?;
         server.restart()?;
         while clients.join_next().await.is_some() {}
@@ -119,16 +119,17 @@ async fn ten_thousand_revocations_while_the_daemon_is_down_are_all_published_in_
     assert_eq!(expected.len(), 2 * SESSIONS * EACH as usize, "each was issued and revoked");
 
     let daemon = run(&db.url(), &[EAGER])?;
-    eventually_tells(&daemon, &expected).await;
-    let told = told(&daemon);
-    assert_eq!(told.len(), expected.len(), "each is told once");
+    eventually_publishes(&daemon, &expected).await;
+    let published = published(&daemon);
+    assert_eq!(published.len(), expected.len(), "each is published once");
     let mut places: HashMap<Uuid, usize> = HashMap::new();
-    for (place, event) in told.iter().enumerate().filter(|(_, event)| event["event"] == "token.revoked") {
+    for (place, event) in published.iter().enumerate().filter(|(_, event)| event["event"] == "token.revoked")
+    {
         places.insert(event["token_id"].as_str().context("a token")?.parse()?, place);
     }
     for order in orders {
         let places: Vec<usize> = order.iter().map(|id| places[id]).collect();
-        assert!(places.is_sorted(), "told in another order than committed");
+        assert!(places.is_sorted(), "published in another order than committed");
     }
     Ok(())
 }

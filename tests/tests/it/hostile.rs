@@ -169,7 +169,7 @@ async fn no_arguments_of_an_operators_function_erase_blind_or_mint() -> Result<(
     assert_eq!(counts(&db.owner, token.id).await?, (uses, 0));
     assert!(value::<bool>(&db.owner, "select whole from tollgate.verify_audit_log()").await?);
     let mut cursor = operator::position(&db.operator, Some(0)).await?;
-    let told = operator::read_all(&db.operator, &mut cursor, 1000).await?;
-    assert!(i64::try_from(told.len())? >= events, "{} of {events}", told.len());
+    let received = operator::read_all(&db.operator, &mut cursor, 1000).await?;
+    assert!(i64::try_from(received.len())? >= events, "{} of {events}", received.len());
     Ok(())
 }

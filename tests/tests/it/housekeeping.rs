@@ -42,14 +42,14 @@ async fn remaining(db: &Db) -> Result<BTreeSet<Uuid>> {
 }
 
 /// The tokens of the new events, all of which are of this kind.
-async fn told(db: &Db, cursor: &mut Cursor, event: &str) -> Result<Vec<Uuid>> {
+async fn logged(db: &Db, cursor: &mut Cursor, event: &str) -> Result<Vec<Uuid>> {
     let events = read_all(&db.operator, cursor, 1000).await?;
     events
         .iter()
-        .map(|told| {
-            assert_eq!(told["event"], json!(event), "{told}");
-            assert_eq!((&told["actor"], &told["user_id"]), (&json!(OPERATOR), &json!("ann")));
-            told["token_id"].as_str().context("an event of a token")?.parse().context("an id")
+        .map(|logged| {
+            assert_eq!(logged["event"], json!(event), "{logged}");
+            assert_eq!((&logged["actor"], &logged["user_id"]), (&json!(OPERATOR), &json!("ann")));
+            logged["token_id"].as_str().context("an event of a token")?.parse().context("an id")
         })
         .collect()
 }
@@ -110,7 +110,7 @@ async fn expiries_are_recorded_in_batches_the_earliest_first() -> Result<()> {
     let mut cursor = position(&db.operator, None).await?;
     for batch in in_order.chunks(3) {
         assert_eq!(expire(&db.operator, 3).await?, i64::try_from(batch.len())?);
-        assert_eq!(told(&db, &mut cursor, "token.expired").await?, batch);
+        assert_eq!(logged(&db, &mut cursor, "token.expired").await?, batch);
     }
     assert_eq!(expire(&db.operator, 3).await?, 0);
     Ok(())
@@ -125,7 +125,7 @@ async fn revoked_tokens_do_not_expire_and_disabled_ones_do() -> Result<()> {
     let ancient = token(&db, "expires_at = '-infinity'").await?;
     let mut cursor = position(&db.operator, None).await?;
     assert_eq!(expire(&db.operator, 10).await?, 2);
-    assert_eq!(told(&db, &mut cursor, "token.expired").await?, [ancient.id, disabled.id]);
+    assert_eq!(logged(&db, &mut cursor, "token.expired").await?, [ancient.id, disabled.id]);
 
     // An expired token can still be revoked, which is another event.
     let expired = token(&db, "expires_at = now() - interval '1 hour'").await?;
@@ -145,9 +145,9 @@ async fn an_expiry_that_was_rolled_back_is_recorded_later() -> Result<()> {
     db.operator.batch_execute("begin").await?;
     assert_eq!(expire(&db.operator, 10).await?, 1);
     db.operator.batch_execute("rollback").await?;
-    assert_eq!(told(&db, &mut cursor, "token.expired").await?, Vec::<Uuid>::new());
+    assert_eq!(logged(&db, &mut cursor, "token.expired").await?, Vec::<Uuid>::new());
     assert_eq!(expire(&db.operator, 10).await?, 1);
-    assert_eq!(told(&db, &mut cursor, "token.expired").await?, [due.id]);
+    assert_eq!(logged(&db, &mut cursor, "token.expired").await?, [due.id]);
     Ok(())
 }
 
@@ -192,8 +192,8 @@ async fn only_tokens_that_ended_longer_ago_than_the_retention_are_deleted() -> R
     let purged: i64 = value(&db.operator, "select tollgate.purge_tokens()").await?;
     assert_eq!(purged, 5, "the default retention is thirty days");
     assert_eq!(remaining(&db).await?, kept);
-    let told = told(&db, &mut cursor, "token.purged").await?;
-    assert_eq!((told.len(), told.into_iter().collect()), (5, deleted));
+    let logged = logged(&db, &mut cursor, "token.purged").await?;
+    assert_eq!((logged.len(), logged.into_iter().collect()), (5, deleted));
     assert_eq!(purge(&db.operator, 100).await?, 0);
 
     // Once their expiry is recorded, the tokens that waited for it are purged as well.
@@ -239,7 +239,7 @@ async fn tokens_are_purged_in_batches_in_the_order_of_their_ends() -> Result<()>
     let mut cursor = position(&db.operator, None).await?;
     for batch in in_order.chunks(3) {
         assert_eq!(purge(&db.operator, 3).await?, i64::try_from(batch.len())?);
-        assert_eq!(told(&db, &mut cursor, "token.purged").await?, batch);
+        assert_eq!(logged(&db, &mut cursor, "token.purged").await?, batch);
     }
     assert_eq!(purge(&db.operator, 3).await?, 0);
     Ok(())
@@ -266,9 +266,9 @@ async fn locked_tokens_are_left_for_later_and_not_waited_for() -> Result<()> {
     db.operator.batch_execute("set lock_timeout = '1ms'").await?;
 
     assert_eq!(expire(&db.operator, 10).await?, 2);
-    assert_eq!(told(&db, &mut cursor, "token.expired").await?, due[1..]);
+    assert_eq!(logged(&db, &mut cursor, "token.expired").await?, due[1..]);
     assert_eq!(purge(&db.operator, 10).await?, 2);
-    assert_eq!(told(&db, &mut cursor, "token.purged").await?, old[1..]);
+    assert_eq!(logged(&db, &mut cursor, "token.purged").await?, old[1..]);
     assert_eq!((expire(&db.operator, 10).await?, purge(&db.operator, 10).await?), (0, 0));
 
     holder.batch_execute("rollback").await?;
@@ -466,9 +466,9 @@ fn cleanup(db: &Db, arguments: &[&str]) -> Result<Value> {
 #[tokio::test]
 async fn the_daemon_deletes_old_events_that_are_sealed_and_delivered_to_all_and_no_others() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "audit_retention").await?;
-    let told = old_stretch(&db).await?;
+    let logged = old_stretch(&db).await?;
     db.operator.execute("select tollgate.open_subscription('slow')", &[]).await?;
-    let untold = old_stretch(&db).await?;
+    let unread = old_stretch(&db).await?;
     let new = issue_many(&db.owner, 2).await?;
     let before: i64 = value(&db.owner, "select count(*) from tollgate.audit_log").await?;
 
@@ -476,7 +476,7 @@ async fn the_daemon_deletes_old_events_that_are_sealed_and_delivered_to_all_and_
     web::eventually_measures(address, "tollgated_purged_events_total", |count| count >= 2.0).await;
     runs_twice(address, "purge_audit").await?;
     assert_eq!(
-        (events_of(&db, &told).await?, events_of(&db, &untold).await?, events_of(&db, &new).await?),
+        (events_of(&db, &logged).await?, events_of(&db, &unread).await?, events_of(&db, &new).await?),
         (0, 2, 2),
         "{}",
         daemon.log()
@@ -485,7 +485,7 @@ async fn the_daemon_deletes_old_events_that_are_sealed_and_delivered_to_all_and_
 
     let dropped = "select tollgate.drop_subscription('slow')";
     assert!(value::<bool>(&db.owner, dropped).await?);
-    eventually_async(LONG, "the rest to be deleted", async || events_of(&db, &untold).await.unwrap() == 0)
+    eventually_async(LONG, "the rest to be deleted", async || events_of(&db, &unread).await.unwrap() == 0)
         .await;
     runs_twice(address, "purge_audit").await?;
     assert_eq!(events_of(&db, &new).await?, 2);

@@ -131,8 +131,7 @@ async fn files_of_other_systems_are_imported_with_their_format_and_data() -> Res
 }
 
 #[tokio::test]
-async fn json_lines_are_read_from_standard_input_too_and_a_repeated_row_is_one_token() -> Result<()>
-{
+async fn json_lines_are_read_from_standard_input_too_and_a_repeated_row_is_one_token() -> Result<()> {
     let (db, url, _directory) = world("lines").await?;
     let row = |name: &str| {
         format!(

@@ -461,7 +461,7 @@ async fn revoking_returns_whether_it_did_and_does_it_once() -> Result<()> {
     assert!(!ask(Some(Uuid::nil()), None).await?, "unknown");
     assert!(!ask(None, None).await?, "NULL");
     assert!(!ask(Some(token.id), Some("somebody else")).await?, "another user's");
-    assert!(!ask(Some(token.id), Some("")).await?, "nobody's");
+    assert!(!ask(Some(token.id), Some("")).await?, "no user's");
     assert_eq!(code(&web, &token.token).await?, "VALID");
     assert!(ask(Some(token.id), Some("revoker")).await?);
     assert_eq!(code(&web, &token.token).await?, "REVOKED");
@@ -761,7 +761,7 @@ async fn a_token_that_ends_within_two_minutes_has_a_notice_however_it_was_issued
     let parent = issue_with(&owner, "short", "expires_in => '1 hour'").await?;
     let brief = issue_with(&owner, "short", "expires_in => '110 seconds'").await?;
     // A call, and the text of the notice.
-    for (call, told) in [
+    for (call, notified) in [
         ("create_api_token('short', 'a name', expires_in => '90')".to_owned(), Some("90 s")),
         ("create_api_token('short', 'a name', expires_in => '1 second')".to_owned(), Some("1 s")),
         ("import_api_token('short', 'a name', sha256('1'), expires_in => '30')".to_owned(), Some("30 s")),
@@ -776,14 +776,14 @@ async fn a_token_that_ends_within_two_minutes_has_a_notice_however_it_was_issued
         ("import_api_token('short', 'a name', sha256('2'))".to_owned(), None),
     ] {
         let notices = notices(&format!("select tollgate.{call}")).await?;
-        assert_eq!(notices.len(), usize::from(told.is_some()), "{call}: {notices:?}");
-        for ((message, hint), told) in notices.iter().zip(told) {
-            assert!(message.starts_with("the token expires in ") && message.ends_with(told), "{message}");
+        assert_eq!(notices.len(), usize::from(notified.is_some()), "{call}: {notices:?}");
+        for ((message, hint), notified) in notices.iter().zip(notified) {
+            assert!(message.starts_with("the token expires in ") && message.ends_with(notified), "{message}");
             assert!(hint.contains("seconds") && hint.contains("'90 days'"), "{hint}");
         }
     }
 
-    for (call, told) in [
+    for (call, notified) in [
         ("create_api_token('laptop', '{posts:read}')", true),
         ("create_api_token('laptop', '{}')", true),
         ("import_api_token('laptop', '{posts:read}', sha256('3'))", true),
@@ -791,7 +791,7 @@ async fn a_token_that_ends_within_two_minutes_has_a_notice_however_it_was_issued
         ("create_api_token('ann', '{laptop')", false),
     ] {
         let notices = notices(&format!("select tollgate.{call}")).await?;
-        assert_eq!(notices.len(), usize::from(told), "{call}: {notices:?}");
+        assert_eq!(notices.len(), usize::from(notified), "{call}: {notices:?}");
         for (message, hint) in notices {
             assert!(message.contains("list of scopes") && !message.contains('{'), "{message}");
             assert!(hint.contains("user_id, name, scopes"), "{hint}");
@@ -853,10 +853,12 @@ async fn the_longest_reason_of_the_longest_user_fits_into_a_notification() -> Re
     let token = issue(&owner, &user, &[]).await?;
     let reason = "\u{2}".repeat(1000);
     revoke_because(&owner, token.id, Some(&reason)).await?;
-    let told = events.next().await?;
+    let notified = events.next().await?;
     assert!(
-        told["reason"].as_str().is_some_and(|told| told.len() >= 100 && reason.starts_with(told)),
-        "{told}"
+        notified["reason"]
+            .as_str()
+            .is_some_and(|notified| notified.len() >= 100 && reason.starts_with(notified)),
+        "{notified}"
     );
     let logged: String =
         value(&owner, &format!("select detail ->> 'reason' from tollgate.audit_log where token_id = '{}' and event = 'token.revoked'", token.id)).await?;

@@ -16,9 +16,9 @@ const PART: usize = 16;
 
 /// Texts that others may read, and where each was found.
 #[derive(Default)]
-struct Told(Vec<(String, String)>);
+struct VisibleTexts(Vec<(String, String)>);
 
-impl Told {
+impl VisibleTexts {
     fn add(&mut self, place: &str, text: impl Into<String>) {
         self.0.push((place.to_owned(), text.into()));
     }
@@ -40,7 +40,7 @@ struct Watched {
     messages: tokio::sync::mpsc::UnboundedReceiver<AsyncMessage>,
     /// A superuser's session.
     watcher: Client,
-    told: Told,
+    visible: VisibleTexts,
     secrets: Vec<String>,
 }
 
@@ -57,17 +57,17 @@ impl Watched {
             }
             Err(error) => {
                 let error = error.as_db_error().with_context(|| format!("{statement}: {error}"))?.clone();
-                self.told.add(statement, text_of(&error));
-                self.told.add(statement, format!("{error:?}"));
+                self.visible.add(statement, text_of(&error));
+                self.visible.add(statement, format!("{error:?}"));
             }
         }
         while let Ok(message) = self.messages.try_recv() {
             if let AsyncMessage::Notice(notice) = message {
-                self.told.add(statement, format!("{notice:?}"));
+                self.visible.add(statement, format!("{notice:?}"));
             }
         }
         let activity = "select coalesce(string_agg(a::text, E'\n'), '') from pg_stat_activity a";
-        self.told.add(
+        self.visible.add(
             &format!("pg_stat_activity, after {statement}"),
             common::value::<String>(&self.watcher, activity).await?,
         );
@@ -198,7 +198,7 @@ async fn no_token_and_no_part_of_one_is_visible_to_anyone_but_the_caller() -> Re
     client.batch_execute(calls::PREPARATION).await?;
     client.batch_execute("set client_min_messages = debug2").await?;
     let mut watched =
-        Watched { client, messages, watcher: owner, told: Told::default(), secrets: Vec::new() };
+        Watched { client, messages, watcher: owner, visible: VisibleTexts::default(), secrets: Vec::new() };
 
     // Each function as it is meant to be called.
     for (function, call) in calls::all(&watched.watcher).await? {
@@ -208,7 +208,7 @@ async fn no_token_and_no_part_of_one_is_visible_to_anyone_but_the_caller() -> Re
         assert!(
             watched.run(&bound, values).await?,
             "{function}: {:?}",
-            watched.told.0.iter().rev().find(|(p, _)| *p == bound)
+            watched.visible.0.iter().rev().find(|(p, _)| *p == bound)
         );
     }
 
@@ -255,7 +255,7 @@ async fn no_token_and_no_part_of_one_is_visible_to_anyone_but_the_caller() -> Re
         statements.contains("tollgate.authenticate($1"),
         "pg_stat_statements does not see it: {statements}"
     );
-    watched.told.add("pg_stat_statements", statements);
+    watched.visible.add("pg_stat_statements", statements);
 
     // For roles without a capability everything is logged, so tokens would appear here.
     let careless = cluster.connect("careless", DATABASE).await?;
@@ -263,18 +263,18 @@ async fn no_token_and_no_part_of_one_is_visible_to_anyone_but_the_caller() -> Re
     watched.secrets.pop();
     careless.query("select * from tollgate.verify_api_token($1)", &[&decoy]).await?;
     let log = cluster.log();
-    assert!(log.contains(&decoy), "the log does not tell bind values at all");
-    assert!(log.contains("the token was refused"), "the log does not tell errors");
+    assert!(log.contains(&decoy), "the log shows no bind values at all");
+    assert!(log.contains("the token was refused"), "the log shows no errors");
     for line in log.lines() {
-        watched.told.add("the log", line);
+        watched.visible.add("the log", line);
     }
 
-    let leaks = watched.told.leaks(&watched.secrets);
+    let leaks = watched.visible.leaks(&watched.secrets);
     assert!(
         leaks.is_empty(),
         "{} of {} texts: {:#?}",
         leaks.len(),
-        watched.told.0.len(),
+        watched.visible.0.len(),
         &leaks[..leaks.len().min(20)]
     );
     Ok(())
@@ -319,9 +319,9 @@ async fn auto_explain_logs_tokens_where_the_documents_say_and_nowhere_else() -> 
         let values: &[&(dyn ToSql + Sync)] = if statement.contains("$1") { &[&token.token] } else { &[] };
         session.query(&statement, values).await.with_context(|| statement.clone())?;
         let log = cluster.log().split_off(before);
-        let mut told = Told::default();
-        told.add(&statement, log.as_str());
-        Ok((!told.leaks(&[token.token]).is_empty(), log.contains(&statement)))
+        let mut visible = VisibleTexts::default();
+        visible.add(&statement, log.as_str());
+        Ok((!visible.leaks(&[token.token]).is_empty(), log.contains(&statement)))
     };
 
     // Without log_verbose no call shows the token,
@@ -362,9 +362,9 @@ async fn auto_explain_logs_tokens_where_the_documents_say_and_nowhere_else() -> 
     }
     let nested = cluster.log().split_off(before);
     assert!(nested.contains("tollgate.lock_token"), "the nested statements are not there: {nested}");
-    let mut told = Told::default();
-    nested.lines().for_each(|line| told.add("a nested statement", line));
-    assert!(told.leaks(&[token]).is_empty(), "{nested}");
+    let mut visible = VisibleTexts::default();
+    nested.lines().for_each(|line| visible.add("a nested statement", line));
+    assert!(visible.leaks(&[token]).is_empty(), "{nested}");
 
     // The cases that the documents warn of.
     for (statement, settings) in [

@@ -37,13 +37,13 @@ fn assert_explained(error: &DbError, detail: &str) {
 }
 
 /// The notifications so far about the tokens of one user.
-struct Told {
+struct Notifications {
     messages: UnboundedReceiver<AsyncMessage>,
     listener: Client,
     user: String,
 }
 
-impl Told {
+impl Notifications {
     async fn listen(cluster: &Cluster, user: &str) -> Result<Self> {
         let (listener, messages) = cluster.listen("web", DATABASE).await?;
         listener.batch_execute("listen tollgate_events").await?;
@@ -53,7 +53,7 @@ impl Told {
     async fn all(&mut self) -> Result<Vec<Value>> {
         // Arrives after everything that was committed before.
         self.listener.batch_execute("notify tollgate_events, '{\"fence\": true}'").await?;
-        let mut told = Vec::new();
+        let mut notified = Vec::new();
         let next = async {
             while let Some(message) = self.messages.recv().await {
                 let AsyncMessage::Notification(notification) = message else { continue };
@@ -62,7 +62,7 @@ impl Told {
                     return anyhow::Ok(());
                 }
                 if payload["user_id"] == self.user.as_str() {
-                    told.push(payload);
+                    notified.push(payload);
                 }
             }
             anyhow::bail!("the connection ended")
@@ -70,7 +70,7 @@ impl Told {
         tokio::time::timeout(Duration::from_secs(10), next)
             .await
             .context("no notification within 10 s")??;
-        Ok(told)
+        Ok(notified)
     }
 }
 
@@ -184,10 +184,13 @@ async fn a_rotated_token_that_is_presented_after_its_grace_is_an_event_at_most_o
         assert_eq!(presented(&old).await?, "EXPIRED");
         record(&owner).await?;
     }
-    let told = reuses(&owner, old.id).await?;
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!((&told[0]["client_ip"], &told[0]["rotated_to"]), (&json!("2001:db8::7"), &json!(new.id)));
-    assert!(told[0]["presented_at"].is_string() && told[0].get("revokes").is_none(), "{told:?}");
+    let notified = reuses(&owner, old.id).await?;
+    assert_eq!(notified.len(), 1, "{notified:?}");
+    assert_eq!(
+        (&notified[0]["client_ip"], &notified[0]["rotated_to"]),
+        (&json!("2001:db8::7"), &json!(new.id))
+    );
+    assert!(notified[0]["presented_at"].is_string() && notified[0].get("revokes").is_none(), "{notified:?}");
     assert_eq!(code(&web, &new.token).await?, "VALID", "it is recorded, and no more");
 
     // A minute later, whichever function it is presented to, and without an address.
@@ -201,8 +204,8 @@ async fn a_rotated_token_that_is_presented_after_its_grace_is_an_event_at_most_o
         // Refused or false.
         let _ = other.query(&format!("select from tollgate.{call}"), &[&old.token]).await;
         record(&owner).await?;
-        let told = reuses(&owner, old.id).await?;
-        assert_eq!((told.len(), told[n + 1].get("client_ip")), (n + 2, None), "{call}");
+        let notified = reuses(&owner, old.id).await?;
+        assert_eq!((notified.len(), notified[n + 1].get("client_ip")), (n + 2, None), "{call}");
     }
     // Revoking it by presenting it means that it was found.
     set(&owner, old.id, "reuse_detected_at = null").await?;
@@ -227,7 +230,7 @@ async fn a_rotated_token_that_is_presented_after_its_grace_is_an_event_at_most_o
 #[tokio::test]
 async fn reuse_revokes_the_successors_and_their_descendants_where_the_rotation_requested_it() -> Result<()> {
     let World { owner, web, cluster } = SHARED.world().await?;
-    let mut told = Told::listen(&cluster, "thief").await?;
+    let mut notified = Notifications::listen(&cluster, "thief").await?;
     let first = issue(&owner, "thief", &["posts:read"]).await?;
     let row = owner
         .query_one(
@@ -239,7 +242,7 @@ async fn reuse_revokes_the_successors_and_their_descendants_where_the_rotation_r
     let third = rotate(&owner, second.id, "1 hour").await?;
     let child = derive(&owner, &third, &["posts:read"]).await?;
     let other = issue(&owner, "thief", &[]).await?;
-    told.all().await?;
+    notified.all().await?;
     assert_eq!(code(&web, &first.token).await?, "EXPIRED");
     record(&owner).await?;
     for token in [&second, &third, &child] {
@@ -254,8 +257,11 @@ async fn reuse_revokes_the_successors_and_their_descendants_where_the_rotation_r
         .batch_execute("begin; select tollgate.define_webhook('alarm', 'https://example.com/', '{token.reuse_detected}'); rollback")
         .await?;
     assert_eq!(reuses(&owner, first.id).await?[0]["revokes"], true);
-    let told = told.all().await?;
-    assert_eq!((told.len(), &told[0]["event"], &told[0]["count"]), (1, &json!("token.revoked"), &json!(3)));
+    let notified = notified.all().await?;
+    assert_eq!(
+        (notified.len(), &notified[0]["event"], &notified[0]["count"]),
+        (1, &json!("token.revoked"), &json!(3))
+    );
     Ok(())
 }
 
@@ -389,7 +395,7 @@ async fn a_successor_is_purged_only_after_the_token_that_names_it() -> Result<()
 async fn a_rotation_is_recorded_with_both_tokens_and_notified_once() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     let old = issue(&owner, "recorded", &["posts:read"]).await?;
-    let mut told = Told::listen(&cluster, "recorded").await?;
+    let mut notified = Notifications::listen(&cluster, "recorded").await?;
     let new = rotate(&owner, old.id, "1 hour").await?;
     let end: Value = value(
         &owner,
@@ -411,7 +417,7 @@ async fn a_rotation_is_recorded_with_both_tokens_and_notified_once() -> Result<(
         )]
     );
     assert_eq!(
-        told.all().await?,
+        notified.all().await?,
         [json!({"event": "token.rotated", "token_id": old.id, "user_id": "recorded", "reason": null})]
     );
     Ok(())
@@ -539,9 +545,10 @@ async fn a_change_is_refused_where_issuing_is_refused_and_its_value_is_not_repea
 #[tokio::test]
 async fn changes_that_take_access_away_are_notified_and_no_others() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
-    let token = issue_with(&owner, "told", "scopes => '{posts:*}', expires_in => '1 day'").await?;
-    let mut told = Told::listen(&cluster, "told").await?;
-    let narrowed = json!({"event": "token.updated", "token_id": token.id, "user_id": "told", "reason": null});
+    let token = issue_with(&owner, "notified", "scopes => '{posts:*}', expires_in => '1 day'").await?;
+    let mut notified = Notifications::listen(&cluster, "notified").await?;
+    let narrowed =
+        json!({"event": "token.updated", "token_id": token.id, "user_id": "notified", "reason": null});
     for (changes, takes_away) in [
         (json!({"name": "other"}), false),
         (json!({"metadata": {"a": 1}}), false),
@@ -560,7 +567,7 @@ async fn changes_that_take_access_away_are_notified_and_no_others() -> Result<()
     ] {
         update(&owner, token.id, &changes).await?;
         let expected = if takes_away { vec![narrowed.clone()] } else { vec![] };
-        assert_eq!(told.all().await?, expected, "{changes}");
+        assert_eq!(notified.all().await?, expected, "{changes}");
     }
     Ok(())
 }
@@ -601,18 +608,18 @@ async fn a_later_expiry_brings_a_token_back_whose_next_end_is_recorded_too() -> 
 async fn a_disabled_token_is_refused_until_it_is_enabled() -> Result<()> {
     let World { owner, web, cluster } = SHARED.world().await?;
     let token = issue(&owner, "switched", &[]).await?;
-    let mut told = Told::listen(&cluster, "switched").await?;
+    let mut notified = Notifications::listen(&cluster, "switched").await?;
     assert!(!enable(&owner, token.id, true).await?, "enabled already");
     assert!(enable(&owner, token.id, false).await?);
     assert!(!enable(&owner, token.id, false).await?, "disabled already");
     assert_eq!(code(&web, &token.token).await?, "DISABLED");
     assert_eq!(
-        told.all().await?,
+        notified.all().await?,
         [json!({"event": "token.disabled", "token_id": token.id, "user_id": "switched", "reason": "a test"})]
     );
     assert!(enable(&owner, token.id, true).await?);
     assert_eq!(code(&web, &token.token).await?, "VALID");
-    assert_eq!(told.all().await?, Vec::<Value>::new());
+    assert_eq!(notified.all().await?, Vec::<Value>::new());
     let because = json!({"reason": "a test"});
     assert_eq!(
         history(&owner, token.id).await?[1..],

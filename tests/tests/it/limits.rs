@@ -361,7 +361,7 @@ async fn an_address_that_failed_too_often_is_refused_whatever_it_presents() -> R
         assert_eq!(
             (answer.code.as_str(), answer.token_id),
             ("RATE_LIMITED", None),
-            "it tells nothing of the token"
+            "it shows nothing of the token"
         );
         assert_eq!((answer.rate_limit, answer.rate_remaining), (Some(3), Some(0)));
         assert!(answer.retry_after.is_some());
@@ -403,19 +403,19 @@ async fn sixteen_guessers_at_one_address_get_no_more_answers_than_the_limit() ->
     for _ in 0..16 {
         let web = cluster.connect("web", "guessers").await?;
         sessions.spawn(async move {
-            let mut told = 0;
+            let mut answered = 0;
             for _ in 0..50 {
                 let answer = Request::of(UNKNOWN).coming_from("192.0.2.7").code(&web).await?;
-                told += usize::from(answer == "NOT_FOUND");
+                answered += usize::from(answer == "NOT_FOUND");
             }
-            anyhow::Ok(told)
+            anyhow::Ok(answered)
         });
     }
-    let mut told = 0;
+    let mut answered = 0;
     while let Some(of_session) = sessions.join_next().await {
-        told += of_session??;
+        answered += of_session??;
     }
-    assert_eq!(told, 100, "of 800");
+    assert_eq!(answered, 100, "of 800");
     Ok(())
 }
 

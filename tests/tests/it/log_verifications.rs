@@ -129,7 +129,7 @@ async fn a_line_holds_neither_token_nor_statement_nor_anything_that_was_smuggled
     owner.execute("do $$ begin perform tollgate.verify_api_token('in a literal'); end $$", &[]).await?;
     let log = cluster.log();
     let about = lines(&cluster);
-    assert_eq!(about.len(), 0, "with verbose errors the SQLSTATE stands in between");
+    assert_eq!(about.len(), 0, "with verbose errors the SQLSTATE comes in between");
     let written: Vec<&str> = log.lines().filter(|line| line.contains("tollgate: verification")).collect();
     assert_eq!(written.len(), 2, "{written:?}");
     assert!(written[0].len() < 1000, "{}", written[0]);
@@ -142,7 +142,7 @@ async fn a_line_holds_neither_token_nor_statement_nor_anything_that_was_smuggled
         assert!(!log.contains(word), "{word} in {log}");
     }
     web.batch_execute("select 1").await?;
-    assert!(notices.try_recv().is_err(), "the client is told nothing");
+    assert!(notices.try_recv().is_err(), "the client gets no message");
     Ok(())
 }
 

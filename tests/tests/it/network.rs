@@ -62,7 +62,7 @@ impl Path {
         self.state.send_modify(|state| *state += 1);
     }
 
-    fn mend(&self) {
+    fn repair(&self) {
         self.cut();
     }
 }
@@ -90,7 +90,7 @@ async fn forward(
     std::future::pending::<()>().await;
 }
 
-fn told(daemon: &Tollgated) -> Vec<i64> {
+fn published(daemon: &Tollgated) -> Vec<i64> {
     let log = daemon.log();
     // A line that is still being written is not JSON yet.
     let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
@@ -134,7 +134,7 @@ async fn it_recovers_soon_after_a_cut_that_left_connections_half_open() -> Resul
     }
     // The cut itself is tested; nothing is waited for meanwhile.
     tokio::time::sleep_until(end).await;
-    path.mend();
+    path.repair();
     eventually_async(RECOVERY, "the recovery", async || {
         operator::counts(&db.owner, token.id).await.is_ok_and(|counts| counts == (21, 0))
     })
@@ -142,7 +142,7 @@ async fn it_recovers_soon_after_a_cut_that_left_connections_half_open() -> Resul
     let expected: BTreeSet<i64> = logged(&db.owner).await?.difference(&earlier).copied().collect();
     assert_eq!(expected.len(), 40);
     eventually_async(RECOVERY, "all events", async || {
-        expected.is_subset(&told(&daemon).into_iter().collect())
+        expected.is_subset(&published(&daemon).into_iter().collect())
     })
     .await;
     Ok(())
@@ -183,7 +183,7 @@ async fn it_follows_a_promoted_standby_and_skips_no_event() -> Result<()> {
     assert!(after.len() >= before.len() + 20 && before.is_subset(&after));
     let expected: BTreeSet<i64> = after.difference(&earlier).copied().collect();
     eventually_async(SOON, "all events of both", async || {
-        expected.is_subset(&told(&daemon).into_iter().collect())
+        expected.is_subset(&published(&daemon).into_iter().collect())
     })
     .await;
     daemon.terminate()?;

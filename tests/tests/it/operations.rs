@@ -91,14 +91,14 @@ async fn assert_whole(cluster: &Cluster, before: &Populated) -> Result<()> {
     owner.query("select tollgate.seal_audit_log()", &[]).await?;
     assert!(value::<bool>(&owner, "select whole from tollgate.verify_audit_log()").await?);
     // The subscription continues after the events that existed when it was opened.
-    let told: i64 = value(
+    let received: i64 = value(
         &owner,
         "select jsonb_array_length((tollgate.read_events(s)).events)::bigint
            from tollgate.open_subscription('reader') s",
     )
     .await?;
     let events: i64 = value(&owner, "select count(*) from tollgate.audit_log where event <> 'scope.defined' and event not like 'capability.%'").await?;
-    assert!(told >= events, "{told} of {events} events are told");
+    assert!(received >= events, "{received} of {events} events are received");
     Ok(())
 }
 

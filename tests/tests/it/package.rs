@@ -144,8 +144,8 @@ impl Manager {
         Ok(Self(receiver))
     }
 
-    fn is_told(&self, state: &str) -> Result<()> {
-        while self.0.recv_timeout(LONG).with_context(|| format!("{state} was not told"))? != state {}
+    fn receives(&self, state: &str) -> Result<()> {
+        while self.0.recv_timeout(LONG).with_context(|| format!("{state} was not reported"))? != state {}
         Ok(())
     }
 }
@@ -202,8 +202,8 @@ fn the_packages_install_on_a_clean_debian_and_serve_a_token() -> Result<()> {
 
     let unit = root.read("usr/lib/systemd/system/tollgated.service")?;
     let manager = start(&mut root, &unit)?;
-    manager.is_told("READY=1")?;
-    manager.is_told("WATCHDOG=1")?;
+    manager.receives("READY=1")?;
+    manager.receives("WATCHDOG=1")?;
     let token = root.sql("postgres", "select token from tollgate.create_api_token('ann', 'packaged')")?;
     let code = root.sql("postgres", &format!("select code from tollgate.verify_api_token('{token}')"))?;
     assert_eq!(code, "VALID");
@@ -218,7 +218,7 @@ fn the_packages_install_on_a_clean_debian_and_serve_a_token() -> Result<()> {
 
     let mut daemon = root.daemon.take().context("a daemon")?;
     kill(Pid::from_raw(daemon.id().try_into()?), Signal::SIGTERM)?;
-    manager.is_told("STOPPING=1")?;
+    manager.receives("STOPPING=1")?;
     let status = daemon.wait()?;
     assert!(status.success(), "{status}\n{}", root.read("var/log/tollgated")?);
 

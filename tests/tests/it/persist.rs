@@ -289,8 +289,11 @@ async fn restarts_under_load_with_a_daemon_at_work_lose_nothing() -> Result<()> 
     assert!(daemon.wait(LONG)?.success(), "{}", daemon.log());
     flush_all(&server.operator).await?;
     // For a session that was disconnected, it is unknown whether its last verification completed.
-    let (told, counted) = (valid.load(Ordering::Relaxed), totals(&server.owner).await?.0);
-    assert!(told <= counted && counted <= told + CLIENTS * RESTARTS, "told of {told}, counted {counted}");
+    let (accepted, counted) = (valid.load(Ordering::Relaxed), totals(&server.owner).await?.0);
+    assert!(
+        accepted <= counted && counted <= accepted + CLIENTS * RESTARTS,
+        "accepted of {accepted}, counted {counted}"
+    );
     Ok(())
 }
 
@@ -410,7 +413,7 @@ async fn a_smaller_table_keeps_limits_before_counters_and_reports_what_was_dropp
     server.restart().await?;
     let lost = overflowed(&server.operator).await?;
     let said = format!(
-        "the limits of 0 tokens, 0 users and 0 addresses, which begin anew; {lost} uses and denials of {lost} tokens"
+        "the limits of 0 tokens, 0 users and 0 addresses, which start again; {lost} uses and denials of {lost} tokens"
     );
     assert!(lost > 1_000 && server.logged(&said) == 1, "{lost}");
     for token in &limited {
@@ -530,7 +533,8 @@ async fn backends_killed_while_they_record_leave_a_server_that_recovers_and_coun
 
 /// The holder is stopped at some moment in a loop of verifications, which sometimes is one at which it holds the lock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backend_that_waits_for_a_spinlock_of_a_stopped_one_sleeps_and_shows_the_wait_event() -> Result<()> {
+async fn a_backend_that_waits_for_a_spinlock_of_a_stopped_one_sleeps_and_shows_the_wait_event() -> Result<()>
+{
     let cluster = common::start(Cluster::builder())?;
     let owner = cluster.connect("postgres", DATABASE).await?;
     let token = issue(&owner, "hot", &[]).await?.token;
@@ -574,6 +578,6 @@ async fn a_backend_that_waits_for_a_spinlock_of_a_stopped_one_sleeps_and_shows_t
     }
     cancel.cancel_query(tokio_postgres::NoTls).await?;
     assert!(busy.await?.is_err());
-    assert!(has_slept, "nobody was seen to wait");
+    assert!(has_slept, "no backend was seen to wait");
     Ok(())
 }

@@ -115,7 +115,7 @@ const REFUSALS: [SqlState; 9] = [
 /// Each of these must be empty. `t` is a token, `p` its parent.
 const VIOLATIONS: [(&str, &str); 17] = [
     (
-        "of a user who is not there",
+        "of a missing user",
         "t.revoked_at is null and not exists (select from race_users u where u.id = t.user_id)",
     ),
     (
@@ -124,7 +124,7 @@ const VIOLATIONS: [(&str, &str); 17] = [
          and not exists (select from race_users u where u.id = t.user_id and not u.banned)",
     ),
     (
-        "disabled with a user who is active",
+        "disabled with an active user",
         "t.revoked_at is null and t.disabled_with_user
          and exists (select from race_users u where u.id = t.user_id and not u.banned)",
     ),

@@ -137,7 +137,7 @@ fn after_its_settings_no_token_of_the_application_reaches_the_log() -> Result<()
             let row = client.query_one("select code from tollgate.verify_api_token($1)", &[&secret]).await?;
             assert_eq!(row.get::<_, &str>(0), "NOT_FOUND");
             let refused = client.query_one("select tollgate.authenticate($1)", &[&secret]).await;
-            assert!(refused.is_err(), "nobody issued this token");
+            assert!(refused.is_err(), "this token was never issued");
             anyhow::Ok(())
         })
     };

@@ -164,7 +164,7 @@ async fn every_function_view_type_and_setting_is_listed_as_in_the_catalogue() ->
     let sections = Section::all();
     let documented: Vec<String> = sections.iter().flat_map(|section| section.signatures.clone()).collect();
     assert_eq!(documented.iter().cloned().collect::<BTreeSet<_>>(), signatures);
-    assert_eq!(documented.len(), signatures.len(), "each stands there once");
+    assert_eq!(documented.len(), signatures.len(), "each is listed once");
 
     for (_, name, signature) in &there {
         let section = sections.iter().find(|section| section.signatures.contains(signature));
@@ -285,11 +285,11 @@ async fn every_sqlstate_that_we_raise_has_its_row_and_no_other() -> Result<()> {
     assert_eq!(documented.iter().map(|&row| row.to_owned()).collect::<BTreeSet<_>>(), raised);
 
     let sections = Section::all();
-    let told: BTreeSet<&str> = sections.iter().flat_map(|section| section.fact("Errors")).collect();
+    let claimed: BTreeSet<&str> = sections.iter().flat_map(|section| section.fact("Errors")).collect();
     // An internal error, what CREATE EXTENSION raises, what only the postmaster reports, and a warning at COMMIT.
     let of_functions: BTreeSet<&str> =
         documented.into_iter().filter(|code| !["XX000", "0A000", "58030", "25P01"].contains(code)).collect();
-    assert_eq!(told, of_functions, "what the functions are said to raise");
+    assert_eq!(claimed, of_functions, "what the functions are said to raise");
     Ok(())
 }
 
@@ -309,8 +309,8 @@ fn every_event_has_its_row_and_no_other() -> Result<()> {
     assert_eq!(documented, written);
 
     let sections = Section::all();
-    let told: BTreeSet<&str> = sections.iter().flat_map(|section| section.fact("Events")).collect();
-    assert_eq!(told, documented, "what the functions are said to write");
+    let claimed: BTreeSet<&str> = sections.iter().flat_map(|section| section.fact("Events")).collect();
+    assert_eq!(claimed, documented, "what the functions are said to write");
     Ok(())
 }
 

@@ -446,14 +446,14 @@ async fn a_seal_that_was_kept_elsewhere_reveals_a_cut_or_forged_chain() -> Resul
     };
     assert_eq!(known().await?, None);
     tamper(&db, &format!("delete from tollgate.audit_seals where seal = {kept}")).await?;
-    assert_eq!(fault(&db.owner).await?, None, "nothing in the database tells that there was one more");
+    assert_eq!(fault(&db.owner).await?, None, "nothing in the database shows that there was one more");
     assert_eq!(known().await?, Some((kept, "seal removed".to_owned())));
 
     let id: i64 = value(&db.owner, "select max(id) from tollgate.audit_log").await?;
     tamper(&db, &format!("update tollgate.audit_log set event = 'x' where id = {id}")).await?;
     settle(&db.owner).await?;
     assert_eq!(seal(&db.operator, 10_000).await?, 3);
-    assert_eq!(fault(&db.owner).await?, None, "it was sealed anew");
+    assert_eq!(fault(&db.owner).await?, None, "it was sealed again");
     assert_eq!(known().await?, Some((kept, "seal changed".to_owned())));
     for half in ["1, null", "null, '\\x00'"] {
         let call = format!("select tollgate.verify_audit_log({half})");
@@ -781,7 +781,7 @@ async fn seals_hold_in_a_restored_database_and_on_a_standby() -> Result<()> {
     assert_eq!(verify(&copy).await?, verify(&db.owner).await?);
     assert_eq!(fault(&copy).await?, None);
     settle(&copy).await?;
-    assert!(seal(&copy, 10_000).await? > 0, "the chain goes on");
+    assert!(seal(&copy, 10_000).await? > 0, "the chain continues");
     assert_eq!(fault(&copy).await?, None);
 
     let standby = db.cluster.standby()?;

@@ -10,7 +10,7 @@ use crate::common::Shared;
 
 static SHARED: Shared = Shared::new(&[]);
 
-/// Tables that a dump leaves out: they tell of this very cluster, and would be wrong in another.
+/// Tables that a dump leaves out: their content applies to this cluster only.
 const NOT_DUMPED: &[&str] = &[
     "daemon_reports",
     "finding_secret",

@@ -33,7 +33,7 @@ async fn reader(owner: &Client) -> Result<Token> {
 
 /// One received event.
 #[derive(Clone, Debug)]
-struct Told {
+struct StreamEvent {
     id: String,
     event: String,
     data: Value,
@@ -41,7 +41,7 @@ struct Told {
     text: String,
 }
 
-impl Told {
+impl StreamEvent {
     fn number(&self) -> i64 {
         self.data["id"].as_i64().unwrap_or_default()
     }
@@ -64,7 +64,7 @@ impl Stream {
     }
 
     /// The next event; `None` at the end of the stream. Chunk sizes and comments are skipped.
-    async fn next(&mut self) -> Result<Option<Told>> {
+    async fn next(&mut self) -> Result<Option<StreamEvent>> {
         let (mut id, mut event) = (None, None);
         loop {
             let mut line = String::new();
@@ -77,7 +77,7 @@ impl Stream {
                 Some(("event", text)) => event = Some(text.to_owned()),
                 Some(("data", text)) => {
                     let (id, event) = (id.context("an id")?, event.context("a name")?);
-                    return Ok(Some(Told {
+                    return Ok(Some(StreamEvent {
                         id,
                         event,
                         data: serde_json::from_str(text)?,
@@ -89,7 +89,7 @@ impl Stream {
         }
     }
 
-    async fn take(&mut self, count: usize) -> Result<Vec<Told>> {
+    async fn take(&mut self, count: usize) -> Result<Vec<StreamEvent>> {
         let mut all = Vec::new();
         while all.len() < count {
             all.push(self.next().await?.context("the stream ended")?);
@@ -98,8 +98,8 @@ impl Stream {
     }
 }
 
-fn numbers(told: &[Told]) -> Vec<i64> {
-    told.iter().map(Told::number).collect()
+fn numbers(received: &[StreamEvent]) -> Vec<i64> {
+    received.iter().map(StreamEvent::number).collect()
 }
 
 async fn logged(owner: &Client) -> Result<Vec<i64>> {
@@ -122,9 +122,10 @@ async fn a_revocation_without_notification_still_reaches_the_log_and_the_streams
         let phone = issue(&db.owner, "ann", &[]).await?;
         assert!(revoke(&db.owner, phone.id).await?);
         let id = phone.id.to_string();
-        let told = tokio::time::timeout(SOON, stream.take(2)).await.context("the stream is too late")??;
-        assert_eq!(told[1].event, "token.revoked");
-        assert_eq!(told[1].data["token_id"], id.as_str());
+        let received =
+            tokio::time::timeout(SOON, stream.take(2)).await.context("the stream is too late")??;
+        assert_eq!(received[1].event, "token.revoked");
+        assert_eq!(received[1].data["token_id"], id.as_str());
         eventually_async(SOON, "the daemon to log it", async || {
             daemon.log().lines().any(|line| line.contains(&id) && line.contains("token.revoked"))
         })
@@ -141,12 +142,12 @@ async fn a_reader_receives_what_happens_from_now_on() -> Result<()> {
     let mut stream = Stream::open(address, &token.token, "", None).await?;
     let phone = issue(&db.owner, "ann", &["posts:read"]).await?;
     assert!(revoke(&db.owner, phone.id).await?);
-    let told = stream.take(2).await?;
-    assert_eq!([told[0].event.as_str(), told[1].event.as_str()], ["token.created", "token.revoked"]);
-    assert_eq!(told[1].data["event"], "token.revoked");
-    assert_eq!(told[1].data["token_id"], phone.id.to_string());
-    assert_eq!(told[1].data["user_id"], "ann");
-    assert!(told[1].data["epoch"].is_i64(), "{:?}", told[1].data);
+    let received = stream.take(2).await?;
+    assert_eq!([received[0].event.as_str(), received[1].event.as_str()], ["token.created", "token.revoked"]);
+    assert_eq!(received[1].data["event"], "token.revoked");
+    assert_eq!(received[1].data["token_id"], phone.id.to_string());
+    assert_eq!(received[1].data["user_id"], "ann");
+    assert!(received[1].data["epoch"].is_i64(), "{:?}", received[1].data);
     eventually_measures(address, "tollgated_event_streams", |count| count == 1.0).await;
     drop(stream);
     eventually_measures(address, "tollgated_event_streams", |count| count == 0.0).await;
@@ -165,12 +166,12 @@ async fn an_odd_event_is_sent_unchanged_or_marked_and_the_next_one_follows() -> 
         (e'odd\\nid: 1\\nevent: token.revoked', '{}'), ('odd', (repeat('[', 200) || repeat(']', 200))::jsonb), ('odd', '{\"n\": 12345678901234567890123}')";
     db.owner.batch_execute(write).await?;
     revoke(&db.owner, issue(&db.owner, "ann", &[]).await?.id).await?;
-    let told = stream.take(5).await?;
-    let names: Vec<&str> = told.iter().map(|told| told.event.as_str()).collect();
+    let received = stream.take(5).await?;
+    let names: Vec<&str> = received.iter().map(|received| received.event.as_str()).collect();
     assert_eq!(names, ["message", "odd", "odd", "token.created", "token.revoked"]);
-    assert!(told[1].data["detail"]["unreadable"].is_string(), "{:?}", told[1]);
-    assert!(told[1].data["id"].is_i64());
-    assert!(told[2].text.contains("\"n\": 12345678901234567890123"), "{}", told[2].text);
+    assert!(received[1].data["detail"]["unreadable"].is_string(), "{:?}", received[1]);
+    assert!(received[1].data["id"].is_i64());
+    assert!(received[2].text.contains("\"n\": 12345678901234567890123"), "{}", received[2].text);
     Ok(())
 }
 
@@ -223,18 +224,18 @@ async fn a_reader_that_returns_with_the_last_id_misses_nothing_not_even_late_com
     for _ in 0..5 {
         issue(&db.owner, "ann", &[]).await?;
     }
-    let mut told = stream.take(3).await?;
-    all.extend(numbers(&told));
+    let mut received = stream.take(3).await?;
+    all.extend(numbers(&received));
     drop(stream);
     transaction.commit().await?;
 
-    let last = told.pop().context("an event")?.id;
+    let last = received.pop().context("an event")?.id;
     let mut stream = Stream::open(address, &token.token, "", Some(&last)).await?;
     let rest = numbers(&stream.take(3).await?);
     assert!(rest.contains(&hidden), "{hidden} is not among {rest:?}");
     all.extend(rest);
     let unique: BTreeSet<i64> = all.iter().copied().collect();
-    assert_eq!(unique.len(), all.len(), "told twice: {all:?}");
+    assert_eq!(unique.len(), all.len(), "received twice: {all:?}");
     assert_eq!(unique, logged(&db.owner).await?.into_iter().collect());
     Ok(())
 }
@@ -243,29 +244,29 @@ async fn a_reader_that_returns_with_the_last_id_misses_nothing_not_even_late_com
 async fn a_killed_daemon_loses_no_event_and_another_one_continues() -> Result<()> {
     let db = db("killed").await?;
     let token = reader(&db.owner).await?;
-    let mut told: Vec<Told> = Vec::new();
+    let mut received: Vec<StreamEvent> = Vec::new();
     for round in 0..3 {
         let (mut daemon, address) = run(&db.url(), &[]).await?;
         eventually_answers(address, "/readyz", 200).await;
-        let last = told.last().map(|event| event.id.clone());
+        let last = received.last().map(|event| event.id.clone());
         let mut stream = Stream::open(address, &token.token, "?since=0", last.as_deref()).await?;
         for _ in 0..20 {
             let one = issue(&db.owner, "ann", &[]).await?;
             revoke(&db.owner, one.id).await?;
         }
-        told.extend(stream.take(20 + round).await?);
+        received.extend(stream.take(20 + round).await?);
         daemon.kill()?;
     }
     let (_daemon, address) = run(&db.url(), &[]).await?;
-    let last = told.last().map(|event| event.id.clone());
+    let last = received.last().map(|event| event.id.clone());
     let mut stream = Stream::open(address, &token.token, "", last.as_deref()).await?;
     let there = logged(&db.owner).await?;
-    while numbers(&told).into_iter().collect::<BTreeSet<_>>() != there.iter().copied().collect() {
-        told.push(stream.next().await?.context("the stream ended")?);
-        ensure!(told.len() <= 2 * there.len(), "not all of {there:?} in {:?}", numbers(&told));
+    while numbers(&received).into_iter().collect::<BTreeSet<_>>() != there.iter().copied().collect() {
+        received.push(stream.next().await?.context("the stream ended")?);
+        ensure!(received.len() <= 2 * there.len(), "not all of {there:?} in {:?}", numbers(&received));
     }
     // A single reader, without late commits: once each, and in order.
-    assert_eq!(numbers(&told), there);
+    assert_eq!(numbers(&received), there);
     Ok(())
 }
 
@@ -323,8 +324,8 @@ async fn a_reader_that_never_reads_delays_nobody_and_is_cut_off() -> Result<()> 
     for _ in 0..50 {
         let one = issue(&db.owner, "ann", &[]).await?;
         assert!(revoke(&db.owner, one.id).await?);
-        let told = lively.take(2).await?;
-        assert_eq!(told[1].data["token_id"], one.id.to_string());
+        let received = lively.take(2).await?;
+        assert_eq!(received[1].data["token_id"], one.id.to_string());
     }
     let after = metrics(address).await?["tollgated_resident_memory_bytes"];
     assert!(after - before < 60e6, "from {before} to {after} bytes");
@@ -427,7 +428,7 @@ async fn junk_of_any_amount_shuts_no_reader_out_and_ends_no_stream() -> Result<(
     for stream in &mut streams {
         assert_eq!(stream.take(1).await?[0].event, "token.created");
     }
-    assert!(junk.try_join_next().is_none(), "they go on");
+    assert!(junk.try_join_next().is_none(), "they continue");
     Ok(())
 }
 
@@ -474,7 +475,7 @@ async fn failures_of_an_address_neither_end_its_streams_nor_block_a_valid_token(
     for _ in 0..3 {
         assert_eq!(asked("nonsense").await?, 401);
     }
-    assert_eq!(asked("nonsense").await?, 429, "whoever guesses has used it up");
+    assert_eq!(asked("nonsense").await?, 429, "guesses have used it up");
     for (token, stream) in [&good, &bound].into_iter().zip(&mut streams) {
         // An event about its token makes a stream check the token again.
         let sql = "select tollgate.update_api_token($1, '{\"name\": \"renamed\"}')";

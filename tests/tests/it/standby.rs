@@ -114,15 +114,17 @@ async fn reuse_on_a_standby_is_recorded_by_the_primary_and_then_forgotten() -> R
     let found: i64 = value(&there, "select count(*) from tollgate.found()").await?;
     assert_eq!(found, 1, "a digest is only taken on the primary");
     let _daemon = run(&db.url(), &[&url(&standby)])?;
-    let told = "select count(*) from tollgate.audit_log where event = 'token.reuse_detected'";
-    eventually_async(LONG, "the event", async || value::<i64>(&db.owner, told).await.is_ok_and(|n| n == 1))
-        .await;
+    let recorded = "select count(*) from tollgate.audit_log where event = 'token.reuse_detected'";
+    eventually_async(LONG, "the event", async || {
+        value::<i64>(&db.owner, recorded).await.is_ok_and(|n| n == 1)
+    })
+    .await;
     assert_eq!(code(&db.web, &new).await?, "REVOKED");
     eventually_async(LONG, "the standby to forget it", async || {
         value::<i64>(&there, "select count(*) from tollgate.found()").await.is_ok_and(|n| n == 0)
     })
     .await;
-    assert_eq!(value::<i64>(&db.owner, told).await?, 1);
+    assert_eq!(value::<i64>(&db.owner, recorded).await?, 1);
     Ok(())
 }
 

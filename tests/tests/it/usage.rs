@@ -264,7 +264,7 @@ async fn the_same_rows_are_handed_out_until_acknowledged_while_counting_goes_on(
     code(&db.web, &two.token).await?;
     assert_eq!(sums(&drained(&db.operator).await?), sums(&first));
     let elsewhere = drained(&db.session(OPERATOR).await?).await?;
-    assert_eq!(sums(&elsewhere), sums(&first), "another session is told the same");
+    assert_eq!(sums(&elsewhere), sums(&first), "another session gets the same");
     assert!(apply(&db.operator, &first).await?);
     assert_eq!(sums(&drained(&db.operator).await?), sums(&first), "applied is not acknowledged");
     code(&db.web, &one.token).await?;
@@ -606,7 +606,7 @@ async fn a_flush_that_meets_a_purge_leaves_no_usage_of_a_token_that_is_gone() ->
     .await;
     purging.batch_execute("commit").await?;
     assert!(flushing.await??);
-    assert_eq!(usage(&db.owner, token.id).await?, None, "nobody will ever delete this row");
+    assert_eq!(usage(&db.owner, token.id).await?, None, "this row would never be deleted");
     Ok(())
 }
 
@@ -756,11 +756,7 @@ async fn tokens_beyond_the_room_are_verified_and_reported_as_overflow() -> Resul
     assert!(!before["metering_detail"].as_str().unwrap_or_default().contains("max_tracked_keys"));
 
     for _ in 0..2 {
-        assert_eq!(
-            verify_each(&db.web, &tokens).await?,
-            3_000,
-            "what finds no room is verified all the same"
-        );
+        assert_eq!(verify_each(&db.web, &tokens).await?, 3_000, "tokens without room are still verified");
     }
     let full = stats(&db.operator).await?;
     let overflowed = full["overflowed"].as_i64().context("a number")?;
@@ -803,7 +799,7 @@ async fn unflushed_counters_make_no_room() -> Result<()> {
 
     let next = drained(&db.operator).await?;
     assert!(next.rows.iter().all(|row| fits.contains_key(&row.token_id) && row.uses == 1));
-    assert_eq!(next.rows.len(), fits.len(), "those that have an entry went on being counted");
+    assert_eq!(next.rows.len(), fits.len(), "tokens with an entry are still counted");
     Ok(())
 }
 
@@ -815,7 +811,7 @@ async fn databases_of_a_server_have_their_counters_to_themselves() -> Result<()>
     let original = Db::create(&cluster, "original").await?;
     let token = issue(&original.owner, "a", &[]).await?;
     drop(original);
-    // A copy has the very same tokens, with the same ids. Nobody may be connected to what is copied.
+    // A copy has the same tokens, with the same ids. There must be no connections to the copied database.
     eventually_async(LONG, "a copy to be made", async || {
         cluster.execute(DATABASE, "create database copied template original").is_ok()
     })
@@ -889,7 +885,7 @@ async fn a_standby_counts_and_is_drained_while_the_primary_keeps_the_books() -> 
     assert_eq!(code(&web, &token.token).await?, "VALID");
     standby.catch_up_with(&cluster)?;
     drop(db);
-    Arc::get_mut(&mut cluster).context("nobody else has it")?.stop()?;
+    Arc::get_mut(&mut cluster).context("no other holder")?.stop()?;
     standby.promote()?;
     flush_all(&operator).await?;
     assert_eq!(counts(&standby.connect("postgres", DATABASE).await?, token.id).await?, (5, 1));
@@ -924,7 +920,7 @@ async fn without_preload_tokens_are_verified_and_metering_says_why_it_is_off() -
     }
     assert_eq!(stats["flushes"], json!(0));
 
-    // The books can be kept all the same: for a standby that is preloaded.
+    // Usage can still be applied: for a standby that is preloaded.
     let row = UsageRow { token_id: token.id, uses: 2, denials: 0, last_used_at: None, last_used_ip: None };
     let generation = Generation { node: "standby".into(), boot: Uuid::new_v4(), number: 1, rows: vec![row] };
     assert!(apply(&db.operator, &generation).await?);
@@ -984,7 +980,7 @@ async fn stats_shows_the_status_of_the_server() -> Result<()> {
 
 // ---- A crash of the server
 
-/// A backend that is killed may have held one of our locks: PostgreSQL then starts all of them anew, with fresh memory.
+/// A backend that is killed may have held one of our locks: PostgreSQL then restarts all of them, with fresh memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_killed_backend_counting_begins_anew_and_what_was_drained_can_still_be_applied() -> Result<()>
 {
@@ -1050,7 +1046,7 @@ async fn after_a_crash_of_the_whole_server_the_books_are_as_they_were_at_the_las
     code(&db.web, &token.token).await?;
     let lost = drained(&db.operator).await?;
     drop(db);
-    let server = Arc::get_mut(&mut cluster).context("nobody else has it")?;
+    let server = Arc::get_mut(&mut cluster).context("no other holder")?;
     server.crash()?;
     server.restart()?;
 

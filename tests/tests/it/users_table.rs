@@ -108,12 +108,12 @@ async fn many_users_at_once_are_one_notification() -> Result<()> {
     .await?;
     bulk.batch_execute("delete from users where id <= 1500").await?;
     bulk.batch_execute("truncate users").await?;
-    let mut told = Vec::new();
+    let mut notified = Vec::new();
     let next = async {
-        while told.len() < 2 {
+        while notified.len() < 2 {
             let message = messages.recv().await.context("the connection ended")?;
             if let AsyncMessage::Notification(notification) = message {
-                told.push(serde_json::from_str::<Value>(notification.payload())?);
+                notified.push(serde_json::from_str::<Value>(notification.payload())?);
             }
         }
         anyhow::Ok(())
@@ -122,7 +122,7 @@ async fn many_users_at_once_are_one_notification() -> Result<()> {
         .await
         .context("too few notifications")??;
     let of = |count: i32| json!({"event": "token.revoked", "user_id": null, "count": count});
-    assert_eq!(told, [of(1500), of(500)]);
+    assert_eq!(notified, [of(1500), of(500)]);
     assert_eq!(value::<i64>(&bulk, "select count(*) from tollgate.tokens where status = 'active'").await?, 0);
     drop(owner);
     Ok(())
@@ -433,7 +433,7 @@ async fn a_table_with_a_virtual_key_or_shared_rows_is_not_attached() -> Result<(
         .await?;
     for statement in ["delete from turned", "truncate turned"] {
         let error = refused(owner.batch_execute(statement).await, &SqlState::UNDEFINED_COLUMN);
-        assert!(error.hint().is_some_and(|hint| hint.contains("Attach it once more")), "{error:?}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("Attach it again")), "{error:?}");
     }
     assert_eq!(live(&owner, &later).await?, [true]);
     Ok(())
@@ -784,7 +784,7 @@ async fn an_attached_table_goes_through_its_migrations() -> Result<()> {
                 "select tollgate.create_api_token('6', 'n')",
             ] {
                 let error = refused(owner.batch_execute(statement).await, &SqlState::UNDEFINED_COLUMN);
-                assert!(error.hint().is_some_and(|hint| hint.contains("Attach it once more")), "{error:?}");
+                assert!(error.hint().is_some_and(|hint| hint.contains("Attach it again")), "{error:?}");
             }
             owner
                 .batch_execute("select tollgate.detach_users_table('users_0'); update users_0 set id = '6'")
@@ -831,7 +831,7 @@ async fn users_whose_deleted_at_is_set_are_inactive_unless_a_condition_says_othe
     owner.batch_execute("update users set deleted_at = now()").await?;
     assert_eq!(code(&owner, &token).await?, "DISABLED");
     attach(&owner, "users", "id").await?;
-    assert_eq!(code(&owner, &token).await?, "DISABLED", "attached once more");
+    assert_eq!(code(&owner, &token).await?, "DISABLED", "attached again");
     attach_with(&owner, "users", "id", ", active => 'true'").await?;
     assert_eq!(code(&owner, &token).await?, "VALID");
     attach(&owner, "users", "id").await?;
@@ -1048,7 +1048,7 @@ async fn attaching_a_table_names_a_column_that_seems_to_deactivate_users() -> Re
             }
             hints.push(notice.hint().unwrap_or_default().to_owned());
         }
-        let expected = format!("Attach it once more with active => '{condition}'.");
+        let expected = format!("Attach it again with active => '{condition}'.");
         assert_eq!(hints, if condition.is_empty() { vec![] } else { vec![expected] }, "{column}");
     }
     Ok(())

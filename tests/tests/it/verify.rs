@@ -600,7 +600,7 @@ async fn it_works_without_being_preloaded() -> Result<()> {
     Ok(())
 }
 
-// ---- Whose truth it tells
+// ---- Which state it sees
 
 #[tokio::test]
 async fn a_revoked_token_is_refused_inside_an_older_snapshot() -> Result<()> {
@@ -928,7 +928,7 @@ impl Busy {
     /// Waits until each session has done many more verifications.
     async fn go_on(&self) {
         let target = self.verified.load(Ordering::Relaxed) + 60;
-        eventually_async(Duration::from_secs(20), "the sessions to go on verifying", async || {
+        eventually_async(Duration::from_secs(20), "the sessions to continue verifying", async || {
             self.verified.load(Ordering::Relaxed) > target
         })
         .await;
@@ -1124,9 +1124,9 @@ async fn the_last_refusal_says_what_exactly_was_wrong_and_never_repeats_it() -> 
     // A required scope may be anything, even a token, and there may be many.
     let many: Vec<&str> = std::iter::once(good).chain(["\"}\u{1b}"; 30]).collect();
     web.query_one("select * from tollgate.verify_api_token($1, $2)", &[&good, &many]).await?;
-    let told = last().await?.context("a refusal")?;
-    assert_eq!(told["missing_scopes"].as_array().map(Vec::len), Some(8), "{told}");
-    assert!(!told.to_string().contains(&good[4..20]), "{told}");
+    let refusal = last().await?.context("a refusal")?;
+    assert_eq!(refusal["missing_scopes"].as_array().map(Vec::len), Some(8), "{refusal}");
+    assert!(!refusal.to_string().contains(&good[4..20]), "{refusal}");
     web.query_one("select * from tollgate.verify_api_token_hash('')", &[]).await?;
     assert_eq!(last().await?, Some(json!({"code": "MALFORMED", "reason": "length"})));
     Ok(())

@@ -244,7 +244,7 @@ async fn events_arrive_in_order_signed_and_only_those_that_are_wanted() -> Resul
     }
     db.owner.execute("select tollgate.define_scope('x:y', 'Not wanted')", &[]).await?;
     let all = receiver.eventually_has(20).await;
-    let told: Vec<(String, String)> = all
+    let recorded: Vec<(String, String)> = all
         .iter()
         .map(|one| {
             let json = one.json();
@@ -258,7 +258,7 @@ async fn events_arrive_in_order_signed_and_only_those_that_are_wanted() -> Resul
         .collect();
     let expected: Vec<(String, String)> =
         expected.into_iter().map(|(event, id)| (event.to_owned(), id)).collect();
-    assert_eq!(told, expected);
+    assert_eq!(recorded, expected);
     for one in &all {
         assert!(one.is_signed_with(&secret), "{one:?}");
         assert!(!one.is_signed_with("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"));
@@ -353,12 +353,12 @@ async fn a_receiver_that_is_gone_is_not_called_again() -> Result<()> {
     eventually_measures(address, "tollgate_webhook_enabled{webhook=\"crm\"}", |enabled| enabled == 0.0).await;
     let reason: String = value(&db.owner, "select disabled_reason from tollgate.webhooks").await?;
     assert!(reason.contains("410"), "{reason}");
-    let told: String = value(
+    let recorded: String = value(
         &db.owner,
         "select detail ->> 'reason' from tollgate.audit_log where event = 'webhook.disabled'",
     )
     .await?;
-    assert!(told.contains("410"), "{told}");
+    assert!(recorded.contains("410"), "{recorded}");
     issue(&db.owner, "ann", &[]).await?;
     // Waits for another event that would have been sent before: that of a second webhook.
     let second = Receiver::start(Reply::Status(200)).await?;
@@ -417,7 +417,7 @@ async fn misbehaving_receivers_are_given_up_in_time_and_delay_no_other() -> Resu
     let informational = receivers[3].sent.load(Ordering::SeqCst) / receivers[3].received().len();
     assert!(informational < 20_000_000, "{informational} bytes of informational answers were read");
     assert!(elsewhere.received().is_empty(), "a redirect was followed");
-    eventually_async(LONG, "nobody to wait for it", async || hangs.left.load(Ordering::SeqCst) >= 1).await;
+    eventually_async(LONG, "no client to wait for it", async || hangs.left.load(Ordering::SeqCst) >= 1).await;
     // At its peak: memory that it freed again counts too.
     let most = web::memory(&daemon, "VmHWM")?;
     assert!(most < before + 30_000_000, "from {before} to {most} bytes");
@@ -552,7 +552,7 @@ async fn daemons_that_are_killed_lose_nothing_and_repeat_only_with_the_same_id()
         bodies.entry(one.id().to_owned()).or_default().insert(one.body.clone());
     }
     assert_eq!(bodies.len(), expected.len(), "one id for each event");
-    assert!(bodies.values().all(|bodies| bodies.len() == 1), "an id stands for one message");
+    assert!(bodies.values().all(|bodies| bodies.len() == 1), "an id identifies one message");
     Ok(())
 }
 
@@ -723,7 +723,7 @@ async fn a_webhook_whose_queue_is_full_is_disabled_and_old_messages_are_purged()
     assert!((FULL..FULL + 10).contains(&queued), "{queued}: nothing more was queued");
     let of_other: i64 =
         value(&db.owner, "select pending from tollgate.webhooks where name = 'other'").await?;
-    assert_eq!(of_other, 1, "another webhook goes on");
+    assert_eq!(of_other, 1, "another webhook continues");
     assert_counted(&db.owner).await?;
 
     db.owner
@@ -818,12 +818,12 @@ async fn waiting_messages_are_brought_forward_after_an_outage() -> Result<()> {
     )
     .await?;
     assert_eq!(due, 3);
-    let told: i64 = value(
+    let recorded: i64 = value(
         &db.owner,
         "select sum((detail ->> 'messages')::bigint)::bigint from tollgate.audit_log where event = 'webhook.replayed'",
     )
     .await?;
-    assert_eq!(told, 3);
+    assert_eq!(recorded, 3);
     Ok(())
 }
 
@@ -865,14 +865,14 @@ async fn a_webhook_that_is_paused_moved_and_given_a_new_secret_loses_nothing() -
     let all = second.eventually_has(3).await;
     assert!(all.iter().all(|one| one.is_signed_with(&new) && !one.is_signed_with(&old)));
     assert_eq!((first.received().len(), all.len()), (1, 3));
-    let told: String = value(
+    let recorded: String = value(
         &db.owner,
         "select string_agg(event || coalesce(' ' || (detail ->> 'to'), ''), ', ' order by id) from tollgate.audit_log
           where event in ('webhook.paused', 'webhook.moved', 'webhook.rotated', 'webhook.resumed')",
     )
     .await?;
     assert_eq!(
-        told,
+        recorded,
         format!("webhook.paused, webhook.moved {}, webhook.rotated, webhook.resumed", second.address)
     );
     assert!(!daemon.log().contains("/hook"), "a path may be a secret");

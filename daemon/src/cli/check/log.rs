@@ -36,7 +36,7 @@ impl LogSettings {
 
     fn finding(&self) -> Finding {
         const NAME: &str = "log";
-        let mend = |setting: &str| {
+        let remedy = |setting: &str| {
             self.exposed_roles
                 .iter()
                 .map(|role| format!("ALTER ROLE {role} SET {setting} = 0;"))
@@ -50,7 +50,7 @@ impl LogSettings {
                 format!(
                     "{cause}: the server's log may hold the tokens that {exposed} verify, as bind values"
                 ),
-                mend("log_parameter_max_length"),
+                remedy("log_parameter_max_length"),
             ),
             _ if self.log_parameter_max_length_on_error != 0 => Finding::warn(
                 NAME,
@@ -239,7 +239,7 @@ mod tests {
             let finding = loud.finding();
             assert_eq!(finding.verdict, Verdict::Warn, "{loud:?}");
             assert_eq!(
-                finding.mend.as_deref(),
+                finding.remedy.as_deref(),
                 Some(
                     "ALTER ROLE app SET log_parameter_max_length = 0;\nALTER ROLE \"Other\" SET log_parameter_max_length = 0;"
                 )
@@ -265,9 +265,9 @@ mod tests {
         assert!(mixed.detail.contains("of web, job, with log_verbose"), "{}", mixed.detail);
         assert!(mixed.detail.contains("of \"My web\", job, with log_parameter"), "{}", mixed.detail);
         assert_eq!(
-            plain.mend.as_deref(),
+            plain.remedy.as_deref(),
             Some("ALTER ROLE web IN DATABASE \"My app\" SET auto_explain.log_min_duration = -1;")
         );
-        assert_eq!(mixed.mend.map(|mend| mend.lines().count()), Some(3));
+        assert_eq!(mixed.remedy.map(|remedy| remedy.lines().count()), Some(3));
     }
 }

@@ -1,4 +1,4 @@
-//! `tollgated check`: goes through everything that a deployment needs, and prints the command that mends what is amiss.
+//! `tollgated check`: goes through everything that a deployment needs, and prints the command that fixes each problem.
 //!
 //! What can be seen from inside the database is judged there, by `tollgate.deployment_health()`; here is judged what shows
 //! only to a client, and what is to be said where that function cannot be called.
@@ -502,10 +502,10 @@ mod tests {
             })
         };
         assert_eq!(finding(None, None).verdict, Verdict::Fail);
-        assert!(finding(None, Some("0.1.0")).mend.unwrap().contains("CREATE EXTENSION tollgate"));
+        assert!(finding(None, Some("0.1.0")).remedy.unwrap().contains("CREATE EXTENSION tollgate"));
         let old = finding(Some("0.1.0"), Some("0.2.0"));
         assert_eq!(old.verdict, Verdict::Warn);
-        assert!(old.mend.unwrap().contains("ALTER EXTENSION tollgate UPDATE"));
+        assert!(old.remedy.unwrap().contains("ALTER EXTENSION tollgate UPDATE"));
         assert_eq!(finding(Some("0.1.0"), Some("0.1.0")).verdict, Verdict::Ok);
     }
 
@@ -519,7 +519,7 @@ mod tests {
         assert_eq!(findings.len(), 1);
         assert_eq!(findings[0].verdict, Verdict::Fail);
         assert_eq!(
-            findings[0].mend.as_deref().unwrap().lines().collect::<Vec<_>>(),
+            findings[0].remedy.as_deref().unwrap().lines().collect::<Vec<_>>(),
             [
                 "GRANT USAGE ON SCHEMA tollgate TO \"My daemon\";",
                 "SELECT tollgate.grant_capability('\"My daemon\"', 'operator');",

@@ -23,7 +23,7 @@ struct State {
     /// The arguments whose values are not known at the start.
     expressions: [*mut pg_sys::ExprState; MAX_ARGUMENTS],
     /// The call's frame: the header, then the arguments.
-    call: Frame,
+    call: CallFrame,
     /// The scan's row, once the function was called: a rescan returns the same row and counts no second use.
     row: Option<[Option<Datum>; Verdict::COLUMNS]>,
     position: Position,
@@ -38,7 +38,7 @@ enum Position {
 }
 
 #[repr(C)]
-struct Frame {
+struct CallFrame {
     header: pg_sys::FunctionCallInfoBaseData,
     arguments: [NullableDatum; MAX_ARGUMENTS],
 }
@@ -193,7 +193,7 @@ unsafe fn call(state: &mut State, width: usize) -> [Option<Datum>; Verdict::COLU
                 }
             });
         }
-        let verdict = Verdict::of(state.function, &Call::new(&raw mut state.call.header));
+        let verdict = Verdict::of_call(state.function, &Call::new(&raw mut state.call.header));
         let values = verdict.columns();
         let mut row = [None; Verdict::COLUMNS];
         let wanted = &state.columns[..width];

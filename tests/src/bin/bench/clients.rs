@@ -214,7 +214,10 @@ impl<'a> Clients<'a> {
                     scope.spawn(move || work(number, connection))
                 })
                 .collect();
-            workers.into_iter().map(|worker| worker.join().expect("a failing client returns an error")).collect()
+            workers
+                .into_iter()
+                .map(|worker| worker.join().expect("a failing client returns an error"))
+                .collect()
         })
     }
 }

@@ -565,7 +565,10 @@ impl Walk<'_> {
     }
 
     async fn revoke(&mut self, tokens: &Tokens, tail: &mut Tail) -> Result<()> {
-        self.report.step("Revoke: at once, and published to all subscribers", &[REVOKE, "$ tollgated tail --follow"]);
+        self.report.step(
+            "Revoke: at once, and published to all subscribers",
+            &[REVOKE, "$ tollgated tail --follow"],
+        );
         let ben = &tokens.ben;
         let mut other = self.ordinary.connect(APP).await?;
         let older = other.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await?;
@@ -649,7 +652,7 @@ impl Walk<'_> {
 /// The statements of one connection of the load, and the uses and denials they cause, of Ann's token and of Ben's.
 async fn load(client: Client, ann: String, ben: String) -> Result<((i64, i64), (i64, i64))> {
     let verify = client.prepare(VERIFY).await?;
-    let mut told = [(0, 0), (0, 0)];
+    let mut counts = [(0, 0), (0, 0)];
     for call in 0..CALLS {
         let whose = usize::try_from(call % 2)?;
         let refused = call % REFUSED_EVERY == 0;
@@ -658,10 +661,10 @@ async fn load(client: Client, ann: String, ben: String) -> Result<((i64, i64), (
         let row = client.query_one(&verify, &[secret, &Some(required), &Some(CLIENT)]).await?;
         let code: &str = row.try_get("code")?;
         match code {
-            "VALID" => told[whose].0 += 1,
-            "INSUFFICIENT_SCOPE" => told[whose].1 += 1,
+            "VALID" => counts[whose].0 += 1,
+            "INSUFFICIENT_SCOPE" => counts[whose].1 += 1,
             other => anyhow::bail!("a verification of the load came back as {other}"),
         }
     }
-    Ok((told[0], told[1]))
+    Ok((counts[0], counts[1]))
 }

@@ -166,7 +166,7 @@ pub(crate) async fn all(owner: &Client) -> Result<Vec<(&'static str, &'static st
     assert_eq!(
         given.iter().map(String::as_str).collect::<Vec<_>>(),
         calls.keys().copied().collect::<Vec<_>>(),
-        "each function that is given to somebody has a call in tests/calls/mod.rs"
+        "each granted function has a call in tests/tests/it/calls/mod.rs"
     );
     Ok(CALLS.to_vec())
 }

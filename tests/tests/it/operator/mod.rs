@@ -347,12 +347,12 @@ pub(crate) async fn read(client: &Client, after: &Cursor, max_events: i32) -> Re
 /// Reads until there is nothing more; the cursor ends up there.
 pub(crate) async fn read_all(client: &Client, cursor: &mut Cursor, batch_size: i32) -> Result<Vec<Value>> {
     let mut events = Vec::new();
-    let mut told = BTreeSet::new();
+    let mut received = BTreeSet::new();
     loop {
         let batch = read(client, cursor, batch_size).await?;
         ensure!(batch.events.len() <= usize::try_from(batch_size)?, "more than asked for");
         // Without this, a cursor that does not advance would be read from for ever.
-        ensure!(batch.ids().into_iter().all(|id| told.insert(id)), "told twice: {:?}", batch.ids());
+        ensure!(batch.ids().into_iter().all(|id| received.insert(id)), "received twice: {:?}", batch.ids());
         events.extend(batch.events);
         *cursor = batch.next;
         if batch.caught_up {

@@ -52,7 +52,7 @@ pub(crate) fn lines(daemon: &Tollgated) -> Vec<Value> {
 }
 
 /// The events it published, in its order.
-pub(crate) fn told(daemon: &Tollgated) -> Vec<Value> {
+pub(crate) fn published(daemon: &Tollgated) -> Vec<Value> {
     lines(daemon).into_iter().filter(|line| line["target"] == "tollgate::events").collect()
 }
 
@@ -75,9 +75,9 @@ pub(crate) async fn eventually_counts(owner: &Client, token: &Token, expected: (
     .await;
 }
 
-pub(crate) async fn eventually_tells(daemon: &Tollgated, expected: &BTreeSet<i64>) {
-    eventually_async(LONG, "the daemon to tell of the events", async || {
-        ids(&told(daemon)).into_iter().collect::<BTreeSet<_>>().is_superset(expected)
+pub(crate) async fn eventually_publishes(daemon: &Tollgated, expected: &BTreeSet<i64>) {
+    eventually_async(LONG, "the daemon to publish the events", async || {
+        ids(&published(daemon)).into_iter().collect::<BTreeSet<_>>().is_superset(expected)
     })
     .await;
 }

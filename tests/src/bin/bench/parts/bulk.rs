@@ -102,7 +102,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     let rate = clients.run(run.scale.turn, 0, &tokens)?.rate() / 4.0;
 
     let quiet = percentile(&clients.latencies_for(run.scale.turn, Some(rate), 0, &tokens)?, 0.99);
-    let (times, _) = beside(&mut clients, rate, &tokens, || cluster.execute(DATABASE, COMPUTES))?;
+    let (times, _) = latencies_during(&mut clients, rate, &tokens, || cluster.execute(DATABASE, COMPUTES))?;
     let beside_computing = percentile(&times, 0.99);
     let series = |value: f64| Series(vec![value]);
     let mut figures = vec![Figure::new(
@@ -127,7 +127,8 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
                 continue;
             }
             let quiet = clients.latencies_for(run.scale.turn, Some(rate), 0, &tokens)?;
-            let (times, time) = beside(&mut clients, rate, &tokens, || shape.work.run(&cluster, n))?;
+            let (times, time) =
+                latencies_during(&mut clients, rate, &tokens, || shape.work.run(&cluster, n))?;
             cost_of_many = time.as_secs_f64() * 1e6 / f64::from(n);
             meanwhile = percentile(&times, 0.99);
             meanwhile_over_quiet = meanwhile / percentile(&quiet, 0.99);
@@ -166,7 +167,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
 }
 
 /// The latencies of verifications during some work, and the time that the work took.
-fn beside(
+fn latencies_during(
     clients: &mut Clients<'_>,
     rate: f64,
     tokens: &Tokens,

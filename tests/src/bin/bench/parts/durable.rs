@@ -19,7 +19,7 @@ use crate::service::{self, VERIFY, WEB};
 use crate::tokens::Tokens;
 
 pub(super) const PART: Part =
-    part("durable", "beside a design that writes at each request, where an fsync takes 2 ms", run);
+    part("durable", "compared with a design that writes at each request, where an fsync takes 2 ms", run);
 
 const STATEMENTS: [Statement; 2] = [VERIFY, WRITE];
 

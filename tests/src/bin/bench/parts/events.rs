@@ -45,7 +45,7 @@ impl Reader {
                      from (select r.* from (select s from tollgate.open_subscription('bench') s offset 0) as o,
                                   lateral tollgate.read_events(o.s, 1000) as r offset 0) as page",
                 )?;
-                let answer = answer.context("nobody else reads")?;
+                let answer = answer.context("no other reader")?;
                 let fields: Vec<&str> = answer.split(' ').collect();
                 read += fields[0].parse::<u32>()?;
                 self.longest_cursor = self.longest_cursor.max(fields[2].parse()?);

@@ -11,7 +11,8 @@ use crate::service::{self, VERIFY, WEB};
 use crate::tokens::{Random, Tokens};
 use crate::wire::Connection;
 
-pub(super) const PART: Part = part("growth", "the cost at 10,000,000 tokens beside that at 10,000", run);
+pub(super) const PART: Part =
+    part("growth", "the cost at 10,000,000 tokens compared with that at 10,000", run);
 
 const STATEMENTS: [Statement; 1] = [VERIFY];
 /// The database with few tokens.

@@ -12,7 +12,7 @@ use crate::service::{self, VERIFY, WEB};
 use crate::tokens::Tokens;
 
 pub(super) const PART: Part =
-    part("verify", "a verification's round trip beside what one would do instead", run);
+    part("verify", "a verification's round trip compared with the alternatives", run);
 
 const TOKEN_ALONE: Statement =
     Statement { sql: "select * from tollgate.verify_api_token($1)", takes: Takes::Token, expected: b"t" };
