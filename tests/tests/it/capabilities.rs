@@ -291,7 +291,7 @@ async fn a_capability_is_granted_once_logged_once_and_revoked_once() -> Result<(
     roles(&owner, &[("giver", "admin")]).await?;
     owner.batch_execute("create role taker login").await?;
     let giver = cluster.connect("giver", DATABASE).await?;
-    let notices = |event: &str| {
+    let logged = |event: &str| {
         (event.to_owned(), "giver".to_owned(), json!({"role": "taker", "capability": "issuer"}))
     };
 
@@ -299,7 +299,7 @@ async fn a_capability_is_granted_once_logged_once_and_revoked_once() -> Result<(
         grant(&giver, "taker", "issuer").await?;
         assert_eq!(own_privileges(&owner, "taker").await?, given_by(&owner, "issuer").await?);
         assert_eq!(shown(&giver, "taker").await?, granted_alone("issuer"));
-        assert_eq!(events(&owner, "taker").await?, [notices("capability.granted")]);
+        assert_eq!(events(&owner, "taker").await?, [logged("capability.granted")]);
     }
     let taker = cluster.connect("taker", DATABASE).await?;
     common::issue(&taker, "of taker", &["posts:read"]).await?;
@@ -309,7 +309,7 @@ async fn a_capability_is_granted_once_logged_once_and_revoked_once() -> Result<(
         assert_eq!(shown(&giver, "taker").await?, BTreeMap::new());
         assert_eq!(
             events(&owner, "taker").await?,
-            [notices("capability.granted"), notices("capability.revoked")]
+            [logged("capability.granted"), logged("capability.revoked")]
         );
     }
     // Also in the session that had it.
@@ -549,8 +549,8 @@ async fn revoking_a_capability_reports_other_grants_of_its_privileges() -> Resul
     grant(&client, "team_of_two", "issuer").await?;
     let reported = notices().await?;
     assert!(
-        notices.len() == 1 && notices[0].message().contains("bind values"),
-        "a role that does not log in: {notices:?}"
+        reported.len() == 1 && reported[0].message().contains("bind values"),
+        "a role that does not log in: {reported:?}"
     );
     grant(&client, "one_of_two", "verifier").await?;
     assert!(notices().await?.is_empty());
@@ -561,8 +561,8 @@ async fn revoking_a_capability_reports_other_grants_of_its_privileges() -> Resul
     revoke(&client, "one_of_two", "verifier").await?;
     let reported = notices().await?;
     assert!(
-        notices.len() == 1 && notices[0].detail().is_some_and(|d| d.contains("team_of_two")),
-        "{notices:?}"
+        reported.len() == 1 && reported[0].detail().is_some_and(|d| d.contains("team_of_two")),
+        "{reported:?}"
     );
     let member = cluster.connect("one_of_two", DATABASE).await?;
     assert!(!is_denied(&member, "select tollgate.verify_api_token('x')").await?);
@@ -615,7 +615,7 @@ async fn an_owner_without_superuser_still_grants_and_says_what_it_cannot_set() -
     cluster.execute(DATABASE, "alter role lessor nosuperuser")?;
     grant(&lessor, "lessee", "verifier").await?;
     lessor.batch_execute("select").await?;
-    let notices: BTreeSet<String> =
+    let details: BTreeSet<String> =
         std::iter::from_fn(|| messages.try_recv().ok())
             .filter_map(|message| {
                 if let AsyncMessage::Notice(n) = message { n.detail().map(str::to_owned) } else { None }
@@ -623,8 +623,8 @@ async fn an_owner_without_superuser_still_grants_and_says_what_it_cannot_set() -
             .collect();
     for setting in ["log_parameter_max_length", "log_parameter_max_length_on_error"] {
         assert!(
-            notices.iter().any(|detail| detail.contains(&format!(" {setting} "))),
-            "{setting}: {notices:?}"
+            details.iter().any(|detail| detail.contains(&format!(" {setting} "))),
+            "{setting}: {details:?}"
         );
     }
     let lessee = cluster.connect("lessee", "leased").await?;
