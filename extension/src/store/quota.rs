@@ -14,6 +14,8 @@ thread_local! {
     static LOCK_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
     static LIVE_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
     static COUNTED: RefCell<HashMap<Digest, Counted>> = RefCell::default();
+    /// The slot that was locked last, and where: until that ends it is locked.
+    static LOCKED: Cell<Option<(Place, i64)>> = const { Cell::new(None) };
 }
 
 /// Adds the row, or locks the one that is there: an UPDATE that its WHERE refuses has locked it before.
@@ -43,14 +45,17 @@ const LIVE: Query = Query {
 struct Counted {
     /// In this transaction and this subtransaction of it. For as long as that lasts the user is locked, so that nobody else
     /// adds a token.
-    by: (u64, pg_sys::SubTransactionId),
+    by: Place,
     live: i64,
 }
+
+/// A transaction and a subtransaction of it.
+type Place = (u64, pg_sys::SubTransactionId);
 
 /// Of so many users the counts are remembered: a transaction that issues for more counts some anew.
 const REMEMBERED: usize = 1000;
 
-fn present_transaction() -> (u64, pg_sys::SubTransactionId) {
+fn present_transaction() -> Place {
     // SAFETY: within a transaction, which is about to write.
     unsafe { (pg_sys::GetTopFullTransactionId().value, pg_sys::GetCurrentSubTransactionId()) }
 }
@@ -70,8 +75,13 @@ pub(crate) fn lock(user_id: &str) -> Result<(), Error> {
     if guc::max_tokens_per_user().is_none() {
         return Ok(());
     }
-    let hash = hash(&token::digest(user_id.as_bytes()));
-    LOCK.text(Sight::Write, [(pg_sys::INT8OID, hash.into_datum())]).map(drop)
+    let slot = Some((present_transaction(), hash(&token::digest(user_id.as_bytes()))));
+    if LOCKED.get() == slot {
+        return Ok(());
+    }
+    LOCK.text(Sight::Write, [(pg_sys::INT8OID, slot.and_then(|(_, hash)| hash.into_datum()))])?;
+    LOCKED.set(slot);
+    Ok(())
 }
 
 /// Makes sure that the user may have one more live token than now.
