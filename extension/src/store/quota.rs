@@ -123,7 +123,7 @@ fn count(user_id: &str, most: i64) -> Result<i64, Error> {
 
 /// A plan that was made while the table was empty would read the whole of it, and is kept. RI_Initial_Check of PostgreSQL's foreign
 /// keys changes settings in this way.
-fn by_index_alone<T>(query: impl FnOnce() -> T) -> T {
+pub(super) fn by_index_alone<T>(query: impl FnOnce() -> T) -> T {
     // SAFETY: settings of this session, for the length of the query. On an ERROR the abort of the transaction restores them.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
     for setting in [c"enable_seqscan", c"enable_bitmapscan"] {
