@@ -4,7 +4,7 @@
 //! would be whatever the owner likes, done by the owner of the extension. PostgreSQL's own foreign keys do it in this way.
 #![allow(unsafe_code)]
 
-use super::quota::by_index_alone;
+use super::statements::by_index_alone;
 use crate::error::Error;
 use core::cell::RefCell;
 use core::ffi::c_int;

@@ -1,0 +1,59 @@
+//! Statements that are prepared once per backend.
+#![allow(unsafe_code)]
+
+use crate::error::Error;
+use core::cell::Cell;
+use pgrx::datum::DatumWithOid;
+use pgrx::pg_sys;
+use pgrx::spi::{OwnedPreparedStatement, Spi, SpiError};
+
+/// A statement that was prepared, for as long as the process lives.
+pub(crate) type Kept = Cell<Option<&'static OwnedPreparedStatement>>;
+
+pub(crate) fn with_plan<R>(
+    plan: &'static std::thread::LocalKey<Kept>,
+    statement: &str,
+    arguments: &[DatumWithOid<'_>],
+    read: impl FnOnce(pgrx::spi::SpiTupleTable<'_>) -> Result<R, SpiError>,
+) -> Result<R, Error> {
+    let types: Vec<_> = arguments.iter().map(|argument| pg_sys::PgOid::from(argument.oid())).collect();
+    Spi::connect_mut(|client| {
+        let prepared = match plan.get() {
+            Some(prepared) => prepared,
+            None => {
+                let prepared: &_ = Box::leak(Box::new(client.prepare_mut(statement, &types)?.keep()));
+                plan.set(Some(prepared));
+                prepared
+            }
+        };
+        // A trigger may lead here again.
+        read(client.update(prepared, Some(1), arguments)?.first())
+    })
+    .map_err(|error| Error::internal(format!("could not store a token: {error}")))
+}
+
+/// A plan that was made while the table was empty would read the whole of it, and is kept. RI_Initial_Check of PostgreSQL's foreign
+/// keys changes settings in this way.
+pub(crate) fn by_index_alone<T>(query: impl FnOnce() -> T) -> T {
+    // SAFETY: settings of this session, for the length of the query. On an ERROR the abort of the transaction restores them.
+    let level = unsafe { pg_sys::NewGUCNestLevel() };
+    for setting in [c"enable_seqscan", c"enable_bitmapscan"] {
+        // SAFETY: the same; the names and the value are C strings.
+        unsafe {
+            pg_sys::set_config_option(
+                setting.as_ptr(),
+                c"off".as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_SAVE,
+                true,
+                0,
+                false,
+            );
+        }
+    }
+    let answer = query();
+    // SAFETY: the level that was opened above.
+    unsafe { pg_sys::AtEOXact_GUC(true, level) };
+    answer
+}
