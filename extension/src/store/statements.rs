@@ -37,12 +37,16 @@ pub(crate) fn with_plan<R>(
 pub(crate) fn by_index_alone<T>(query: impl FnOnce() -> T) -> T {
     // SAFETY: settings of this session, for the length of the query. On an ERROR the abort of the transaction restores them.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
-    for setting in [c"enable_seqscan", c"enable_bitmapscan"] {
-        // SAFETY: the same; the names and the value are C strings.
+    for (setting, value) in [
+        (c"enable_seqscan", c"off"),
+        (c"enable_bitmapscan", c"off"),
+        (c"plan_cache_mode", c"force_generic_plan"),
+    ] {
+        // SAFETY: the same; the names and values are C strings.
         unsafe {
             pg_sys::set_config_option(
                 setting.as_ptr(),
-                c"off".as_ptr(),
+                value.as_ptr(),
                 pg_sys::GucContext::PGC_USERSET,
                 pg_sys::GucSource::PGC_S_SESSION,
                 pg_sys::GucAction::GUC_ACTION_SAVE,

@@ -626,10 +626,14 @@ BEGIN
                 USING ERRCODE = 'invalid_transaction_state', DETAIL = format('The tokens of the users of %s are to be revoked.', users),
                       HINT = 'Truncate it in a transaction with isolation level READ COMMITTED.';
         END IF;
-        -- Each table that is truncated has a trigger of its own, but for partitions that came after the attachment.
+        -- Each table that is truncated has a trigger of its own, which reads it, but for partitions that came after the attachment.
         -- A hundred pages at a time, some ten thousand users, as there may be any number.
         FOR branch IN SELECT c.oid, c.relowner, pg_relation_size(c.oid) / current_setting('block_size')::bigint AS pages FROM pg_class c
-                      WHERE c.relkind = 'r' AND c.oid IN (SELECT TG_RELID UNION SELECT p.relid FROM pg_partition_tree(TG_RELID) p)
+                      WHERE c.relkind = 'r' AND (c.oid = TG_RELID
+                          OR c.oid IN (SELECT p.relid FROM pg_partition_tree(TG_RELID) p)
+                             AND NOT EXISTS (SELECT FROM pg_trigger o, pg_trigger t
+                                             WHERE o.tgrelid = TG_RELID AND o.tgname = TG_NAME
+                                               AND t.tgrelid = c.oid AND t.tgfoid = o.tgfoid AND t.tgtype = o.tgtype AND t.tgenabled = o.tgenabled))
         LOOP
             FOR page IN SELECT generate_series(0, branch.pages, 100) LOOP
                 departed := tollgate.query_as(branch.relowner, format(

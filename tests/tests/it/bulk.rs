@@ -183,6 +183,27 @@ async fn truncating_an_attached_table_of_users() -> Result<()> {
 }
 
 #[tokio::test]
+async fn truncating_a_partitioned_table_of_users_reads_each_partition_once() -> Result<()> {
+    // A page for each row, and no user whose tokens are looked for.
+    let table = "create table users (id text, filler text) PARTITIONED;
+                 alter table users alter filler set storage plain; PARTS
+                 insert into users select null, repeat('x', 5000) from generate_series(1, :n);
+                 select tollgate.attach_users_table('users', 'id', require_user => false);
+                 create function empty_users() returns void language sql as 'truncate users'";
+    let parts = "create table users_0 partition of users for values from (0) to (1);
+                 create table users_1 partition of users default;";
+    let cluster = SHARED.cluster()?;
+    let mut counted = Vec::new();
+    for (name, partitioned, parts) in [("once", "", ""), ("once_parted", "partition by range (length(filler))", parts)] {
+        let prepare = table.replace("PARTITIONED", partitioned).replace("PARTS", parts);
+        let owner = prepared(&cluster, name, FEW, &prepare).await?;
+        counted.push(pages(&owner, "select empty_users()").await?);
+    }
+    assert!(counted[0] >= f64::from(FEW) && counted[1] < counted[0] * 1.5, "{counted:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn issuing_for_users_of_an_attached_table() -> Result<()> {
     let prepare = "
         create table users (id text primary key, gone boolean); insert into users select 'u' || g from generate_series(1, :n) g;
