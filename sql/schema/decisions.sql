@@ -237,6 +237,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'system_identifier()',                                   'nobody'),
         ('FUNCTION', 'unite_snapshots(pg_snapshot, pg_snapshot)',             'nobody'),
         ('FUNCTION', 'issued_detail(tollgate.api_tokens)',                    'nobody'),
+        ('FUNCTION', 'tokens_estimate()',                                     'nobody'),
         ('FUNCTION', 'token_changes(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
         ('FUNCTION', 'token_is_within(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
         ('FUNCTION', 'user_is_inactive(uuid)',                                'nobody'),

@@ -9,6 +9,7 @@
 
 pub mod foreign;
 pub mod jsonb;
+pub mod latency;
 pub mod limit;
 pub mod net;
 pub mod scope;

@@ -10,7 +10,7 @@ use crate::limits::{self, Quota};
 use crate::log;
 use crate::presented::{Presented, Required};
 use crate::refusal::{self, Refusal};
-use crate::shmem::{self, Found, Use};
+use crate::shmem::{self, Found, Timer, Use};
 use crate::store::composite::{self, Composite};
 use crate::store::probe::{Column, LateColumn, Lookup, TokenRow};
 use crate::sys;
@@ -62,7 +62,9 @@ fn authenticate(call: &Call) -> Option<Datum> {
 
 sql_function!(presented_token_has_scope);
 fn presented_token_has_scope(call: &Call) -> Option<Datum> {
+    let timer = Timer::start();
     let request = Request {
+        timer,
         presented: Presented::to_verify(call.bytes(0)),
         required: Required::One(call.bytes(1)),
         client: client(call, 2),
@@ -95,16 +97,22 @@ pub(super) type LookedUp = (Digest, [u8; 16], Result<(), Refusal>);
 /// For a token that another is to be derived from: judges it as a verification does, wherever it is from, counts and logs the
 /// attempt, but as no use of the token.
 pub(super) fn look_up_parent(presented: Option<&[u8]>, client: Option<Net>) -> Result<LookedUp, Refusal> {
-    look_up(Presented::to_verify(presented), client, Purpose::Derive)
+    look_up(|| Presented::to_verify(presented), client, Purpose::Derive)
 }
 
 /// The same for a token that is to be ended, which any may be that is stored.
 pub(super) fn look_up_to_end(presented: Option<&[u8]>, client: Option<Net>) -> Result<LookedUp, Refusal> {
-    look_up(Presented::to_end(presented), client, Purpose::End)
+    look_up(|| Presented::to_end(presented), client, Purpose::End)
 }
 
-fn look_up(presented: Presented<'_>, client: Option<Net>, purpose: Purpose) -> Result<LookedUp, Refusal> {
-    let verdict = Verdict::on(&Request { presented, required: Required::Nothing, client, purpose });
+fn look_up<'a>(
+    parse: impl FnOnce() -> Presented<'a>,
+    client: Option<Net>,
+    purpose: Purpose,
+) -> Result<LookedUp, Refusal> {
+    let timer = Timer::start();
+    let request = Request { timer, presented: parse(), required: Required::Nothing, client, purpose };
+    let verdict = Verdict::on(&request);
     let stored = verdict.token().map(|token| (token.digest(), token.id()));
     let code = verdict.code;
     verdict.close();
@@ -129,6 +137,8 @@ fn as_composite(function: Function, call: &Call) -> Datum {
 }
 
 struct Request<'a> {
+    /// Started before the token was parsed.
+    timer: Option<Timer>,
     presented: Presented<'a>,
     required: Required<'a>,
     /// What the application saw, never the peer of the database connection.
@@ -196,7 +206,9 @@ impl Verdict {
 
     /// Does what a function does, short of forming its row.
     pub(crate) fn of(function: Function, call: &Call) -> Self {
+        let timer = Timer::start();
         let request = Request {
+            timer,
             presented: match function {
                 Function::VerifyApiTokenHash => Presented::by_digest(given_digest(call)),
                 Function::VerifyApiToken | Function::Authenticate => Presented::to_verify(call.bytes(0)),
@@ -276,6 +288,9 @@ impl Verdict {
         token_id: Option<[u8; 16]>,
     ) -> Self {
         shmem::count_outcome(code);
+        if let Some(timer) = request.timer {
+            timer.stop();
+        }
         let fault = request.presented.digest.err().filter(|_| code == Code::Malformed);
         log::verification(code, token_id.as_ref(), request.client.as_ref(), &request.required, fault);
         let verdict = Verdict::new(code, quota, lookup);

@@ -3,7 +3,7 @@
 //!
 //! This folder holds the only shared-memory code. `table` is the data structure, written without unsafe over slices of
 //! atomics; `segment` obtains the memory from PostgreSQL and hands out those slices; this file is what the rest calls.
-//! Beside the counters, `places` holds hints at where tokens are found, `findings` what is to be recorded; `restart` carries counters and limits over a clean
+//! Beside the counters, `places` holds hints at where tokens are found, `findings` what is to be recorded, `latency` how long verifications took; `restart` carries counters and limits over a clean
 //! restart of the server.
 //!
 //! Locking, in one place:
@@ -22,6 +22,7 @@
 //! Usage and charges are never rolled back with the transaction that caused it.
 
 mod findings;
+mod latency;
 mod places;
 mod restart;
 mod segment;
@@ -29,12 +30,15 @@ pub(crate) mod spin;
 mod table;
 
 use crate::error::Error;
+use crate::sys;
 pub(crate) use findings::{Finding, Found};
+pub(crate) use latency::Timer;
 use pgrx::pg_sys::{self, Datum, Oid};
 pub(crate) use places::Place;
 use segment::segment;
 use table::Refusal;
 pub(crate) use table::{Drained, Kind, Owner, Use};
+use tollgate_core::latency::Measured;
 use tollgate_core::limit::{Charge, Limit};
 use tollgate_core::status::Code;
 use tollgate_core::throttle::Throttle;
@@ -205,7 +209,12 @@ pub(crate) fn log_throttle() -> Option<&'static Throttle> {
 
 /// What `stats` shows; `None` without shared memory.
 pub(crate) fn stats() -> Option<table::Stats> {
-    segment().map(|segment| segment.table.stats(segment, database()))
+    segment().map(|segment| segment.table.stats(segment, database(), sys::GetCurrentTimestamp()))
+}
+
+/// How long verifications of this database took; `None` if that is not measured.
+pub(crate) fn latency() -> Option<Measured> {
+    segment()?.latencies.of(database())
 }
 
 #[allow(unsafe_code)]

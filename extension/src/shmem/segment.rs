@@ -11,6 +11,7 @@ use core::alloc::Layout;
 use core::ffi::{CStr, c_int};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::pg_sys;
+use tollgate_core::latency::Latencies;
 use tollgate_core::throttle::Throttle;
 
 const NAME: &CStr = c"tollgate";
@@ -22,6 +23,7 @@ pub(super) struct Segment {
     pub(super) places: Places<'static>,
     pub(super) log_throttle: &'static Throttle,
     pub(super) findings: &'static Findings,
+    pub(super) latencies: &'static Latencies,
     locks: *mut pg_sys::LWLockPadded,
 }
 
@@ -57,6 +59,7 @@ struct Plan {
     buckets_at: usize,
     log_throttle_at: usize,
     findings_at: usize,
+    latencies_at: usize,
     total: Layout,
 }
 
@@ -69,8 +72,9 @@ fn plan() -> Plan {
     let (layout, buckets_at) = layout.extend(Layout::array::<Bucket>(buckets).expect(FITS)).expect(FITS);
     let (layout, log_throttle_at) = layout.extend(Layout::new::<Throttle>()).expect(FITS);
     let (layout, findings_at) = layout.extend(Layout::new::<Findings>()).expect(FITS);
+    let (layout, latencies_at) = layout.extend(Layout::new::<Latencies>()).expect(FITS);
     let total = layout.pad_to_align();
-    Plan { groups, groups_at, buckets, buckets_at, log_throttle_at, findings_at, total }
+    Plan { groups, groups_at, buckets, buckets_at, log_throttle_at, findings_at, latencies_at, total }
 }
 
 /// ShmemInitStruct aligns to a cache line of 128 bytes (`PG_CACHE_LINE_SIZE`), which the parts need no more than.
@@ -129,13 +133,14 @@ fn set_up() {
         }
         let log_throttle = &*base.add(plan.log_throttle_at).cast::<Throttle>();
         let findings = &*base.add(plan.findings_at).cast::<Findings>();
+        let latencies = &*base.add(plan.latencies_at).cast::<Latencies>();
         if !found {
             findings.start();
         }
         let locks = pg_sys::GetNamedLWLockTranche(NAME.as_ptr());
         let places = Places::new(buckets);
         SEGMENT.store(
-            Box::into_raw(Box::new(Segment { table, places, log_throttle, findings, locks })),
+            Box::into_raw(Box::new(Segment { table, places, log_throttle, findings, latencies, locks })),
             Ordering::Release,
         );
     }

@@ -48,6 +48,8 @@ pub(super) const INSERT_LOCKS: usize = 32;
 const MOST_ROWS: usize = 16_384;
 /// Groups that are looked at to tell how full the table is: keys are spread over all of them evenly.
 const SAMPLE: usize = 4096;
+/// The same where every entry of a group is looked at.
+const SAMPLE_OF_ENTRIES: usize = 512;
 
 /// What an entry counts for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -116,6 +118,7 @@ pub(crate) struct Stats {
     pub(crate) started_at: i64,
     pub(crate) outcomes: [u64; Code::ALL.len()],
     pub(crate) tracked: u64,
+    pub(crate) busy: u64,
     pub(crate) overflowed: u64,
     /// Of this database; `None` before its first drain.
     pub(crate) generation: Option<u64>,
@@ -421,6 +424,14 @@ impl<'a> Table<'a> {
         f64::from(unflushed) / (sample.len() * WAYS) as f64
     }
 
+    /// Entries that cannot make room for another key without a loss, because they hold counts that are not flushed or a limit
+    /// in use; of a large table, by a sample.
+    pub(super) fn busy(&self, now: i64) -> u64 {
+        let sample = &self.groups[..self.groups.len().min(SAMPLE_OF_ENTRIES)];
+        let busy: usize = sample.iter().map(|group| group.busy(now)).sum();
+        (busy * self.groups.len() / sample.len()) as u64
+    }
+
     /// Uses that were not counted for lack of room.
     pub(super) fn overflowed(&self) -> u64 {
         self.header.shards.iter().map(|shard| shard.overflowed.load(Relaxed)).sum()
@@ -671,7 +682,7 @@ impl<'a> Table<'a> {
         true
     }
 
-    pub(super) fn stats(&self, control: &impl Control, database: u32) -> Stats {
+    pub(super) fn stats(&self, control: &impl Control, database: u32, now: i64) -> Stats {
         let _control = control.hold();
         let slot = self.known_database(database);
         let mut outcomes = [0; Code::ALL.len()];
@@ -685,6 +696,7 @@ impl<'a> Table<'a> {
             started_at: self.header.started_at.load(Relaxed),
             outcomes,
             tracked: self.groups.iter().map(|group| u64::from(group.used().count_ones())).sum(),
+            busy: self.busy(now),
             overflowed: self.overflowed(),
             generation: slot.map(|slot| slot.generation.load(Relaxed)),
             closed_generation: slot.map(|slot| slot.closed.load(Relaxed)).filter(|&closed| closed != 0),
@@ -810,6 +822,10 @@ impl Group {
     /// Whether nothing is lost if the slot goes to another key.
     fn is_free(&self, slot: usize, now: i64) -> bool {
         self.unflushed.load(Relaxed) & (1 << slot) == 0 && self.entries[slot].is_idle(now)
+    }
+
+    fn busy(&self, now: i64) -> usize {
+        (0..WAYS).filter(|&slot| !self.is_free(slot, now)).count()
     }
 
     fn has_room_for_a_limiter(&self, now: i64) -> bool {
