@@ -69,7 +69,7 @@ for major in "${majors[@]}"; do
         --no-default-features --pgdata "$data" "${as[@]}"
 done
 
-make --no-print-directory pgbouncer binaries
+make --no-print-directory pgbouncer promtool binaries
 export TOLLGATE_TEST_TOLLGATED=$DEV/bin/tollgated
 for major in "${majors[@]}"; do make --no-print-directory install PG="$major"; done
 for major in "${majors[@]}"; do
