@@ -9,6 +9,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'current_scopes()',                                      'public'),
         ('FUNCTION', 'current_token_id()',                                    'public'),
         ('FUNCTION', 'current_user_id()',                                     'public'),
+        ('FUNCTION', 'list_own_capabilities()',                               'public'),
         ('FUNCTION', 'require_scope(text)',                                   'public'),
         ('FUNCTION', 'scope_grants(text[], text)',                            'public'),
         ('FUNCTION', 'token_has_all_scopes(text[])',                          'public'),
@@ -283,6 +284,36 @@ BEGIN ATOMIC
         FROM tollgate.capability_privileges p WHERE p.capability = $1 AND p.object_type = 'TYPE';
 END;
 COMMENT ON FUNCTION tollgate.capability_objects(text) IS 'The objects that a capability gives something on; raises if one of them does not exist. Internal.';
+
+-- Privileges may come from a membership, or from PUBLIC. USAGE of a type is not needed to call a function. An object shows that a
+-- capability is held in part if no smaller one includes it, and none that is held as a whole: stats() is an operator's and an
+-- admin's.
+CREATE FUNCTION tollgate.list_own_capabilities() RETURNS TABLE (capability text, held text, missing text[])
+    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 4
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    WITH objects AS MATERIALIZED (
+        SELECT k.place, k.capability, o.object_id, o.object,
+               k.capability = 'operator' OR k.place = min(k.place) OVER (PARTITION BY o.object_id) AS is_first,
+               CASE o.object_type WHEN 'FUNCTION' THEN has_function_privilege(a.role, o.object_id, o.privilege)
+                                  ELSE has_table_privilege(a.role, o.object_id, o.privilege) END AS is_held
+        FROM (SELECT tollgate.acting_role()::name) a (role),
+             (VALUES (1, 'verifier'), (2, 'issuer'), (3, 'admin'), (4, 'operator')) k (place, capability),
+             LATERAL tollgate.capability_objects(k.capability) o
+        WHERE o.object_type <> 'TYPE'
+    ), whole AS MATERIALIZED (
+        SELECT o.capability FROM objects o GROUP BY o.capability HAVING bool_and(o.is_held)
+    )
+    SELECT o.capability,
+           CASE WHEN o.capability IN (SELECT w.capability FROM whole w) THEN 'whole'
+                WHEN bool_or(o.is_first AND o.is_held AND o.object_id NOT IN
+                             (SELECT e.object_id FROM objects e WHERE e.capability IN (SELECT w.capability FROM whole w))) THEN 'partly'
+                ELSE 'not' END,
+           coalesce(array_agg(o.object ORDER BY o.object) FILTER (WHERE NOT o.is_held), '{}')
+    FROM objects o GROUP BY o.place, o.capability ORDER BY o.place;
+END;
+COMMENT ON FUNCTION tollgate.list_own_capabilities() IS
+    'What the calling role holds of each capability, itself or as a member of other roles: whole, partly, or not; and what it is missing of it';
 
 CREATE VIEW tollgate.object_privileges AS
     SELECT o.object_type, o.object_id, o.object, o.owner, a.grantee, a.privilege_type AS privilege,

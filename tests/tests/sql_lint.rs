@@ -18,6 +18,7 @@ const PUBLIC_FUNCTIONS: &[&str] = &[
     "current_scopes()",
     "current_token_id()",
     "current_user_id()",
+    "list_own_capabilities()",
     "require_scope(text)",
     "scope_grants(text[],text)",
     "token_has_all_scopes(text[])",
