@@ -1,7 +1,8 @@
 //! `memory_stats`: what `stats` shows of the shared memory.
 
-use crate::fmgr::{Call, sql_function};
-use crate::store::composite::{self, Composite};
+use crate::pg::fmgr::{Call, sql_function};
+use crate::store::composite;
+use crate::store::relations::Composite;
 use crate::{guc, shmem};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::Datum;
@@ -56,7 +57,7 @@ fn memory_stats(_call: &Call) -> Option<Datum> {
             JsonB(Value::Object(outcomes)).into_datum(),
             shmem::latency().map(|measured| JsonB(json_of(&measured))).into_datum(),
             stats.tracked.cast_signed().into_datum(),
-            stats.busy.cast_signed().into_datum(),
+            shmem::busy_keys().map(u64::cast_signed).into_datum(),
             i64::try_from(guc::max_tracked_keys()).ok().into_datum(),
             stats.overflowed.cast_signed().into_datum(),
             stats.generation.map(u64::cast_signed).into_datum(),
