@@ -1,14 +1,17 @@
 //! `/metrics`: what the daemon knows, in the format of Prometheus.
 //!
 //! A page is made of values that are at hand, at the moment it is asked for. Names follow Prometheus' conventions:
-//! `tollgated_` is this process, `tollgate_` the server. Labels are names of tasks, codes, subscriptions and webhooks: a
-//! bounded number, and none of them a secret. To add a metric, add it to one of the groups below, to the dashboard or the
+//! `tollgated_` is this process, `tollgate_` the server. Every metric has the label `database`, so that the daemons of several
+//! can be told apart. Other labels are names of tasks, codes, subscriptions and webhooks: a bounded number, and none of them a
+//! secret. To add a metric, add it to one of the groups below, to the dashboard or the
 //! alerts if people should see it, and to docs/metrics.md.
 
 use std::sync::atomic::AtomicU64;
 
 use jiff::Timestamp;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -17,7 +20,7 @@ use prometheus_client::registry::Registry;
 use crate::background::driver::TaskStatuses;
 use crate::background::leaderless::LeaderlessTasks;
 use crate::background::tasks::observe::LatestObservation;
-use crate::contract::Observation;
+use crate::contract::{Latency, Observation};
 use crate::postgres::pool::Database;
 use crate::process::counters;
 
@@ -59,7 +62,7 @@ impl Metrics {
     }
 
     pub(super) fn page(&self) -> String {
-        let mut page = Page::default();
+        let mut page = Page::of(self.database.name());
         self.process(&mut page);
         self.tasks(&mut page);
         if let Some(observation) = self.seen.last() {
@@ -186,6 +189,13 @@ fn server(page: &mut Page, observation: &Observation) {
             codes.iter().filter_map(|(code, count)| Some((vec![("code", code.clone())], count.as_f64()?)));
         page.counter("tollgate_verifications", "Verifications since the server started, by code", codes);
     }
+    if let Some(latency) = Latency::of(stats) {
+        page.0.register(
+            "tollgate_verification_seconds",
+            "How long verifications took inside the server, of those that were measured",
+            latency,
+        );
+    }
     for (name, help, field) in [
         ("tollgate_overflowed_uses", "Uses that found no room in shared memory", "overflowed"),
         ("tollgate_usage_flushes", "Flushes of usage into the tables", "flushes"),
@@ -196,8 +206,13 @@ fn server(page: &mut Page, observation: &Observation) {
     }
     for (name, help, field) in [
         ("tollgate_tracked_keys", "Keys in shared memory", "tracked_keys"),
+        (
+            "tollgate_busy_keys",
+            "Of them, those that cannot make room: counts not flushed, or a limit in use",
+            "busy_keys",
+        ),
         ("tollgate_tracked_keys_limit", "Keys that shared memory has room for", "max_tracked_keys"),
-        ("tollgate_tokens", "Tokens, as the planner estimates", "tokens_estimate"),
+        ("tollgate_tokens", "Tokens, estimated once they are many", "tokens_estimate"),
     ] {
         if let Some(value) = stats[field].as_f64() {
             page.gauge1(name, help, value);
@@ -260,10 +275,14 @@ fn server(page: &mut Page, observation: &Observation) {
 }
 
 /// A page in the making.
-#[derive(Default)]
 struct Page(Registry);
 
 impl Page {
+    fn of(database: &str) -> Self {
+        let label = ("database".into(), database.to_owned().into());
+        Self(Registry::with_labels(std::iter::once(label)))
+    }
+
     /// The name without `_total`, which is added.
     fn counter(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = (Labels, f64)>) {
         let family = Family::<Labels, Counter<f64, AtomicU64>>::default();
@@ -293,6 +312,19 @@ impl Page {
         let gauge = Gauge::<f64, AtomicU64>::default();
         gauge.set(value);
         self.0.register(name, help, gauge);
+    }
+}
+
+impl EncodeMetric for Latency {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        // The largest number is written as +Inf.
+        let buckets: Vec<(f64, u64)> =
+            self.buckets.iter().map(|bucket| (bucket.up_to.unwrap_or(f64::MAX), bucket.count)).collect();
+        encoder.encode_histogram::<NoLabelSet>(self.sum, self.count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
     }
 }
 
