@@ -3,8 +3,8 @@
 #
 #   unit       tollgate-core and tollgated, no server
 #   in-server  #[pg_test]: functions that run inside a backend, by cargo-pgrx, in copies of the PostgreSQLs
-#   client     tests/tests/*.rs: clients, daemons, standbys and crashes, on the release build that `make up` uses; on
-#              PostgreSQL 16 and 17 only the files that SMOKE names
+#   client     tests/tests/it/*.rs: clients, daemons, standbys and crashes, on the release build that `make up` uses; on
+#              PostgreSQL 16 and 17 only the modules that SMOKE names
 set -euo pipefail
 umask 022
 
@@ -92,9 +92,9 @@ for major in "${majors[@]}"; do
     what="client tests on PostgreSQL $major"
     only=()
     case $major in
-        16 | 17) for name in $SMOKE; do only+=(--test "$name"); done ;;
+        16 | 17) for name in $SMOKE; do only+=("$name::"); done ;;
     esac
-    count cargo test --package tollgate-tests "${only[@]}" -- --test-threads "$threads"
+    count cargo test --package tollgate-tests -- --test-threads "$threads" "${only[@]}"
 done
 
 echo "==> PostgreSQL ${majors[*]}:"
