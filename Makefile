@@ -9,8 +9,8 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
-# What `test` and `bench` run on: both, or the one that PG= names.
-VERSIONS := $(if $(filter undefined,$(origin PG)),18 15,$(PG))
+# What `test` runs on, or the one that PG= names; `bench` runs on the newest and the oldest.
+VERSIONS := $(if $(filter undefined,$(origin PG)),18 15 17 16,$(PG))
 # Which PostgreSQL for the rest: 18, 17 or 16 (downloaded), 15 (a private copy of the system's), or anyone's own with
 # PG_CONFIG=/path/to/pg_config (the extension is then installed into that one).
 PG ?= 18
@@ -94,18 +94,12 @@ psql: ## open a shell on the running cluster
 	exec psql
 
 .PHONY: test
-test: toolchain ## run all tests, on PostgreSQL 18 and 15 (or on one: make test PG=18)
+test: toolchain ## run all tests, on PostgreSQL 18, 15, 17 and 16 (or on one: make test PG=18)
 	@tests/setup/test.sh $(VERSIONS)
 
-# What `test` breaks a few times, broken ten times as often.
-.PHONY: test-faults
-test-faults: toolchain binaries ## break servers, daemons and disks again and again, on PostgreSQL 18 and 15 (or on one)
-	@for pg in $(VERSIONS); do $(MAKE) --no-print-directory install PG=$$pg; done
-	@for pg_config in $(foreach pg,$(VERSIONS),$(PG$(pg))); do \
-	    TOLLGATE_TEST_ROUNDS=$${TOLLGATE_TEST_ROUNDS:-10} TOLLGATE_TEST_PG_CONFIG=$$pg_config \
-	    TOLLGATE_TEST_TOLLGATED=$(DEV)/bin/tollgated \
-	    cargo test --package tollgate-tests --test it -- --test-threads 2 faults:: daemon::; \
-	done
+.PHONY: test-long
+test-long: toolchain ## what takes long by nature: network cuts, upgrades, packages in clean roots, a quick bench, many faults
+	@tests/setup/test.sh --long $(filter-out 16 17,$(VERSIONS))
 
 .PHONY: lint
 lint: toolchain ## formatting, clippy for every PostgreSQL, and the rules for our SQL
@@ -114,12 +108,12 @@ lint: toolchain ## formatting, clippy for every PostgreSQL, and the rules for ou
 # ARGS passes options on: ARGS=--list names the parts, ARGS='--only verify,flush --rounds 5' runs two of them.
 .PHONY: bench
 bench: toolchain ## measure it beside what one would use instead, on PostgreSQL 18 and 15 (or on one)
-	@for pg in $(VERSIONS); do $(MAKE) --no-print-directory install PG=$$pg; done
+	@for pg in $(filter-out 16 17,$(VERSIONS)); do $(MAKE) --no-print-directory install PG=$$pg; done
 	@cargo build --release --package tollgated --package tollgate-tests --bin tollgated --bin bench
 	@mkdir -p $(DEV)/bin
 	@install -m 755 $(CARGO_TARGET_DIR)/release/tollgated $(DEV)/bin/tollgated-release
 	@TOLLGATE_TEST_TOLLGATED=$(DEV)/bin/tollgated-release RUST_LIB_BACKTRACE=0 $(CARGO_TARGET_DIR)/release/bench run \
-	    $(foreach pg,$(VERSIONS),--pg-config $(PG$(pg))) $(ARGS)
+	    $(foreach pg,$(filter-out 16 17,$(VERSIONS)),--pg-config $(PG$(pg))) $(ARGS)
 
 .PHONY: bench-report
 bench-report: ## run make bench, and write the README's section on performance from what it printed
