@@ -1,0 +1,55 @@
+//! The daemon's two HTTP listeners.
+//!
+//! - **ops**: `/livez`, `/readyz` and `/metrics`, for the people and programs that run the daemon. Without credentials, so on
+//!   a loopback address unless an operator says otherwise.
+//! - **api**: what programs call with a token of their own, now `/events`. Off by default.
+//!
+//! Routes and their checks are axum's Router and middleware. Connections are accepted in [`server`], which bounds them.
+
+mod auth;
+mod connections;
+mod events;
+mod ops;
+mod problem;
+mod request_checks;
+mod server;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::middleware::from_fn;
+use axum::routing::get;
+
+use problem::Problem;
+
+pub use events::{EventStreams, wake_streams};
+pub use ops::Metrics;
+pub use server::{Listener, Server};
+
+/// What the ops listener serves.
+pub fn ops_router(metrics: Metrics) -> Router {
+    let router = Router::new()
+        .route("/livez", get(ops::livez))
+        .route("/readyz", get(ops::readyz))
+        .route("/metrics", get(ops::metrics))
+        .with_state(metrics);
+    checked(router, "This listener serves /livez, /readyz and /metrics.")
+}
+
+/// What the api listener serves.
+pub fn api_router(streams: Arc<EventStreams>) -> Router {
+    let router = Router::new().route("/events", get(events::open)).with_state(streams);
+    checked(router, "This listener serves /events.")
+}
+
+/// With the answers to requests that no route is for, and the checks that every request passes.
+fn checked(router: Router, routes: &'static str) -> Router {
+    router
+        .fallback(async move || Problem::new(StatusCode::NOT_FOUND, routes))
+        // axum adds Allow.
+        .method_not_allowed_fallback(async || {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "Use a method that the header Allow names.")
+        })
+        .layer(from_fn(request_checks::check))
+}
