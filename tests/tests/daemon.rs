@@ -767,7 +767,7 @@ async fn at_rest_it_takes_less_than_25_megabytes() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "resting").await?;
     // With its own intervals, and all that it does.
     let mut command = Tollgated::command(&db.url())?;
-    command.args(["run", "--log-format=json", "--http-address=127.0.0.1:0", "--audit-retention=400days"]);
+    command.args(["run", "--log-format=json", "--ops-address=127.0.0.1:0", "--audit-retention=400days"]);
     let (daemon, address) = web::start(&mut command).await?;
     for task in TASKS.into_iter().chain(["purge_audit"]) {
         let runs = format!("tollgated_task_runs_total{{task=\"{task}\"}}");

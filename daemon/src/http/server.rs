@@ -21,6 +21,7 @@ use tower::ServiceExt as _;
 
 use super::connections::{Connection, Connections};
 use super::events;
+use crate::background::backoff;
 use crate::error::{Error, Result};
 
 /// Far more than scrapers need, and more than event streams need. Beyond it, the connection that has been idle for the longest
@@ -59,46 +60,54 @@ impl Listener {
     }
 }
 
-/// A listening socket that is not served yet.
+/// A listener that is not served yet.
 #[derive(Debug)]
 pub struct Server {
     listener: Listener,
-    socket: TcpListener,
     address: SocketAddr,
+    /// None while another process has the address.
+    socket: Option<TcpListener>,
 }
 
 impl Server {
-    /// Fails if the address cannot be used: better at the start than unnoticed. An address that is in use, or that the machine
-    /// does not have yet, is worth another attempt, so it is no error of usage.
+    /// Fails if the address can never be used: better at the start than unnoticed. One that is in use is tried again by
+    /// [`Server::run`], since the process that has it may end, and the daemon's work does not depend on it.
     pub async fn bind(listener: Listener, address: SocketAddr) -> Result<Self> {
-        let bound = async {
-            let socket = TcpListener::bind(address).await?;
-            let address = socket.local_addr()?;
-            Ok::<_, std::io::Error>(Self { listener, socket, address })
-        };
-        bound.await.map_err(|error| {
-            let option = format!("--{}-address", listener.name());
-            let message = format!("could not listen on {option} {address}: {error}");
-            let remedy =
-                format!("give {option} another address, port 0 for any free port, or off to do without it");
-            match error.kind() {
-                ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable => Error::failed(message),
-                _ => Error::usage(message),
-            }
-            .with_remedy(remedy)
-        })
+        let socket = bind(listener, address).await?;
+        if socket.is_none() {
+            tracing::warn!(
+                listener = listener.name(),
+                %address,
+                "the address is in use, will try again: give --{}-address another one, port 0 for any free port, or off",
+                listener.name()
+            );
+        }
+        Ok(Self { listener, address, socket })
     }
 
     /// Serves until `stop`, then lets running responses end; streams end at once.
     pub async fn run(self, router: Router, stop: CancellationToken) -> Result<()> {
-        tracing::info!(listener = self.listener.name(), address = %self.address, "serving HTTP");
+        let mut retries = backoff::delays();
+        let mut bound = self.socket;
+        let socket = loop {
+            if let Some(socket) = bound {
+                break socket;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(retries.next_delay()) => {}
+                () = stop.cancelled() => return Ok(()),
+            }
+            bound = bind(self.listener, self.address).await?;
+        };
+        let address = socket.local_addr().unwrap_or(self.address);
+        tracing::info!(listener = self.listener.name(), %address, "serving HTTP");
         let connections = Connections::new(self.listener.max_connections());
         let tasks = TaskTracker::new();
         // Any name may resolve to a loopback address: see `request_checks`.
-        let is_loopback = self.address.ip().is_loopback();
+        let is_loopback = address.ip().is_loopback();
         loop {
             let accepted = tokio::select! {
-                accepted = self.socket.accept() => accepted,
+                accepted = socket.accept() => accepted,
                 () = stop.cancelled() => break,
             };
             match accepted {
@@ -121,6 +130,20 @@ impl Server {
         // A client that reads slowly must not delay the shutdown.
         let _ = tokio::time::timeout(Duration::from_secs(1), tasks.wait()).await;
         Ok(())
+    }
+}
+
+/// None if the address is in use.
+async fn bind(listener: Listener, address: SocketAddr) -> Result<Option<TcpListener>> {
+    match TcpListener::bind(address).await {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
+        Err(error) => {
+            let option = format!("--{}-address", listener.name());
+            Err(Error::usage(format!("could not listen on {option} {address}: {error}")).with_remedy(format!(
+                "give {option} an address of this machine, such as 127.0.0.1:9464, with port 0 for any free port, or off"
+            )))
+        }
     }
 }
 

@@ -115,7 +115,8 @@ impl EventStreams {
         match code.as_str() {
             "VALID" => {}
             "INSUFFICIENT_SCOPE" => {
-                let problem = Problem::new(StatusCode::FORBIDDEN, "The token lacks the scope tollgate:events.");
+                let problem =
+                    Problem::new(StatusCode::FORBIDDEN, "The token lacks the scope tollgate:events.");
                 return Err(Box::new(problem.header(WWW_AUTHENTICATE, SCOPE_CHALLENGE).code(code)));
             }
             "RATE_LIMITED" => {
