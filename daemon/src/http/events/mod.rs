@@ -92,7 +92,7 @@ impl EventStreams {
     async fn try_open(
         &self,
         headers: &HeaderMap,
-        start: Result<Query<Start>, QueryRejection>,
+        start: &Result<Query<Start>, QueryRejection>,
         client: &Client,
     ) -> Result<Response, Refusal> {
         let digest = auth::bearer_digest(headers).ok_or_else(|| {
@@ -162,7 +162,7 @@ pub(super) async fn open(
     headers: HeaderMap,
     start: Result<Query<Start>, QueryRejection>,
 ) -> Response {
-    let opened = tokio::time::timeout(OPENING_TIMEOUT, streams.try_open(&headers, start, &client)).await;
+    let opened = tokio::time::timeout(OPENING_TIMEOUT, streams.try_open(&headers, &start, &client)).await;
     opened
         .unwrap_or_else(|_| Err(Box::new(Problem::unavailable("The database takes too long to answer."))))
         .unwrap_or_else(|refusal| {
@@ -273,14 +273,14 @@ enum Begin {
 }
 
 /// `Last-Event-ID` goes before `since`: a client that reconnects repeats its URL.
-fn begin_at(headers: &HeaderMap, start: Result<Query<Start>, QueryRejection>) -> Result<Begin, Refusal> {
+fn begin_at(headers: &HeaderMap, start: &Result<Query<Start>, QueryRejection>) -> Result<Begin, Refusal> {
     let refuse = |why| Box::new(Problem::new(StatusCode::BAD_REQUEST, why));
     if let Some(id) = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
         let cursor = id.to_str().ok().and_then(last_event_id::decode);
         return cursor.map(Begin::At).ok_or_else(|| refuse(NOT_AN_ID));
     }
     match start {
-        Ok(Query(Start { since })) if since.is_none_or(|since| since >= 0) => Ok(Begin::After(since)),
+        Ok(Query(Start { since })) if since.is_none_or(|since| since >= 0) => Ok(Begin::After(*since)),
         _ => Err(refuse("since is 0, or the number of an event.")),
     }
 }
