@@ -1,5 +1,5 @@
-//! Where the value of each option comes from: the command line, else the environment, else the configuration file, else
-//! the default.
+//! Where the value of each option comes from: the command line, then the environment, then the configuration file, then the
+//! default.
 //!
 //! The file is not a second list of options: every option that has an environment variable is also a key of the file,
 //! named as on the command line with `_` for `-`. Its value becomes clap's default for the option, and is read by the same

@@ -1,5 +1,5 @@
-//! The credential of a request: a token in `Authorization: Bearer` (RFC 6750, section 2.1), and nowhere else, since addresses
-//! are logged.
+//! The credential of a request: a token in `Authorization: Bearer` (RFC 6750, section 2.1), and not in the query, since
+//! URLs are logged.
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;

@@ -668,7 +668,7 @@ mod tests {
     }
 
     #[test]
-    fn among_several_hosts_the_primary_is_looked_for_unless_told_otherwise() {
+    fn among_several_hosts_the_primary_is_wanted_by_default() {
         assert_eq!(parse("host=one,two").unwrap().role, Role::Primary);
         assert_eq!(parse("host=one").unwrap().role, Role::Any);
         assert_eq!(parse("host=one,two target_session_attrs=any").unwrap().role, Role::Any);
