@@ -11,6 +11,7 @@
 pub mod foreign;
 pub mod hints;
 pub mod jsonb;
+pub mod latency;
 pub mod limit;
 pub mod net;
 pub mod scope;

@@ -12,8 +12,8 @@ static SHARED: Shared = Shared::new(&[]);
 
 /// Tables that a dump leaves out: their content applies to this cluster only.
 const NOT_DUMPED: &[&str] = &[
+    "carrying_secret",
     "daemon_reports",
-    "finding_secret",
     "housekeeping_places",
     "leaderships",
     "token_slots",
