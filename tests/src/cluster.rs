@@ -28,7 +28,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("wal_level", "replica"),
     ("wal_keep_size", "64MB"),
     ("wal_retrieve_retry_interval", "100ms"),
-    // What is purged in a test ended a moment ago.
+    // Tokens that tests purge ended only a moment ago.
     ("tollgate.min_retention", "0"),
 ];
 

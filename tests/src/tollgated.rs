@@ -55,12 +55,12 @@ impl Tollgated {
         };
         let mut command = Account::unprivileged()?.command(PathBuf::from(binary));
         command.env("DATABASE_URL", database_url).env("RUST_BACKTRACE", "1").current_dir("/");
-        // Many run beside one another: those that are asked for something take a port of their own.
+        // Many run at the same time: those that must serve HTTP take a port of their own.
         command.env("TOLLGATED_OPS_ADDRESS", "off");
         Ok(command)
     }
 
-    /// The address on which it serves HTTP: that of its listener `ops` or `api`. None until it does.
+    /// The address of its HTTP listener `ops` or `api`; `None` until it listens.
     pub fn address(&self, listener: &str) -> Option<SocketAddr> {
         let is_it =
             |line: &serde_json::Value| line["message"] == "serving HTTP" && line["listener"] == listener;

@@ -50,7 +50,7 @@ pub const INSERT_LOCKS: usize = 32;
 const MOST_ROWS: usize = 16_384;
 /// Groups that are sampled to estimate how full the table is: keys are spread evenly over all of them.
 const SAMPLE: usize = 4096;
-/// The same where every entry of a group is looked at.
+/// The same where every entry of a group is read.
 const SAMPLE_OF_ENTRIES: usize = 512;
 
 /// The kind of key that an entry counts for.
@@ -842,7 +842,7 @@ impl<L: SpinLock> Group<L> {
     }
 
     fn busy(&self, now: i64) -> usize {
-        (0..WAYS).filter(|&slot| !self.is_free(slot, now)).count()
+        (0..SLOTS_PER_GROUP).filter(|&slot| !self.is_free(slot, now)).count()
     }
 
     fn has_room_for_a_limiter(&self, now: i64) -> bool {

@@ -3,7 +3,8 @@
 //!
 //! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in the crate `tollgate-core`
 //! (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those slices; this file is what the rest calls.
-//! Beside the counters there are hints at where tokens are found, `findings`, what is to be recorded, and `latency`, how long verifications took; `restart` carries counters and limits over a clean
+//! The segment also holds hints at where tokens are stored, `findings` to be recorded, and `latency`, the histogram of verifications;
+//! `restart` carries counters and limits over a clean
 //! restart of the server.
 //!
 //! Locking rules:
@@ -220,7 +221,7 @@ pub(crate) fn busy_keys() -> Option<u64> {
     Some(segment()?.table.busy(sys::GetCurrentTimestamp()))
 }
 
-/// How long verifications of this database took; `None` if that is not measured.
+/// The latency of verifications in this database; `None` if it is not measured.
 pub(crate) fn latency() -> Option<Measured> {
     segment()?.latencies.of(database())
 }

@@ -42,7 +42,7 @@ thread_local! {
     static PREPARED: RefCell<HashMap<String, Rc<OwnedPreparedStatement>>> = RefCell::default();
 }
 
-/// Of so many queries the plans are kept. There is one for each attached table.
+/// The number of queries whose plans are kept. There is one for each attached table.
 const KEPT: usize = 64;
 
 /// Runs a query of one argument, a text[], and returns the text[] in its first row.
@@ -57,8 +57,7 @@ pub(crate) fn query(
         .map_err(|error| not_read(&error))
 }
 
-/// [`query`] for an argument of one element, of which each row that is changed has another: to plan it would take most of the
-/// time.
+/// [`query`] for an argument of one element, which differs for each changed row: planning it each time would take most of the time.
 pub(crate) fn query_of_one(
     role: Oid,
     query: &str,

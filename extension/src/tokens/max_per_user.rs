@@ -15,7 +15,7 @@ thread_local! {
     static LOCK_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
     static LIVE_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
     static COUNTED: RefCell<HashMap<Digest, Counted>> = RefCell::default();
-    /// The slot that was locked last, and where: until that ends it is locked.
+    /// The slot that was locked last, and the (sub)transaction that holds the lock.
     static LOCKED: Cell<Option<(Place, i64)>> = const { Cell::new(None) };
 }
 
@@ -44,8 +44,8 @@ const LIVE: Query = Query {
 /// An upper bound on a user's live tokens.
 #[derive(Clone, Copy)]
 struct Counted {
-    /// In this transaction and this subtransaction of it. For as long as that lasts the user is locked, so that nobody else
-    /// adds a token.
+    /// The transaction and subtransaction in which it was counted. While these last the user is locked, so no other
+    /// session adds a token.
     by: Place,
     live: i64,
 }
@@ -53,7 +53,7 @@ struct Counted {
 /// A transaction and a subtransaction of it.
 type Place = (u64, pg_sys::SubTransactionId);
 
-/// Of so many users the counts are remembered: a transaction that issues for more counts some anew.
+/// Counts are remembered for this many users: a transaction that issues for more counts some of them again.
 const REMEMBERED: usize = 1000;
 
 fn present_transaction() -> Place {

@@ -31,7 +31,7 @@ fn look_up<'a>(
 ) -> Result<LookedUp, Refusal> {
     let timer = Timer::start();
     let request = Request { timer, presented: parse(), required: Required::Nothing, client, purpose };
-    let verdict = Verdict::on(&request);
+    let verdict = Verdict::decide(&request);
     let stored = verdict.token().map(|token| (token.digest(), token.id()));
     let code = verdict.code();
     verdict.close();

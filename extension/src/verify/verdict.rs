@@ -48,8 +48,8 @@ impl Verdict {
     ];
     pub(crate) const COLUMNS: usize = Verdict::LENGTHS.len();
 
-    /// Does what a function does, short of forming its row.
-    pub(crate) fn of(function: Function, call: &Call) -> Self {
+    /// Does everything that a function does, except forming its row.
+    pub(crate) fn of_call(function: Function, call: &Call) -> Self {
         let timer = Timer::start();
         let request = Request {
             timer,

@@ -152,9 +152,9 @@ BEGIN
         RETURN QUERY SELECT aspect, 'ok', 'all are valid, none is bloated', NULL;
     END IF;
 
-    -- One whose triggers were all dropped is not attached any more, as far as anything shows.
+    -- A table whose triggers were all dropped cannot be recognised as attached any more.
     aspect := 'users tables';
-    RETURN QUERY SELECT aspect, f.severity, f.detail, f.mend FROM tollgate.users_table_faults() f;
+    RETURN QUERY SELECT aspect, f.severity, f.detail, f.remedy FROM tollgate.users_table_faults() f;
     IF NOT FOUND THEN
         RETURN QUERY SELECT aspect, 'ok', format('%s attached, tokens end with their users', count(*)), NULL FROM tollgate.attached_users_tables();
     END IF;

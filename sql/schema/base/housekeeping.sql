@@ -14,7 +14,7 @@ CREATE TABLE tollgate.housekeeping_places (
     begun_at timestamptz
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE tollgate.housekeeping_places IS
-    'Where the last batch of each task ended, and when it was at the front last; NULL at the front. A hint: a place that is wrong or missing costs time and nothing else. Not dumped';
+    'Where the last batch of each task ended, and when it was last at the front; NULL at the front. A hint: a wrong or missing place only costs time. Not dumped';
 INSERT INTO tollgate.housekeeping_places (task)
     VALUES ('announce_expiries'), ('expire_tokens'), ('purge_disabled'), ('purge_given_up'), ('purge_tokens'), ('purge_usage');
 
@@ -49,17 +49,17 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', coalesce($1::text, 'NULL')),
                   HINT = 'Give how long ended tokens are kept, such as interval ''30 days''.';
     END IF;
-    -- Who may purge is not who says how long something is kept. The call loads the library, whose setting it is.
+    -- The role that may purge does not decide how long data is kept. The call loads the library, which defines the setting.
     PERFORM tollgate.system_identifier();
     floor := current_setting('tollgate.min_retention');
     IF now() - $1 > now() - floor THEN
-        RAISE EXCEPTION 'what is over is kept for at least %', floor
+        RAISE EXCEPTION 'ended data is kept for at least %', floor
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', $1),
                   HINT = 'Give a longer one; a superuser may set tollgate.min_retention.';
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tollgate.check_retention(interval) IS 'Raises 22023 unless a retention is sensible, and no less than the owner of the database allows. Internal.';
+COMMENT ON FUNCTION tollgate.check_retention(interval) IS 'Raises 22023 unless a retention is sensible, and not less than tollgate.min_retention. Internal.';
 
 CREATE FUNCTION tollgate.continue_walk(task text, step text, argument interval, batch_size integer, patience interval DEFAULT '0') RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -94,7 +94,7 @@ BEGIN
             begun := clock_timestamp();
         END IF;
     END LOOP;
-    -- Nobody waits for who is at it too: one of the places is as good as the other.
+    -- Does not wait for another session that does the same: either place is good.
     UPDATE tollgate.housekeeping_places p SET at = place_at, id = last, begun_at = begun
         WHERE p.task = (SELECT o.task FROM tollgate.housekeeping_places o
                         WHERE o.task = $1 AND (o.at, o.id) IS DISTINCT FROM (place_at, last) FOR UPDATE SKIP LOCKED);

@@ -55,12 +55,12 @@ SELECT pg_extension_config_dump('tollgate.webhook_queue_id_seq', '');
 -- The number of waiting messages is needed every few seconds, without counting them. Triggers on the queue maintain the
 -- numbers, so they are right however it is changed. They are not dumped, since restoring the queue counts again.
 --
--- A change replaces the row of a webhook by one with the next version, instead of updating it. While a transaction is open
--- that is older, as pg_dump's, nothing is removed, and a row that is updated for each message is found only behind all that
--- it was before. The newest version is the last of its webhook in the index, so it is found at once.
+-- A change replaces the row of a webhook by one with the next version, instead of updating it. While an older transaction is open,
+-- such as that of pg_dump, nothing is removed, and a row that is updated for each message is found only after all of its earlier
+-- versions. The newest version is the last of its webhook in the index, so it is found at once.
 --
--- due_from is where a claim begins to look. What was delivered leaves dead entries at the front of an index, which stay for as
--- long: each claim would pass over all of them.
+-- due_from is where a claim starts to look. Delivered messages leave dead entries at the front of an index, which stay as long:
+-- each claim would pass over all of them.
 CREATE TABLE tollgate.webhook_backlogs (
     webhook  text        NOT NULL,
     version  bigint      NOT NULL,
@@ -71,10 +71,10 @@ CREATE TABLE tollgate.webhook_backlogs (
     PRIMARY KEY (webhook, version)
 );
 COMMENT ON TABLE tollgate.webhook_backlogs IS
-    'How many messages of each webhook the queue has, in one row each; kept by triggers on it, and not dumped. No foreign key: a row is replaced also while its webhook is being dropped';
-COMMENT ON COLUMN tollgate.webhook_backlogs.version IS 'Grows with each change';
-COMMENT ON COLUMN tollgate.webhook_backlogs.sending IS 'Of those that wait, how many have a lease, valid or not';
-COMMENT ON COLUMN tollgate.webhook_backlogs.due_from IS 'No message that waits has its next attempt before this. Lowered by the triggers, raised by who claims and has locked the row';
+    'The number of queued messages of each webhook, in one row each; maintained by triggers on the queue, and not dumped. No foreign key: a row may be replaced while its webhook is being dropped';
+COMMENT ON COLUMN tollgate.webhook_backlogs.version IS 'Incremented by each change';
+COMMENT ON COLUMN tollgate.webhook_backlogs.sending IS 'The number of waiting messages that have a lease, valid or not';
+COMMENT ON COLUMN tollgate.webhook_backlogs.due_from IS 'No waiting message has its next attempt before this. Lowered by the triggers, raised by a claim that has locked the row';
 
 CREATE FUNCTION tollgate.webhook_backlog(webhook text) RETURNS tollgate.webhook_backlogs
     LANGUAGE plpgsql STABLE
@@ -91,7 +91,7 @@ BEGIN
     RETURN backlog;
 END
 $$;
-COMMENT ON FUNCTION tollgate.webhook_backlog(text) IS 'The numbers of a webhook''s messages; NULL if it has had none. Internal.';
+COMMENT ON FUNCTION tollgate.webhook_backlog(text) IS 'The message counts of a webhook; NULL if it has had none. Internal.';
 
 CREATE FUNCTION tollgate.replace_webhook_backlog(backlog tollgate.webhook_backlogs) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -111,7 +111,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.replace_webhook_backlog(tollgate.webhook_backlogs) IS
-    'Puts new numbers of a webhook''s messages in place of the version that they were made from; false if another has replaced that. Internal.';
+    'Replaces the message counts of a webhook by a new version; false if another session has replaced the old version. Internal.';
 
 CREATE FUNCTION tollgate.change_webhook_backlog(
     webhook text, waiting bigint, dead bigint, sending bigint, due_from timestamptz DEFAULT NULL) RETURNS void
@@ -124,7 +124,7 @@ BEGIN
     LOOP
         backlog := tollgate.webhook_backlog($1);
         IF backlog.webhook IS NULL THEN
-            -- Of a webhook that is being dropped there is none any more.
+            -- The row is already gone if the webhook is being dropped.
             EXIT WHEN $2 + $3 <= 0;
             INSERT INTO tollgate.webhook_backlogs VALUES ($1, 1, $2, $3, $4, '-infinity') ON CONFLICT DO NOTHING;
             EXIT WHEN FOUND;
@@ -455,7 +455,7 @@ CREATE VIEW tollgate.webhooks AS
            e.last_success_at, e.last_failure_at, e.last_error
     FROM tollgate.webhook_endpoints e
     LEFT JOIN LATERAL (SELECT n.waiting, n.dead FROM tollgate.webhook_backlogs n WHERE n.webhook = e.name ORDER BY n.version DESC LIMIT 1) b ON true;
-COMMENT ON VIEW tollgate.webhooks IS 'The webhooks, without their secrets, and how they fare';
+COMMENT ON VIEW tollgate.webhooks IS 'The webhooks, without their secrets, and their status';
 
 CREATE VIEW tollgate.webhook_deliveries AS
     SELECT q.id, q.webhook, 'evt_' || q.event_epoch || '_' || q.event_id AS message_id, q.event,
@@ -545,14 +545,14 @@ BEGIN
             PERFORM tollgate.disable_webhook(full_one, format('%s messages wait for it', most));
         END LOOP;
         INSERT INTO tollgate.webhook_queue (webhook, event_epoch, event_id, event, body)
-            SELECT e.name, (v.told ->> 'epoch')::integer, (v.told ->> 'id')::bigint, v.told ->> 'event',
-                   jsonb_build_object('type', v.told -> 'event', 'timestamp', v.told -> 'at', 'data', v.told)::text
-            FROM jsonb_array_elements(batch.events) WITH ORDINALITY AS v (told, place)
+            SELECT e.name, (v.event ->> 'epoch')::integer, (v.event ->> 'id')::bigint, v.event ->> 'event',
+                   jsonb_build_object('type', v.event -> 'event', 'timestamp', v.event -> 'at', 'data', v.event)::text
+            FROM jsonb_array_elements(batch.events) WITH ORDINALITY AS v (event, place)
             JOIN tollgate.webhook_endpoints e ON e.enabled
                 AND (e.events IS NULL OR EXISTS (
                     SELECT FROM unnest(e.events) AS w (wanted)
-                    WHERE w.wanted = v.told ->> 'event'
-                       OR right(w.wanted, 2) = '.*' AND starts_with(v.told ->> 'event', left(w.wanted, -1))))
+                    WHERE w.wanted = v.event ->> 'event'
+                       OR right(w.wanted, 2) = '.*' AND starts_with(v.event ->> 'event', left(w.wanted, -1))))
             ORDER BY v.place;
     END IF;
     PERFORM tollgate.advance_subscription('tollgate:webhooks', batch.next);
@@ -593,7 +593,7 @@ DECLARE
     message    tollgate.webhook_message;
     backlog    tollgate.webhook_backlogs;
     due_from   timestamptz;
-    -- Not the function itself, which is volatile, and so no bound of an index scan.
+    -- Not a call of the function, which is volatile, and so cannot be the bound of an index scan.
     now        constant timestamptz := clock_timestamp();
 BEGIN
     IF $1 IS NULL OR $1 NOT BETWEEN 1 AND 1000 OR $2 IS NULL OR $2 < interval '1 second' OR $2 > interval '1 hour' THEN
@@ -612,11 +612,12 @@ BEGIN
         WHERE e.enabled AND e.paused_at IS NULL
         ORDER BY f.next_attempt_at, e.name FOR NO KEY UPDATE OF e SKIP LOCKED
     LOOP
-        -- Who changes the queue of this webhook holds this row: then another time.
+        -- A session that changes the queue of this webhook holds this row: it is skipped this time.
         backlog := tollgate.webhook_backlog(endpoint.name);
         SELECT b.* INTO backlog FROM tollgate.webhook_backlogs b
             WHERE b.webhook = backlog.webhook AND b.version = backlog.version FOR UPDATE SKIP LOCKED;
-        -- One daemon at a time for each webhook, so that messages go out in order. If one sends, it is the latest lease.
+        -- One daemon at a time for each webhook, so that messages are sent in order. If one is sending, it has the
+        -- latest lease.
         CONTINUE WHEN NOT FOUND OR backlog.sending > 0 AND EXISTS (
             SELECT FROM (SELECT q.next_attempt_at FROM tollgate.webhook_queue q
                          WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.lease IS NOT NULL
@@ -676,7 +677,7 @@ BEGIN
     LOCK TABLE tollgate.webhook_endpoints IN ROW EXCLUSIVE MODE;
     IF $3 BETWEEN 200 AND 299 THEN
         DELETE FROM tollgate.webhook_queue q WHERE q.id = $1 AND q.lease = $2 RETURNING q.* INTO sent;
-        -- Once a second will do, since each time leaves a version of the row.
+        -- Once a second is enough, since each time leaves a version of the row.
         UPDATE tollgate.webhook_endpoints e SET last_success_at = clock_timestamp()
             WHERE e.name = sent.webhook AND (e.last_success_at IS NULL OR e.last_success_at < clock_timestamp() - interval '1 second');
         RETURN sent.id IS NOT NULL;
@@ -736,7 +737,7 @@ BEGIN
             WHERE d.dead_at IS NOT NULL AND d.dead_at < now() - $2 AND (d.dead_at, d.id) > (at, purge_messages_after.id)
             ORDER BY d.dead_at, d.id LIMIT $3 FOR UPDATE SKIP LOCKED);
     ELSE
-        -- Of each webhook a batch, for the oldest of them all.
+        -- A batch of each webhook, to find the oldest of them all.
         batch := ARRAY(
             SELECT o.ctid FROM tollgate.webhook_endpoints e
             CROSS JOIN LATERAL (
@@ -758,7 +759,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_messages_after(boolean, interval, integer, timestamptz, bigint) IS
-    'A batch of purge_webhook_deliveries after a place (NULL: from the front): of the messages that were given up, or of all that wait for webhooks that are disabled. Internal.';
+    'A batch of purge_webhook_deliveries after a place (NULL: from the front): of given-up messages, or of all that wait for disabled webhooks. Internal.';
 
 CREATE FUNCTION tollgate.purge_webhook_deliveries(retention interval DEFAULT '30 days', batch_size integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -769,7 +770,7 @@ DECLARE
 BEGIN
     PERFORM tollgate.check_retention($1);
     affected := tollgate.continue_walk('purge_given_up', 'tollgate.purge_messages_after(true, $1, $2, $3, $4::bigint)', $1, $2);
-    -- Those of a webhook that is disabled would else stay for ever.
+    -- Those of a disabled webhook would otherwise stay for ever.
     IF affected < $2 AND EXISTS (SELECT FROM tollgate.webhook_endpoints e WHERE NOT e.enabled) THEN
         affected := affected + tollgate.continue_walk(
             'purge_disabled', 'tollgate.purge_messages_after(false, $1, $2, $3, $4::bigint)', $1, ($2 - affected)::integer);

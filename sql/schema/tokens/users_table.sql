@@ -270,7 +270,7 @@ $$;
 COMMENT ON FUNCTION tollgate.advise_on_users_table(regclass, smallint, text) IS
     'Notices for the caller that attaches a table without an index, or with a column that seems to deactivate users but no condition. Internal.';
 
-CREATE FUNCTION tollgate.users_table_faults() RETURNS TABLE (severity text, detail text, mend text)
+CREATE FUNCTION tollgate.users_table_faults() RETURNS TABLE (severity text, detail text, remedy text)
     LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -289,7 +289,7 @@ BEGIN
     LOOP
         arguments := tollgate.users_table_arguments(users);
         key := arguments[1];
-        -- As its triggers find it, and as issuing does.
+        -- In the same way as its triggers and issuing.
         BEGIN
             key := (parse_ident((tollgate.users_key(users, arguments))[1]))[1];
             IF arguments[4] <> '' THEN
@@ -298,41 +298,41 @@ BEGIN
         EXCEPTION
             WHEN syntax_error_or_access_rule_violation OR data_exception OR feature_not_supported THEN
                 severity := 'fail';
-                detail := format('the table of users %s has changed since it was attached, so that changes of it and issuing for its users fail: %s',
+                detail := format('the users table %s has changed since it was attached, so that changes of it and issuing for its users fail: %s',
                                  users, tollgate.quote_redacted(SQLERRM));
-                mend := format('SELECT tollgate.attach_users_table(%L, %L), with the column that is the key now, and the condition as active', users, key);
+                remedy := format('SELECT tollgate.attach_users_table(%L, %L), with the column that is the key now, and the condition as active', users, key);
                 RETURN NEXT;
         END;
         again := format('SELECT tollgate.attach_users_table(%L, %L);', users, key);
         RETURN QUERY SELECT 'fail',
-                format('the table of users %s lacks the trigger %s%s: tokens of users who leave it may stay valid', users, w.name,
+                format('the users table %s lacks the trigger %s%s: tokens of removed users may stay valid', users, w.name,
                        CASE WHEN w.of = users THEN '' ELSE format(' of its partition %s', w.of) END), again
             FROM (SELECT users AS of, n AS name FROM unnest('{tollgate_user_deleted,tollgate_user_changed,tollgate_users_truncated}'::text[]) n
                   UNION ALL
-                  -- What is attached as a partition later has the triggers for rows, and not this one.
+                  -- A partition that is attached later gets the row triggers, and not this one.
                   SELECT p.relid, 'tollgate_users_truncated' FROM pg_partition_tree(users) p WHERE p.relid <> users) w
             WHERE NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = w.of AND t.tgname = w.name)
             ORDER BY w.of <> users, w.of, w.name;
         RETURN QUERY SELECT 'fail',
-                format('the trigger %I of %s is switched off: tokens of users who leave it stay valid', t.tgname, t.tgrelid::regclass),
-                format('ALTER TABLE %s ENABLE TRIGGER %I; and revoke the tokens of those who left meanwhile', t.tgrelid::regclass, t.tgname)
+                format('the trigger %I of %s is disabled: tokens of removed users stay valid', t.tgname, t.tgrelid::regclass),
+                format('ALTER TABLE %s ENABLE TRIGGER %I; and revoke the tokens of users who were removed meanwhile', t.tgrelid::regclass, t.tgname)
             FROM pg_trigger t
             WHERE t.tgrelid IN (SELECT users UNION SELECT p.relid FROM pg_partition_tree(users) p) AND t.tgenabled IN ('D', 'R')
               AND t.tgname IN ('tollgate_user_deleted', 'tollgate_user_changed', 'tollgate_users_truncated')
             ORDER BY t.tgrelid, t.tgname;
-        -- The worker that applies a publisher's changes fires no triggers. Where it brings the tokens too, it brings their end.
+        -- The worker that applies a publisher's changes fires no triggers. If it also replicates the tokens, it replicates their end.
         RETURN QUERY SELECT 'warn',
-                format('%s receives its rows by the subscription %I: tokens of users who are deleted by that stay valid', r.srrelid::regclass, s.subname),
-                'let the publisher''s database keep the tokens too, or revoke them with tollgate.revoke_all_api_tokens(user_id)'
+                format('%s receives its rows by the subscription %I: tokens of users who are deleted by it stay valid', r.srrelid::regclass, s.subname),
+                'keep the tokens in the publisher''s database too, or revoke them with tollgate.revoke_all_api_tokens(user_id)'
             FROM pg_subscription_rel r JOIN pg_subscription s ON s.oid = r.srsubid
             WHERE r.srrelid IN (SELECT users UNION SELECT p.relid FROM pg_partition_tree(users) p)
               AND NOT EXISTS (SELECT FROM pg_subscription_rel o WHERE o.srrelid = 'tollgate.api_tokens'::regclass);
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION tollgate.users_table_faults() IS 'What keeps attached tables from ending the tokens of their users. Internal.';
+COMMENT ON FUNCTION tollgate.users_table_faults() IS 'Problems that keep attached tables from ending the tokens of their users. Internal.';
 
--- ---- What becomes of the tokens of users
+-- ---- Effects on the tokens of users
 
 CREATE FUNCTION tollgate.query_as(role oid, query text, keys text[]) RETURNS text[]
     LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -627,7 +627,7 @@ BEGIN
                 USING ERRCODE = 'invalid_transaction_state', DETAIL = format('The tokens of the users of %s must be revoked.', users),
                       HINT = 'Truncate it in a transaction with isolation level READ COMMITTED.';
         END IF;
-        -- Each table that is truncated has a trigger of its own, which reads it, but for partitions that came after the attachment.
+        -- Each truncated table has its own trigger, which reads it, except partitions that were added after the attachment.
         -- A hundred pages at a time, some ten thousand users, as there may be any number.
         FOR branch IN SELECT c.oid, c.relowner, pg_relation_size(c.oid) / current_setting('block_size')::bigint AS pages FROM pg_class c
                       WHERE c.relkind = 'r' AND (c.oid = TG_RELID

@@ -71,8 +71,8 @@ CREATE FUNCTION tollgate.memory_stats() RETURNS tollgate.memory_stats
     AS 'MODULE_PATHNAME', 'memory_stats';
 COMMENT ON FUNCTION tollgate.memory_stats() IS 'The counters in shared memory, or why there are none. Internal: see stats()';
 
--- As the planner estimates, by how many rows a page had at the last ANALYZE or VACUUM. A small table is counted: autovacuum
--- may never come to it.
+-- Estimated like the planner does, from the rows per page at the last ANALYZE or VACUUM. A small table is counted: autovacuum may
+-- never process it.
 CREATE FUNCTION tollgate.tokens_estimate() RETURNS bigint
     LANGUAGE sql STABLE
     SET search_path = pg_catalog, pg_temp
@@ -83,7 +83,7 @@ BEGIN ATOMIC
            END
     FROM pg_class c, LATERAL pg_relation_size(c.oid) s (bytes) WHERE c.oid = 'tollgate.api_tokens'::regclass;
 END;
-COMMENT ON FUNCTION tollgate.tokens_estimate() IS 'How many tokens are stored, roughly once they are many; NULL if that is not known before the first ANALYZE. Internal.';
+COMMENT ON FUNCTION tollgate.tokens_estimate() IS 'The number of stored tokens, approximate if they are many; NULL if it is unknown before the first ANALYZE. Internal.';
 
 CREATE FUNCTION tollgate.stats(
         OUT library_version text, OUT extension_version text, OUT metering boolean, OUT metering_detail text,
@@ -106,4 +106,4 @@ BEGIN ATOMIC
     FROM tollgate.memory_stats() m;
 END;
 COMMENT ON FUNCTION tollgate.stats() IS
-    'One row of counters: verifications by code since the server started, in all its databases, how long those of this database took, shared-memory fill, flushes, table sizes; metering_detail says why usage is absent, if it is';
+    'One row of counters: verifications by code since the server started, in all its databases, the latency of those in this database, shared-memory fill, flushes, table sizes; metering_detail says why usage is absent, if it is';

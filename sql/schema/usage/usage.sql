@@ -1,14 +1,14 @@
--- Usage: counted in shared memory, carried to these tables by whoever drains, applies and acknowledges.
+-- Usage: counted in shared memory, and moved to these tables by drain, apply and acknowledge.
 --
--- What is carried is signed with a secret that who carries it cannot read: the daemon's login can neither count what no server
--- counted, nor have what a server hands out taken for applied.
+-- Drained counters are signed with a secret that the carrier cannot read: the daemon's login can neither invent counts, nor make a
+-- generation that a server hands out count as applied.
 
 CREATE TABLE tollgate.carrying_secret (
     one    boolean PRIMARY KEY DEFAULT true CHECK (one),
     secret bytea   NOT NULL DEFAULT sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()))
 );
 COMMENT ON TABLE tollgate.carrying_secret IS
-    'By which the primary knows what its servers handed out to be carried to it. One row, made at installation and never read outside; a restored dump has another';
+    'The secret by which the primary recognises data that its servers drained. One row, created at installation and never read outside; a restored dump has another';
 INSERT INTO tollgate.carrying_secret DEFAULT VALUES;
 
 -- A subscriber has standbys of its own.
@@ -20,12 +20,12 @@ CREATE FUNCTION tollgate.carrying_signature(what text, fields bytea[]) RETURNS b
     LANGUAGE sql STABLE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    -- The secret comes twice, as in HMAC: a signature cannot be extended to a longer message.
+    -- The secret is used twice, as in HMAC: a signature cannot be extended to a longer message.
     SELECT tollgate.digest_of(ARRAY[s.secret, tollgate.digest_of(ARRAY[s.secret, oidsend(d.oid), convert_to($1, 'UTF8')] || $2)])
-        -- A database that was made from this one as its template has the same secret.
+        -- A database created from this one as its template has the same secret.
         FROM tollgate.carrying_secret s, pg_database d WHERE d.datname = current_database();
 END;
-COMMENT ON FUNCTION tollgate.carrying_signature(text, bytea[]) IS 'What shows that a server of ours handed something out, in this database. Internal.';
+COMMENT ON FUNCTION tollgate.carrying_signature(text, bytea[]) IS 'The signature that proves that one of our servers drained something, in this database. Internal.';
 
 CREATE TABLE tollgate.token_usage (
     token_id     uuid   PRIMARY KEY,
@@ -81,7 +81,7 @@ CREATE FUNCTION tollgate.close_usage() RETURNS TABLE (
         token_id uuid, uses bigint, denials bigint, last_used_at timestamptz, last_used_ip inet)
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'close_usage_wrapper';
-COMMENT ON FUNCTION tollgate.close_usage() IS 'What drain_usage hands out, without the signature. Internal.';
+COMMENT ON FUNCTION tollgate.close_usage() IS 'The result of drain_usage, without the signature. Internal.';
 
 CREATE FUNCTION tollgate.signature_of_usage(node text, boot uuid, generation bigint, rows tollgate.usage_row[]) RETURNS bytea
     LANGUAGE sql STABLE
@@ -91,7 +91,7 @@ BEGIN ATOMIC
         convert_to($1, 'UTF8'), uuid_send($2), int8send($3), array_send(ARRAY(SELECT r FROM unnest($4) r ORDER BY r.token_id))]);
 END;
 COMMENT ON FUNCTION tollgate.signature_of_usage(text, uuid, bigint, tollgate.usage_row[]) IS
-    'What shows that a server of ours handed out these counters, in whatever order. Internal.';
+    'The signature that proves that one of our servers drained these counters, in any order. Internal.';
 
 CREATE FUNCTION tollgate.drain_usage() RETURNS TABLE (
         node text, boot uuid, generation bigint,
@@ -109,7 +109,7 @@ BEGIN ATOMIC
     SELECT c.*, s.signature FROM closed c CROSS JOIN signed s;
 END;
 COMMENT ON FUNCTION tollgate.drain_usage() IS
-    'Closes this database''s counters and hands them out: the same uses and denials again until ack_usage; no rows when there is nothing. With the signature that apply_usage asks for, the same in each row. Writes nothing, so it works on a standby';
+    'Closes this database''s counters and returns them: the same uses and denials again until ack_usage; no rows when there is nothing. With the signature that apply_usage requires, the same in each row. Writes nothing, so it works on a standby';
 
 CREATE FUNCTION tollgate.handed_out_usage(OUT this_node text, OUT this_boot uuid, OUT node text, OUT boot uuid, OUT generation bigint) RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1
@@ -117,8 +117,7 @@ CREATE FUNCTION tollgate.handed_out_usage(OUT this_node text, OUT this_boot uuid
 COMMENT ON FUNCTION tollgate.handed_out_usage() IS
     'The server start, and the generation of this database that drain_usage has returned and ack_usage has not freed; no row without shared memory. Internal.';
 
--- A row that cannot be true is skipped, so that it does not hold up the others, and sums stop at the largest number instead of
--- failing.
+-- An impossible row is skipped, so that it does not block the others, and sums saturate instead of failing.
 --
 -- The joins are pinned, so that the time a flush takes depends on its own size and not on that of the tables, whatever the
 -- statistics say. Rows go in the order of their ids, neighbours to the same pages.
@@ -149,8 +148,8 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: signature, which is not that of the others.',
                   HINT = 'Pass on what drain_usage() returned, all of its rows.';
     END IF;
-    -- One flush at a time, whichever server it is from: what is read below is still so when it is written, and nobody
-    -- deadlocks.
+    -- One flush at a time, whichever server it is from: the rows read below do not change until they are written, and
+    -- there are no deadlocks.
     LOCK TABLE tollgate.usage_flushes IN SHARE ROW EXCLUSIVE MODE;
     SELECT h.* INTO own FROM tollgate.handed_out_usage() h;
     is_own := (own.node, own.boot, own.generation) IS NOT DISTINCT FROM ($1, $2, $3);
@@ -228,7 +227,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.apply_usage(text, uuid, bigint, tollgate.usage_row[], bytea) IS
-    'Adds drained counters to token_usage and usage_hourly, once: true when done now, false when this generation had been applied before; 22023 for what no server handed out. Rows that cannot be true are skipped with a WARNING';
+    'Adds drained counters to token_usage and usage_hourly, once: true when done now, false when this generation was already applied; 22023 for counters that no server drained. Impossible rows are skipped with a WARNING';
 
 CREATE FUNCTION tollgate.usage_applied(node text, boot uuid, generation bigint) RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER

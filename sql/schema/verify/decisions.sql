@@ -291,8 +291,8 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION tollgate.capability_objects(text) IS 'The objects that a capability grants something on; raises if one of them does not exist. Internal.';
 
--- Privileges may come from a membership, or from PUBLIC. USAGE of a type is not needed to call a function. A part of a capability
--- is what no smaller one includes, and what is not given to operators and admins alike, as stats() is.
+-- Privileges may come from a membership, or from PUBLIC. USAGE of a type is not needed to call a function. Objects of a smaller capability, and those given to operators and
+-- admins alike, such as stats(), do not count as a part of a capability.
 CREATE FUNCTION tollgate.list_own_capabilities() RETURNS TABLE (capability text, held text, missing text[])
     LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 4
     SET search_path = pg_catalog, pg_temp
@@ -315,7 +315,7 @@ BEGIN ATOMIC
     GROUP BY o.place, o.capability ORDER BY o.place;
 END;
 COMMENT ON FUNCTION tollgate.list_own_capabilities() IS
-    'What the calling role holds of each capability, itself or as a member of other roles: whole, partly, or not; and what it is missing of it';
+    'Which part of each capability the calling role has, itself or as a member of other roles: whole, partly, or not; and what it lacks';
 
 CREATE VIEW tollgate.object_privileges AS
     SELECT o.object_type, o.object_id, o.object, o.owner, a.grantee, a.privilege_type AS privilege,

@@ -87,7 +87,7 @@ BEGIN
         WHEN unique_violation THEN
             NULL;
     END;
-    -- It was imported in both forms, and is found as the other. This one must not come back once that is purged.
+    -- It was imported in both formats, and is found by the other row. This one must not become valid again once that is purged.
     token := tollgate.lock_token($1);
     affected := tollgate.revoke_families(ARRAY[$1], 'imported twice', jsonb_build_object(
         'same_as', (SELECT t.id FROM tollgate.api_tokens t WHERE t.token_hash = $2)));
@@ -97,7 +97,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.give_digest(uuid, bytea) IS
-    'Has a token that was imported in another form found by its sha256 from now on; revokes it if another row has that, which is the same token. Internal.';
+    'Makes a token that was imported in another format be found by its sha256 from now on; revokes it if another row has that digest, which is the same token. Internal.';
 
 CREATE FUNCTION tollgate.live_successors(token_id uuid) RETURNS SETOF tollgate.api_tokens
     LANGUAGE sql STABLE
@@ -170,9 +170,9 @@ BEGIN
         RETURN 0;
     END IF;
     PERFORM tollgate.settle_findings();
-    -- One run at a time, whichever server it is for, so that what two of them have is recorded once.
+    -- One run at a time, whichever server it is for, so that a finding that two runs have is recorded once.
     LOCK TABLE tollgate.carrying_secret IN SHARE ROW EXCLUSIVE MODE;
-    -- In the order in which others lock several families of a user, nearly.
+    -- Roughly in the order in which others lock several families of a user.
     FOR finding IN
         SELECT g.token_id, g.at, g.client_ip, g.token_hash
         FROM (SELECT f.token_id, f.at, f.client_ip, f.token_hash FROM tollgate.found() f

@@ -234,7 +234,7 @@ impl Daemon {
         let mut command = self.account.command(&self.binary);
         command.arg("run").env("DATABASE_URL", url).current_dir("/").process_group(0);
         if std::env::var_os("TOLLGATED_OPS_ADDRESS").is_none() {
-            // Its usual port may be that of another checkout's. The log says which it is.
+            // Its usual port may be in use by another checkout's daemon. The log says which one it took.
             command.env("TOLLGATED_OPS_ADDRESS", "127.0.0.1:0");
         }
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

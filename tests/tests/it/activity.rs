@@ -55,7 +55,7 @@ async fn old_tokens(owner: &Client, count: i32) -> Result<Vec<Uuid>> {
     Ok(tokens)
 }
 
-/// As of a server of its own.
+/// A generation of a separate server.
 async fn flush_of(owner: &Client, rows: &[UsageRow]) -> Result<Generation> {
     signed(owner, "n", Uuid::new_v4(), 1, rows).await
 }
@@ -347,7 +347,7 @@ async fn the_hours_of_a_token_go_with_it() -> Result<()> {
     Ok(())
 }
 
-/// As an operator: what a bill or an inquiry needs does not depend on the role of the daemon.
+/// As an operator: retention for billing and audits does not depend on the daemon's role.
 #[tokio::test]
 async fn nobody_purges_what_the_owner_has_kept() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "kept").await?;

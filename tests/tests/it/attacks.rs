@@ -513,7 +513,7 @@ async fn the_owners_rights_cannot_be_borrowed() -> Result<()> {
     }
     assert_eq!(value::<String>(&owner_here, state).await?, before, "something of ours has changed");
 
-    // Objects that she creates on top of ours run with her rights, whoever uses them, and by now she has none.
+    // Objects that she creates on top of ours run with her rights, whichever role uses them, and she has none any more.
     eve.batch_execute(
         "create view eve.tokens as select * from tollgate.tokens;
          create function eve.issue() returns text language sql security definer as $$ select token from tollgate.create_api_token('v', 'n') $$;

@@ -44,7 +44,7 @@ fn every_part_of_the_benchmark_runs_and_reports_its_figures() -> Result<()> {
     assert_eq!(names, names_of_parts()?);
     for part in parts {
         let figures = part["figures"].as_array().context("figures")?;
-        // Against a peer of the same run: a bare time says nothing on another machine.
+        // Relative to a peer in the same run: an absolute time means nothing on another machine.
         assert!(figures.iter().any(|figure| unit(figure) == "ratio"), "no ratio in {part}");
         assert!(figures.iter().any(|figure| !figure["target"].is_null()), "no target in {part}");
         for figure in figures {
@@ -53,7 +53,7 @@ fn every_part_of_the_benchmark_runs_and_reports_its_figures() -> Result<()> {
                 |name: &str| figure[name].as_f64().with_context(|| format!("{what} was not measured"));
             let (min, median, max) = (number("min")?, number("median")?, number("max")?);
             assert!(min <= median && median <= max && max.is_finite(), "{what}: {figure}");
-            // A rate or a duration of zero is of work that was not done.
+            // A rate or a duration of zero means that no work was done.
             if ["ratio", "per_second", "milliseconds", "microseconds", "nanoseconds"].contains(&unit(figure))
             {
                 assert!(min > 0.0, "{what}: {figure}");

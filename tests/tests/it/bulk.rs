@@ -194,7 +194,9 @@ async fn truncating_a_partitioned_table_of_users_reads_each_partition_once() -> 
                  create table users_1 partition of users default;";
     let cluster = SHARED.cluster()?;
     let mut counted = Vec::new();
-    for (name, partitioned, parts) in [("once", "", ""), ("once_parted", "partition by range (length(filler))", parts)] {
+    for (name, partitioned, parts) in
+        [("once", "", ""), ("once_parted", "partition by range (length(filler))", parts)]
+    {
         let prepare = table.replace("PARTITIONED", partitioned).replace("PARTS", parts);
         let owner = prepared(&cluster, name, FEW, &prepare).await?;
         counted.push(pages(&owner, "select empty_users()").await?);
@@ -536,7 +538,7 @@ async fn dropping_a_webhook_with_waiting_messages() -> Result<()> {
     is_linear("dropping", BACKLOG, "select tollgate.drop_webhook('gone1')").await
 }
 
-/// As the daemon deletes: a few at a time.
+/// Deletes like the daemon: a few at a time.
 #[tokio::test]
 async fn purging_given_up_messages() -> Result<()> {
     let prepare = format!("{BACKLOG}; update tollgate.webhook_queue set dead_at = now() - interval '40 days', created_at = now() - interval '50 days'
@@ -589,7 +591,7 @@ async fn a_step_of_purging_messages_does_not_pass_what_the_ones_before_it_remove
     Ok(())
 }
 
-/// The numbers of a webhook's messages change with each message. Beside an older transaction what they were before stays.
+/// The message counts of a webhook change with each message. While an older transaction is open, old versions stay.
 #[tokio::test]
 async fn numbers_that_changed_often_beside_an_old_snapshot_are_found_at_once() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
@@ -634,7 +636,7 @@ async fn numbers_that_changed_often_beside_an_old_snapshot_are_found_at_once() -
     Ok(())
 }
 
-/// What one call looks at depends on what it removes, and not on how much there is to be removed, or has to stay.
+/// The pages that one call reads depend on what it removes, not on how much there is to remove or to keep.
 #[tokio::test]
 async fn a_step_of_purging_the_log_costs_the_same_however_many_seals_there_are() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);

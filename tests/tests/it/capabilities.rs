@@ -15,7 +15,7 @@ static SHARED: Shared = Shared::new(&[]);
 
 const CAPABILITIES: [&str; 4] = ["verifier", "issuer", "admin", "operator"];
 
-/// What everyone may call.
+/// Functions that everyone may call.
 const PUBLIC: [&str; 10] = [
     "tollgate.client_ip_from(text,cidr[])",
     "tollgate.current_scopes()",
@@ -314,7 +314,7 @@ async fn everyone_may_ask_what_they_hold_of_each_capability() -> Result<()> {
     assert_eq!(value::<String>(&owner, own).await?, "whole not not not");
     owner.batch_execute("rollback").await?;
 
-    // One function less, or one alone.
+    // One function less, or only one.
     owner.batch_execute("revoke execute on function tollgate.create_api_token from holds_issuer").await?;
     assert_eq!(held("holds_issuer").await?, "whole partly not not");
     let missing = "select array_to_string(missing, ' ') from tollgate.list_own_capabilities() where capability = 'issuer'";
@@ -807,7 +807,7 @@ async fn a_dump_is_restored_where_its_roles_are_not() -> Result<()> {
     roles(&owner, &[("left_behind", "admin")]).await?;
     owner.batch_execute("revoke all on all functions in schema tollgate from left_behind").await?;
     let elsewhere = Cluster::builder().extension(false).start()?;
-    // Without --no-privileges, psql would stop at the first GRANT to a missing role, whoever granted it.
+    // Without --no-privileges, psql would stop at the first GRANT to a missing role, whichever role granted it.
     let mut dump = cluster.program("pg_dump");
     let dumped = dump.env("PGDATABASE", "departing").arg("--no-privileges").output()?;
     ensure!(dumped.status.success(), "{}", String::from_utf8_lossy(&dumped.stderr));

@@ -186,17 +186,17 @@ async fn check_warns_of_a_server_that_logs_tokens() -> Result<()> {
     let db = Db::only(&cluster).await?;
     let log = finding(&json_of(&db.url(), &["check"], OK), "log");
     assert_eq!(log["verdict"], json!("warn"), "{log}");
-    let mend = log["mend"].as_str().context("what mends it")?;
-    assert!(mend.contains("web"), "{mend}");
-    db.owner.batch_execute(mend).await?;
+    let remedy = log["remedy"].as_str().context("a remedy")?;
+    assert!(remedy.contains("web"), "{remedy}");
+    db.owner.batch_execute(remedy).await?;
     let report = json_of(&db.url(), &["check"], OK);
     let (log, statements) = (finding(&report, "log"), finding(&report, "statements"));
     assert_eq!(log["verdict"], json!("ok"), "{log}");
-    // Their texts are logged all the same.
+    // Their texts are still logged.
     assert_eq!(statements["verdict"], json!("warn"), "{statements}");
     let detail = statements["detail"].as_str().context("a detail")?;
     assert!(detail.contains("log_min_duration_statement = 0 (") && detail.contains("web"), "{detail}");
-    db.owner.batch_execute(statements["mend"].as_str().context("what mends it")?).await?;
+    db.owner.batch_execute(statements["remedy"].as_str().context("a remedy")?).await?;
     assert_eq!(finding(&json_of(&db.url(), &["check"], OK), "statements")["verdict"], json!("ok"));
     Ok(())
 }
@@ -205,7 +205,7 @@ async fn check_warns_of_a_server_that_logs_tokens() -> Result<()> {
 async fn check_warns_of_failing_statements_that_are_logged_until_they_are_not() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder())?);
     let db = Db::only(&cluster).await?;
-    // A good token, that lacks a scope.
+    // A valid token that lacks a scope.
     let present = async || -> Result<String> {
         let token = issue(&db.owner, "a", &[]).await?.token;
         let web = db.session("web").await?;
@@ -222,7 +222,7 @@ async fn check_warns_of_failing_statements_that_are_logged_until_they_are_not() 
     assert_eq!(warned["verdict"], json!("warn"), "{warned}");
     let detail = warned["detail"].as_str().context("a detail")?;
     assert!(detail.contains("log_min_error_statement = error (web)"), "{detail}");
-    db.owner.batch_execute(warned["mend"].as_str().context("what mends it")?).await?;
+    db.owner.batch_execute(warned["remedy"].as_str().context("a remedy")?).await?;
     assert_eq!(statements()["verdict"], json!("ok"));
 
     let hidden = present().await?;
@@ -255,7 +255,7 @@ async fn check_says_who_sees_the_statements_of_others() -> Result<()> {
     let kept = finding(&report, "pg_stat_statements");
     assert_eq!(kept["verdict"], json!("warn"), "{kept}");
     db.owner.batch_execute("create role watcher login in role pg_monitor").await?;
-    db.owner.batch_execute(kept["mend"].as_str().context("what mends it")?).await?;
+    db.owner.batch_execute(kept["remedy"].as_str().context("a remedy")?).await?;
     let report = json_of(&db.url(), &["check"], OK);
     assert_eq!(finding(&report, "pg_stat_statements")["verdict"], json!("ok"));
     let activity = finding(&report, "activity");
@@ -293,7 +293,7 @@ async fn check_names_the_capability_of_which_a_role_has_only_a_part() -> Result<
         let findings = report["findings"].as_array().context("findings")?;
         let grants = format!("SELECT tollgate.grant_capability('{role}', '{capability}');");
         let partly: Vec<&Value> =
-            findings.iter().filter(|finding| finding["mend"] == json!(grants)).collect();
+            findings.iter().filter(|finding| finding["remedy"] == json!(grants)).collect();
         assert_eq!(partly.len(), 1, "{report}");
         assert!(
             partly[0]["detail"].as_str().is_some_and(|detail| detail.contains(&format!("{function}("))),
@@ -705,7 +705,7 @@ async fn an_attached_table_that_ends_no_tokens_fails_the_check_until_what_it_pri
             "drop trigger tollgate_user_deleted on people",
             "public.people lacks the trigger tollgate_user_deleted",
         ),
-        // What it was attached with is known by the others.
+        // The other triggers still have its arguments.
         (
             "drop trigger tollgate_user_changed on people",
             "public.people lacks the trigger tollgate_user_changed",
@@ -725,18 +725,18 @@ async fn an_attached_table_that_ends_no_tokens_fails_the_check_until_what_it_pri
         for finding in &found {
             assert_eq!(finding.severity, "fail", "{change}: {finding:?}");
             assert!(finding.detail.contains(named), "{change}: {finding:?}");
-            let mend = finding.mend.split("; and").next().unwrap_or_default();
-            db.owner.batch_execute(mend).await.with_context(|| mend.to_owned())?;
+            let remedy = finding.remedy.split("; and").next().unwrap_or_default();
+            db.owner.batch_execute(remedy).await.with_context(|| remedy.to_owned())?;
         }
         assert!(health(&db, "users tables", "0").await?.is_empty(), "{change}");
         assert_eq!(value::<String>(&db.owner, listed).await?, before, "{change}");
     }
-    // What cannot be the key, or has no such condition, any more.
+    // A column that can no longer be the key, or a condition that is no longer valid.
     db.owner
         .batch_execute("alter table people rename id to login; alter table people drop column gone")
         .await?;
     let finding = only(&db, "users tables", "0").await?;
-    assert!(finding.detail.contains("gone") && finding.mend.contains("'login'"), "{finding:?}");
+    assert!(finding.detail.contains("gone") && finding.remedy.contains("'login'"), "{finding:?}");
     db.owner
         .batch_execute("select tollgate.attach_users_table('people', 'login', active => 'plan <> ''none''')")
         .await?;
@@ -751,7 +751,7 @@ async fn an_attached_table_that_ends_no_tokens_fails_the_check_until_what_it_pri
     Ok(())
 }
 
-// ---- What may be asked
+// ---- Arguments and privileges
 
 #[tokio::test]
 async fn patience_has_a_range_and_the_function_needs_a_grant() -> Result<()> {

@@ -626,7 +626,7 @@ async fn the_end_of_an_identity_before_its_transactions_frees_nothing() -> Resul
                  raise 'bound to two';
              exception when active_sql_transaction then null;
              end;
-             if tollgate.current_user_id() is not null then raise 'still somebody'; end if;
+             if tollgate.current_user_id() is not null then raise 'still authenticated'; end if;
          end $$"
     );
     web.batch_execute(&block).await?;

@@ -134,8 +134,8 @@ fn memory(pid: &str) -> Option<f64> {
     Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }
 
-/// Verifies until a count is as it should be, or for so long. How long that took, p99 of the verifications in milliseconds, and
-/// the most memory that the daemon and one of its backends had meanwhile.
+/// Verifies until a condition holds, or for a fixed time. Returns how long that took, the p99 of the verifications in milliseconds,
+/// and the peak memory of the daemon and of one of its backends.
 async fn verify_until(
     db: &Db,
     token: &str,
@@ -177,8 +177,8 @@ async fn verify_until(
     Ok((begun.elapsed(), p99, own, of_backends))
 }
 
-/// Each is recorded once and purged once, and neither the daemon nor its backends hold what would grow with them. How long that
-/// took, and what verifications felt of it, is printed.
+/// Each is recorded once and purged once, and the memory of the daemon and its backends does not grow with them. The duration, and
+/// the effect on verifications, are printed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "long: a quarter of an hour"]
 async fn half_a_million_tokens_that_expire_in_one_second_are_recorded_and_purged() -> Result<()> {
@@ -197,7 +197,7 @@ async fn half_a_million_tokens_that_expire_in_one_second_are_recorded_and_purged
     db.owner.batch_execute(&load).await?;
     db.owner.batch_execute("vacuum analyze tollgate.api_tokens").await?;
     let (_, quiet, ..) = verify_until(&db, &live.token, None, Duration::from_secs(20), None).await?;
-    // What it announces it would do beside this.
+    // It also announces.
     let mut daemon = Tollgated::spawn(&db.url(), &["run", "--expiry-notice=0"])?;
     let expired = "select expires_at < now() from tollgate.api_tokens where expires_at is not null order by expires_at desc limit 1";
     eventually_async(Duration::from_secs(300), "all to expire", async || {

@@ -1,4 +1,4 @@
-//! The daemon's HTTP listeners: whether it lives, whether it is ready, what it measures, and what is refused.
+//! The daemon's HTTP listeners: liveness, readiness, metrics, and refused requests.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use crate::common::{self, Shared, issue, issue_with, revoke};
 use crate::operator::{self, Db, OPERATOR};
 use crate::web::{LONG, begin, eventually_answers, eventually_measures, get, metrics, request, run, run_api};
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -234,7 +235,7 @@ async fn a_port_in_use_is_reported_and_served_once_it_is_free() -> Result<()> {
     eventually_async(LONG, "the second to serve", async || second.address("ops") == Some(address)).await;
     assert_eq!(get(address, "/livez", &[]).await?.status, 200);
     assert_eq!(second.log().matches("the address is in use").count(), 1);
-    // Nothing but another configuration helps with these.
+    // Only another configuration helps with these.
     for wrong in ["localhost:9464", "9464", "192.0.2.1:9464"] {
         let flag = format!("--ops-address={wrong}");
         let refused = Tollgated::run("postgresql://nobody@127.0.0.1:1/nowhere", &["run", &flag])?;

@@ -139,7 +139,7 @@ async fn default_privileges_of_the_installing_role_give_nothing_away() -> Result
     let owner = cluster.connect("postgres", "lavish").await?;
     let heir = cluster.connect("heir", "lavish").await?;
     assert_locked(&owner, &heir).await?;
-    // What is public does work, and so is not merely a name.
+    // The public functions do work.
     for (question, answer) in
         [("scope_grants('{posts:*}', 'posts:read')", true), ("token_has_scope('posts:read')", false)]
     {

@@ -93,7 +93,7 @@ async fn every_function_that_runs_as_the_owner_or_is_written_in_sql_pins_its_sea
     .await
 }
 
-/// `enable_sort = off` and its like add ten thousand million to a plan's estimated cost, so no plan is too cheap for JIT then.
+/// `enable_sort = off` and similar settings add ten billion to a plan's estimated cost, so no plan is too cheap for JIT then.
 #[tokio::test]
 async fn a_function_that_restricts_the_planner_is_not_compiled_for_each_call() -> Result<()> {
     none(

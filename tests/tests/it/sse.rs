@@ -145,12 +145,12 @@ async fn a_reader_receives_what_happens_from_now_on() -> Result<()> {
     let mut stream = Stream::open(api, &token.token, "", None).await?;
     let phone = issue(&db.owner, "ann", &["posts:read"]).await?;
     assert!(revoke(&db.owner, phone.id).await?);
-    let told = stream.take(2).await?;
-    assert_eq!([told[0].event.as_str(), told[1].event.as_str()], ["token.created", "token.revoked"]);
-    assert_eq!(told[1].data["event"], "token.revoked");
-    assert_eq!(told[1].data["token_id"], phone.id.to_string());
-    assert_eq!(told[1].data["user_id"], "ann");
-    assert!(told[1].data["epoch"].is_i64(), "{:?}", told[1].data);
+    let received = stream.take(2).await?;
+    assert_eq!([received[0].event.as_str(), received[1].event.as_str()], ["token.created", "token.revoked"]);
+    assert_eq!(received[1].data["event"], "token.revoked");
+    assert_eq!(received[1].data["token_id"], phone.id.to_string());
+    assert_eq!(received[1].data["user_id"], "ann");
+    assert!(received[1].data["epoch"].is_i64(), "{:?}", received[1].data);
     eventually_measures(ops, "tollgated_event_streams", |count| count == 1.0).await;
     drop(stream);
     eventually_measures(ops, "tollgated_event_streams", |count| count == 0.0).await;
@@ -219,7 +219,7 @@ async fn a_reader_that_returns_with_the_last_id_misses_nothing_not_even_late_com
     let db = db("late").await?;
     let token = reader(&db.owner).await?;
     let (_daemon, _, api) = run_api(&db.url(), &[]).await?;
-    // Its row has the lower number, and commits after the others were told.
+    // Its row has the lower number, and commits after the others were delivered.
     let mut late = db.session("postgres").await?;
     let transaction = late.transaction().await?;
     let hidden: i64 = transaction
@@ -237,7 +237,7 @@ async fn a_reader_that_returns_with_the_last_id_misses_nothing_not_even_late_com
     drop(stream);
     transaction.commit().await?;
 
-    let last = told.pop().context("an event")?.id;
+    let last = received.pop().context("an event")?.id;
     let mut stream = Stream::open(api, &token.token, "", Some(&last)).await?;
     let rest = numbers(&stream.take(3).await?);
     assert!(rest.contains(&hidden), "{hidden} is not among {rest:?}");
@@ -256,7 +256,7 @@ async fn a_killed_daemon_loses_no_event_and_another_one_continues() -> Result<()
     for round in 0..3 {
         let (mut daemon, ops, api) = run_api(&db.url(), &[]).await?;
         eventually_answers(ops, "/readyz", 200).await;
-        let last = told.last().map(|event| event.id.clone());
+        let last = received.last().map(|event| event.id.clone());
         let mut stream = Stream::open(api, &token.token, "?since=0", last.as_deref()).await?;
         for _ in 0..20 {
             let one = issue(&db.owner, "ann", &[]).await?;
@@ -266,7 +266,7 @@ async fn a_killed_daemon_loses_no_event_and_another_one_continues() -> Result<()
         daemon.kill()?;
     }
     let (_daemon, _, api) = run_api(&db.url(), &[]).await?;
-    let last = told.last().map(|event| event.id.clone());
+    let last = received.last().map(|event| event.id.clone());
     let mut stream = Stream::open(api, &token.token, "", last.as_deref()).await?;
     let there = logged(&db.owner).await?;
     while numbers(&received).into_iter().collect::<BTreeSet<_>>() != there.iter().copied().collect() {
@@ -337,7 +337,7 @@ async fn a_reader_that_never_reads_delays_nobody_and_is_cut_off() -> Result<()> 
     }
     let after = metrics(ops).await?["tollgated_resident_memory_bytes"];
     assert!(after - before < 60e6, "from {before} to {after} bytes");
-    // Those that take nothing are let go; the one that reads stays.
+    // Readers that take nothing are disconnected; the one that reads stays.
     eventually_measures(ops, "tollgated_event_streams", |count| count == 1.0).await;
     let mut rest = Vec::new();
     let mut one = stalled.pop().context("a socket")?;
@@ -356,7 +356,7 @@ async fn readers(owner: &Client) -> Result<Vec<Token>> {
     Ok(tokens)
 }
 
-/// As many streams as there may be: eight for each of eight tokens.
+/// The maximum number of streams: eight for each of eight tokens.
 async fn fill(api: SocketAddr, tokens: &[Token]) -> Result<Vec<Stream>> {
     let mut streams = Vec::new();
     for token in &tokens[..8] {
@@ -491,7 +491,7 @@ async fn failures_of_an_address_neither_end_its_streams_nor_block_a_valid_token(
         while stream.take(1).await?[0].data["token_id"] != token.id.to_string() {}
         issue(&db.owner, "ann", &[]).await?;
         while stream.take(1).await?[0].data["user_id"] != "ann" {}
-        // And another reader with it is let in.
+        // And another reader with it is admitted.
         Stream::open(api, &token.token, "", None).await?;
     }
     assert_eq!(asked(&elsewhere.token).await?, 401);

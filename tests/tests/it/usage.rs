@@ -356,7 +356,7 @@ async fn server_starts_and_nodes_are_distinguished() -> Result<()> {
         assert!(apply(&db.operator, generation).await?);
         assert!(!apply(&db.operator, generation).await?);
     }
-    // What one server start has reached says nothing of another: numbers are compared within one only.
+    // The generations of one server start say nothing about another: numbers are compared within one only.
     let low_number = signed(&db.owner, &own.node, Uuid::new_v4(), 5, &own.rows).await?;
     assert!(apply(&db.operator, &low_number).await?);
     assert_eq!(counts(&db.owner, token.id).await?, (4, 0));
@@ -510,8 +510,8 @@ async fn refused_to_apply(operator: &Client, generation: &Generation) {
     assert_eq!(error.map(|error| error.code()), Some(&SqlState::INVALID_PARAMETER_VALUE), "{error:?}");
 }
 
-/// Whoever carries counters can change nothing of them: neither count a use that was none, nor leave one out, nor have what a
-/// server, a standby too, hands out later taken for applied.
+/// The carrier of counters cannot change them: it can neither invent a use, nor leave one out, nor make what a server or a standby
+/// hands out later count as applied.
 #[tokio::test]
 async fn what_no_server_handed_out_is_not_applied() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "madeup").await?;
@@ -555,7 +555,7 @@ async fn what_no_server_handed_out_is_not_applied() -> Result<()> {
     // Neither does it count in another database of the same server.
     let other = Db::create(&SHARED.cluster()?, "madeup_too").await?;
     refused_to_apply(&other.operator, &own).await;
-    // In whatever order it comes.
+    // In any order.
     let mut reversed = own.clone();
     reversed.rows.reverse();
     assert!(apply(&db.operator, &reversed).await?);
@@ -566,14 +566,14 @@ async fn what_no_server_handed_out_is_not_applied() -> Result<()> {
     Ok(())
 }
 
-/// Whatever else is known of it.
+/// Whatever else the row says.
 #[tokio::test]
 async fn only_a_generation_that_was_handed_out_is_applied_or_acknowledged() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "handedout").await?;
     let token = issue(&db.owner, "a", &[]).await?;
     code(&db.web, &token.token).await?;
     let own = drained(&db.operator).await?;
-    // Not even with a signature, as of a state of the server that was restored.
+    // Not even with a signature, such as one from a restored state of the server.
     let unknown = async |number| signed(&db.owner, &own.node, own.boot, number, &[]).await;
     for number in [own.number + 1, own.number + 1000, i64::MAX, own.number - 1, 0, -1, i64::MIN] {
         refused_to_apply(&db.operator, &unknown(number).await?).await;
@@ -742,7 +742,7 @@ async fn servers_that_are_flushed_at_once_do_not_deadlock() -> Result<()> {
     let mut carriers = Vec::new();
     for node in ["primary", "standby"] {
         let (operator, generation) = (db.session(OPERATOR).await?, generation(node, &rows).await?);
-        // Other joins might bring the rows into an order of their own.
+        // Other joins might return the rows in another order.
         operator.batch_execute("set enable_hashjoin = off; set enable_mergejoin = off").await?;
         carriers.push(tokio::spawn(async move { apply(&operator, &generation).await }));
         rows.reverse();
@@ -1010,7 +1010,7 @@ async fn without_preload_tokens_are_verified_and_metering_says_why_it_is_off() -
 
 #[tokio::test]
 async fn the_number_of_tokens_is_counted_while_they_are_few_and_else_unknown_before_analyze() -> Result<()> {
-    let db = db("estimated").await?;
+    let db = Db::create(&SHARED.cluster()?, "estimated").await?;
     let estimate = async || Ok::<_, anyhow::Error>(stats(&db.operator).await?["tokens_estimate"].clone());
     db.owner.batch_execute("alter table tollgate.api_tokens set (autovacuum_enabled = off)").await?;
     assert_eq!(estimate().await?, json!(0));
@@ -1022,7 +1022,7 @@ async fn the_number_of_tokens_is_counted_while_they_are_few_and_else_unknown_bef
     assert_eq!(estimate().await?, Value::Null);
     db.owner.batch_execute("analyze tollgate.api_tokens").await?;
     assert_eq!(estimate().await?, json!(10_003));
-    // By the size that it has grown to since.
+    // By its current size.
     db.owner.batch_execute(more).await?;
     let twice = estimate().await?.as_i64().context("a number")?;
     assert!((19_000..=21_000).contains(&twice), "{twice}");

@@ -199,7 +199,7 @@ mod tests {
         let finding = only(&privileges);
         assert_eq!(finding.verdict, Verdict::Fail);
         assert_eq!(
-            finding.mend.as_deref().unwrap().lines().collect::<Vec<_>>(),
+            finding.remedy.as_deref().unwrap().lines().collect::<Vec<_>>(),
             [
                 "GRANT USAGE ON SCHEMA tollgate TO \"My role\";",
                 "SELECT tollgate.grant_capability('\"My role\"', 'operator');",
@@ -244,19 +244,19 @@ mod tests {
                 finding.detail.contains(&format!("{name} only in part: it may not use tollgate.of_{name}()"))
             );
             assert_eq!(
-                finding.mend.as_deref(),
+                finding.remedy.as_deref(),
                 Some(format!("SELECT tollgate.grant_capability('\"My role\"', '{name}');").as_str())
             );
             // An application's role is not asked to be an operator.
             assert!(
-                !findings[0].mend.as_deref().unwrap_or_default().contains("grant_capability"),
+                !findings[0].remedy.as_deref().unwrap_or_default().contains("grant_capability"),
                 "{findings:?}"
             );
         }
         let finding = only(&with([Not, Not, Not, Partly]));
         assert_eq!(finding.verdict, Verdict::Fail);
         assert!(finding.detail.contains("tollgate.of_operator()"), "{}", finding.detail);
-        assert!(finding.mend.unwrap().contains("'operator'"));
+        assert!(finding.remedy.unwrap().contains("'operator'"));
     }
 
     #[test]

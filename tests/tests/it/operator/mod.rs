@@ -185,7 +185,7 @@ pub(crate) async fn apply(client: &Client, generation: &Generation) -> Result<bo
     Ok(row.get(0))
 }
 
-/// A generation that no server handed out, with a signature all the same.
+/// A generation that no server handed out, but with a valid signature.
 pub(crate) async fn signed(
     owner: &Client,
     node: &str,
