@@ -65,7 +65,7 @@ async fn functions(owner: &Client) -> Result<Vec<Function>> {
         select p.proname::text, p.oid::regprocedure::text, coalesce(p.proargnames[a.n], ''), format_type(a.type, null),
                a.n > p.pronargs - p.pronargdefaults
           from (select distinct d.object::regprocedure as oid from tollgate.privilege_decisions d
-                 where d.object_type = 'FUNCTION' and d.given_to <> 'nobody') g
+                 where d.object_type = 'FUNCTION' and d.given_to <> 'internal') g
           join pg_proc p on p.oid = g.oid, unnest(p.proargtypes) with ordinality a (type, n)
          order by p.oid::regprocedure::text, a.n";
     let mut functions: Vec<Function> = Vec::new();

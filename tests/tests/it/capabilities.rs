@@ -147,11 +147,11 @@ async fn every_function_view_and_type_has_a_privilege_decision() -> Result<()> {
 
     let unclear = "
         select d.object || ': ' || d.given_to from tollgate.privilege_decisions d
-        where d.given_to not in ('public', 'verifier', 'issuer', 'admin', 'operator', 'nobody')
+        where d.given_to not in ('public', 'verifier', 'issuer', 'admin', 'operator', 'internal')
            or d.object_type not in ('FUNCTION', 'VIEW', 'TYPE')
-           or d.given_to = 'nobody' and exists (select from tollgate.privilege_decisions o where o.object = d.object and o.given_to <> 'nobody')
+           or d.given_to = 'internal' and exists (select from tollgate.privilege_decisions o where o.object = d.object and o.given_to <> 'internal')
            or d.object_type = 'FUNCTION'
-              and (d.given_to = 'nobody') <> (obj_description(d.object::regprocedure, 'pg_proc') like '%Internal%')";
+              and (d.given_to = 'internal') <> (obj_description(d.object::regprocedure, 'pg_proc') like '%Internal%')";
     let unclear = names(&owner, unclear).await?;
     assert!(
         unclear.is_empty(),

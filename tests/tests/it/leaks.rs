@@ -142,7 +142,7 @@ async fn functions(owner: &Client) -> Result<Vec<(String, Vec<Argument>)>> {
                           from unnest(p.proargtypes) with ordinality a (t, n) order by n)
              from pg_proc p
              where p.oid in (select d.object::regprocedure from tollgate.privilege_decisions d
-                             where d.object_type = 'FUNCTION' and d.given_to <> 'nobody')",
+                             where d.object_type = 'FUNCTION' and d.given_to <> 'internal')",
             &[],
         )
         .await?;

@@ -31,7 +31,7 @@ const SIGNATURES: &str = "
                case d.object_type when 'FUNCTION' then d.object::regprocedure end as function,
                case d.object_type when 'VIEW' then d.object::regclass
                                   when 'TYPE' then (select t.typrelid from pg_type t where t.oid = d.object::regtype) end as relation
-          from tollgate.privilege_decisions d where d.given_to <> 'nobody'
+          from tollgate.privilege_decisions d where d.given_to <> 'internal'
     )
     select d.given_to, p.proname::text as name,
            format('%s(%s) → %s', p.proname, pg_get_function_arguments(p.oid), pg_get_function_result(p.oid)) as signature
@@ -200,7 +200,7 @@ async fn internal_objects_say_so_in_their_comments() -> Result<()> {
                     lateral (select case d.object_type when 'FUNCTION' then obj_description(d.object::regprocedure, 'pg_proc')
                                                        when 'VIEW' then obj_description(d.object::regclass, 'pg_class')
                                                        when 'TYPE' then obj_description(d.object::regtype, 'pg_type') end) o (comment)
-              where (d.given_to = 'nobody') is distinct from (o.comment ~ '\\mInternal[.:]')",
+              where (d.given_to = 'internal') is distinct from (o.comment ~ '\\mInternal[.:]')",
             &[],
         )
         .await?;

@@ -161,7 +161,7 @@ pub(crate) const PREPARATION: &str = "create temporary table clerks_users (id in
 /// Function and call, for each granted function, in the order of the list above.
 pub(crate) async fn all(owner: &Client) -> Result<Vec<(&'static str, &'static str)>> {
     let given = "select distinct d.object::regprocedure::text from tollgate.privilege_decisions d
-                 where d.object_type = 'FUNCTION' and d.given_to <> 'nobody'";
+                 where d.object_type = 'FUNCTION' and d.given_to <> 'internal'";
     let given: BTreeSet<String> = owner.query(given, &[]).await?.iter().map(|row| row.get(0)).collect();
     let calls: BTreeMap<&str, &str> = CALLS.iter().copied().collect();
     assert_eq!(
