@@ -1,4 +1,5 @@
-//! The latency of verifications: a histogram per database, made of atomics, so that it can be in shared memory. Recording takes no lock and cannot fail.
+//! The latency of verifications: a histogram per database, made of atomics, so that it can be in shared memory.
+//! Recording takes no lock and cannot fail.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
@@ -68,8 +69,8 @@ impl Default for Latencies {
 }
 
 impl Latencies {
-    /// The histogram of a database. If it has none, it gets a free one, or that of a dropped database; `None` if there is neither. Two
-    /// concurrent callers may each get one; [`Latencies::of`] adds them up.
+    /// The histogram of a database. If it has none, it gets a free one, or that of a dropped database; `None` if there
+    /// is neither. Two concurrent callers may each get one; [`Latencies::of`] adds them up.
     pub fn claim(&self, database: u32, is_gone: impl Fn(u32) -> bool) -> Option<&Histogram> {
         let all = || self.0.iter();
         let is = |histogram: &&Histogram| histogram.database.load(Acquire) == database;
@@ -109,8 +110,8 @@ impl Latencies {
     }
 }
 
-/// One in this many of a process's verifications is measured. A prime number, so that it does not coincide with a pattern of an
-/// application.
+/// One in this many of a process's verifications is measured. A prime number, so that it does not coincide with a
+/// pattern of an application.
 pub const ONE_IN: u32 = 61;
 
 /// Counts down to the next verification that is measured. It belongs to one process.
@@ -122,8 +123,8 @@ impl Countdown {
         Countdown(AtomicU32::new(0))
     }
 
-    /// Whether this one is measured. The first is one of the first [`ONE_IN`], chosen by `seed`: otherwise connections that verify once
-    /// would always be measured, with cold caches, or never.
+    /// Whether this one is measured. The first is one of the first [`ONE_IN`], chosen by `seed`: otherwise connections
+    /// that verify once would always be measured, with cold caches, or never.
     #[inline]
     pub fn is_due(&self, seed: impl FnOnce() -> u32) -> bool {
         let left = match self.0.load(Relaxed) {

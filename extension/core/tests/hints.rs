@@ -19,7 +19,7 @@ fn one(n: u32) -> (Digest, Location) {
 }
 
 #[test]
-fn what_was_noted_last_is_found_and_nothing_else() {
+fn the_last_noted_hint_is_found_and_nothing_else() {
     let hints = hints(1000);
     let (digest, first) = one(1);
     assert_eq!(hints.find(&digest), None);

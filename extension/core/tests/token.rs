@@ -152,7 +152,7 @@ fn a_prefix_with_underscores_is_read_from_the_right() {
 }
 
 #[test]
-fn what_has_the_right_tail_but_no_proper_prefix_is_malformed() {
+fn the_right_tail_without_a_proper_prefix_is_malformed() {
     let tail = &KNOWN_TOKEN[4..];
     for bad in ["", "_", "_a", "0a", "A", "tgT", "tg-t", "tgt ", "\u{e9}", "a\0", "abcdefghijklmnopq"] {
         assert!(token::parse(format!("{bad}_{tail}").as_bytes()).is_none(), "{bad:?}");

@@ -103,7 +103,7 @@ fn any_file() -> impl Strategy<Value = (Head, Vec<Record>)> {
 
 proptest! {
     #[test]
-    fn what_is_read_is_what_was_written((head, records) in any_file()) {
+    fn the_data_read_is_the_data_written((head, records) in any_file()) {
         prop_assert_eq!(read(&written(&head, &records)).unwrap(), (head, records));
     }
 

@@ -1,5 +1,5 @@
-//! Times a sample of verifications, from the call to the moment when its outcome is counted. Two clock readings and two additions
-//! in shared memory are too expensive for each, and a few thousand give the same result.
+//! Times a sample of verifications, from the call to the moment when its outcome is counted. Two clock readings and two
+//! additions in shared memory are too expensive for each, and a few thousand give the same result.
 
 use super::{database, database_exists, process, segment};
 use std::sync::OnceLock;
@@ -34,8 +34,8 @@ impl Timer {
     }
 }
 
-/// The histogram of this database. If there is none, the next measurement tries again: another database may have been dropped by
-/// then.
+/// The histogram of this database. If there is none, the next measurement tries again: another database may have been
+/// dropped by then.
 fn histogram() -> Option<&'static Histogram> {
     static MINE: OnceLock<&'static Histogram> = OnceLock::new();
     if let Some(mine) = MINE.get() {

@@ -1,11 +1,11 @@
 //! Counters that all backends share: how often each token was used or refused, and when and from where last; and the
 //! state of rate limits, of tokens, users and client addresses.
 //!
-//! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in the crate `tollgate-core`
-//! (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those slices; this file is what the rest calls.
-//! The segment also holds hints at where tokens are stored, `findings` to be recorded, and `latency`, the histogram of verifications;
-//! `restart` carries counters and limits over a clean
-//! restart of the server.
+//! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in
+//! the crate `tollgate-core` (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those
+//! slices; this file is what the rest calls. The segment also holds hints at where tokens are stored, `findings` to be
+//! recorded, and `latency`, the histogram of verifications; `restart` carries counters and limits over a clean restart
+//! of the server.
 //!
 //! Locking rules:
 //!

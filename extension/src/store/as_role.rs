@@ -57,7 +57,8 @@ pub(crate) fn query(
         .map_err(|error| not_read(&error))
 }
 
-/// [`query`] for an argument of one element, which differs for each changed row: planning it each time would take most of the time.
+/// [`query`] for an argument of one element, which differs for each changed row: planning it each time would take most
+/// of the time.
 pub(crate) fn query_of_one(
     role: Oid,
     query: &str,

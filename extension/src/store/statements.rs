@@ -32,10 +32,11 @@ pub(crate) fn with_plan<R>(
     .map_err(|error| Error::internal(format!("could not store a token: {error}")))
 }
 
-/// A plan made while the table was empty would use a sequential scan, and is cached. RI_Initial_Check, of PostgreSQL's foreign keys,
-/// changes settings in the same way.
+/// A plan made while the table was empty would use a sequential scan, and is cached. RI_Initial_Check, of PostgreSQL's
+/// foreign keys, changes settings in the same way.
 pub(crate) fn by_index_alone<T>(query: impl FnOnce() -> T) -> T {
-    // SAFETY: settings of this session, for the duration of the query. On an ERROR the abort of the transaction restores them.
+    // SAFETY: settings of this session, for the duration of the query. On an ERROR the abort of the transaction
+    // restores them.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
     for (setting, value) in [
         (c"enable_seqscan", c"off"),

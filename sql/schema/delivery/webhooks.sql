@@ -55,12 +55,13 @@ SELECT pg_extension_config_dump('tollgate.webhook_queue_id_seq', '');
 -- The number of waiting messages is needed every few seconds, without counting them. Triggers on the queue maintain the
 -- numbers, so they are right however it is changed. They are not dumped, since restoring the queue counts again.
 --
--- A change replaces the row of a webhook by one with the next version, instead of updating it. While an older transaction is open,
--- such as that of pg_dump, nothing is removed, and a row that is updated for each message is found only after all of its earlier
--- versions. The newest version is the last of its webhook in the index, so it is found at once.
+-- A change replaces the row of a webhook by one with the next version, instead of updating it. While an older
+-- transaction is open, such as that of pg_dump, nothing is removed, and a row that is updated for each message is found
+-- only after all of its earlier versions. The newest version is the last of its webhook in the index, so it is found at
+-- once.
 --
--- due_from is where a claim starts to look. Delivered messages leave dead entries at the front of an index, which stay as long:
--- each claim would pass over all of them.
+-- due_from is where a claim starts to look. Delivered messages leave dead entries at the front of an index, which stay
+-- as long: each claim would pass over all of them.
 CREATE TABLE tollgate.webhook_backlogs (
     webhook  text        NOT NULL,
     version  bigint      NOT NULL,

@@ -320,7 +320,8 @@ BEGIN
             WHERE t.tgrelid IN (SELECT users UNION SELECT p.relid FROM pg_partition_tree(users) p) AND t.tgenabled IN ('D', 'R')
               AND t.tgname IN ('tollgate_user_deleted', 'tollgate_user_changed', 'tollgate_users_truncated')
             ORDER BY t.tgrelid, t.tgname;
-        -- The worker that applies a publisher's changes fires no triggers. If it also replicates the tokens, it replicates their end.
+        -- The worker that applies a publisher's changes fires no triggers. If it also replicates the tokens, it
+        -- replicates their end.
         RETURN QUERY SELECT 'warn',
                 format('%s receives its rows by the subscription %I: tokens of users who are deleted by it stay valid', r.srrelid::regclass, s.subname),
                 'keep the tokens in the publisher''s database too, or revoke them with tollgate.revoke_all_api_tokens(user_id)'

@@ -71,8 +71,8 @@ CREATE FUNCTION tollgate.memory_stats() RETURNS tollgate.memory_stats
     AS 'MODULE_PATHNAME', 'memory_stats';
 COMMENT ON FUNCTION tollgate.memory_stats() IS 'The counters in shared memory, or why there are none. Internal: see stats()';
 
--- Estimated like the planner does, from the rows per page at the last ANALYZE or VACUUM. A small table is counted: autovacuum may
--- never process it.
+-- Estimated like the planner does, from the rows per page at the last ANALYZE or VACUUM. A small table is counted:
+-- autovacuum may never process it.
 CREATE FUNCTION tollgate.tokens_estimate() RETURNS bigint
     LANGUAGE sql STABLE
     SET search_path = pg_catalog, pg_temp

@@ -1,7 +1,7 @@
 -- Usage: counted in shared memory, and moved to these tables by drain, apply and acknowledge.
 --
--- Drained counters are signed with a secret that the carrier cannot read: the daemon's login can neither invent counts, nor make a
--- generation that a server hands out count as applied.
+-- Drained counters are signed with a secret that the carrier cannot read: the daemon's login can neither invent counts,
+-- nor make a generation that a server hands out count as applied.
 
 CREATE TABLE tollgate.carrying_secret (
     one    boolean PRIMARY KEY DEFAULT true CHECK (one),

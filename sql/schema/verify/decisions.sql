@@ -291,8 +291,9 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION tollgate.capability_objects(text) IS 'The objects that a capability grants something on; raises if one of them does not exist. Internal.';
 
--- Privileges may come from a membership, or from PUBLIC. USAGE of a type is not needed to call a function. Objects of a smaller capability, and those given to operators and
--- admins alike, such as stats(), do not count as a part of a capability.
+-- Privileges may come from a membership, or from PUBLIC. USAGE of a type is not needed to call a function. Objects of a
+-- smaller capability, and those given to operators and admins alike, such as stats(), do not count as a part of a
+-- capability.
 CREATE FUNCTION tollgate.list_own_capabilities() RETURNS TABLE (capability text, held text, missing text[])
     LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 4
     SET search_path = pg_catalog, pg_temp

@@ -87,7 +87,8 @@ BEGIN
         WHEN unique_violation THEN
             NULL;
     END;
-    -- It was imported in both formats, and is found by the other row. This one must not become valid again once that is purged.
+    -- It was imported in both formats, and is found by the other row. This one must not become valid again once that is
+    -- purged.
     token := tollgate.lock_token($1);
     affected := tollgate.revoke_families(ARRAY[$1], 'imported twice', jsonb_build_object(
         'same_as', (SELECT t.id FROM tollgate.api_tokens t WHERE t.token_hash = $2)));

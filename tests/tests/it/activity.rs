@@ -349,7 +349,7 @@ async fn the_hours_of_a_token_go_with_it() -> Result<()> {
 
 /// As an operator: retention for billing and audits does not depend on the daemon's role.
 #[tokio::test]
-async fn nobody_purges_what_the_owner_has_kept() -> Result<()> {
+async fn no_role_purges_data_within_the_owners_retention() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "kept").await?;
     let token = issue(&db.owner, "a", &[]).await?;
     code(&db.web, &token.token).await?;

@@ -593,7 +593,7 @@ async fn a_step_of_purging_messages_does_not_pass_what_the_ones_before_it_remove
 
 /// The message counts of a webhook change with each message. While an older transaction is open, old versions stay.
 #[tokio::test]
-async fn numbers_that_changed_often_beside_an_old_snapshot_are_found_at_once() -> Result<()> {
+async fn message_counts_changed_often_beside_an_old_snapshot_are_found_at_once() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
     let mut counted: Vec<[f64; 4]> = Vec::new();
     for n in [FEW, 10 * FEW] {

@@ -124,7 +124,7 @@ fn empty_values_in_the_environment_or_on_the_command_line_count_as_not_given() -
 }
 
 #[test]
-fn what_config_prints_is_a_configuration_file_and_shows_no_password() -> Result<()> {
+fn the_output_of_config_is_a_configuration_file_without_passwords() -> Result<()> {
     let place = Place::new("subscription = \"it's \\\"mine\\\"\"\n")?;
     let file = place.file().display().to_string();
     let output = run(NOWHERE, &[], &["config", "--config", &file])?;

@@ -217,7 +217,7 @@ async fn revoking_a_token_revokes_its_descendants_and_no_other_token() -> Result
 }
 
 #[tokio::test]
-async fn what_narrows_a_token_narrows_its_descendants_and_what_widens_it_does_not() -> Result<()> {
+async fn narrowing_a_token_narrows_its_descendants_and_widening_does_not() -> Result<()> {
     let World { owner, web: _web, cluster: _cluster } = SHARED.world().await?;
     owner.batch_execute("set timezone = 'UTC'").await?;
     let family = Family::of(&owner, "narrowed").await?;

@@ -134,8 +134,8 @@ fn memory(pid: &str) -> Option<f64> {
     Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }
 
-/// Verifies until a condition holds, or for a fixed time. Returns how long that took, the p99 of the verifications in milliseconds,
-/// and the peak memory of the daemon and of one of its backends.
+/// Verifies until a condition holds, or for a fixed time. Returns how long that took, the p99 of the verifications in
+/// milliseconds, and the peak memory of the daemon and of one of its backends.
 async fn verify_until(
     db: &Db,
     token: &str,
@@ -177,8 +177,8 @@ async fn verify_until(
     Ok((begun.elapsed(), p99, own, of_backends))
 }
 
-/// Each is recorded once and purged once, and the memory of the daemon and its backends does not grow with them. The duration, and
-/// the effect on verifications, are printed.
+/// Each is recorded once and purged once, and the memory of the daemon and its backends does not grow with them. The
+/// duration, and the effect on verifications, are printed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "long: a quarter of an hour"]
 async fn half_a_million_tokens_that_expire_in_one_second_are_recorded_and_purged() -> Result<()> {

@@ -211,7 +211,7 @@ async fn a_token_that_was_imported_in_two_forms_is_one_token_and_the_other_row_e
 }
 
 #[tokio::test]
-async fn a_token_in_a_foreign_form_can_do_what_any_other_can_before_it_was_ever_used() -> Result<()> {
+async fn a_token_in_a_foreign_format_works_like_any_other_before_its_first_use() -> Result<()> {
     let world = SHARED.world().await?;
     let World { owner, .. } = &world;
     let accepting = accepting(&world).await?;

@@ -913,7 +913,7 @@ async fn a_user_has_no_more_live_tokens_than_the_setting_allows() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_number_of_tokens_is_exact_whoever_issues_at_the_same_time() -> Result<()> {
+async fn the_number_of_tokens_is_exact_under_concurrent_issuing() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     // Under REPEATABLE READ the first token of a user, issued by several at once, would be a serialization failure.
     owner.batch_execute("set tollgate.max_tokens_per_user = 10").await?;

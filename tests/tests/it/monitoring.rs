@@ -172,7 +172,7 @@ fn the_dashboard_is_of_expressions_that_parse_with_units_and_variables() -> Resu
 }
 
 #[test]
-fn what_every_daemon_reads_from_the_server_is_never_added_up() -> Result<()> {
+fn figures_that_every_daemon_reads_from_the_server_are_never_summed() -> Result<()> {
     let mut all: Vec<String> = expressions(&dashboard()?);
     all.extend(alerts()?.into_values());
     let mut read = 0;

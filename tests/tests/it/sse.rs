@@ -300,7 +300,7 @@ async fn an_id_that_cannot_be_followed_is_refused_and_says_what_to_do() -> Resul
 }
 
 #[tokio::test]
-async fn a_reader_that_never_reads_delays_nobody_and_is_cut_off() -> Result<()> {
+async fn a_reader_that_never_reads_delays_no_other_and_is_cut_off() -> Result<()> {
     let db = db("stalled").await?;
     let token = reader(&db.owner).await?;
     // Much more than sockets hold.

@@ -507,13 +507,17 @@ async fn a_use_is_neither_before_its_token_nor_in_the_future() -> Result<()> {
 async fn refused_to_apply(operator: &Client, generation: &Generation) {
     let error = apply(operator, generation).await.expect_err("this should have been refused");
     let error = error.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::as_db_error);
-    assert_eq!(error.map(tokio_postgres::error::DbError::code), Some(&SqlState::INVALID_PARAMETER_VALUE), "{error:?}");
+    assert_eq!(
+        error.map(tokio_postgres::error::DbError::code),
+        Some(&SqlState::INVALID_PARAMETER_VALUE),
+        "{error:?}"
+    );
 }
 
-/// The carrier of counters cannot change them: it can neither invent a use, nor leave one out, nor make what a server or a standby
-/// hands out later count as applied.
+/// The carrier of counters cannot change them: it can neither invent a use, nor leave one out, nor make what a server
+/// or a standby hands out later count as applied.
 #[tokio::test]
-async fn what_no_server_handed_out_is_not_applied() -> Result<()> {
+async fn counters_that_no_server_handed_out_are_not_applied() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "madeup").await?;
     let [used, unused] = [issue(&db.owner, "a", &[]).await?, issue(&db.owner, "b", &[]).await?];
     code(&db.web, &used.token).await?;
@@ -1030,7 +1034,7 @@ async fn the_number_of_tokens_is_counted_while_they_are_few_and_else_unknown_bef
 }
 
 #[tokio::test]
-async fn stats_tells_how_the_server_fares() -> Result<()> {
+async fn stats_shows_the_status_of_the_server() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder())?);
     let db = Db::only(&cluster).await?;
     let tokens = issue_many(&db.owner, 30).await?;
