@@ -708,7 +708,7 @@ async fn a_capability_follows_a_role_to_its_new_name_and_does_not_stay_with_the_
     assert_eq!(shown(&client, "new_name").await?, BTreeMap::new());
     let last = events(&client, "new_name").await?.pop().context("an event")?;
     assert_eq!((last.0.as_str(), &last.2["capability"]), ("capability.revoked", &json!("issuer")));
-    assert!(last.2["reason"].as_str().is_some_and(|reason| reason.contains("no such role")), "{last:?}");
+    assert!(last.2["reason"].as_str().is_some_and(|reason| reason.contains("no longer exists")), "{last:?}");
     drop(owner);
     Ok(())
 }

@@ -690,16 +690,16 @@ async fn an_attached_table_that_ends_no_tokens_fails_the_check_until_what_it_pri
     for (change, named) in [
         (
             "alter table people disable trigger tollgate_user_changed",
-            "tollgate_user_changed of public.people is switched off",
+            "tollgate_user_changed of public.people is disabled",
         ),
-        ("alter table people disable trigger all", "is switched off"),
+        ("alter table people disable trigger all", "is disabled"),
         (
             "alter table people enable replica trigger tollgate_user_deleted",
-            "tollgate_user_deleted of public.people is switched off",
+            "tollgate_user_deleted of public.people is disabled",
         ),
         (
             "alter table parts_1 disable trigger tollgate_user_deleted",
-            "tollgate_user_deleted of public.parts_1 is switched off",
+            "tollgate_user_deleted of public.parts_1 is disabled",
         ),
         (
             "drop trigger tollgate_user_deleted on people",
