@@ -18,6 +18,9 @@ PG ?= 18
 # Of the extension and the daemon.
 VERSION := $(shell sed -nE 's/^version = "(.*)"/\1/p' Cargo.toml)
 
+# How the extension is built; the tests have theirs, see Cargo.toml.
+PROFILE ?= release
+
 # Must equal the version of pgrx in Cargo.toml.
 PGRX_VERSION := 0.18.1
 
@@ -122,7 +125,7 @@ bench-report: ## run make bench, and write the README's section on performance f
 
 .PHONY: package
 package: ## make Debian packages, of the extension for PostgreSQL 15 and of the daemon, in .dev/package
-	@$(MAKE) --no-print-directory install PG=15
+	@$(MAKE) --no-print-directory install PG=15 PROFILE=release
 	@echo '==> building the packages'
 	@cargo build --quiet --release --package tollgated
 	@rm -rf $(DEV)/package
@@ -140,7 +143,7 @@ install: postgres toolchain
 	@echo '==> building the extension for PostgreSQL $(PG)'
 	@mkdir -p $(DEV)/log
 	@rm -f "$$($(PG_CONFIG) --sharedir)"/extension/tollgate--*.sql
-	@tests/setup/pgrx.sh $(PG_NAME) $(PG_CONFIG) install --release --package tollgate --pg-config $(PG_CONFIG) \
+	@tests/setup/pgrx.sh $(PG_NAME) $(PG_CONFIG) install --profile $(PROFILE) --package tollgate --pg-config $(PG_CONFIG) \
 	    --no-default-features --features pg$(PG) >$(DEV)/log/install-$(PG_NAME).log
 	@for script in $(filter-out %/tollgate--$(VERSION).sql,$(wildcard sql/install/*.sql sql/upgrade/*.sql)); do \
 	    install -m 644 $$script "$$($(PG_CONFIG) --sharedir)/extension/"; \
