@@ -667,6 +667,87 @@ async fn a_sequence_that_is_behind_its_table_fails_the_check_until_it_is_set() -
     Ok(())
 }
 
+// ---- Attached tables of users
+
+#[tokio::test]
+async fn an_attached_table_that_ends_no_tokens_fails_the_check_until_what_it_prints_was_done() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "users_tables").await?;
+    db.owner
+        .batch_execute(
+            "create table people (id text primary key, gone boolean, plan text);
+             create table parts (\"Id\" bigint primary key) partition by range (\"Id\");
+             create table parts_1 partition of parts for values from (0) to (1000);
+             select tollgate.attach_users_table('people', 'id', active => 'gone is not true');
+             select tollgate.attach_users_table('parts', 'Id')",
+        )
+        .await?;
+    assert!(health(&db, "users tables", "0").await?.is_empty());
+    let listed = "select string_agg(t::text, ' ' order by t::text) from tollgate.list_users_tables() t";
+    let before: String = value(&db.owner, listed).await?;
+    for (change, named) in [
+        (
+            "alter table people disable trigger tollgate_user_changed",
+            "tollgate_user_changed of public.people is switched off",
+        ),
+        ("alter table people disable trigger all", "is switched off"),
+        (
+            "alter table people enable replica trigger tollgate_user_deleted",
+            "tollgate_user_deleted of public.people is switched off",
+        ),
+        (
+            "alter table parts_1 disable trigger tollgate_user_deleted",
+            "tollgate_user_deleted of public.parts_1 is switched off",
+        ),
+        (
+            "drop trigger tollgate_user_deleted on people",
+            "public.people lacks the trigger tollgate_user_deleted",
+        ),
+        // What it was attached with is known by the others.
+        (
+            "drop trigger tollgate_user_changed on people",
+            "public.people lacks the trigger tollgate_user_changed",
+        ),
+        (
+            "drop trigger tollgate_users_truncated on parts",
+            "public.parts lacks the trigger tollgate_users_truncated",
+        ),
+        (
+            "create table parts_2 partition of parts for values from (1000) to (2000)",
+            "tollgate_users_truncated of its partition public.parts_2",
+        ),
+    ] {
+        db.owner.batch_execute(change).await?;
+        let found = health(&db, "users tables", "0").await?;
+        assert!(!found.is_empty(), "{change}");
+        for finding in &found {
+            assert_eq!(finding.severity, "fail", "{change}: {finding:?}");
+            assert!(finding.detail.contains(named), "{change}: {finding:?}");
+            let mend = finding.mend.split("; and").next().unwrap_or_default();
+            db.owner.batch_execute(mend).await.with_context(|| mend.to_owned())?;
+        }
+        assert!(health(&db, "users tables", "0").await?.is_empty(), "{change}");
+        assert_eq!(value::<String>(&db.owner, listed).await?, before, "{change}");
+    }
+    // What cannot be the key, or has no such condition, any more.
+    db.owner
+        .batch_execute("alter table people rename id to login; alter table people drop column gone")
+        .await?;
+    let finding = only(&db, "users tables", "0").await?;
+    assert!(finding.detail.contains("gone") && finding.mend.contains("'login'"), "{finding:?}");
+    db.owner
+        .batch_execute("select tollgate.attach_users_table('people', 'login', active => 'plan <> ''none''')")
+        .await?;
+    assert!(health(&db, "users tables", "0").await?.is_empty());
+    db.owner.batch_execute("alter table people alter login type numeric using 1").await?;
+    let finding = only(&db, "users tables", "0").await?;
+    assert_eq!(finding.severity, "fail");
+    assert!(finding.detail.contains("the key of a users table is"), "{finding:?}");
+    json_of(&db.url(), &["check"], NO);
+    db.owner.batch_execute("select tollgate.detach_users_table('people')").await?;
+    assert!(health(&db, "users tables", "0").await?.is_empty());
+    Ok(())
+}
+
 // ---- What may be asked
 
 #[tokio::test]

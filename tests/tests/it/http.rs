@@ -1,4 +1,4 @@
-//! The daemon's HTTP port: whether it lives, whether it is ready, and what it measures.
+//! The daemon's HTTP listeners: whether it lives, whether it is ready, what it measures, and what is refused.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use crate::common::{self, Shared, issue, issue_with, revoke};
 use crate::operator::{self, Db, OPERATOR};
-use crate::web::{LONG, begin, eventually_answers, eventually_measures, get, metrics, request, run};
+use crate::web::{LONG, begin, eventually_answers, eventually_measures, get, metrics, request, run, run_api};
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -110,7 +111,7 @@ async fn pending_events_are_counted_while_nobody_is_told() -> Result<()> {
 async fn a_name_that_leads_here_by_somebody_elses_doing_is_not_served() -> Result<()> {
     let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
     for host in ["evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example"] {
-        for path in ["/metrics", "/events", "/livez"] {
+        for path in ["/metrics", "/nothing", "/livez"] {
             let answer = get(address, path, &[&format!("Host: {host}")]).await?;
             assert_eq!(answer.status, 421, "{host} {path}");
         }
@@ -197,9 +198,14 @@ async fn connections_of_others_however_many_keep_nobody_from_an_answer() -> Resu
 #[tokio::test]
 async fn what_is_no_request_of_ours_is_refused_and_costs_nothing() -> Result<()> {
     let (mut daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
-    assert_eq!(get(address, "/", &[]).await?.status, 404);
+    let absent = get(address, "/events", &[]).await?;
+    assert_eq!((absent.status, absent.headers["content-type"].as_str()), (404, "application/problem+json"));
+    let head = request("/metrics", &["Connection: close"]).replace("GET", "HEAD");
+    let (answer, mut rest) = begin(address, &head).await?;
+    assert_eq!((answer.status, answer.headers["cache-control"].as_str()), (200, "no-store"));
+    assert_eq!(rest.read_to_end(&mut Vec::new()).await?, 0, "the answer to HEAD has a body");
     let (refused, _) = begin(address, &request("/metrics", &[]).replace("GET", "DELETE")).await?;
-    assert_eq!((refused.status, refused.headers["allow"].as_str()), (405, "GET, HEAD"));
+    assert_eq!((refused.status, refused.headers["allow"].as_str()), (405, "GET,HEAD"));
     let long = format!("X-Long: {}", "x".repeat(1 << 20));
     // The daemon may close before all of it was sent.
     if let Ok(answer) = get(address, "/metrics", &[&long]).await {
@@ -215,17 +221,48 @@ async fn what_is_no_request_of_ours_is_refused_and_costs_nothing() -> Result<()>
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_said_at_the_start() -> Result<()> {
-    let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
-    let flag = format!("--http-address={address}");
-    let second = Tollgated::run("postgresql://nobody@127.0.0.1:1/nowhere", &["run", &flag])?;
-    assert_eq!(second.status.code(), Some(64));
-    let error = String::from_utf8(second.stderr)?;
-    assert!(error.contains("--http-address") && error.contains("off"), "{error}");
-    for wrong in ["localhost:9464", "9464"] {
-        let flag = format!("--http-address={wrong}");
+async fn a_port_in_use_is_reported_and_served_once_it_is_free() -> Result<()> {
+    let (mut first, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    let flag = format!("--ops-address={address}");
+    let mut command = Tollgated::command("postgresql://nobody@127.0.0.1:1/nowhere")?;
+    let mut second = Tollgated::spawn_command(command.args(["run", "--log-format=json", &flag]))?;
+    eventually_async(LONG, "the second to report it", async || {
+        assert!(second.is_running(), "{}", second.log());
+        second.log().contains("the address is in use")
+    })
+    .await;
+    first.kill()?;
+    eventually_async(LONG, "the second to serve", async || second.address("ops") == Some(address)).await;
+    assert_eq!(get(address, "/livez", &[]).await?.status, 200);
+    assert_eq!(second.log().matches("the address is in use").count(), 1);
+    // Nothing but another configuration helps with these.
+    for wrong in ["localhost:9464", "9464", "192.0.2.1:9464"] {
+        let flag = format!("--ops-address={wrong}");
         let refused = Tollgated::run("postgresql://nobody@127.0.0.1:1/nowhere", &["run", &flag])?;
         assert_eq!(refused.status.code(), Some(64), "{wrong}");
+        let error = String::from_utf8(refused.stderr)?;
+        assert!(error.contains("--ops-address") && error.contains("off"), "{error}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_api_listener_is_off_by_default_and_serves_no_metrics() -> Result<()> {
+    let (daemon, ops) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    assert_eq!((daemon.address("ops"), daemon.address("api")), (Some(ops), None));
+    let (_daemon, _, api) = run_api("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    for path in ["/metrics", "/livez", "/readyz"] {
+        assert_eq!(get(api, path, &[]).await?.status, 404, "{path}");
+    }
+    let secret = "tgt_not-a-token";
+    let unreachable = get(api, "/events", &[&format!("Authorization: Bearer {secret}")]).await?;
+    assert_eq!(unreachable.status, 503);
+    for (refused, status) in [(get(api, "/events", &[]).await?, 401), (unreachable, 503)] {
+        assert_eq!(refused.headers["content-type"], "application/problem+json");
+        let problem: Value = serde_json::from_str(&refused.body)?;
+        assert_eq!(problem["status"], status);
+        assert!(problem["title"].is_string() && problem["detail"].is_string(), "{problem}");
+        assert!(!refused.body.contains(secret), "{problem}");
     }
     Ok(())
 }

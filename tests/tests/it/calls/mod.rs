@@ -72,8 +72,8 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.apply_findings(tollgate.finding[])", "apply_findings()"),
     ("tollgate.drain_usage()", "drain_usage()"),
     (
-        "tollgate.apply_usage(text,uuid,bigint,tollgate.usage_row[])",
-        "apply_usage('node', '00000000-0000-0000-0000-000000000001', 1, '{\"({id},1,2,,)\"}')",
+        "tollgate.apply_usage(text,uuid,bigint,tollgate.usage_row[],bytea)",
+        "apply_usage('node', '00000000-0000-0000-0000-000000000001', 1, '{\"({id},1,2,,)\"}', '')",
     ),
     (
         "tollgate.usage_applied(text,uuid,bigint)",
