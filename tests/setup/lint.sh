@@ -2,6 +2,9 @@
 # lint.sh: everything that is checked without running it, and the rules for our SQL. Called by `make lint`.
 set -euo pipefail
 
+# As in test.sh, so that the bindings to PostgreSQL are made once.
+export PROFILE=testing
+
 step() { echo "==> $*"; }
 
 step "formatting"
@@ -23,7 +26,7 @@ for major in 18 15 17 16; do
     name=PG$major
     pg_config=${!name}
     step "clippy: extension, PostgreSQL $major"
-    clippy=(tests/setup/pgrx.sh $major "$pg_config" cargo clippy --quiet --package tollgate --no-default-features)
+    clippy=(tests/setup/pgrx.sh $major "$pg_config" cargo clippy --quiet --profile "$PROFILE" --package tollgate --no-default-features)
     "${clippy[@]}" --lib --features pg$major -- -D warnings
 <<<<<<< HEAD
     case $major in

@@ -3,10 +3,11 @@
 #
 #   unit       tollgate-core and tollgated, no server
 #   in-server  #[pg_test]: functions that run inside a backend, by cargo-pgrx, in copies of the PostgreSQLs
-#   client     tests/tests/it: clients, daemons, standbys and crashes, on the release build that `make up` uses
+#   client     tests/tests/it: clients, daemons, standbys and crashes, on real servers
 #
 # The client tests run whole on PostgreSQL 18. On 15 those are left out that are about the daemon and its command line
-# alone, which send the same statements to any version; on 16 and 17 the topics that SMOKE names run.
+# alone, which send the same statements to any version, and the growth of costs (bulk), which --long measures there; on 16
+# and 17 the topics that SMOKE names run.
 #
 # ONLY='verify:: usage::' runs the client tests whose names contain one of these, and nothing else.
 #
@@ -15,6 +16,8 @@
 set -euo pipefail
 umask 022
 
+# Of the extension, for all tiers.
+export PROFILE=testing
 # A failing test prints what it has to say; a backtrace of the harness adds nothing.
 export RUST_LIB_BACKTRACE=0
 # Most of what a test does is to wait for a server, so more of them run at once than there are processors.
@@ -92,7 +95,7 @@ if [ -z "$long${ONLY-}" ]; then
         mkdir -p "$data"
         if [ "$(id -u)" = 0 ]; then chown "$RUN_AS" "$data"; fi
         what="in-server tests, PostgreSQL $major"
-        USER=$(id -un) count tests/setup/pgrx.sh "$major-test" "$copy" test "pg$major" --package tollgate \
+        USER=$(id -un) count tests/setup/pgrx.sh "$major-test" "$copy" test "pg$major" --profile "$PROFILE" --package tollgate \
             --no-default-features --pgdata "$data" "${as[@]}"
     done
 fi
@@ -104,12 +107,12 @@ if [ -n "$long" ]; then
         DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends lintian >/dev/null || true
     fi
 fi
-make --no-print-directory pgbouncer binaries
+make --no-print-directory pgbouncer promtool binaries
 export TOLLGATE_TEST_TOLLGATED=$DEV/bin/tollgated
 for major in "${majors[@]}"; do make --no-print-directory install PG="$major"; done
 echo "==> building the client tests"
 binary=$(cargo test --quiet --no-run --message-format=json --package tollgate-tests --test it |
-    sed -nE 's/.*"executable":"([^"]+)".*/\1/p')
+    sed -nE 's:.*"executable":"([^"]+/it-[^"]+)".*:\1:p')
 cd tests
 for major in "${majors[@]}"; do
     TOLLGATE_TEST_PG_CONFIG=$(pg_config "$major")
@@ -124,14 +127,18 @@ for major in "${majors[@]}"; do
     read -ra only <<<"${ONLY-}"
     case $major in
         16 | 17) [ -n "${ONLY-}" ] || for topic in $SMOKE; do only+=("$topic::"); done ;;
-        15) [ -n "${ONLY-}" ] || for topic in "${daemon_side[@]}"; do only+=(--skip "$topic"); done ;;
+        15) [ -n "${ONLY-}" ] || for topic in bulk:: "${daemon_side[@]}"; do only+=(--skip "$topic"); done ;;
     esac
     if [ -z "$long" ]; then
         what="client tests, PostgreSQL $major"
         count client_tests "${only[@]}"
     elif [ "$major" != 16 ] && [ "$major" != 17 ]; then
         what="long client tests, PostgreSQL $major"
-        count client_tests "${only[@]}" --ignored
+        count client_tests --ignored
+        if [ "$major" = 15 ]; then
+            what="growth of costs, PostgreSQL $major"
+            count client_tests bulk::
+        fi
         what="faults ten times over, PostgreSQL $major"
         TOLLGATE_TEST_ROUNDS=${TOLLGATE_TEST_ROUNDS:-10} count client_tests faults:: daemon::
     fi
