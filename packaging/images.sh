@@ -6,7 +6,8 @@
 #
 # Which PostgreSQL is inside is the label org.postgresql.version. It is the one of IMAGE_SUITE, a release of Debian, by
 # default the one after Debian 13, which has PostgreSQL 18; IMAGE_SOURCES names a file of further apt sources, such as that
-# of PostgreSQL's own archive for IMAGE_SUITE=trixie.
+# of PostgreSQL's own archive for IMAGE_SUITE=trixie. IMAGE_APTOPT is an option for apt, such as
+# 'Acquire::Check-Valid-Until "false"' where the mirror stands still.
 #
 # Exit status 3: they cannot be made here.
 set -euo pipefail
@@ -52,7 +53,7 @@ image() {
         --customize-hook='chroot "$1" dpkg -i /tmp/package.deb && rm "$1/tmp/package.deb"' \
         --customize-hook='rm -rf "$1"/etc/ssl/private/ssl-cert-snakeoil.key "$1"/etc/ssl/certs/ssl-cert-snakeoil.pem' \
         --customize-hook='rm -rf "$1"/etc/resolv.conf "$1"/etc/hostname "$1"/etc/machine-id "$1"/var/log/* "$1"/var/cache/*' \
-        "$@" "$suite" "$work/$name" "$mirror" ${IMAGE_SOURCES:+"$IMAGE_SOURCES"} >"$work/log" 2>&1 ||
+        ${IMAGE_APTOPT:+--aptopt="$IMAGE_APTOPT"} "$@" "$suite" "$work/$name" "$mirror" ${IMAGE_SOURCES:+"$IMAGE_SOURCES"} >"$work/log" 2>&1 ||
         { tail -15 "$work/log" >&2 && unavailable "mmdebstrap failed."; }
     rm -rf "${out:?}/$name" "$out/$name.oci.tar"
     umoci init --layout "$out/$name"

@@ -194,12 +194,12 @@ fn install_and_serve(suite: &str, major: u32) -> Result<()> {
         root.run("root", "stat -c '%U:%G %a' /etc/tollgated/tollgated.toml")?.trim(),
         "root:tollgated 640"
     );
-    let settings = format!("/etc/postgresql/{major}/main/conf.d/tollgate.conf");
+    let settings = format!("/etc/postgresql/{major}/main/postgresql.conf");
     root.run("root", &format!("pg_createcluster --encoding UTF8 {major} main -- --no-sync"))?;
     root.run(
         "root",
         &format!(
-            "echo \"listen_addresses = ''\" >{settings}; echo \"shared_preload_libraries = 'tollgate'\" >>{settings}"
+            "echo \"listen_addresses = ''\" >>{settings}; echo \"shared_preload_libraries = 'tollgate'\" >>{settings}"
         ),
     )?;
     root.run("root", &format!("pg_ctlcluster {major} main start >/dev/null 2>&1 </dev/null"))?;
