@@ -65,7 +65,8 @@ async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Re
     let leadership = Leadership::default();
     let statuses = TaskStatuses::new(leadership.clone());
     let driver = Driver::new(shutdown.clone(), statuses.clone(), options.shutdown_grace)
-        .retry_when(database.restored());
+        .retry_when(database.restored())
+        .with_schema_of(database.clone());
     let mut flush_now = vec![Signal::default()];
     let events_came = Signal::default();
     let streams_wake = Signal::default();
