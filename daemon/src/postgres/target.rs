@@ -199,8 +199,11 @@ impl Target {
 
     fn describe_at(&self, hosts: &str) -> String {
         let user = self.base.get_user().map(|user| format!("{user}@")).unwrap_or_default();
-        let database = self.base.get_dbname().or(self.base.get_user()).unwrap_or_default();
-        format!("{user}{hosts}/{database}")
+        format!("{user}{hosts}/{}", self.database_name())
+    }
+
+    pub fn database_name(&self) -> &str {
+        self.base.get_dbname().or(self.base.get_user()).unwrap_or_default()
     }
 
     /// Hosts on other machines to which the connection is, or may be, unencrypted.

@@ -1,7 +1,8 @@
 //! `/metrics`: what the daemon knows, in the OpenMetrics text format.
 //!
 //! A scrape collects values from memory and asks no server. Names follow Prometheus' conventions: `tollgated_` is this
-//! process, `tollgate_` the database server. Labels are names of tasks, codes, subscriptions and webhooks: a bounded number,
+//! process, `tollgate_` the database server. Every metric has the label `database`, so that the daemons of several can be told
+//! apart. Other labels are names of tasks, codes, subscriptions and webhooks: a bounded number,
 //! and none of them a secret. To add a metric, add it to one of the groups below, to the dashboard or the alerts if people
 //! should see it, and to docs/metrics.md.
 
@@ -20,7 +21,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::background::driver::TaskStatuses;
 use crate::background::leaderless::LeaderlessTasks;
 use crate::background::tasks::observe::LatestObservation;
-use crate::contract::Observation;
+use crate::contract::{Latency, Observation};
 use crate::postgres::pool::Database;
 use crate::process::counters;
 
@@ -31,7 +32,8 @@ const MAX_NAMES: usize = 100;
 
 /// `GET /metrics`.
 pub(in crate::http) async fn metrics(State(metrics): State<Metrics>) -> Response {
-    let mut registry = Registry::default();
+    let label = ("database".into(), metrics.database.name().to_owned().into());
+    let mut registry = Registry::with_labels(std::iter::once(label));
     registry.register_collector(Box::new(metrics));
     let mut text = String::new();
     // Writing to a string does not fail.
@@ -187,6 +189,13 @@ fn server(page: &mut Page<'_>, observation: &Observation) {
             codes.iter().filter_map(|(code, count)| Some((vec![("code", code.clone())], count.as_f64()?)));
         page.counter("tollgate_verifications", "Verifications since the server started, by code", codes);
     }
+    if let Some(latency) = Latency::of(stats) {
+        page.histogram(
+            "tollgate_verification_seconds",
+            "How long verifications took inside the server, of those that were measured",
+            &latency,
+        );
+    }
     for (name, help, field) in [
         ("tollgate_overflowed_uses", "Uses that found no room in shared memory", "overflowed"),
         ("tollgate_usage_flushes", "Flushes of usage into the tables", "flushes"),
@@ -197,8 +206,13 @@ fn server(page: &mut Page<'_>, observation: &Observation) {
     }
     for (name, help, field) in [
         ("tollgate_tracked_keys", "Keys in shared memory", "tracked_keys"),
+        (
+            "tollgate_busy_keys",
+            "Of them, those that cannot make room: counts not flushed, or a limit in use",
+            "busy_keys",
+        ),
         ("tollgate_tracked_keys_limit", "Keys that shared memory has room for", "max_tracked_keys"),
-        ("tollgate_tokens", "Tokens, as the planner estimates", "tokens_estimate"),
+        ("tollgate_tokens", "Tokens, estimated once they are many", "tokens_estimate"),
     ] {
         if let Some(value) = stats[field].as_f64() {
             page.gauge1(name, help, value);
@@ -296,6 +310,21 @@ impl Page<'_> {
     /// Without labels.
     fn gauge1(&mut self, name: &str, help: &str, value: f64) {
         self.gauge(name, help, [(Labels::new(), value)]);
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, latency: &Latency) {
+        if self.result.is_ok() {
+            self.result = self.try_histogram(name, help, latency);
+        }
+    }
+
+    fn try_histogram(&mut self, name: &str, help: &str, latency: &Latency) -> fmt::Result {
+        let (stem, unit) = unit_of(name);
+        let mut metric = self.encoder.encode_descriptor(stem, help, unit.as_ref(), MetricType::Histogram)?;
+        // The largest number is written as +Inf.
+        let buckets: Vec<(f64, u64)> =
+            latency.buckets.iter().map(|bucket| (bucket.up_to.unwrap_or(f64::MAX), bucket.count)).collect();
+        metric.encode_histogram::<NoLabelSet>(latency.sum, latency.count, &buckets, None)
     }
 
     fn write(

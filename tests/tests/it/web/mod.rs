@@ -93,7 +93,7 @@ pub(crate) async fn eventually_answers(address: SocketAddr, path: &str, status: 
     .await;
 }
 
-/// The samples of a page of metrics: name with labels, and value.
+/// The samples of a page of metrics: name with labels, without that of the database which each has, and value.
 pub(crate) async fn metrics(address: SocketAddr) -> Result<BTreeMap<String, f64>> {
     let page = get(address, "/metrics", &[]).await?;
     ensure!(page.status == 200, "{page:?}");
@@ -102,9 +102,19 @@ pub(crate) async fn metrics(address: SocketAddr) -> Result<BTreeMap<String, f64>
         .filter(|line| !line.starts_with('#'))
         .map(|line| {
             let (name, value) = line.rsplit_once(' ').with_context(|| line.to_owned())?;
-            Ok((name.to_owned(), value.parse().with_context(|| line.to_owned())?))
+            Ok((without_database(name)?, value.parse().with_context(|| line.to_owned())?))
         })
         .collect()
+}
+
+fn without_database(name: &str) -> Result<String> {
+    let (metric, labels) =
+        name.split_once("{database=\"").with_context(|| format!("{name} says no database"))?;
+    let (_, others) = labels.split_once('"').with_context(|| name.to_owned())?;
+    Ok(match others.strip_prefix(',') {
+        Some(others) => format!("{metric}{{{others}"),
+        None => metric.to_owned(),
+    })
 }
 
 /// What a line of the daemon's `/proc/PID/status` says, in bytes.
