@@ -1014,7 +1014,7 @@ async fn without_preload_tokens_are_verified_and_metering_says_why_it_is_off() -
 
 #[tokio::test]
 async fn the_number_of_tokens_is_counted_while_they_are_few_and_else_unknown_before_analyze() -> Result<()> {
-    let db = db("estimated").await?;
+    let db = Db::create(&SHARED.cluster()?, "estimated").await?;
     let estimate = async || Ok::<_, anyhow::Error>(stats(&db.operator).await?["tokens_estimate"].clone());
     db.owner.batch_execute("alter table tollgate.api_tokens set (autovacuum_enabled = off)").await?;
     assert_eq!(estimate().await?, json!(0));
