@@ -194,7 +194,9 @@ async fn truncating_a_partitioned_table_of_users_reads_each_partition_once() -> 
                  create table users_1 partition of users default;";
     let cluster = SHARED.cluster()?;
     let mut counted = Vec::new();
-    for (name, partitioned, parts) in [("once", "", ""), ("once_parted", "partition by range (length(filler))", parts)] {
+    for (name, partitioned, parts) in
+        [("once", "", ""), ("once_parted", "partition by range (length(filler))", parts)]
+    {
         let prepare = table.replace("PARTITIONED", partitioned).replace("PARTS", parts);
         let owner = prepared(&cluster, name, FEW, &prepare).await?;
         counted.push(pages(&owner, "select empty_users()").await?);
