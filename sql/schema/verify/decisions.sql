@@ -9,6 +9,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'current_scopes()',                                      'public'),
         ('FUNCTION', 'current_token_id()',                                    'public'),
         ('FUNCTION', 'current_user_id()',                                     'public'),
+        ('FUNCTION', 'list_own_capabilities()',                               'public'),
         ('FUNCTION', 'require_scope(text)',                                   'public'),
         ('FUNCTION', 'scope_grants(text[], text)',                            'public'),
         ('FUNCTION', 'token_has_all_scopes(text[])',                          'public'),
@@ -241,6 +242,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'system_identifier()',                                   'nobody'),
         ('FUNCTION', 'unite_snapshots(pg_snapshot, pg_snapshot)',             'nobody'),
         ('FUNCTION', 'issued_detail(tollgate.api_tokens)',                    'nobody'),
+        ('FUNCTION', 'tokens_estimate()',                                     'nobody'),
         ('FUNCTION', 'token_changes(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
         ('FUNCTION', 'token_is_within(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
         ('FUNCTION', 'user_is_inactive(uuid)',                                'nobody'),
@@ -288,6 +290,32 @@ BEGIN ATOMIC
         FROM tollgate.capability_privileges p WHERE p.capability = $1 AND p.object_type = 'TYPE';
 END;
 COMMENT ON FUNCTION tollgate.capability_objects(text) IS 'The objects that a capability gives something on; raises if one of them does not exist. Internal.';
+
+-- Privileges may come from a membership, or from PUBLIC. USAGE of a type is not needed to call a function. A part of a capability
+-- is what no smaller one includes, and what is not given to operators and admins alike, as stats() is.
+CREATE FUNCTION tollgate.list_own_capabilities() RETURNS TABLE (capability text, held text, missing text[])
+    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 4
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT o.capability,
+           CASE WHEN bool_and(o.is_held) THEN 'whole' WHEN bool_or(o.is_held AND o.is_own) THEN 'partly' ELSE 'not' END,
+           coalesce(array_agg(o.object ORDER BY o.object) FILTER (WHERE NOT o.is_held), '{}')
+    FROM (
+        SELECT k.place, k.capability, o.object,
+               CASE k.capability WHEN 'operator' THEN count(*) OVER same = 1
+                                 ELSE k.place = min(k.place) OVER same AND max(k.place) OVER same < 4 END AS is_own,
+               CASE o.object_type WHEN 'FUNCTION' THEN has_function_privilege(a.role, o.object_id, o.privilege)
+                                  ELSE has_table_privilege(a.role, o.object_id, o.privilege) END AS is_held
+        FROM (SELECT tollgate.acting_role()::name) a (role),
+             (VALUES (1, 'verifier'), (2, 'issuer'), (3, 'admin'), (4, 'operator')) k (place, capability),
+             LATERAL tollgate.capability_objects(k.capability) o
+        WHERE o.object_type <> 'TYPE'
+        WINDOW same AS (PARTITION BY o.object_type, o.object_id)
+    ) o
+    GROUP BY o.place, o.capability ORDER BY o.place;
+END;
+COMMENT ON FUNCTION tollgate.list_own_capabilities() IS
+    'What the calling role holds of each capability, itself or as a member of other roles: whole, partly, or not; and what it is missing of it';
 
 CREATE VIEW tollgate.object_privileges AS
     SELECT o.object_type, o.object_id, o.object, o.owner, a.grantee, a.privilege_type AS privilege,

@@ -21,6 +21,7 @@ static SHARED: Shared = Shared::new(&[
     ("full_page_writes", "on"),
     ("synchronous_commit", "on"),
     ("max_prepared_transactions", "5"),
+    ("log_min_error_statement", "panic"),
 ]);
 
 /// A daemon that has reported.
@@ -104,6 +105,10 @@ async fn check_passes_a_good_deployment() -> Result<()> {
         "settings",
         "listen",
         "log",
+        "statements",
+        "auto_explain",
+        "pg_stat_statements",
+        "activity",
     ] {
         assert!(names.contains(name), "{name} in {names:?}");
     }
@@ -181,8 +186,120 @@ async fn check_warns_of_a_server_that_logs_tokens() -> Result<()> {
     let mend = log["mend"].as_str().context("what mends it")?;
     assert!(mend.contains("web"), "{mend}");
     db.owner.batch_execute(mend).await?;
-    let log = finding(&json_of(&db.url(), &["check"], OK), "log");
+    let report = json_of(&db.url(), &["check"], OK);
+    let (log, statements) = (finding(&report, "log"), finding(&report, "statements"));
     assert_eq!(log["verdict"], json!("ok"), "{log}");
+    // Their texts are logged all the same.
+    assert_eq!(statements["verdict"], json!("warn"), "{statements}");
+    let detail = statements["detail"].as_str().context("a detail")?;
+    assert!(detail.contains("log_min_duration_statement = 0 (") && detail.contains("web"), "{detail}");
+    db.owner.batch_execute(statements["mend"].as_str().context("what mends it")?).await?;
+    assert_eq!(finding(&json_of(&db.url(), &["check"], OK), "statements")["verdict"], json!("ok"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_warns_of_failing_statements_that_are_logged_until_they_are_not() -> Result<()> {
+    let cluster = Arc::new(common::start(Cluster::builder())?);
+    let db = Db::only(&cluster).await?;
+    // A good token, that lacks a scope.
+    let present = async || -> Result<String> {
+        let token = issue(&db.owner, "a", &[]).await?.token;
+        let web = db.session("web").await?;
+        let refused =
+            web.simple_query(&format!("select tollgate.authenticate('{token}', '{{posts:read}}')")).await;
+        assert!(refused.is_err());
+        Ok(token)
+    };
+    let exposed = present().await?;
+    eventually_async(LONG, "the server to log the statement", async || cluster.log().contains(&exposed))
+        .await;
+    let statements = || finding(&json_of(&db.url(), &["check"], OK), "statements");
+    let warned = statements();
+    assert_eq!(warned["verdict"], json!("warn"), "{warned}");
+    let detail = warned["detail"].as_str().context("a detail")?;
+    assert!(detail.contains("log_min_error_statement = error (web)"), "{detail}");
+    db.owner.batch_execute(warned["mend"].as_str().context("what mends it")?).await?;
+    assert_eq!(statements()["verdict"], json!("ok"));
+
+    let hidden = present().await?;
+    // It was refused, and the log is past it.
+    let web = db.session("web").await?;
+    assert!(web.simple_query("select 1 / (2 - 2)").await.is_err());
+    eventually_async(LONG, "the next error to be logged", async || {
+        cluster.log().contains("division by zero")
+    })
+    .await;
+    assert!(!cluster.log().contains(&hidden));
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_says_who_sees_the_statements_of_others() -> Result<()> {
+    let cluster = Arc::new(common::start(
+        Cluster::builder()
+            .preload(false)
+            .setting("shared_preload_libraries", "tollgate,pg_stat_statements")
+            .setting("log_min_error_statement", "panic"),
+    )?);
+    let db = Db::only(&cluster).await?;
+    let report = json_of(&db.url(), &["check"], OK);
+    assert!(
+        finding(&report, "activity")["detail"]
+            .as_str()
+            .is_some_and(|it| it.starts_with("none but superusers"))
+    );
+    let kept = finding(&report, "pg_stat_statements");
+    assert_eq!(kept["verdict"], json!("warn"), "{kept}");
+    db.owner.batch_execute("create role watcher login in role pg_monitor").await?;
+    db.owner.batch_execute(kept["mend"].as_str().context("what mends it")?).await?;
+    let report = json_of(&db.url(), &["check"], OK);
+    assert_eq!(finding(&report, "pg_stat_statements")["verdict"], json!("ok"));
+    let activity = finding(&report, "activity");
+    assert!(
+        activity["detail"].as_str().is_some_and(|it| it.starts_with("watcher and superusers")),
+        "{activity}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_names_the_capability_of_which_a_role_has_only_a_part() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "parts").await?;
+    for (role, capability, function) in [
+        ("part_verifier", "verifier", "tollgate.authenticate"),
+        ("part_issuer", "issuer", "tollgate.create_api_token"),
+        ("part_admin", "admin", "tollgate.define_scope"),
+        ("part_operator", "operator", "tollgate.drain_usage"),
+    ] {
+        db.owner.batch_execute(&format!("create role {role} login")).await?;
+        db.owner
+            .execute("select tollgate.grant_capability($1::text::regrole, $2)", &[&role, &capability])
+            .await?;
+        let url = db.cluster.url(role, &db.name);
+        let is_daemon = capability == "operator";
+        let privileges = finding(&json_of(&url, &["check"], OK), "privileges");
+        assert_eq!(privileges["verdict"], json!(if is_daemon { "ok" } else { "warn" }), "{privileges}");
+        assert!(
+            privileges["detail"].as_str().is_some_and(|detail| detail.contains(capability)),
+            "{privileges}"
+        );
+
+        db.owner.batch_execute(&format!("revoke execute on function {function} from {role}")).await?;
+        let report = json_of(&url, &["check"], if is_daemon { NO } else { OK });
+        let findings = report["findings"].as_array().context("findings")?;
+        let grants = format!("SELECT tollgate.grant_capability('{role}', '{capability}');");
+        let partly: Vec<&Value> =
+            findings.iter().filter(|finding| finding["mend"] == json!(grants)).collect();
+        assert_eq!(partly.len(), 1, "{report}");
+        assert!(
+            partly[0]["detail"].as_str().is_some_and(|detail| detail.contains(&format!("{function}("))),
+            "{report}"
+        );
+        assert_eq!(report.to_string().matches("grant_capability(").count(), 1, "no other grant: {report}");
+        db.owner.batch_execute(&grants).await?;
+        assert_eq!(finding(&json_of(&url, &["check"], OK), "privileges"), privileges);
+    }
     Ok(())
 }
 

@@ -507,7 +507,7 @@ async fn a_use_is_neither_before_its_token_nor_in_the_future() -> Result<()> {
 async fn refused_to_apply(operator: &Client, generation: &Generation) {
     let error = apply(operator, generation).await.expect_err("this should have been refused");
     let error = error.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::as_db_error);
-    assert_eq!(error.map(|error| error.code()), Some(&SqlState::INVALID_PARAMETER_VALUE), "{error:?}");
+    assert_eq!(error.map(tokio_postgres::error::DbError::code), Some(&SqlState::INVALID_PARAMETER_VALUE), "{error:?}");
 }
 
 /// Whoever carries counters can change nothing of them: neither count a use that was none, nor leave one out, nor have what a
@@ -992,7 +992,9 @@ async fn without_preload_tokens_are_verified_and_metering_says_why_it_is_off() -
         "started_at",
         "boot",
         "verifications",
+        "verification_latency",
         "tracked_keys",
+        "busy_keys",
         "max_tracked_keys",
         "overflowed",
         "generation",
@@ -1011,18 +1013,40 @@ async fn without_preload_tokens_are_verified_and_metering_says_why_it_is_off() -
 }
 
 #[tokio::test]
+async fn the_number_of_tokens_is_counted_while_they_are_few_and_else_unknown_before_analyze() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "estimated").await?;
+    let estimate = async || Ok::<_, anyhow::Error>(stats(&db.operator).await?["tokens_estimate"].clone());
+    db.owner.batch_execute("alter table tollgate.api_tokens set (autovacuum_enabled = off)").await?;
+    assert_eq!(estimate().await?, json!(0));
+    issue_many(&db.owner, 3).await?;
+    assert_eq!(estimate().await?, json!(3));
+    let more = "insert into tollgate.api_tokens (id, token_hash, user_id, name, scopes, metadata, hint)
+                select gen_random_uuid(), sha256(gen_random_uuid()::text::bytea), 'bulk', 'n', '{}', '{}', 'x' from generate_series(1, 10000)";
+    db.owner.batch_execute(more).await?;
+    assert_eq!(estimate().await?, Value::Null);
+    db.owner.batch_execute("analyze tollgate.api_tokens").await?;
+    assert_eq!(estimate().await?, json!(10_003));
+    // By the size that it has grown to since.
+    db.owner.batch_execute(more).await?;
+    let twice = estimate().await?.as_i64().context("a number")?;
+    assert!((19_000..=21_000).contains(&twice), "{twice}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn stats_tells_how_the_server_fares() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder())?);
     let db = Db::only(&cluster).await?;
     let tokens = issue_many(&db.owner, 30).await?;
-    db.owner.batch_execute("analyze tollgate.api_tokens").await?;
     let before = stats(&db.operator).await?;
     assert_eq!((&before["metering"], &before["flushes"]), (&json!(true), &json!(0)));
     assert_eq!((&before["last_flush_at"], &before["closed_generation"]), (&Value::Null, &Value::Null));
     assert_eq!(before["library_version"], before["extension_version"]);
     assert_eq!(before["tokens_estimate"], json!(30));
     assert_eq!(before["tracked_keys"], json!(0));
-    assert_eq!(before["max_tracked_keys"], json!(131_072));
+    let setting: i64 =
+        value(&db.owner, "select current_setting('tollgate.max_tracked_keys')::bigint").await?;
+    assert_eq!((&before["max_tracked_keys"], setting), (&json!(131_072), 131_072));
     for table in ["api_tokens", "token_usage", "audit_log"] {
         let size: i64 =
             value(&db.owner, &format!("select pg_total_relation_size('tollgate.{table}')")).await?;
@@ -1041,7 +1065,7 @@ async fn stats_tells_how_the_server_fares() -> Result<()> {
     revoke(&db.owner, tokens[0].id).await?;
     code(&db.web, &tokens[0].token).await?;
     let counted = stats(&db.operator).await?;
-    assert_eq!(counted["tracked_keys"], json!(30));
+    assert_eq!((&counted["tracked_keys"], &counted["busy_keys"]), (&json!(30), &json!(30)));
     for (outcome, count) in [("VALID", 30), ("MALFORMED", 1), ("REVOKED", 1), ("NOT_FOUND", 0)] {
         assert_eq!(counted["verifications"][outcome], json!(count), "{outcome}");
     }
@@ -1056,6 +1080,8 @@ async fn stats_tells_how_the_server_fares() -> Result<()> {
     assert_eq!((&after["flushes"], &after["closed_generation"]), (&json!(1), &Value::Null));
     assert!(after["generation"].as_i64() > Some(generation.number), "{after}");
     assert!(after["last_flush_at"].is_string(), "{after}");
+    // Their counts are flushed, so they make room for others.
+    assert_eq!((&after["tracked_keys"], &after["busy_keys"]), (&json!(30), &json!(0)));
     assert_eq!((&after["boot"], &after["started_at"]), (&before["boot"], &before["started_at"]));
     Ok(())
 }

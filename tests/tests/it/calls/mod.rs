@@ -64,6 +64,7 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.list_scopes()", "list_scopes()"),
     ("tollgate.grant_capability(regrole,text)", "grant_capability('{role}', 'verifier')"),
     ("tollgate.list_capability_grants()", "list_capability_grants()"),
+    ("tollgate.list_own_capabilities()", "list_own_capabilities()"),
     ("tollgate.revoke_capability(regrole,text)", "revoke_capability('{role}', 'verifier')"),
     ("tollgate.stats()", "stats()"),
     ("tollgate.deployment_health(interval)", "deployment_health()"),
