@@ -117,7 +117,7 @@ bench: toolchain ## measure it beside what one would use instead, on PostgreSQL 
 	    $(foreach pg,$(VERSIONS),--pg-config $(PG$(pg))) $(ARGS)
 
 .PHONY: bench-report
-bench-report: ## run make bench, and write the README's section on performance from what it printed
+bench-report: ## run make bench, and write the results in docs/performance.md from what it printed
 	@$(MAKE) --no-print-directory bench ARGS='$(ARGS) --json $(DEV)/bench.json'
 	@$(CARGO_TARGET_DIR)/release/bench report --json $(DEV)/bench.json
 

@@ -1,5 +1,5 @@
-//! The README keeps its word: its SQL runs, in its order, and says what the README says that it says; and its GRANTs let
-//! each role do what they are for, and no more.
+//! What the README and the documents that go on from it show is true: their SQL runs, in order, and answers as shown; their
+//! GRANTs let each role do what they are for, and no more; their links lead somewhere.
 
 mod document;
 
@@ -9,20 +9,34 @@ use anyhow::Result;
 use tollgate_core::token::{self, ENTROPY_LEN, Prefix};
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually};
 
-const README: &str = include_str!("../../README.md");
+/// In the order in which they are run, in one session: each goes on from those before it.
+const DOCUMENTS: [(&str, &str); 6] = [
+    ("README.md", include_str!("../../README.md")),
+    ("docs/row-level-security.md", include_str!("../../docs/row-level-security.md")),
+    ("docs/usage.md", include_str!("../../docs/usage.md")),
+    ("docs/security.md", include_str!("../../docs/security.md")),
+    ("docs/drivers.md", include_str!("../../docs/drivers.md")),
+    ("docs/tokens.md", include_str!("../../docs/tokens.md")),
+];
 
-/// A fresh server on which all of the README's SQL has run, and what each block answered.
-fn after_the_readme() -> Result<(Cluster, Vec<Vec<String>>)> {
+fn blocks() -> Vec<&'static str> {
+    DOCUMENTS.iter().flat_map(|(_, text)| document::blocks(text, "sql")).collect()
+}
+
+/// A fresh server on which all of the documents' SQL has run, and what each block answered.
+fn after_the_documents() -> Result<(Cluster, Vec<Vec<String>>)> {
     let cluster = Cluster::start()?;
-    let answers = document::run(&cluster, document::blocks(README, "sql"))?;
+    let answers = document::run(&cluster, blocks())?;
     Ok((cluster, answers))
 }
 
 #[test]
-fn its_sql_runs_in_its_order_and_answers_as_it_shows() -> Result<()> {
-    let (_cluster, answers) = after_the_readme()?;
-    let blocks = document::blocks(README, "sql");
-    assert!(blocks.len() >= 10, "the README's blocks of SQL were not found");
+fn their_sql_runs_in_its_order_and_answers_as_it_shows() -> Result<()> {
+    let (_cluster, answers) = after_the_documents()?;
+    let blocks = blocks();
+    for (name, text) in DOCUMENTS {
+        assert!(!document::blocks(text, "sql").is_empty(), "the SQL of {name} was not found");
+    }
     assert_eq!(answers.len(), blocks.len());
     for (block, answer) in blocks.iter().zip(&answers) {
         document::assert_answered(block, answer);
@@ -46,7 +60,7 @@ fn the_guides_to_migrating_run_and_answer_as_they_show() -> Result<()> {
 
 #[tokio::test]
 async fn its_roles_have_the_capabilities_that_it_says() -> Result<()> {
-    let (cluster, _) = after_the_readme()?;
+    let (cluster, _) = after_the_documents()?;
     let owner = cluster.connect("postgres", DATABASE).await?;
     let rows = owner
         .query(
@@ -67,7 +81,7 @@ async fn its_roles_have_the_capabilities_that_it_says() -> Result<()> {
 
 #[tokio::test]
 async fn its_roles_do_their_work() -> Result<()> {
-    let (cluster, _) = after_the_readme()?;
+    let (cluster, _) = after_the_documents()?;
     let web = cluster.connect("backoffice", DATABASE).await?;
     let row = web
         .query_one("select id, token from tollgate.create_api_token('dan', 'web', '{posts:read}')", &[])
@@ -114,7 +128,7 @@ async fn its_roles_do_their_work() -> Result<()> {
 
 #[test]
 fn after_its_settings_no_token_of_the_application_reaches_the_log() -> Result<()> {
-    let (mut cluster, _) = after_the_readme()?;
+    let (mut cluster, _) = after_the_documents()?;
     // Everything that can be logged is. Only bind values are at stake: whoever writes a token into a statement logs it.
     cluster.configure("log_statement", "all")?;
     cluster.configure("log_min_duration_statement", "0")?;

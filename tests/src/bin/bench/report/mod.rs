@@ -1,7 +1,7 @@
-//! What was measured: as a table for people, as JSON, and as a section of the README.
+//! What was measured: as a table for people, as JSON, and as a section of docs/performance.md.
 
 mod machine;
-mod readme;
+mod document;
 mod table;
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::measure::Series;
 
 pub(crate) use machine::Machine;
-pub(crate) use readme::{rewrite, section};
+pub(crate) use document::{rewrite, section};
 pub(crate) use table::{count, print};
 
 /// All that one run measured.
