@@ -8,7 +8,7 @@ use std::fmt;
 
 use tokio_postgres::error::{DbError, SqlState};
 
-use crate::printable;
+use crate::process::printable;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -111,16 +111,13 @@ impl Error {
         }
     }
 
-    /// A failure to make a connection. `target` names the server, without a password.
+    /// A failure to make a connection, but for those of TLS, which the module `tls` explains. `target` names the server, without a
+    /// password.
     pub fn connecting(target: &str, error: &tokio_postgres::Error) -> Self {
         let doing = format!("connect to {target}");
         match error.as_db_error() {
             Some(refusal) => Self::refused(Kind::Unreachable, &doing, refusal),
             None => {
-                if let Some((why, remedy)) = crate::tls::explain(error) {
-                    return Self::new(Kind::Unreachable, format!("could not {doing}: {why}"))
-                        .with_remedy(remedy);
-                }
                 let causes = with_causes(error);
                 // Said already.
                 let causes = causes.strip_prefix("error connecting to server: ").unwrap_or(&causes);

@@ -2,14 +2,17 @@
 
 use std::process::ExitCode;
 
+use tollgated::cli;
 use tollgated::config;
+use tollgated::config::sources;
+use tollgated::config::sources::Refusal;
 use tollgated::error::Kind;
-use tollgated::layers::{self, Refusal};
-use tollgated::{cli, exit, printable};
+use tollgated::process::exit;
+use tollgated::process::printable;
 
 fn main() -> ExitCode {
-    let result = match layers::load(std::env::args_os()) {
-        Ok(layers) => cli::run(layers),
+    let result = match sources::load(std::env::args_os()) {
+        Ok(configuration) => cli::run(configuration),
         Err(Refusal::CommandLine(error)) => return complain(&error),
         Err(Refusal::Faults(error)) => Err(error),
     };

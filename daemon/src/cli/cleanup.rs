@@ -8,14 +8,16 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::progress;
+use crate::background::tasks::expire_tokens::fills;
+use crate::background::tasks::rest;
+use crate::background::tasks::steps::{Batch, Round};
+use crate::cli::output;
 use crate::config::{CleanupOptions, RetentionOptions};
-use crate::db::Target;
+use crate::contract;
+use crate::contract::Due;
 use crate::error::Result;
-use crate::sql::Due;
-use crate::tasks::expire_tokens::fills;
-use crate::tasks::pieces::{Batch, Round};
-use crate::tasks::rest;
-use crate::{exit, output, sql};
+use crate::postgres::target::Target;
+use crate::process::exit;
 
 pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u8> {
     let mut session = target.connect().await?;
@@ -46,7 +48,7 @@ pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u
         progress.set_position(0);
         progress.set_message("deleting old events of the audit log");
         events = until_done(&progress, async || {
-            rested(batch_size, sql::purge_audit_log(&*session, None, retention, batch_size)).await
+            rested(batch_size, contract::purge_audit_log(&*session, None, retention, batch_size)).await
         })
         .await?;
     }

@@ -4,27 +4,27 @@ use std::io::Write as _;
 
 use serde_json::{Value, json};
 
+use crate::config::sources::{Configuration, Setting, Source};
 use crate::error::{Error, Result};
-use crate::layers::{Layers, Setting, Source};
-use crate::{exit, printable};
+use crate::process::{exit, printable};
 
-pub(super) fn config(layers: &Layers, as_json: bool) -> Result<u8> {
+pub(super) fn config(configuration: &Configuration, as_json: bool) -> Result<u8> {
     let text = if as_json {
         // The line breaks are between the values; within them JSON has none.
-        printable::escape_json_lines(&format!("{:#}\n", describe_json(layers)))
+        printable::escape_json_lines(&format!("{:#}\n", describe_json(configuration)))
     } else {
-        describe(layers)
+        describe(configuration)
     };
     std::io::stdout().write_all(text.as_bytes()).map_err(Error::output)?;
     Ok(exit::OK)
 }
 
-fn describe(layers: &Layers) -> String {
-    let head = match &layers.file {
+fn describe(configuration: &Configuration) -> String {
+    let head = match &configuration.file {
         Some(file) => format!("# With {}.\n", printable::escape(&file.display().to_string())),
         None => "# Without a configuration file.\n".to_owned(),
     };
-    let lines: Vec<(String, String)> = layers.settings.iter().map(line).collect();
+    let lines: Vec<(String, String)> = configuration.settings.iter().map(line).collect();
     let width = lines.iter().map(|(text, _)| text.chars().count()).max().unwrap_or_default();
     lines.iter().fold(head, |text, (setting, source)| format!("{text}{setting:<width$}  # {source}\n"))
 }
@@ -55,8 +55,8 @@ fn source(setting: &Setting) -> String {
     }
 }
 
-fn describe_json(layers: &Layers) -> Value {
-    let settings: Vec<Value> = layers
+fn describe_json(configuration: &Configuration) -> Value {
+    let settings: Vec<Value> = configuration
         .settings
         .iter()
         .map(|setting| {
@@ -74,5 +74,5 @@ fn describe_json(layers: &Layers) -> Value {
             json!({"key": setting.key, "environment": setting.environment, "value": value, "source": source})
         })
         .collect();
-    json!({"file": layers.file, "settings": settings})
+    json!({"file": configuration.file, "settings": settings})
 }

@@ -3,12 +3,13 @@
 use serde_json::json;
 
 use super::progress;
+use crate::background::tasks::flush_usage::{Round, go_on};
+use crate::background::tasks::{flush_standby, flush_usage};
+use crate::cli::output;
 use crate::config::OutputOptions;
-use crate::db::Target;
 use crate::error::Result;
-use crate::tasks::flush_usage::{Round, go_on};
-use crate::tasks::{flush_standby, flush_usage};
-use crate::{exit, output};
+use crate::postgres::target::Target;
+use crate::process::exit;
 
 /// Two carry all that was counted before the command began.
 const MOST_ROUNDS: u32 = 16;

@@ -20,11 +20,14 @@ use tokio_postgres::Statement;
 use tokio_postgres::error::SqlState;
 
 use super::progress;
+use crate::cli::output;
 use crate::config::{ImportFormat, ImportOptions};
-use crate::db::{Session, Target, hide_bind_values};
+use crate::contract;
+use crate::contract::Imported;
 use crate::error::{Doing as _, Error, Result};
-use crate::sql::{self, Imported};
-use crate::{exit, output};
+use crate::postgres::pool::{Session, hide_bind_values};
+use crate::postgres::target::Target;
+use crate::process::exit;
 use rows::Row;
 
 /// The unique index on the digests of tokens.
@@ -64,7 +67,7 @@ pub(super) async fn import(target: Target, options: ImportOptions) -> Result<u8>
 
     let mut session = target.connect().await?;
     hide_bind_values(&session).await?;
-    let statement = sql::prepare_import(&*session).await?;
+    let statement = contract::prepare_import(&*session).await?;
     let mut report = Report::default();
     // What a dry run has "imported" is not there when a later batch has it again.
     let mut seen = HashSet::new();
@@ -152,7 +155,7 @@ async fn all_at_once(
     const DOING: &str = "import a batch";
     let transaction = session.transaction().await.doing(DOING)?;
     let answers = try_join_all(batch.iter().map(|(_, token)| {
-        sql::import_api_token(&transaction, statement, token, options.token_format.as_str())
+        contract::import_api_token(&transaction, statement, token, options.token_format.as_str())
     }))
     .await;
     match answers {
@@ -179,7 +182,7 @@ async fn one_by_one(
         let savepoint = format!("{before} savepoint one");
         let (begun, answer) = tokio::join!(
             transaction.batch_execute(&savepoint),
-            sql::import_api_token(&transaction, statement, token, options.token_format.as_str())
+            contract::import_api_token(&transaction, statement, token, options.token_format.as_str())
         );
         begun.doing(DOING)?;
         before = match answer {

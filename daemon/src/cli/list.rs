@@ -4,10 +4,11 @@ use std::pin::pin;
 
 use futures_util::{Stream, TryStreamExt as _};
 
+use crate::cli::output;
+use crate::cli::output::Tone;
 use crate::config::OutputOptions;
-use crate::document::Document;
+use crate::contract::document::Document;
 use crate::error::Result;
-use crate::output::{self, Tone};
 
 /// A table is as wide as its widest row, and so are gathered: rows up to this number, or to these bytes. A longer list is several
 /// tables.

@@ -6,6 +6,7 @@ mod config;
 mod flush;
 mod import;
 mod list;
+pub mod output;
 mod progress;
 mod run;
 mod scope;
@@ -16,27 +17,28 @@ mod token;
 
 use std::future::Future;
 
+use crate::config::file_trust;
+use crate::config::sources::Configuration;
 use crate::config::{Command, ScopeCommand, StandbyOptions, TokenCommand};
-use crate::db::Target;
 use crate::error::{Error, Result};
-use crate::layers::Layers;
-use crate::{exit, file_trust, logging};
+use crate::postgres::target::Target;
+use crate::process::{exit, logging};
 
 /// Runs the command and returns the exit code.
-pub fn run(layers: Layers) -> Result<u8> {
+pub fn run(configuration: Configuration) -> Result<u8> {
     // They need no database.
-    match &layers.cli.command {
-        Command::Config(options) => return config::config(&layers, options.output.json),
+    match &configuration.cli.command {
+        Command::Config(options) => return config::config(&configuration, options.output.json),
         Command::Completions(options) => return shell::completions(options),
         Command::Man => return shell::man(),
         _ => {}
     }
-    let cli = layers.cli;
+    let cli = configuration.cli;
     let serves = matches!(cli.command, Command::Run(_));
     logging::start(&cli.logging, if serves { "info" } else { "warn" })?;
     let application = format!("tollgated {}", name(&cli.command));
     let target = cli.connection.target(&application)?;
-    file_trust::warn_of(layers.file.into_iter().chain(target.files()));
+    file_trust::warn_of(configuration.file.into_iter().chain(target.files()));
     let standbys = |options: &StandbyOptions| {
         let standbys = cli.connection.standbys(options, &application)?;
         let known = target.files();

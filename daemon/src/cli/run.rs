@@ -10,22 +10,27 @@ use jiff::Timestamp;
 use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
 use uuid::Uuid;
 
-use crate::config::RunOptions;
-use crate::db::{Database, Target};
-use crate::driver::{Board, Driver, Schedule, Signal};
-use crate::error::{Error, Result};
-use crate::http::{EventStreams, Metrics, Server, Site, wake_streams};
-use crate::leader::{self, Leadership};
-use crate::shutdown::Shutdown;
-use crate::sql::Identity;
-use crate::tasks::observe::Seen;
-use crate::tasks::{
+use crate::background::driver::{Driver, Schedule, TaskStatuses};
+use crate::background::leader;
+use crate::background::leader::Leadership;
+use crate::background::leaderless::LeaderlessTasks;
+use crate::background::listener;
+use crate::background::shutdown::Shutdown;
+use crate::background::signal::Signal;
+use crate::background::tasks::observe::LatestObservation;
+use crate::background::tasks::{
     announce_expiries, deliver_webhooks, expire_tokens, flush_standby, flush_usage, heartbeat, observe,
     publish_events, purge, purge_audit, seal_audit, watch_usage,
 };
-use crate::unled::Unled;
+use crate::config::RunOptions;
+use crate::contract::Identity;
+use crate::error::{Error, Result};
+use crate::http::{EventStreams, Metrics, Server, Site, wake_streams};
+use crate::postgres::pool::Database;
+use crate::postgres::pooler_probe;
+use crate::postgres::target::Target;
+use crate::process::{exit, systemd};
 use crate::webhook::Sender;
-use crate::{exit, listener, pooler, systemd};
 
 /// A run has a few statements, each of which the server cuts at its statement_timeout. A run that takes longer than
 /// these together waits for a server that will never answer.
@@ -49,9 +54,9 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     let database = Database::new(target.clone())?;
     let shutdown = Shutdown::default();
     let leadership = Leadership::default();
-    let board = Board::new(leadership.clone());
-    let driver =
-        Driver::new(shutdown.clone(), board.clone(), options.shutdown_grace).retry_when(database.restored());
+    let statuses = TaskStatuses::new(leadership.clone());
+    let driver = Driver::new(shutdown.clone(), statuses.clone(), options.shutdown_grace)
+        .retry_when(database.restored());
     let mut flush_now = vec![Signal::default()];
     let events_came = Signal::default();
     let streams_wake = Signal::default();
@@ -60,13 +65,13 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     let report = Signal::default();
     let batch_size = options.batch.batch_size;
     let audit_retention = options.retention.audit_retention.0;
-    let seen = Seen::default();
-    let unled = Unled::default();
+    let seen = LatestObservation::default();
+    let leaderless = LeaderlessTasks::default();
 
     // Before there is any connection: that there is none is a thing to ask for.
     if let Some(server) = server {
         let site = Arc::new(Site {
-            metrics: Metrics::new(board.clone(), seen.clone(), unled.clone(), database.clone()),
+            metrics: Metrics::new(statuses.clone(), seen.clone(), leaderless.clone(), database.clone()),
             events: EventStreams::new(database.clone()),
         });
         shutdown.spawn("http", server.run(site.clone(), shutdown.token().clone()));
@@ -79,7 +84,7 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     // but must not hang.
     let _watchdog = systemd::ready(&format!("serving {database_name}"));
     tokio::select! {
-        result = pooler::refuse(&target, shutdown.token()) => result?,
+        result = pooler_probe::refuse(&target, shutdown.token()) => result?,
         () = signals.until_stop(&shutdown, &flush_now) => {
             return Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await);
         }
@@ -177,7 +182,7 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     );
     let leading = database.clone();
     driver.start(
-        heartbeat::Heartbeat::new(database, identity(), board, unled),
+        heartbeat::Heartbeat::new(database, identity(), statuses, leaderless),
         every(heartbeat::PERIOD),
         report.clone(),
     );

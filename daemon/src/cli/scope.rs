@@ -3,12 +3,14 @@
 use serde_json::json;
 
 use super::list::List;
+use crate::cli::output;
+use crate::cli::output::Tone;
 use crate::config::{DefineScopeOptions, DropScopeOptions, OutputOptions, ScopeCommand};
-use crate::db::Target;
-use crate::document::Document;
+use crate::contract;
+use crate::contract::document::Document;
 use crate::error::Result;
-use crate::output::Tone;
-use crate::{exit, output, sql};
+use crate::postgres::target::Target;
+use crate::process::exit;
 
 pub(super) async fn scope(target: Target, command: ScopeCommand) -> Result<u8> {
     match command {
@@ -28,7 +30,7 @@ async fn list(target: Target, options: &OutputOptions) -> Result<u8> {
         ]
     };
     let session = target.connect().await?;
-    let scopes = sql::list_scopes(&*session).await?;
+    let scopes = contract::list_scopes(&*session).await?;
     let list =
         List { key: "name", heading: ["NAME", "DEFINED", "BY", "DESCRIPTION"], row, tone: |_| Tone::Plain };
     if !list.print(scopes, options).await? && options.is_for_people() {
@@ -39,13 +41,13 @@ async fn list(target: Target, options: &OutputOptions) -> Result<u8> {
 
 async fn define(target: Target, options: DefineScopeOptions) -> Result<u8> {
     let session = target.connect().await?;
-    sql::define_scope(&*session, &options.name, &options.description).await?;
+    contract::define_scope(&*session, &options.name, &options.description).await?;
     done(&options.output, "defined", &options.name)
 }
 
 async fn drop(target: Target, options: DropScopeOptions) -> Result<u8> {
     let session = target.connect().await?;
-    sql::drop_scope(&*session, &options.name).await?;
+    contract::drop_scope(&*session, &options.name).await?;
     done(&options.output, "dropped", &options.name)
 }
 

@@ -7,7 +7,7 @@ use clap_mangen::Man;
 
 use crate::config::{Cli, CompletionsOptions};
 use crate::error::{Error, Result};
-use crate::exit;
+use crate::process::exit;
 
 pub(super) fn completions(options: &CompletionsOptions) -> Result<u8> {
     let mut text = Vec::new();

@@ -6,20 +6,22 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::db::Target;
-use crate::driver::{Outcome, Status};
+use crate::background::driver::{Outcome, Status};
+use crate::background::leaderless::is_alive;
+use crate::cli::output;
+use crate::cli::output::Text;
+use crate::contract;
 use crate::error::Result;
-use crate::output::Text;
-use crate::unled::is_alive;
-use crate::{exit, output, sql};
+use crate::postgres::target::Target;
+use crate::process::exit;
 
 /// How many daemons that are gone are listed.
 const MOST_GONE: usize = 3;
 
 pub(super) async fn status(target: Target, json: bool) -> Result<u8> {
     let session = target.connect().await?;
-    let stats = sql::stats(&*session).await?;
-    let daemons = sql::daemons(&*session).await?;
+    let stats = contract::stats(&*session).await?;
+    let daemons = contract::daemons(&*session).await?;
     let healthy = daemons.iter().any(is_alive);
     if json {
         output::json(&json!({ "healthy": healthy, "stats": stats, "daemons": daemons }))?;

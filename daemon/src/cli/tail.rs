@@ -11,13 +11,17 @@ use rustix::io::Errno;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::backoff;
-use crate::complaint::Complaint;
+use crate::background::backoff;
+use crate::background::listener;
+use crate::cli::output;
 use crate::config::TailOptions;
-use crate::db::{Session, Target};
+use crate::contract;
+use crate::contract::{Cursor, Event};
 use crate::error::{Error, Kind, Result};
-use crate::sql::{self, Cursor, Event};
-use crate::{exit, listener, output};
+use crate::postgres::pool::Session;
+use crate::postgres::target::Target;
+use crate::process::exit;
+use crate::process::failure_log::FailureLog;
 
 /// Not every event is notified, so the log is looked at this often.
 const POLL_PERIOD: Duration = Duration::from_secs(1);
@@ -31,12 +35,12 @@ pub(super) async fn tail(target: Target, options: TailOptions) -> Result<u8> {
 
 async fn print(target: &Target, options: &TailOptions) -> Result<()> {
     let mut session = target.connect().await?;
-    let mut cursor = sql::event_position(&*session, options.since).await?;
+    let mut cursor = contract::event_position(&*session, options.since).await?;
     if !options.follow {
         while !print_batch(&session, &mut cursor, options.batch.batch_size).await? {}
         return Ok(());
     }
-    let mut complaint = Complaint::default();
+    let mut complaint = FailureLog::default();
     let mut retries = backoff::delays();
     loop {
         let error = match follow(&mut session, &mut cursor, options.batch.batch_size, &mut complaint).await {
@@ -56,7 +60,7 @@ async fn print(target: &Target, options: &TailOptions) -> Result<()> {
     }
 }
 
-fn complain(complaint: &mut Complaint, error: &Error) {
+fn complain(complaint: &mut FailureLog, error: &Error) {
     if let Some(tally) = complaint.failed(&error.to_string()) {
         tracing::warn!(failures = tally.failures, "{error}; trying again, and going on where it broke off");
     }
@@ -67,7 +71,7 @@ async fn follow(
     session: &mut Session,
     cursor: &mut Cursor,
     batch_size: i32,
-    complaint: &mut Complaint,
+    complaint: &mut FailureLog,
 ) -> Result<std::convert::Infallible> {
     let mut listens = match listener::begin(session).await {
         Ok(()) => true,
@@ -91,7 +95,7 @@ async fn follow(
 
 /// True once there is nothing more.
 async fn print_batch(session: &Session, cursor: &mut Cursor, batch_size: i32) -> Result<bool> {
-    let batch = sql::read_events(&**session, cursor, batch_size).await?;
+    let batch = contract::read_events(&**session, cursor, batch_size).await?;
     write_lines(io::stdout().lock(), &batch.events)?;
     *cursor = batch.next;
     Ok(batch.caught_up)

@@ -8,16 +8,19 @@ use tollgate_core::token;
 use zeroize::Zeroizing;
 
 use super::list::List;
+use crate::cli::output;
+use crate::cli::output::Tone;
 use crate::config::{
     CreateOptions, DeriveOptions, EnabledOptions, ListOptions, OutputOptions, PresentedToken, RevokeOptions,
     RotateOptions, ShowOptions, TokenCommand, VerifyOptions,
 };
-use crate::db::{Target, hide_bind_values};
-use crate::document::Document;
+use crate::contract;
+use crate::contract::Ending;
+use crate::contract::document::Document;
 use crate::error::{Error, Result};
-use crate::output::Tone;
-use crate::sql::Ending;
-use crate::{exit, output, sql};
+use crate::postgres::pool::hide_bind_values;
+use crate::postgres::target::Target;
+use crate::process::exit;
 
 /// Far beyond the longest token; a larger file is not one that holds a token.
 const LONGEST_INPUT: u64 = 4096;
@@ -59,9 +62,9 @@ fn hand_out(issued: &Value, output: &OutputOptions) -> Result<()> {
 
 async fn create(target: Target, options: CreateOptions) -> Result<u8> {
     let session = target.connect().await?;
-    let issued = sql::create_api_token(
+    let issued = contract::create_api_token(
         &*session,
-        &sql::NewToken {
+        &contract::NewToken {
             user_id: &options.user,
             name: &options.name,
             scopes: &options.scopes,
@@ -96,7 +99,7 @@ async fn list(target: Target, options: ListOptions) -> Result<u8> {
         ]
     };
     let session = target.connect().await?;
-    let tokens = sql::list_api_tokens(&*session, &options.user).await?;
+    let tokens = contract::list_api_tokens(&*session, &options.user).await?;
     let list = List { key: "id", heading: HEADING, row, tone: status_tone };
     if !list.print(tokens, &options.output).await? && options.output.is_for_people() {
         output::line(format!("{} has no tokens", options.user))?;
@@ -114,7 +117,7 @@ fn status_tone(cell: &str) -> Tone {
 
 async fn show(target: Target, options: ShowOptions) -> Result<u8> {
     let session = target.connect().await?;
-    let Some(token) = sql::show_api_token(&*session, options.id).await? else {
+    let Some(token) = contract::show_api_token(&*session, options.id).await? else {
         if options.output.json {
             output::json(&Value::Null)?;
         } else {
@@ -171,7 +174,8 @@ async fn rotate(target: Target, options: RotateOptions) -> Result<u8> {
     let session = target.connect().await?;
     let ending = Ending { expires_in: options.expires_in, expires_at: options.expires_at };
     let issued =
-        sql::rotate_api_token(&*session, options.id, options.grace, &ending, options.revoke_on_reuse).await?;
+        contract::rotate_api_token(&*session, options.id, options.grace, &ending, options.revoke_on_reuse)
+            .await?;
     hand_out(&issued, &options.output)?;
     Ok(exit::OK)
 }
@@ -181,7 +185,7 @@ async fn derive(target: Target, options: DeriveOptions) -> Result<u8> {
     let session = target.connect().await?;
     hide_bind_values(&session).await?;
     let networks = (!options.allowed_ips.is_empty()).then_some(options.allowed_ips.as_slice());
-    let issued = sql::derive_api_token(
+    let issued = contract::derive_api_token(
         &*session,
         &parent,
         &options.name,
@@ -197,7 +201,7 @@ async fn derive(target: Target, options: DeriveOptions) -> Result<u8> {
 async fn set_enabled(target: Target, options: EnabledOptions, enabled: bool) -> Result<u8> {
     let session = target.connect().await?;
     let changed =
-        sql::set_api_token_enabled(&*session, options.id, enabled, options.reason.as_deref()).await?;
+        contract::set_api_token_enabled(&*session, options.id, enabled, options.reason.as_deref()).await?;
     let word = if enabled { "enabled" } else { "disabled" };
     if options.output.json {
         output::json(&json!({ word: changed }))?;
@@ -216,12 +220,12 @@ async fn verify(target: Target, options: VerifyOptions) -> Result<u8> {
     let scopes = (!options.scopes.is_empty()).then_some(options.scopes.as_slice());
     let verification = if options.foreign {
         hide_bind_values(&session).await?;
-        sql::verify_api_token(&*session, &presented, scopes, options.client_ip).await?
+        contract::verify_api_token(&*session, &presented, scopes, options.client_ip).await?
     } else {
         // Only the digest leaves this process, so that the token is in no log on the way.
         let digest = token::digest(presented.as_bytes());
         let mut verification =
-            sql::verify_api_token_hash(&*session, &digest, scopes, options.client_ip).await?;
+            contract::verify_api_token_hash(&*session, &digest, scopes, options.client_ip).await?;
         // A digest tells the server nothing of the shape, so what it cannot say is said here.
         if verification.field("code") == "NOT_FOUND" && token::parse(presented.as_bytes()).is_none() {
             verification.set("code", "MALFORMED");
@@ -264,13 +268,13 @@ async fn revoke(target: Target, options: RevokeOptions) -> Result<u8> {
     let revoked = match options.id {
         Some(id) => {
             let session = target.connect().await?;
-            sql::revoke_api_token(&*session, id, options.user.as_deref(), reason).await?
+            contract::revoke_api_token(&*session, id, options.user.as_deref(), reason).await?
         }
         None => {
             let token = read_token(&options.token)?;
             let session = target.connect().await?;
             hide_bind_values(&session).await?;
-            sql::revoke_presented_token(&*session, &token, reason).await?
+            contract::revoke_presented_token(&*session, &token, reason).await?
         }
     };
     if options.output.json {

@@ -14,12 +14,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::counters;
-use crate::db::Database;
-use crate::driver::Board;
-use crate::sql::Observation;
-use crate::tasks::observe::Seen;
-use crate::unled::Unled;
+use crate::background::driver::TaskStatuses;
+use crate::background::leaderless::LeaderlessTasks;
+use crate::background::tasks::observe::LatestObservation;
+use crate::contract::Observation;
+use crate::postgres::pool::Database;
+use crate::process::counters;
 
 pub(super) const CONTENT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -29,9 +29,9 @@ const MAX_NAMES: usize = 100;
 /// Where the values are.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    board: Board,
-    seen: Seen,
-    unled: Unled,
+    statuses: TaskStatuses,
+    seen: LatestObservation,
+    leaderless: LeaderlessTasks,
     database: Database,
     started: Timestamp,
 }
@@ -39,8 +39,13 @@ pub struct Metrics {
 type Labels = Vec<(&'static str, String)>;
 
 impl Metrics {
-    pub fn new(board: Board, seen: Seen, unled: Unled, database: Database) -> Self {
-        Self { board, seen, unled, database, started: Timestamp::now() }
+    pub fn new(
+        statuses: TaskStatuses,
+        seen: LatestObservation,
+        leaderless: LeaderlessTasks,
+        database: Database,
+    ) -> Self {
+        Self { statuses, seen, leaderless, database, started: Timestamp::now() }
     }
 
     /// From the first answer of the server on, while it is connected.
@@ -49,8 +54,8 @@ impl Metrics {
     }
 
     /// Tasks that no daemon has led for three periods.
-    pub(super) fn unled(&self) -> Vec<String> {
-        self.unled.tasks().into_iter().collect()
+    pub(super) fn leaderless(&self) -> Vec<String> {
+        self.leaderless.tasks().into_iter().collect()
     }
 
     pub(super) fn page(&self) -> String {
@@ -106,12 +111,12 @@ impl Metrics {
     }
 
     fn tasks(&self, page: &mut Page) {
-        let board = self.board.snapshot();
-        let each = |value: &dyn Fn(&crate::driver::Status) -> Option<f64>| -> Vec<(Labels, f64)> {
+        let statuses = self.statuses.snapshot();
+        let each = |value: &dyn Fn(&crate::background::driver::Status) -> Option<f64>| -> Vec<(Labels, f64)> {
             let of = |(name, status): (&&'static str, _)| {
                 Some((vec![("task", (*name).to_owned())], value(status)?))
             };
-            board.iter().filter_map(of).collect()
+            statuses.iter().filter_map(of).collect()
         };
         page.counter("tollgated_task_runs", "Runs of each task", each(&|s| Some(float(s.runs))));
         page.counter("tollgated_task_failures", "Runs that failed", each(&|s| Some(float(s.failures))));
@@ -142,17 +147,17 @@ impl Metrics {
             "Of tasks that one daemon does for all: whether it is this one, 0 or 1",
             each(&|s| s.leads.map(|leads| f64::from(u8::from(leads)))),
         );
-        let unled = self.unled.tasks();
+        let leaderless = self.leaderless.tasks();
         page.gauge(
             "tollgated_task_unled",
             "Of tasks that one daemon does for all: whether none has led it for three periods, 0 or 1",
-            board.iter().filter(|(_, status)| status.leads.is_some()).map(|(name, _)| {
-                (vec![("task", (*name).to_owned())], f64::from(u8::from(unled.contains(*name))))
+            statuses.iter().filter(|(_, status)| status.leads.is_some()).map(|(name, _)| {
+                (vec![("task", (*name).to_owned())], f64::from(u8::from(leaderless.contains(*name))))
             }),
         );
         page.gauge("tollgated_task_period_seconds", "How often it runs", each(&|s| Some(s.period_seconds)));
 
-        let items = |task: &str| board.get(task).map_or(0.0, |status| float(status.items));
+        let items = |task: &str| statuses.get(task).map_or(0.0, |status| float(status.items));
         for (name, help, task) in [
             ("tollgated_expired_tokens", "Expiries recorded by this daemon", "expire_tokens"),
             ("tollgated_announced_expiries", "Expiries announced by this daemon", "announce_expiries"),
@@ -164,7 +169,7 @@ impl Metrics {
         ] {
             page.counter1(name, help, items(task));
         }
-        if let Some(flush) = board.get("flush_usage").filter(|flush| flush.leads != Some(false)) {
+        if let Some(flush) = statuses.get("flush_usage").filter(|flush| flush.leads != Some(false)) {
             page.gauge1("tollgated_flush_last_tokens", "Tokens in the last flush", float(flush.last_items));
             let lag = flush.last_success_at.unwrap_or(self.started);
             let lag = Timestamp::now().duration_since(lag).as_secs_f64().max(0.0);

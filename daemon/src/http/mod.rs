@@ -6,7 +6,6 @@
 mod connections;
 mod events;
 mod metrics;
-mod position;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -176,7 +175,7 @@ async fn answer(
     Ok(match path {
         // Whoever can answer at all is alive.
         "/livez" => text(StatusCode::OK, "ok\n"),
-        "/readyz" if site.metrics.is_ready() => match site.metrics.unled() {
+        "/readyz" if site.metrics.is_ready() => match site.metrics.leaderless() {
             tasks if tasks.is_empty() => text(StatusCode::OK, "ok\n"),
             tasks => text(StatusCode::SERVICE_UNAVAILABLE, format!("no daemon leads {}\n", tasks.join(", "))),
         },

@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
-use crate::sql::WebhookMessage;
+use crate::contract::WebhookMessage;
 use capped::Capped;
 
 /// From the look-up of the name to the head of the answer.

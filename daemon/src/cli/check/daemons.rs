@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::finding::Finding;
-use crate::driver::Status;
-use crate::output;
-use crate::unled::{GONE_AFTER_SECONDS, is_alive, unled};
+use crate::background::driver::Status;
+use crate::background::leaderless::{GONE_AFTER_SECONDS, is_alive, leaderless};
+use crate::cli::output;
 
 const NAME: &str = "daemons";
 
@@ -26,7 +26,7 @@ pub(super) fn findings(daemons: &[Value]) -> Vec<Finding> {
         )];
     }
     let mut findings: Vec<Finding> = alive.iter().flat_map(|daemon| of(daemon)).collect();
-    for (task, lasting) in unled(daemons, Timestamp::now()) {
+    for (task, lasting) in leaderless(daemons, Timestamp::now()) {
         findings.push(Finding::fail(
             NAME,
             format!(

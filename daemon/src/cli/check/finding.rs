@@ -4,9 +4,10 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
+use crate::cli::output;
+use crate::cli::output::{Text, Tone};
+use crate::contract::Health;
 use crate::error::Error;
-use crate::output::{self, Text, Tone};
-use crate::sql::Health;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -14,10 +14,15 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
+use crate::background::listener;
+use crate::cli::output;
 use crate::config::CheckOptions;
-use crate::db::{Session, Target};
+use crate::contract;
 use crate::error::{Doing as _, Kind, Result};
-use crate::{exit, listener, output, pooler, sql};
+use crate::postgres::pool::Session;
+use crate::postgres::pooler_probe;
+use crate::postgres::target::Target;
+use crate::process::exit;
 use finding::{Finding, Verdict, describe};
 
 /// The oldest major that the extension is built for.
@@ -56,7 +61,7 @@ async fn pooler_finding(target: &Target) -> Result<Finding> {
     const NAME: &str = "pooler";
     let target = target.without_settings();
     let one = target.connect().await?;
-    let examined = async { pooler::examine(&one, &target.connect().await?).await };
+    let examined = async { pooler_probe::examine(&one, &target.connect().await?).await };
     Ok(match examined.await {
         Ok(()) => Finding::ok(NAME, "no pooler in transaction mode is in between"),
         Err(error) if error.kind() == Kind::Usage => {
@@ -192,7 +197,7 @@ async fn standby_finding(standby: &Target) -> Finding {
     let asked = async {
         let session = standby.connect().await?;
         let server = Server::ask(&session).await?;
-        let stats = sql::stats(&*session).await?;
+        let stats = contract::stats(&*session).await?;
         Ok((server.in_recovery, stats))
     };
     match asked.await {
@@ -288,7 +293,7 @@ impl Privileges {
             )
             .await
             .doing(DOING)?;
-        let names: Vec<&str> = sql::OPERATOR_FUNCTIONS.to_vec();
+        let names: Vec<&str> = contract::OPERATOR_FUNCTIONS.to_vec();
         let functions = client
             .query(
                 "select p.proname::text, has_function_privilege(p.oid, 'execute') \
@@ -310,7 +315,7 @@ impl Privileges {
 
     /// The functions and views that the extension in this database does not have.
     fn absent(&self) -> Vec<&str> {
-        let mut absent: Vec<&str> = sql::OPERATOR_FUNCTIONS
+        let mut absent: Vec<&str> = contract::OPERATOR_FUNCTIONS
             .into_iter()
             .filter(|name| !self.functions.iter().any(|(known, _)| known == name))
             .collect();
@@ -358,23 +363,23 @@ impl Privileges {
 
 /// That the functions not only may be called but answer, and what they say of the server.
 async fn contents(session: &Session, patience: Duration) -> Vec<Finding> {
-    let mut findings = match sql::stats(&**session).await {
+    let mut findings = match contract::stats(&**session).await {
         Ok(stats) => stats_findings(&stats),
         Err(error) => vec![Finding::error("stats", &error)],
     };
     let read = async {
-        let cursor = sql::event_position(&**session, None).await?;
-        sql::read_events(&**session, &cursor, 1).await
+        let cursor = contract::event_position(&**session, None).await?;
+        contract::read_events(&**session, &cursor, 1).await
     };
     findings.push(match read.await {
         Ok(_) => Finding::ok("events", "the event log can be read"),
         Err(error) => Finding::error("events", &error),
     });
-    match sql::daemons(&**session).await {
+    match contract::daemons(&**session).await {
         Ok(daemons) => findings.extend(daemons::findings(&daemons)),
         Err(error) => findings.push(Finding::error("daemons", &error)),
     }
-    match sql::deployment_health(&**session, patience).await {
+    match contract::deployment_health(&**session, patience).await {
         Ok(health) => findings.extend(health.into_iter().map(Finding::from)),
         Err(error) => findings.push(Finding::error("health", &error)),
     }
@@ -461,7 +466,7 @@ mod tests {
     }
 
     fn all_functions(may: bool) -> Vec<(String, bool)> {
-        sql::OPERATOR_FUNCTIONS.iter().map(|name| (name.to_string(), may)).collect()
+        contract::OPERATOR_FUNCTIONS.iter().map(|name| (name.to_string(), may)).collect()
     }
 
     #[test]

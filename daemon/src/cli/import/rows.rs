@@ -16,8 +16,8 @@ use serde_json::{Map, Value, json};
 use tollgate_core::foreign::Format;
 
 use crate::config::ImportFormat;
+use crate::contract::Imported;
 use crate::error::{Error, Result};
-use crate::sql::Imported;
 
 const COLUMNS: [&str; 13] = [
     "user_id",

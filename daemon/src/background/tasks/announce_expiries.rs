@@ -1,0 +1,48 @@
+//! Tells of tokens some time before they expire, so that whoever uses one can replace it in time.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::steps::{Batch, Round};
+use crate::background::driver::{Report, Task};
+use crate::background::leader::Leadership;
+use crate::contract::Due;
+use crate::error::Result;
+use crate::postgres::pool::Database;
+
+/// Nobody needs to know to the second.
+pub const PERIOD: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub struct AnnounceExpiries {
+    database: Database,
+    leadership: Leadership,
+    notice: Duration,
+    batch_size: i32,
+    round: Round,
+}
+
+impl AnnounceExpiries {
+    pub fn new(database: Database, leadership: Leadership, notice: Duration, batch_size: i32) -> Self {
+        Self { database, leadership, notice, batch_size, round: Round::default() }
+    }
+}
+
+impl Task for AnnounceExpiries {
+    fn name(&self) -> &'static str {
+        "announce_expiries"
+    }
+
+    async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
+        let fence = self.leadership.own_fence(self.name())?;
+        let mut session = self.database.session(stop).await?;
+        // A token may be issued, or be given another end, anywhere within the notice.
+        self.round.begin_again_after(Duration::ZERO);
+        let Batch { items, more } = self
+            .round
+            .advance(&mut session, Some(&fence), Due::Announcements, self.notice, self.batch_size)
+            .await?;
+        Ok(Report { items, more, note: None })
+    }
+}

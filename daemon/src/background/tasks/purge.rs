@@ -1,0 +1,74 @@
+//! Deletes tokens that ended, hours of usage that lie, and webhooks that were given up, longer ago than their retention. A
+//! million tokens may go at once, and nobody waits for that.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::steps::Round;
+use crate::background::driver::{Report, Task};
+use crate::background::leader::Leadership;
+use crate::config::RetentionOptions;
+use crate::contract::Due;
+use crate::error::Result;
+use crate::postgres::pool::Database;
+
+#[derive(Debug)]
+pub struct Purge {
+    database: Database,
+    leadership: Leadership,
+    retention: RetentionOptions,
+    batch_size: i32,
+    /// How far it has come with each.
+    tokens: Round,
+    hours: Round,
+    messages: Round,
+    more: bool,
+}
+
+impl Purge {
+    pub fn new(
+        database: Database,
+        leadership: Leadership,
+        retention: RetentionOptions,
+        batch_size: i32,
+    ) -> Self {
+        Self {
+            database,
+            leadership,
+            retention,
+            batch_size,
+            tokens: Round::default(),
+            hours: Round::default(),
+            messages: Round::default(),
+            more: false,
+        }
+    }
+}
+
+impl Task for Purge {
+    fn name(&self) -> &'static str {
+        "purge"
+    }
+
+    async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
+        let RetentionOptions { retention, usage_retention, .. } = self.retention;
+        let fence = self.leadership.own_fence(self.name())?;
+        let mut session = self.database.session(stop).await?;
+        let (fence, batch_size) = (Some(&fence), self.batch_size);
+        // Not while one of them has more: those that are done would begin again each time.
+        if !std::mem::replace(&mut self.more, false) {
+            for round in [&mut self.tokens, &mut self.hours, &mut self.messages] {
+                round.begin_again_after(Duration::ZERO);
+            }
+        }
+        let tokens =
+            self.tokens.advance(&mut session, fence, Due::EndedTokens, retention, batch_size).await?;
+        let hours =
+            self.hours.advance(&mut session, fence, Due::UsageHours, usage_retention, batch_size).await?;
+        let messages =
+            self.messages.advance(&mut session, fence, Due::WebhookDeliveries, retention, batch_size).await?;
+        self.more = tokens.more || hours.more || messages.more;
+        Ok(Report { items: tokens.items + hours.items, more: self.more, note: None })
+    }
+}

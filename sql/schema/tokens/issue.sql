@@ -1,0 +1,131 @@
+-- Issuing tokens, bringing them along from elsewhere, listing them.
+
+CREATE FUNCTION tollgate.create_api_token(
+    user_id     text,
+    name        text,
+    scopes      text[]   DEFAULT '{}',
+    expires_in  interval DEFAULT NULL,
+    metadata    jsonb    DEFAULT '{}',
+    allowed_ips cidr[]   DEFAULT NULL,
+    rate_limit  integer  DEFAULT NULL,
+    rate_window interval DEFAULT '1 minute',
+    prefix      text     DEFAULT NULL,
+    expires_at  timestamptz DEFAULT NULL
+) RETURNS tollgate.issued_token
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'create_api_token';
+COMMENT ON FUNCTION tollgate.create_api_token(text, text, text[], interval, jsonb, cidr[], integer, interval, text, timestamptz) IS
+    'Issues a token for a user. The returned row is the only place where its plaintext ever is. It ends after expires_in, days counted in UTC, or at expires_at, not both; event token.created';
+
+CREATE FUNCTION tollgate.import_api_token(
+    user_id     text,
+    name        text,
+    token_hash  bytea,
+    scopes      text[]   DEFAULT '{}',
+    expires_in  interval DEFAULT NULL,
+    metadata    jsonb    DEFAULT '{}',
+    allowed_ips cidr[]   DEFAULT NULL,
+    rate_limit  integer  DEFAULT NULL,
+    rate_window interval DEFAULT '1 minute',
+    format      text     DEFAULT 'sha256',
+    expires_at   timestamptz DEFAULT NULL,
+    created_at   timestamptz DEFAULT NULL,
+    last_used_at timestamptz DEFAULT NULL,
+    disabled_at  timestamptz DEFAULT NULL,
+    revoked_at   timestamptz DEFAULT NULL
+) RETURNS uuid
+    LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    AS 'MODULE_PATHNAME', 'import_api_token';
+COMMENT ON FUNCTION tollgate.import_api_token(text, text, bytea, text[], interval, jsonb, cidr[], integer, interval, text, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz) IS
+    'Takes over a token of another system by a digest of its plaintext, with what that system knew of it, and returns its id; 23505 when there is one with that digest; event token.imported. The format says which digest: sha256, sha512, sha512-of-hex or sanctum; at its first use the token gets our own. Unless it has Tollgate''s format it is accepted only while tollgate.accept_foreign_tokens is on';
+
+CREATE FUNCTION tollgate.check_token_fields(
+    fields      text[],
+    name        text,
+    scopes      text[],
+    expires_at  timestamptz,
+    metadata    jsonb,
+    allowed_ips cidr[],
+    rate_limit  integer,
+    rate_window interval
+) RETURNS text[]
+    LANGUAGE c VOLATILE PARALLEL UNSAFE
+    AS 'MODULE_PATHNAME', 'check_token_fields';
+COMMENT ON FUNCTION tollgate.check_token_fields(text[], text, text[], timestamptz, jsonb, cidr[], integer, interval) IS
+    'Raises 22023 unless the named fields are such as a token may be issued with; returns the scopes, each once. Internal.';
+
+CREATE FUNCTION tollgate.issued_detail(token tollgate.api_tokens) RETURNS jsonb
+    LANGUAGE sql STABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT jsonb_strip_nulls(jsonb_build_object(
+        'name', ($1).name, 'hint', ($1).hint, 'scopes', ($1).scopes, 'expires_at', ($1).expires_at, 'allowed_ips', ($1).allowed_ips,
+        'rate_limit', ($1).rate_limit, 'rate_window', ($1).rate_window, 'parent_id', ($1).parent_id, 'rotated_from', ($1).rotated_from))
+$$;
+COMMENT ON FUNCTION tollgate.issued_detail(tollgate.api_tokens) IS
+    'What an event says of a token that was issued, in whatever way. Internal.';
+
+CREATE VIEW tollgate.tokens AS
+    SELECT t.id, t.user_id, t.name, t.hint,
+           CASE WHEN t.revoked_at IS NOT NULL THEN 'revoked'
+                WHEN t.disabled_at IS NOT NULL THEN 'disabled'
+                WHEN t.expires_at <= now() THEN 'expired'
+                ELSE 'active' END AS status,
+           t.scopes, t.metadata, t.allowed_ips, t.rate_limit, t.rate_window, t.created_at, t.created_by, t.expires_at,
+           t.disabled_at, t.revoked_at, t.revoked_reason, t.parent_id, t.rotated_from,
+           coalesce(u.use_count, 0) AS use_count, coalesce(u.denied_count, 0) AS denied_count,
+           u.last_used_at, u.last_used_ip, t.rotated_to, t.disabled_via, t.disabled_with_user
+    FROM tollgate.api_tokens t LEFT JOIN tollgate.token_usage u ON u.token_id = t.id;
+COMMENT ON VIEW tollgate.tokens IS 'Tokens for people: hint, status and usage as of the last flush; never the digest';
+
+CREATE FUNCTION tollgate.check_user_named(user_id text) RETURNS void
+    LANGUAGE plpgsql STABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- Blank as well: no token has such a user.
+    IF $1 IS NULL OR $1 !~ '[^[:space:]]' THEN
+        RAISE EXCEPTION 'a user must be named'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: user_id, which is NULL, empty or blank.',
+                  HINT = 'Pass the key of the user in your application, as text.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.check_user_named(text) IS
+    'Raises 22023 for a user who is nobody, whose tokens would be none: the mistake would go unseen. Internal.';
+
+CREATE FUNCTION tollgate.check_page_size(max_tokens integer) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF $1 < 1 THEN
+        RAISE EXCEPTION 'a page has at least one token'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: max_tokens, of %s.', $1),
+                  HINT = 'Give how many you want at a time, such as 100, or NULL for all.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.check_page_size(integer) IS 'Raises 22023 unless a page can have so many tokens. Internal.';
+
+-- Ids are in the order in which they were drawn, which an index has: so a page costs what is on it.
+CREATE FUNCTION tollgate.list_api_tokens(user_id text, max_tokens integer DEFAULT NULL, after uuid DEFAULT NULL) RETURNS SETOF tollgate.tokens
+    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET jit = off
+    SET enable_seqscan = off
+    SET enable_bitmapscan = off
+    SET enable_sort = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
+BEGIN ATOMIC
+    SELECT tollgate.check_user_named($1);
+    SELECT tollgate.check_page_size($2);
+    SELECT t.* FROM tollgate.tokens t
+        WHERE t.user_id = tollgate.without_token('user_id', $1) AND t.id > coalesce($3, '00000000-0000-0000-0000-000000000000')
+        ORDER BY t.id LIMIT $2;
+END;
+COMMENT ON FUNCTION tollgate.list_api_tokens(text, integer, uuid) IS
+    'The tokens of a user, oldest first, all or a page of so many after the one with an id: hint, status and usage, never the digest; 22023 without a user';
