@@ -182,6 +182,16 @@ pgbouncer: $(DEV)/pgbouncer
 $(DEV)/pgbouncer:
 	@tests/setup/pgbouncer.sh $@
 
+# Python's and Node's, in which docs/drivers.md is tried, from PyPI and npm: 170 MB, half a minute, once.
+.PHONY: drivers
+drivers: ## fetch the drivers of Python and Node that docs/drivers.md shows, to run it with
+	@tests/setup/drivers.sh $(DEV)/drivers python node
+
+# Debian's Go and pgx, and pgjdbc, unpacked: 600 MB.
+.PHONY: drivers-long
+drivers-long:
+	@tests/setup/drivers.sh $(DEV)/drivers go java
+
 .PHONY: toolchain
 toolchain: $(LIBCLANG) $(CARGO_PGRX)
 

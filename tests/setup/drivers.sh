@@ -19,16 +19,16 @@ unavailable() {
     exit 3
 }
 
-python() {
+fetch_python() {
     python3 -m venv "$1" || unavailable "python3 cannot make a virtual environment (Debian, Ubuntu: apt install python3-venv)."
     PIP_REQUIRE_VIRTUALENV=0 "$1/bin/pip" install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
         --requirement "$here/python/requirements.txt"
 }
 
-node() {
+fetch_node() {
     mkdir -p "$1"
     cp "$here/node/package.json" "$here/node/package-lock.json" "$1/"
-    if ! command -v npm >/dev/null || [ "$(command node -p 'process.versions.node.split(".")[0]')" -lt 20 ]; then
+    if ! command -v npm >/dev/null || [ "$(node -p 'process.versions.node.split(".")[0]')" -lt 20 ]; then
         python3 -m venv "$1/python" || unavailable "there is no Node 20, and python3 cannot make a virtual environment."
         PIP_REQUIRE_VIRTUALENV=0 "$1/python/bin/pip" install --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
             --require-hashes --requirement "$here/node/requirements.txt"
@@ -56,9 +56,9 @@ unpack() {
     rm -rf "$to/deb"
 }
 
-go() { unpack "$1" golang-go golang-github-jackc-pgx-v4-dev; }
+fetch_go() { unpack "$1" golang-go golang-github-jackc-pgx-v4-dev; }
 
-java() {
+fetch_java() {
     command -v javac >/dev/null || unavailable "there is no javac (Debian, Ubuntu: apt install default-jdk-headless)."
     unpack "$1" libpostgresql-jdbc-java
 }
@@ -69,6 +69,6 @@ for part in "$@"; do
     echo "==> fetching the drivers for $part into ${dir#"$PWD"/}/$part"
     rm -rf "${dir:?}/$part" "$dir/$part.part"
     # In place, since a virtual environment cannot be moved; the pins say that it is complete.
-    "$part" "$dir/$part"
+    "fetch_$part" "$dir/$part"
     echo "$pins" >"$dir/$part/pins"
 done

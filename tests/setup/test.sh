@@ -23,7 +23,7 @@ export RUST_LIB_BACKTRACE=0
 threads=${TEST_THREADS:-$(($(nproc 2>/dev/null || echo 2) * 2))}
 passed=0
 # About the daemon alone.
-daemon_side=(bench:: cli:: config:: daemon:: http:: import_cli:: leadership:: network:: readme:: sse:: tls::)
+daemon_side=(bench:: cli:: config:: daemon:: drivers:: http:: import_cli:: leadership:: network:: readme:: sse:: tls::)
 
 mkdir -p "$DEV/tmp"
 durations=$DEV/tmp/test-durations
@@ -99,7 +99,8 @@ if [ -z "$long${ONLY-}" ]; then
     done
 fi
 
-make --no-print-directory pgbouncer binaries
+make --no-print-directory pgbouncer drivers binaries
+if [ -n "$long" ]; then make --no-print-directory drivers-long; fi
 export TOLLGATE_TEST_TOLLGATED=$DEV/bin/tollgated
 for major in "${majors[@]}"; do make --no-print-directory install PG="$major"; done
 echo "==> building the client tests"

@@ -41,7 +41,7 @@ const sections = {
     if (careless) await example.carelessPosts(url, CARELESS)
     const sql = postgres(url, { prepare: false })
     await check((token) => example.posts(sql, token, ADDRESS), () => sql.unsafe(LOSE))
-    await sql.end()
+    await sql.end({ timeout: 1 })
   },
   async typeorm(careless) {
     const source = await new DataSource({ type: 'postgres', url }).initialize()
