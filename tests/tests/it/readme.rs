@@ -1,10 +1,13 @@
 //! What the README and the documents that go on from it show is true: their SQL runs, in order, and answers as shown; their
-//! GRANTs let each role do what they are for, and no more; their links lead somewhere.
+//! GRANTs let each role do what they are for, and no more; their links lead somewhere, and nothing but Cargo.toml states the version.
 
 use crate::document;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tollgate_core::token::{self, ENTROPY_LEN, Prefix};
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually};
 
@@ -160,5 +163,105 @@ fn after_its_settings_no_token_of_the_application_reaches_the_log() -> Result<()
     assert!(!cluster.log().contains(&body), "the log holds a token");
     present("careless")?;
     assert!(cluster.log().contains(&body), "without the settings it would");
+    Ok(())
+}
+
+/// The folder of the checkout.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The documents for people, in the root and in docs.
+fn documents() -> Result<Vec<(PathBuf, String)>> {
+    let mut documents = Vec::new();
+    for folder in [root(), root().join("docs")] {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                documents.push((path.clone(), fs::read_to_string(path)?));
+            }
+        }
+    }
+    ensure!(documents.len() > 10, "the documents were not found");
+    Ok(documents)
+}
+
+/// What GitHub and GitLab call a heading in a link.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+fn anchors(text: &str) -> Vec<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings.map(|line| anchor(line.trim_start_matches('#').trim())).collect()
+}
+
+#[test]
+fn each_link_leads_to_a_file_and_a_heading() -> Result<()> {
+    let mut broken = Vec::new();
+    for (path, text) in documents()? {
+        for target in
+            text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target)
+        {
+            if target.starts_with("http") {
+                continue;
+            }
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let linked = if file.is_empty() { path.clone() } else { path.with_file_name(file) };
+            let there = match fs::read_to_string(&linked) {
+                Ok(text) => heading.is_empty() || anchors(&text).iter().any(|anchor| anchor == heading),
+                Err(_) => heading.is_empty() && linked.exists(),
+            };
+            if !there {
+                broken.push(format!("{}: {target}", path.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+    Ok(())
+}
+
+#[test]
+fn the_readme_is_short() {
+    let lines = DOCUMENTS[0].1.lines().count();
+    assert!(lines <= 220, "{lines} lines: a subject belongs into a document of its own");
+}
+
+/// Files of the repository that are ours, as text.
+fn files() -> Result<Vec<(String, String)>> {
+    let listed = Command::new("git").current_dir(root()).args(["ls-files", "-z"]).output()?;
+    ensure!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
+    let names = String::from_utf8(listed.stdout)?;
+    let names =
+        names.split_terminator('\0').filter(|name| !name.ends_with(".lock") && !name.ends_with("lock.json"));
+    Ok(names
+        .filter_map(|name| Some((name.to_owned(), fs::read_to_string(root().join(name)).ok()?)))
+        .collect())
+}
+
+/// A version beside our name, a key or a macro that states one would be forgotten at the next release.
+#[test]
+fn only_cargo_toml_states_the_version() -> Result<()> {
+    let version = env!("CARGO_PKG_VERSION");
+    let changelog = root().join("CHANGELOG.md");
+    ensure!(
+        fs::read_to_string(&changelog)?.contains(&format!("## [{version}]")),
+        "{} has no section for {version}",
+        changelog.display()
+    );
+    let stating = |(name, text): &(String, String)| {
+        let allowed = ["Cargo.toml", "CHANGELOG.md"].contains(&name.as_str()) || name.contains("/drivers/");
+        let one = |line: &str| {
+            line.match_indices(version).any(|(at, _)| {
+                // No part of another number, such as an address.
+                let around = [line[..at].chars().next_back(), line[at + version.len()..].chars().next()];
+                !around.iter().flatten().any(|c| c.is_ascii_digit() || *c == '.' || *c == '/')
+            })
+        };
+        !allowed && text.lines().any(one)
+    };
+    let stating: Vec<String> = files()?.into_iter().filter(stating).map(|(name, _)| name).collect();
+    assert!(stating.is_empty(), "these state the version {version}, which Cargo.toml states: {stating:?}");
     Ok(())
 }
