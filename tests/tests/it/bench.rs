@@ -64,7 +64,8 @@ fn every_part_of_the_benchmark_runs_and_reports_its_figures() -> Result<()> {
     // Its figures must not get into the document.
     let document = directory.path().join("performance.md");
     std::fs::write(&document, "untouched")?;
-    output(bench().arg("report").arg("--json").arg(&json).arg("--document").arg(&document)).expect_err("refused");
+    output(bench().arg("report").arg("--json").arg(&json).arg("--document").arg(&document))
+        .expect_err("refused");
     assert_eq!(std::fs::read_to_string(&document)?, "untouched");
     Ok(())
 }
