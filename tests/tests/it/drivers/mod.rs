@@ -27,6 +27,7 @@ const DOCUMENT: &str = include_str!("../../../../docs/drivers.md");
 /// The application of the README, whose posts only their authors may read.
 const POSTS: &str = "
     create role app login;
+    create role locked nologin;
     select tollgate.grant_capability('app', 'verifier');
     select tollgate.define_scope('posts:read', 'Read posts'), tollgate.define_scope('posts:write', 'Write posts');
     create table posts (id bigint generated always as identity primary key, author text not null, title text not null);
@@ -395,6 +396,22 @@ async fn tokio_postgres_keeps_the_token_to_itself_unless_its_query_is_logged() -
             assert!(!application.cluster.log().contains(digits(token)), "{name} is in the server's log");
         }
     }
+
+    // The SQLSTATEs of refusals are raised for other reasons too.
+    let url = application.urls()[0].replace("app@", "locked@");
+    let error = ::tokio_postgres::connect(&url, NoTls).await.err().context("it may not log in")?;
+    assert_eq!(
+        (error.code().map(|code| code.code()), tokio_postgres::refusal(&error)),
+        (Some("28000"), None)
+    );
+    let (client, connection) = ::tokio_postgres::connect(&application.urls()[0], NoTls).await?;
+    tokio::spawn(connection);
+    let error =
+        client.query_typed("select from tollgate.api_tokens", &[]).await.err().context("not its table")?;
+    assert_eq!(
+        (error.code().map(|code| code.code()), tokio_postgres::refusal(&error)),
+        (Some("42501"), None)
+    );
 
     // Other tests log meanwhile, which does not matter.
     log::set_logger(&Logged).map_err(|error| anyhow::anyhow!("{error}"))?;
