@@ -16,11 +16,12 @@ static SHARED: Shared = Shared::new(&[]);
 const CAPABILITIES: [&str; 4] = ["verifier", "issuer", "admin", "operator"];
 
 /// What everyone may call.
-const PUBLIC: [&str; 9] = [
+const PUBLIC: [&str; 10] = [
     "tollgate.client_ip_from(text,cidr[])",
     "tollgate.current_scopes()",
     "tollgate.current_token_id()",
     "tollgate.current_user_id()",
+    "tollgate.list_own_capabilities()",
     "tollgate.require_scope(text)",
     "tollgate.scope_grants(text[],text)",
     "tollgate.token_has_all_scopes(text[])",
@@ -280,6 +281,48 @@ async fn the_operator_may_do_what_the_daemon_does_and_nothing_else() -> Result<(
     )
     .await?;
     assert_eq!(given, called);
+    Ok(())
+}
+
+#[tokio::test]
+async fn everyone_may_ask_what_they_hold_of_each_capability() -> Result<()> {
+    let World { owner, cluster, .. } = SHARED.world().await?;
+    let held = async |role: &str| -> Result<String> {
+        let client = cluster.connect(role, DATABASE).await?;
+        value(&client, "select string_agg(held, ' ') from tollgate.list_own_capabilities()").await
+    };
+    for (role, expected) in [
+        ("verifier", "whole not not not"),
+        ("issuer", "whole whole not not"),
+        ("admin", "whole whole whole not"),
+        ("operator", "not not not whole"),
+    ] {
+        roles(&owner, &[(&format!("holds_{role}"), role)]).await?;
+        assert_eq!(held(&format!("holds_{role}")).await?, expected, "{role}");
+    }
+    // As a member, and after SET ROLE; a superuser holds all.
+    owner
+        .batch_execute(
+            "create role holds_by_membership login in role holds_issuer; create role holds_none login",
+        )
+        .await?;
+    assert_eq!(held("holds_by_membership").await?, "whole whole not not");
+    assert_eq!(held("holds_none").await?, "not not not not");
+    assert_eq!(held("postgres").await?, "whole whole whole whole");
+    owner.batch_execute("begin; set local role holds_verifier").await?;
+    let own = "select string_agg(held, ' ') from tollgate.list_own_capabilities()";
+    assert_eq!(value::<String>(&owner, own).await?, "whole not not not");
+    owner.batch_execute("rollback").await?;
+
+    // One function less, or one alone.
+    owner.batch_execute("revoke execute on function tollgate.create_api_token from holds_issuer").await?;
+    assert_eq!(held("holds_issuer").await?, "whole partly not not");
+    let missing = "select array_to_string(missing, ' ') from tollgate.list_own_capabilities() where capability = 'issuer'";
+    let issuer = cluster.connect("holds_issuer", DATABASE).await?;
+    let missing: String = value(&issuer, missing).await?;
+    assert!(missing.starts_with("tollgate.create_api_token(") && !missing.contains(' '), "{missing}");
+    owner.batch_execute("grant execute on function tollgate.list_scopes to holds_none").await?;
+    assert_eq!(held("holds_none").await?, "not partly not not");
     Ok(())
 }
 

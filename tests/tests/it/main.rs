@@ -37,6 +37,7 @@ mod leaks;
 mod lifecycle;
 mod limits;
 mod log_verifications;
+mod monitoring;
 mod network;
 mod operations;
 mod operator;

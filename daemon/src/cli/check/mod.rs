@@ -7,6 +7,7 @@ mod daemons;
 mod finding;
 mod identity;
 mod log;
+mod privileges;
 
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,7 @@ use crate::postgres::pooler_probe;
 use crate::postgres::target::Target;
 use crate::process::exit;
 use finding::{Finding, Verdict, describe};
+use privileges::Privileges;
 
 /// The oldest major that the extension is built for.
 const OLDEST_SERVER: i32 = 15;
@@ -94,9 +96,8 @@ async fn examine(target: &Target, session: &mut Session, patience: Duration) -> 
     findings.push(extension_finding(&extension));
     if installed {
         let privileges = Privileges::ask(session).await?;
-        let grants = privileges.missing(&server.quoted_role);
-        findings.extend(privileges.findings(&grants, &server));
-        if grants.is_empty() {
+        findings.extend(privileges.findings(&server.quoted_role));
+        if privileges.are_those_of_the_daemon() {
             findings.extend(contents(session, patience).await);
         }
     }
@@ -109,7 +110,7 @@ async fn examine(target: &Target, session: &mut Session, patience: Duration) -> 
         }
     });
     if installed {
-        findings.push(log::logging(session).await?);
+        findings.extend(log::logging(session).await?);
         findings.push(log::auto_explain(session).await?);
         findings.push(identity::identity_changes(session).await?);
     }
@@ -270,97 +271,6 @@ fn extension_finding(extension: &Extension) -> Finding {
     }
 }
 
-/// What the role may do.
-struct Privileges {
-    schema: bool,
-    /// Name, may execute.
-    functions: Vec<(String, bool)>,
-    /// `None`: there is no such view.
-    daemons_view: Option<bool>,
-}
-
-impl Privileges {
-    async fn ask(client: &Client) -> Result<Self> {
-        const DOING: &str = "look up privileges";
-        let row = client
-            .query_one(
-                "select coalesce((select has_schema_privilege(n.oid, 'usage') from pg_namespace n \
-                                  where n.nspname = 'tollgate'), false), \
-                        (select has_table_privilege(c.oid, 'select') from pg_class c \
-                         join pg_namespace n on n.oid = c.relnamespace \
-                         where n.nspname = 'tollgate' and c.relname = 'daemons')",
-                &[],
-            )
-            .await
-            .doing(DOING)?;
-        let names: Vec<&str> = contract::OPERATOR_FUNCTIONS.to_vec();
-        let functions = client
-            .query(
-                "select p.proname::text, has_function_privilege(p.oid, 'execute') \
-                 from pg_proc p join pg_namespace n on n.oid = p.pronamespace \
-                 where n.nspname = 'tollgate' and p.proname::text = any ($1) order by 1",
-                &[&names],
-            )
-            .await
-            .doing(DOING)?;
-        Ok(Self {
-            schema: row.try_get(0).doing(DOING)?,
-            daemons_view: row.try_get(1).doing(DOING)?,
-            functions: functions
-                .iter()
-                .map(|row| Ok((row.try_get(0).doing(DOING)?, row.try_get(1).doing(DOING)?)))
-                .collect::<Result<_>>()?,
-        })
-    }
-
-    /// The functions and views that the extension in this database does not have.
-    fn absent(&self) -> Vec<&str> {
-        let mut absent: Vec<&str> = contract::OPERATOR_FUNCTIONS
-            .into_iter()
-            .filter(|name| !self.functions.iter().any(|(known, _)| known == name))
-            .collect();
-        if self.daemons_view.is_none() {
-            absent.push("daemons");
-        }
-        absent
-    }
-
-    /// The statements that give the role what it lacks.
-    fn missing(&self, role: &str) -> Vec<String> {
-        let mut grants = Vec::new();
-        if !self.schema {
-            grants.push(format!("GRANT USAGE ON SCHEMA tollgate TO {role};"));
-        }
-        if self.functions.iter().any(|(_, may)| !may) || self.daemons_view == Some(false) {
-            let literal = role.replace('\'', "''");
-            grants.push(format!("SELECT tollgate.grant_capability('{literal}', 'operator');"));
-        }
-        grants
-    }
-
-    fn findings(&self, grants: &[String], server: &Server) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        let absent = self.absent();
-        if !absent.is_empty() {
-            findings.push(Finding::fail(
-                "functions",
-                format!("the extension in this database has no {}", absent.join(", ")),
-                "ALTER EXTENSION tollgate UPDATE; or use a tollgated of the extension's version",
-            ));
-        }
-        findings.push(if grants.is_empty() {
-            Finding::ok("privileges", format!("{} may do all that the daemon does", server.quoted_role))
-        } else {
-            Finding::fail(
-                "privileges",
-                format!("{} lacks privileges that the daemon needs", server.quoted_role),
-                grants.join("\n"),
-            )
-        });
-        findings
-    }
-}
-
 /// That the functions not only may be called but answer, and what they say of the server.
 async fn contents(session: &Session, patience: Duration) -> Vec<Finding> {
     let mut findings = match contract::stats(&**session).await {
@@ -455,20 +365,6 @@ fn stats_findings(stats: &Value) -> Vec<Finding> {
 mod tests {
     use super::*;
 
-    fn server() -> Server {
-        Server {
-            version_num: 180_001,
-            version: "18.1".into(),
-            in_recovery: false,
-            quoted_role: "\"My daemon\"".into(),
-            superuser: false,
-        }
-    }
-
-    fn all_functions(may: bool) -> Vec<(String, bool)> {
-        contract::OPERATOR_FUNCTIONS.iter().map(|name| (name.to_string(), may)).collect()
-    }
-
     #[test]
     fn a_slow_answer_is_no_wrong_clock() {
         let sent: Timestamp = "2030-01-01T00:00:00Z".parse().unwrap();
@@ -507,41 +403,6 @@ mod tests {
         assert_eq!(old.verdict, Verdict::Warn);
         assert!(old.mend.unwrap().contains("ALTER EXTENSION tollgate UPDATE"));
         assert_eq!(finding(Some("0.1.0"), Some("0.1.0")).verdict, Verdict::Ok);
-    }
-
-    #[test]
-    fn missing_privileges_are_printed_as_the_statements_that_give_them() {
-        let mut functions = all_functions(true);
-        functions[0].1 = false;
-        functions[3].1 = false;
-        let privileges = Privileges { schema: false, functions, daemons_view: Some(false) };
-        let findings = privileges.findings(&privileges.missing(&server().quoted_role), &server());
-        assert_eq!(findings.len(), 1);
-        assert_eq!(findings[0].verdict, Verdict::Fail);
-        assert_eq!(
-            findings[0].mend.as_deref().unwrap().lines().collect::<Vec<_>>(),
-            [
-                "GRANT USAGE ON SCHEMA tollgate TO \"My daemon\";",
-                "SELECT tollgate.grant_capability('\"My daemon\"', 'operator');",
-            ]
-        );
-    }
-
-    #[test]
-    fn functions_that_the_extension_does_not_have_are_named() {
-        let functions = all_functions(true).split_off(1);
-        let privileges = Privileges { schema: true, functions, daemons_view: None };
-        let findings = privileges.findings(&privileges.missing("d"), &server());
-        assert!(findings[0].detail.contains("ack_usage") && findings[0].detail.contains("daemons"));
-        assert_eq!(findings[0].verdict, Verdict::Fail);
-    }
-
-    #[test]
-    fn a_role_that_may_do_everything_is_fine() {
-        let privileges =
-            Privileges { schema: true, functions: all_functions(true), daemons_view: Some(true) };
-        let findings = privileges.findings(&privileges.missing("d"), &server());
-        assert!(findings.iter().all(|finding| finding.verdict == Verdict::Ok), "{findings:?}");
     }
 
     #[test]
