@@ -119,7 +119,7 @@ bench: toolchain ## measure it beside what one would use instead, on PostgreSQL 
 	    $(foreach pg,$(filter-out 16 17,$(VERSIONS)),--pg-config $(PG$(pg))) $(ARGS)
 
 .PHONY: bench-report
-bench-report: ## run make bench, and write the README's section on performance from what it printed
+bench-report: ## run make bench, and write the results in docs/performance.md from what it printed
 	@$(MAKE) --no-print-directory bench ARGS='$(ARGS) --json $(DEV)/bench.json'
 	@$(CARGO_TARGET_DIR)/release/bench report --json $(DEV)/bench.json
 
@@ -202,6 +202,16 @@ pgbouncer: $(DEV)/pgbouncer
 
 $(DEV)/pgbouncer:
 	@tests/setup/pgbouncer.sh $@
+
+# Python's and Node's, in which docs/drivers.md is tried, from PyPI and npm: 170 MB, half a minute, once.
+.PHONY: drivers
+drivers: ## fetch the drivers of Python and Node that docs/drivers.md shows, to run it with
+	@tests/setup/drivers.sh $(DEV)/drivers python node
+
+# Debian's Go and pgx, and pgjdbc, unpacked: 600 MB.
+.PHONY: drivers-long
+drivers-long:
+	@tests/setup/drivers.sh $(DEV)/drivers go java
 
 # For the tests of what Prometheus makes of the metrics and the alerts.
 .PHONY: promtool

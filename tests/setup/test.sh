@@ -24,7 +24,7 @@ export RUST_LIB_BACKTRACE=0
 threads=${TEST_THREADS:-$(($(nproc 2>/dev/null || echo 2) * 2))}
 passed=0
 # About the daemon alone.
-daemon_side=(bench:: cli:: config:: daemon:: http:: import_cli:: leadership:: network:: package:: readme:: sse:: tls::)
+daemon_side=(bench:: cli:: config:: daemon:: drivers:: http:: import_cli:: leadership:: network:: package:: readme:: sse:: tls::)
 
 mkdir -p "$DEV/tmp"
 durations=$DEV/tmp/test-durations
@@ -107,7 +107,8 @@ if [ -n "$long" ]; then
         DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends lintian >/dev/null || true
     fi
 fi
-make --no-print-directory pgbouncer promtool binaries
+make --no-print-directory pgbouncer promtool drivers binaries
+if [ -n "$long" ]; then make --no-print-directory drivers-long; fi
 export TOLLGATE_TEST_TOLLGATED=$DEV/bin/tollgated
 for major in "${majors[@]}"; do make --no-print-directory install PG="$major"; done
 echo "==> building the client tests"
