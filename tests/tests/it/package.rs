@@ -214,7 +214,7 @@ fn install_and_serve(suite: &str, major: u32) -> Result<()> {
     serve(&mut root, &unit, "postgres", "tollgated check")?;
     // A second database, by an instance of the other unit.
     let configuration =
-        "database_url = \"host=/var/run/postgresql user=tollgated dbname=second\"\nhttp_address = \"off\"";
+        "database_url = \"host=/var/run/postgresql user=tollgated dbname=second\"\nops_address = \"off\"";
     root.run(
         "root",
         &format!("umask 027; printf '%s\\n' '{configuration}' >/etc/tollgated/second.toml; chgrp tollgated /etc/tollgated/second.toml"),
