@@ -401,7 +401,7 @@ async fn tokio_postgres_keeps_the_token_to_itself_unless_its_query_is_logged() -
     let url = application.urls()[0].replace("app@", "locked@");
     let error = ::tokio_postgres::connect(&url, NoTls).await.err().context("it may not log in")?;
     assert_eq!(
-        (error.code().map(|code| code.code()), tokio_postgres::refusal(&error)),
+        (error.code().map(::tokio_postgres::error::SqlState::code), tokio_postgres::refusal(&error)),
         (Some("28000"), None)
     );
     let (client, connection) = ::tokio_postgres::connect(&application.urls()[0], NoTls).await?;
@@ -409,7 +409,7 @@ async fn tokio_postgres_keeps_the_token_to_itself_unless_its_query_is_logged() -
     let error =
         client.query_typed("select from tollgate.api_tokens", &[]).await.err().context("not its table")?;
     assert_eq!(
-        (error.code().map(|code| code.code()), tokio_postgres::refusal(&error)),
+        (error.code().map(::tokio_postgres::error::SqlState::code), tokio_postgres::refusal(&error)),
         (Some("42501"), None)
     );
 
