@@ -119,17 +119,38 @@ bench: toolchain ## measure it beside what one would use instead, on PostgreSQL 
 	    $(foreach pg,$(filter-out 16 17,$(VERSIONS)),--pg-config $(PG$(pg))) $(ARGS)
 
 .PHONY: bench-report
-bench-report: ## run make bench, and write the README's section on performance from what it printed
+bench-report: ## run make bench, and write the results in docs/performance.md from what it printed
 	@$(MAKE) --no-print-directory bench ARGS='$(ARGS) --json $(DEV)/bench.json'
 	@$(CARGO_TARGET_DIR)/release/bench report --json $(DEV)/bench.json
 
 .PHONY: package
-package: ## make Debian packages, of the extension for PostgreSQL 15 and of the daemon, in .dev/package
-	@$(MAKE) --no-print-directory install PG=15 PROFILE=release
-	@echo '==> building the packages'
-	@cargo build --quiet --release --package tollgated
+package: toolchain ## make Debian packages, of the extension for PostgreSQL 18, 17, 16 and 15 and of the daemon, in .dev/package
 	@rm -rf $(DEV)/package
-	@packaging/build.sh $(PG15) $(DEV)/package
+	@built=() missing=(); \
+	for pg in $(if $(filter own-%,$(PG_NAME)),$(PG),$(VERSIONS)); do \
+	    name=PG$$pg; \
+	    if $(MAKE) --no-print-directory install PG=$$pg PROFILE=release; then built+=($(if $(filter own-%,$(PG_NAME)),$(PG_CONFIG),"$${!name}")); \
+	    else missing+=("postgresql-$$pg-tollgate"); fi; \
+	done; \
+	echo '==> building the packages'; \
+	cargo build --quiet --release --package tollgated; \
+	packaging/build.sh $(DEV)/package "$${built[@]}"; \
+	if [ $${#missing[@]} != 0 ]; then \
+	    echo "==> not built, for the reasons above: $${missing[*]}"; \
+	    test "$${CI-}" != true; \
+	fi
+
+.PHONY: images
+images: ## make OCI images of PostgreSQL 18 with the extension and of the daemon, in .dev/images, and try them
+	@$(MAKE) --no-print-directory package PG=18
+	@packaging/images.sh $(DEV)/package $(DEV)/images
+	@packaging/try-images.sh $(DEV)/images
+
+# In which `make test-long` tries the packages.
+.PHONY: clean-roots
+clean-roots:
+	@tests/setup/clean-root.sh bookworm 15 $(DEV)/clean-root-bookworm
+	@tests/setup/clean-root.sh trixie 17 $(DEV)/clean-root-trixie
 
 # ---- what these are made of ----
 
@@ -181,6 +202,16 @@ pgbouncer: $(DEV)/pgbouncer
 
 $(DEV)/pgbouncer:
 	@tests/setup/pgbouncer.sh $@
+
+# Python's and Node's, in which docs/drivers.md is tried, from PyPI and npm: 170 MB, half a minute, once.
+.PHONY: drivers
+drivers: ## fetch the drivers of Python and Node that docs/drivers.md shows, to run it with
+	@tests/setup/drivers.sh $(DEV)/drivers python node
+
+# Debian's Go and pgx, and pgjdbc, unpacked: 600 MB.
+.PHONY: drivers-long
+drivers-long:
+	@tests/setup/drivers.sh $(DEV)/drivers go java
 
 # For the tests of what Prometheus makes of the metrics and the alerts.
 .PHONY: promtool

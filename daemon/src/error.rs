@@ -23,6 +23,8 @@ pub enum Kind {
     ConnectionLost,
     /// The server understood and refused, or the work failed in another way.
     Failed,
+    /// The database's schema is of another version of Tollgate. The work goes on once it is updated.
+    OtherSchema,
     /// The wait for something was given up because the process is asked to stop.
     Stopping,
     /// Whoever read our standard output has gone.

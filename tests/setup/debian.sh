@@ -40,3 +40,16 @@ private_apt() {
         unavailable "apt-get cannot read the lists of Debian's $*."
     }
 }
+
+# debian_mmdebstrap DIR: prints a program that makes root file systems of Debian. It is unpacked into DIR if this machine
+# has none.
+debian_mmdebstrap() {
+    if command -v mmdebstrap; then return; fi
+    mkdir -p "$1/mmdebstrap"
+    chmod 777 "$1/mmdebstrap" # apt's own unprivileged user writes here
+    fetch() { (cd "$1/mmdebstrap" && apt-get download -q mmdebstrap 2>&1); }
+    fetch "$1" >/dev/null || { [ "$(id -u)" = 0 ] && apt-get update -q >&2 && fetch "$1" >&2; } ||
+        unavailable "apt-get could not download mmdebstrap."
+    dpkg-deb -x "$1"/mmdebstrap/mmdebstrap_*.deb "$1/mmdebstrap"
+    echo "$1/mmdebstrap/usr/bin/mmdebstrap"
+}

@@ -24,7 +24,7 @@ export RUST_LIB_BACKTRACE=0
 threads=${TEST_THREADS:-$(($(nproc 2>/dev/null || echo 2) * 2))}
 passed=0
 # About the daemon alone.
-daemon_side=(bench:: cli:: config:: daemon:: http:: import_cli:: leadership:: network:: readme:: sse:: tls::)
+daemon_side=(bench:: cli:: config:: daemon:: drivers:: http:: import_cli:: leadership:: network:: package:: readme:: sse:: tls::)
 
 mkdir -p "$DEV/tmp"
 durations=$DEV/tmp/test-durations
@@ -100,7 +100,15 @@ if [ -z "$long${ONLY-}" ]; then
     done
 fi
 
-make --no-print-directory pgbouncer promtool binaries
+if [ -n "$long" ]; then
+    # What the packages are tried in and with. Without them their tests say so.
+    if ! make --no-print-directory package clean-roots VERSIONS="17 15" && [ "${CI-}" = true ]; then exit 1; fi
+    if [ "$(id -u)" = 0 ] && ! command -v lintian >/dev/null && command -v apt-get >/dev/null; then
+        DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends lintian >/dev/null || true
+    fi
+fi
+make --no-print-directory pgbouncer promtool drivers binaries
+if [ -n "$long" ]; then make --no-print-directory drivers-long; fi
 export TOLLGATE_TEST_TOLLGATED=$DEV/bin/tollgated
 for major in "${majors[@]}"; do make --no-print-directory install PG="$major"; done
 echo "==> building the client tests"
@@ -117,16 +125,6 @@ for major in "${majors[@]}"; do
             export TOLLGATE_TEST_OLDER_PG_CONFIG
         fi
     done
-    # What installs on Debian is tried with its PostgreSQL.
-    unset TOLLGATE_TEST_PACKAGES TOLLGATE_TEST_CLEAN_ROOT
-    if [ "$major" = 15 ] && [ -n "$long" ]; then
-        if setup/clean-root.sh "$DEV/clean-root"; then
-            make --no-print-directory -C .. package
-            export TOLLGATE_TEST_PACKAGES=$DEV/package TOLLGATE_TEST_CLEAN_ROOT=$DEV/clean-root
-        elif [ "${CI-}" = true ]; then
-            exit 1
-        fi
-    fi
     read -ra only <<<"${ONLY-}"
     case $major in
         16 | 17) [ -n "${ONLY-}" ] || for topic in $SMOKE; do only+=("$topic::"); done ;;

@@ -19,7 +19,9 @@ use crate::background::backoff;
 use crate::background::leader::Leadership;
 use crate::background::shutdown::Shutdown;
 use crate::background::signal::Signal;
+use crate::contract;
 use crate::error::{Error, Kind, Result};
+use crate::postgres::pool::Database;
 use crate::process::failure_log::{FailureLog, round};
 
 /// A piece of background work. `run` may be called at any time and any number of times.
@@ -88,6 +90,8 @@ pub enum Outcome {
     Failed,
     /// Cut short by its limit or by the shutdown.
     Cut,
+    /// Not possible with the database's schema, which is of another version.
+    Waiting,
 }
 
 impl Outcome {
@@ -96,6 +100,7 @@ impl Outcome {
             Outcome::Ok => "ok",
             Outcome::Failed => "failed",
             Outcome::Cut => "cut",
+            Outcome::Waiting => "waiting",
         }
     }
 }
@@ -140,18 +145,26 @@ pub struct Driver {
     statuses: TaskStatuses,
     run_grace: Duration,
     restored: Option<watch::Receiver<u64>>,
+    database: Option<Database>,
 }
 
 impl Driver {
     /// `grace` is the time that the shutdown has. A run may use half of it, so that [`Task::finish`] has the other.
     pub fn new(shutdown: Shutdown, statuses: TaskStatuses, grace: Duration) -> Self {
-        Self { shutdown, statuses, run_grace: grace / 2, restored: None }
+        Self { shutdown, statuses, run_grace: grace / 2, restored: None, database: None }
     }
 
     /// A task that waits after a failure runs again when this changes: the server can be reached again.
     #[must_use]
     pub fn retry_when(mut self, restored: watch::Receiver<u64>) -> Self {
         self.restored = Some(restored);
+        self
+    }
+
+    /// A task that fails because the schema of this database is of another version is not failing, but waits for the update.
+    #[must_use]
+    pub fn with_schema_of(mut self, database: Database) -> Self {
+        self.database = Some(database);
         self
     }
 
@@ -182,6 +195,7 @@ impl Driver {
             note: None,
             leadership,
             restored: self.restored.clone(),
+            database: self.database.clone(),
         };
         self.shutdown.spawn(name, run.drive());
     }
@@ -200,6 +214,7 @@ struct Run<T> {
     note: Option<String>,
     leadership: Option<Leadership>,
     restored: Option<watch::Receiver<u64>>,
+    database: Option<Database>,
 }
 
 /// What follows a run.
@@ -294,12 +309,20 @@ impl<T: Task> Run<T> {
             () = tokio::time::sleep(limit) => None,
             () = grace_is_over(&self.stop, self.run_grace) => None,
         };
-        let result = outcome.unwrap_or_else(|| {
+        let mut result = outcome.unwrap_or_else(|| {
             Err(Error::failed(format!(
                 "cut short after {}: no answer from the server",
                 humantime::format_duration(round(started.elapsed()))
             )))
         });
+        if let Err(error) = &result
+            && contract::may_be_of_another_version(error)
+            && let Some(database) = self.database.clone()
+            && let Some(other) = other_schema(database, self.stop.clone(), limit).await
+        {
+            tracing::debug!(task = self.name, %error, "the schema is of another version");
+            result = Err(other);
+        }
         self.record(started, &result);
         self.log_outcome(&result);
         result
@@ -340,6 +363,12 @@ impl<T: Task> Run<T> {
                     status.note.clone_from(&report.note);
                 }
                 Err(error) if error.kind() == Kind::Stopping => status.last_outcome = Some(Outcome::Cut),
+                Err(error) if error.kind() == Kind::OtherSchema => {
+                    status.last_outcome = Some(Outcome::Waiting);
+                    status.last_items = 0;
+                    status.consecutive_failures = 0;
+                    status.last_error = Some(error.to_string());
+                }
                 Err(error) => {
                     status.last_outcome = Some(Outcome::Failed);
                     status.last_items = 0;
@@ -373,6 +402,9 @@ impl<T: Task> Run<T> {
                     _ => self.failure_log.failed(&error.to_string()),
                 };
                 match tally {
+                    Some(_) if error.kind() == Kind::OtherSchema => {
+                        tracing::warn!(task = self.name, "waits: {error}");
+                    }
                     Some(tally) => {
                         tracing::warn!(task = self.name, failures = tally.failures, %error, "failed, will try again");
                     }
@@ -393,6 +425,15 @@ impl<T: Task> Run<T> {
         }
         self.note.clone_from(&report.note);
     }
+}
+
+/// What to do about the schema, if it is of another version.
+async fn other_schema(database: Database, stop: CancellationToken, limit: Duration) -> Option<Error> {
+    let version = async {
+        let session = database.session(&stop).await?;
+        contract::schema_version(&**session).await
+    };
+    contract::other_version(&tokio::time::timeout(limit, version).await.ok()?.ok()??)
 }
 
 /// Never, if there is nothing to watch.

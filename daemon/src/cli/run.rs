@@ -65,7 +65,8 @@ async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Re
     let leadership = Leadership::default();
     let statuses = TaskStatuses::new(leadership.clone());
     let driver = Driver::new(shutdown.clone(), statuses.clone(), options.shutdown_grace)
-        .retry_when(database.restored());
+        .retry_when(database.restored())
+        .with_schema_of(database.clone());
     let mut flush_now = vec![Signal::default()];
     let events_came = Signal::default();
     let streams_wake = Signal::default();
@@ -97,17 +98,12 @@ async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Re
             return Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await);
         }
     }
-    driver.start(
-        observe::Observe::new(database.clone(), seen.clone()),
-        every(observe::PERIOD),
-        look_now.clone(),
-    );
     shutdown.spawn(
         "listener",
         listener::run(
             database.clone(),
             vec![events_came.clone(), streams_wake.clone(), webhooks_wake.clone()],
-            (seen, look_now),
+            (seen.clone(), look_now.clone()),
             shutdown.token().clone(),
         ),
     );
@@ -188,6 +184,8 @@ async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Re
         every(options.seal_interval),
         Signal::default(),
     );
+    // After all tasks that a metric or /readyz may show.
+    driver.start(observe::Observe::new(database.clone(), seen), every(observe::PERIOD), look_now);
     let leading = database.clone();
     driver.start(
         heartbeat::Heartbeat::new(database, identity(), statuses, leaderless),

@@ -19,7 +19,7 @@ pub fn code(kind: Kind) -> u8 {
     match kind {
         Kind::Usage => USAGE,
         Kind::Unreachable | Kind::ConnectionLost => UNAVAILABLE,
-        Kind::Failed | Kind::Stopping => NO,
+        Kind::Failed | Kind::OtherSchema | Kind::Stopping => NO,
         // `| head` has seen enough.
         Kind::BrokenPipe => OK,
     }

@@ -50,8 +50,8 @@ pub const INSERT_LOCKS: usize = 32;
 const MOST_ROWS: usize = 16_384;
 /// Groups that are sampled to estimate how full the table is: keys are spread evenly over all of them.
 const SAMPLE: usize = 4096;
-/// The same where every entry of a group is read.
-const SAMPLE_OF_ENTRIES: usize = 512;
+/// Entries that are looked at to tell how many limits are in use.
+const SAMPLE_OF_LIMITS: u64 = 65_536;
 
 /// The kind of key that an entry counts for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -450,11 +450,20 @@ impl<'a, L: SpinLock> Table<'a, L> {
     }
 
     /// Entries that cannot make room for another key without a loss, because they hold counts that are not flushed or a limit
-    /// in use; of a large table, by a sample.
+    /// in use. Of very many, the limits are counted in a sample.
     pub fn busy(&self, now: i64) -> u64 {
-        let sample = &self.groups[..self.groups.len().min(SAMPLE_OF_ENTRIES)];
-        let busy: usize = sample.iter().map(|group| group.busy(now)).sum();
-        (busy * self.groups.len() / sample.len()) as u64
+        let (mut unflushed, mut others, mut seen, mut limited) = (0, 0, 0, 0);
+        for group in self.groups {
+            let counted = group.unflushed.load(Relaxed);
+            let rest = group.used() & !counted;
+            unflushed += u64::from(counted.count_ones());
+            others += u64::from(rest.count_ones());
+            if seen < SAMPLE_OF_LIMITS {
+                seen += u64::from(rest.count_ones());
+                limited += bits(rest).filter(|&slot| !group.entries[slot].is_idle(now)).count() as u64;
+            }
+        }
+        unflushed + (others * limited).checked_div(seen).unwrap_or(0)
     }
 
     /// Uses that were not counted for lack of room.
@@ -839,10 +848,6 @@ impl<L: SpinLock> Group<L> {
     /// Whether the slot can go to another key without loss.
     fn is_free(&self, slot: usize, now: i64) -> bool {
         self.unflushed.load(Relaxed) & (1 << slot) == 0 && self.entries[slot].is_idle(now)
-    }
-
-    fn busy(&self, now: i64) -> usize {
-        (0..SLOTS_PER_GROUP).filter(|&slot| !self.is_free(slot, now)).count()
     }
 
     fn has_room_for_a_limiter(&self, now: i64) -> bool {

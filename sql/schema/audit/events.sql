@@ -452,6 +452,12 @@ BEGIN
     END IF;
     PERFORM tollgate.without_token('name', $1);
     IF NOT EXISTS (SELECT FROM tollgate.subscriptions s WHERE s.name = $1) THEN
+        -- Each holds up purge_audit_log.
+        IF (SELECT count(*) FROM tollgate.subscriptions) >= 100 THEN
+            RAISE EXCEPTION 'there are 100 subscriptions, which is as many as there may be'
+                USING ERRCODE = 'program_limit_exceeded',
+                      HINT = 'SELECT * FROM tollgate.subscription_backlogs() shows them; tollgate.drop_subscription(name) drops one.';
+        END IF;
         INSERT INTO tollgate.subscriptions (name, place) VALUES ($1, tollgate.event_position()) ON CONFLICT DO NOTHING;
     END IF;
     RETURN QUERY SELECT (s.place).* FROM tollgate.subscriptions s WHERE s.name = $1 FOR UPDATE SKIP LOCKED;
@@ -472,6 +478,11 @@ DECLARE
 BEGIN
     PERFORM tollgate.without_token('name', $1);
     PERFORM tollgate.check_cursor($2);
+    -- What they are behind by is queued by queue_webhook_deliveries() alone, which moves them as it does.
+    IF starts_with($1, 'tollgate:') THEN
+        RAISE EXCEPTION 'the subscription of the webhooks is moved by queue_webhook_deliveries() alone'
+            USING ERRCODE = 'insufficient_privilege', DETAIL = 'Argument: name.', HINT = 'Open a subscription of your own.';
+    END IF;
     SELECT (s.place).* INTO before FROM tollgate.subscriptions s WHERE s.name = $1 FOR UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no subscription %', tollgate.quote_redacted($1)

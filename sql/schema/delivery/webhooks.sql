@@ -556,7 +556,7 @@ BEGIN
                        OR right(w.wanted, 2) = '.*' AND starts_with(v.event ->> 'event', left(w.wanted, -1))))
             ORDER BY v.place;
     END IF;
-    PERFORM tollgate.advance_subscription('tollgate:webhooks', batch.next);
+    UPDATE tollgate.subscriptions s SET place = batch.next, advanced_at = now() WHERE s.name = 'tollgate:webhooks';
 END
 $$;
 COMMENT ON FUNCTION tollgate.queue_webhook_deliveries(integer) IS

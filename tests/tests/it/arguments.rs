@@ -44,7 +44,7 @@ const ASKED: [(&str, &str); 12] = [
     ("attach_users_table", "key_column"),
 ];
 
-/// Digests that are not those of a token's plaintext, and have 32 bytes.
+/// Digests that are no token's plaintext, and of 32 bytes.
 const DIGESTS: [(&str, &str); 3] =
     [("apply_usage", "signature"), ("import_api_token", "token_hash"), ("verify_audit_log", "known_hash")];
 

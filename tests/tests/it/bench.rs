@@ -61,11 +61,12 @@ fn every_part_of_the_benchmark_runs_and_reports_its_figures() -> Result<()> {
             assert!(table.contains(what), "{what} is not in the table:\n{table}");
         }
     }
-    // Its figures must not get into the README.
-    let readme = directory.path().join("README.md");
-    std::fs::write(&readme, "untouched")?;
-    output(bench().arg("report").arg("--json").arg(&json).arg("--readme").arg(&readme)).expect_err("refused");
-    assert_eq!(std::fs::read_to_string(&readme)?, "untouched");
+    // Its figures must not get into the document.
+    let document = directory.path().join("performance.md");
+    std::fs::write(&document, "untouched")?;
+    output(bench().arg("report").arg("--json").arg(&json).arg("--document").arg(&document))
+        .expect_err("refused");
+    assert_eq!(std::fs::read_to_string(&document)?, "untouched");
     Ok(())
 }
 

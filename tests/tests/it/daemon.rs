@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::common::{self, Shared, Token, code, issue, refused, revoke, value};
+use crate::common::{self, Shared, Token, code, issue, issue_with, refused, revoke, value};
 use crate::operator::{Db, OPERATOR, counts, flush_all, issue_many, set, stats, totals, verify_each};
 use crate::running::{
     EAGER, LAZY, LONG, eventually_counts, eventually_logs, eventually_publishes, ids, last_event, lines,
@@ -49,6 +49,51 @@ async fn usage_is_flushed_again_and_again_with_the_operators_grants_alone() -> R
 
     let warnings: Vec<Value> = lines(&daemon).into_iter().filter(|line| line["level"] != "INFO").collect();
     assert_eq!(warnings, Vec::<Value>::new());
+    Ok(())
+}
+
+/// The package of the daemon may be installed before ALTER EXTENSION is run.
+#[tokio::test]
+async fn a_task_that_needs_a_newer_schema_waits_for_it_while_the_others_go_on() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "older").await?;
+    let version: String =
+        value(&db.owner, "select extversion from pg_extension where extname = 'tollgate'").await?;
+    let has_version = async |version: &str, from: &str, to: &str| {
+        let statement = format!(
+            "update pg_extension set extversion = '{version}' where extname = 'tollgate';
+             alter function tollgate.{from}(integer, timestamptz, uuid) rename to {to}"
+        );
+        db.owner.batch_execute(&statement).await
+    };
+    has_version("0.0.1", "expire_tokens_after", "of_a_later_version").await?;
+    let mut daemon = run(&db.url(), &[EAGER])?;
+    let waits = format!(
+        "waits: needs schema {version}, this database has 0.0.1; run ALTER EXTENSION tollgate UPDATE"
+    );
+    eventually_logs(&mut daemon, &waits).await;
+    let token = issue_with(&db.owner, "a", "expires_in => '100 milliseconds'").await?;
+    let used = issue(&db.owner, "b", &[]).await?;
+    assert_eq!(code(&db.web, &used.token).await?, "VALID");
+    eventually_counts(&db.owner, &used, (1, 0)).await;
+    let tasks = "select tasks from tollgate.daemons";
+    eventually_async(LONG, "the daemon to report that it waits", async || {
+        let task = &value::<Value>(&db.owner, tasks).await.unwrap()["expire_tokens"];
+        task["last_outcome"] == "waiting" && task["failures"] == 0
+    })
+    .await;
+
+    has_version(&version, "of_a_later_version", "expire_tokens_after").await?;
+    let expired = format!(
+        "select count(*) = 1 from tollgate.audit_log where event = 'token.expired' and token_id = '{}'",
+        token.id
+    );
+    eventually_async(LONG, "the task to go on", async || value::<bool>(&db.owner, &expired).await.unwrap())
+        .await;
+    let others: Vec<Value> = lines(&daemon)
+        .into_iter()
+        .filter(|line| line["level"] != "INFO" && line["task"] != "expire_tokens")
+        .collect();
+    assert_eq!(others, Vec::<Value>::new());
     Ok(())
 }
 

@@ -20,6 +20,7 @@ mod context;
 mod daemon;
 mod derive;
 mod document;
+mod drivers;
 mod epochs;
 mod errors;
 mod events;

@@ -25,29 +25,33 @@ const TRANSACTION_POOLS: [(&str, i64); 4] = [
     ("default_pool_size = 1", 0),
 ];
 
-struct PgBouncer {
+pub(crate) struct PgBouncer {
     child: Child,
-    port: Port,
+    pub(crate) port: Port,
     directory: TempDir,
 }
 
 impl PgBouncer {
     fn start(db: &Db, mode: &str, more: &str) -> Result<Self> {
+        Self::before(db.cluster.port(), OPERATOR, mode, more)
+    }
+
+    /// In front of the server at `server`, for one role.
+    pub(crate) fn before(server: u16, role: &str, mode: &str, more: &str) -> Result<Self> {
         let program = dev_dir()?.join("pgbouncer/run");
         ensure!(program.exists(), "{} is missing: `make pgbouncer` fetches it", program.display());
         let (account, port) = (Account::unprivileged()?, Port::any()?);
         let directory = TempDir::new()?;
         account.private_dir(directory.path())?;
         let users = directory.path().join("users.txt");
-        std::fs::write(&users, format!("\"{OPERATOR}\" \"\"\n"))?;
+        std::fs::write(&users, format!("\"{role}\" \"\"\n"))?;
         let configuration = directory.path().join("pgbouncer.ini");
         std::fs::write(
             &configuration,
             format!(
-                "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\n\
+                "[databases]\n* = host=127.0.0.1 port={server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\n\
                  unix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = {mode}\n\
                  ignore_startup_parameters = extra_float_digits\n{more}\n",
-                db.cluster.port(),
                 port.number,
                 users.display()
             ),

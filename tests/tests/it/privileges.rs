@@ -11,7 +11,7 @@ use tollgate_tests::DATABASE;
 
 static SHARED: Shared = Shared::new(&[]);
 
-/// Functions that everyone may call: they disclose nothing but the caller's own context.
+/// What everyone may call: it discloses nothing but the caller's own context.
 const PUBLIC: [&str; 10] = [
     "tollgate.client_ip_from(text,cidr[])",
     "tollgate.current_scopes()",

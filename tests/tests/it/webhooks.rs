@@ -680,7 +680,31 @@ async fn names_addresses_and_events_that_make_no_sense_are_refused_without_being
     Ok(())
 }
 
-/// The number of messages of each webhook, by the trigger and by counting.
+/// An operator who moves the cursor forward would have receivers miss what happened, and one who moves it back have it sent anew.
+#[tokio::test]
+async fn nobody_moves_the_cursor_of_the_webhooks_past_what_was_queued() -> Result<()> {
+    let db = db("moved_cursor").await?;
+    define(&db.owner, "crm", "https://example.com/", "'{token.created}'").await?;
+    issue(&db.owner, "ann", &[]).await?;
+    for place in ["tollgate.event_position()", "tollgate.event_position(0)"] {
+        let call = format!("select tollgate.advance_subscription('tollgate:webhooks', {place})");
+        refused(db.operator.execute(&call, &[]).await, &SqlState::INSUFFICIENT_PRIVILEGE);
+    }
+    db.operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
+    let pending = "select pending from tollgate.webhooks";
+    assert_eq!(value::<i64>(&db.owner, pending).await?, 1);
+    db.operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
+    assert_eq!(value::<i64>(&db.owner, pending).await?, 1);
+    // Nor are there more subscriptions than an administrator can look through.
+    let open = "select count(o) from generate_series(1, 99) n, tollgate.open_subscription('s' || n) o";
+    db.operator.execute(open, &[]).await?;
+    let one_more = db.operator.execute("select tollgate.open_subscription('one more')", &[]).await;
+    refused(one_more, &SqlState::PROGRAM_LIMIT_EXCEEDED);
+    db.operator.execute("select tollgate.open_subscription('s1')", &[]).await?;
+    Ok(())
+}
+
+/// Messages of each webhook, counted by the trigger and by looking.
 async fn assert_counted(owner: &Client) -> Result<()> {
     let sql = "select string_agg(concat_ws(' ', w.name, w.pending, w.dead, b.sending), ',' order by w.name),
                       string_agg(concat_ws(' ', w.name, q.waiting, q.dead, case when b.webhook is not null then q.sending end), ',' order by w.name)

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::finding::Finding;
-use crate::background::driver::Status;
+use crate::background::driver::{Outcome, Status};
 use crate::background::leaderless::{GONE_AFTER_SECONDS, is_alive, leaderless};
 use crate::cli::output;
 
@@ -61,6 +61,17 @@ fn of(daemon: &Value) -> Vec<Finding> {
     // Tasks of another version's daemon may look different.
     let tasks = daemon.get("tasks").cloned().unwrap_or_default();
     for (task, status) in serde_json::from_value::<BTreeMap<String, Status>>(tasks).unwrap_or_default() {
+        if status.last_outcome == Some(Outcome::Waiting) {
+            findings.push(Finding::warn(
+                NAME,
+                format!(
+                    "the task {task} of {} waits: {}",
+                    name(daemon),
+                    status.last_error.as_deref().unwrap_or("the schema is of another version")
+                ),
+                "bring extension and daemon to one version; the task goes on by itself",
+            ));
+        }
         if status.consecutive_failures > 0 {
             findings.push(Finding::warn(
                 NAME,

@@ -1,8 +1,8 @@
 //! `make bench`: the cost of Tollgate compared with the alternatives, and whether that cost grows.
 //!
-//! Each part is a file in `parts/`, with its own server, and can be run alone (`--only`, `--list`). All figures come
-//! from turns that alternate within one run (`measure.rs`); most are ratios. The alternatives are written here from
-//! their public descriptions. `report` turns the JSON of a run into the README's section.
+//! Each part is a file in `parts/`, with a server of its own, and can be run by itself (`--only`, `--list`). All figures
+//! are of turns that alternate within one run (`measure.rs`); most are ratios. What it is compared with is written here
+//! from its public description. `report` turns the JSON of a run into the results in docs/performance.md.
 
 mod clients;
 mod measure;
@@ -36,13 +36,13 @@ struct Arguments {
 enum Command {
     /// Measure
     Run(Options),
-    /// Rewrite the README's section on performance from the JSON of a run
+    /// Rewrite the results in docs/performance.md from what a run wrote with --json
     Report {
         /// The JSON file of a run
         #[arg(long)]
         json: PathBuf,
-        #[arg(long, default_value = "README.md")]
-        readme: PathBuf,
+        #[arg(long, default_value = "docs/performance.md")]
+        document: PathBuf,
     },
 }
 
@@ -161,7 +161,7 @@ fn main() -> Result<ExitCode> {
             }
         }
         Command::Run(options) => run(&options)?,
-        Command::Report { json, readme } => write_section(&json, &readme)?,
+        Command::Report { json, document } => write_section(&json, &document)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -236,12 +236,12 @@ fn command(options: &Options) -> String {
     }
 }
 
-fn write_section(json: &Path, readme: &Path) -> Result<()> {
+fn write_section(json: &Path, document: &Path) -> Result<()> {
     let read =
         |path: &Path| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
     let report: Report = serde_json::from_str(&read(json)?)
-        .with_context(|| format!("{} is not the JSON of a run", json.display()))?;
-    let text = report::rewrite(&read(readme)?, &report::section(&report)?)
-        .with_context(|| readme.display().to_string())?;
-    fs::write(readme, text).with_context(|| format!("cannot write {}", readme.display()))
+        .with_context(|| format!("{} is not what a run wrote", json.display()))?;
+    let text = report::rewrite(&read(document)?, &report::section(&report)?)
+        .with_context(|| document.display().to_string())?;
+    fs::write(document, text).with_context(|| format!("cannot write {}", document.display()))
 }

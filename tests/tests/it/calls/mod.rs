@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use tokio_postgres::Client;
 
-use crate::common::Token;
+use crate::common::{Token, value};
 
 /// In the calls, `{token}` is the text of a live token of `clerk` with the scope `posts:read`, `{id}` its id, and
 /// `{role}` the name of an ordinary role. In this order each call finds what it needs.
@@ -73,7 +73,7 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.drain_usage()", "drain_usage()"),
     (
         "tollgate.apply_usage(text,uuid,bigint,tollgate.usage_row[],bytea)",
-        "apply_usage('node', '00000000-0000-0000-0000-000000000001', 1, '{\"({id},1,2,,)\"}', '')",
+        "apply_usage('node', '00000000-0000-0000-0000-000000000001', 1, '{}', pg_catalog.decode('{signature}', 'hex'))",
     ),
     (
         "tollgate.usage_applied(text,uuid,bigint)",
@@ -169,7 +169,16 @@ pub(crate) async fn all(owner: &Client) -> Result<Vec<(&'static str, &'static st
         calls.keys().copied().collect::<Vec<_>>(),
         "each granted function has a call in tests/tests/it/calls/mod.rs"
     );
-    Ok(CALLS.to_vec())
+    let signature: String = value(
+        owner,
+        "select encode(tollgate.signature_of_usage('node', '00000000-0000-0000-0000-000000000001', 1, '{}'), 'hex')",
+    )
+    .await?;
+    let signed = |call: &'static str| match call.contains("{signature}") {
+        true => call.replace("{signature}", &signature).leak(),
+        false => call,
+    };
+    Ok(CALLS.iter().map(|&(function, call)| (function, signed(call))).collect())
 }
 
 /// A call as a statement.

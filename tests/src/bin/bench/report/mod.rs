@@ -1,15 +1,15 @@
-//! The results: as a table for the terminal, as JSON, and as a section of the README.
+//! What was measured: as a table for people, as JSON, and as a section of docs/performance.md.
 
+mod document;
 mod machine;
-mod readme;
 mod table;
 
 use serde::{Deserialize, Serialize};
 
 use crate::measure::Series;
 
+pub(crate) use document::{rewrite, section};
 pub(crate) use machine::Machine;
-pub(crate) use readme::{rewrite, section};
 pub(crate) use table::{count, print};
 
 /// The results of one run.
