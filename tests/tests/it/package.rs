@@ -233,8 +233,8 @@ fn install_and_serve(suite: &str, major: u32) -> Result<()> {
 /// The daemon of this unit tells systemd what it should, carries usage, and finds nothing wrong.
 fn serve(root: &mut Root, unit: &str, database: &str, check: &str) -> Result<()> {
     let manager = start(root, unit)?;
-    manager.is_told("READY=1")?;
-    manager.is_told("WATCHDOG=1")?;
+    manager.receives("READY=1")?;
+    manager.receives("WATCHDOG=1")?;
     let token =
         root.sql("postgres", database, "select token from tollgate.create_api_token('ann', 'packaged')")?;
     let code =
