@@ -43,7 +43,7 @@ BEGIN
     IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '1000 years' THEN
         RAISE EXCEPTION 'a retention is from nothing to 1000 years'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', coalesce($1::text, 'NULL')),
-                  HINT = 'Give how long what is over is kept, such as interval ''30 days''.';
+                  HINT = 'Give how long what is over is kept, such as 30 days.';
     END IF;
 END
 $$;
@@ -190,7 +190,7 @@ BEGIN
     IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '10 years' THEN
         RAISE EXCEPTION 'a notice is from nothing to 10 years'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: notice, of %s.', coalesce($1::text, 'NULL')),
-                  HINT = 'Give how long before its end a token is announced, such as interval ''7 days''.';
+                  HINT = 'Give how long before its end a token is announced, such as 7 days.';
     END IF;
     until := start + $1;
     -- One lower bound: of two, an index may be read from the lower one on. What has ended is announced no more.

@@ -361,7 +361,7 @@ BEGIN
         IF (sealed.epoch, sealed.xid) > ((reader.place).epoch, (reader.place).xid) THEN
             RAISE WARNING 'the subscription % holds up the purge of the audit log from seal % on',
                     tollgate.quote_redacted(reader.name), sealed.seal
-                USING HINT = 'If its subscriber is gone for good: SELECT tollgate.drop_subscription(name).';
+                USING HINT = 'If its subscriber is gone for good: tollgate.drop_subscription(name).';
             EXIT;
         END IF;
         -- Else a purge would wipe away the traces.
@@ -369,7 +369,7 @@ BEGIN
         IF fault IS NOT NULL THEN
             RAISE EXCEPTION 'the audit log is not as it was sealed, and so is not purged'
                 USING ERRCODE = 'data_corrupted', DETAIL = format('Seal %s: %s.', sealed.seal, fault),
-                      HINT = 'SELECT * FROM tollgate.verify_audit_log() says more.';
+                      HINT = 'tollgate.verify_audit_log() says more.';
         END IF;
         next := sealed.seal;
         since := (sealed.epoch, sealed.xid)::tollgate.audit_place;

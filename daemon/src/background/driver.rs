@@ -297,7 +297,7 @@ impl<T: Task> Run<T> {
         let result = outcome.unwrap_or_else(|| {
             Err(Error::failed(format!(
                 "cut short after {}: no answer from the server",
-                humantime::format_duration(round(started.elapsed()))
+                crate::process::duration::text(round(started.elapsed()))
             )))
         });
         self.post(started, &result);
@@ -360,7 +360,7 @@ impl<T: Task> Run<T> {
                         task = self.name,
                         failures = tally.failures,
                         "works again after {}",
-                        humantime::format_duration(round(tally.lasting))
+                        crate::process::duration::text(round(tally.lasting))
                     );
                 }
                 self.tell_note(report);

@@ -46,13 +46,18 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
 
     let limit = run_limit(&target);
     let every = |period| Schedule { period, limit };
+    let shutdown = Shutdown::default();
     let server = match options.http_address.0 {
-        Some(address) => Some(Server::bind(address).await?),
+        Some(address) => tokio::select! {
+            server = Server::bind_when_free(address) => Some(server?),
+            () = signals.until_stop(&shutdown, &[]) => {
+                return Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await);
+            }
+        },
         None => None,
     };
     let database_name = target.describe();
     let database = Database::new(target.clone())?;
-    let shutdown = Shutdown::default();
     let leadership = Leadership::default();
     let statuses = TaskStatuses::new(leadership.clone());
     let driver = Driver::new(shutdown.clone(), statuses.clone(), options.shutdown_grace)
@@ -221,7 +226,7 @@ async fn stop(shutdown: &Shutdown, signals: &mut Signals, grace: Duration) -> u8
 
 /// What this daemon is about to do, so that a log begins with the settings that explain the rest of it.
 fn announce(target: &Target, standbys: &[Target], options: &RunOptions) {
-    let time = |duration| humantime::format_duration(duration).to_string();
+    let time = |duration| crate::process::duration::text(duration);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         pid = std::process::id(),

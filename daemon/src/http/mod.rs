@@ -27,6 +27,7 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::background::backoff;
 use crate::error::{Error, Result};
 use connections::{Connection, Connections};
 
@@ -61,18 +62,38 @@ pub struct Server {
 }
 
 impl Server {
-    /// Fails if the address is not to be had: better at the start than unnoticed.
-    pub async fn bind(address: SocketAddr) -> Result<Self> {
-        let taken = async {
-            let listener = TcpListener::bind(address).await?;
-            let address = listener.local_addr()?;
-            Ok::<_, std::io::Error>(Self { listener, address })
-        };
-        taken.await.map_err(|error| {
-            Error::usage(format!("could not listen on --http-address {address}: {error}")).with_remedy(
-                "give another one, such as 127.0.0.1:9464, with port 0 for any that is free, or off",
-            )
-        })
+    /// Takes the port as soon as no other process has it: that of a daemon that is being replaced is free in a moment. An address
+    /// that can never be taken is an error, better at the start than unnoticed.
+    pub async fn bind_when_free(address: SocketAddr) -> Result<Self> {
+        let mut retries = backoff::delays();
+        let mut said = false;
+        loop {
+            let taken = async {
+                let listener = TcpListener::bind(address).await?;
+                let address = listener.local_addr()?;
+                Ok::<_, std::io::Error>(Self { listener, address })
+            };
+            match taken.await {
+                Ok(server) => return Ok(server),
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                    if !said {
+                        tracing::warn!(
+                            "--http-address {address} is in use by another process; trying again until it is free"
+                        );
+                        said = true;
+                    }
+                    tokio::time::sleep(retries.next_delay()).await;
+                }
+                Err(error) => {
+                    return Err(Error::usage(format!(
+                        "could not listen on --http-address {address}: {error}"
+                    ))
+                    .with_remedy(
+                        "give another one, such as 127.0.0.1:9464, with port 0 for any that is free, or off",
+                    ));
+                }
+            }
+        }
     }
 
     /// Serves until `stop`, then lets running answers end; streams end at once.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, Pool, PoolError, RecycleError, RecycleResult, Timeouts};
 use tokio::sync::{mpsc, watch};
+use tokio_postgres::error::{DbError, Severity};
 use tokio_postgres::{AsyncMessage, Client, Notification};
 use tokio_util::sync::CancellationToken;
 
@@ -97,7 +98,7 @@ pub(crate) async fn pump<S, T>(
                 let _ = notifications.try_send(notification);
             }
             Some(Ok(AsyncMessage::Notice(notice))) => {
-                tracing::debug!(severity = notice.severity(), "the server says: {}", notice.message());
+                say(&notice);
             }
             Some(Ok(_)) => {}
             Some(Err(error)) => {
@@ -106,6 +107,21 @@ pub(crate) async fn pump<S, T>(
             }
             None => return,
         }
+    }
+}
+
+/// Logs what the server remarks on a statement. Warnings and notices have a target of their own, so that a command shows them to the
+/// person who runs it.
+fn say(notice: &DbError) {
+    match notice.parsed_severity() {
+        Some(Severity::Warning | Severity::Notice) => {
+            let more = [notice.detail(), notice.hint()]
+                .into_iter()
+                .flatten()
+                .fold(String::new(), |text, part| text + " " + part);
+            tracing::info!(target: "tollgated::notice", "{}.{more}", notice.message());
+        }
+        _ => tracing::debug!(severity = notice.severity(), "the server says: {}", notice.message()),
     }
 }
 
@@ -249,7 +265,7 @@ impl Connector {
                         attempts = tally.failures,
                         "connected to {} after {}",
                         self.target.describe(),
-                        humantime::format_duration(round(tally.lasting))
+                        crate::process::duration::text(round(tally.lasting))
                     );
                 }
             }

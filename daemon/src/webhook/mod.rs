@@ -26,6 +26,7 @@ use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
 use crate::contract::WebhookMessage;
+use crate::process::duration;
 use capped::Capped;
 
 /// From the look-up of the name to the head of the answer.
@@ -131,7 +132,7 @@ impl Sender {
                     .map(|seconds: u32| Duration::from_secs(seconds.into())),
             },
             Ok(Err(why)) => Outcome::Failed(why),
-            Err(_) => Outcome::Failed(format!("no answer within {}", humantime::format_duration(DEADLINE))),
+            Err(_) => Outcome::Failed(format!("no answer within {}", duration::text(DEADLINE))),
         }
     }
 

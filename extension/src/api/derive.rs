@@ -69,7 +69,7 @@ fn derive_api_token(call: &Call) -> Option<Datum> {
         exceeds(
             ending.argument(),
             "would outlive its parent",
-            "Pass NULL for one that ends with its parent.",
+            "Leave it out for one that ends with its parent.",
         )
         .raise();
     }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::background::listener;
 use crate::cli::output;
@@ -22,7 +23,7 @@ use crate::error::{Doing as _, Kind, Result};
 use crate::postgres::pool::Session;
 use crate::postgres::pooler_probe;
 use crate::postgres::target::Target;
-use crate::process::exit;
+use crate::process::{duration, exit};
 use finding::{Finding, Verdict, describe};
 
 /// The oldest major that the extension is built for.
@@ -222,7 +223,7 @@ fn role(server: &Server) -> Finding {
         return Finding::warn(
             "role",
             format!("{role} is a superuser, and the daemon needs a few functions only"),
-            "create role tollgate_daemon login; select tollgate.grant_capability('tollgate_daemon', 'operator')",
+            "create role tollgated login; select tollgate.grant_capability('tollgated', 'operator')",
         );
     }
     Finding::ok("role", format!("{role} is an ordinary role"))
@@ -273,8 +274,9 @@ fn extension_finding(extension: &Extension) -> Finding {
 /// What the role may do.
 struct Privileges {
     schema: bool,
-    /// Name, may execute.
-    functions: Vec<(String, bool)>,
+    /// What the role lacks of what the daemon needs, as the database says; `None` if the role may not ask, or the extension is too old
+    /// to be asked.
+    missing: Option<Vec<String>>,
     /// `None`: there is no such view.
     daemons_view: Option<bool>,
 }
@@ -293,32 +295,22 @@ impl Privileges {
             )
             .await
             .doing(DOING)?;
-        let names: Vec<&str> = contract::OPERATOR_FUNCTIONS.to_vec();
-        let functions = client
-            .query(
-                "select p.proname::text, has_function_privilege(p.oid, 'execute') \
-                 from pg_proc p join pg_namespace n on n.oid = p.pronamespace \
-                 where n.nspname = 'tollgate' and p.proname::text = any ($1) order by 1",
-                &[&names],
-            )
-            .await
-            .doing(DOING)?;
-        Ok(Self {
-            schema: row.try_get(0).doing(DOING)?,
-            daemons_view: row.try_get(1).doing(DOING)?,
-            functions: functions
-                .iter()
-                .map(|row| Ok((row.try_get(0).doing(DOING)?, row.try_get(1).doing(DOING)?)))
-                .collect::<Result<_>>()?,
-        })
+        let unanswered =
+            [SqlState::UNDEFINED_FUNCTION, SqlState::INVALID_SCHEMA_NAME, SqlState::INSUFFICIENT_PRIVILEGE];
+        let missing = match contract::missing_privileges(client, "operator").await {
+            Ok(missing) => Some(missing.into_iter().map(|(object, _)| object).collect()),
+            Err(error) if error.sqlstate().is_some_and(|state| unanswered.contains(state)) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { schema: row.try_get(0).doing(DOING)?, daemons_view: row.try_get(1).doing(DOING)?, missing })
     }
 
     /// The functions and views that the extension in this database does not have.
     fn absent(&self) -> Vec<&str> {
-        let mut absent: Vec<&str> = contract::OPERATOR_FUNCTIONS
-            .into_iter()
-            .filter(|name| !self.functions.iter().any(|(known, _)| known == name))
-            .collect();
+        let mut absent = Vec::new();
+        if self.schema && self.missing.is_none() {
+            absent.push("missing_privileges()");
+        }
         if self.daemons_view.is_none() {
             absent.push("daemons");
         }
@@ -331,7 +323,7 @@ impl Privileges {
         if !self.schema {
             grants.push(format!("GRANT USAGE ON SCHEMA tollgate TO {role};"));
         }
-        if self.functions.iter().any(|(_, may)| !may) || self.daemons_view == Some(false) {
+        if self.missing.as_ref().map_or(!self.schema, |missing| !missing.is_empty()) {
             let literal = role.replace('\'', "''");
             grants.push(format!("SELECT tollgate.grant_capability('{literal}', 'operator');"));
         }
@@ -415,7 +407,7 @@ fn skew(sent: Timestamp, took: Duration, server: Timestamp) -> Finding {
         "clock",
         format!(
             "the server's clock is {} {direction} this machine's; tokens expire by the server's",
-            humantime::format_duration(Duration::from_secs(off.as_secs()))
+            duration::text(Duration::from_secs(off.as_secs()))
         ),
         "timedatectl set-ntp true (on the machine whose clock is wrong), and see timedatectl timesync-status",
     )
@@ -465,10 +457,6 @@ mod tests {
         }
     }
 
-    fn all_functions(may: bool) -> Vec<(String, bool)> {
-        contract::OPERATOR_FUNCTIONS.iter().map(|name| (name.to_string(), may)).collect()
-    }
-
     #[test]
     fn a_slow_answer_is_no_wrong_clock() {
         let sent: Timestamp = "2030-01-01T00:00:00Z".parse().unwrap();
@@ -511,35 +499,33 @@ mod tests {
 
     #[test]
     fn missing_privileges_are_printed_as_the_statements_that_give_them() {
-        let mut functions = all_functions(true);
-        functions[0].1 = false;
-        functions[3].1 = false;
-        let privileges = Privileges { schema: false, functions, daemons_view: Some(false) };
-        let findings = privileges.findings(&privileges.missing(&server().quoted_role), &server());
-        assert_eq!(findings.len(), 1);
-        assert_eq!(findings[0].verdict, Verdict::Fail);
-        assert_eq!(
-            findings[0].mend.as_deref().unwrap().lines().collect::<Vec<_>>(),
-            [
-                "GRANT USAGE ON SCHEMA tollgate TO \"My daemon\";",
-                "SELECT tollgate.grant_capability('\"My daemon\"', 'operator');",
-            ]
-        );
+        const USAGE: &str = "GRANT USAGE ON SCHEMA tollgate TO \"My daemon\";";
+        const OPERATOR: &str = "SELECT tollgate.grant_capability('\"My daemon\"', 'operator');";
+        let lacks = || Some(vec!["tollgate.stats()".to_owned()]);
+        for (schema, missing, statements) in [
+            (true, lacks(), &[OPERATOR][..]),
+            (false, None, &[USAGE, OPERATOR]),
+            (false, Some(Vec::new()), &[USAGE]),
+        ] {
+            let privileges = Privileges { schema, missing, daemons_view: Some(false) };
+            let findings = privileges.findings(&privileges.missing(&server().quoted_role), &server());
+            assert_eq!(findings.len(), 1);
+            assert_eq!(findings[0].verdict, Verdict::Fail);
+            assert_eq!(findings[0].mend.as_deref().unwrap().lines().collect::<Vec<_>>(), statements);
+        }
     }
 
     #[test]
     fn functions_that_the_extension_does_not_have_are_named() {
-        let functions = all_functions(true).split_off(1);
-        let privileges = Privileges { schema: true, functions, daemons_view: None };
+        let privileges = Privileges { schema: true, missing: None, daemons_view: None };
         let findings = privileges.findings(&privileges.missing("d"), &server());
-        assert!(findings[0].detail.contains("ack_usage") && findings[0].detail.contains("daemons"));
+        assert!(findings[0].detail.contains("missing_privileges") && findings[0].detail.contains("daemons"));
         assert_eq!(findings[0].verdict, Verdict::Fail);
     }
 
     #[test]
     fn a_role_that_may_do_everything_is_fine() {
-        let privileges =
-            Privileges { schema: true, functions: all_functions(true), daemons_view: Some(true) };
+        let privileges = Privileges { schema: true, missing: Some(Vec::new()), daemons_view: Some(true) };
         let findings = privileges.findings(&privileges.missing("d"), &server());
         assert!(findings.iter().all(|finding| finding.verdict == Verdict::Ok), "{findings:?}");
     }
