@@ -99,7 +99,7 @@ test-faults: toolchain binaries ## break servers, daemons and disks again and ag
 	@for pg_config in $(foreach pg,$(VERSIONS),$(PG$(pg))); do \
 	    TOLLGATE_TEST_ROUNDS=$${TOLLGATE_TEST_ROUNDS:-10} TOLLGATE_TEST_PG_CONFIG=$$pg_config \
 	    TOLLGATE_TEST_TOLLGATED=$(DEV)/bin/tollgated \
-	    cargo test --package tollgate-tests --test faults --test daemon -- --test-threads 2; \
+	    cargo test --package tollgate-tests --test it -- --test-threads 2 faults:: daemon::; \
 	done
 
 .PHONY: lint

@@ -2,8 +2,9 @@
 //! holds a token or a part of one.
 #![allow(unsafe_code)]
 
-use crate::refusal::{self, Refusal};
-use crate::sys;
+use crate::pg::sys;
+use crate::verify::refusal;
+use crate::verify::refusal::Refusal;
 use core::ffi::c_int;
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::ErrorReport;

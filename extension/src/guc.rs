@@ -1,7 +1,7 @@
 //! Settings. Each is checked when it is set, and says why its default is what it is.
 #![allow(unsafe_code)]
 
-use crate::guard;
+use crate::pg::guard;
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::prelude::*;

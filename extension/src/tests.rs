@@ -3,10 +3,6 @@
 //! What calls PostgreSQL is a function of schema `tests`, which `cargo pgrx test` calls inside a server, in a transaction
 //! that is rolled back. The rest needs none.
 
-mod context;
 mod datum;
+mod identity;
 mod layout;
-#[cfg(test)]
-mod places;
-#[cfg(test)]
-mod table;

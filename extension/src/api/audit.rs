@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::error::Error;
-use crate::fmgr::{Call, sql_function};
+use crate::pg::fmgr::{Call, sql_function};
 use core::cell::Cell;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::{self, Datum};

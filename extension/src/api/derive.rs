@@ -1,15 +1,21 @@
 //! `derive_api_token`: whoever holds a token makes a lesser one of it.
 
-use super::issue::{draw, issued_token, new_id, refuse_if_read_only, store};
-use super::{users, verify};
-use crate::datum::{self, TextArray};
+use super::issue::{draw, issued_token, new_id, store};
+use super::users;
 use crate::error::{Error, OrRaise};
-use crate::fields::Ending;
-use crate::fmgr::{Call, sql_function};
-use crate::refusal::Refusal;
-use crate::store::issue::{self, NewToken};
-use crate::store::probe::{self, Column};
-use crate::{fields, guc, sys};
+use crate::guc;
+use crate::pg::datum::TextArray;
+use crate::pg::fmgr::{Call, sql_function};
+use crate::pg::read_only::refuse_if_read_only;
+use crate::pg::{datum, sys};
+use crate::store::probe;
+use crate::store::probe::Column;
+use crate::tokens::fields::Ending;
+use crate::tokens::issue::NewToken;
+use crate::tokens::{fields, issue};
+use crate::verify::look_up::look_up_parent;
+use crate::verify::refusal::Refusal;
+use crate::verify::request::client;
 use pgrx::Uuid;
 use pgrx::pg_sys::Datum;
 use tollgate_core::scope;
@@ -23,7 +29,7 @@ sql_function!(derive_api_token);
 fn derive_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.derive_api_token()");
     // Whoever guesses at tokens is counted here as by a verification.
-    let found = verify::look_up_parent(call.bytes(0), verify::client(call, 5));
+    let found = look_up_parent(call.bytes(0), client(call, 5));
     let (digest, parent) = match found {
         Ok((digest, id, Ok(()))) => (digest, Uuid::from_bytes(id)),
         Ok((.., Err(refusal))) | Err(refusal) => Error::refused(&refusal).raise(),

@@ -1,8 +1,9 @@
 //! `found` and `free_finding`: what verifications found and cannot write, on its way to the tables. What is done about it
 //! stands in `sql/schema/findings.sql`.
 
-use crate::fmgr::{Call, sql_function};
-use crate::shmem::{self, Found};
+use crate::pg::fmgr::{Call, sql_function};
+use crate::shmem;
+use crate::shmem::Found;
 use pgrx::pg_sys::Datum;
 use pgrx::prelude::*;
 use pgrx::{Inet, IntoDatum, Uuid};

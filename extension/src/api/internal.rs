@@ -1,11 +1,12 @@
 //! What the SQL of the schema asks of Rust, so that a rule has one place.
 
-use super::verify;
-use crate::datum;
 use crate::error::{Error, OrRaise};
-use crate::fields;
-use crate::fmgr::{Call, sql_function};
-use crate::store::{as_role, latest, quota};
+use crate::pg::datum;
+use crate::pg::fmgr::{Call, sql_function};
+use crate::store::{as_role, fresh_snapshot};
+use crate::tokens::{fields, max_per_user};
+use crate::verify::look_up::look_up_to_end;
+use crate::verify::request::client;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::Datum;
 use pgrx::{IntoDatum, Uuid};
@@ -17,7 +18,7 @@ const DEEPEST: usize = 1000;
 
 sql_function!(presented_token_id);
 fn presented_token_id(call: &Call) -> Option<Datum> {
-    match verify::look_up_to_end(call.bytes(0), verify::client(call, 1)) {
+    match look_up_to_end(call.bytes(0), client(call, 1)) {
         Ok((_, id, _)) => Uuid::from_bytes(id).into_datum(),
         // Who has failed too often is not told whether this is one.
         Err(refusal) if refusal.code == Code::RateLimited => Error::refused(&refusal).raise(),
@@ -78,19 +79,19 @@ fn check_json(call: &Call) -> Option<Datum> {
 
 sql_function!(check_snapshot);
 fn check_snapshot(call: &Call) -> Option<Datum> {
-    latest::check_snapshot(call.datum(0), call.datum(1)).or_raise();
+    fresh_snapshot::check_snapshot(call.datum(0), call.datum(1)).or_raise();
     Some(Datum::null())
 }
 
 sql_function!(lock_token_slots);
 fn lock_token_slots(call: &Call) -> Option<Datum> {
-    quota::lock(call.text(0)?).or_raise();
+    max_per_user::lock(call.text(0)?).or_raise();
     Some(Datum::null())
 }
 
 sql_function!(claim_token_slot);
 fn claim_token_slot(call: &Call) -> Option<Datum> {
-    quota::claim(call.text(0)?).or_raise();
+    max_per_user::claim(call.text(0)?).or_raise();
     Some(Datum::null())
 }
 

@@ -5,15 +5,16 @@
 
 use super::users;
 use crate::error::{Error, OrRaise};
-use crate::fields::{self, Ending};
-use crate::fmgr::{Call, sql_function};
-use crate::store::composite::{self, Composite};
-use crate::store::issue::{self, NewToken, Stored, Takeover};
-use crate::store::quota;
-use crate::sys;
-use core::ffi::CStr;
+use crate::pg::fmgr::{Call, sql_function};
+use crate::pg::read_only::refuse_if_read_only;
+use crate::pg::sys;
+use crate::store::composite;
+use crate::store::relations::Composite;
+use crate::tokens::fields::Ending;
+use crate::tokens::issue::{NewToken, Stored, Takeover};
+use crate::tokens::{fields, issue, max_per_user};
 use pgrx::datum::TimestampWithTimeZone;
-use pgrx::pg_sys::{self, Datum};
+use pgrx::pg_sys::Datum;
 use pgrx::{IntoDatum, Uuid};
 use tollgate_core::foreign::Format;
 use tollgate_core::token::{self, Digest, ENTROPY_LEN, Issued, Prefix};
@@ -29,7 +30,7 @@ fn create_api_token(call: &Call) -> Option<Datum> {
     if users::admit(user_id).inactive {
         Error::inactive_user().raise();
     }
-    quota::lock(user_id).or_raise();
+    max_per_user::lock(user_id).or_raise();
     let name = fields::name(call.text(1)).or_raise();
     let scopes = fields::scopes(call.text_array(2)).or_raise();
     let ending = Ending::new(call.value(3), call.value(9)).or_raise();
@@ -63,7 +64,7 @@ fn import_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.import_api_token()");
     let user_id = fields::user_id(call.text(0)).or_raise();
     let standing = users::admit(user_id);
-    quota::lock(user_id).or_raise();
+    max_per_user::lock(user_id).or_raise();
     let name = fields::name(call.text(1)).or_raise();
     let format = foreign_format(call.text(9)).or_raise();
     let given = call.bytes(2).filter(|bytes| bytes.len() == format.digest_len());
@@ -122,7 +123,7 @@ fn take_over(takeover: &Takeover<'_>) -> Result<(), Error> {
     }
     let is_live = !has_expired && revoked_at.is_none();
     if is_live {
-        quota::claim(token.user_id)?;
+        max_per_user::claim(token.user_id)?;
     }
     let stored = issue::take_over(takeover)?.ok_or_else(Error::duplicate_digest)?;
     if is_live {
@@ -163,12 +164,6 @@ fn unknown_digest() -> Result<Digest, Error> {
     Ok(token::digest(entropy()?.as_slice()))
 }
 
-/// A standby refuses by itself only once SPI asks for a transaction id, and then with an internal error.
-pub(super) fn refuse_if_read_only(function: &CStr) {
-    // SAFETY: a C string.
-    unsafe { pg_sys::PreventCommandIfReadOnly(function.as_ptr()) };
-}
-
 pub(super) fn draw(prefix: &Prefix) -> Result<Issued, Error> {
     Ok(token::issue(prefix, &*entropy()?))
 }
@@ -179,7 +174,7 @@ pub(super) fn new_id() -> Uuid {
 
 /// Stores a token, if its user may have one more and its end, which the calendar decides, is one that a token may have.
 pub(super) fn store(token: &NewToken<'_>) -> Result<Stored, Error> {
-    quota::claim(token.user_id)?;
+    max_per_user::claim(token.user_id)?;
     let stored = issue::insert(token)?.ok_or_else(Error::duplicate_digest)?;
     fields::end(token.ending.argument(), stored.expires_at.map(i64::from))?;
     say_what_may_not_be_meant(Some(token.name), stored.expires_at);

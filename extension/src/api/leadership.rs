@@ -1,7 +1,7 @@
 //! `lock_leadership`: the lock by which one session leads a task.
 #![allow(unsafe_code)]
 
-use crate::fmgr::{Call, sql_function};
+use crate::pg::fmgr::{Call, sql_function};
 use pgrx::IntoDatum;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::LockAcquireResult;

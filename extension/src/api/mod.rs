@@ -2,9 +2,9 @@
 //! `CREATE FUNCTION`, comment and grants stand in `sql/schema`, under the same name.
 
 mod audit;
-mod context;
 mod derive;
 mod findings;
+mod identity;
 mod internal;
 mod issue;
 mod leadership;
@@ -14,7 +14,7 @@ mod scopes;
 mod stats;
 mod usage;
 mod users;
-pub(crate) mod verify;
+mod verify;
 
 pub(crate) fn init() {
     replication::init();

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::error::Error;
-use crate::fmgr::{Call, sql_function};
+use crate::pg::fmgr::{Call, sql_function};
 use core::cell::Cell;
 use core::ffi::c_void;
 use pgrx::datum::DatumWithOid;

@@ -1,13 +1,15 @@
 //! `rotate_api_token`: a new secret for a token that stays what it is. The rest is in `sql/schema/lifecycle.sql`.
 
-use super::issue::{draw, new_id, refuse_if_read_only, say_what_may_not_be_meant};
+use super::issue::{draw, new_id, say_what_may_not_be_meant};
 use super::users;
 use crate::error::{Error, OrRaise};
-use crate::fields::Ending;
-use crate::fmgr::{Call, sql_function};
-use crate::store::composite::{self, Composite};
-use crate::store::issue;
-use crate::{fields, guc};
+use crate::guc;
+use crate::pg::fmgr::{Call, sql_function};
+use crate::pg::read_only::refuse_if_read_only;
+use crate::store::composite;
+use crate::store::relations::Composite;
+use crate::tokens::fields::Ending;
+use crate::tokens::{fields, issue};
 use pgrx::pg_sys::Datum;
 use pgrx::{IntoDatum, Uuid};
 use tollgate_core::token::Prefix;

@@ -1,7 +1,7 @@
 //! The scope grammar, and who is acting, for SQL.
 #![allow(unsafe_code)]
 
-use crate::fmgr::{Call, sql_function};
+use crate::pg::fmgr::{Call, sql_function};
 use core::ffi::CStr;
 use pgrx::IntoDatum;
 use pgrx::pg_sys::{self, Datum};

@@ -1,7 +1,8 @@
 //! `memory_stats`: what `stats` shows of the shared memory.
 
-use crate::fmgr::{Call, sql_function};
-use crate::store::composite::{self, Composite};
+use crate::pg::fmgr::{Call, sql_function};
+use crate::store::composite;
+use crate::store::relations::Composite;
 use crate::{guc, shmem};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::Datum;

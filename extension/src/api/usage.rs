@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::error::OrRaise;
-use crate::fmgr::{Call, sql_function};
+use crate::pg::fmgr::{Call, sql_function};
 use crate::shmem;
 use pgrx::pg_sys::Datum;
 use pgrx::prelude::*;

@@ -1,11 +1,11 @@
 //! The tables of users: the trigger for their rows, and what the SQL of `sql/schema/users_table.sql` asks of Rust.
 #![allow(unsafe_code)]
 
-use super::issue::refuse_if_read_only;
 use crate::error::{Error, OrRaise};
-use crate::fmgr::{Call, sql_function};
-use crate::store::users::{self, Attachment, Row, Table};
-use crate::store::{as_role, condition};
+use crate::pg::fmgr::{Call, sql_function};
+use crate::pg::read_only::refuse_if_read_only;
+use crate::store::users::{Attachment, Row, Table};
+use crate::store::{as_role, condition, users};
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::spi::Spi;

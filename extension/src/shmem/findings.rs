@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::Re
 use std::net::IpAddr;
 use tollgate_core::net::Net;
 use tollgate_core::token::Digest;
+use tollgate_core::usage_table::SpinLock as _;
 
 const BUCKETS: usize = 64;
 const WAYS: usize = 8;

@@ -1,9 +1,9 @@
 //! Counters that all backends share: how often each token was used or refused, when and from where last; and the state of
 //! rate limits, of tokens, users and client addresses.
 //!
-//! This folder holds the only shared-memory code. `table` is the data structure, written without unsafe over slices of
-//! atomics; `segment` obtains the memory from PostgreSQL and hands out those slices; this file is what the rest calls.
-//! Beside the counters, `places` holds hints at where tokens are found, `findings` what is to be recorded; `restart` carries counters and limits over a clean
+//! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in the crate `tollgate-core`
+//! (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those slices; this file is what the rest calls.
+//! Beside the counters there are hints at where tokens are found, and `findings`, what is to be recorded; `restart` carries counters and limits over a clean
 //! restart of the server.
 //!
 //! Locking, in one place:
@@ -22,23 +22,22 @@
 //! Usage and charges are never rolled back with the transaction that caused it.
 
 mod findings;
-mod places;
 mod restart;
 mod segment;
-pub(crate) mod spin;
-mod table;
+mod spin;
 
 use crate::error::Error;
+use crate::pg::prefetch::prefetch;
 pub(crate) use findings::{Finding, Found};
 use pgrx::pg_sys::{self, Datum, Oid};
-pub(crate) use places::Place;
 use segment::segment;
-use table::Refusal;
-pub(crate) use table::{Drained, Kind, Owner, Use};
+pub(crate) use tollgate_core::hints::Location;
 use tollgate_core::limit::{Charge, Limit};
 use tollgate_core::status::Code;
 use tollgate_core::throttle::Throttle;
 use tollgate_core::token::Digest;
+use tollgate_core::usage_table::{self, Refusal};
+pub(crate) use tollgate_core::usage_table::{Drained, Kind, Owner, Use};
 
 pub(crate) fn init() {
     segment::init();
@@ -99,33 +98,35 @@ pub(crate) fn refund(kind: Kind, id: &[u8; 16], limit: Limit) {
     }
 }
 
-/// To be called some time before [`place`].
-pub(crate) fn prefetch_place(digest: &Digest) {
+/// To be called some time before [`hint`].
+pub(crate) fn prefetch_hint(digest: &Digest) {
     if let Some(segment) = segment() {
-        segment.places.prefetch(digest);
+        prefetch(segment.hints.line(digest));
     }
 }
 
 /// Where the row of a token may be.
-pub(crate) fn place(digest: &Digest) -> Option<Place> {
+pub(crate) fn hint(digest: &Digest) -> Option<Location> {
     let segment = segment()?;
-    let place = segment.places.find(digest)?;
-    segment.table.prefetch_group(place.group as usize);
-    Some(place)
+    let location = segment.hints.find(digest)?;
+    if let Some(line) = segment.table.group_line(location.group as usize) {
+        prefetch(line);
+    }
+    Some(location)
 }
 
 /// Remembers where the row of a token was found.
-pub(crate) fn note_place(digest: &Digest, token: &[u8; 16], place: Place) {
+pub(crate) fn note_hint(digest: &Digest, token: &[u8; 16], location: Location) {
     if let Some(segment) = segment() {
         let group = segment.table.group_of(database(), token) as u32;
-        segment.places.note(digest, Place { group, ..place });
+        segment.hints.note(digest, Location { group, ..location });
     }
 }
 
 /// To be called some time before a use of the token is counted or charged.
 pub(crate) fn prefetch_counters(token: &[u8; 16]) {
     if let Some(segment) = segment() {
-        segment.table.prefetch_entry(database(), token);
+        segment.table.entry_lines(database(), token).for_each(prefetch);
     }
 }
 
@@ -143,7 +144,7 @@ pub(crate) fn drain() -> Result<Drained, Error> {
         drained => drained,
     };
     drained.map_err(|refusal| match refusal {
-        Refusal::TooManyDatabases => Error::too_many_databases(table::MAX_DATABASES),
+        Refusal::TooManyDatabases => Error::too_many_databases(usage_table::MAX_DATABASES),
         Refusal::OutOfMemory(bytes) => Error::out_of_memory(bytes),
     })
 }
@@ -204,7 +205,7 @@ pub(crate) fn log_throttle() -> Option<&'static Throttle> {
 }
 
 /// What `stats` shows; `None` without shared memory.
-pub(crate) fn stats() -> Option<table::Stats> {
+pub(crate) fn stats() -> Option<usage_table::Stats> {
     segment().map(|segment| segment.table.stats(segment, database()))
 }
 

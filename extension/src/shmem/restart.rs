@@ -7,15 +7,17 @@
 //! directory that is copied while the server is down has the file too, and the copy takes up the same counters.
 #![allow(unsafe_code)]
 
-use super::segment::segment;
-use super::table::{Restored, Table};
+use super::spin::SpinLock;
 use crate::error::Error;
-use crate::{guard, sys};
+use crate::pg::{guard, sys};
 use core::ffi::{CStr, c_int};
 use pgrx::pg_sys::{self, Datum};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
 use tollgate_core::usage_file::{self, Head, NODE_LEN, Reader, Shutdown};
+use tollgate_core::usage_table::{self, Restored};
+
+type Table<'a> = usage_table::Table<'a, SpinLock>;
 
 /// Relative to the data directory, which is the postmaster's working directory.
 const FILE: &CStr = c"pg_stat/tollgate_usage.stat";
@@ -46,9 +48,9 @@ pub(super) fn node() -> [u8; NODE_LEN] {
 }
 
 /// To be called by the process that starts the server, which is the one that ends last.
-pub(super) fn save_at_exit() {
-    // SAFETY: the function is one, and takes no argument.
-    unsafe { pg_sys::on_shmem_exit(Some(save), Datum::null()) };
+pub(super) fn save_at_exit(table: &'static Table<'static>) {
+    // SAFETY: the function takes what it is given here.
+    unsafe { pg_sys::on_shmem_exit(Some(save), Datum::from(core::ptr::from_ref(table))) };
 }
 
 /// Before anybody counts.
@@ -117,16 +119,21 @@ fn unread(why: &str) {
 
 /// Called when the postmaster ends, after all its children, and when it starts them anew after a crash. There must be no
 /// ERROR: there is nobody to catch it.
-unsafe extern "C-unwind" fn save(code: c_int, _argument: Datum) {
-    // SAFETY: called by PostgreSQL, in a frame that owns nothing.
-    unsafe { guard::entry(|| write(code)) };
+unsafe extern "C-unwind" fn save(code: c_int, argument: Datum) {
+    // SAFETY: called by PostgreSQL, in a frame that owns nothing, with the argument of `save_at_exit`.
+    unsafe {
+        guard::entry(|| {
+            if let Some(table) = argument.cast_mut_ptr::<Table<'static>>().as_ref().filter(|_| code == 0) {
+                write(table);
+            }
+        });
+    }
 }
 
-fn write(code: c_int) {
-    let Some(segment) = segment().filter(|_| code == 0) else { return };
+fn write(table: &Table<'_>) {
     // After an immediate shutdown too the code is 0.
     let Some(shutdown) = last_shutdown() else { return };
-    let (head, records) = segment.table.save(shutdown, sys::GetCurrentTimestamp());
+    let (head, records) = table.save(shutdown, sys::GetCurrentTimestamp());
     if head.records == 0 {
         return;
     }

@@ -3,23 +3,28 @@
 #![allow(unsafe_code)]
 
 use super::findings::Findings;
-use super::places::{self, Bucket, Places};
 use super::restart;
-use super::table::{self, Control, Group, Header, Table};
-use crate::{compat, guard, guc, sys};
+use super::spin::SpinLock;
+use crate::guc;
+use crate::pg::{compat, guard, sys};
 use core::alloc::Layout;
 use core::ffi::{CStr, c_int};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::pg_sys;
+use tollgate_core::hints::{self, Bucket, Hints};
 use tollgate_core::throttle::Throttle;
+use tollgate_core::usage_table::{self, Control, Header};
+
+type Group = usage_table::Group<SpinLock>;
+pub(super) type Table<'a> = usage_table::Table<'a, SpinLock>;
 
 const NAME: &CStr = c"tollgate";
 /// The control lock, then those to insert.
-const LOCKS: c_int = 1 + table::INSERT_LOCKS as c_int;
+const LOCKS: c_int = 1 + usage_table::INSERT_LOCKS as c_int;
 
 pub(super) struct Segment {
     pub(super) table: Table<'static>,
-    pub(super) places: Places<'static>,
+    pub(super) hints: Hints<'static>,
     pub(super) log_throttle: &'static Throttle,
     pub(super) findings: &'static Findings,
     locks: *mut pg_sys::LWLockPadded,
@@ -63,7 +68,7 @@ struct Plan {
 fn plan() -> Plan {
     const FITS: &str = "the largest setting is far below the address space";
     let keys = guc::max_tracked_keys();
-    let (groups, buckets) = (table::groups_for(keys), places::buckets_for(keys));
+    let (groups, buckets) = (usage_table::groups_for(keys), hints::buckets_for(keys));
     let layout = Layout::new::<Header>();
     let (layout, groups_at) = layout.extend(Layout::array::<Group>(groups).expect(FITS)).expect(FITS);
     let (layout, buckets_at) = layout.extend(Layout::array::<Bucket>(buckets).expect(FITS)).expect(FITS);
@@ -125,7 +130,6 @@ fn set_up() {
         pg_sys::LWLockRelease(init_lock);
         if !found {
             restart::restore(&table);
-            restart::save_at_exit();
         }
         let log_throttle = &*base.add(plan.log_throttle_at).cast::<Throttle>();
         let findings = &*base.add(plan.findings_at).cast::<Findings>();
@@ -133,11 +137,13 @@ fn set_up() {
             findings.start();
         }
         let locks = pg_sys::GetNamedLWLockTranche(NAME.as_ptr());
-        let places = Places::new(buckets);
-        SEGMENT.store(
-            Box::into_raw(Box::new(Segment { table, places, log_throttle, findings, locks })),
-            Ordering::Release,
-        );
+        let hints = Hints::new(buckets);
+        let segment: &'static Segment =
+            Box::leak(Box::new(Segment { table, hints, log_throttle, findings, locks }));
+        SEGMENT.store(core::ptr::from_ref(segment).cast_mut(), Ordering::Release);
+        if !found {
+            restart::save_at_exit(&segment.table);
+        }
     }
 }
 

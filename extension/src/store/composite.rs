@@ -1,34 +1,11 @@
 //! Rows of our composite types, formed from datums without a detour through text.
 #![allow(unsafe_code)]
 
-use super::relations;
+use super::relations::{self, Composite};
 use crate::error::Error;
-use crate::sys;
+use crate::pg::sys;
 use core::cell::Cell;
-use core::ffi::CStr;
 use pgrx::pg_sys::{self, Datum};
-
-/// Our composite types. The discriminants index the cache.
-#[derive(Clone, Copy)]
-pub(crate) enum Composite {
-    Verification,
-    IssuedToken,
-    MemoryStats,
-}
-
-impl Composite {
-    pub(crate) const ALL: [Composite; 3] =
-        [Composite::Verification, Composite::IssuedToken, Composite::MemoryStats];
-    pub(crate) const COUNT: usize = Composite::ALL.len();
-
-    pub(crate) fn name(self) -> &'static CStr {
-        match self {
-            Composite::Verification => c"verification",
-            Composite::IssuedToken => c"issued_token",
-            Composite::MemoryStats => c"memory_stats",
-        }
-    }
-}
 
 thread_local! {
     /// Row descriptors, copied to memory that lives as long as the backend, with the epoch they were read in.

@@ -4,13 +4,12 @@
 pub(crate) mod as_role;
 pub(crate) mod composite;
 pub(crate) mod condition;
-pub(crate) mod issue;
-pub(crate) mod latest;
+pub(crate) mod fresh_snapshot;
 pub(crate) mod probe;
-pub(crate) mod quota;
 pub(crate) mod relations;
 pub(crate) mod rows;
 pub(crate) mod scopes;
+pub(crate) mod statements;
 pub(crate) mod users;
 
 pub(crate) fn init() {

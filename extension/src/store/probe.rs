@@ -8,12 +8,11 @@
 #![allow(unsafe_code)]
 
 use super::relations::{self, Relations};
-use crate::compat;
-use crate::datum;
 use crate::error::OrRaise;
-use crate::prefetch::prefetch;
-use crate::shmem::{self, Place};
-use crate::sys;
+use crate::pg::prefetch::prefetch;
+use crate::pg::{compat, datum, sys};
+use crate::shmem;
+use crate::shmem::Location;
 use core::cell::Cell;
 use core::ffi::CStr;
 use pgrx::pg_sys::{self, Datum};
@@ -186,14 +185,14 @@ struct Open {
     slot: *mut pg_sys::TupleTableSlot,
     /// `None` if the row was found without.
     index: Option<(pg_sys::Relation, pg_sys::IndexScanDesc)>,
-    found: Option<Place>,
+    found: Option<Location>,
 }
 
 impl Lookup {
     /// Looks for the token with a digest. What it allocates is in the current memory context, which must live until it is
     /// closed.
     pub(crate) fn open(digest: &Digest) -> Self {
-        shmem::prefetch_place(digest);
+        shmem::prefetch_hint(digest);
         Lookup::by(Index::TokenHash, digest)
     }
 
@@ -233,7 +232,7 @@ impl Lookup {
             let lookup = Lookup { open, row: TokenRow { slot: open.slot } };
             match open.found {
                 _ if by == Index::ForeignHash => {}
-                Some(place) if open.index.is_some() => shmem::note_place(digest, &lookup.row.id(), place),
+                Some(place) if open.index.is_some() => shmem::note_hint(digest, &lookup.row.id(), place),
                 // Another row has taken the place: there are more tokens than hints, or it was vacuumed away.
                 Some(_) if lookup.row.varlena(Column::TokenHash) != Some(digest) => {
                     lookup.close();
@@ -302,7 +301,7 @@ unsafe fn begin(
             sys::table_close(table, lock);
             return None;
         }
-        let hint = hinted.and_then(shmem::place);
+        let hint = hinted.and_then(shmem::hint);
         if let Some(place) = hint {
             prefetch_line_pointer(place);
         }
@@ -336,7 +335,7 @@ unsafe fn begin(
 }
 
 /// Puts the row into the slot that the index leads to, and says where that is.
-unsafe fn descend(scan: pg_sys::IndexScanDesc, slot: *mut pg_sys::TupleTableSlot) -> Option<Place> {
+unsafe fn descend(scan: pg_sys::IndexScanDesc, slot: *mut pg_sys::TupleTableSlot) -> Option<Location> {
     // SAFETY: a scan that has been given its key, and a slot of its table.
     unsafe {
         loop {
@@ -349,14 +348,14 @@ unsafe fn descend(scan: pg_sys::IndexScanDesc, slot: *mut pg_sys::TupleTableSlot
                 let is_heap = core::ptr::eq((*slot).tts_ops, &raw const pg_sys::TTSOpsBufferHeapTuple);
                 let buffer =
                     if is_heap { (*slot.cast::<pg_sys::BufferHeapTupleTableSlot>()).buffer } else { 0 };
-                return Some(Place { block, offset, buffer: buffer.cast_unsigned(), group: 0 });
+                return Some(Location { block, offset, buffer: buffer.cast_unsigned(), group: 0 });
             }
         }
     }
 }
 
 /// Has what is needed to pin a page and to find a row in it fetched into the processor's cache.
-fn prefetch_line_pointer(place: Place) {
+fn prefetch_line_pointer(place: Location) {
     let Some(buffer) = (place.buffer as usize).checked_sub(1) else { return };
     // SAFETY: two pointers that never change; only addresses are calculated.
     let (descriptor, page) = unsafe {
@@ -371,7 +370,7 @@ fn prefetch_line_pointer(place: Place) {
 
 /// Puts the row at a place into the slot, if the page is still in its buffer and there is one that the snapshot sees. It
 /// is what the index scan does once the index has told it where to look.
-unsafe fn fetch(open: &Open, place: Place) -> bool {
+unsafe fn fetch(open: &Open, place: Location) -> bool {
     // SAFETY: the buffer exists, which is all that is needed to ask for what is in it; the table is open, the slot is one
     // for rows in shared buffers, as the table is a heap.
     unsafe {

@@ -1,11 +1,32 @@
 //! Which relations ours are. Their oids are looked up once per backend and again after any of them changed.
 #![allow(unsafe_code)]
 
-use super::composite::Composite;
 use crate::error::Error;
 use core::cell::Cell;
 use core::ffi::CStr;
 use pgrx::pg_sys::{self, Datum, Oid};
+
+/// Our composite types. The discriminants index the cache.
+#[derive(Clone, Copy)]
+pub(crate) enum Composite {
+    Verification,
+    IssuedToken,
+    MemoryStats,
+}
+
+impl Composite {
+    pub(crate) const ALL: [Composite; 3] =
+        [Composite::Verification, Composite::IssuedToken, Composite::MemoryStats];
+    pub(crate) const COUNT: usize = Composite::ALL.len();
+
+    pub(crate) fn name(self) -> &'static CStr {
+        match self {
+            Composite::Verification => c"verification",
+            Composite::IssuedToken => c"issued_token",
+            Composite::MemoryStats => c"memory_stats",
+        }
+    }
+}
 
 #[derive(Clone, Copy)]
 pub(crate) struct Relations {

@@ -1,19 +1,29 @@
 //! The catalogue of scopes, as issuing asks it.
 #![allow(unsafe_code)]
 
-use super::latest;
+use super::fresh_snapshot;
 use super::relations;
 use super::rows::{Open, Table};
-use crate::datum;
+use super::statements::{Kept, with_plan};
 use crate::error::Error;
-use crate::store::issue;
+use crate::pg::datum;
 use core::cell::Cell;
 use pgrx::IntoDatum;
+use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 
 thread_local! {
+    static COVERING_PLAN: Kept = const { Cell::new(None) };
     static CHECKED_IN: Cell<Option<u64>> = const { Cell::new(None) };
 }
+
+const COVERING: &str = "
+    SELECT count(*) FROM (
+        SELECT FROM tollgate.scopes s
+        WHERE EXISTS (SELECT FROM unnest($1) AS wanted (scope)
+                      WHERE s.name = wanted.scope
+                         OR (right(wanted.scope, 2) = ':*' AND starts_with(s.name, left(wanted.scope, -1))))
+        FOR KEY SHARE OF s) locked";
 
 const CATALOGUE: Table<1> = Table {
     name: "scopes",
@@ -30,9 +40,9 @@ pub(crate) fn uncovered(scopes: &[String]) -> Result<Vec<String>, Error> {
     }
     // SAFETY: an existing relation.
     unsafe { pg_sys::LockRelationOid(relations::relations().scopes, pg_sys::RowShareLock.cast_signed()) };
-    if latest::transaction_keeps_its_snapshot() {
+    if fresh_snapshot::transaction_keeps_its_snapshot() {
         // The snapshot may show what has been dropped since. Locking the rows notices (40001).
-        issue::lock_covering_scopes(scopes)?;
+        lock_covering_scopes(scopes)?;
     }
     let mut uncovered: Vec<&String> = scopes.iter().filter(|scope| *scope != "admin").collect();
     if uncovered.is_empty() {
@@ -55,4 +65,11 @@ pub(crate) fn uncovered(scopes: &[String]) -> Result<Vec<String>, Error> {
     }
     catalogue.close();
     Ok(uncovered.into_iter().cloned().collect())
+}
+
+/// Locks the rows of the catalogue that cover some of the scopes.
+fn lock_covering_scopes(scopes: &[String]) -> Result<(), Error> {
+    // SAFETY: the datum is of the type beside it.
+    let arguments = [unsafe { DatumWithOid::new(scopes.to_vec(), pg_sys::TEXTARRAYOID) }];
+    with_plan(&COVERING_PLAN, COVERING, &arguments, |_| Ok(()))
 }

@@ -6,12 +6,11 @@
 #![allow(unsafe_code)]
 
 use super::as_role;
-use super::issue::{Kept, with_plan};
-use super::latest::{Query, Sight};
+use super::fresh_snapshot::{Query, Snapshot};
 use super::relations;
-use crate::datum;
+use super::statements::{Kept, with_plan};
 use crate::error::Error;
-use crate::sys;
+use crate::pg::{datum, sys};
 use core::cell::{Cell, RefCell};
 use core::ffi::CStr;
 use pgrx::datum::DatumWithOid;
@@ -526,7 +525,7 @@ fn attached() -> Result<Rc<[Oid]>, Error> {
     if let Some(tables) = known {
         return Ok(tables);
     }
-    let listed = ATTACHED_TABLES.text(Sight::Now, [])?.unwrap_or_default();
+    let listed = ATTACHED_TABLES.text(Snapshot::Latest, [])?.unwrap_or_default();
     let tables: Rc<[Oid]> = listed.split(',').filter_map(|oid| oid.parse().ok()).map(Oid::from_u32).collect();
     ATTACHED.set((Some(now), tables.clone()));
     Ok(tables)
@@ -569,7 +568,7 @@ pub(crate) fn look_up_user_of(token_id: Uuid) -> Result<Option<Standing>, Error>
     if attached()?.is_empty() {
         return Ok(Some(Standing { missing_in: None, inactive: false }));
     }
-    let user_id = USER_OF_TOKEN.text(Sight::Now, [(pg_sys::UUIDOID, token_id.into_datum())])?;
+    let user_id = USER_OF_TOKEN.text(Snapshot::Latest, [(pg_sys::UUIDOID, token_id.into_datum())])?;
     user_id.map(|user_id| look_up(&user_id)).transpose()
 }
 

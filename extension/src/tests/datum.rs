@@ -1,7 +1,7 @@
 //! The readers of PostgreSQL's values, against PostgreSQL's own.
 #![allow(unsafe_code)]
 
-use crate::datum::TextArray;
+use crate::pg::datum::TextArray;
 
 fn contents(array: &TextArray<'_>) -> Vec<Option<String>> {
     array
@@ -31,7 +31,8 @@ fn elements_with_short_headers_are_read() {
 #[pgrx::pg_schema]
 mod tests {
     use super::contents;
-    use crate::datum::{self, TextArray};
+    use crate::pg::datum;
+    use crate::pg::datum::TextArray;
     use pgrx::pg_sys::Datum;
     use pgrx::prelude::*;
     use tollgate_core::net::Net;

@@ -1,0 +1,1157 @@
+//! The table of counters. No unsafe: everything is an atomic in a slice, and who may touch what when is said by the locks
+//! (see the rules in `mod.rs`).
+//!
+//! It is made of groups, a few thousand usually. A key is in the group that its hash names, or if that was full, in the
+//! other one that it names; the group's first cache line says by a tag in which slot it may be, and the slot is one cache
+//! line. So to count a use takes two lines mostly, of which that of a known key is only read in the first. With one group
+//! for each key, one in a thousand would find no room as soon as the table holds what it was made for, and a limit
+//! that cannot be kept refuses.
+//!
+//! An entry may have a limiter beside its counters. It is charged under the group's lock, in the same turn as the use is
+//! counted. While its allowance is not whole the entry stays, unless its owner has more than a fair share of the room.
+//!
+//! Room is shared like this. Each kind of key has a part of each group: addresses at most a quarter, all limiters together
+//! three quarters, so that counters always have some. A new key takes a slot that is empty, or whose counters are flushed and
+//! whose limiter is whole again. If there is none, it may take the slot of somebody who has more of the two groups than it
+//! has itself: the database with most entries there, within that the creator of tokens with most, within that the user with
+//! most. So who fills the table displaces their own entries, and cannot displace those of others: each database has its
+//! equal part for certain, each creator an equal part of that, and each user one of that.
+//!
+//! Counters live in generations. `drain` closes a generation: it notes beside each entry what was counted, and hands that
+//! out as often as it is asked to, until `acknowledge` subtracts it. So whoever carries counters to the tables may die at
+//! any moment and start over. What is not acknowledged when the server is stopped goes on in the table of its next start.
+
+use crate::limit::{Charge, Limit, State};
+use crate::net::Net;
+use crate::status::Code;
+pub use crate::usage_file::MAX_DATABASES;
+use crate::usage_file::{Head, NODE_LEN, Outstanding, Record, Shutdown};
+use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::*};
+use std::net::IpAddr;
+
+const SHARDS: usize = 64;
+/// Slots of a group: what the tags in one cache line are enough for.
+pub const WAYS: usize = 4 * TAG_WORDS;
+const TAG_WORDS: usize = 7;
+const ALL_WAYS: u32 = (1 << WAYS) - 1;
+/// Slots of a group that addresses may have: whoever fails from very many must not take the room of tokens.
+const MAX_ADDRESSES: usize = WAYS / 4;
+/// Slots of a group that limiters may have which are in use, addresses among them: a limiter may last for a day, and the
+/// counters of others must find room meanwhile.
+const MAX_LIMITED: usize = WAYS - WAYS / 4;
+/// Locks of which one is taken to give a key an entry.
+pub const INSERT_LOCKS: usize = 32;
+/// Rows that are handed out at a time. More would only take more memory, of the session that drains and of who carries
+/// them; what is left is for the next generation.
+const MOST_ROWS: usize = 16_384;
+/// Groups that are looked at to tell how full the table is: keys are spread over all of them evenly.
+const SAMPLE: usize = 4096;
+
+/// What an entry counts for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// By its id.
+    Token = 1,
+    /// By a digest of the user's id.
+    User = 2,
+    /// A client's, by the address.
+    Address = 3,
+}
+
+impl Kind {
+    fn from_number(number: u8) -> Option<Self> {
+        [Kind::Token, Kind::User, Kind::Address].into_iter().find(|kind| *kind as u8 == number)
+    }
+}
+
+/// The same id in another database, made from this one as its template, is another key.
+#[derive(Clone, Copy)]
+struct Key {
+    id: [u64; 2],
+    database: u32,
+    kind: Kind,
+}
+
+/// Who a key belongs to when room is short: digests of the role that issued the token and of the token's user. All zero for
+/// an address.
+#[derive(Clone, Copy, Default)]
+pub struct Owner {
+    pub creator: u64,
+    pub user: u64,
+}
+
+/// One use, or one denial, of a token.
+#[derive(Clone, Copy)]
+pub struct Use {
+    pub accepted: bool,
+    /// Microseconds since 2000-01-01.
+    pub at: i64,
+    pub client: Option<Net>,
+}
+
+/// What one token was used in one generation.
+#[derive(Clone, Copy)]
+pub struct UsageRow {
+    pub token_id: [u8; 16],
+    pub uses: u64,
+    pub denials: u64,
+    /// Of the last accepted use; `None` if there was none.
+    pub last_used: Option<(i64, Option<Net>)>,
+}
+
+/// What is handed out: the name of a generation, and its counters.
+pub struct Drained {
+    /// The server, and which of its starts, that the generation was handed out by first.
+    pub node: [u8; NODE_LEN],
+    pub boot: [u8; 16],
+    pub generation: u64,
+    pub rows: Vec<UsageRow>,
+}
+
+pub struct Stats {
+    pub boot: [u8; 16],
+    pub started_at: i64,
+    pub outcomes: [u64; Code::ALL.len()],
+    pub tracked: u64,
+    pub overflowed: u64,
+    /// Of this database; `None` before its first drain.
+    pub generation: Option<u64>,
+    pub closed_generation: Option<u64>,
+}
+
+/// Locks that a waiter sleeps for. The guards release them when dropped.
+pub trait Control {
+    type Guard;
+    /// The control lock.
+    fn hold(&self) -> Self::Guard;
+    /// One of the [`INSERT_LOCKS`].
+    fn hold_to_insert(&self, number: usize) -> Self::Guard;
+}
+
+/// A lock that is held for some tens of instructions, which call nothing, allocate nothing and cannot fail.
+pub trait SpinLock: Default {
+    type Guard<'a>
+    where
+        Self: 'a;
+    /// Before it is taken for the first time.
+    fn init(&self);
+    fn hold(&self) -> Self::Guard<'_>;
+}
+
+/// Why counters cannot be handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    TooManyDatabases,
+    /// In bytes.
+    OutOfMemory(usize),
+}
+
+const NO_ADDRESS: u8 = 0;
+const V4: u8 = 4;
+const V6: u8 = 6;
+
+/// One key and its counters, in one cache line. Written under the group's lock.
+#[repr(C, align(64))]
+#[derive(Default)]
+struct Entry {
+    id: [AtomicU64; 2],
+    /// Of the last accepted use; 0 if there was none since the last that was flushed.
+    last_used: AtomicI64,
+    /// The address of the last use, in network order.
+    address: [AtomicU64; 2],
+    /// The state of the limiter: see `crate::limit`.
+    limiter: AtomicU64,
+    uses: AtomicU32,
+    denials: AtomicU32,
+    database: AtomicU32,
+    kind: AtomicU8,
+    family: AtomicU8,
+    bits: AtomicU8,
+}
+
+/// What of an entry's counters was handed out and not acknowledged. Under the group's lock.
+#[repr(C)]
+#[derive(Default)]
+struct HandedOut {
+    uses: AtomicU32,
+    denials: AtomicU32,
+}
+
+#[repr(C, align(64))]
+#[derive(Default)]
+pub struct Group<L> {
+    /// Four to a word, each a part of the hash of the key in its slot; 0 where none ever was.
+    tags: [AtomicU64; TAG_WORDS],
+    /// A bit for each slot with counters that are not flushed.
+    unflushed: AtomicU32,
+    /// Held to write anything in the group. Reading without it tells what may be worth a look under it.
+    lock: L,
+    entries: [Entry; WAYS],
+    handed_out: [HandedOut; WAYS],
+    /// Of each slot, keyed digests of its owner: 16 bits of the creator and 16 of the user.
+    owners: [AtomicU32; WAYS],
+}
+
+const _: () = assert!(size_of::<Entry>() == 64);
+
+#[repr(C, align(64))]
+#[derive(Default)]
+struct Shard {
+    outcomes: [AtomicU64; Code::ALL.len()],
+    /// Uses that found no room.
+    overflowed: AtomicU64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+pub struct Database {
+    oid: AtomicU32,
+    /// The generation that is open.
+    generation: AtomicU64,
+    /// The one that was handed out and not acknowledged; 0 for none.
+    closed: AtomicU64,
+    /// Under which name: that of an earlier start if it has been outstanding since then.
+    closed_under: Origin,
+}
+
+/// What tells the generations of one start of one server from those of others.
+#[repr(C)]
+#[derive(Default)]
+struct Origin {
+    boot: [AtomicU64; 2],
+    node: [AtomicU64; NODE_LEN / 8],
+}
+
+impl Origin {
+    fn store(&self, node: &[u8; NODE_LEN], boot: &[u8; 16]) {
+        store(&self.boot, boot);
+        for (word, bytes) in self.node.iter().zip(node.as_chunks().0) {
+            word.store(u64::from_ne_bytes(*bytes), Relaxed);
+        }
+    }
+
+    fn boot(&self) -> [u8; 16] {
+        load(&self.boot)
+    }
+
+    fn node(&self) -> [u8; NODE_LEN] {
+        let mut node = [0; NODE_LEN];
+        for (bytes, word) in node.as_chunks_mut().0.iter_mut().zip(&self.node) {
+            *bytes = word.load(Relaxed).to_ne_bytes();
+        }
+        node
+    }
+}
+
+/// What there is one of.
+#[repr(C, align(64))]
+pub struct Header {
+    origin: Origin,
+    started_at: AtomicI64,
+    seed: AtomicU64,
+    /// Counted for all databases together: one made from another as its template has the other's record of which
+    /// generations were applied.
+    next_generation: AtomicU64,
+    databases: [Database; MAX_DATABASES],
+    shards: [Shard; SHARDS],
+}
+
+/// The table, wherever its memory came from.
+pub struct Table<'a, L> {
+    header: &'a Header,
+    groups: &'a [Group<L>],
+}
+
+/// How many groups a number of keys needs.
+pub fn groups_for(keys: usize) -> usize {
+    (keys * 3 / 2).div_ceil(WAYS).max(1)
+}
+
+/// A key that is to be counted or limited.
+struct Wanted<'a> {
+    key: &'a Key,
+    limited: bool,
+    /// Asked only if the key has no entry.
+    owner: &'a dyn Fn() -> Owner,
+    now: i64,
+}
+
+/// A key that has no entry yet.
+struct Newcomer<'a> {
+    key: &'a Key,
+    hash: u64,
+    /// Whether it is about to get a limiter that is in use.
+    limited: bool,
+    owner: u32,
+    now: i64,
+}
+
+/// What became of the entries of an earlier start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    pub kept: u64,
+    /// Limits in use that found no room: of tokens, of users, of addresses.
+    pub lost_limits: [u64; 3],
+    /// Keys that found no room with counts that were not flushed, and these counts.
+    pub lost_counters: u64,
+    pub lost_uses: u64,
+}
+
+impl Restored {
+    fn add(&mut self, record: &Record, now: i64, is_kept: bool) {
+        if is_kept {
+            self.kept += 1;
+            return;
+        }
+        if let Some(kind) = Kind::from_number(record.kind)
+            && !State(record.limiter).is_idle(now)
+        {
+            self.lost_limits[kind as usize - 1] += 1;
+        }
+        let uses = u64::from(record.uses) + u64::from(record.denials);
+        self.lost_counters += u64::from(uses > 0);
+        self.lost_uses += uses;
+    }
+}
+
+impl<L> Clone for Table<'_, L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L> Copy for Table<'_, L> {}
+
+impl<'a, L: SpinLock> Table<'a, L> {
+    pub fn new(header: &'a Header, groups: &'a [Group<L>]) -> Self {
+        const {
+            assert!(
+                core::mem::offset_of!(Group<L>, entries) == 64,
+                "the tags and the lock are one cache line"
+            );
+        };
+        const {
+            assert!(size_of::<Group<L>>() * 3 / 2 / WAYS <= 128, "the setting's description adds up");
+        };
+        Table { header, groups }
+    }
+
+    /// Stamps memory that is all zero. `boot` is random and never the same twice.
+    pub fn start(&self, node: &[u8; NODE_LEN], boot: &[u8; 16], seed: u64, now: i64) {
+        self.header.origin.store(node, boot);
+        self.header.seed.store(seed, Relaxed);
+        self.header.started_at.store(now, Relaxed);
+        // Counted from the start of the server in microseconds, so that a number is not used again after a restart and a
+        // late acknowledgement cannot hit a later generation.
+        self.header.next_generation.store(now.unsigned_abs().max(1), Relaxed);
+        for group in self.groups {
+            group.lock.init();
+        }
+    }
+
+    pub fn boot(&self) -> [u8; 16] {
+        self.header.origin.boot()
+    }
+
+    /// What to keep while the server is down: the head of the file and what follows. To be called once nobody else is
+    /// left who could write.
+    pub fn save(&self, shutdown: Shutdown, now: i64) -> (Head, impl Iterator<Item = Record> + use<'a, L>) {
+        let outstanding = self
+            .header
+            .databases
+            .iter()
+            .filter(|slot| slot.closed.load(Relaxed) != 0)
+            .map(|slot| Outstanding {
+                database: slot.oid.load(Relaxed),
+                generation: slot.closed.load(Relaxed),
+                boot: slot.closed_under.boot(),
+                node: slot.closed_under.node(),
+            })
+            .collect();
+        let seed = self.header.seed.load(Relaxed);
+        let records = self.records(now).count() as u64;
+        (Head { shutdown, seed, outstanding, records }, self.records(now))
+    }
+
+    /// Limits in use come first, so that a smaller table has room for them, if not for all counters: a count that is lost is
+    /// said to be, a limit that is lost lets somebody in.
+    fn records(&self, now: i64) -> impl Iterator<Item = Record> + use<'a, L> {
+        let table = *self;
+        let all = move || {
+            let slots =
+                table.groups.iter().flat_map(|group| bits(group.used()).map(move |slot| (group, slot)));
+            slots.map(move |(group, slot)| {
+                let record = group.record(slot);
+                let in_second = table
+                    .key(&record)
+                    .is_some_and(|key| !core::ptr::eq(table.groups_of(table.hash(&key))[0], group));
+                Record { in_second, ..record }
+            })
+        };
+        let limited = move |record: &Record| !State(record.limiter).is_idle(now);
+        let counted = |record: &Record| record.uses > 0 || record.denials > 0;
+        all().filter(limited).chain(all().filter(move |record| !limited(record) && counted(record)))
+    }
+
+    /// Takes up what an earlier start left, before anybody counts. All of it finds room in a table of the same size.
+    pub fn restore(&self, head: &Head, records: impl Iterator<Item = Record>) -> Restored {
+        self.header.seed.store(head.seed, Relaxed);
+        let now = self.header.started_at.load(Relaxed);
+        for (slot, outstanding) in self.header.databases.iter().zip(&head.outstanding) {
+            slot.oid.store(outstanding.database, Relaxed);
+            slot.generation.store(outstanding.generation, Relaxed);
+            slot.closed.store(outstanding.generation, Relaxed);
+            slot.closed_under.store(&outstanding.node, &outstanding.boot);
+        }
+        let mut restored = Restored::default();
+        for record in records {
+            restored.add(&record, now, self.restore_one(&record, now));
+        }
+        self.shard(0).overflowed.fetch_add(restored.lost_uses, Relaxed);
+        restored
+    }
+
+    fn restore_one(&self, record: &Record, now: i64) -> bool {
+        let Some(key) = self.key(record) else { return false };
+        let hash = self.hash(&key);
+        // Where it was, there is room for it.
+        let mut groups = self.groups_of(hash);
+        if record.in_second {
+            groups.reverse();
+        }
+        let limited = !State(record.limiter).is_idle(now);
+        let newcomer = Newcomer { key: &key, hash, limited, owner: record.owner, now };
+        groups.iter().any(|group| group.insert(&newcomer, |slot| group.resume(slot, record)).is_some())
+    }
+
+    /// `None` for what a later release may count.
+    fn key(&self, record: &Record) -> Option<Key> {
+        let kind = Kind::from_number(record.kind)?;
+        Some(Key { id: split(&record.id), database: record.database, kind })
+    }
+
+    /// Which part of the room holds counters that are not flushed, from 0 to 1; of a large table, by a sample. Costs the
+    /// same however large the table is.
+    pub fn pressure(&self) -> f64 {
+        let sample = &self.groups[..self.groups.len().min(SAMPLE)];
+        let unflushed: u32 = sample.iter().map(|group| group.unflushed.load(Relaxed).count_ones()).sum();
+        f64::from(unflushed) / (sample.len() * WAYS) as f64
+    }
+
+    /// Uses that were not counted for lack of room.
+    pub fn overflowed(&self) -> u64 {
+        self.header.shards.iter().map(|shard| shard.overflowed.load(Relaxed)).sum()
+    }
+
+    pub fn count_outcome(&self, process: usize, code: Code) {
+        self.shard(process).outcomes[code.index()].fetch_add(1, Relaxed);
+    }
+
+    /// Counts a use of a token. If there is no room it is lost, which is counted.
+    pub fn count_use(
+        &self,
+        control: &impl Control,
+        process: usize,
+        database: u32,
+        token: &[u8; 16],
+        owner: &dyn Fn() -> Owner,
+        used: &Use,
+    ) {
+        let key = Key { id: split(token), database, kind: Kind::Token };
+        let wanted = Wanted { key: &key, limited: false, owner, now: used.at };
+        self.touch(control, process, &wanted, |group, slot| group.count_in(slot, used));
+    }
+
+    /// Charges a use to a limit of its token, and counts it: what the limit refuses as a denial. `None` if there is no
+    /// room to remember it.
+    #[allow(clippy::too_many_arguments)]
+    pub fn charge_use(
+        &self,
+        control: &impl Control,
+        process: usize,
+        database: u32,
+        token: &[u8; 16],
+        owner: &dyn Fn() -> Owner,
+        used: &Use,
+        limit: Limit,
+    ) -> Option<Charge> {
+        let key = Key { id: split(token), database, kind: Kind::Token };
+        let wanted = Wanted { key: &key, limited: true, owner, now: used.at };
+        self.touch(control, process, &wanted, |group, slot| {
+            let charge = group.entries[slot].limiter(|state| limit.charge(state, used.at));
+            group.count_in(slot, &Use { accepted: charge.admitted, ..*used });
+            charge
+        })
+    }
+
+    /// The number of the group in which a token's entry is, unless that is full.
+    pub fn group_of(&self, database: u32, token: &[u8; 16]) -> usize {
+        self.place(self.hash(&Key { id: split(token), database, kind: Kind::Token }))
+    }
+
+    /// The cache line of a group that [`Table::entry_lines`] reads, for a caller that can have it fetched early.
+    pub fn group_line(&self, number: usize) -> Option<*const u8> {
+        self.groups.get(number).map(|group| core::ptr::from_ref(group).cast())
+    }
+
+    /// The cache lines that counting or charging a use of the token will touch, to be fetched early.
+    pub fn entry_lines(&self, database: u32, token: &[u8; 16]) -> impl Iterator<Item = *const u8> {
+        let hash = self.hash(&Key { id: split(token), database, kind: Kind::Token });
+        let group = &self.groups[self.place(hash)];
+        group.candidates(hash).map(|slot| core::ptr::from_ref(&group.entries[slot]).cast())
+    }
+
+    /// Charges a limit. `None` if there is no room to remember it.
+    #[allow(clippy::too_many_arguments)]
+    pub fn charge(
+        &self,
+        control: &impl Control,
+        process: usize,
+        database: u32,
+        kind: Kind,
+        id: &[u8; 16],
+        owner: &dyn Fn() -> Owner,
+        limit: Limit,
+        now: i64,
+    ) -> Option<Charge> {
+        let key = Key { id: split(id), database, kind };
+        let wanted = Wanted { key: &key, limited: true, owner, now };
+        self.touch(control, process, &wanted, |group, slot| {
+            group.entries[slot].limiter(|state| limit.charge(state, now))
+        })
+    }
+
+    /// Does something to the limiter of a key; `None` if it has no entry, which is as if it had never been used.
+    pub fn with_limiter<R>(
+        &self,
+        database: u32,
+        kind: Kind,
+        id: &[u8; 16],
+        act: impl Fn(&mut State) -> R,
+    ) -> Option<R> {
+        let key = Key { id: split(id), database, kind };
+        let hash = self.hash(&key);
+        self.groups_of(hash)
+            .into_iter()
+            .find_map(|group| group.find(hash, &key, |group, slot| group.entries[slot].limiter(&act)))
+    }
+
+    /// Does something to the entry of a key, under its group's lock. It is given one if it has none; `None` if there is no
+    /// room.
+    #[inline]
+    fn touch<R>(
+        &self,
+        control: &impl Control,
+        process: usize,
+        wanted: &Wanted<'_>,
+        act: impl Fn(&Group<L>, usize) -> R,
+    ) -> Option<R> {
+        let hash = self.hash(wanted.key);
+        let first = &self.groups[self.place(hash)];
+        first.find(hash, wanted.key, &act).or_else(|| self.insert(control, process, wanted, hash, act))
+    }
+
+    /// For a key that is not in its first group: does something to its entry in the other one, or gives it an entry in one
+    /// of the two. What is lost by that, or by there being no room, is counted.
+    #[cold]
+    fn insert<R>(
+        &self,
+        control: &impl Control,
+        process: usize,
+        wanted: &Wanted<'_>,
+        hash: u64,
+        act: impl Fn(&Group<L>, usize) -> R,
+    ) -> Option<R> {
+        let key = wanted.key;
+        let [first, second] = self.groups_of(hash);
+        if let Some(done) = second.find(hash, key, &act) {
+            return Some(done);
+        }
+        let owner = self.owner_tag((wanted.owner)());
+        // The same one for all who insert this key, so that it does not get an entry in each group.
+        let _insert = control.hold_to_insert(hash as usize % INSERT_LOCKS);
+        let groups = if first.is_crowded_beside(second) { [second, first] } else { [first, second] };
+        if let Some(done) = groups.iter().find_map(|group| group.find(hash, key, &act)) {
+            return Some(done);
+        }
+        let newcomer = Newcomer { key, hash, limited: wanted.limited, owner, now: wanted.now };
+        let done = groups.iter().find_map(|group| group.insert(&newcomer, |slot| act(group, slot)));
+        if done.is_some() {
+            return done;
+        }
+        let (done, lost) = match displace(groups, &newcomer, &act) {
+            Some((done, lost)) => (Some(done), lost),
+            None => (None, u64::from(key.kind == Kind::Token)),
+        };
+        if lost > 0 {
+            self.shard(process).overflowed.fetch_add(lost, Relaxed);
+        }
+        done
+    }
+
+    /// The generation that is closed, and its counters.
+    pub fn drain(&self, control: &impl Control, database: u32) -> Result<Drained, Refusal> {
+        let _control = control.hold();
+        // Allocated before any entry is locked. Keys that are inserted meanwhile may find no room, and stay for the next
+        // generation; those handed out already are all among the unflushed now.
+        let mut rows = Vec::new();
+        let room = (self.unflushed() + 128).min(MOST_ROWS);
+        rows.try_reserve_exact(room).map_err(|_| Refusal::OutOfMemory(room * size_of::<UsageRow>()))?;
+        let slot = self.database(database).ok_or(Refusal::TooManyDatabases)?;
+        if slot.closed.load(Relaxed) != 0 {
+            self.hand_out(database, &mut rows, None);
+            if rows.is_empty() {
+                // All of it was given up, for others or because it found no room after a restart. There is nothing left
+                // that could be acknowledged, and nothing else would be handed out until it is.
+                self.open_next(slot);
+            }
+        }
+        if slot.closed.load(Relaxed) == 0 {
+            // From another group each time, so that none always comes last.
+            let first = self.place(fold(slot.generation.load(Relaxed), 0xa076_1d64_78bd_642f));
+            self.hand_out(database, &mut rows, Some(first));
+            if !rows.is_empty() {
+                let origin = &self.header.origin;
+                slot.closed_under.store(&origin.node(), &origin.boot());
+                slot.closed.store(slot.generation.load(Relaxed), Relaxed);
+            }
+        }
+        let generation = slot.generation.load(Relaxed);
+        Ok(Drained { node: slot.closed_under.node(), boot: slot.closed_under.boot(), generation, rows })
+    }
+
+    /// Appends what is handed out of a database. First closes it, from a group on and up to the capacity.
+    fn hand_out(&self, database: u32, rows: &mut Vec<UsageRow>, close_from: Option<usize>) {
+        for (group, slot) in self.unflushed_slots(close_from.unwrap_or(0)) {
+            if close_from.is_some() && rows.len() == rows.capacity() {
+                return;
+            }
+            let row = group.hand_out(slot, database, close_from.is_some());
+            rows.extend(row);
+        }
+    }
+
+    fn open_next(&self, slot: &Database) {
+        slot.closed.store(0, Relaxed);
+        slot.generation.store(self.header.next_generation.fetch_add(1, Relaxed), Relaxed);
+    }
+
+    /// The databases that have a slot.
+    pub fn databases(&self, control: &impl Control) -> [u32; MAX_DATABASES] {
+        let _control = control.hold();
+        core::array::from_fn(|i| self.header.databases[i].oid.load(Relaxed))
+    }
+
+    /// Frees the slot of a database that does not exist any more. Its entries are evicted as room is needed.
+    pub fn forget(&self, control: &impl Control, database: u32) {
+        let _control = control.hold();
+        if let Some(slot) = self.known_database(database) {
+            slot.closed.store(0, Relaxed);
+            slot.oid.store(0, Relaxed);
+        }
+    }
+
+    /// The name of this server, and the closed generation of a database without its counters.
+    pub fn handed_out(&self, control: &impl Control, database: u32) -> ([u8; NODE_LEN], Option<Drained>) {
+        let _control = control.hold();
+        let closed = self.known_database(database).filter(|slot| slot.closed.load(Relaxed) != 0);
+        let closed = closed.map(|slot| Drained {
+            node: slot.closed_under.node(),
+            boot: slot.closed_under.boot(),
+            generation: slot.closed.load(Relaxed),
+            rows: Vec::new(),
+        });
+        (self.header.origin.node(), closed)
+    }
+
+    pub fn acknowledge(&self, control: &impl Control, database: u32, generation: u64) -> bool {
+        let _control = control.hold();
+        let Some(slot) = self.known_database(database) else { return false };
+        if generation == 0 || slot.closed.load(Relaxed) != generation {
+            return false;
+        }
+        for (group, slot) in self.unflushed_slots(0) {
+            let _held = group.lock.hold();
+            if group.entries[slot].database.load(Relaxed) == database {
+                group.subtract(slot);
+            }
+        }
+        self.open_next(slot);
+        true
+    }
+
+    pub fn stats(&self, control: &impl Control, database: u32) -> Stats {
+        let _control = control.hold();
+        let slot = self.known_database(database);
+        let mut outcomes = [0; Code::ALL.len()];
+        for shard in &self.header.shards {
+            for (sum, counter) in outcomes.iter_mut().zip(&shard.outcomes) {
+                *sum += counter.load(Relaxed);
+            }
+        }
+        Stats {
+            boot: self.boot(),
+            started_at: self.header.started_at.load(Relaxed),
+            outcomes,
+            tracked: self.groups.iter().map(|group| u64::from(group.used().count_ones())).sum(),
+            overflowed: self.overflowed(),
+            generation: slot.map(|slot| slot.generation.load(Relaxed)),
+            closed_generation: slot.map(|slot| slot.closed.load(Relaxed)).filter(|&closed| closed != 0),
+        }
+    }
+
+    /// Counters that each process has to itself, nearly.
+    fn shard(&self, process: usize) -> &'a Shard {
+        &self.header.shards[process % SHARDS]
+    }
+
+    fn unflushed(&self) -> usize {
+        self.groups.iter().map(|group| group.unflushed.load(Relaxed).count_ones() as usize).sum()
+    }
+
+    /// Of all groups, from one of them on.
+    fn unflushed_slots(&self, first: usize) -> impl Iterator<Item = (&'a Group<L>, usize)> + use<'a, L> {
+        let (before, after) = self.groups.split_at(first);
+        after
+            .iter()
+            .chain(before)
+            .flat_map(|group| bits(group.unflushed.load(Relaxed)).map(move |slot| (group, slot)))
+    }
+
+    fn known_database(&self, oid: u32) -> Option<&'a Database> {
+        self.header.databases.iter().find(|slot| slot.oid.load(Relaxed) == oid)
+    }
+
+    /// The slot of a database, taken for it if it has none. Under the control lock.
+    fn database(&self, oid: u32) -> Option<&'a Database> {
+        self.known_database(oid).or_else(|| {
+            let free = self.header.databases.iter().find(|slot| slot.oid.load(Relaxed) == 0)?;
+            free.generation.store(self.header.next_generation.fetch_add(1, Relaxed), Relaxed);
+            free.oid.store(oid, Relaxed);
+            Some(free)
+        })
+    }
+
+    /// The seed keeps anyone from choosing a name that is taken for another's.
+    fn owner_tag(&self, owner: Owner) -> u32 {
+        let seed = self.header.seed.load(Relaxed);
+        let part = |digest: u64| fold(digest ^ seed, 0x9e37_79b9_7f4a_7c15) as u16;
+        u32::from(part(owner.creator)) << 16 | u32::from(part(owner.user))
+    }
+
+    /// Folded multiplications: ids are random, the seed keeps anyone from aiming at one group.
+    fn hash(&self, key: &Key) -> u64 {
+        let tag = (u64::from(key.database) << 8) | key.kind as u64;
+        let mixed = fold(key.id[0] ^ self.header.seed.load(Relaxed), key.id[1] ^ 0x9e37_79b9_7f4a_7c15);
+        fold(mixed ^ tag, 0xd6e8_feb8_6659_fd93)
+    }
+
+    /// By the high half of the hash; tags are of the low one.
+    #[inline]
+    fn place(&self, hash: u64) -> usize {
+        (((hash >> 32) * self.groups.len() as u64) >> 32) as usize
+    }
+
+    /// Where a key may be; in a small table both may be the same.
+    fn groups_of(&self, hash: u64) -> [&'a Group<L>; 2] {
+        [hash, fold(hash, 0xa076_1d64_78bd_642f)].map(|hash| &self.groups[self.place(hash)])
+    }
+}
+
+impl<L: SpinLock> Group<L> {
+    /// Does something to the entry of a key, under the lock; `None` if the key is not here.
+    #[inline]
+    fn find<R>(&self, hash: u64, key: &Key, act: impl Fn(&Group<L>, usize) -> R) -> Option<R> {
+        for slot in self.candidates(hash) {
+            let _held = self.lock.hold();
+            if self.entries[slot].is(key) {
+                return Some(act(self, slot));
+            }
+        }
+        None
+    }
+
+    /// The slots whose tag is the one of a key with that hash: mostly one, if it is here, or else none.
+    #[inline]
+    fn candidates(&self, hash: u64) -> impl Iterator<Item = usize> {
+        let words = self.tags.iter().enumerate();
+        words.flat_map(move |(n, word)| lanes(word.load(Relaxed), tag(hash)).map(move |lane| 4 * n + lane))
+    }
+
+    /// Whether a new key had better go to the other one. Only if few slots are left: a key in its first group is found
+    /// sooner.
+    fn is_crowded_beside(&self, other: &Group<L>) -> bool {
+        let [here, there] = [self, other].map(|group| group.unflushed.load(Relaxed).count_ones() as usize);
+        here >= WAYS - WAYS / 4 && there < here
+    }
+
+    /// Gives a key a slot that is empty, or of which nothing is lost, and does something to it, if its kind may have one more.
+    fn insert<R>(&self, newcomer: &Newcomer<'_>, act: impl Fn(usize) -> R) -> Option<R> {
+        let now = newcomer.now;
+        if newcomer.key.kind == Kind::Address
+            && let Some(slot) = self.address_to_replace(newcomer.key.database)
+        {
+            let _held = self.lock.hold();
+            if self.entries[slot].kind.load(Relaxed) == Kind::Address as u8 {
+                self.give(slot, newcomer);
+                return Some(act(slot));
+            }
+        }
+        if newcomer.limited && !self.has_room_for_a_limiter(now) {
+            return None;
+        }
+        let unused = !self.used() & ALL_WAYS;
+        let flushed = !self.unflushed.load(Relaxed) & ALL_WAYS;
+        // Any that is flushed and idle will do, not always the same.
+        let (before, after) = (flushed & ((1 << (newcomer.hash % WAYS as u64)) - 1), flushed);
+        let candidates = bits(unused).chain(bits(after & !before)).chain(bits(before));
+        for slot in candidates.filter(|&slot| self.is_free(slot, now)) {
+            let _held = self.lock.hold();
+            // It may have been counted in since.
+            if self.is_free(slot, now) {
+                self.give(slot, newcomer);
+                return Some(act(slot));
+            }
+        }
+        None
+    }
+
+    /// Whether nothing is lost if the slot goes to another key.
+    fn is_free(&self, slot: usize, now: i64) -> bool {
+        self.unflushed.load(Relaxed) & (1 << slot) == 0 && self.entries[slot].is_idle(now)
+    }
+
+    fn has_room_for_a_limiter(&self, now: i64) -> bool {
+        self.entries.iter().filter(|entry| !entry.is_idle(now)).count() < MAX_LIMITED
+    }
+
+    /// If addresses have as many slots as they may: of the database that has most of them, that of the one whose allowance
+    /// will be whole first.
+    fn address_to_replace(&self, database: u32) -> Option<usize> {
+        let addresses = || {
+            self.entries
+                .iter()
+                .enumerate()
+                .filter(|(_, entry)| entry.kind.load(Relaxed) == Kind::Address as u8)
+        };
+        if addresses().count() < MAX_ADDRESSES {
+            return None;
+        }
+        let of = |oid| addresses().filter(move |(_, entry)| entry.database.load(Relaxed) == oid);
+        let databases = addresses().map(|(_, entry)| entry.database.load(Relaxed));
+        let most = databases.max_by_key(|&oid| (of(oid).count(), oid == database))?;
+        of(most).min_by_key(|(_, entry)| entry.limiter.load(Relaxed)).map(|(slot, _)| slot)
+    }
+
+    /// Under the lock.
+    fn give(&self, slot: usize, newcomer: &Newcomer<'_>) {
+        let (entry, key) = (&self.entries[slot], newcomer.key);
+        for (to, from) in entry.id.iter().zip(key.id) {
+            to.store(from, Relaxed);
+        }
+        entry.database.store(key.database, Relaxed);
+        entry.kind.store(key.kind as u8, Relaxed);
+        entry.uses.store(0, Relaxed);
+        entry.denials.store(0, Relaxed);
+        entry.limiter.store(0, Relaxed);
+        entry.forget_last_use();
+        self.unflushed.fetch_and(!(1 << slot), Relaxed);
+        self.handed_out[slot].uses.store(0, Relaxed);
+        self.handed_out[slot].denials.store(0, Relaxed);
+        self.owners[slot].store(newcomer.owner, Relaxed);
+        let (word, shift) = (&self.tags[slot / 4], 16 * (slot % 4));
+        let others = word.load(Relaxed) & !(0xffff << shift);
+        word.store(others | (u64::from(tag(newcomer.hash)) << shift), Relaxed);
+    }
+
+    /// What a slot has handed out of a database, after closing its counters or not.
+    fn hand_out(&self, slot: usize, database: u32, close: bool) -> Option<UsageRow> {
+        let (entry, handed_out) = (&self.entries[slot], &self.handed_out[slot]);
+        let _held = self.lock.hold();
+        if entry.database.load(Relaxed) != database {
+            return None;
+        }
+        if close {
+            handed_out.uses.store(entry.uses.load(Relaxed), Relaxed);
+            handed_out.denials.store(entry.denials.load(Relaxed), Relaxed);
+        }
+        entry.row(handed_out)
+    }
+
+    /// Under the lock.
+    fn count_in(&self, slot: usize, used: &Use) {
+        if self.unflushed.load(Relaxed) & (1 << slot) == 0 {
+            self.unflushed.fetch_or(1 << slot, Relaxed);
+        }
+        self.entries[slot].count(used);
+    }
+
+    fn occupant(&self, place: (usize, usize), now: i64) -> Occupant {
+        let (entry, slot) = (&self.entries[place.1], place.1);
+        Occupant {
+            place,
+            database: entry.database.load(Relaxed),
+            owner: self.owners[slot].load(Relaxed),
+            is_user: entry.kind.load(Relaxed) == Kind::User as u8,
+            is_limited: !entry.is_idle(now),
+            counted: u64::from(entry.uses.load(Relaxed)) + u64::from(entry.denials.load(Relaxed)),
+        }
+    }
+
+    /// What a slot holds. To be called once nobody else is left who could write.
+    fn record(&self, slot: usize) -> Record {
+        let (entry, handed_out) = (&self.entries[slot], &self.handed_out[slot]);
+        Record {
+            id: load(&entry.id),
+            database: entry.database.load(Relaxed),
+            kind: entry.kind.load(Relaxed),
+            uses: entry.uses.load(Relaxed),
+            denials: entry.denials.load(Relaxed),
+            handed_out: [handed_out.uses.load(Relaxed), handed_out.denials.load(Relaxed)],
+            last_used: entry.last_used.load(Relaxed),
+            client: entry.client(),
+            limiter: entry.limiter.load(Relaxed),
+            owner: self.owners[slot].load(Relaxed),
+            in_second: false,
+        }
+    }
+
+    /// Puts into a slot what it held before. Under the lock.
+    fn resume(&self, slot: usize, record: &Record) {
+        let (entry, handed_out) = (&self.entries[slot], &self.handed_out[slot]);
+        entry.uses.store(record.uses, Relaxed);
+        entry.denials.store(record.denials, Relaxed);
+        entry.last_used.store(record.last_used, Relaxed);
+        entry.set_client(record.client);
+        entry.limiter.store(record.limiter, Relaxed);
+        handed_out.uses.store(record.handed_out[0], Relaxed);
+        handed_out.denials.store(record.handed_out[1], Relaxed);
+        if record.uses > 0 || record.denials > 0 {
+            self.unflushed.fetch_or(1 << slot, Relaxed);
+        }
+    }
+
+    /// Takes what was handed out off what was counted. Under the lock.
+    fn subtract(&self, slot: usize) {
+        let (entry, handed_out) = (&self.entries[slot], &self.handed_out[slot]);
+        let uses = entry.uses.load(Relaxed).saturating_sub(handed_out.uses.swap(0, Relaxed));
+        let denials = entry.denials.load(Relaxed).saturating_sub(handed_out.denials.swap(0, Relaxed));
+        entry.uses.store(uses, Relaxed);
+        entry.denials.store(denials, Relaxed);
+        if uses == 0 {
+            entry.forget_last_use();
+            if denials == 0 {
+                self.unflushed.fetch_and(!(1 << slot), Relaxed);
+            }
+        }
+    }
+
+    /// A bit for each slot that has ever had a key.
+    fn used(&self) -> u32 {
+        let used = |word: u64| {
+            (0..4).filter(|lane| word >> (16 * lane) & 0xffff != 0).fold(0, |bits, lane| bits | 1 << lane)
+        };
+        self.tags.iter().enumerate().fold(0, |bits, (n, word)| bits | used(word.load(Relaxed)) << (4 * n))
+    }
+}
+
+impl Entry {
+    fn is(&self, key: &Key) -> bool {
+        self.id[0].load(Relaxed) == key.id[0]
+            && self.id[1].load(Relaxed) == key.id[1]
+            && self.database.load(Relaxed) == key.database
+            && self.kind.load(Relaxed) == key.kind as u8
+    }
+
+    /// Does something to the state of the limiter.
+    fn limiter<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = State(self.limiter.load(Relaxed));
+        let done = act(&mut state);
+        self.limiter.store(state.0, Relaxed);
+        done
+    }
+
+    /// Whether forgetting its limiter changes nothing.
+    fn is_idle(&self, now: i64) -> bool {
+        State(self.limiter.load(Relaxed)).is_idle(now)
+    }
+
+    fn count(&self, used: &Use) {
+        let counter = if used.accepted { &self.uses } else { &self.denials };
+        // It would take four thousand million between two flushes to stop here.
+        counter.store(counter.load(Relaxed).saturating_add(1), Relaxed);
+        if used.accepted && used.at >= self.last_used.load(Relaxed) {
+            self.last_used.store(used.at, Relaxed);
+            self.set_client(used.client);
+        }
+    }
+
+    fn row(&self, handed_out: &HandedOut) -> Option<UsageRow> {
+        let (uses, denials) = (handed_out.uses.load(Relaxed), handed_out.denials.load(Relaxed));
+        let last_used = (uses > 0).then(|| (self.last_used.load(Relaxed), self.client()));
+        let id = u128::from(self.id[0].load(Relaxed)) | u128::from(self.id[1].load(Relaxed)) << 64;
+        (uses > 0 || denials > 0).then(|| UsageRow {
+            token_id: id.to_ne_bytes(),
+            uses: uses.into(),
+            denials: denials.into(),
+            last_used,
+        })
+    }
+
+    fn set_client(&self, client: Option<Net>) {
+        let (family, address) = match client.map(|net| net.addr()) {
+            // What the address was before is not looked at.
+            None => return self.family.store(NO_ADDRESS, Relaxed),
+            Some(IpAddr::V4(address)) => (V4, address.to_ipv6_mapped().octets()),
+            Some(IpAddr::V6(address)) => (V6, address.octets()),
+        };
+        store(&self.address, &address);
+        self.family.store(family, Relaxed);
+        self.bits.store(client.map_or(0, |net| net.bits()), Relaxed);
+    }
+
+    fn client(&self) -> Option<Net> {
+        let address = load(&self.address);
+        let bits = self.bits.load(Relaxed);
+        match self.family.load(Relaxed) {
+            V4 => Net::v4([address[12], address[13], address[14], address[15]], bits),
+            V6 => Net::v6(address, bits),
+            _ => None,
+        }
+    }
+
+    fn forget_last_use(&self) {
+        self.last_used.store(0, Relaxed);
+        self.family.store(NO_ADDRESS, Relaxed);
+    }
+}
+
+/// An entry that would be lost if its slot went to another key.
+#[derive(Clone, Copy)]
+struct Occupant {
+    place: (usize, usize),
+    database: u32,
+    owner: u32,
+    is_user: bool,
+    is_limited: bool,
+    /// Uses and denials that are not flushed.
+    counted: u64,
+}
+
+impl Occupant {
+    const NONE: Occupant =
+        Occupant { place: (0, 0), database: 0, owner: 0, is_user: false, is_limited: false, counted: 0 };
+
+    /// Who it belongs to, as finely as a level says: the database, the creator in it, the user of that.
+    fn party(&self, level: usize) -> u64 {
+        u64::from([self.database, self.owner >> 16, self.owner & 0xffff][level])
+    }
+}
+
+/// Gives a key the slot of somebody who has more of the two groups, by two slots at least, so that it cannot be taken back.
+/// Says also how many uses are lost by that.
+fn displace<L: SpinLock, R>(
+    groups: [&Group<L>; 2],
+    newcomer: &Newcomer<'_>,
+    act: impl Fn(&Group<L>, usize) -> R,
+) -> Option<(R, u64)> {
+    // Others may be quicker to touch what was chosen.
+    (0..3).find_map(|_| {
+        let victim = victim(groups, newcomer)?;
+        let (group, slot) = (groups[victim.place.0], victim.place.1);
+        let entry = &group.entries[slot];
+        let _held = group.lock.hold();
+        let is_same = entry.database.load(Relaxed) == victim.database
+            && group.owners[slot].load(Relaxed) == victim.owner;
+        if !is_same {
+            return None;
+        }
+        let lost = u64::from(entry.uses.load(Relaxed)) + u64::from(entry.denials.load(Relaxed));
+        group.give(slot, newcomer);
+        Some((act(group, slot), lost))
+    })
+}
+
+/// The entry to displace: of the largest database, its largest creator, and the largest user of that, if at one of these
+/// levels the newcomer has less.
+fn victim<L: SpinLock>(groups: [&Group<L>; 2], newcomer: &Newcomer<'_>) -> Option<Occupant> {
+    const LEVELS: usize = 3;
+    let mut occupants = [None; 2 * WAYS];
+    let distinct = if core::ptr::eq(groups[0], groups[1]) { 1 } else { 2 };
+    for (number, group) in groups.iter().enumerate().take(distinct) {
+        // Beyond the part that limiters may have, one takes the place of another one.
+        let only_limited = newcomer.limited && !group.has_room_for_a_limiter(newcomer.now);
+        for slot in (0..WAYS).filter(|&slot| !group.is_free(slot, newcomer.now)) {
+            let occupant = group.occupant((number, slot), newcomer.now);
+            if occupant.is_limited || !only_limited {
+                occupants[number * WAYS + slot] = Some(occupant);
+            }
+        }
+    }
+    let own = Occupant { database: newcomer.key.database, owner: newcomer.owner, ..Occupant::NONE };
+    let mut left_at = None;
+    for level in 0..LEVELS {
+        let size = |party| occupants.iter().flatten().filter(|one| one.party(level) == party).count();
+        let largest = occupants.iter().flatten().map(|one| one.party(level)).max_by_key(|&one| size(one))?;
+        let mine = own.party(level);
+        if left_at.is_none() && size(largest) >= size(mine) + 2 {
+            left_at = Some(level);
+        }
+        let chosen = if left_at.is_some() { largest } else { mine };
+        for place in &mut occupants {
+            *place = place.filter(|one| one.party(level) == chosen);
+        }
+    }
+    // That a user has many tokens is no way to have the user's own limit forgotten.
+    let spares_users = left_at? == LEVELS - 1;
+    let candidates = occupants.iter().flatten().filter(|one| !(spares_users && one.is_user));
+    candidates.min_by_key(|one| (one.is_user, one.is_limited, one.counted)).copied()
+}
+
+fn fold(one: u64, other: u64) -> u64 {
+    let product = u128::from(one) * u128::from(other);
+    (product as u64) ^ ((product >> 64) as u64)
+}
+
+/// Never 0, which stands for a slot without a key.
+fn tag(hash: u64) -> u16 {
+    (hash as u16).max(1)
+}
+
+/// The lanes of a word that are equal to a tag, and at times one that is not: whoever asks compares the key.
+fn lanes(word: u64, tag: u16) -> impl Iterator<Item = usize> {
+    const LOW: u64 = 0x0001_0001_0001_0001;
+    const HIGH: u64 = 0x8000_8000_8000_8000;
+    let difference = word ^ (u64::from(tag) * LOW);
+    let mut zeros = difference.wrapping_sub(LOW) & !difference & HIGH;
+    core::iter::from_fn(move || {
+        let lane = (zeros != 0).then_some(zeros.trailing_zeros() as usize / 16)?;
+        zeros &= zeros - 1;
+        Some(lane)
+    })
+}
+
+/// The numbers of the bits that are set.
+fn bits(mut word: u32) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let bit = (word != 0).then_some(word.trailing_zeros() as usize)?;
+        word &= word - 1;
+        Some(bit)
+    })
+}
+
+fn split(bytes: &[u8; 16]) -> [u64; 2] {
+    let word = u128::from_ne_bytes(*bytes);
+    [word as u64, (word >> 64) as u64]
+}
+
+fn store(to: &[AtomicU64; 2], bytes: &[u8; 16]) {
+    let [low, high] = split(bytes);
+    to[0].store(low, Relaxed);
+    to[1].store(high, Relaxed);
+}
+
+fn load(from: &[AtomicU64; 2]) -> [u8; 16] {
+    (u128::from(from[0].load(Relaxed)) | u128::from(from[1].load(Relaxed)) << 64).to_ne_bytes()
+}

@@ -1,0 +1,164 @@
+//! The identity of a transaction: which token it has authenticated with.
+//!
+//! It is the value of one string setting, `tollgate.context`, set with GUC_ACTION_LOCAL. PostgreSQL then does by itself
+//! what an identity needs: it ends with the transaction (so it never outlives a turn in a connection pool), comes back at
+//! ROLLBACK TO SAVEPOINT, and is shipped to parallel workers. Nobody can forge it: the check hook takes a value only from
+//! `authenticate` (a flag of this module), from the leader of a parallel worker that is starting, or the empty one; a
+//! superuser's SET is refused like anyone's. The secret is not in it.
+//!
+//! A transaction has at most one identity: it is bound to the first token that authenticates, until its top-level end. A
+//! savepoint that rolls the setting back does not undo the binding, because cursors and sub-selects that live on may have
+//! been answered by that identity. Parallel workers get the setting from their leader; they bind nothing, and need not,
+//! since PostgreSQL lets no worker set a setting.
+#![allow(unsafe_code)]
+
+use crate::error::Error;
+use crate::guc;
+use crate::pg::{compat, guard, sys};
+use core::cell::{Cell, RefCell};
+use core::ffi::{CStr, c_char, c_void};
+use core::sync::atomic::AtomicPtr;
+use pgrx::pg_sys;
+use serde::{Deserialize, Serialize};
+use std::ffi::CString;
+
+const NAME: &CStr = c"tollgate.context";
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) token_id: [u8; 16],
+    pub(crate) user_id: String,
+    pub(crate) scopes: Vec<String>,
+    /// Microseconds since 2000-01-01, as `timestamptz`.
+    pub(crate) expires_at: Option<i64>,
+}
+
+static VALUE: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
+
+thread_local! {
+    /// True only while `establish` sets the setting.
+    static ESTABLISHING: Cell<bool> = const { Cell::new(false) };
+    /// The setting's value, parsed by the assign hook.
+    static CURRENT: RefCell<Option<Identity>> = const { RefCell::new(None) };
+    /// The token that the top-level transaction is bound to.
+    static BOUND: Cell<Option<[u8; 16]>> = const { Cell::new(None) };
+    /// Whether the identity was established outside a transaction block, and nothing has asked for it since.
+    static UNUSED: Cell<bool> = const { Cell::new(false) };
+}
+
+pub(crate) fn init() {
+    let flags = pg_sys::GUC_NO_SHOW_ALL
+        | pg_sys::GUC_NO_RESET_ALL
+        | compat::GUC_NO_RESET
+        | pg_sys::GUC_NOT_IN_SAMPLE
+        | pg_sys::GUC_DISALLOW_IN_FILE
+        | pg_sys::GUC_DISALLOW_IN_AUTO_FILE;
+    // SAFETY: called once per process with static strings; the hooks keep to the contracts of their types.
+    unsafe {
+        pg_sys::DefineCustomStringVariable(
+            NAME.as_ptr(),
+            c"The authenticated token of this transaction.".as_ptr(),
+            c"Set by tollgate.authenticate() alone and empty outside of a transaction that called it, which is why it \
+              has no other default."
+                .as_ptr(),
+            VALUE.as_ptr(),
+            c"".as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            flags.cast_signed(),
+            Some(check),
+            Some(assign),
+            None,
+        );
+        pg_sys::RegisterXactCallback(Some(at_transaction_event), core::ptr::null_mut());
+    }
+}
+
+/// Whether a token may become the identity of this transaction: 25001 if that is bound to another one.
+pub(crate) fn may_bind(token_id: &[u8; 16]) -> Result<(), Error> {
+    match BOUND.get() {
+        Some(bound) if bound != *token_id && !guc::identity_changes() => Err(Error::second_identity()),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a verified token that [`may_bind`] the identity of the transaction.
+pub(crate) fn establish(context: &Identity) {
+    struct Permit;
+    impl Drop for Permit {
+        fn drop(&mut self) {
+            ESTABLISHING.set(false);
+        }
+    }
+
+    let value = serde_json::to_string(context).expect("strings and numbers always serialise");
+    let value = CString::new(value).expect("JSON escapes NUL");
+    ESTABLISHING.set(true);
+    let _permit = Permit;
+    guc::set_local(NAME, &value);
+    // Only now: a setting that could not be set binds nothing.
+    BOUND.set(Some(context.token_id));
+    // SAFETY: a plain read of the state of this backend's transaction.
+    UNUSED.set(!unsafe { pg_sys::IsTransactionBlock() });
+}
+
+/// Reads the identity of the transaction; `None` if it has none, or its token has expired meanwhile.
+pub(crate) fn read<R>(reader: impl FnOnce(&Identity) -> R) -> Option<R> {
+    CURRENT.with_borrow(|current| {
+        let context = current.as_ref()?;
+        UNUSED.set(false);
+        if context.expires_at.is_some_and(|end| end <= sys::GetCurrentTimestamp()) {
+            return None;
+        }
+        Some(reader(context))
+    })
+}
+
+unsafe extern "C-unwind" fn check(
+    new: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: PostgreSQL passes a pointer to a C string or NULL; the flag is a plain variable of this process, true only while a
+    // parallel worker restores the state of its leader.
+    unsafe {
+        guard::entry(|| {
+            let empty = (*new).as_ref().is_none_or(|start| CStr::from_ptr(start).is_empty());
+            if empty || pg_sys::InitializingParallelWorker || ESTABLISHING.get() {
+                return true;
+            }
+            guc::refuse(NAME, "It is set by tollgate.authenticate() alone.");
+            false
+        })
+    }
+}
+
+unsafe extern "C-unwind" fn assign(new: *const c_char, _extra: *mut c_void) {
+    // SAFETY: PostgreSQL passes a C string or NULL.
+    unsafe {
+        guard::entry(|| {
+            let value = new.as_ref().map(|start| CStr::from_ptr(start));
+            let context = value
+                .filter(|text| !text.is_empty())
+                .and_then(|text| serde_json::from_slice(text.to_bytes()).ok());
+            CURRENT.set(context);
+        });
+    }
+}
+
+/// PostgreSQL calls this for top-level transactions alone: at COMMIT, COMMIT AND CHAIN, a procedure's COMMIT, ROLLBACK and
+/// PREPARE TRANSACTION, but not for savepoints. No statement runs between this and the reset of the setting.
+unsafe extern "C-unwind" fn at_transaction_event(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
+    // SAFETY: called by PostgreSQL, in a frame that owns nothing.
+    unsafe {
+        guard::entry(|| match event {
+            pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT if UNUSED.take() => Error::unused_identity().warn(),
+            pg_sys::XactEvent::XACT_EVENT_COMMIT
+            | pg_sys::XactEvent::XACT_EVENT_ABORT
+            | pg_sys::XactEvent::XACT_EVENT_PREPARE => {
+                BOUND.set(None);
+                UNUSED.set(false);
+            }
+            _ => {}
+        });
+    }
+}

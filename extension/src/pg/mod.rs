@@ -1,0 +1,10 @@
+//! PostgreSQL plumbing: calls, values and nodes of the server's, and how its errors pass through Rust.
+
+pub(crate) mod compat;
+pub(crate) mod datum;
+pub(crate) mod fmgr;
+pub(crate) mod guard;
+pub(crate) mod list;
+pub(crate) mod prefetch;
+pub(crate) mod read_only;
+pub(crate) mod sys;

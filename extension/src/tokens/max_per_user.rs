@@ -1,0 +1,138 @@
+//! How many live tokens a user has, counted exactly whoever else issues at the same time.
+#![allow(unsafe_code)]
+
+use crate::error::Error;
+use crate::guc;
+use crate::store::fresh_snapshot::{Query, Snapshot};
+use core::cell::{Cell, RefCell};
+use pgrx::IntoDatum;
+use pgrx::pg_sys;
+use std::collections::HashMap;
+use tollgate_core::token::{self, Digest};
+
+thread_local! {
+    static LOCK_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
+    static LIVE_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
+    static COUNTED: RefCell<HashMap<Digest, Counted>> = RefCell::default();
+}
+
+/// Adds the row, or locks the one that is there: an UPDATE that its WHERE refuses has locked it before.
+const LOCK: Query = Query {
+    statement: c"
+        WITH added AS (
+            INSERT INTO tollgate.token_slots AS s (user_hash) VALUES ($1)
+            ON CONFLICT ON CONSTRAINT token_slots_pkey DO UPDATE SET user_hash = s.user_hash WHERE false
+            RETURNING s.user_hash)
+        SELECT count(*) FROM added",
+    plan: &LOCK_PLAN,
+};
+
+/// By the index of live tokens, and no further than to the limit.
+const LIVE: Query = Query {
+    statement: c"
+        SELECT count(*) FROM (
+            SELECT FROM tollgate.api_tokens t
+            WHERE t.user_id = $1 AND t.revoked_at IS NULL AND t.rotated_to IS NULL AND t.expired_at IS NULL
+              AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp())
+            LIMIT $2) live",
+    plan: &LIVE_PLAN,
+};
+
+/// What a user is known to have at most.
+#[derive(Clone, Copy)]
+struct Counted {
+    /// In this transaction and this subtransaction of it. For as long as that lasts the user is locked, so that nobody else
+    /// adds a token.
+    by: (u64, pg_sys::SubTransactionId),
+    live: i64,
+}
+
+/// Of so many users the counts are remembered: a transaction that issues for more counts some anew.
+const REMEMBERED: usize = 1000;
+
+fn present_transaction() -> (u64, pg_sys::SubTransactionId) {
+    // SAFETY: within a transaction, which is about to write.
+    unsafe { (pg_sys::GetTopFullTransactionId().value, pg_sys::GetCurrentSubTransactionId()) }
+}
+
+/// What stands for a user in `token_slots`. A collision only makes somebody wait.
+fn hash(user: &Digest) -> i64 {
+    let [a, b, c, d, e, f, g, h, ..] = *user;
+    i64::from_be_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// Waits for whoever else adds a live token to this user's, until the transaction ends. Comes before any lock on tokens or on
+/// the catalogue of scopes.
+///
+/// A row of a table for each user: a transaction may issue for any number of them, and the server's table of locks has room
+/// for some thousands. And not an advisory lock: those are there for everyone to take.
+pub(crate) fn lock(user_id: &str) -> Result<(), Error> {
+    if guc::max_tokens_per_user().is_none() {
+        return Ok(());
+    }
+    let hash = hash(&token::digest(user_id.as_bytes()));
+    LOCK.text(Snapshot::LatestToWrite, [(pg_sys::INT8OID, hash.into_datum())]).map(drop)
+}
+
+/// Makes sure that the user may have one more live token than now.
+pub(crate) fn claim(user_id: &str) -> Result<(), Error> {
+    let Some(limit) = guc::max_tokens_per_user() else {
+        // What is issued now is not counted.
+        COUNTED.with_borrow_mut(HashMap::clear);
+        return Ok(());
+    };
+    let most = i64::from(limit);
+    let (user, by) = (token::digest(user_id.as_bytes()), present_transaction());
+    let known = COUNTED.with_borrow(|counted| counted.get(&user).copied()).filter(|known| known.by == by);
+    if known.is_none() {
+        lock(user_id)?;
+    }
+    // Others may have ended tokens of the user since, so a count that is too high is no reason to refuse.
+    let live = match known {
+        Some(known) if known.live < most => known.live,
+        _ => count(user_id, most)?,
+    };
+    if live >= most {
+        return Err(Error::too_many_tokens(limit));
+    }
+    COUNTED.with_borrow_mut(|counted| {
+        if counted.len() >= REMEMBERED {
+            counted.clear();
+        }
+        counted.insert(user, Counted { by, live: live + 1 });
+    });
+    Ok(())
+}
+
+fn count(user_id: &str, most: i64) -> Result<i64, Error> {
+    let arguments = [(pg_sys::TEXTOID, user_id.into_datum()), (pg_sys::INT8OID, most.into_datum())];
+    by_index_alone(|| LIVE.text(Snapshot::Latest, arguments))?
+        .and_then(|count| count.parse().ok())
+        .ok_or_else(|| Error::internal("could not count the tokens of a user"))
+}
+
+/// A plan that was made while the table was empty would read the whole of it, and is kept. RI_Initial_Check of PostgreSQL's foreign
+/// keys changes settings in this way.
+fn by_index_alone<T>(query: impl FnOnce() -> T) -> T {
+    // SAFETY: settings of this session, for the length of the query. On an ERROR the abort of the transaction restores them.
+    let level = unsafe { pg_sys::NewGUCNestLevel() };
+    for setting in [c"enable_seqscan", c"enable_bitmapscan"] {
+        // SAFETY: the same; the names and the value are C strings.
+        unsafe {
+            pg_sys::set_config_option(
+                setting.as_ptr(),
+                c"off".as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_SAVE,
+                true,
+                0,
+                false,
+            );
+        }
+    }
+    let answer = query();
+    // SAFETY: the level that was opened above.
+    unsafe { pg_sys::AtEOXact_GUC(true, level) };
+    answer
+}

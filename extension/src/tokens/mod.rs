@@ -1,0 +1,5 @@
+//! API tokens: the fields that they may have, and the statements that issue them.
+
+pub(crate) mod fields;
+pub(crate) mod issue;
+pub(crate) mod max_per_user;

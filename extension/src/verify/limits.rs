@@ -1,0 +1,114 @@
+//! The limits that a verification is under: its token's own, its user's, and that of failed attempts from one address.
+//!
+//! All three are kept in shared memory, so by each server for itself, and are never rolled back with a transaction. They
+//! fail closed: without shared memory a limit raises 55000, and where there is no room to remember it, it refuses. Only
+//! who fills that room has limits forgotten: their own, see `shmem::table`.
+
+use crate::error::Error;
+use crate::pg::sys;
+use crate::shmem::{Kind, Owner, Use};
+use crate::store::probe::{Column, TokenRow};
+use crate::{guc, shmem};
+use tollgate_core::limit::{Charge, Limit};
+use tollgate_core::net::Net;
+use tollgate_core::status::Code;
+use tollgate_core::token;
+
+const MINUTE: i64 = 60_000_000;
+/// Of a refusal for lack of room, in microseconds: what is flushed makes room, and that happens every few seconds.
+const NO_ROOM: Charge = Charge { admitted: false, remaining: 0, retry_after: 1_000_000 };
+
+/// What the limit said that decided, or of those that admitted a use, the one with the least left.
+#[derive(Clone, Copy)]
+pub(crate) struct Quota {
+    pub(crate) limit: u32,
+    pub(crate) charge: Charge,
+}
+
+impl Quota {
+    fn new(limit: Limit, charge: Option<Charge>) -> Quota {
+        Quota { limit: limit.limit(), charge: charge.unwrap_or(NO_ROOM) }
+    }
+}
+
+/// Counts a use or denial of a token.
+pub(crate) fn count(token: &TokenRow, id: &[u8; 16], used: &Use) {
+    shmem::count_use(id, &|| owner(token), used);
+}
+
+/// Charges an accepted use to its limits, and counts it: what a limit refuses as a denial.
+pub(crate) fn admit(token: &TokenRow, id: &[u8; 16], used: &Use) -> (Code, Option<Quota>) {
+    let (own, of_user) = (own(token), guc::user_rate_limit());
+    if own.is_none() && of_user.is_none() {
+        count(token, id, used);
+        return (Code::Valid, None);
+    }
+    require_memory();
+    let user = of_user.map(|limit| (limit, key_of_user(token)));
+    let owner = || owner(token);
+    let of_user =
+        user.map(|(limit, key)| Quota::new(limit, shmem::charge(Kind::User, &key, &owner, limit, used.at)));
+    if let Some(refusal) = of_user.filter(|quota| !quota.charge.admitted) {
+        count(token, id, &Use { accepted: false, ..*used });
+        return (Code::RateLimited, Some(refusal));
+    }
+    let Some(limit) = own else {
+        count(token, id, used);
+        return (Code::Valid, of_user);
+    };
+    let own = Quota::new(limit, shmem::charge_use(id, &owner, used, limit));
+    if !own.charge.admitted {
+        if let Some((limit, key)) = user {
+            shmem::refund(Kind::User, &key, limit);
+        }
+        return (Code::RateLimited, Some(own));
+    }
+    let least = of_user.filter(|quota| quota.charge.remaining < own.charge.remaining).unwrap_or(own);
+    (Code::Valid, Some(least))
+}
+
+/// What the limit on failed attempts says to a client that has used it up. Asked before any look-up, so that whoever
+/// guesses learns nothing more, not even by a right guess.
+pub(crate) fn blocked(client: Option<Net>) -> Option<Quota> {
+    let (limit, client) = (guc::failure_rate_limit()?, client?);
+    require_memory();
+    let now = sys::GetCurrentTimestamp();
+    let charge = shmem::look(Kind::Address, &client.subscriber(), limit, now)?;
+    (!charge.admitted).then_some(Quota { limit: limit.limit(), charge })
+}
+
+/// Charges a failed attempt to the address it came from. If that is one too many, which several at the same time may be,
+/// the answer tells of the limit instead of the fault.
+pub(crate) fn charge_failure(client: Option<Net>, now: i64) -> Option<Quota> {
+    let (limit, client) = (guc::failure_rate_limit()?, client?);
+    let charge = shmem::charge(Kind::Address, &client.subscriber(), &Owner::default, limit, now);
+    let quota = Quota::new(limit, charge);
+    (!quota.charge.admitted).then_some(quota)
+}
+
+/// The functions that write a token see to it that there is a window; one that was taken away by hand is a minute.
+fn own(token: &TokenRow) -> Option<Limit> {
+    let limit = token.int(Column::RateLimit)?;
+    let window = token.interval(Column::RateWindow).unwrap_or(MINUTE);
+    Limit::new(limit, window).or_else(|| Limit::new(1, MINUTE))
+}
+
+fn key_of_user(token: &TokenRow) -> [u8; 16] {
+    let digest = token::digest(token.text(Column::UserId).as_bytes());
+    *digest.first_chunk().expect("a digest is longer")
+}
+
+/// Only asked for a token that shared memory does not know yet.
+fn owner(token: &TokenRow) -> Owner {
+    let digest = |column| {
+        let digest = token::digest(token.text(column).as_bytes());
+        u64::from_le_bytes(*digest.first_chunk().expect("a digest is longer"))
+    };
+    Owner { creator: digest(Column::CreatedBy), user: digest(Column::UserId) }
+}
+
+fn require_memory() {
+    if !shmem::exists() {
+        Error::needs_preload("rate limiting").raise();
+    }
+}

@@ -1,0 +1,104 @@
+//! Verification outcomes in the server's log, as `tollgate.log_verifications` asks for them.
+//!
+//! One line each, of `key=value` pairs in this order: code, token_id, client_ip, required, reason; "-" for what there is not. Nobody
+//! who presents tokens can write into it: ids and addresses are printed by us, of required scopes only what scopes are
+//! made of, and not much of it. The line goes to the server's log alone, without the statement, its context and its bind
+//! values, in which the token is. The number of lines is bounded for the whole server (for each session, if the library is
+//! not preloaded), and what was left out is said with the next line. Nothing is written to a table, so it works on standbys.
+#![allow(unsafe_code)]
+
+use crate::guc::LogVerifications;
+use crate::pg::sys;
+use crate::verify::presented::Required;
+use crate::verify::refusal;
+use crate::{guc, shmem};
+use core::fmt::Write as _;
+use pgrx::pg_sys;
+use std::ffi::CString;
+use tollgate_core::net::Net;
+use tollgate_core::status::Code;
+use tollgate_core::throttle::Throttle;
+use tollgate_core::token::Fault;
+
+/// Without shared memory.
+static OF_THIS_SESSION: Throttle = Throttle::new();
+
+/// Logs an outcome, if such are to be logged.
+#[inline]
+pub(crate) fn verification(
+    code: Code,
+    token_id: Option<&[u8; 16]>,
+    client: Option<&Net>,
+    required: &Required<'_>,
+    fault: Option<Fault>,
+) {
+    let wanted = guc::log_verifications();
+    if wanted == LogVerifications::off || (wanted == LogVerifications::failures && code == Code::Valid) {
+        return;
+    }
+    write(code, token_id, client, required, fault);
+}
+
+#[cold]
+fn write(
+    code: Code,
+    token_id: Option<&[u8; 16]>,
+    client: Option<&Net>,
+    required: &Required<'_>,
+    fault: Option<Fault>,
+) {
+    let throttle = shmem::log_throttle().unwrap_or(&OF_THIS_SESSION);
+    let most = guc::max_logged_verifications();
+    let Some(left_out) = throttle.admit(sys::GetCurrentTimestamp(), most) else { return };
+    if left_out > 0 {
+        emit(&format!(
+            "tollgate: {left_out} verifications were not logged, because tollgate.max_logged_verifications is {most}"
+        ));
+    }
+    emit(&line(code, token_id, client, required, fault));
+}
+
+fn line(
+    code: Code,
+    token_id: Option<&[u8; 16]>,
+    client: Option<&Net>,
+    required: &Required<'_>,
+    fault: Option<Fault>,
+) -> String {
+    let mut line = format!("tollgate: verification code={code} token_id=");
+    let _ = match token_id {
+        Some(id) => write!(line, "{}", uuid::Uuid::from_bytes(*id)),
+        None => write!(line, "-"),
+    };
+    let _ = match client {
+        Some(net) => write!(line, " client_ip={net}"),
+        None => write!(line, " client_ip=-"),
+    };
+    line.push_str(" required=");
+    match required.len() {
+        0 => line.push('-'),
+        _ => refusal::push_scopes(&mut line, required),
+    }
+    line.push_str(" reason=");
+    line.push_str(fault.map_or("-", Fault::as_str));
+    line
+}
+
+/// One line for the server's log and for nobody else.
+fn emit(line: &str) {
+    // Holds nothing but what is formatted above.
+    let Ok(line) = CString::new(line) else { return };
+    let text = line.as_ptr();
+    // SAFETY: the sequence that ereport() stands for; the format takes the one string, which outlives the closure. At this level
+    // errfinish processes interrupts, so an ERROR may come of it: the closure holds nothing that needs dropping.
+    unsafe {
+        sys::guarded(|| {
+            if sys::errstart(pg_sys::LOG_SERVER_ONLY.cast_signed(), core::ptr::null()) {
+                sys::errmsg_internal(c"%s".as_ptr(), text);
+                sys::errhidestmt(true);
+                sys::errhidecontext(true);
+                sys::errfinish(c"log.rs".as_ptr(), 0, c"verification".as_ptr());
+            }
+        });
+    }
+}

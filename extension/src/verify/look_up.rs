@@ -1,0 +1,36 @@
+//! Finding a presented token for a caller that is about to change it: judged as a verification does, and counted, but no use of it.
+
+use super::presented::{Presented, Required};
+use super::refusal::Refusal;
+use super::request::{Purpose, Request};
+use super::verdict::Verdict;
+use tollgate_core::net::Net;
+use tollgate_core::status::Code;
+use tollgate_core::token::Digest;
+
+/// A presented token that is stored: the digest that it is stored under, its id, and whether it would be accepted.
+pub(crate) type LookedUp = (Digest, [u8; 16], Result<(), Refusal>);
+
+/// For a token that another is to be derived from: judges it as a verification does, wherever it is from, counts and logs the
+/// attempt, but as no use of the token.
+pub(crate) fn look_up_parent(presented: Option<&[u8]>, client: Option<Net>) -> Result<LookedUp, Refusal> {
+    look_up(Presented::to_verify(presented), client, Purpose::Derive)
+}
+
+/// The same for a token that is to be ended, which any may be that is stored.
+pub(crate) fn look_up_to_end(presented: Option<&[u8]>, client: Option<Net>) -> Result<LookedUp, Refusal> {
+    look_up(Presented::to_end(presented), client, Purpose::End)
+}
+
+fn look_up(presented: Presented<'_>, client: Option<Net>, purpose: Purpose) -> Result<LookedUp, Refusal> {
+    let verdict = Verdict::on(&Request { presented, required: Required::Nothing, client, purpose });
+    let stored = verdict.token().map(|token| (token.digest(), token.id()));
+    let code = verdict.code();
+    verdict.close();
+    let refusal = || Refusal::last().unwrap_or_else(|| Refusal::new(code));
+    match stored {
+        Some((digest, id)) if code == Code::Valid => Ok((digest, id, Ok(()))),
+        Some((digest, id)) => Ok((digest, id, Err(refusal()))),
+        None => Err(refusal()),
+    }
+}

@@ -1,0 +1,14 @@
+//! The decision about a presented credential.
+
+mod limits;
+mod log;
+pub(crate) mod look_up;
+pub(crate) mod presented;
+pub(crate) mod refusal;
+pub(crate) mod request;
+mod scan;
+pub(crate) mod verdict;
+
+pub(crate) fn init() {
+    scan::init();
+}

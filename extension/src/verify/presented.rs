@@ -1,0 +1,79 @@
+//! What a caller presents, and under which digest that would be stored. Every function that takes a plaintext asks here.
+
+use crate::guc;
+use crate::pg::datum::TextArray;
+use tollgate_core::token::{self, Digest, Fault};
+
+/// Longer than any header that a web server accepts; nobody is to have us digest megabytes.
+const MAX_FOREIGN_LEN: usize = 8192;
+
+/// Something that was presented as a token.
+#[derive(Clone, Copy)]
+pub(crate) struct Presented<'a> {
+    /// Of the whole of it.
+    pub(crate) digest: Result<Digest, Fault>,
+    /// All of it, if it may be a token that was taken over in the form of another system.
+    pub(crate) foreign: Option<&'a [u8]>,
+}
+
+impl<'a> Presented<'a> {
+    /// What cannot be a token is told by its checksum, without a look-up. Tokens of another system have no checksum of ours,
+    /// so while those are accepted anything may be one.
+    #[inline]
+    pub(crate) fn to_verify(presented: Option<&'a [u8]>) -> Self {
+        Self::new(presented, guc::accept_foreign_tokens)
+    }
+
+    /// To be ended: any token that is stored, whatever this session would accept.
+    pub(crate) fn to_end(presented: Option<&'a [u8]>) -> Self {
+        Self::new(presented, || true)
+    }
+
+    pub(crate) fn by_digest(digest: Result<Digest, Fault>) -> Self {
+        Presented { digest, foreign: None }
+    }
+
+    #[inline]
+    fn new(presented: Option<&'a [u8]>, accept_foreign: impl FnOnce() -> bool) -> Self {
+        let Some(presented) = presented else { return Self::by_digest(Err(Fault::Missing)) };
+        if token::parse(presented).is_some() {
+            return Self::by_digest(Ok(token::digest(presented)));
+        }
+        match (accept_foreign(), presented.len()) {
+            (false, _) => Self::by_digest(Err(token::fault(presented))),
+            (true, 0) => Self::by_digest(Err(Fault::Empty)),
+            (true, ..=MAX_FOREIGN_LEN) => {
+                Presented { digest: Ok(token::digest(presented)), foreign: Some(presented) }
+            }
+            (true, _) => Self::by_digest(Err(Fault::Length)),
+        }
+    }
+}
+
+/// The scopes that a token must have.
+#[derive(Clone, Copy)]
+pub(crate) enum Required<'a> {
+    Nothing,
+    /// NULL is granted by nothing.
+    One(Option<&'a [u8]>),
+    All(TextArray<'a>),
+}
+
+impl<'a> Required<'a> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Required::Nothing => 0,
+            Required::One(_) => 1,
+            Required::All(scopes) => scopes.len(),
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Option<&'a [u8]>> + use<'a> {
+        let (one, all) = match *self {
+            Required::Nothing => (None, None),
+            Required::One(one) => (Some(one), None),
+            Required::All(all) => (None, Some(all)),
+        };
+        one.into_iter().chain(all.into_iter().flat_map(|all| all.iter()))
+    }
+}

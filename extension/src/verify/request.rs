@@ -1,0 +1,74 @@
+//! What is asked: which credential is presented, from where, what for, and what it must grant.
+#![allow(unsafe_code)]
+
+use super::presented::{Presented, Required};
+use crate::pg::datum;
+use crate::pg::fmgr::Call;
+use core::ffi::CStr;
+use tollgate_core::net::Net;
+use tollgate_core::token::{Digest, Fault};
+
+/// The functions that return a row of type `verification`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Function {
+    VerifyApiToken,
+    VerifyApiTokenHash,
+    Authenticate,
+}
+
+impl Function {
+    pub(crate) const ALL: [Function; 3] =
+        [Function::VerifyApiToken, Function::VerifyApiTokenHash, Function::Authenticate];
+
+    pub(crate) const fn name(self) -> &'static CStr {
+        match self {
+            Function::VerifyApiToken => c"verify_api_token",
+            Function::VerifyApiTokenHash => c"verify_api_token_hash",
+            Function::Authenticate => c"authenticate",
+        }
+    }
+}
+
+/// The address that the application saw, in an argument.
+pub(crate) fn client(call: &Call, argument: usize) -> Option<Net> {
+    call.bytes(argument).and_then(datum::net)
+}
+
+pub(crate) struct Request<'a> {
+    pub(crate) presented: Presented<'a>,
+    pub(crate) required: Required<'a>,
+    /// What the application saw, never the peer of the database connection.
+    pub(crate) client: Option<Net>,
+    pub(crate) purpose: Purpose,
+}
+
+/// What a token is presented for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A use of the token, which its limits are charged for.
+    Use,
+    /// A use, by which it becomes the identity of the transaction.
+    Bind,
+    /// To ask for a scope. Here and below, failed attempts count and outcomes are logged, but nothing is counted or charged to
+    /// the token.
+    Check,
+    /// To derive another, whose networks will be its own: wherever it is presented from.
+    Derive,
+    /// To end it, wherever it was found.
+    End,
+}
+
+impl Purpose {
+    pub(crate) fn is_use(self) -> bool {
+        matches!(self, Purpose::Use | Purpose::Bind)
+    }
+
+    pub(crate) fn is_from_anywhere(self) -> bool {
+        matches!(self, Purpose::Derive | Purpose::End)
+    }
+}
+
+/// The digest in the first argument.
+pub(super) fn given_digest(call: &Call) -> Result<Digest, Fault> {
+    call.bytes(0).ok_or(Fault::Missing)?.try_into().map_err(|_| Fault::Length)
+}

@@ -1,0 +1,332 @@
+//! Usage by the hour: that no count is lost or moved wherever flushes come from, and what charts are given of it.
+
+use std::collections::BTreeMap;
+
+use crate::common::{self, Shared, Token, code, error, issue, value};
+use crate::operator::{Db, Generation, UsageRow, apply, counts, flush_all, issue_many, reads, set, totals};
+use anyhow::{Context as _, Result};
+use jiff::{SignedDuration, Timestamp};
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use uuid::Uuid;
+
+static SHARED: Shared = Shared::new(&[]);
+
+/// Uses and denials by hour.
+type Hours = BTreeMap<Timestamp, (i64, i64)>;
+
+async fn activity(
+    client: &Client,
+    token: Uuid,
+    since: Option<Timestamp>,
+) -> Result<Vec<(Timestamp, i64, i64)>> {
+    let rows = client
+        .query("select hour, used, denied from tollgate.token_activity($1, $2)", &[&token, &since])
+        .await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
+}
+
+/// The hours in which there was something.
+async fn busy_hours(client: &Client, token: Uuid) -> Result<Hours> {
+    let hours = activity(client, token, None).await?;
+    Ok(hours
+        .into_iter()
+        .filter(|hour| (hour.1, hour.2) != (0, 0))
+        .map(|hour| (hour.0, (hour.1, hour.2)))
+        .collect())
+}
+
+async fn this_hour(client: &Client) -> Result<Timestamp> {
+    value(client, "select date_trunc('hour', now(), 'UTC')").await
+}
+
+fn hours_before(at: Timestamp, hours: i64) -> Timestamp {
+    at - SignedDuration::from_hours(hours)
+}
+
+/// Tokens that are so old that they can have been used at any of the times told here: none was used before it was created.
+async fn old_tokens(owner: &Client, count: i32) -> Result<Vec<Uuid>> {
+    let tokens: Vec<Uuid> = issue_many(owner, count).await?.iter().map(|token| token.id).collect();
+    for &token in &tokens {
+        set(owner, token, "created_at = now() - interval '200 days'").await?;
+    }
+    Ok(tokens)
+}
+
+/// As of a server of its own.
+fn flush_of(rows: &[UsageRow]) -> Generation {
+    Generation { node: "n".into(), boot: Uuid::new_v4(), number: 1, rows: rows.to_vec() }
+}
+
+fn row(token: Uuid, uses: i64, denials: i64, last_used_at: Option<Timestamp>) -> UsageRow {
+    UsageRow { token_id: token, uses, denials, last_used_at, last_used_ip: None }
+}
+
+/// Small, fast and the same each time: xorshift64.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+#[tokio::test]
+async fn every_use_is_in_one_hour_in_whatever_order_servers_are_flushed() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "orders").await?;
+    let tokens = old_tokens(&db.owner, 5).await?;
+    for seed in 1..=8 {
+        db.owner.batch_execute("truncate tollgate.token_usage, tollgate.usage_hourly").await?;
+        let mut dice = Dice(seed);
+        let mut expected: BTreeMap<Uuid, Hours> = BTreeMap::new();
+        for _ in 0..40 {
+            // The hour must not end between the question and the flush.
+            db.operator.batch_execute("begin").await?;
+            let now = this_hour(&db.operator).await?;
+            let mut rows = Vec::new();
+            for &token in &tokens {
+                if dice.below(3) == 0 {
+                    continue;
+                }
+                let (uses, denials) = (i64::try_from(dice.below(5))?, i64::try_from(dice.below(3))?);
+                // From six hours ago to two hours ahead, and without a time.
+                let hour = hours_before(now, i64::try_from(dice.below(9))? - 2);
+                let used_at = (dice.below(5) > 0).then(|| hour + SignedDuration::from_mins(17));
+                rows.push(row(token, uses, denials, used_at));
+                // No clock opens an hour before its time.
+                let hour = used_at.map_or(now, |_| hour.min(now));
+                let sums = expected.entry(token).or_default().entry(hour).or_default();
+                *sums = (sums.0 + uses, sums.1 + denials);
+            }
+            assert!(apply(&db.operator, &flush_of(&rows)).await?);
+            db.operator.batch_execute("commit").await?;
+        }
+        for (token, mut hours) in expected {
+            let total = hours.values().fold((0, 0), |sum, hour| (sum.0 + hour.0, sum.1 + hour.1));
+            assert_eq!(counts(&db.owner, token).await?, total, "seed {seed}");
+            hours.retain(|_, sums| *sums != (0, 0));
+            assert_eq!(busy_hours(&db.owner, token).await?, hours, "seed {seed}");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_flush_within_an_hour_writes_one_row_a_token_and_the_next_hour_one_more() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "writes").await?;
+    let tokens = old_tokens(&db.owner, 20).await?;
+    let now = this_hour(&db.owner).await?;
+    let stored = async || value::<i64>(&db.owner, "select count(*) from tollgate.usage_hourly").await;
+    for (hours_ago, expected) in [(3, 0), (3, 0), (2, 20), (2, 20), (1, 40)] {
+        let rows: Vec<UsageRow> =
+            tokens.iter().map(|&token| row(token, 1, 0, Some(hours_before(now, hours_ago)))).collect();
+        assert!(apply(&db.operator, &flush_of(&rows)).await?);
+        assert_eq!(stored().await?, expected, "{hours_ago} hours ago");
+    }
+    Ok(())
+}
+
+/// A flush of a few tokens must not take the longer the more tokens there are, whatever the statistics say.
+#[tokio::test]
+async fn a_flush_reads_the_rows_it_is_about_and_no_others() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "few").await?;
+    let tokens = issue_many(&db.owner, 3_000).await?;
+    let all: Vec<UsageRow> = tokens.iter().map(|token| row(token.id, 1, 0, None)).collect();
+    assert!(apply(&db.operator, &flush_of(&all)).await?);
+    db.owner.batch_execute("analyze").await?;
+    for (count, number) in [(1, 1), (1_000, 2)] {
+        let ids: Vec<String> =
+            tokens[..count].iter().map(|token| format!("('{}'::uuid)", token.id)).collect();
+        let statement = format!(
+            "select tollgate.apply_usage('few', '00000000-0000-0000-0000-00000000000f', {number},
+                 (select array_agg(row(t.id, 1, 0, null, null)::tollgate.usage_row) from (values {}) t (id)))",
+            ids.join(",")
+        );
+        let read = reads(&db.owner, "token_usage", "token_usage_pkey", &statement).await?;
+        assert_eq!(read.scanned, 0, "{count} tokens: {read:?}");
+        let count = i64::try_from(count)?;
+        assert!(read.scans_of_index >= count && read.fetched <= 3 * count, "{count} tokens: {read:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_chart_has_every_hour_since_the_token_came_or_was_asked_for() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "chart").await?;
+    let token = issue(&db.owner, "a", &[]).await?;
+    set(&db.owner, token.id, "created_at = now() - interval '6 hours'").await?;
+    db.owner.batch_execute("begin").await?;
+    let now = this_hour(&db.owner).await?;
+    for (hours_ago, uses, denials) in [(4, 3, 1), (1, 2, 0), (0, 5, 0)] {
+        let rows = [row(token.id, uses, denials, Some(hours_before(now, hours_ago)))];
+        assert!(apply(&db.owner, &flush_of(&rows)).await?);
+    }
+    let hour = |hours_ago, used, denied| (hours_before(now, hours_ago), used, denied);
+    let whole = [
+        hour(6, 0, 0),
+        hour(5, 0, 0),
+        hour(4, 3, 1),
+        hour(3, 0, 0),
+        hour(2, 0, 0),
+        hour(1, 2, 0),
+        hour(0, 5, 0),
+    ];
+    for since in [None, Some(hours_before(now, 30)), Some(Timestamp::MIN)] {
+        if since != Some(Timestamp::MIN) {
+            assert_eq!(activity(&db.owner, token.id, since).await?, whole, "{since:?}");
+        }
+    }
+    let forever = "select count(*) from tollgate.token_activity($1, '-infinity')";
+    assert_eq!(db.owner.query_one(forever, &[&token.id]).await?.get::<_, i64>(0), 7);
+    // The hour in which it lies is told whole.
+    let since = hours_before(now, 4) + SignedDuration::from_mins(59);
+    assert_eq!(activity(&db.owner, token.id, Some(since)).await?, whole[2..]);
+    assert_eq!(activity(&db.owner, token.id, Some(hours_before(now, -1))).await?, []);
+    let never = "select count(*) from tollgate.token_activity($1, 'infinity')";
+    assert_eq!(db.owner.query_one(never, &[&token.id]).await?.get::<_, i64>(0), 0);
+    assert_eq!(activity(&db.owner, Uuid::new_v4(), None).await?, []);
+    db.owner.batch_execute("commit").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn real_uses_and_denials_are_in_the_hour_in_which_they_happened() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "real").await?;
+    let token: Token = issue(&db.owner, "a", &[]).await?;
+    let before = this_hour(&db.owner).await?;
+    for _ in 0..3 {
+        assert_eq!(code(&db.web, &token.token).await?, "VALID");
+    }
+    flush_all(&db.operator).await?;
+    let denied = common::Request::of(&token.token).requiring(&[Some("posts:read")]);
+    assert_eq!(denied.code(&db.web).await?, "INSUFFICIENT_SCOPE");
+    flush_all(&db.operator).await?;
+    let after = this_hour(&db.owner).await?;
+    let hours = busy_hours(&db.owner, token.id).await?;
+    // The end of an hour may fall into this test.
+    assert!(hours.keys().all(|&hour| before <= hour && hour <= after), "{hours:?}");
+    assert_eq!(hours.values().fold((0, 0), |sum, hour| (sum.0 + hour.0, sum.1 + hour.1)), (3, 1));
+    Ok(())
+}
+
+/// As an update from a version that kept no hours leaves them.
+#[tokio::test]
+async fn totals_from_before_there_were_hours_are_kept_and_belong_to_none() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "older").await?;
+    let token = old_tokens(&db.owner, 1).await?[0];
+    db.owner
+        .execute(
+            "insert into tollgate.token_usage (token_id, use_count, denied_count) values ($1, 7, 2)",
+            &[&token],
+        )
+        .await?;
+    assert_eq!(busy_hours(&db.owner, token).await?, Hours::new());
+    let now = this_hour(&db.owner).await?;
+    assert!(apply(&db.operator, &flush_of(&[row(token, 3, 1, Some(hours_before(now, 1)))])).await?);
+    assert_eq!(counts(&db.owner, token).await?, (10, 3));
+    assert_eq!(busy_hours(&db.owner, token).await?, Hours::from([(hours_before(now, 1), (3, 1))]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_token_that_a_flush_names_twice_is_counted_once_and_holds_up_no_other() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "double").await?;
+    let tokens: Vec<Uuid> = issue_many(&db.owner, 3).await?.iter().map(|token| token.id).collect();
+    let [known, new, other] = tokens[..] else { panic!("{tokens:?}") };
+    assert!(apply(&db.operator, &flush_of(&[row(known, 1, 0, None)])).await?);
+    let doubled = flush_of(&[
+        row(known, 3, 1, None),
+        row(new, 3, 1, None),
+        row(known, 3, 1, None),
+        row(new, 3, 1, None),
+        row(other, 5, 2, None),
+    ]);
+    assert!(apply(&db.operator, &doubled).await?);
+    assert_eq!(counts(&db.owner, known).await?, (4, 1));
+    assert_eq!(counts(&db.owner, new).await?, (3, 1));
+    assert_eq!(counts(&db.owner, other).await?, (5, 2));
+    assert_eq!(totals(&db.owner).await?, (12, 4));
+    for (token, sums) in [(known, (4, 1)), (new, (3, 1)), (other, (5, 2))] {
+        let hours = busy_hours(&db.owner, token).await?;
+        assert_eq!(hours.values().fold((0, 0), |sum, hour| (sum.0 + hour.0, sum.1 + hour.1)), sums);
+    }
+    assert!(!apply(&db.operator, &doubled).await?, "once");
+    assert_eq!(totals(&db.owner).await?, (12, 4));
+    Ok(())
+}
+
+/// Whoever flushes may say what they like: a chart starts where the token does, and at no time to come.
+#[tokio::test]
+async fn a_use_before_the_token_was_created_is_in_its_first_hour() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "younger").await?;
+    let token = issue(&db.owner, "a", &[]).await?.id;
+    db.owner.batch_execute("begin").await?;
+    let now = this_hour(&db.owner).await?;
+    set(&db.owner, token, "created_at = date_trunc('hour', now(), 'UTC') - interval '90 minutes'").await?;
+    for hours_ago in [1, 30, 30 * 24] {
+        assert!(apply(&db.owner, &flush_of(&[row(token, 1, 0, Some(hours_before(now, hours_ago)))])).await?);
+    }
+    let expected = Hours::from([(hours_before(now, 2), (2, 0)), (hours_before(now, 1), (1, 0))]);
+    assert_eq!(busy_hours(&db.owner, token).await?, expected);
+    db.owner.batch_execute("commit").await?;
+    Ok(())
+}
+
+// ---- Retention
+
+#[tokio::test]
+async fn old_hours_are_purged_in_batches_and_the_totals_stay() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "retention").await?;
+    let token = old_tokens(&db.owner, 1).await?[0];
+    let now = this_hour(&db.owner).await?;
+    for days_ago in [100, 99, 98, 80, 0] {
+        let rows = [row(token, 1, 0, Some(hours_before(now, days_ago * 24)))];
+        assert!(apply(&db.operator, &flush_of(&rows)).await?);
+    }
+    let purge = async |arguments: &str| {
+        value::<i64>(&db.operator, &format!("select tollgate.purge_usage({arguments})")).await
+    };
+    assert_eq!(purge("'101 days'").await?, 0);
+    assert_eq!(purge("batch_size => 2").await?, 2);
+    let left = busy_hours(&db.owner, token).await?;
+    assert_eq!(
+        left.into_keys().collect::<Vec<_>>(),
+        [98, 80, 0].map(|days_ago| hours_before(now, days_ago * 24)),
+        "the oldest go first"
+    );
+    assert_eq!(purge("batch_size => 2").await?, 1);
+    assert_eq!(purge("'0'").await?, 1);
+    assert_eq!(
+        busy_hours(&db.owner, token).await?.len(),
+        1,
+        "the latest hour of a token stays with its totals"
+    );
+    assert_eq!(counts(&db.owner, token).await?, (5, 0));
+    for arguments in ["null", "'-1 day'", "'2000 years'", "'1 day', 0", "'1 day', null"] {
+        let answer = db.operator.query_one(&format!("select tollgate.purge_usage({arguments})"), &[]).await;
+        assert_eq!(error(answer).code(), &SqlState::INVALID_PARAMETER_VALUE, "{arguments}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_hours_of_a_token_go_with_it() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "gone").await?;
+    let tokens = old_tokens(&db.owner, 2).await?;
+    let now = this_hour(&db.owner).await?;
+    for hours_ago in [2, 1, 0] {
+        let rows: Vec<UsageRow> =
+            tokens.iter().map(|&token| row(token, 1, 0, Some(hours_before(now, hours_ago)))).collect();
+        assert!(apply(&db.operator, &flush_of(&rows)).await?);
+    }
+    set(&db.owner, tokens[0], "revoked_at = now() - interval '40 days'").await?;
+    assert_eq!(value::<i64>(&db.operator, "select tollgate.purge_tokens()").await?, 1);
+    let left = db.owner.query("select distinct token_id from tollgate.usage_hourly", &[]).await?;
+    let left: Vec<Uuid> = left.iter().map(|row| row.get(0)).collect();
+    assert_eq!(left, [tokens[1]]);
+    activity(&db.owner, tokens[1], None).await?.first().context("the other has its hours")?;
+    Ok(())
+}

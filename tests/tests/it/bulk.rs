@@ -1,0 +1,572 @@
+//! What is done to very many rows costs so much for each of them, however many there are. Counted is what the server has to
+//! look at, pages of tables and indexes, and not time: ten times as many rows may cost at most twelve times as much.
+
+use std::sync::Arc;
+
+use crate::common::{self, Shared, database, value};
+use anyhow::{Context as _, Result};
+use tokio_postgres::Client;
+use tollgate_tests::Cluster;
+
+/// With room for few locks: what is done to ten thousand rows must not take one for each.
+static SHARED: Shared = Shared::new(&[
+    ("autovacuum", "off"),
+    ("tollgate.accept_foreign_tokens", "on"),
+    ("max_locks_per_transaction", "10"),
+    ("max_connections", "30"),
+]);
+
+const FEW: u32 = 1000;
+const MOST_GROWTH: f64 = 12.0;
+
+/// How many pages a statement looks at, in all that it calls too.
+async fn pages(client: &Client, statement: &str) -> Result<f64> {
+    let rows =
+        client.query(&format!("explain (analyze, buffers, timing off, format json) {statement}"), &[]).await;
+    let plan: serde_json::Value = rows.with_context(|| statement.to_owned())?[0].get(0);
+    let count = |key: &str| plan[0]["Plan"][key].as_f64().with_context(|| format!("no {key} in {plan}"));
+    Ok(count("Shared Hit Blocks")? + count("Shared Read Blocks")?)
+}
+
+/// A database with the extension, in which `prepare` was run for so many rows.
+async fn prepared(cluster: &Arc<Cluster>, name: &str, n: u32, prepare: &str) -> Result<Client> {
+    let name = format!("{name}_{n}");
+    database(cluster, &name)?;
+    let owner = cluster.connect("postgres", &name).await?;
+    owner.batch_execute(&prepare.replace(":n", &n.to_string())).await?;
+    // Also where the table is still empty: what is planned then is what later rows go by.
+    owner.batch_execute("vacuum analyze").await?;
+    Ok(owner)
+}
+
+fn assert_linear(what: &str, few: f64, many: f64) {
+    assert!(few > 0.0, "{what}: nothing was counted");
+    assert!(many / few <= MOST_GROWTH, "{what}: {few} pages for {FEW} rows, {many} for ten times as many");
+}
+
+/// One statement, of so many rows and of ten times as many.
+async fn is_linear(name: &str, prepare: &str, statement: &str) -> Result<()> {
+    let cluster = SHARED.cluster()?;
+    let mut counted = Vec::new();
+    for n in [FEW, 10 * FEW] {
+        let owner = prepared(&cluster, name, n, prepare).await?;
+        counted.push(pages(&owner, &statement.replace(":n", &n.to_string())).await?);
+    }
+    assert_linear(name, counted[0], counted[1]);
+    Ok(())
+}
+
+/// A statement that costs as much for a table of so many as for one of ten times as many.
+async fn is_constant(name: &str, prepare: &str, statement: &str) -> Result<()> {
+    let cluster = SHARED.cluster()?;
+    let mut counted = Vec::new();
+    for n in [FEW, 10 * FEW] {
+        let owner = prepared(&cluster, name, n, prepare).await?;
+        pages(&owner, statement).await?;
+        counted.push(pages(&owner, statement).await?);
+    }
+    assert!(counted[1] <= 1.5 * counted[0] + 5.0, "{name}: {counted:?}");
+    Ok(())
+}
+
+const TOKENS: &str = "select count(tollgate.create_api_token('u' || g, 'k')) from generate_series(1, :n) g";
+const OF_ONE: &str = "select count(tollgate.create_api_token('ann', 'k')) from generate_series(1, :n) g";
+const SOON_OVER: &str = "select count(tollgate.create_api_token('u' || g, 'k', expires_in => '1 day')) from generate_series(1, :n) g";
+/// A third of them have a child.
+const FAMILIES: &str = "
+    create table parents as select (tollgate.create_api_token('ann', 'k')).token from generate_series(1, :n / 3);
+    select count(tollgate.derive_api_token(p.token, 'd', '{}', null)) from parents p;
+    select count(tollgate.create_api_token('ann', 'k')) from generate_series(1, :n / 3)";
+
+// ---- Issuing
+
+#[tokio::test]
+async fn issuing_in_one_transaction() -> Result<()> {
+    is_linear("issuing", "", TOKENS).await
+}
+
+#[tokio::test]
+async fn importing_in_one_transaction() -> Result<()> {
+    let import = "select count(tollgate.import_api_token('u' || g, 'k', sha256(g::text::bytea))) from generate_series(1, :n) g";
+    is_linear("importing", "", import).await
+}
+
+const LIMITED: &str = "set tollgate.max_tokens_per_user = 100000";
+
+#[tokio::test]
+async fn issuing_for_many_users_who_have_a_limit() -> Result<()> {
+    is_linear("issuing_limited", LIMITED, TOKENS).await
+}
+
+#[tokio::test]
+async fn issuing_in_one_transaction_for_a_user_who_has_a_limit() -> Result<()> {
+    is_linear("issuing_limited_to_one", LIMITED, OF_ONE).await
+}
+
+#[tokio::test]
+async fn importing_in_turns_for_users_who_have_a_limit() -> Result<()> {
+    let import = "select count(tollgate.import_api_token('u' || g % 3, 'k', sha256(g::text::bytea))) from generate_series(1, :n) g";
+    is_linear("importing_limited", LIMITED, import).await
+}
+
+#[tokio::test]
+async fn a_limit_does_not_count_what_has_ended() -> Result<()> {
+    let ended = format!(
+        "{LIMITED}; {OF_ONE};
+         update tollgate.api_tokens set revoked_at = case when id::text < '8' then now() end, expires_at = now(), expired_at = now()"
+    );
+    is_constant("ended_limited", &ended, "select tollgate.create_api_token('ann', 'k')").await
+}
+
+#[tokio::test]
+async fn a_page_of_a_list_costs_what_is_on_it() -> Result<()> {
+    let page = "select * from tollgate.list_api_tokens('ann', 100, (select id from tollgate.api_tokens offset 500 limit 1))";
+    is_constant("page_of_list", OF_ONE, page).await?;
+    let page = "select * from tollgate.tokens where id > '00000000-0000-0000-0000-000000000000' order by id limit 100";
+    is_constant("page_of_view", TOKENS, page).await
+}
+
+#[tokio::test]
+async fn listing_the_tokens_of_a_user() -> Result<()> {
+    is_linear("listing", OF_ONE, "select count(*) from tollgate.list_api_tokens('ann')").await
+}
+
+// ---- Revoking
+
+#[tokio::test]
+async fn revoking_all_of_a_user() -> Result<()> {
+    is_linear("revoking_all", OF_ONE, "select tollgate.revoke_all_api_tokens('ann')").await
+}
+
+#[tokio::test]
+async fn revoking_families() -> Result<()> {
+    is_linear("revoking_families", FAMILIES, "select tollgate.revoke_all_api_tokens('ann')").await
+}
+
+#[tokio::test]
+async fn revoking_one_with_many_descendants() -> Result<()> {
+    let prepare = "
+        create table root as select (tollgate.create_api_token('ann', 'k')).*;
+        select count(tollgate.derive_api_token(token, 'd', '{}', null)) from root, generate_series(1, :n)";
+    is_linear("revoking_one", prepare, "select tollgate.revoke_api_token(id) from root").await
+}
+
+#[tokio::test]
+async fn deleting_users_of_an_attached_table() -> Result<()> {
+    let prepare = format!(
+        "create table users (id text primary key); insert into users select 'u' || g from generate_series(1, :n) g;
+         select tollgate.attach_users_table('users', 'id'); {TOKENS}"
+    );
+    is_linear("deleting_users", &prepare, "delete from users").await
+}
+
+#[tokio::test]
+async fn deleting_users_of_a_partitioned_table() -> Result<()> {
+    let prepare = format!(
+        "create table users (id text primary key) partition by hash (id);
+         create table users_0 partition of users for values with (modulus 2, remainder 0);
+         create table users_1 partition of users for values with (modulus 2, remainder 1);
+         insert into users select 'u' || g from generate_series(1, :n) g;
+         select tollgate.attach_users_table('users', 'id'); {TOKENS}"
+    );
+    is_linear("deleting_partitioned", &prepare, "delete from users").await
+}
+
+#[tokio::test]
+async fn truncating_an_attached_table_of_users() -> Result<()> {
+    let prepare = format!(
+        "create table users (id text primary key); insert into users select 'u' || g from generate_series(1, :n) g;
+         select tollgate.attach_users_table('users', 'id'); {TOKENS};
+         create function empty_users() returns void language sql as 'truncate users'"
+    );
+    is_linear("truncating", &prepare, "select empty_users()").await
+}
+
+#[tokio::test]
+async fn issuing_for_users_of_an_attached_table() -> Result<()> {
+    let prepare = "
+        create table users (id text primary key, gone boolean); insert into users select 'u' || g from generate_series(1, :n) g;
+        select tollgate.attach_users_table('users', 'id', active => 'gone is not true')";
+    is_linear("issuing_attached", prepare, TOKENS).await
+}
+
+#[tokio::test]
+async fn switching_off_users_of_an_attached_table() -> Result<()> {
+    let prepare = format!(
+        "create table users (id text primary key, gone boolean); insert into users select 'u' || g from generate_series(1, :n) g;
+         select tollgate.attach_users_table('users', 'id', active => 'gone is not true'); {TOKENS}"
+    );
+    is_linear("switching_off", &prepare, "update users set gone = true").await
+}
+
+/// A chunk of them is a thousand families, or fifty thousand users: more than the others of these tests have.
+#[tokio::test]
+async fn more_than_fits_into_one_step_is_revoked_to_the_last() -> Result<()> {
+    let prepare = format!(
+        "create table users (id text primary key); insert into users select 'u' || g from generate_series(1, :n) g;
+         select tollgate.attach_users_table('users', 'id'); {TOKENS}"
+    );
+    let cluster = SHARED.cluster()?;
+    let owner = prepared(&cluster, "steps", 51_234, &prepare).await?;
+    owner.batch_execute("listen tollgate_events; delete from users").await?;
+    let left: i64 =
+        value(&owner, "select count(*) from tollgate.api_tokens where revoked_at is null").await?;
+    assert_eq!(left, 0);
+    let events: i64 = value(
+        &owner,
+        "select count(distinct token_id) from tollgate.audit_log where event = 'token.revoked'",
+    )
+    .await?;
+    assert_eq!(events, 51_234);
+    Ok(())
+}
+
+// ---- What time does
+
+#[tokio::test]
+async fn a_look_for_what_is_to_be_announced_costs_nothing_when_all_is() -> Result<()> {
+    let cluster = SHARED.cluster()?;
+    let mut counted = Vec::new();
+    for n in [FEW, 10 * FEW] {
+        let owner = prepared(&cluster, "announced", n, SOON_OVER).await?;
+        owner.batch_execute("select tollgate.announce_expiries('7 days', 100000)").await?;
+        owner.batch_execute("vacuum").await?;
+        pages(&owner, "select tollgate.announce_expiries('7 days', 1000)").await?;
+        counted.push(pages(&owner, "select tollgate.announce_expiries('7 days', 1000)").await?);
+    }
+    assert!(counted[1] <= counted[0] + 2.0, "{counted:?}");
+    Ok(())
+}
+
+/// While a snapshot is older, as that of pg_dump, what was dealt with stays in the indexes. On a server of its own, as is
+/// everything of which the end is measured beside a snapshot: one of another test would count as well.
+#[tokio::test]
+async fn a_batch_beside_an_old_snapshot_does_not_pass_what_the_ones_before_it_dealt_with() -> Result<()> {
+    let tokens = "insert into tollgate.api_tokens (id, token_hash, user_id, name, scopes, metadata, hint, expires_at)
+                  select gen_random_uuid(), sha256(g::text::bytea), 'u' || g, 'k', '{}', '{}', 'h', now() + interval '1 day'
+                  from generate_series(1, :n) g";
+    let used = "insert into tollgate.usage_hourly select gen_random_uuid(), date_bin('1 hour', now(), 'epoch') - (1 + g % 3) * interval '1 hour', 1, 1
+                from generate_series(1, :n) g";
+    let walks = [
+        ("expire_tokens", format!("{tokens}; update tollgate.api_tokens set expires_at = now()"), ""),
+        ("announce_expiries", tokens.to_owned(), "'7 days', "),
+        ("purge_tokens", format!("{tokens}; update tollgate.api_tokens set revoked_at = now()"), "'0', "),
+        ("purge_usage", used.to_owned(), "'0', "),
+    ];
+    let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
+    for (function, prepare, argument) in walks {
+        let mut counted = Vec::new();
+        for n in [FEW, 10 * FEW] {
+            let owner = prepared(&cluster, function, n, &prepare).await?;
+            let holder = cluster.connect("postgres", &format!("{function}_{n}")).await?;
+            holder
+                .batch_execute("begin isolation level repeatable read; select from pg_class limit 1")
+                .await?;
+            owner
+                .batch_execute("create temp table step (place timestamptz, token_id uuid, looked_at bigint, done bigint)")
+                .await?;
+            for after in ["", "_after"] {
+                owner.batch_execute("truncate step").await?;
+                let step = |most: u32| match after {
+                    "" => format!(
+                        "with before as (delete from step)
+                         insert into step (done) select tollgate.{function}({argument}{most})"
+                    ),
+                    _ => format!(
+                        "with before as (delete from step returning place, token_id)
+                         insert into step select s.* from (select) one left join before b on true,
+                             tollgate.{function}_after({argument}{most}, b.place, b.token_id) s"
+                    ),
+                };
+                let mut left = n / 3;
+                while left > 0 {
+                    owner.batch_execute(&step(left.min(1000))).await?;
+                    left -= left.min(1000);
+                }
+                for _ in 0..3 {
+                    owner.batch_execute(&step(1)).await?;
+                }
+                counted.push(pages(&owner, &step(1)).await?);
+                assert_eq!(value::<i64>(&owner, "select done from step").await?, 1, "{function}{after}");
+            }
+        }
+        for (few, many) in counted[..2].iter().zip(&counted[2..]) {
+            assert!(*many <= 1.5 * few + 5.0, "{function}: {counted:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Each function begins once more at the front before it says that there are no more.
+#[tokio::test]
+async fn what_a_walk_has_passed_is_found_before_it_says_that_there_is_no_more() -> Result<()> {
+    let cluster = SHARED.cluster()?;
+    let owner = prepared(&cluster, "passed", 30, SOON_OVER).await?;
+    let first = "(select id from tollgate.api_tokens order by id limit 1)";
+    let call = async |call: &str| value::<i64>(&owner, &format!("select tollgate.{call}")).await;
+    assert_eq!(call("announce_expiries('7 days', 10)").await?, 10);
+    let earlier =
+        format!("update tollgate.api_tokens set expires_at = now() + interval '1 hour' where id = {first}");
+    owner.batch_execute(&earlier).await?;
+    // The front was looked at a moment ago, so this time it is not.
+    assert_eq!(call("announce_expiries('7 days', 100)").await?, 20);
+    assert_eq!(call("announce_expiries('7 days', 100)").await?, 1);
+    owner.batch_execute("update tollgate.api_tokens set expires_at = now() - interval '1 minute'").await?;
+    assert_eq!(call("expire_tokens(10)").await?, 10);
+    let again = format!(
+        "update tollgate.api_tokens set expires_at = now() - interval '1 hour', expired_at = null where id = {first}"
+    );
+    owner.batch_execute(&again).await?;
+    assert_eq!(call("expire_tokens(100)").await?, 21);
+    assert_eq!(call("purge_tokens('0', 10)").await?, 10);
+    // It ends before those that were purged.
+    owner.batch_execute("select tollgate.create_api_token('late', 'k'); update tollgate.api_tokens set revoked_at = '2020-01-01' where user_id = 'late'").await?;
+    assert_eq!(call("purge_tokens('0', 100)").await?, 21);
+    Ok(())
+}
+
+/// As the daemon deletes: rounds of small steps, until one deletes nothing.
+async fn purging_is_linear(name: &str, prepare: &str) -> Result<()> {
+    let cluster = SHARED.cluster()?;
+    let mut counted = Vec::new();
+    for n in [FEW, 10 * FEW] {
+        let owner = prepared(&cluster, name, n, prepare).await?;
+        owner.batch_execute("create temp table step (ended_at timestamptz, token_id uuid, looked_at bigint, purged bigint)").await?;
+        let (mut sum, mut purged_in_round) = (0.0, 0);
+        loop {
+            let step = "
+                with place as (delete from step returning ended_at, token_id)
+                insert into step select p.* from (select) one left join place on true,
+                    tollgate.purge_tokens_after('0', 10, place.ended_at, place.token_id) p";
+            sum += pages(&owner, step).await?;
+            let row = owner.query_one("select looked_at, purged from step", &[]).await?;
+            purged_in_round += row.get::<_, i64>(1);
+            if row.get::<_, i64>(0) < 10 {
+                if purged_in_round == 0 {
+                    break;
+                }
+                purged_in_round = 0;
+                owner.batch_execute("truncate step").await?;
+            }
+        }
+        let left: i64 = value(&owner, "select count(*) from tollgate.api_tokens").await?;
+        assert_eq!(left, 0);
+        counted.push(sum);
+    }
+    assert_linear(name, counted[0], counted[1]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn purging_what_ended_in_one_moment() -> Result<()> {
+    purging_is_linear("purging", &format!("{OF_ONE}; update tollgate.api_tokens set revoked_at = now()"))
+        .await
+}
+
+/// Each is kept for as long as the one that it replaced, and all end at the same time.
+#[tokio::test]
+async fn purging_a_token_that_was_rotated_often() -> Result<()> {
+    let rotated = "update tollgate.api_tokens t set revoked_at = now(), rotated_from = p.before
+                   from (select id, lag(id) over (order by id) as before from tollgate.api_tokens) p where p.id = t.id";
+    purging_is_linear("purging_rotated", &format!("{OF_ONE}; {rotated}")).await
+}
+
+#[tokio::test]
+async fn purging_families_whose_parents_ended_first() -> Result<()> {
+    let revoke = "update tollgate.api_tokens set revoked_at = now() - interval '1 second' * (parent_id is null)::integer";
+    purging_is_linear("purging_families", &format!("{FAMILIES}; {revoke}")).await
+}
+
+// ---- Capabilities
+
+#[tokio::test]
+async fn granting_a_capability_to_one_role_after_another() -> Result<()> {
+    // On a server of its own, as of the rows of the catalogue none is removed that a transaction of another test may see.
+    let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
+    let mut counted = Vec::new();
+    for n in [10, 100] {
+        let roles = format!(
+            "do $$ begin for i in 1 .. {n} loop execute format('create role granted_{n}_%s', i); end loop; end $$"
+        );
+        let owner = prepared(&cluster, "granting", n, &roles).await?;
+        let mut sum = 0.0;
+        for role in 1..=n {
+            // Each in a transaction of its own: within one, none of the catalogue's old rows is removed.
+            sum +=
+                pages(&owner, &format!("select tollgate.grant_capability('granted_{n}_{role}', 'issuer')"))
+                    .await?;
+        }
+        counted.push(sum);
+    }
+    assert_linear("granting", counted[0], counted[1]);
+    Ok(())
+}
+
+// ---- The log
+
+#[tokio::test]
+async fn sealing_and_verifying_the_log() -> Result<()> {
+    is_linear("sealing", TOKENS, "select tollgate.seal_audit_log(1000000)").await?;
+    let sealed = format!("{TOKENS}; select tollgate.seal_audit_log(1000000)");
+    is_linear("verifying_seals", &sealed, "select tollgate.verify_audit_log()").await
+}
+
+// ---- Webhooks
+
+/// Five receivers that are gone: so many messages wait for each, and half as many were given up.
+const BACKLOG: &str = "
+    select count(tollgate.define_webhook('gone' || g, 'https://example.com/')) from generate_series(1, 5) g;
+    insert into tollgate.webhook_queue (webhook, event_epoch, event_id, event, body, attempts, next_attempt_at, dead_at)
+        select 'gone' || w, 1, g, 'token.created', '{}', 3, now() + interval '2 hours', case when g % 3 = 0 then now() end
+        from generate_series(1, 5) w, generate_series(1, :n) g;
+    select tollgate.define_webhook('well', 'https://example.com/', '{token.created}');
+    select tollgate.queue_webhook_deliveries(1000);
+    update tollgate.webhook_queue set next_attempt_at = now() + interval '2 hours'";
+
+#[tokio::test]
+async fn what_waits_for_receivers_that_are_gone_costs_nothing_each_second_or_event() -> Result<()> {
+    const ISSUE: &str = "select (tollgate.create_api_token('ann', 'k')).id";
+    const ONE: &str =
+        "select * from tollgate.webhook_deliveries where webhook = 'well' and state = 'sending' limit 1";
+    let finish = "select tollgate.finish_webhook_delivery(id, lease, 200) from tollgate.webhook_queue
+         where lease is not null and webhook = 'well'";
+    let cluster = SHARED.cluster()?;
+    let mut counted: Vec<Vec<(&str, f64)>> = Vec::new();
+    for n in [FEW, 10 * FEW] {
+        let owner = prepared(&cluster, "backlog", n, BACKLOG).await?;
+        let mut costs = Vec::new();
+        // The first round fills the session's caches.
+        for _ in 0..2 {
+            costs.clear();
+            let idle = "select count(*) from tollgate.claim_webhook_deliveries()";
+            costs.push(("an idle claim", pages(&owner, idle).await?));
+            owner.batch_execute(ISSUE).await?;
+            let queue = "select tollgate.queue_webhook_deliveries(1000)";
+            costs.push(("queueing an event", pages(&owner, queue).await?));
+            owner
+                .batch_execute(
+                    "update tollgate.webhook_queue set next_attempt_at = now() + interval '2 hours'
+                      where webhook <> 'well' and attempts = 0",
+                )
+                .await?;
+            costs.push(("a claim of one", pages(&owner, idle).await?));
+            assert!(owner.query_opt(ONE, &[]).await?.is_some());
+            costs.push(("saying what came of it", pages(&owner, finish).await?));
+            costs.push((
+                "the view",
+                pages(&owner, "select count(pending), count(dead) from tollgate.webhooks").await?,
+            ));
+            costs.push((
+                "a purge of nothing",
+                pages(&owner, "select tollgate.purge_webhook_deliveries()").await?,
+            ));
+        }
+        counted.push(costs);
+    }
+    for ((what, few), (_, many)) in counted[0].iter().zip(&counted[1]) {
+        // Indexes are a level deeper at most, of six webhooks and a few indexes.
+        assert!(
+            *many <= few * 1.5 + 20.0,
+            "{what}: {few} pages beside {FEW} messages, {many} beside ten times as many"
+        );
+    }
+    Ok(())
+}
+
+/// What was delivered stays in the indexes for as long as an older transaction is open, as that of a dump.
+#[tokio::test]
+async fn a_claim_does_not_pass_over_what_was_delivered_beside_an_old_snapshot() -> Result<()> {
+    let cluster = SHARED.cluster()?;
+    let mut counted = Vec::new();
+    for n in [FEW, 10 * FEW] {
+        let prepare = "
+            select tollgate.define_webhook('w', 'https://example.com/');
+            insert into tollgate.webhook_queue (webhook, event_epoch, event_id, event, body)
+                select 'w', 1, g, 'token.created', '{}' from generate_series(1, :n + 100) g";
+        let owner = prepared(&cluster, "old_snapshot", n, prepare).await?;
+        let dump = cluster.connect("postgres", &format!("old_snapshot_{n}")).await?;
+        dump.batch_execute("begin isolation level repeatable read; select 1 from tollgate.api_tokens")
+            .await?;
+        for _ in 0..n / FEW {
+            owner
+                .batch_execute(
+                    "select from tollgate.claim_webhook_deliveries(1000);
+                     delete from tollgate.webhook_queue where lease is not null",
+                )
+                .await?;
+        }
+        let claim = "select from tollgate.claim_webhook_deliveries(8)";
+        counted.push(pages(&owner, claim).await?);
+        let left: i64 =
+            value(&owner, "select count(*) from tollgate.webhook_deliveries where state = 'sending'").await?;
+        assert_eq!(left, 8);
+    }
+    assert!(counted[1] <= counted[0] * 1.5 + 20.0, "{counted:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn replaying_what_waits() -> Result<()> {
+    is_linear("replaying", BACKLOG, "select tollgate.replay_webhook('gone1')").await
+}
+
+#[tokio::test]
+async fn dropping_a_webhook_with_what_waits_for_it() -> Result<()> {
+    is_linear("dropping", BACKLOG, "select tollgate.drop_webhook('gone1')").await
+}
+
+#[tokio::test]
+async fn purging_what_was_given_up() -> Result<()> {
+    let prepare = format!("{BACKLOG}; update tollgate.webhook_queue set dead_at = now() - interval '40 days', created_at = now() - interval '50 days'
+                            where dead_at is not null");
+    let cluster = SHARED.cluster()?;
+    let mut counted = Vec::new();
+    for n in [FEW, 10 * FEW] {
+        let owner = prepared(&cluster, "purging_given_up", n, &prepare).await?;
+        let dead = "select count(*) from tollgate.webhook_queue where dead_at is not null";
+        let mut sum = 0.0;
+        for _ in 0..value::<i64>(&owner, dead).await? / 1000 + 1 {
+            sum += pages(&owner, "select tollgate.purge_webhook_deliveries('30 days', 1000)").await?;
+        }
+        assert_eq!(value::<i64>(&owner, dead).await?, 0);
+        counted.push(sum);
+    }
+    assert_linear("purging what was given up", counted[0], counted[1]);
+    Ok(())
+}
+
+/// What one call looks at depends on what it removes, and not on how much there is to be removed, or has to stay.
+#[tokio::test]
+async fn a_step_of_purging_the_log_costs_the_same_however_many_seals_there_are() -> Result<()> {
+    let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
+    let owner = cluster.connect("postgres", tollgate_tests::DATABASE).await?;
+    owner.batch_execute("set tollgate.min_audit_retention = 0").await?;
+    let mut counted = Vec::new();
+    for n in [200, 2000] {
+        let write = format!(
+            "do $$ begin for i in 1..{n} loop insert into tollgate.audit_log (event) values ('test'); commit; end loop; end $$"
+        );
+        owner.batch_execute(&write).await?;
+        owner
+            .batch_execute(&format!(
+                "select (tollgate.seal_audit_log(1)).events from generate_series(1, {n})"
+            ))
+            .await?;
+        owner.batch_execute("vacuum analyze").await?;
+        pages(&owner, "select tollgate.purge_audit_log(now(), 1)").await?;
+        let removes = pages(&owner, "select tollgate.purge_audit_log(now(), 1)").await?;
+        // A subscriber that stands still, and nothing that is old enough.
+        owner.batch_execute("select tollgate.open_subscription('slow')").await?;
+        let back = "update tollgate.subscriptions set place = tollgate.event_position(0) where name = 'slow'";
+        owner.batch_execute(back).await?;
+        let is_held_up = pages(&owner, "select tollgate.purge_audit_log(now(), 1)").await?;
+        owner.batch_execute("select tollgate.drop_subscription('slow')").await?;
+        let is_too_young =
+            pages(&owner, "select tollgate.purge_audit_log(now() - interval '1 hour', 1)").await?;
+        counted.push([removes, is_held_up, is_too_young]);
+    }
+    for (few, many) in counted[0].iter().zip(counted[1]) {
+        assert!(many <= few * 1.5, "{counted:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! A call of each function that is given to somebody, which succeeds for whoever may make it: for the tests that try all
+//! of them. A function that is missing here fails those tests by its name.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Result;
+use tokio_postgres::Client;
+
+use crate::common::Token;
+
+/// In the calls, `{token}` stands for the text of a live token of `clerk` with the scope `posts:read`, `{id}` for its id,
+/// and `{role}` for the name of an ordinary role. In this order each finds what it needs.
+const CALLS: &[(&str, &str)] = &[
+    (
+        "tollgate.create_api_token(text,text,text[],interval,jsonb,cidr[],integer,interval,text,timestamp with time zone)",
+        "create_api_token('clerk', 'n', '{posts:read}', '1 day', '{}', '{10.0.0.0/8}', prefix => 'abc')",
+    ),
+    (
+        "tollgate.verify_api_token(text,text[],inet)",
+        "verify_api_token('{token}', '{posts:read}', '10.0.0.1')",
+    ),
+    ("tollgate.verify_api_token_hash(bytea,text[],inet)", "verify_api_token_hash('')"),
+    ("tollgate.authenticate(text,text[],inet)", "authenticate('{token}', '{posts:read}', '10.0.0.1')"),
+    ("tollgate.token_has_scope(text,text,inet)", "token_has_scope('{token}', 'posts:read', '10.0.0.1')"),
+    ("tollgate.last_refusal()", "last_refusal()"),
+    ("tollgate.client_ip_from(text,cidr[])", "client_ip_from('203.0.113.7, 10.0.0.1')"),
+    ("tollgate.list_api_tokens(text,integer,uuid)", "list_api_tokens('clerk', 10, '{id}')"),
+    ("tollgate.token_activity(uuid,timestamp with time zone)", "token_activity('{id}', 'yesterday')"),
+    ("tollgate.revoke_api_token(uuid,text,text)", "revoke_api_token('{id}', 'clerk', 'over')"),
+    (
+        "tollgate.revoke_presented_token(text,text,inet)",
+        "revoke_presented_token('{token}', 'leaked', '10.0.0.1')",
+    ),
+    ("tollgate.revoke_all_api_tokens(text,text)", "revoke_all_api_tokens('clerk', 'over')"),
+    (
+        "tollgate.rotate_api_token(uuid,interval,interval,timestamp with time zone,boolean)",
+        "rotate_api_token('{id}', '1 hour', '1 day')",
+    ),
+    ("tollgate.update_api_token(uuid,jsonb)", "update_api_token('{id}', '{\"name\": \"other\"}')"),
+    ("tollgate.set_api_token_enabled(uuid,boolean,text)", "set_api_token_enabled('{id}', false, 'for now')"),
+    (
+        "tollgate.derive_api_token(text,text,text[],interval,cidr[],inet,timestamp with time zone)",
+        "derive_api_token('{token}', 'n', '{posts:read}', '1 day', '{10.0.0.0/8}')",
+    ),
+    (
+        "tollgate.import_api_token(text,text,bytea,text[],interval,jsonb,cidr[],integer,interval,text,\
+         timestamp with time zone,timestamp with time zone,timestamp with time zone,timestamp with time zone,\
+         timestamp with time zone)",
+        "import_api_token('clerk', 'n', pg_catalog.sha256('{id}'))",
+    ),
+    (
+        "tollgate.revoke_own_api_token(uuid,text)",
+        "authenticate('{token}') a, lateral tollgate.revoke_own_api_token(a.token_id, 'over')",
+    ),
+    // Of a table that each caller has: see `PREPARATION`.
+    (
+        "tollgate.attach_users_table(regclass,name,boolean,text,text)",
+        "attach_users_table('pg_temp.clerks_users', 'id', false)",
+    ),
+    ("tollgate.list_users_tables()", "list_users_tables()"),
+    ("tollgate.detach_users_table(regclass)", "detach_users_table('pg_temp.clerks_users')"),
+    ("tollgate.define_scope(text,text)", "define_scope('clerk:scope', 'of the clerk')"),
+    ("tollgate.drop_scope(text)", "drop_scope('clerk:scope')"),
+    ("tollgate.list_scopes()", "list_scopes()"),
+    ("tollgate.grant_capability(regrole,text)", "grant_capability('{role}', 'verifier')"),
+    ("tollgate.list_capability_grants()", "list_capability_grants()"),
+    ("tollgate.revoke_capability(regrole,text)", "revoke_capability('{role}', 'verifier')"),
+    ("tollgate.stats()", "stats()"),
+    ("tollgate.deployment_health(interval)", "deployment_health()"),
+    ("tollgate.drain_findings()", "drain_findings()"),
+    ("tollgate.apply_findings(tollgate.finding[])", "apply_findings()"),
+    ("tollgate.drain_usage()", "drain_usage()"),
+    (
+        "tollgate.apply_usage(text,uuid,bigint,tollgate.usage_row[])",
+        "apply_usage('node', '00000000-0000-0000-0000-000000000001', 1, '{\"({id},1,2,,)\"}')",
+    ),
+    (
+        "tollgate.usage_applied(text,uuid,bigint)",
+        "usage_applied('node', '00000000-0000-0000-0000-000000000001', 1)",
+    ),
+    ("tollgate.ack_usage(bigint)", "ack_usage(1)"),
+    ("tollgate.usage_pressure()", "usage_pressure()"),
+    ("tollgate.expire_tokens(integer)", "expire_tokens(10)"),
+    ("tollgate.announce_expiries(interval,integer)", "announce_expiries('7 days', 10)"),
+    ("tollgate.purge_tokens(interval,integer)", "purge_tokens('30 days', 10)"),
+    (
+        "tollgate.purge_tokens_after(interval,integer,timestamp with time zone,uuid)",
+        "purge_tokens_after('30 days', 10)",
+    ),
+    ("tollgate.purge_usage(interval,integer)", "purge_usage('90 days', 10)"),
+    ("tollgate.expire_tokens_after(integer,timestamp with time zone,uuid)", "expire_tokens_after(10)"),
+    (
+        "tollgate.announce_expiries_after(interval,integer,timestamp with time zone,uuid)",
+        "announce_expiries_after('7 days', 10)",
+    ),
+    (
+        "tollgate.purge_usage_after(interval,integer,timestamp with time zone,uuid)",
+        "purge_usage_after('90 days', 10)",
+    ),
+    ("tollgate.event_position(bigint)", "event_position(0)"),
+    (
+        "tollgate.read_events(tollgate.event_cursor,integer)",
+        "read_events('(00000000-0000-0000-0000-000000000000,1:1:,,,,,)', 10)",
+    ),
+    (
+        "tollgate.has_events(tollgate.event_cursor)",
+        "has_events('(00000000-0000-0000-0000-000000000000,1:1:,,,,,)')",
+    ),
+    ("tollgate.open_subscription(text)", "open_subscription('clerk')"),
+    (
+        "tollgate.advance_subscription(text,tollgate.event_cursor)",
+        "advance_subscription('clerk', '(00000000-0000-0000-0000-000000000000,1:1:,,,,,)')",
+    ),
+    ("tollgate.admit_event_reader(bytea,inet)", "admit_event_reader('', '10.0.0.1')"),
+    ("tollgate.subscription_backlogs(integer)", "subscription_backlogs(10)"),
+    ("tollgate.drop_subscription(text)", "drop_subscription('clerk')"),
+    (
+        "tollgate.define_webhook(text,text,text[])",
+        "define_webhook('clerks', 'https://example.com/', '{token.*}')",
+    ),
+    ("tollgate.rotate_webhook_secret(text,interval)", "rotate_webhook_secret('clerks', '1 hour')"),
+    ("tollgate.set_webhook_enabled(text,boolean)", "set_webhook_enabled('clerks', false)"),
+    ("tollgate.set_webhook_url(text,text)", "set_webhook_url('clerks', 'https://example.org/')"),
+    ("tollgate.pause_webhook(text)", "pause_webhook('clerks')"),
+    ("tollgate.resume_webhook(text)", "resume_webhook('clerks')"),
+    ("tollgate.replay_webhook(text,bigint)", "replay_webhook('clerks')"),
+    ("tollgate.drop_webhook(text)", "drop_webhook('clerks')"),
+    ("tollgate.queue_webhook_deliveries(integer)", "queue_webhook_deliveries(10)"),
+    ("tollgate.claim_webhook_deliveries(integer,interval)", "claim_webhook_deliveries(1, '1 minute')"),
+    (
+        "tollgate.finish_webhook_delivery(bigint,uuid,integer,text,interval)",
+        "finish_webhook_delivery(1, '00000000-0000-0000-0000-000000000003', 200)",
+    ),
+    ("tollgate.purge_webhook_deliveries(interval,integer)", "purge_webhook_deliveries('30 days', 10)"),
+    ("tollgate.acquire_leadership(text)", "acquire_leadership('seal_audit')"),
+    ("tollgate.check_leadership(text,bigint)", "check_leadership('purge', 0)"),
+    ("tollgate.seal_audit_log(integer)", "seal_audit_log()"),
+    ("tollgate.verify_audit_log(bigint,bytea)", "verify_audit_log()"),
+    ("tollgate.purge_audit_log(timestamp with time zone,integer)", "purge_audit_log('2020-01-01')"),
+    (
+        "tollgate.report_daemon(uuid,text,integer,text,timestamp with time zone,jsonb)",
+        "report_daemon('00000000-0000-0000-0000-000000000002', 'host', 1, '0', '2020-01-01', '{}')",
+    ),
+    ("tollgate.token_has_scope(text)", "token_has_scope('posts:read')"),
+    ("tollgate.token_has_any_scope(text[])", "token_has_any_scope('{posts:read}')"),
+    ("tollgate.token_has_all_scopes(text[])", "token_has_all_scopes('{posts:read}')"),
+    (
+        "tollgate.require_scope(text)",
+        "authenticate('{token}') a, lateral tollgate.require_scope(case when a.valid then 'posts:read' end)",
+    ),
+    ("tollgate.current_token_id()", "current_token_id()"),
+    ("tollgate.current_user_id()", "current_user_id()"),
+    ("tollgate.current_scopes()", "current_scopes()"),
+    ("tollgate.scope_grants(text[],text)", "scope_grants('{posts:*}', 'posts:read')"),
+];
+
+/// What a session does once, before it makes these calls.
+pub(crate) const PREPARATION: &str = "create temporary table clerks_users (id int)";
+
+/// Function and call, for each function that a decision gives to somebody, in the order of the list above.
+pub(crate) async fn all(owner: &Client) -> Result<Vec<(&'static str, &'static str)>> {
+    let given = "select distinct d.object::regprocedure::text from tollgate.privilege_decisions d
+                 where d.object_type = 'FUNCTION' and d.given_to <> 'nobody'";
+    let given: BTreeSet<String> = owner.query(given, &[]).await?.iter().map(|row| row.get(0)).collect();
+    let calls: BTreeMap<&str, &str> = CALLS.iter().copied().collect();
+    assert_eq!(
+        given.iter().map(String::as_str).collect::<Vec<_>>(),
+        calls.keys().copied().collect::<Vec<_>>(),
+        "each function that is given to somebody has a call in tests/calls/mod.rs"
+    );
+    Ok(CALLS.to_vec())
+}
+
+/// A call as a statement.
+pub(crate) fn filled(call: &str, token: &Token, role: &str) -> String {
+    format!("select * from tollgate.{}", replaced(call, token, role))
+}
+
+pub(crate) fn replaced(text: &str, token: &Token, role: &str) -> String {
+    text.replace("{token}", &token.token).replace("{id}", &token.id.to_string()).replace("{role}", role)
+}

@@ -1,0 +1,579 @@
+//! `tollgated check` and `tollgate.deployment_health()`: what is amiss is found, and what they print mends it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::commands::{LONG, NO, OK, complaint, json_of, printed};
+use crate::common::{self, Shared, issue, refused, value};
+use crate::operator::{Db, OPERATOR};
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually_async};
+
+/// What a deployment should have, and the tests go without for their speed.
+const DURABLE: [(&str, &str); 3] =
+    [("fsync", "on"), ("full_page_writes", "on"), ("synchronous_commit", "on")];
+
+static SHARED: Shared = Shared::new(&[
+    ("fsync", "on"),
+    ("full_page_writes", "on"),
+    ("synchronous_commit", "on"),
+    ("max_prepared_transactions", "5"),
+]);
+
+/// A daemon that has reported.
+async fn serve(db: &Db) -> Result<Tollgated> {
+    let daemon = Tollgated::spawn(&db.url(), &["run"])?;
+    eventually_async(LONG, "a report of the daemon", async || {
+        value::<i64>(&db.operator, "select count(*) from tollgate.daemons").await.unwrap() == 1
+    })
+    .await;
+    Ok(daemon)
+}
+
+/// A row of `deployment_health`.
+#[derive(Clone, Debug)]
+struct Health {
+    severity: String,
+    detail: String,
+    mend: String,
+}
+
+/// What the operator is told of an aspect, where that is no more than that it is well.
+async fn health(db: &Db, aspect: &str, patience: &str) -> Result<Vec<Health>> {
+    let rows = db
+        .operator
+        .query(
+            "select severity, detail, coalesce(mend, '') from tollgate.deployment_health($1::text::interval)
+             where aspect = $2 and severity <> 'ok'",
+            &[&patience, &aspect],
+        )
+        .await?;
+    Ok(rows.iter().map(|row| Health { severity: row.get(0), detail: row.get(1), mend: row.get(2) }).collect())
+}
+
+/// The one finding about an aspect.
+async fn only(db: &Db, aspect: &str, patience: &str) -> Result<Health> {
+    let mut found = health(db, aspect, patience).await?;
+    assert_eq!(found.len(), 1, "{aspect}: {found:?}");
+    found.pop().context("a finding")
+}
+
+async fn process(client: &Client) -> Result<i32> {
+    value(client, "select pg_backend_pid()").await
+}
+
+/// The finding of this name.
+fn finding(report: &Value, name: &str) -> Value {
+    let findings = report["findings"].as_array().map(Vec::as_slice).unwrap_or_default();
+    findings.iter().find(|finding| finding["name"] == name).cloned().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn check_passes_a_good_deployment() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "checked").await?;
+    let _daemon = serve(&db).await?;
+    let report = json_of(&db.url(), &["check"], OK);
+    assert_eq!(report["ok"], json!(true));
+    let findings = report["findings"].as_array().context("findings")?;
+    for finding in findings {
+        assert_eq!((&finding["verdict"], &finding["mend"]), (&json!("ok"), &Value::Null), "{finding}");
+    }
+    let names: BTreeSet<&str> = findings.iter().filter_map(|finding| finding["name"].as_str()).collect();
+    for name in [
+        "pooler",
+        "connection",
+        "server",
+        "role",
+        "clock",
+        "extension",
+        "privileges",
+        "library",
+        "metering",
+        "events",
+        "daemons",
+        "notifications",
+        "transactions",
+        "standbys",
+        "tables",
+        "indexes",
+        "usage",
+        "subscriptions",
+        "settings",
+        "listen",
+        "log",
+    ] {
+        assert!(names.contains(name), "{name} in {names:?}");
+    }
+    let text = printed(&db.url(), &["check", "--strict"], OK);
+    assert!(text.lines().all(|line| line.starts_with("ok")), "{text}");
+    assert_eq!(printed(&db.url(), &["check", "--quiet"], OK), "");
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_prints_what_mends_missing_privileges() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "granted").await?;
+    let role = "\"Tollgate daemon\"";
+    db.owner
+        .batch_execute(&format!("create role {role} login; revoke usage on schema tollgate from public"))
+        .await?;
+    let url = db.cluster.url("Tollgate%20daemon", &db.name);
+    let report = json_of(&url, &["check"], NO);
+    assert_eq!(report["ok"], json!(false));
+    let privileges = finding(&report, "privileges");
+    assert_eq!(privileges["verdict"], json!("fail"), "{report}");
+    assert!(printed(&url, &["check"], NO).contains("FAIL  privileges"));
+
+    // A role that was given exactly this can do all of it.
+    db.owner.batch_execute(privileges["mend"].as_str().context("what mends it")?).await?;
+    let report = json_of(&url, &["check"], OK);
+    assert_eq!(finding(&report, "privileges")["verdict"], json!("ok"), "{report}");
+    let token = issue(&db.owner, "a", &[]).await?;
+    db.owner.query_one("select code from tollgate.verify_api_token($1)", &[&token.token]).await?;
+    assert_eq!(json_of(&url, &["flush"], OK)["uses"], json!(1));
+    json_of(&url, &["cleanup"], OK);
+    printed(&url, &["tail"], OK);
+
+    db.owner.batch_execute(&format!("revoke execute on function tollgate.ack_usage from {role}")).await?;
+    let privileges = finding(&json_of(&url, &["check"], NO), "privileges");
+    assert_eq!(privileges["verdict"], json!("fail"), "{privileges}");
+    db.owner.batch_execute(privileges["mend"].as_str().context("what mends it")?).await?;
+    assert_eq!(finding(&json_of(&url, &["check"], OK), "privileges")["verdict"], json!("ok"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_finds_a_missing_extension_and_says_how_to_create_it() -> Result<()> {
+    let cluster = Cluster::builder().extension(false).start()?;
+    cluster.execute(DATABASE, "create role operator login")?;
+    let url = cluster.url(OPERATOR, DATABASE);
+    let report = json_of(&url, &["check"], NO);
+    assert_eq!(report["ok"], json!(false));
+    let extension = finding(&report, "extension");
+    assert_eq!(extension["verdict"], json!("fail"), "{report}");
+    assert!(extension["mend"].as_str().is_some_and(|mend| mend.contains("CREATE EXTENSION tollgate")));
+    for command in [&["status"][..], &["flush"], &["cleanup"], &["tail"]] {
+        let complaint = complaint(&url, command, NO);
+        assert!(complaint.contains("CREATE EXTENSION tollgate"), "{command:?}: {complaint}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_fails_a_server_without_preload_and_says_how_to_mend_it() -> Result<()> {
+    let cluster = Arc::new(common::start(Cluster::builder().preload(false))?);
+    let db = Db::only(&cluster).await?;
+    let text = printed(&db.url(), &["check", "--quiet"], NO);
+    assert!(!text.contains("ok    "), "{text}");
+    assert!(text.contains("metering") && text.contains("shared_preload_libraries"), "{text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_warns_of_a_server_that_logs_tokens() -> Result<()> {
+    let cluster = Arc::new(common::start(Cluster::builder().setting("log_min_duration_statement", "0"))?);
+    let db = Db::only(&cluster).await?;
+    let log = finding(&json_of(&db.url(), &["check"], OK), "log");
+    assert_eq!(log["verdict"], json!("warn"), "{log}");
+    let mend = log["mend"].as_str().context("what mends it")?;
+    assert!(mend.contains("web"), "{mend}");
+    db.owner.batch_execute(mend).await?;
+    let log = finding(&json_of(&db.url(), &["check"], OK), "log");
+    assert_eq!(log["verdict"], json!("ok"), "{log}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_names_the_roles_whose_plans_auto_explain_writes() -> Result<()> {
+    let cluster = Arc::new(common::start(Cluster::builder())?);
+    let db = Db::only(&cluster).await?;
+    let report =
+        async || -> Result<Value> { Ok(finding(&json_of(&db.url(), &["check"], OK), "auto_explain")) };
+    assert_eq!(report().await?["verdict"], json!("ok"));
+    // Loaded for one role, and told to write for it: what only that role's sessions would show.
+    db.owner.batch_execute("alter role web set session_preload_libraries = 'auto_explain'").await?;
+    assert_eq!(report().await?["verdict"], json!("ok"));
+    db.owner.batch_execute("alter role web set auto_explain.log_min_duration = '250ms'").await?;
+    let parameters = cluster.major() >= 16;
+    let warned = report().await?;
+    let detail = warned["detail"].as_str().context("a detail")?;
+    assert_eq!(warned["verdict"], json!("warn"), "{warned}");
+    assert!(detail.contains("plans of web,") && !detail.contains("log_verbose"), "{warned}");
+    assert_eq!(detail.contains("log_parameter_max_length"), parameters, "{warned}");
+    db.owner
+        .batch_execute(
+            "alter role web set auto_explain.log_verbose = yes; alter role web set auto_explain.log_parameter_max_length = '0B'",
+        )
+        .await?;
+    let warned = report().await?;
+    let detail = warned["detail"].as_str().context("a detail")?;
+    assert!(detail.contains("of web, with log_verbose") && !detail.contains("log_parameter"), "{warned}");
+    // A role that passes no token is nobody's concern.
+    db.owner
+        .batch_execute(
+            "create role reporting login; alter role reporting set auto_explain.log_min_duration = 0",
+        )
+        .await?;
+    let mend = warned["mend"].as_str().context("what mends it")?;
+    assert!(!mend.contains("reporting"), "{mend}");
+    db.owner.batch_execute(mend).await?;
+    assert_eq!(report().await?["verdict"], json!("ok"));
+
+    // Loaded for the whole server.
+    let cluster = Arc::new(common::start(
+        Cluster::builder()
+            .preload(false)
+            .setting("shared_preload_libraries", "tollgate,auto_explain")
+            .setting("auto_explain.log_min_duration", "1s"),
+    )?);
+    let db = Db::only(&cluster).await?;
+    let warned = finding(&json_of(&db.url(), &["check"], OK), "auto_explain");
+    assert_eq!(warned["verdict"], json!("warn"), "{warned}");
+    db.owner.batch_execute(warned["mend"].as_str().context("what mends it")?).await?;
+    assert_eq!(finding(&json_of(&db.url(), &["check"], OK), "auto_explain")["verdict"], json!("ok"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_names_where_transactions_may_change_their_identity() -> Result<()> {
+    let cluster = Arc::new(common::start(Cluster::builder())?);
+    let db = Db::only(&cluster).await?;
+    let identity = || finding(&json_of(&db.url(), &["check"], OK), "identity");
+    assert_eq!(identity()["verdict"], json!("ok"));
+    let database: String = value(&db.owner, "select quote_ident(current_database())").await?;
+    for (on, named) in [
+        (format!("alter database {database} set tollgate.identity_changes = on"), "this database"),
+        ("alter role web set tollgate.identity_changes = on".to_owned(), "role web"),
+        (format!("alter role web in database {database} set tollgate.identity_changes = 'true'"), "role web"),
+        ("alter role all set tollgate.identity_changes = on".to_owned(), "all roles"),
+        (
+            "alter system set tollgate.identity_changes = on; select pg_reload_conf()".to_owned(),
+            "the whole server",
+        ),
+    ] {
+        for statement in on.split("; ") {
+            db.owner.batch_execute(statement).await?;
+        }
+        eventually_async(LONG, "the setting to be on", async || identity()["verdict"] == json!("warn")).await;
+        let warned = identity();
+        assert!(warned["detail"].as_str().is_some_and(|detail| detail.contains(named)), "{on}: {warned}");
+        for statement in warned["mend"].as_str().context("what mends it")?.split_inclusive(';') {
+            db.owner.batch_execute(statement).await?;
+        }
+        eventually_async(LONG, "the setting to be off", async || identity()["verdict"] == json!("ok")).await;
+    }
+    // Off for a role is nothing to warn of.
+    db.owner.batch_execute("alter role web set tollgate.identity_changes = off").await?;
+    assert_eq!(identity()["verdict"], json!("ok"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_warns_while_no_daemon_serves_and_of_what_would_be_lost() -> Result<()> {
+    let cluster = Arc::new(common::start(Cluster::builder().setting("synchronous_commit", "off"))?);
+    let db = Db::only(&cluster).await?;
+    let report = json_of(&db.url(), &["check"], OK);
+    assert_eq!(finding(&report, "daemons")["verdict"], json!("warn"), "{report}");
+    let text = printed(&db.url(), &["check", "--strict"], NO);
+    for (setting, _) in DURABLE {
+        let mended = format!("ALTER SYSTEM SET {setting} = on; SELECT pg_reload_conf();");
+        assert!(text.contains(&mended), "{setting} in {text}");
+    }
+    Ok(())
+}
+
+// ---- The notification queue
+
+/// As much as fills the queue so far, in notifications that nobody reads.
+async fn fill(client: &Client, share: f64) -> Result<()> {
+    for round in 0..1000 {
+        let used: f64 = value(client, "select pg_notification_queue_usage()").await?;
+        if used >= share {
+            return Ok(());
+        }
+        let filler = "select count(pg_notify('filler', n || $1 || repeat('x', 7900))) from generate_series(1, $2::int) n";
+        // A page each; as many as do not overshoot the mark where the queue is small.
+        let count = if round == 0 { 4 } else { 5000 };
+        let count = if value::<i64>(client, QUEUE_PAGES).await? <= 1000 { 2 } else { count };
+        client.execute(filler, &[&format!("-{round}-"), &count]).await?;
+    }
+    anyhow::bail!("the queue does not fill")
+}
+
+/// PostgreSQL 15 has no setting, but a million pages.
+const QUEUE_PAGES: &str =
+    "select coalesce(current_setting('max_notify_queue_pages', true), '1048576')::bigint";
+
+/// A session that was told to LISTEN, and then opened a transaction and forgot it.
+async fn stuck_listener(db: &Db) -> Result<(Client, i32)> {
+    let session = db.session("web").await?;
+    session.batch_execute("set application_name = 'forgotten'; listen filler").await?;
+    session.batch_execute("begin; select 1 from pg_class limit 1").await?;
+    let process = process(&session).await?;
+    Ok((session, process))
+}
+
+#[tokio::test]
+async fn check_names_the_listener_that_fills_the_notification_queue() -> Result<()> {
+    let builder =
+        DURABLE.iter().fold(Cluster::builder(), |builder, (name, value)| builder.setting(name, value));
+    // The least there can be.
+    let small = tollgate_tests::Install::under_test()?.major >= 17;
+    let builder = if small { builder.setting("max_notify_queue_pages", "64") } else { builder };
+    let cluster = Arc::new(common::start(builder)?);
+    let db = Db::only(&cluster).await?;
+    let (mut stuck, stuck_process) = stuck_listener(&db).await?;
+    // Not keeping the queue, which cannot be seen; but in its transaction for less long, and so named after it.
+    let bystander = db.session("web").await?;
+    bystander.batch_execute("begin; select 1 from pg_class limit 1").await?;
+    assert_eq!(health(&db, "notifications", "5 minutes").await?.len(), 0);
+
+    fill(&db.owner, 0.05).await?;
+    let finding = only(&db, "notifications", "5 minutes").await?;
+    assert_eq!(finding.severity, "warn", "{finding:?}");
+    assert!(finding.detail.contains(&format!("process {stuck_process}")), "{finding:?}");
+    assert!(
+        finding.detail.contains("forgotten") && finding.detail.contains("idle in transaction"),
+        "{finding:?}"
+    );
+    let report = json_of(&db.url(), &["check"], OK);
+    assert_eq!(self::finding(&report, "notifications")["verdict"], json!("warn"), "{report}");
+    // Access can still be taken away, and what check prints keeps it so.
+    let token = issue(&db.owner, "a", &[]).await?;
+    common::revoke(&db.owner, token.id).await?;
+    assert_eq!(finding.mend, format!("SELECT pg_terminate_backend({stuck_process});"));
+    bystander.batch_execute("rollback").await?;
+    db.owner.batch_execute(&finding.mend).await?;
+    eventually_async(LONG, "the queue to be empty", async || {
+        health(&db, "notifications", "5 minutes").await.unwrap().is_empty()
+    })
+    .await;
+    assert!(stuck.query("select 1", &[]).await.is_err());
+    assert_eq!(self::finding(&json_of(&db.url(), &["check"], OK), "notifications")["verdict"], json!("ok"));
+
+    if small {
+        // What it warned of.
+        (stuck, _) = stuck_listener(&db).await?;
+        fill(&db.owner, 0.5).await?;
+        assert_eq!(only(&db, "notifications", "5 minutes").await?.severity, "fail");
+        json_of(&db.url(), &["check"], NO);
+        let full = loop {
+            if let Err(error) = fill(&db.owner, 1.0).await {
+                break error;
+            }
+        };
+        assert!(format!("{full:#}").contains("queue"), "{full:#}");
+        let token = issue(&db.owner, "a", &[]).await?;
+        common::revoke(&db.owner, token.id).await?;
+        drop(stuck);
+    }
+    Ok(())
+}
+
+// ---- What lasts too long
+
+#[tokio::test]
+async fn a_transaction_that_holds_the_cursors_is_named_with_its_end() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "lasting").await?;
+    let writer = db.session("postgres").await?;
+    writer.batch_execute("set application_name = 'a \"job\"'; begin; select pg_current_xact_id()").await?;
+    let reader = db.session("postgres").await?;
+    reader.batch_execute("begin isolation level repeatable read; select count(*) from pg_class").await?;
+    // It holds nothing.
+    let idle = db.session("postgres").await?;
+    let idles = process(&idle).await?;
+    idle.batch_execute("begin; select 1").await?;
+    db.owner.batch_execute("begin; select pg_current_xact_id(); prepare transaction 'it''s mine'").await?;
+
+    let (writers, readers) = (process(&writer).await?, process(&reader).await?);
+    assert!(health(&db, "transactions", "1 hour").await?.is_empty());
+    let found: Vec<Health> = health(&db, "transactions", "0").await?;
+    let of = |words: &str| found.iter().find(|finding| finding.detail.contains(words));
+    let finding = of(&format!("process {writers} ")).context("the writer")?;
+    assert!(finding.detail.contains("cursors") && finding.detail.contains("'a \"job\"'"), "{finding:?}");
+    assert_eq!(finding.mend, format!("SELECT pg_terminate_backend({writers});"));
+    let finding = of(&format!("process {readers} ")).context("the reader")?;
+    assert!(finding.detail.contains("VACUUM") && !finding.detail.contains("cursors"), "{finding:?}");
+    assert!(of(&format!("process {idles} ")).is_none(), "{found:?}");
+    let finding = of("prepared").context("the prepared one")?;
+    assert!(finding.mend.starts_with("COMMIT PREPARED 'it''s mine';"), "{finding:?}");
+
+    let report = json_of(&db.url(), &["check", "--patience=0s"], OK);
+    assert_eq!(self::finding(&report, "transactions")["verdict"], json!("warn"), "{report}");
+    db.owner.batch_execute("rollback prepared 'it''s mine'").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_subscriber_that_is_behind_is_named_and_one_that_caught_up_is_not() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "behind").await?;
+    for name in ["behind", "it's \"me\""] {
+        db.operator.execute("select tollgate.open_subscription($1)", &[&name]).await?;
+    }
+    assert!(health(&db, "subscriptions", "0").await?.is_empty());
+    issue(&db.owner, "a", &[]).await?;
+    let found = health(&db, "subscriptions", "0").await?;
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(health(&db, "subscriptions", "1 hour").await?.is_empty());
+    // What is printed after the hint runs as it stands.
+    for finding in &found {
+        let (_, statement) = finding.mend.split_once("for good: ").context("a statement")?;
+        db.owner.batch_execute(statement).await?;
+    }
+    assert!(health(&db, "subscriptions", "0").await?.is_empty());
+
+    // Of another history, as after a restoration from an older state.
+    db.operator.execute("select tollgate.open_subscription('lost')", &[]).await?;
+    db.owner
+        .batch_execute(
+            "update tollgate.subscriptions set place.older_epoch = gen_random_uuid() where name = 'lost'",
+        )
+        .await?;
+    assert_eq!(only(&db, "subscriptions", "1 hour").await?.severity, "fail");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_standby_that_lags_and_a_slot_that_nobody_reads_are_told() -> Result<()> {
+    let cluster = Arc::new(common::start(Cluster::builder())?);
+    let db = Db::only(&cluster).await?;
+    let standby = cluster.standby()?;
+    standby.catch_up_with(&cluster)?;
+    assert!(health(&db, "standbys", "5 minutes").await?.is_empty());
+    standby.execute(DATABASE, "select pg_wal_replay_pause()")?;
+    db.owner.execute("select pg_create_physical_replication_slot('forgotten', true)", &[]).await?;
+    // Five segments of 16 MB.
+    for _ in 0..5 {
+        db.owner
+            .batch_execute("select pg_logical_emit_message(false, 'x', 'x'); select pg_switch_wal()")
+            .await?;
+    }
+    let found = health(&db, "standbys", "5 minutes").await?;
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].detail.starts_with("standby ") && found[0].detail.contains(" MB"), "{found:?}");
+    assert!(found[1].detail.contains("forgotten"), "{found:?}");
+    let (_, drop_slot) = found[1].mend.split_once("for good: ").context("a statement")?;
+    db.owner.batch_execute(drop_slot).await?;
+    standby.execute(DATABASE, "select pg_wal_replay_resume()")?;
+    eventually_async(LONG, "the standby to have caught up", async || {
+        health(&db, "standbys", "5 minutes").await.unwrap().is_empty()
+    })
+    .await;
+    Ok(())
+}
+
+// ---- Tables and indexes
+
+#[tokio::test]
+async fn dead_rows_bloat_and_what_is_switched_off_are_mended_by_what_is_printed() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "bloat").await?;
+    db.owner
+        .batch_execute(
+            "alter table tollgate.api_tokens set (autovacuum_enabled = off);
+             insert into tollgate.api_tokens (id, token_hash, user_id, name, scopes, metadata, hint)
+                 select gen_random_uuid(), sha256(n::text::bytea), 'bulk', 'n', '{}', '{}', 'x' from generate_series(1, 200000) n;
+             delete from tollgate.api_tokens where random() < 0.99",
+        )
+        .await?;
+    let mut mended = BTreeSet::new();
+    // Each of them shows once what was in its way is mended: VACUUM counts the rows that are left in the indexes.
+    eventually_async(LONG, "nothing to be left to mend", async || {
+        let found =
+            [health(&db, "tables", "0").await.unwrap(), health(&db, "indexes", "0").await.unwrap()].concat();
+        for finding in &found {
+            db.owner.batch_execute(finding.mend.split("; and").next().unwrap()).await.unwrap();
+            mended.insert(finding.mend.clone());
+        }
+        found.is_empty() && mended.len() >= 3
+    })
+    .await;
+    for statement in [
+        "ALTER TABLE tollgate.api_tokens RESET (autovacuum_enabled);",
+        "VACUUM (ANALYZE) tollgate.api_tokens;",
+        "REINDEX INDEX CONCURRENTLY tollgate.api_tokens_token_hash;",
+    ] {
+        assert!(mended.contains(statement), "{statement} in {mended:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_invalid_index_fails_the_check_until_it_is_built_again() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "invalid").await?;
+    db.owner
+        .batch_execute(
+            "update pg_index set indisvalid = false where indexrelid = 'tollgate.api_tokens_user'::regclass",
+        )
+        .await?;
+    json_of(&db.url(), &["check"], NO);
+    let finding = only(&db, "indexes", "0").await?;
+    assert_eq!(finding.severity, "fail");
+    db.owner.batch_execute(&finding.mend).await?;
+    assert!(health(&db, "indexes", "0").await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sequence_that_runs_out_is_named() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "sequence").await?;
+    db.owner
+        .batch_execute("alter sequence tollgate.audit_log_id_seq maxvalue 1000; select setval('tollgate.audit_log_id_seq', 990)")
+        .await?;
+    let finding = only(&db, "tables", "0").await?;
+    assert!(finding.detail.contains("audit_log_id_seq") && finding.detail.contains("99 %"), "{finding:?}");
+    db.owner.batch_execute(&finding.mend).await?;
+    assert!(health(&db, "tables", "0").await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sequence_that_is_behind_its_table_fails_the_check_until_it_is_set() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "lagging_sequence").await?;
+    let queued = "insert into tollgate.webhook_queue (id, webhook, event_epoch, event_id, event, body) select 7, 'w', 1, 1, 'x', '{}'";
+    db.owner.batch_execute("select tollgate.define_webhook('w', 'https://example.com/')").await?;
+    for (lag, sequence) in [
+        ("select setval('tollgate.audit_log_id_seq', 1, false)", "audit_log_id_seq"),
+        (queued, "webhook_queue_id_seq"),
+    ] {
+        db.owner.batch_execute(lag).await?;
+        let report = json_of(&db.url(), &["check"], NO);
+        assert!(report.to_string().contains(sequence), "{report}");
+        let finding = only(&db, "tables", "0").await?;
+        assert_eq!(finding.severity, "fail");
+        assert!(finding.detail.contains(sequence), "{finding:?}");
+        db.owner.batch_execute(&finding.mend).await?;
+        assert!(health(&db, "tables", "0").await?.is_empty());
+    }
+    Ok(())
+}
+
+// ---- What may be asked
+
+#[tokio::test]
+async fn patience_is_a_time_and_the_function_is_for_those_who_were_given_it() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "asked").await?;
+    for patience in ["null", "'-1 s'"] {
+        let call = format!("select tollgate.deployment_health({patience})");
+        refused(db.operator.batch_execute(&call).await, &SqlState::INVALID_PARAMETER_VALUE);
+    }
+    refused(
+        db.web.batch_execute("select tollgate.deployment_health()").await,
+        &SqlState::INSUFFICIENT_PRIVILEGE,
+    );
+    // Statements of others may have tokens in them.
+    let other = db.session("postgres").await?;
+    let token = issue(&db.owner, "a", &[]).await?.token;
+    other
+        .batch_execute(&format!(
+            "begin; set application_name = '{token}'; select pg_current_xact_id(); select '{token}'"
+        ))
+        .await?;
+    let told: String =
+        value(&db.operator, "select string_agg(h::text, ' ') from tollgate.deployment_health('0') h").await?;
+    assert!(told.contains("process"), "{told}");
+    assert!(!told.contains(&token[10..30]), "{told}");
+    Ok(())
+}

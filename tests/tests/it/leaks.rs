@@ -1,0 +1,386 @@
+//! No token, and no part of one, is where it does not belong: whatever is called, with whatever in whichever argument, by
+//! somebody who has the capability for it and binds values, on a server that logs all that it can.
+
+use crate::calls;
+use std::collections::HashSet;
+
+use crate::common::{self, Token, text_of};
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{AsyncMessage, Client};
+use tollgate_tests::{Cluster, DATABASE};
+
+/// Characters of a token that may not be seen in a row.
+const PART: usize = 16;
+
+/// Texts that somebody else may read, and where each was found.
+#[derive(Default)]
+struct Told(Vec<(String, String)>);
+
+impl Told {
+    fn add(&mut self, place: &str, text: impl Into<String>) {
+        self.0.push((place.to_owned(), text.into()));
+    }
+
+    /// The texts that hold a part of any of these secrets.
+    fn leaks(&self, secrets: &[String]) -> Vec<&(String, String)> {
+        let parts: HashSet<&[u8]> =
+            secrets.iter().flat_map(|secret| secret.as_bytes().windows(PART)).collect();
+        self.0
+            .iter()
+            .filter(|(_, text)| text.as_bytes().windows(PART).any(|part| parts.contains(part)))
+            .collect()
+    }
+}
+
+/// A session whose every statement is watched.
+struct Watched {
+    client: Client,
+    messages: tokio::sync::mpsc::UnboundedReceiver<AsyncMessage>,
+    /// A superuser's.
+    watcher: Client,
+    told: Told,
+    secrets: Vec<String>,
+}
+
+impl Watched {
+    /// Runs a statement and notes what anybody but its caller may see of it. True if it succeeded.
+    async fn run(&mut self, statement: &str, values: &[&(dyn ToSql + Sync)]) -> Result<bool> {
+        let answer = self.client.query(statement, values).await;
+        let succeeded = answer.is_ok();
+        match answer {
+            Ok(rows) => {
+                let issued =
+                    rows.iter().filter(|row| row.columns().iter().any(|column| column.name() == "token"));
+                self.secrets.extend(issued.map(|row| row.get::<_, String>("token")));
+            }
+            Err(error) => {
+                let error = error.as_db_error().with_context(|| format!("{statement}: {error}"))?.clone();
+                self.told.add(statement, text_of(&error));
+                self.told.add(statement, format!("{error:?}"));
+            }
+        }
+        while let Ok(message) = self.messages.try_recv() {
+            if let AsyncMessage::Notice(notice) = message {
+                self.told.add(statement, format!("{notice:?}"));
+            }
+        }
+        let activity = "select coalesce(string_agg(a::text, E'\n'), '') from pg_stat_activity a";
+        self.told.add(
+            &format!("pg_stat_activity, after {statement}"),
+            common::value::<String>(&self.watcher, activity).await?,
+        );
+        Ok(succeeded)
+    }
+
+    async fn issue(&mut self) -> Result<Token> {
+        let issued = common::issue(&self.client, "clerk", &["posts:read"]).await?;
+        self.secrets.push(issued.token.clone());
+        Ok(issued)
+    }
+}
+
+/// One argument of a function, with a value that is in order.
+struct Argument {
+    name: String,
+    data_type: String,
+}
+
+impl Argument {
+    fn in_order(&self) -> &'static str {
+        match self.data_type.as_str() {
+            "text" | "name" => "'posts:read'",
+            "text[]" => "'{posts:read}'",
+            "jsonb" => "'{}'",
+            "bytea" => r"'\x00'",
+            "uuid" => "'00000000-0000-0000-0000-000000000005'",
+            "boolean" => "true",
+            "integer" | "bigint" => "1",
+            "bigint[]" => "'{}'",
+            "interval" => "'1 day'",
+            "timestamp with time zone" => "now()",
+            "inet" => "'10.0.0.1'",
+            "cidr[]" => "'{10.0.0.0/8}'",
+            "regrole" => "'colleague'",
+            "regclass" => "'pg_class'",
+            "tollgate.usage_row[]" => "'{}'",
+            "tollgate.event_cursor" => "'(00000000-0000-0000-0000-000000000000,1:1:,,,,,)'",
+            other => panic!("say in tests/leaks.rs what to pass for an argument of type {other}"),
+        }
+    }
+
+    /// The token in whichever way it could be passed here; empty for what no text fits into.
+    fn holding(&self, text: &str) -> Vec<Box<dyn ToSql + Sync>> {
+        match self.data_type.as_str() {
+            "text" | "name" => vec![Box::new(text.to_owned())],
+            "text[]" => vec![Box::new(vec![text.to_owned()]), Box::new(vec![None, Some(text.to_owned())])],
+            "bytea" => vec![Box::new(text.as_bytes().to_vec())],
+            "jsonb" => vec![
+                Box::new(json!(text)),
+                Box::new(json!([text])),
+                Box::new(json!({ text: text })),
+                Box::new(
+                    json!({"name": text, "scopes": [text], "expires_at": text, "allowed_ips": [text], "rate_window": text}),
+                ),
+            ],
+            _ => Vec::new(),
+        }
+    }
+
+    fn placeholder(&self) -> String {
+        if self.data_type == "name" { "$1::text::name".to_owned() } else { format!("$1::{}", self.data_type) }
+    }
+}
+
+/// Every function that is given to somebody, with its arguments.
+async fn functions(owner: &Client) -> Result<Vec<(String, Vec<Argument>)>> {
+    let rows = owner
+        .query(
+            "select p.oid::regproc::text,
+                    array(select jsonb_build_array(coalesce(p.proargnames[n], ''), format_type(t, null))
+                          from unnest(p.proargtypes) with ordinality a (t, n) order by n)
+             from pg_proc p
+             where p.oid in (select d.object::regprocedure from tollgate.privilege_decisions d
+                             where d.object_type = 'FUNCTION' and d.given_to <> 'nobody')",
+            &[],
+        )
+        .await?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let arguments: Vec<Value> = row.get(1);
+            let arguments =
+                arguments.iter().map(|one| Argument { name: text(&one[0]), data_type: text(&one[1]) });
+            (row.get(0), arguments.collect())
+        })
+        .collect())
+}
+
+/// Shapes in which a token comes by mistake.
+fn misshapen(token: &str) -> [String; 6] {
+    [
+        token.to_owned(),
+        format!("Bearer {token}"),
+        token[..token.len() - 1].to_owned(),
+        token.to_uppercase(),
+        format!("{{\"{token}\"}}"),
+        token.repeat(12),
+    ]
+}
+
+#[tokio::test]
+async fn no_token_and_no_part_of_one_is_told_to_anybody_but_its_caller() -> Result<()> {
+    let cluster = common::start(
+        Cluster::builder()
+            .preload(false)
+            .setting("shared_preload_libraries", "tollgate,pg_stat_statements")
+            .setting("pg_stat_statements.track", "all")
+            .setting("log_statement", "all")
+            .setting("log_min_duration_statement", "0")
+            .setting("log_min_messages", "debug2")
+            .setting("log_min_error_statement", "debug5")
+            .setting("log_error_verbosity", "verbose")
+            .setting("log_parameter_max_length", "-1")
+            .setting("log_parameter_max_length_on_error", "-1")
+            .setting("track_activity_query_size", "32kB"),
+    )?;
+    let owner = cluster.connect("postgres", DATABASE).await?;
+    owner
+        .batch_execute(
+            "create extension pg_stat_statements; create role teller login; create role colleague login; create role careless login;
+             select tollgate.grant_capability('teller', 'admin'), tollgate.grant_capability('teller', 'operator');
+             grant execute on function tollgate.verify_api_token to careless",
+        )
+        .await?;
+    let (client, messages) = cluster.listen("teller", DATABASE).await?;
+    client.batch_execute(calls::PREPARATION).await?;
+    client.batch_execute("set client_min_messages = debug2").await?;
+    let mut watched =
+        Watched { client, messages, watcher: owner, told: Told::default(), secrets: Vec::new() };
+
+    // Each function as it is meant to be called.
+    for (function, call) in calls::all(&watched.watcher).await? {
+        let token = watched.issue().await?;
+        let bound = calls::filled(&call.replace("'{token}'", "$1"), &token, "colleague");
+        let values: &[&(dyn ToSql + Sync)] = if bound.contains("$1") { &[&token.token] } else { &[] };
+        assert!(
+            watched.run(&bound, values).await?,
+            "{function}: {:?}",
+            watched.told.0.iter().rev().find(|(p, _)| *p == bound)
+        );
+    }
+
+    // Each with a token wherever there is room for one, beside arguments that are in order and beside none. Twice with the
+    // same token, because what one function has stored under it another may show.
+    let token = watched.issue().await?.token;
+    watched.secrets.push(token.to_uppercase());
+    let functions = functions(&watched.watcher).await?;
+    let mut refusals = 0;
+    for (function, arguments) in functions.iter().chain(&functions) {
+        for (n, argument) in arguments.iter().enumerate() {
+            for shape in misshapen(&token) {
+                for value in argument.holding(&shape) {
+                    for in_order in [true, false] {
+                        let passed =
+                            arguments.iter().enumerate().map(|(i, other)| match (i == n, in_order) {
+                                (true, _) => argument.placeholder(),
+                                (false, true) => other.in_order().to_owned(),
+                                (false, false) => format!("null::{}", other.data_type),
+                            });
+                        let passed = passed.collect::<Vec<_>>().join(", ");
+                        let statement = format!("select * from {function}({passed}) /* {} */", argument.name);
+                        refusals += usize::from(!watched.run(&statement, &[&*value]).await?);
+                        // Where nothing can be written, other messages come.
+                        watched.client.batch_execute("begin read only").await?;
+                        watched.run(&statement, &[&*value]).await?;
+                        watched.client.batch_execute("rollback").await?;
+                    }
+                }
+            }
+        }
+    }
+    assert!(refusals > 50, "only {refusals} calls were refused");
+
+    // Settings of ours take a value as well, and refuse it with words of PostgreSQL's.
+    for setting in ["tollgate.token_prefix", "tollgate.context", "tollgate.no_such"] {
+        let token = watched.issue().await?.token;
+        assert!(!watched.run("select set_config($1, $2, false)", &[&setting, &token]).await?);
+    }
+
+    let statements = "select string_agg(query, E'\n') from pg_stat_statements";
+    let statements: String = common::value(&watched.watcher, statements).await?;
+    assert!(
+        statements.contains("tollgate.authenticate($1"),
+        "pg_stat_statements does not see it: {statements}"
+    );
+    watched.told.add("pg_stat_statements", statements);
+
+    // Of roles without a capability the log tells all, so this is where tokens would be.
+    let careless = cluster.connect("careless", DATABASE).await?;
+    let decoy = watched.issue().await?.token;
+    watched.secrets.pop();
+    careless.query("select * from tollgate.verify_api_token($1)", &[&decoy]).await?;
+    let log = cluster.log();
+    assert!(log.contains(&decoy), "the log does not tell bind values at all");
+    assert!(log.contains("the token was refused"), "the log does not tell errors");
+    for line in log.lines() {
+        watched.told.add("the log", line);
+    }
+
+    let leaks = watched.told.leaks(&watched.secrets);
+    assert!(
+        leaks.is_empty(),
+        "{} of {} texts: {:#?}",
+        leaks.len(),
+        watched.told.0.len(),
+        &leaks[..leaks.len().min(20)]
+    );
+    Ok(())
+}
+
+// ---- auto_explain
+
+/// A plan that the planner makes for given bind values has them in it as constants, and auto_explain writes plans.
+#[tokio::test]
+async fn auto_explain_writes_tokens_where_the_documents_say_and_nowhere_else() -> Result<()> {
+    let builder = Cluster::builder()
+        .preload(false)
+        .setting("shared_preload_libraries", "tollgate,auto_explain")
+        .setting("auto_explain.log_min_duration", "0")
+        .setting("auto_explain.log_nested_statements", "on");
+    let builder = if tollgate_tests::Install::under_test()?.major >= 16 {
+        builder.setting("auto_explain.log_parameter_max_length", "0")
+    } else {
+        builder
+    };
+    let cluster = common::start(builder)?;
+    let owner = cluster.connect("postgres", DATABASE).await?;
+    owner
+        .batch_execute(
+            "create role colleague login; create table posts as select 1 as id;
+             create function logged_in(token text) returns text language plpgsql as $$
+                 declare answer tollgate.verification;
+                 begin
+                     answer := tollgate.authenticate(token);
+                     return answer.user_id;
+                 end $$",
+        )
+        .await?;
+    // What was written of a statement with a fresh token, whether the token is in it, and whether the statement is.
+    let log_of = async |statement: &str, settings: &str| -> Result<(bool, bool)> {
+        let session = cluster.connect("postgres", DATABASE).await?;
+        session.batch_execute(calls::PREPARATION).await?;
+        session.batch_execute(settings).await?;
+        let token = common::issue(&owner, "clerk", &["posts:read"]).await?;
+        let statement = calls::replaced(statement, &token, "colleague");
+        let before = cluster.log().len();
+        let values: &[&(dyn ToSql + Sync)] = if statement.contains("$1") { &[&token.token] } else { &[] };
+        session.query(&statement, values).await.with_context(|| statement.clone())?;
+        let log = cluster.log().split_off(before);
+        let mut told = Told::default();
+        told.add(&statement, log.as_str());
+        Ok((!told.leaks(&[token.token]).is_empty(), log.contains(&statement)))
+    };
+
+    // Without log_verbose whatever is called shows no token,
+    for (function, call) in calls::all(&owner).await? {
+        let statement = format!("select * from tollgate.{}", call.replace("'{token}'", "$1"));
+        let (leaks, written) = log_of(&statement, "").await?;
+        assert!(written, "auto_explain did not write {function}");
+        assert!(!leaks, "{function}");
+    }
+    // and with it these, which are the forms that the documents show. Within PL/pgSQL an expression has no plan.
+    let verbose = "set auto_explain.log_verbose = on";
+    for statement in [
+        "select * from tollgate.authenticate($1)",
+        "select user_id from tollgate.authenticate($1, client_ip => '10.0.0.1')",
+        "select valid, code from tollgate.verify_api_token($1, '{posts:read}') v where v.valid",
+        "select p.id from posts p left join tollgate.verify_api_token($1) v on v.valid",
+        "with a as materialized (select valid from tollgate.authenticate($1)) select from posts where (select valid from a)",
+    ] {
+        assert_eq!(log_of(statement, verbose).await?, (false, true), "{statement}");
+    }
+    // The plans within our own functions: the token comes to them by a setting, which is in no plan.
+    let token = common::issue(&owner, "clerk", &["posts:read"]).await?.token;
+    owner.query("select set_config('my.token', $1, false)", &[&token]).await?;
+    owner.batch_execute("set auto_explain.log_verbose = on").await?;
+    let before = cluster.log().len();
+    for call in [
+        "authenticate(t)",
+        "verify_api_token(t)",
+        "token_has_scope(t, 'posts:read')",
+        "derive_api_token(t, 'n', '{posts:read}', '1 day')",
+        "revoke_presented_token(t)",
+    ] {
+        owner
+            .batch_execute(&format!(
+                "do $$ declare t text := current_setting('my.token'); x text; begin x := tollgate.{call}; end $$"
+            ))
+            .await?;
+    }
+    let nested = cluster.log().split_off(before);
+    assert!(nested.contains("tollgate.lock_token"), "the nested statements are not there: {nested}");
+    let mut told = Told::default();
+    nested.lines().for_each(|line| told.add("a nested statement", line));
+    assert!(told.leaks(&[token]).is_empty(), "{nested}");
+
+    // What the documents warn of.
+    for (statement, settings) in [
+        ("select from posts where tollgate.token_has_scope($1, 'posts:read')", ""),
+        ("select from posts where (tollgate.verify_api_token($1)).valid", ""),
+        ("select tollgate.authenticate($1)", verbose),
+        ("select tollgate.revoke_presented_token($1)", verbose),
+        ("select token from tollgate.derive_api_token($1, 'n', '{}', null)", verbose),
+        ("select * from tollgate.authenticate($1) with ordinality", verbose),
+        ("select a from tollgate.authenticate($1) a", verbose),
+        ("select logged_in($1)", verbose),
+        ("select set_config('request.headers', $1, true)", verbose),
+    ] {
+        assert_eq!(log_of(statement, settings).await?, (true, true), "{statement}");
+        let generic = format!("{settings}; set plan_cache_mode = force_generic_plan");
+        assert_eq!(log_of(statement, &generic).await?, (false, true), "a generic plan of {statement}");
+    }
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! Tests from outside, as users do it: the installed extension on real servers, the daemon, ordinary roles, real drivers.
+//!
+//! One binary, a module a topic, so that there is one thing to link: `make test ONLY='usage:: events::'` runs some of
+//! them. What is long by nature is marked `#[ignore = "long: why"]` and run by `make test-long`.
+
+mod activity;
+mod arguments;
+mod attacks;
+mod bench;
+mod bulk;
+mod calls;
+mod capabilities;
+mod check;
+mod cli;
+mod commands;
+mod common;
+mod config;
+mod context;
+mod daemon;
+mod derive;
+mod document;
+mod epochs;
+mod errors;
+mod events;
+mod expiring;
+mod faults;
+mod harness;
+mod hostile;
+mod housekeeping;
+mod http;
+mod import;
+mod import_cli;
+mod issue;
+mod leadership;
+mod leaks;
+mod lifecycle;
+mod limits;
+mod log_verifications;
+mod network;
+mod operations;
+mod operator;
+mod oracle;
+mod package;
+mod persist;
+mod pooler;
+mod privileges;
+mod races;
+mod readme;
+mod reference;
+mod running;
+mod scan;
+mod scopes;
+mod seals;
+mod sql_lint;
+mod sse;
+mod standby;
+mod tls;
+mod upgrade;
+mod usage;
+mod users_table;
+mod verify;
+mod web;
+mod webhooks;

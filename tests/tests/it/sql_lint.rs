@@ -1,0 +1,184 @@
+//! The rules that every object of the extension keeps, read from the catalogue after installing it. `make lint` runs this
+//! on its own.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use tollgate_tests::{Cluster, DATABASE};
+
+use crate::common::Shared;
+
+static SHARED: Shared = Shared::new(&[]);
+
+/// What discloses nothing but the caller's own context, and so is open to everyone.
+const PUBLIC_FUNCTIONS: &[&str] = &[
+    "client_ip_from(text,cidr[])",
+    "current_scopes()",
+    "current_token_id()",
+    "current_user_id()",
+    "require_scope(text)",
+    "scope_grants(text[],text)",
+    "token_has_all_scopes(text[])",
+    "token_has_any_scope(text[])",
+    "token_has_scope(text)",
+];
+
+/// Tables that a dump leaves out: they tell of this very cluster, and would be wrong in another.
+const NOT_DUMPED: &[&str] = &[
+    "daemon_reports",
+    "finding_secret",
+    "housekeeping_places",
+    "leaderships",
+    "token_slots",
+    "usage_flushes",
+    "webhook_backlogs",
+];
+
+/// The extension's functions, and whether PUBLIC may call them.
+const FUNCTIONS: &str = "
+    select pg_catalog.regexp_replace(f.oid::pg_catalog.regprocedure::text, '^tollgate\\.', '') as name, f.*,
+           exists (select
+                     from pg_catalog.aclexplode(coalesce(f.proacl, pg_catalog.acldefault('f', f.proowner))) as acl
+                    where acl.grantee = 0 and acl.privilege_type = 'EXECUTE') as is_public
+      from pg_catalog.pg_depend as d
+      join pg_catalog.pg_extension as e on e.oid = d.refobjid and e.extname = 'tollgate'
+      join pg_catalog.pg_proc as f on f.oid = d.objid
+     where d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass and d.deptype = 'e'";
+
+/// The names that a query returns, in order.
+async fn names(query: &str) -> Result<(Arc<Cluster>, Vec<String>)> {
+    let cluster = SHARED.cluster()?;
+    let client = cluster.connect("postgres", DATABASE).await?;
+    let rows = client.query(query, &[]).await?;
+    let mut names: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    names.sort();
+    Ok((cluster, names))
+}
+
+/// None of the objects that a query looks at may be among those that it returns.
+async fn none(query: &str, what_is_wrong: &str) -> Result<()> {
+    let (_, offenders) = names(query).await?;
+    assert!(offenders.is_empty(), "{what_is_wrong}: {offenders:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_object_has_a_comment() -> Result<()> {
+    none(
+        // Left out are the types that a table or another type brings along, and the sequences of serial columns.
+        "select pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid)
+           from pg_catalog.pg_depend as d
+           join pg_catalog.pg_extension as e on e.oid = d.refobjid and e.extname = 'tollgate'
+           left join pg_catalog.pg_type as t on d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass and t.oid = d.objid
+           left join pg_catalog.pg_class as r on r.oid = t.typrelid
+           left join pg_catalog.pg_class as s on d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass and s.oid = d.objid
+          where d.deptype = 'e'
+            and coalesce(t.typcategory, '') <> 'A'
+            and coalesce(r.relkind, 'c') = 'c'
+            and coalesce(s.relkind, 'r') <> 'S'
+            and not exists (select from pg_catalog.pg_description as c
+                             where (c.classoid, c.objoid, c.objsubid) = (d.classid, d.objid, d.objsubid))",
+        "objects without a comment",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn everyone_may_call_just_what_tells_of_their_own_context() -> Result<()> {
+    let (_, public) = names(&format!("select name from ({FUNCTIONS}) as f where is_public")).await?;
+    assert_eq!(public, PUBLIC_FUNCTIONS);
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_table_view_or_column_is_open_to_everyone() -> Result<()> {
+    none(
+        "select r.oid::pg_catalog.regclass::text
+           from pg_catalog.pg_class as r
+           left join pg_catalog.pg_attribute as c on c.attrelid = r.oid and c.attacl is not null
+          where r.relnamespace = 'tollgate'::pg_catalog.regnamespace
+            and exists (select
+                          from pg_catalog.aclexplode(pg_catalog.array_cat(r.relacl, c.attacl)) as acl
+                         where acl.grantee = 0)",
+        "relations with privileges for PUBLIC",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn everyone_may_use_the_schema_and_nobody_else_create_in_it() -> Result<()> {
+    let (_, grants) = names(
+        "select pg_catalog.concat_ws(' ', case acl.grantee when 0 then 'PUBLIC' else acl.grantee::pg_catalog.regrole::text end, acl.privilege_type)
+           from pg_catalog.pg_namespace as n, pg_catalog.aclexplode(n.nspacl) as acl
+          where n.nspname = 'tollgate' and acl.grantee is distinct from n.nspowner",
+    )
+    .await?;
+    assert_eq!(grants, ["PUBLIC USAGE"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_definer_function_pins_its_search_path() -> Result<()> {
+    none(
+        &format!(
+            "select name from ({FUNCTIONS}) as f
+              where prosecdef
+                and not coalesce(proconfig @> array['search_path=pg_catalog, pg_temp'], false)"
+        ),
+        "SECURITY DEFINER functions without SET search_path = pg_catalog, pg_temp",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn no_function_finds_its_objects_through_the_callers_search_path() -> Result<()> {
+    none(
+        &format!(
+            "select name from ({FUNCTIONS}) as f
+               join pg_catalog.pg_language as l on l.oid = f.prolang
+              where l.lanname in ('sql', 'plpgsql') and f.prosqlbody is null
+                and not coalesce(proconfig @> array['search_path=pg_catalog, pg_temp'], false)"
+        ),
+        "functions that neither pin search_path nor have a body bound at creation (BEGIN ATOMIC)",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn every_argument_of_every_function_has_a_name() -> Result<()> {
+    none(
+        &format!(
+            "select name from ({FUNCTIONS}) as f
+              where pronargs > 0 and (proargnames is null or '' = any (proargnames[1:pronargs]))"
+        ),
+        "functions with arguments that cannot be given by name",
+    )
+    .await
+}
+
+#[tokio::test]
+async fn a_dump_keeps_every_table_but_those_that_tell_of_this_cluster() -> Result<()> {
+    let (_, left_out) = names(
+        "select r.relname::text
+           from pg_catalog.pg_class as r
+          where r.relnamespace = 'tollgate'::pg_catalog.regnamespace and r.relkind in ('r', 'S')
+            and r.oid not in (select pg_catalog.unnest(e.extconfig)
+                                from pg_catalog.pg_extension as e where e.extname = 'tollgate')",
+    )
+    .await?;
+    assert_eq!(left_out, NOT_DUMPED);
+    Ok(())
+}
+
+#[tokio::test]
+async fn everything_lies_in_our_schema() -> Result<()> {
+    none(
+        "select pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid)
+           from pg_catalog.pg_depend as d
+           join pg_catalog.pg_extension as e on e.oid = d.refobjid and e.extname = 'tollgate',
+                pg_catalog.pg_identify_object(d.classid, d.objid, d.objsubid) as o
+          where d.deptype = 'e' and o.type <> 'schema' and o.schema is distinct from 'tollgate'",
+        "objects outside the schema tollgate",
+    )
+    .await
+}
