@@ -29,6 +29,9 @@ const NARROWEST: u16 = 12;
 /// On both sides of a cell together.
 const PADDING: u16 = 2;
 
+/// Between two cells.
+const SEPARATOR: u16 = 1;
+
 /// Of a terminal that does not say how wide it is.
 const USUAL_WIDTH: u16 = 80;
 
@@ -197,7 +200,7 @@ pub fn table<const N: usize>(
 ) -> Text {
     let width = io::stdout().is_terminal().then(|| {
         let probe = Table::new();
-        probe.width().unwrap_or(USUAL_WIDTH)
+        probe.width().filter(|width| *width > 0).unwrap_or(USUAL_WIDTH)
     });
     Text(render(columns, rows, tone, width))
 }
@@ -241,7 +244,7 @@ fn render<const N: usize>(
         });
     }
     // What it cannot be cut to, it is wider by.
-    let needed = widths.iter().flatten().map(|width| width + PADDING).sum::<u16>();
+    let needed = widths.iter().flatten().map(|width| width + PADDING + SEPARATOR).sum::<u16>();
     table.set_width(width.max(needed));
     table.set_truncation_indicator("…");
     table.trim_fmt()
@@ -251,8 +254,8 @@ fn render<const N: usize>(
 fn fitted(columns: &[Column], content: &[u16], room: u16) -> Vec<Option<u16>> {
     let mut widths: Vec<Option<u16>> = content.iter().copied().map(Some).collect();
     loop {
-        let total: u32 = widths.iter().flatten().map(|width| u32::from(width + PADDING)).sum();
-        let Some(excess @ 1..) = total.checked_sub(u32::from(room)) else { return widths };
+        let total: u32 = widths.iter().flatten().map(|width| u32::from(width + PADDING + SEPARATOR)).sum();
+        let Some(excess @ 1..) = total.checked_sub(u32::from(room + SEPARATOR)) else { return widths };
         // The widest text first, down to what still says something.
         let widest = (0..columns.len())
             .filter(|&n| columns[n].fit == Fit::Cut)

@@ -289,7 +289,7 @@ mod tests {
         let task = Status { last_error: Some(error.clone()), ..Status::default() };
         let text = describe_daemon(&json!({"tasks": {"purge": task, "flush": Status::default()}}));
         let lines: Vec<&str> = text.as_str().lines().collect();
-        assert!(lines.iter().any(|line| line.starts_with("purge") && line.ends_with("x…")), "{lines:?}");
+        assert!(lines.iter().any(|line| line.starts_with(" purge ") && line.ends_with("x…")), "{lines:?}");
         assert!(lines.contains(&&*format!("purge: {error}")), "{lines:?}");
     }
 

@@ -265,7 +265,8 @@ pub(crate) fn end(argument: &str, end: Option<i64>) -> Result<(), Error> {
         _ => finite_end(argument, end)?,
     }
     let Some(longest) = guc::max_token_lifetime() else { return Ok(()) };
-    let allowed = format!("The setting tollgate.max_token_lifetime allows {} from now", lifetime_text(longest));
+    let allowed =
+        format!("The setting tollgate.max_token_lifetime allows {} from now", lifetime_text(longest));
     match remaining {
         Some(micros) if micros <= i128::from(longest) * SECOND => Ok(()),
         Some(_) => Err(Error::argument(

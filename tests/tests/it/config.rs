@@ -161,9 +161,9 @@ fn every_fault_is_told_at_once_before_connecting_and_without_a_password() -> Res
         "line 2: flush_interval: \"soon\"",
         "line 3: retention: a table does not fit here",
         "line 4: batch_size: \"0\"",
-        "line 5: audit_retention: \"0s\" cannot be used: it must be at least 1day; or as off, to keep all of it",
+        "line 5: audit_retention: \"0s\" cannot be used: it must be at least 1d; or as off, to keep all of it",
         "TOLLGATED_LOG_FORMAT: ",
-        "--purge-interval: \"3days\" cannot be used: it must be at most 1day",
+        "--purge-interval: \"3days\" cannot be used: it must be at most 1d",
         "a bad value for the option port",
         "an sslmode that does not exist",
     ] {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::common::{self, Shared, issue, issue_with, revoke};
 use crate::operator::{self, Db, OPERATOR};
+use crate::running::eventually_logs;
 use crate::web::{LONG, begin, eventually_answers, eventually_measures, get, metrics, request, run};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -282,17 +283,32 @@ async fn what_is_no_request_of_ours_is_refused_and_costs_nothing() -> Result<()>
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_said_at_the_start() -> Result<()> {
-    let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+async fn a_port_that_another_process_has_is_waited_for_and_taken_when_it_is_free() -> Result<()> {
+    const URL: &str = "postgresql://nobody@127.0.0.1:1/nowhere";
+    let (mut first, address) = run(URL, &[]).await?;
     let flag = format!("--http-address={address}");
-    let second = Tollgated::run("postgresql://nobody@127.0.0.1:1/nowhere", &["run", &flag])?;
-    assert_eq!(second.status.code(), Some(64));
-    let error = String::from_utf8(second.stderr)?;
-    assert!(error.contains("--http-address") && error.contains("off"), "{error}");
-    for wrong in ["localhost:9464", "9464"] {
+    let mut second = Tollgated::spawn(URL, &["run", &flag])?;
+    eventually_logs(&mut second, "is in use").await;
+    let mut third = Tollgated::spawn(URL, &["run", &flag])?;
+    eventually_logs(&mut third, "is in use").await;
+    // One that waits can be stopped.
+    third.terminate()?;
+    assert!(third.wait(LONG)?.success(), "{}", third.log());
+    first.terminate()?;
+    first.wait(LONG)?;
+    eventually_logs(&mut second, "serving HTTP").await;
+    Ok(())
+}
+
+#[test]
+fn an_address_that_can_never_be_listened_on_is_wrong_usage() -> Result<()> {
+    // The last one is of no machine.
+    for wrong in ["localhost:9464", "9464", "192.0.2.1:9464"] {
         let flag = format!("--http-address={wrong}");
         let refused = Tollgated::run("postgresql://nobody@127.0.0.1:1/nowhere", &["run", &flag])?;
         assert_eq!(refused.status.code(), Some(64), "{wrong}");
+        let error = String::from_utf8(refused.stderr)?;
+        assert!(error.contains("--http-address"), "{error}");
     }
     Ok(())
 }

@@ -36,6 +36,7 @@ mod leaks;
 mod lifecycle;
 mod limits;
 mod log_verifications;
+mod managing;
 mod network;
 mod operations;
 mod operator;

@@ -188,7 +188,7 @@ fn the_packages_install_on_a_clean_debian_and_serve_a_token() -> Result<()> {
     }
     assert_eq!(
         root.run("root", "stat -c '%U:%G %a' /etc/tollgated/tollgated.toml")?.trim(),
-        "root:tollgate 640"
+        "root:tollgated 640"
     );
     root.run("root", "pg_createcluster --encoding UTF8 15 main -- --no-sync && echo \"listen_addresses = ''\" >>/etc/postgresql/15/main/postgresql.conf")?;
     root.run(
@@ -196,8 +196,8 @@ fn the_packages_install_on_a_clean_debian_and_serve_a_token() -> Result<()> {
         "echo \"shared_preload_libraries = 'tollgate'\" >>/etc/postgresql/15/main/postgresql.conf",
     )?;
     root.run("root", "pg_ctlcluster 15 main start >/dev/null 2>&1 </dev/null")?;
-    root.sql("postgres", "create extension tollgate; create role tollgate login; create role web login")?;
-    root.sql("postgres", "select tollgate.grant_capability('tollgate', 'operator')")?;
+    root.sql("postgres", "create extension tollgate; create role tollgated login; create role web login")?;
+    root.sql("postgres", "select tollgate.grant_capability('tollgated', 'operator')")?;
 
     let unit = root.read("usr/lib/systemd/system/tollgated.service")?;
     let manager = start(&mut root, &unit)?;
@@ -212,7 +212,7 @@ fn the_packages_install_on_a_clean_debian_and_serve_a_token() -> Result<()> {
         std::thread::sleep(Duration::from_millis(100));
     }
     // As the daemon's user, with its own settings: nothing fails, and the daemon is seen.
-    let check = root.run("tollgate:tollgate", "tollgated check")?;
+    let check = root.run("tollgated:tollgated", "tollgated check")?;
     assert!(check.contains("without a failing task"), "{check}");
 
     let mut daemon = root.daemon.take().context("a daemon")?;

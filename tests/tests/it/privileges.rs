@@ -12,11 +12,12 @@ use tollgate_tests::DATABASE;
 static SHARED: Shared = Shared::new(&[]);
 
 /// What everyone may call: it discloses nothing but the caller's own context.
-const PUBLIC: [&str; 9] = [
+const PUBLIC: [&str; 10] = [
     "tollgate.client_ip_from(text,cidr[])",
     "tollgate.current_scopes()",
     "tollgate.current_token_id()",
     "tollgate.current_user_id()",
+    "tollgate.missing_privileges(text)",
     "tollgate.require_scope(text)",
     "tollgate.scope_grants(text[],text)",
     "tollgate.token_has_all_scopes(text[])",
