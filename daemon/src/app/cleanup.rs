@@ -39,7 +39,7 @@ pub struct Cleaned {
     pub purged_events: u64,
 }
 
-/// `progress` hears, after each batch, what is being done and how many there were so far.
+/// `progress` is called after each batch, with what is being done and the number so far.
 pub async fn clean_up(
     session: &mut Session,
     retention: &Retention,

@@ -39,7 +39,7 @@ impl Totals {
     }
 }
 
-/// Carries all that was counted before: here, and on these standbys. `progress` hears how many tokens it was so far.
+/// Carries all that was counted before: here, and on these standbys. `progress` is called with the number of tokens so far.
 pub async fn flush(session: &Session, standbys: Vec<Target>, progress: impl Fn(u64)) -> Result<Totals> {
     let mut totals = Totals::default();
     go_on(

@@ -110,13 +110,13 @@ async fn list(target: Target, options: ListOptions) -> Result<u8> {
     };
     let ListOptions { user, hint, name, status, limit, after, output } = options;
     let session = target.connect().await?;
-    let nobody = match &user {
+    let none = match &user {
         Some(user) => format!("{user} has no tokens"),
         None => "there are no tokens".to_owned(),
     };
     let filter = Filter { hint, name, status: status.map(TokenStatus::as_str) };
     let nothing =
-        if filter.is_empty() && after.is_none() { nobody } else { "there are no such tokens".to_owned() };
+        if filter.is_empty() && after.is_none() { none } else { "there are no such tokens".to_owned() };
     let rows = tokens::list(&session, Search { user, filter, limit, after });
     let list = List { key: "id", columns: COLUMNS, row, tone: status_tone };
     match list.print(rows, &output).await? {

@@ -519,6 +519,27 @@ mod tests {
     }
 
     #[test]
+    fn each_command_has_an_example_in_its_help() {
+        fn leaves(command: &clap::Command, path: &str, without: &mut Vec<String>) {
+            for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+                let path = format!("{path} {}", subcommand.get_name());
+                if subcommand.has_subcommands() {
+                    leaves(subcommand, &path, without);
+                    continue;
+                }
+                let help = subcommand.get_after_long_help().or(subcommand.get_after_help());
+                let help = help.map(ToString::to_string).unwrap_or_default();
+                if !help.lines().any(|line| line.trim() == path || line.contains(&format!("{path} "))) {
+                    without.push(path);
+                }
+            }
+        }
+        let mut without = Vec::new();
+        leaves(&Cli::command(), "tollgated", &mut without);
+        assert_eq!(without, Vec::<String>::new());
+    }
+
+    #[test]
     fn run_has_the_documented_defaults() {
         let options = run(&[]);
         assert_eq!(options.flush_interval, Duration::from_secs(5));
