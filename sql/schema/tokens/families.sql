@@ -139,24 +139,24 @@ COMMENT ON FUNCTION tollgate.limit_within(integer, interval, integer, interval) 
 CREATE FUNCTION tollgate.token_is_within(token tollgate.api_tokens, bound tollgate.api_tokens) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
     SELECT NOT EXISTS (SELECT FROM unnest($1.scopes) s WHERE NOT tollgate.scope_grants($2.scopes, s))
        AND coalesce($1.expires_at, 'infinity') <= coalesce($2.expires_at, 'infinity')
        AND tollgate.networks_contain($2.allowed_ips, $1.allowed_ips)
-       AND tollgate.limit_within($2.rate_limit, $2.rate_window, $1.rate_limit, $1.rate_window);
-END;
+       AND tollgate.limit_within($2.rate_limit, $2.rate_window, $1.rate_limit, $1.rate_window)
+$$;
 COMMENT ON FUNCTION tollgate.token_is_within(tollgate.api_tokens, tollgate.api_tokens) IS
     'Whether a token gives no more than another in scope, time, networks and limits. Internal.';
 
 CREATE FUNCTION tollgate.token_changes(before tollgate.api_tokens, after tollgate.api_tokens) RETURNS jsonb
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
     SELECT coalesce(jsonb_object_agg(b.key, jsonb_build_object('from', b.value, 'to', a.value)), '{}')
     FROM jsonb_each(to_jsonb($1)) b JOIN jsonb_each(to_jsonb($2)) a ON a.key = b.key
     WHERE a.value <> b.value
-      AND b.key = ANY ('{name,scopes,expires_at,metadata,allowed_ips,rate_limit,rate_window}');
-END;
+      AND b.key = ANY ('{name,scopes,expires_at,metadata,allowed_ips,rate_limit,rate_window}')
+$$;
 COMMENT ON FUNCTION tollgate.token_changes(tollgate.api_tokens, tollgate.api_tokens) IS
     'What an event says of a change of a token: {"key": {"from": …, "to": …}}. Internal.';
 

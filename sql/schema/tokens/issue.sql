@@ -59,11 +59,11 @@ COMMENT ON FUNCTION tollgate.check_token_fields(text[], text, text[], timestampt
 CREATE FUNCTION tollgate.issued_detail(token tollgate.api_tokens) RETURNS jsonb
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
     SELECT jsonb_strip_nulls(jsonb_build_object(
         'name', ($1).name, 'hint', ($1).hint, 'scopes', ($1).scopes, 'expires_at', ($1).expires_at, 'allowed_ips', ($1).allowed_ips,
-        'rate_limit', ($1).rate_limit, 'rate_window', ($1).rate_window, 'parent_id', ($1).parent_id, 'rotated_from', ($1).rotated_from));
-END;
+        'rate_limit', ($1).rate_limit, 'rate_window', ($1).rate_window, 'parent_id', ($1).parent_id, 'rotated_from', ($1).rotated_from))
+$$;
 COMMENT ON FUNCTION tollgate.issued_detail(tollgate.api_tokens) IS
     'What an event says of a token that was issued, in whatever way. Internal.';
 

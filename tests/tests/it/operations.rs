@@ -135,6 +135,7 @@ async fn a_dump_that_is_restored_elsewhere_is_whole() -> Result<()> {
 }
 
 #[tokio::test]
+#[ignore = "long: pg_upgrade, 30 s"]
 async fn a_server_is_upgraded_under_its_tokens() -> Result<()> {
     let Some(older) = Install::older()? else {
         ensure!(
