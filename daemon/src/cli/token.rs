@@ -186,8 +186,12 @@ fn known(token: &Document) -> Vec<(&'static str, String)> {
     .into_iter()
     .filter(|(_, key)| token.has(key))
     .map(|(name, key)| {
-        let time = key.ends_with("_at");
-        (name, if time { token.moment(key) } else { token.field(key) })
+        let value = match key {
+            "rate_window" => token.duration(key),
+            _ if key.ends_with("_at") => token.moment(key),
+            _ => token.field(key),
+        };
+        (name, value)
     })
     .collect()
 }
@@ -312,7 +316,11 @@ fn verdict(verification: &Document) -> Vec<(&'static str, String)> {
         ("retry after", "retry_after"),
     ] {
         if verification.has(key) {
-            let value = if key == "expires_at" { verification.moment(key) } else { verification.field(key) };
+            let value = match key {
+                "expires_at" => verification.moment(key),
+                "retry_after" => verification.duration(key),
+                _ => verification.field(key),
+            };
             facts.push((name, value));
         }
     }

@@ -385,7 +385,7 @@ pub(crate) fn prefix(value: Option<&str>) -> Result<Prefix, Error> {
             "prefix",
             error.to_string(),
             "",
-            "Leave it NULL for the prefix that the setting tollgate.token_prefix names.",
+            "Leave it out for the prefix that the setting tollgate.token_prefix names.",
         )
     })
 }

@@ -305,7 +305,8 @@ fn contract() -> Result<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemon/src/contract");
     let mut text = String::new();
     for file in std::fs::read_dir(folder)? {
-        text.push_str(&std::fs::read_to_string(file?.path())?);
+        let file = std::fs::read_to_string(file?.path())?;
+        text.push_str(file.split("#[cfg(test)]").next().unwrap_or_default());
     }
     Ok(text)
 }
