@@ -182,6 +182,14 @@ pgbouncer: $(DEV)/pgbouncer
 $(DEV)/pgbouncer:
 	@tests/setup/pgbouncer.sh $@
 
+# For the tests of what Prometheus makes of the metrics and the alerts.
+.PHONY: promtool
+promtool: $(DEV)/promtool
+	@:
+
+$(DEV)/promtool:
+	@tests/setup/promtool.sh $@
+
 .PHONY: toolchain
 toolchain: $(LIBCLANG) $(CARGO_PGRX)
 

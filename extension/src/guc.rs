@@ -24,6 +24,7 @@ static ACCEPT_FOREIGN_TOKENS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static IDENTITY_CHANGES: GucSetting<bool> = GucSetting::<bool>::new(false);
 static NOTIFY: GucSetting<bool> = GucSetting::<bool>::new(true);
 static MIN_AUDIT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 86_400);
+static MIN_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 86_400);
 static MAX_WEBHOOK_BACKLOG: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static TOKEN_PREFIX: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 
@@ -136,6 +137,18 @@ pub(crate) fn init() {
         c"In seconds; purge_audit_log() refuses to remove younger ones. The default is a month, in which somebody will have \
           looked: who may purge the log, as the daemon's role may, could else remove the traces of what it did.",
         &MIN_AUDIT_RETENTION,
+        0,
+        i32::MAX,
+        GucContext::Suset,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"tollgate.min_retention",
+        c"How long tokens that ended, usage and undeliverable webhook messages are kept at least.",
+        c"In seconds; purge_tokens(), purge_usage() and purge_webhook_deliveries() refuse to delete younger ones. The default is \
+          a month, for the same reason as that of tollgate.min_audit_retention: what a bill or an inquiry needs must not \
+          depend on the daemon's role.",
+        &MIN_RETENTION,
         0,
         i32::MAX,
         GucContext::Suset,

@@ -99,7 +99,7 @@ if [ -z "$long${ONLY-}" ]; then
     done
 fi
 
-make --no-print-directory pgbouncer binaries
+make --no-print-directory pgbouncer promtool binaries
 export TOLLGATE_TEST_TOLLGATED=$DEV/bin/tollgated
 for major in "${majors[@]}"; do make --no-print-directory install PG="$major"; done
 echo "==> building the client tests"

@@ -1,6 +1,7 @@
 //! The daemon under test, as a real process.
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -55,8 +56,17 @@ impl Tollgated {
         let mut command = Account::unprivileged()?.command(PathBuf::from(binary));
         command.env("DATABASE_URL", database_url).env("RUST_BACKTRACE", "1").current_dir("/");
         // Many run beside one another: those that are asked for something take a port of their own.
-        command.env("TOLLGATED_HTTP_ADDRESS", "off");
+        command.env("TOLLGATED_OPS_ADDRESS", "off");
         Ok(command)
+    }
+
+    /// The address on which it serves HTTP: that of its listener `ops` or `api`. None until it does.
+    pub fn address(&self, listener: &str) -> Option<SocketAddr> {
+        let is_it =
+            |line: &serde_json::Value| line["message"] == "serving HTTP" && line["listener"] == listener;
+        let log = self.log();
+        let mut lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        lines.find(is_it)?["address"].as_str()?.parse().ok()
     }
 
     pub fn spawn_command(command: &mut Command) -> Result<Self> {

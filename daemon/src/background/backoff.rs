@@ -1,19 +1,19 @@
-//! How long to wait before trying again: ever longer, never long, and never in step with anybody else.
+//! How long to wait between attempts: longer each time, up to a few seconds, and not in step with other processes.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
 const FIRST: Duration = Duration::from_millis(200);
-/// Short enough that a server that comes back is served soon, long enough not to hamper its recovery. Jitter adds up to
-/// as much again.
+/// Short enough that a server that recovers is used soon, long enough not to slow its recovery. Jitter adds up to as much
+/// again.
 const LONGEST: Duration = Duration::from_secs(5);
 
 /// Delays without end.
 #[derive(Debug)]
 pub struct Delays(ExponentialBackoff);
 
-/// Begins anew; to be called after every success.
+/// From the first delay on; to be called after every success.
 pub fn delays() -> Delays {
     Delays(
         ExponentialBuilder::new()

@@ -2,7 +2,7 @@
 //!
 //! A task is woken by a signal and by a period, takes no input, is idempotent, and does a bounded piece of work per run.
 //! So a lost signal costs at most a period, a run that is repeated or cut short does no harm, and no task keeps
-//! another or the shutdown waiting. What each run came to is on the [`TaskStatuses`].
+//! another or the shutdown waiting. The outcome of each run is in [`TaskStatuses`].
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -30,7 +30,7 @@ pub trait Task: Send + 'static {
     /// Does one bounded piece of work. Once `stop` is cancelled it begins nothing new, but finishes what it has begun.
     fn run(&mut self, stop: &CancellationToken) -> impl Future<Output = Result<Report>> + Send;
 
-    /// What is still to be done when the process stops; by default nothing. Its time is the shutdown's grace.
+    /// Work that remains when the process stops; by default none. The shutdown's grace bounds it.
     fn finish(&mut self) -> impl Future<Output = Result<Option<Report>>> + Send {
         async { Ok(None) }
     }
@@ -43,7 +43,7 @@ pub struct Report {
     pub items: u64,
     /// There is more to do: run again at once.
     pub more: bool,
-    /// Why there is nothing to do although there might be; logged when it changes.
+    /// Why the task cannot do its work; logged when it changes.
     pub note: Option<String>,
 }
 
@@ -56,15 +56,15 @@ pub struct Schedule {
     pub limit: Duration,
 }
 
-/// How a task fares. Times are wall-clock, durations are measured.
+/// The status of a task. Times are wall-clock, durations are measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
     pub period_seconds: f64,
     pub running: bool,
-    /// Of those tasks that one daemon does for all: whether it is this one.
+    /// Whether this daemon leads the task; None for tasks without a leader.
     pub leads: Option<bool>,
-    /// And when it last was.
+    /// When it last led.
     pub led_at: Option<Timestamp>,
     pub runs: u64,
     pub last_started_at: Option<Timestamp>,
@@ -128,7 +128,7 @@ impl TaskStatuses {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Status>> {
-        // Every change is a few plain assignments: what a panic left behind is still a status.
+        // Every change is a few plain assignments, so a panic leaves a valid status.
         self.statuses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -148,17 +148,17 @@ impl Driver {
         Self { shutdown, statuses, run_grace: grace / 2, restored: None }
     }
 
-    /// Whoever waits after a failure tries again when this changes: there is a way to the server again.
+    /// A task that waits after a failure runs again when this changes: the server can be reached again.
     #[must_use]
     pub fn retry_when(mut self, restored: watch::Receiver<u64>) -> Self {
         self.restored = Some(restored);
         self
     }
 
-    /// [`Driver::start`], for a task that one of several daemons does for all: only while this one leads.
+    /// [`Driver::start`], for a task that only the leader among several daemons runs.
     pub fn start_led<T: Task>(&self, task: T, schedule: Schedule, signal: Signal) {
         let leadership = self.statuses.leadership.clone();
-        leadership.stand(task.name());
+        leadership.compete_for(task.name());
         self.launch(task, schedule, signal, Some(leadership));
     }
 
@@ -178,7 +178,7 @@ impl Driver {
             stop: self.shutdown.token().clone(),
             run_grace: self.run_grace,
             statuses: self.statuses.clone(),
-            complaint: FailureLog::default(),
+            failure_log: FailureLog::default(),
             note: None,
             leadership,
             restored: self.restored.clone(),
@@ -196,13 +196,13 @@ struct Run<T> {
     stop: CancellationToken,
     run_grace: Duration,
     statuses: TaskStatuses,
-    complaint: FailureLog,
+    failure_log: FailureLog,
     note: Option<String>,
     leadership: Option<Leadership>,
     restored: Option<watch::Receiver<u64>>,
 }
 
-/// What comes after a run.
+/// What follows a run.
 #[derive(Debug, PartialEq)]
 enum Next {
     AtOnce,
@@ -221,7 +221,7 @@ impl<T: Task> Run<T> {
             {
                 tokio::select! {
                     () = self.stop.cancelled() => {}
-                    () = leadership.led(self.name) => {}
+                    () = leadership.until_leading(self.name) => {}
                 }
                 continue;
             }
@@ -261,7 +261,7 @@ impl<T: Task> Run<T> {
             .and_then(|wait| Timestamp::now().checked_add(wait).ok());
         self.statuses.update(self.name, |status| status.next_run_at = due);
         match next {
-            // Others get their turn in between.
+            // Other tasks run in between.
             Next::AtOnce => tokio::task::yield_now().await,
             Next::Wait(wait) => {
                 tokio::select! {
@@ -300,12 +300,12 @@ impl<T: Task> Run<T> {
                 crate::process::duration::text(round(started.elapsed()))
             )))
         });
-        self.post(started, &result);
-        self.tell(&result);
+        self.record(started, &result);
+        self.log_outcome(&result);
         result
     }
 
-    /// Whatever comes of it, nothing follows: it is told, but neither counted against the task nor retried.
+    /// Its outcome is logged, but neither counted against the task nor retried.
     async fn finish(&mut self) {
         let started = Instant::now();
         let result = match self.task.finish().await {
@@ -313,7 +313,7 @@ impl<T: Task> Run<T> {
             Ok(Some(report)) => Ok(report),
             Err(error) => Err(error),
         };
-        self.post(started, &result);
+        self.record(started, &result);
         match result {
             Ok(report) => {
                 tracing::info!(task = self.name, items = report.items, "last run before stopping: done");
@@ -322,8 +322,8 @@ impl<T: Task> Run<T> {
         }
     }
 
-    /// Puts the outcome of a run on the statuses.
-    fn post(&self, started: Instant, result: &Result<Report>) {
+    /// Updates the status after a run.
+    fn record(&self, started: Instant, result: &Result<Report>) {
         let took = started.elapsed();
         self.statuses.update(self.name, |status| {
             status.running = false;
@@ -351,11 +351,11 @@ impl<T: Task> Run<T> {
         });
     }
 
-    /// Logs the outcome of a run, as far as it is news.
-    fn tell(&mut self, result: &Result<Report>) {
+    /// Logs the outcome of a run if it differs from the last.
+    fn log_outcome(&mut self, result: &Result<Report>) {
         match result {
             Ok(report) => {
-                if let Some(tally) = self.complaint.recovered() {
+                if let Some(tally) = self.failure_log.recovered() {
                     tracing::info!(
                         task = self.name,
                         failures = tally.failures,
@@ -363,14 +363,14 @@ impl<T: Task> Run<T> {
                         crate::process::duration::text(round(tally.lasting))
                     );
                 }
-                self.tell_note(report);
+                self.log_note(report);
                 tracing::debug!(task = self.name, items = report.items, more = report.more, "ran");
             }
             Err(error) => {
                 let tally = match error.kind() {
-                    // That the server is out of reach is said for all tasks by whoever makes the connections.
+                    // A server that cannot be reached is logged once for all tasks, where connections are made.
                     Kind::Unreachable | Kind::Stopping => None,
-                    _ => self.complaint.failed(&error.to_string()),
+                    _ => self.failure_log.failed(&error.to_string()),
                 };
                 match tally {
                     Some(tally) => {
@@ -382,7 +382,7 @@ impl<T: Task> Run<T> {
         }
     }
 
-    fn tell_note(&mut self, report: &Report) {
+    fn log_note(&mut self, report: &Report) {
         if report.note == self.note {
             return;
         }
@@ -395,7 +395,7 @@ impl<T: Task> Run<T> {
     }
 }
 
-/// Never, if there is nothing to change.
+/// Never, if there is nothing to watch.
 async fn changed(watched: &mut Option<watch::Receiver<u64>>) {
     if let Some(watched) = watched
         && watched.changed().await.is_ok()
@@ -575,7 +575,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failure_is_on_the_board_until_a_run_succeeds() {
+    async fn a_failure_stays_in_the_status_until_a_run_succeeds() {
         let stage = Stage::play((0..100).map(|_| Act::Fail));
         stage.pass(5).await;
         let status = stage.status();
@@ -655,7 +655,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_note_stays_on_the_board_while_it_holds() {
+    async fn a_note_stays_in_the_status_while_it_holds() {
         let off = || Act::Report(Report { note: Some("metering off".into()), ..Report::default() });
         let stage = Stage::play([off(), off()]);
         stage.pass(15).await;

@@ -1,6 +1,6 @@
-//! Which of several daemons does the work of which only one is needed.
+//! Leadership: of several daemons, one runs the tasks that need to run only once.
 //!
-//! Leadership of a task is a session lock of the server's, which `tollgate.acquire_leadership()` takes and no other function
+//! Leadership of a task is a session lock in the server, which `tollgate.acquire_leadership()` takes and no other function
 //! can, on a connection that serves nothing else. Two clocks bound it:
 //!
 //! - The server ends the session of a leader it has not heard from for [`SERVER_PATIENCE`]: one that is frozen or cut off
@@ -9,11 +9,11 @@
 //!   shorter, so a daemon that was frozen finds itself no leader before it does anything, and two never begin a run at
 //!   the same time.
 //!
-//! A run that has begun may still send a statement after a freeze in its midst. The statement names the [`Fence`] that was
-//! given out with the lock, and the server refuses it if another came to lead meanwhile.
+//! A run may still send a statement after the process was frozen during it. The statement carries the [`Fence`] that came with
+//! the lock, and the server refuses it if another daemon has led since.
 //!
-//! The same connection is the first to notice a dead network, since it asks once a second: then all others are cut, and
-//! told when there is a way again.
+//! The same connection is the first to notice a dead network, since it asks once a second: then all other connections are cut,
+//! and tasks that back off are woken once the server can be reached again.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,7 +38,7 @@ const ANSWER: Duration = Duration::from_secs(3);
 const LEASE: Duration = Duration::from_secs(3);
 /// After this silence the server gives the locks to another. Longer than [`LEASE`].
 const SERVER_PATIENCE: Duration = Duration::from_millis(4500);
-/// Between attempts to connect: short, since everything else waits for this one.
+/// Between attempts to connect: short, since all led tasks wait for it.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// A task's leadership as [`Leadership::snapshot`] shows it.
@@ -57,7 +57,7 @@ pub struct Leadership(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    seats: Mutex<BTreeMap<String, TaskState>>,
+    tasks: Mutex<BTreeMap<String, TaskState>>,
     changed: Notify,
 }
 
@@ -67,39 +67,39 @@ struct TaskState {
     until: Option<Instant>,
     /// How often it was won.
     terms: u64,
-    /// The last that was given out to us. Kept beyond the lease, for the last run before the process ends: whether it
-    /// still counts is the server's to say.
+    /// The last that we were given. Kept beyond the lease, for the last run before the process ends: the server decides
+    /// whether it is still valid.
     fence: Option<i64>,
     last_at: Option<Timestamp>,
 }
 
 impl Leadership {
-    /// Stands for a seat. To be called before [`run`] begins.
-    pub fn stand(&self, seat: &str) {
-        self.seats().entry(seat.to_owned()).or_default();
+    /// Competes for the leadership of a task. To be called before [`run`] begins.
+    pub fn compete_for(&self, task: &str) {
+        self.tasks().entry(task.to_owned()).or_default();
     }
 
-    pub fn leads(&self, seat: &str) -> bool {
-        self.seats().get(seat).is_some_and(TaskState::holds)
+    pub fn leads(&self, task: &str) -> bool {
+        self.tasks().get(task).is_some_and(TaskState::holds)
     }
 
     /// Waits until this daemon leads.
-    pub async fn led(&self, seat: &str) {
+    pub async fn until_leading(&self, task: &str) {
         loop {
             let changed = self.0.changed.notified();
             tokio::pin!(changed);
             // Before looking, so that no change falls between.
             changed.as_mut().enable();
-            if self.leads(seat) {
+            if self.leads(task) {
                 return;
             }
             changed.await;
         }
     }
 
-    /// What a statement of the task is to name; `None` if this daemon never led it.
+    /// What a statement of the task carries; `None` if this daemon never led it.
     pub fn fence(&self, task: &'static str) -> Option<Fence> {
-        self.seats().get(task).and_then(|seat| seat.fence).map(|number| Fence { task, number })
+        self.tasks().get(task).and_then(|state| state.fence).map(|number| Fence { task, number })
     }
 
     /// [`Leadership::fence`], for a run that begins because this daemon leads.
@@ -107,43 +107,43 @@ impl Leadership {
         self.fence(task).ok_or_else(|| Error::failed(format!("this daemon does not lead the task {task}")))
     }
 
-    /// Every seat.
+    /// Every task.
     pub fn snapshot(&self) -> BTreeMap<String, Led> {
-        let led = |seat: &TaskState| Led { now: seat.holds(), terms: seat.terms, last_at: seat.last_at };
-        self.seats().iter().map(|(name, seat)| (name.clone(), led(seat))).collect()
+        let led = |state: &TaskState| Led { now: state.holds(), terms: state.terms, last_at: state.last_at };
+        self.tasks().iter().map(|(name, state)| (name.clone(), led(state))).collect()
     }
 
-    /// Says whether anything changed.
+    /// Returns whether anything changed.
     fn confirm(&self, held: &BTreeMap<String, Option<i64>>, asked: Instant) -> bool {
-        let mut news = false;
-        for (name, seat) in self.seats().iter_mut() {
+        let mut changed = false;
+        for (name, state) in self.tasks().iter_mut() {
             let fence = held.get(name).copied().flatten();
             let holds = fence.is_some();
             if holds {
-                seat.fence = fence;
-                seat.last_at = Some(Timestamp::now());
+                state.fence = fence;
+                state.last_at = Some(Timestamp::now());
             }
-            if holds && seat.until.is_none() {
-                seat.terms += 1;
-                news = true;
+            if holds && state.until.is_none() {
+                state.terms += 1;
+                changed = true;
                 tracing::info!(task = name, "leads");
-            } else if !holds && seat.until.is_some() {
-                news = true;
+            } else if !holds && state.until.is_some() {
+                changed = true;
             }
             // A freeze between asking and here must not lengthen the lease.
-            seat.until = holds.then(|| asked + LEASE);
+            state.until = holds.then(|| asked + LEASE);
         }
-        if news {
+        if changed {
             self.0.changed.notify_waiters();
         }
-        news
+        changed
     }
 
-    /// Says whether there was anything to lose.
+    /// Returns whether there was anything to lose.
     fn lose(&self) -> bool {
         let mut lost = Vec::new();
-        for (name, seat) in self.seats().iter_mut() {
-            if seat.until.take().is_some() {
+        for (name, state) in self.tasks().iter_mut() {
+            if state.until.take().is_some() {
                 lost.push(name.clone());
             }
         }
@@ -154,9 +154,9 @@ impl Leadership {
         !lost.is_empty()
     }
 
-    fn seats(&self) -> MutexGuard<'_, BTreeMap<String, TaskState>> {
+    fn tasks(&self) -> MutexGuard<'_, BTreeMap<String, TaskState>> {
         // Each change is a plain assignment.
-        self.0.seats.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -166,28 +166,28 @@ impl TaskState {
     }
 }
 
-/// Holds and seeks leadership until `stop`, through every loss of the connection.
+/// Keeps and seeks leadership until `stop`, through every loss of the connection.
 ///
-/// `news` is woken at each gain and loss.
+/// `changed` is woken at each gain and loss.
 pub async fn run(
     database: Database,
     leadership: Leadership,
-    news: Signal,
+    changed: Signal,
     stop: CancellationToken,
 ) -> Result<()> {
     let mut failed = false;
-    let mut complaint = FailureLog::default();
+    let mut failure_log = FailureLog::default();
     loop {
         let error = tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            result = reign(&database, &leadership, &news, &mut failed, &mut complaint) => match result {
+            result = keep_leadership(&database, &leadership, &changed, &mut failed, &mut failure_log) => match result {
                 Ok(never) => match never {},
                 Err(error) => error,
             },
         };
         if leadership.lose() {
-            news.wake();
+            changed.wake();
         }
         // Once, at the moment of the loss: a connection that is made while this one cannot be is a good one.
         if error.kind() == Kind::ConnectionLost && !failed {
@@ -195,7 +195,7 @@ pub async fn run(
             database.cut();
             failed = true;
         } else if !matches!(error.kind(), Kind::Unreachable | Kind::ConnectionLost)
-            && let Some(tally) = complaint.failed(&error.to_string())
+            && let Some(tally) = failure_log.failed(&error.to_string())
         {
             tracing::warn!(failures = tally.failures, %error, "cannot stand for leadership, will try again");
         }
@@ -207,12 +207,12 @@ pub async fn run(
 }
 
 /// One connection's life.
-async fn reign(
+async fn keep_leadership(
     database: &Database,
     leadership: &Leadership,
-    news: &Signal,
+    changed: &Signal,
     failed: &mut bool,
-    complaint: &mut FailureLog,
+    failure_log: &mut FailureLog,
 ) -> Result<std::convert::Infallible> {
     // `run` looks after the shutdown.
     let session = database.connect(&CancellationToken::new()).await?;
@@ -225,7 +225,7 @@ async fn reign(
         .await
         .doing("set up the leader's session")?;
     if std::mem::take(failed) {
-        // Those that tried at the same time as we did, and hang, are not waited for.
+        // Attempts that began at the same time, and hang, are not waited for.
         database.restore();
     }
     loop {
@@ -236,17 +236,17 @@ async fn reign(
                 format!("no answer from the server within {}", crate::process::duration::text(ANSWER)),
             )
         })??;
-        complaint.recovered();
+        failure_log.recovered();
         if leadership.confirm(&held, asked) {
-            news.wake();
+            changed.wake();
         }
         tokio::time::sleep_until(asked + PERIOD).await;
     }
 }
 
-/// The fences of the seats, of those that are ours, after asking for those that are not.
+/// Asks for leadership of every task, and returns the fences of those that we lead.
 async fn ask(session: &Session, leadership: &Leadership) -> Result<BTreeMap<String, Option<i64>>> {
-    let names: Vec<String> = leadership.seats().keys().cloned().collect();
+    let names: Vec<String> = leadership.tasks().keys().cloned().collect();
     contract::acquire_leadership(&**session, &names).await
 }
 
@@ -264,10 +264,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn leadership_ends_with_its_lease_even_if_nobody_says_so() {
+    async fn leadership_ends_with_its_lease_even_without_an_answer() {
         let leadership = Leadership::default();
-        leadership.stand("purge");
-        leadership.stand("seal");
+        leadership.compete_for("purge");
+        leadership.compete_for("seal");
         leadership.confirm(&held(&["purge"]), Instant::now());
         assert!(leadership.leads("purge") && !leadership.leads("seal"));
         tokio::time::sleep(LEASE).await;
@@ -281,7 +281,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_was_asked_for_before_a_freeze_confirms_nothing() {
         let leadership = Leadership::default();
-        leadership.stand("purge");
+        leadership.compete_for("purge");
         let asked = Instant::now();
         tokio::time::sleep(Duration::from_secs(60)).await;
         leadership.confirm(&held(&["purge"]), asked);
@@ -289,12 +289,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_for_leadership_hears_of_it_and_of_its_loss() {
+    async fn a_waiting_task_starts_when_leadership_is_gained_and_stops_when_it_is_lost() {
         let leadership = Leadership::default();
-        leadership.stand("purge");
+        leadership.compete_for("purge");
         let waiting = tokio::spawn({
             let leadership = leadership.clone();
-            async move { leadership.led("purge").await }
+            async move { leadership.until_leading("purge").await }
         });
         tokio::task::yield_now().await;
         leadership.confirm(&held(&["purge"]), Instant::now());

@@ -1,7 +1,7 @@
 //! Tasks of which one daemon does all the work, and which no daemon has led for some time.
 //!
-//! It takes a session that holds the lock and is no daemon, or daemons that cannot ask for it: each of them works, so nothing
-//! else would show that the task does not.
+//! The cause is a session that holds the lock and is no daemon, or daemons that cannot ask for it: each of them works, so
+//! nothing but this shows that the task is not run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,15 +12,15 @@ use serde_json::Value;
 
 use crate::background::driver::Status;
 
-/// A daemon that was not heard of for longer counts as gone. It reports every ten seconds.
+/// A daemon that has not reported for longer counts as gone. It reports every ten seconds.
 pub const GONE_AFTER_SECONDS: f64 = 60.0;
 /// Of a task's periods.
 const PATIENCE: u32 = 3;
 /// No period counts as shorter: reports are as old as that.
 const SHORTEST: Duration = Duration::from_secs(10);
 
-/// The tasks that were found so at the last two looks; shared by who looks and who says so. At one, since after an outage the
-/// reports are from before it.
+/// The tasks that were found leaderless at each of the last two looks, since after an outage the reports of one look may be
+/// older than it.
 #[derive(Clone, Debug, Default)]
 pub struct LeaderlessTasks(Arc<Mutex<Looks>>);
 
@@ -56,7 +56,7 @@ pub fn is_alive(daemon: &Value) -> bool {
         .is_some_and(|seconds| seconds <= GONE_AFTER_SECONDS)
 }
 
-/// By the rows of `tollgate.daemons`: each task that a daemon stands for and none has led for three periods, and for how long.
+/// From the rows of `tollgate.daemons`: each task that a daemon competes for and none has led for three periods, and for how long.
 pub fn leaderless(daemons: &[Value], now: Timestamp) -> BTreeMap<String, Duration> {
     let mut tasks: BTreeMap<String, TaskState> = BTreeMap::new();
     for daemon in daemons {
@@ -68,17 +68,17 @@ pub fn leaderless(daemons: &[Value], now: Timestamp) -> BTreeMap<String, Duratio
         for (task, status) in serde_json::from_value::<BTreeMap<String, Status>>(statuses).unwrap_or_default()
         {
             let Some(leads) = status.leads else { continue };
-            let seat = tasks.entry(task).or_default();
-            seat.last_at = seat.last_at.max(status.led_at);
+            let state = tasks.entry(task).or_default();
+            state.last_at = state.last_at.max(status.led_at);
             if alive {
-                seat.led |= leads;
-                seat.wanted_since = [seat.wanted_since, since].into_iter().flatten().min();
+                state.led |= leads;
+                state.wanted_since = [state.wanted_since, since].into_iter().flatten().min();
                 let period = Duration::try_from_secs_f64(status.period_seconds).unwrap_or_default();
-                seat.period = seat.period.max(period);
+                state.period = state.period.max(period);
             }
         }
     }
-    tasks.into_iter().filter_map(|(task, seat)| Some((task, seat.leaderless_for(now)?))).collect()
+    tasks.into_iter().filter_map(|(task, state)| Some((task, state.leaderless_for(now)?))).collect()
 }
 
 #[derive(Default)]
@@ -91,7 +91,7 @@ struct TaskState {
 
 impl TaskState {
     fn leaderless_for(&self, now: Timestamp) -> Option<Duration> {
-        // Before any daemon was there to lead it, nothing was wrong with the task.
+        // Before any daemon was there to lead it, the task was not expected to run.
         let since = self.wanted_since?.max(self.last_at.unwrap_or(Timestamp::MIN));
         let lasting = now.duration_since(since).max(SignedDuration::ZERO).unsigned_abs();
         (!self.led && lasting > self.period.max(SHORTEST) * PATIENCE).then_some(lasting)
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_nobody_led_for_three_periods_is_named() {
+    fn a_task_without_a_leader_for_three_periods_is_named() {
         let waiting = daemon(1.0, false, None, 20.0);
         assert_eq!(tasks(std::slice::from_ref(&waiting), 60), Vec::<String>::new());
         assert_eq!(tasks(std::slice::from_ref(&waiting), 61), ["purge"]);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_two_looks_have_found_is_told() {
+    fn only_a_task_that_two_looks_found_is_reported() {
         let leaderless = LeaderlessTasks::default();
         let found = || BTreeMap::from([("purge".to_owned(), Duration::from_secs(60))]);
         leaderless.put(found());

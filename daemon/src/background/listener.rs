@@ -1,7 +1,7 @@
-//! Hears of urgent events and wakes whoever waits for them.
+//! Listens for urgent events and wakes the tasks and streams that wait for them.
 //!
-//! A notification is a wake-up and nothing more: it is lost when nobody listens and in a fail-over, so its payload is not
-//! even looked at, and what it tells of is read from the log. LISTEN comes first and the wake-up after it, so that
+//! A notification is a wake-up and nothing more: it is lost while the daemon does not listen and in a fail-over, so its payload
+//! is ignored, and events are read from the log. LISTEN comes first and the wake-up after it, so that
 //! nothing falls between the two.
 
 use std::time::Duration;
@@ -20,43 +20,43 @@ use crate::postgres::pool::{Database, Session};
 use crate::process::counters;
 use crate::process::failure_log::{FailureLog, round};
 
-/// A listener does nothing but wait, so a dead connection would not show: it is asked for a sign of life.
+/// A listener only waits, so it would not notice a dead connection without asking the server.
 const PING_PERIOD: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long our own notification may take to come back.
+/// How long our own notification may take to arrive.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Listens until `stop`, through every loss of the connection.
 ///
-/// That the listening connection breaks is often the first sign that the server is gone: what was observed of it is then
-/// forgotten, and looked for anew.
+/// A broken listening connection is often the first sign that the server is gone: the last observation of the server is then
+/// dropped, and made again.
 pub async fn run(
     database: Database,
     signals: Vec<Signal>,
     (seen, look_now): (LatestObservation, Signal),
     stop: CancellationToken,
 ) -> Result<()> {
-    let mut complaint = FailureLog::default();
+    let mut failure_log = FailureLog::default();
     let mut retries = backoff::delays();
     let mut first = true;
     let mut restored = database.restored();
     while !stop.is_cancelled() {
         restored.mark_unchanged();
-        let error = match listen(&database, &signals, &stop, &mut complaint, &mut retries, first).await {
+        let error = match listen(&database, &signals, &stop, &mut failure_log, &mut retries, first).await {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
         seen.forget();
         look_now.wake();
         first = false;
-        // Those that could not connect are told of by whoever makes the connections.
+        // A server that cannot be reached is logged where connections are made.
         if error.kind() != Kind::Unreachable
-            && let Some(tally) = complaint.failed(&error.to_string())
+            && let Some(tally) = failure_log.failed(&error.to_string())
         {
             tracing::warn!(
                 failures = tally.failures,
                 %error,
-                "cannot hear of events at once; they are found by looking for them periodically"
+                "cannot listen for events; the periodic scan finds them"
             );
         }
         tokio::select! {
@@ -73,7 +73,7 @@ async fn listen(
     database: &Database,
     signals: &[Signal],
     stop: &CancellationToken,
-    complaint: &mut FailureLog,
+    failure_log: &mut FailureLog,
     retries: &mut backoff::Delays,
     first: bool,
 ) -> Result<()> {
@@ -87,17 +87,17 @@ async fn listen(
     }
     *retries = backoff::delays();
     counters::LISTENS.add(1);
-    match complaint.recovered() {
+    match failure_log.recovered() {
         Some(tally) => {
             tracing::info!(
-                "hears of events at once again after {}",
+                "listens for events again after {}",
                 crate::process::duration::text(round(tally.lasting))
             );
         }
         None if first => tracing::info!(channel = CHANNEL, "listening"),
         None => tracing::debug!(channel = CHANNEL, "listening"),
     }
-    // Whatever was notified while nobody listened.
+    // For notifications that were sent while nothing listened.
     signals.iter().for_each(Signal::wake);
     loop {
         tokio::select! {
@@ -126,8 +126,8 @@ pub async fn begin(session: &mut Session) -> Result<()> {
     prove(client, notifications).await
 }
 
-/// Sends a notification to ourselves and waits for it. A pooler that hands each transaction to another server session
-/// accepts LISTEN and then delivers nothing: that shows only this way.
+/// Sends a notification to ourselves and waits for it: a pooler that hands each transaction to another server session accepts
+/// LISTEN and then delivers nothing.
 async fn prove(client: &Client, notifications: &mut mpsc::Receiver<Notification>) -> Result<()> {
     const DOING: &str = "prove that LISTEN works";
     // A channel of its own, so that other listeners are not woken.

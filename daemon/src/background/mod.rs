@@ -1,4 +1,4 @@
-//! What runs in the daemon without being asked: the tasks, the driver that runs them, who leads them, and how they stop.
+//! What runs in the background: the tasks, the driver that runs them, their leadership, and the shutdown.
 
 pub mod backoff;
 pub mod driver;

@@ -1,7 +1,7 @@
 //! How the process ends: one token that everything waits on, one tracker that everything runs in.
 //!
-//! What runs here is long-lived: it ends because it is told to. If it ends by itself, the process would go on looking
-//! healthy without it, so that is a fault which stops everything else and is named.
+//! Everything that runs here is long-lived and ends only on request. If it ends by itself, the process would look healthy
+//! without it, so that is a fault, which is logged by name and stops everything else.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -39,7 +39,7 @@ impl Shutdown {
         self.token.cancel();
     }
 
-    /// What ended by itself, and why: the reason for a shutdown that nobody asked for.
+    /// What ended by itself, and why: the reason for an unrequested shutdown.
     pub fn fault(&self) -> Option<&str> {
         self.fault.get().map(String::as_str)
     }
@@ -64,7 +64,7 @@ impl Shutdown {
             let asked = shutdown.token.is_cancelled();
             let fault = match ended {
                 Ok(Ok(())) if asked => None,
-                Ok(Ok(())) => Some(format!("{name} ended although nobody asked it to")),
+                Ok(Ok(())) => Some(format!("{name} ended without being asked to")),
                 Ok(Err(error)) if asked => {
                     tracing::warn!(task = name, %error, "failed while stopping");
                     None

@@ -1,4 +1,4 @@
-//! What wakes a task or a stream early.
+//! Wakes a task or a stream early.
 
 use std::sync::Arc;
 

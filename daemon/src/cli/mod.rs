@@ -59,7 +59,7 @@ pub fn run(configuration: Configuration) -> Result<u8> {
     match cli.command {
         Command::Run(options) => {
             let standbys = standbys(&options.standby)?;
-            return block_on(run::run(target, standbys, options));
+            return run::run(target, standbys, options);
         }
         Command::Tail(options) => block_on(tail::tail(target, options)),
         Command::Status(output) => block_on(status::status(target, output.json)),
@@ -130,7 +130,7 @@ fn name(command: &Command) -> &'static str {
     }
 }
 
-/// One thread: all that is done here is to wait for a server.
+/// On one thread: a command waits for one server at a time.
 fn block_on(future: impl Future<Output = Result<u8>>) -> Result<u8> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,4 +1,4 @@
-//! `tollgated run`: starts what runs in the background, waits for a reason to stop, stops.
+//! `tollgated run`: starts what runs in the background, waits for a reason to stop, and stops.
 
 use std::fs;
 use std::io::Write as _;
@@ -22,23 +22,34 @@ use crate::background::tasks::{
     announce_expiries, deliver_webhooks, expire_tokens, flush_standby, flush_usage, heartbeat, observe,
     publish_events, purge, purge_audit, seal_audit, watch_usage,
 };
-use crate::config::RunOptions;
+use crate::config::{ListenAddress, RunOptions};
 use crate::contract::Identity;
 use crate::error::{Error, Result};
-use crate::http::{EventStreams, Metrics, Server, Site, wake_streams};
+use crate::http;
+use crate::http::{EventStreams, Listener, Metrics, Server, wake_streams};
 use crate::postgres::pool::Database;
 use crate::postgres::pooler_probe;
 use crate::postgres::target::Target;
 use crate::process::{exit, systemd};
 use crate::webhook::Sender;
 
-/// A run has a few statements, each of which the server cuts at its statement_timeout. A run that takes longer than
+/// A run has a few statements, each of which the server cancels at its statement_timeout. A run that takes longer than
 /// these together waits for a server that will never answer.
 fn run_limit(target: &Target) -> Duration {
     target.statement_timeout() * 4 + Duration::from_secs(30)
 }
 
-pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptions) -> Result<u8> {
+/// On several threads, so that serving HTTP never delays a task.
+pub(super) fn run(target: Target, standbys: Vec<Target>, options: RunOptions) -> Result<u8> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(options.worker_threads.into())
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed(format!("could not start the runtime: {error}")))?
+        .block_on(serve(target, standbys, options))
+}
+
+async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Result<u8> {
     // Before anything is started, so that no signal finds the default handler in place.
     let mut signals = Signals::install()?;
     let _pid_file = options.pid_file.as_deref().map(PidFile::write).transpose()?;
@@ -46,18 +57,11 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
 
     let limit = run_limit(&target);
     let every = |period| Schedule { period, limit };
-    let shutdown = Shutdown::default();
-    let server = match options.http_address.0 {
-        Some(address) => tokio::select! {
-            server = Server::bind_when_free(address) => Some(server?),
-            () = signals.until_stop(&shutdown, &[]) => {
-                return Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await);
-            }
-        },
-        None => None,
-    };
+    let ops = bind(Listener::Ops, options.ops_address).await?;
+    let api = bind(Listener::Api, options.api_address).await?;
     let database_name = target.describe();
     let database = Database::new(target.clone())?;
+    let shutdown = Shutdown::default();
     let leadership = Leadership::default();
     let statuses = TaskStatuses::new(leadership.clone());
     let driver = Driver::new(shutdown.clone(), statuses.clone(), options.shutdown_grace)
@@ -73,19 +77,18 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     let seen = LatestObservation::default();
     let leaderless = LeaderlessTasks::default();
 
-    // Before there is any connection: that there is none is a thing to ask for.
-    if let Some(server) = server {
-        let site = Arc::new(Site {
-            metrics: Metrics::new(statuses.clone(), seen.clone(), leaderless.clone(), database.clone()),
-            events: EventStreams::new(database.clone()),
-        });
-        shutdown.spawn("http", server.run(site.clone(), shutdown.token().clone()));
-        shutdown.spawn(
-            "event_streams",
-            wake_streams(site, streams_wake.clone(), options.publish_interval, shutdown.token().clone()),
-        );
+    // Before there is any connection to the database: /readyz says so.
+    if let Some(server) = ops {
+        let metrics = Metrics::new(statuses.clone(), seen.clone(), leaderless.clone(), database.clone());
+        shutdown.spawn("ops", server.run(http::ops_router(metrics), shutdown.token().clone()));
     }
-    // Before the database is looked for, which may come up later; and until after the last flush, which may take its time
+    if let Some(server) = api {
+        let streams = Arc::new(EventStreams::new(database.clone(), shutdown.token().clone()));
+        shutdown.spawn("api", server.run(http::api_router(streams.clone()), shutdown.token().clone()));
+        shutdown
+            .spawn("event_streams", wake_streams(streams, streams_wake.clone(), options.publish_interval));
+    }
+    // Before the first connection to the database, which may come up later; and until after the last flush, which may be slow
     // but must not hang.
     let _watchdog = systemd::ready(&format!("serving {database_name}"));
     tokio::select! {
@@ -140,7 +143,7 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         let signal = Signal::default();
         flush_now.push(signal.clone());
         let server = standby.describe();
-        // One for both, so that it is said once that it is out of reach.
+        // One for both, so that a standby that is out of reach is logged once.
         let standby = Database::new(standby)?;
         driver.start(
             flush_standby::FlushStandby::new(database.clone(), standby.clone(), &server),
@@ -191,7 +194,7 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
         every(heartbeat::PERIOD),
         report.clone(),
     );
-    // Last, when all have stood for it.
+    // Last, when all tasks are registered for it.
     shutdown.spawn("leadership", leader::run(leading, leadership, report, shutdown.token().clone()));
 
     signals.until_stop(&shutdown, &flush_now).await;
@@ -199,13 +202,12 @@ pub(super) async fn run(target: Target, standbys: Vec<Target>, options: RunOptio
     Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await)
 }
 
-/// Drains, and says what did not come to its end.
+/// Waits for everything to end, and logs what did not.
 async fn stop(shutdown: &Shutdown, signals: &mut Signals, grace: Duration) -> u8 {
     shutdown.begin();
     let abandoned = tokio::select! {
         drained = shutdown.drain(grace) => drained.err().map(|names| (names, "the grace is over")),
         name = signals.stop_signal() => {
-            // Nothing more to wait for: who is asked a second time does not argue.
             tracing::warn!(signal = name, "asked to stop again");
             shutdown.drain(Duration::ZERO).await.err().map(|names| (names, "asked to stop at once"))
         }
@@ -224,7 +226,7 @@ async fn stop(shutdown: &Shutdown, signals: &mut Signals, grace: Duration) -> u8
     exit::OK
 }
 
-/// What this daemon is about to do, so that a log begins with the settings that explain the rest of it.
+/// Logs the settings, which explain the rest of the log.
 fn announce(target: &Target, standbys: &[Target], options: &RunOptions) {
     let time = |duration| crate::process::duration::text(duration);
     tracing::info!(
@@ -233,7 +235,9 @@ fn announce(target: &Target, standbys: &[Target], options: &RunOptions) {
         database = target.describe(),
         standbys = standbys.iter().map(Target::describe).collect::<Vec<_>>().join(" "),
         flush_interval = time(options.flush_interval),
-        http_address = %options.http_address,
+        ops_address = %options.ops_address,
+        api_address = %options.api_address,
+        worker_threads = options.worker_threads,
         expiry_notice = time(options.expiry_notice),
         expire_interval = time(options.expire_interval),
         purge_interval = time(options.purge_interval),
@@ -255,6 +259,13 @@ fn announce(target: &Target, standbys: &[Target], options: &RunOptions) {
             "the connection to {} may go unencrypted: give sslmode=verify-full and sslrootcert in the connection string",
             plaintext.join(", ")
         );
+    }
+}
+
+async fn bind(listener: Listener, address: ListenAddress) -> Result<Option<Server>> {
+    match address.0 {
+        Some(address) => Server::bind(listener, address).await.map(Some),
+        None => Ok(None),
     }
 }
 
@@ -324,7 +335,7 @@ struct PidFile {
 impl PidFile {
     fn write(path: &Path) -> Result<Self> {
         let content = format!("{}\n", std::process::id());
-        // Beside it and then renamed: whoever reads it never sees half of it.
+        // Written beside it and then renamed, so that a reader never sees half of it.
         let draft = path.with_extension(format!("{}.tmp", std::process::id()));
         fs::File::create(&draft)
             .and_then(|mut file| file.write_all(content.as_bytes()))

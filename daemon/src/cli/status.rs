@@ -10,7 +10,7 @@ use crate::background::driver::{Outcome, Status};
 use crate::background::leaderless::is_alive;
 use crate::cli::output;
 use crate::cli::output::{Column, Text, Tone};
-use crate::contract;
+use crate::contract::{self, Latency};
 use crate::error::Result;
 use crate::postgres::target::Target;
 use crate::process::{duration, exit};
@@ -75,12 +75,16 @@ fn server(stats: &Value) -> Vec<(&'static str, String)> {
         ("metering", metering),
         ("verifications", verifications(stats.get("verifications"))),
     ];
+    if let Some(latency) = Latency::of(stats).filter(|latency| latency.count > 0) {
+        facts.push(("duration", durations(&latency)));
+    }
     if stats.get("tracked_keys").is_some_and(|keys| !keys.is_null()) {
         facts.push((
             "shared memory",
             format!(
-                "{} of {} keys, {} overflowed",
+                "{} keys, {} of them busy, of {}; {} overflowed",
                 text("tracked_keys"),
+                text("busy_keys"),
                 text("max_tracked_keys"),
                 text("overflowed")
             ),
@@ -93,14 +97,36 @@ fn server(stats: &Value) -> Vec<(&'static str, String)> {
     facts.push((
         "tables",
         format!(
-            "about {} tokens in {}, usage {}, audit log {}",
-            text("tokens_estimate"),
+            "{} in {}, usage {}, audit log {}",
+            tokens(stats),
             bytes(stats, "api_tokens_bytes"),
             bytes(stats, "token_usage_bytes"),
             bytes(stats, "audit_log_bytes")
         ),
     ));
     facts
+}
+
+fn tokens(stats: &Value) -> String {
+    match stats.get("tokens_estimate").and_then(Value::as_u64) {
+        Some(count) => format!("about {count} tokens"),
+        None => "an unknown number of tokens (until ANALYZE tollgate.api_tokens)".to_owned(),
+    }
+}
+
+/// How long verifications took inside the server.
+fn durations(latency: &Latency) -> String {
+    let within = |percent| match latency.percentile(percent) {
+        Some(seconds) => format!("within {}", took(seconds * 1000.0)),
+        None => "longer than a second".to_owned(),
+    };
+    format!(
+        "half {}, 99 % {} (of {} that were measured, one of {})",
+        within(50),
+        within(99),
+        latency.count,
+        latency.one_in
+    )
 }
 
 /// The codes that occurred, the most frequent first.
@@ -247,7 +273,9 @@ fn seconds_text(seconds: i64) -> String {
 }
 
 fn took(milliseconds: f64) -> String {
-    if milliseconds < 1000.0 {
+    if milliseconds < 0.1 {
+        format!("{:.1}µs", milliseconds * 1000.0)
+    } else if milliseconds < 1000.0 {
         format!("{milliseconds:.1}ms")
     } else {
         format!("{:.1}s", milliseconds / 1000.0)
@@ -344,6 +372,21 @@ mod tests {
             .to_owned();
         assert!(text.contains("metering       Off: not preloaded."), "{text}");
         assert!(!text.contains("shared memory"), "{text}");
+    }
+
+    #[test]
+    fn what_is_not_known_is_said_to_be_unknown() {
+        assert_eq!(tokens(&json!({"tokens_estimate": 0})), "about 0 tokens");
+        assert!(tokens(&json!({"tokens_estimate": null})).starts_with("an unknown number of tokens"));
+        assert!(!describe(&json!({"metering": true}), &[]).as_str().contains("duration"));
+    }
+
+    #[test]
+    fn durations_are_shown_as_bounds() {
+        let stats = json!({"verification_latency": {"one_in": 61, "count": 3, "sum": 0.1, "buckets": [
+            {"up_to": 0.000005, "count": 2}, {"up_to": 0.25, "count": 1}, {"up_to": null, "count": 0}]}});
+        let text = describe(&stats, &[]).as_str().to_owned();
+        assert!(text.contains("half within 5.0µs, 99 % within 250.0ms (of 3 that"), "{text}");
     }
 
     #[test]

@@ -320,9 +320,18 @@ pub struct RunOptions {
         value_parser = notice)]
     pub expiry_notice: Duration,
 
-    /// Where /livez, /readyz, /metrics and /events are served; or off. /metrics is open to all who can reach it
-    #[arg(long, value_name = "ADDRESS", env = "TOLLGATED_HTTP_ADDRESS", default_value = "127.0.0.1:9464")]
-    pub http_address: HttpAddress,
+    /// Where /livez, /readyz and /metrics are served, or off. They take no credential: keep them off public networks
+    #[arg(long, value_name = "ADDRESS", env = "TOLLGATED_OPS_ADDRESS", default_value = "127.0.0.1:9464")]
+    pub ops_address: ListenAddress,
+
+    /// Where /events is served, to clients that present a token, or off
+    #[arg(long, value_name = "ADDRESS", env = "TOLLGATED_API_ADDRESS", default_value = "off")]
+    pub api_address: ListenAddress,
+
+    /// Threads that run tasks and serve HTTP
+    #[arg(long, value_name = "N", env = "TOLLGATED_WORKER_THREADS", default_value_t = 2,
+        value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub worker_threads: u16,
 
     /// A network that webhooks may be sent to, also by http, although it is not public, such as 10.1.0.0/16; repeat
     /// it, or separate several by commas
@@ -386,9 +395,9 @@ pub struct CleanupOptions {
 
 /// An address to listen on, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HttpAddress(pub Option<SocketAddr>);
+pub struct ListenAddress(pub Option<SocketAddr>);
 
-impl FromStr for HttpAddress {
+impl FromStr for ListenAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -402,7 +411,7 @@ impl FromStr for HttpAddress {
     }
 }
 
-impl fmt::Display for HttpAddress {
+impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(address) => address.fmt(f),

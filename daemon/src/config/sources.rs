@@ -1,17 +1,20 @@
-//! Where the value of each option comes from: the command line, else the environment, else the configuration file, else
-//! the default.
+//! Where the value of each option comes from: the command line, then the environment, then the configuration file, then the
+//! default.
 //!
 //! The file is not a second list of options: every option that has an environment variable is also a key of the file,
-//! named as on the command line with `_` for `-`, and its value is read by the same parser. So an option is added in one
-//! place, `config.rs`, and the file, `tollgated config` and the list of faults know it.
+//! named as on the command line with `_` for `-`. Its value becomes clap's default for the option, and is read by the same
+//! parser. So an option is added in one place, `options.rs`, and the file, `tollgated config` and the list of faults know it.
+//!
+//! Own code around clap, and not `config` or `figment`: these know nothing of clap's parsers, and report the first fault only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as _;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Command, CommandFactory as _, FromArgMatches as _};
+use clap::{Arg, ArgMatches, Command, CommandFactory as _, FromArgMatches as _, Id};
 use toml::{Spanned, Value};
 
 use crate::config::Cli;
@@ -46,7 +49,7 @@ pub enum Source {
     Default,
 }
 
-/// All that a process is told.
+/// All options of a process.
 #[derive(Debug)]
 pub struct Configuration {
     pub cli: Cli,
@@ -66,47 +69,120 @@ pub enum Refusal {
 
 /// Reads the command line, the environment and the file.
 pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Configuration, Refusal> {
-    let strict = Cli::command();
-    let options = options(&strict);
+    let unmodified = Cli::command();
+    let options = options(&unmodified);
     let arguments = without_empty(arguments.into_iter().collect(), &options);
-    // First without looking at the values, so that one that is wrong does not hide the others.
-    let given = without_empty_variables(lenient(strict.clone())).try_get_matches_from(&arguments).map_err(
-        |error| {
-            // The help of the command line as it is, not as it was bent.
-            Refusal::CommandLine(strict.clone().try_get_matches_from(&arguments).err().unwrap_or(error))
-        },
-    )?;
+    // Help shows the defaults, not what the file sets.
+    let refuse_arguments = |error| {
+        Refusal::CommandLine(unmodified.clone().try_get_matches_from(&arguments).err().unwrap_or(error))
+    };
+    let mut parser = Parser::new(without_empty_variables(unmodified.clone()), &options);
+    let matches = parser.parse(&arguments).map_err(refuse_arguments)?;
     let mut faults = Vec::new();
-    let named = text(&given, CONFIG).map(PathBuf::from);
+    let named = text(&matches, CONFIG).map(PathBuf::from);
     let (file, entries) = read_file(named.as_deref(), &mut faults);
     let entries = known(entries, &options, file.as_deref(), &mut faults);
-    let (used, matches) = innermost(&strict, &given);
-    for option in used {
-        check_given(&option, matches, &mut faults);
+    parser.command = with_defaults(parser.command, &entries);
+    let matches = parser.parse(&arguments).map_err(refuse_arguments)?;
+    let (used, values) = innermost(&unmodified, &matches);
+    for (key, why) in &parser.wrong {
+        faults.push(format!("{}: {why}", source_name(&options[key], values, &entries, file.as_deref())));
     }
-    for (key, entry) in &entries {
-        for value in &entry.values {
-            if let Err(why) = check(&options[key], OsStr::new(value)) {
-                faults.push(format!("{}, line {}: {key}: {why}", place(file.as_deref()), entry.line));
-            }
-        }
-    }
-    check_connection(matches, &entries, &mut faults);
+    check_connection(values, &mut faults);
     if !faults.is_empty() {
         return Err(Refusal::Faults(refuse(&faults)));
     }
-    let layered = without_empty_variables(with_defaults(strict.clone(), &entries));
-    let matches = layered.try_get_matches_from(&arguments).map_err(Refusal::CommandLine)?;
-    let settings = {
-        let (used, matches) = innermost(&strict, &matches);
-        used.iter().map(|option| setting(option, matches, &entries)).collect()
-    };
+    let settings = used.iter().map(|option| setting(option, values, &entries)).collect();
     let cli = Cli::from_arg_matches(&matches).map_err(Refusal::CommandLine)?;
     let contradictions = cli.contradictions();
     if !contradictions.is_empty() {
         return Err(Refusal::Faults(refuse(&contradictions)));
     }
     Ok(Configuration { cli, settings, file })
+}
+
+/// Finds every wrong value, where clap stops at the first: an option whose value is wrong is noted, accepts any value from then
+/// on, and the command line is parsed again.
+struct Parser<'a> {
+    command: Command,
+    options: &'a BTreeMap<String, Arg>,
+    /// Keys of options, and what is wrong with the value.
+    wrong: BTreeMap<String, String>,
+}
+
+impl<'a> Parser<'a> {
+    fn new(command: Command, options: &'a BTreeMap<String, Arg>) -> Self {
+        Self { command, options, wrong: BTreeMap::new() }
+    }
+
+    fn parse(&mut self, arguments: &[OsString]) -> Result<ArgMatches, clap::Error> {
+        loop {
+            let error = match self.command.clone().try_get_matches_from(arguments) {
+                Ok(matches) => return Ok(matches),
+                Err(error) => error,
+            };
+            let key = wrong_option(&error).filter(|key| !self.wrong.contains_key(key));
+            let Some(option) = key.as_ref().and_then(|key| self.options.get(key)) else { return Err(error) };
+            let command = std::mem::take(&mut self.command);
+            self.command = accepting_any_value(command, option.get_id());
+            self.wrong.insert(key.unwrap_or_default(), why(option, &error));
+        }
+    }
+}
+
+/// The key of the option that an error is about, if a value is what is wrong.
+fn wrong_option(error: &clap::Error) -> Option<String> {
+    if !matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) {
+        return None;
+    }
+    // Such as `--flush-interval <TIME>`.
+    let Some(ContextValue::String(usage)) = error.get(ContextKind::InvalidArg) else { return None };
+    Some(usage.split(' ').next()?.strip_prefix("--")?.replace('-', "_"))
+}
+
+/// What is wrong with a value. That of a secret option is not quoted.
+fn why(option: &Arg, error: &clap::Error) -> String {
+    let Some(cause) = error.source() else {
+        let rendered = error.render().to_string();
+        let mut lines = rendered.lines().map(str::trim).filter(|line| !line.is_empty());
+        let first = lines.next().unwrap_or_default();
+        // The possible values.
+        let second = lines.next().filter(|line| line.starts_with('[')).unwrap_or_default();
+        return format!("{} {second}", first.strip_prefix("error: ").unwrap_or(first)).trim().to_owned();
+    };
+    match error.get(ContextKind::InvalidValue) {
+        Some(ContextValue::String(value)) if !option.is_hide_env_values_set() => {
+            format!("{value:?} cannot be used: {cause}")
+        }
+        _ => cause.to_string(),
+    }
+}
+
+fn accepting_any_value(command: Command, id: &Id) -> Command {
+    let has_it = command.get_arguments().any(|option| option.get_id() == id);
+    let command = if has_it {
+        command.mut_arg(id, |option| option.value_parser(clap::value_parser!(OsString)))
+    } else {
+        command
+    };
+    command.mut_subcommands(|subcommand| accepting_any_value(subcommand, id))
+}
+
+/// Where the value of an option is from, for messages.
+fn source_name(
+    option: &Arg,
+    matches: &ArgMatches,
+    entries: &BTreeMap<String, Entry>,
+    file: Option<&Path>,
+) -> String {
+    let key = key(option);
+    match (matches.value_source(option.get_id().as_str()), entries.get(&key)) {
+        (Some(ValueSource::EnvVariable), _) => environment(option),
+        (Some(ValueSource::DefaultValue), Some(entry)) => {
+            format!("{}, line {}: {key}", path_text(file), entry.line)
+        }
+        _ => format!("--{}", option.get_long().unwrap_or_default()),
+    }
 }
 
 fn refuse(faults: &[String]) -> Error {
@@ -119,7 +195,7 @@ fn refuse(faults: &[String]) -> Error {
     )
 }
 
-/// What the file says of one option.
+/// An option in the file.
 #[derive(Debug)]
 struct Entry {
     values: Vec<String>,
@@ -165,11 +241,11 @@ fn read_file(named: Option<&Path>, faults: &mut Vec<String>) -> (Option<PathBuf>
     (Some(path.to_owned()), raw)
 }
 
-fn place(file: Option<&Path>) -> String {
+fn path_text(file: Option<&Path>) -> String {
     file.map(|path| path.display().to_string()).unwrap_or_default()
 }
 
-/// Keeps what is an option, and complains of the rest.
+/// Keeps the options, and reports every other key.
 fn known(
     raw: Raw,
     options: &BTreeMap<String, Arg>,
@@ -178,7 +254,7 @@ fn known(
 ) -> BTreeMap<String, Entry> {
     let mut entries = BTreeMap::new();
     for (key, value, line) in raw {
-        let place = format!("{}, line {line}", place(file));
+        let place = format!("{}, line {line}", path_text(file));
         let Some(option) = options.get(&key) else {
             let near = options
                 .keys()
@@ -199,7 +275,7 @@ fn known(
     entries
 }
 
-/// As the command line would have it.
+/// As on the command line.
 fn values(value: &Value, option: &Arg) -> Result<Vec<String>, String> {
     let one = |value: &Value| match value {
         Value::String(text) => Ok(text.clone()),
@@ -285,8 +361,7 @@ fn without_empty(arguments: Vec<OsString>, options: &BTreeMap<String, Arg>) -> V
     kept
 }
 
-/// The same command line, which does not look at variables that are set and empty: that is how Compose, Helm and systemd say
-/// that there is none.
+/// The same command line, without variables that are set and empty: that is how Compose, Helm and systemd leave one out.
 fn without_empty_variables(command: Command) -> Command {
     let is_empty = |option: &&Arg| {
         option.get_env().is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()))
@@ -298,20 +373,7 @@ fn without_empty_variables(command: Command) -> Command {
     command.mut_subcommands(without_empty_variables)
 }
 
-/// The same command line with any value allowed.
-fn lenient(command: Command) -> Command {
-    let ids: Vec<_> = command
-        .get_arguments()
-        .filter(|option| is_configurable(option) && takes_values(option))
-        .map(|option| option.get_id().clone())
-        .collect();
-    let command = ids.into_iter().fold(command, |command, id| {
-        command.mut_arg(id, |option| option.value_parser(clap::value_parser!(OsString)))
-    });
-    command.mut_subcommands(lenient)
-}
-
-/// What the file says takes the place of the defaults.
+/// Values of the file replace the defaults.
 fn with_defaults(command: Command, entries: &BTreeMap<String, Entry>) -> Command {
     let found: Vec<_> = command
         .get_arguments()
@@ -324,65 +386,10 @@ fn with_defaults(command: Command, entries: &BTreeMap<String, Entry>) -> Command
     command.mut_subcommands(|subcommand| with_defaults(subcommand, entries))
 }
 
-/// Checks what the command line or the environment says of one option.
-fn check_given(option: &Arg, matches: &ArgMatches, faults: &mut Vec<String>) {
-    let id = option.get_id().as_str();
-    let name = match matches.value_source(id) {
-        Some(ValueSource::CommandLine) => format!("--{}", option.get_long().unwrap_or_default()),
-        Some(ValueSource::EnvVariable) => environment(option),
-        _ => return,
-    };
-    if !takes_values(option) {
-        return;
-    }
-    for value in matches.get_raw(id).into_iter().flatten() {
-        if let Err(why) = check(option, value) {
-            faults.push(format!("{name}: {why}"));
-        }
-    }
-}
-
-/// Reads a value as the command line would.
-fn check(option: &Arg, value: &OsStr) -> Result<(), String> {
-    if !takes_values(option) {
-        return Ok(());
-    }
-    let mut argument = OsString::from(format!("--{}=", option.get_long().unwrap_or_default()));
-    argument.push(value);
-    let alone = option
-        .clone()
-        .env(None::<&str>)
-        .global(false)
-        .required(false)
-        .conflicts_with(clap::builder::Resettable::Reset);
-    let result = Command::new("tollgated").no_binary_name(true).arg(alone).try_get_matches_from([argument]);
-    let Err(error) = result else { return Ok(()) };
-    let why = match error.source() {
-        Some(cause) => cause.to_string(),
-        None => {
-            let rendered = error.render().to_string();
-            let mut lines = rendered.lines().map(str::trim).filter(|line| !line.is_empty());
-            let first = lines.next().unwrap_or_default();
-            let first = first.strip_prefix("error: ").unwrap_or(first);
-            // The possible values.
-            let second = lines.next().filter(|line| line.starts_with('[')).unwrap_or_default();
-            return Err(format!("{first} {second}").trim().to_owned());
-        }
-    };
-    if option.is_hide_env_values_set() {
-        return Err(why);
-    }
-    Err(format!("{:?} cannot be used: {why}", value.to_string_lossy()))
-}
-
-/// What is wrong with the connection string shows without connecting.
-fn check_connection(matches: &ArgMatches, entries: &BTreeMap<String, Entry>, faults: &mut Vec<String>) {
-    let value = |id: &str| {
-        let from_file = || entries.get(id).and_then(|entry| entry.values.first().cloned());
-        text(matches, id).or_else(from_file)
-    };
-    let Some(url) = value("database_url") else { return };
-    let password_file = value("password_file").map(PathBuf::from);
+/// A connection string can be checked without connecting.
+fn check_connection(matches: &ArgMatches, faults: &mut Vec<String>) {
+    let Some(url) = text(matches, "database_url") else { return };
+    let password_file = text(matches, "password_file").map(PathBuf::from);
     faults.extend(Target::faults(&Secret::new(url), password_file.as_deref()));
 }
 

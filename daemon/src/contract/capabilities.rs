@@ -42,19 +42,6 @@ pub async fn revoke_capability(client: &impl GenericClient, role: &str, capabili
         .map(drop)
 }
 
-/// What the role that asks lacks of a capability: object and privilege.
-pub async fn missing_privileges(
-    client: &impl GenericClient,
-    capability: &str,
-) -> Result<Vec<(String, String)>> {
-    const DOING: &str = "look up privileges";
-    let rows = client
-        .query("select object, privilege from tollgate.missing_privileges($1)", &[&capability])
-        .await
-        .doing(DOING)?;
-    rows.iter().map(|row| Ok((row.try_get(0).doing(DOING)?, row.try_get(1).doing(DOING)?))).collect()
-}
-
 /// The least capability that gives what the role that asks lacks to call one of these functions, or to read one of these views;
 /// `None` if it lacks nothing.
 pub async fn needed_capability(
@@ -65,10 +52,10 @@ pub async fn needed_capability(
     let row = client
         .query_opt(
             "select c.capability, quote_ident(current_user) \
-             from unnest('{verifier,issuer,operator,admin}'::text[]) with ordinality c (capability, n) \
-             where exists (select from tollgate.missing_privileges(c.capability) m \
+             from tollgate.list_own_capabilities() c \
+             where exists (select from unnest(c.missing) m (object) \
                            where split_part(m.object, '(', 1) = 'tollgate.' || quote_ident($1::text)) \
-             order by c.n limit 1",
+             order by array_position('{verifier,issuer,operator,admin}', c.capability) limit 1",
             &[&object],
         )
         .await

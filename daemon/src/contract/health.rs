@@ -1,4 +1,4 @@
-//! The state of the deployment, as the database sees it.
+//! The state of the deployment, and of our own role, as the database sees them.
 
 use tokio_postgres::GenericClient;
 
@@ -33,6 +33,44 @@ pub async fn deployment_health(
                 severity: row.try_get(1).doing(DOING)?,
                 detail: row.try_get(2).doing(DOING)?,
                 mend: row.try_get(3).doing(DOING)?,
+            })
+        })
+        .collect()
+}
+
+/// What our role holds of a capability: a row of `tollgate.list_own_capabilities`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnCapability {
+    pub name: String,
+    pub held: Held,
+    /// Functions and views.
+    pub missing: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    Whole,
+    Partly,
+    Not,
+}
+
+pub async fn own_capabilities(client: &impl GenericClient) -> Result<Vec<OwnCapability>> {
+    const DOING: &str = "look up our capabilities";
+    let rows = client
+        .query("select capability, held, missing from tollgate.list_own_capabilities()", &[])
+        .await
+        .doing(DOING)?;
+    rows.iter()
+        .map(|row| {
+            let held = match row.try_get::<_, &str>(1).doing(DOING)? {
+                "whole" => Held::Whole,
+                "partly" => Held::Partly,
+                _ => Held::Not,
+            };
+            Ok(OwnCapability {
+                name: row.try_get(0).doing(DOING)?,
+                held,
+                missing: row.try_get(2).doing(DOING)?,
             })
         })
         .collect()

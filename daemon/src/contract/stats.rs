@@ -12,6 +12,41 @@ pub async fn stats(client: &impl GenericClient) -> Result<Value> {
     one(client, "read the server's counters", "select to_jsonb(s) from tollgate.stats() s", &[]).await
 }
 
+/// How long verifications took, as [`stats`] returns it: of those that were measured, one of `one_in`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Latency {
+    pub one_in: u64,
+    pub count: u64,
+    /// All durations together, in seconds.
+    pub sum: f64,
+    pub buckets: Vec<LatencyBucket>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct LatencyBucket {
+    /// In seconds; `None` for what took longer than the bucket before.
+    pub up_to: Option<f64>,
+    /// Of this bucket alone.
+    pub count: u64,
+}
+
+impl Latency {
+    /// `None` where it is not measured.
+    pub fn of(stats: &Value) -> Option<Self> {
+        serde_json::from_value(stats.get("verification_latency")?.clone()).ok()
+    }
+
+    /// The bound within which so many of a hundred lie; `None` if there is no measurement, or no bound.
+    pub fn percentile(&self, percent: u64) -> Option<f64> {
+        let mut below = 0;
+        let bucket = self.buckets.iter().find(|bucket| {
+            below += bucket.count;
+            below > 0 && below * 100 >= self.count * percent
+        });
+        bucket?.up_to
+    }
+}
+
 /// What `/metrics` shows of the server, all of it at one moment.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Observation {
@@ -58,4 +93,24 @@ pub async fn observe(client: &impl GenericClient) -> Result<Observation> {
         Error::failed(format!("could not read the server's counters: they are something else: {error}"))
             .with_remedy("use a tollgated of the same version as the extension")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn latency(counts: [u64; 3]) -> Latency {
+        let bounds = [Some(0.001), Some(0.01), None];
+        let buckets = bounds.into_iter().zip(counts).map(|(up_to, count)| LatencyBucket { up_to, count });
+        Latency { one_in: 61, count: counts.iter().sum(), sum: 1.0, buckets: buckets.collect() }
+    }
+
+    #[test]
+    fn a_percentile_is_the_bound_of_the_bucket_that_it_falls_into() {
+        assert_eq!(latency([98, 1, 1]).percentile(98), Some(0.001));
+        assert_eq!(latency([98, 1, 1]).percentile(99), Some(0.01));
+        assert_eq!(latency([98, 1, 1]).percentile(100), None);
+        assert_eq!(latency([0, 0, 0]).percentile(50), None);
+        assert_eq!(latency([0, 1, 0]).percentile(50), Some(0.01));
+    }
 }

@@ -31,6 +31,8 @@ pub struct Generation {
     pub boot: Uuid,
     pub number: i64,
     pub rows: Vec<UsageRow>,
+    /// By which the database knows that a server of its own handed them out.
+    pub signature: Vec<u8>,
 }
 
 /// `None` when nothing was counted.
@@ -39,7 +41,7 @@ pub async fn drain_usage(client: &impl GenericClient) -> Result<Option<Generatio
     // Row by row: as the client collects them they would take several times as much memory.
     let rows = client
         .query_raw(
-            "select node, boot, generation, token_id, uses, denials, last_used_at, last_used_ip \
+            "select node, boot, generation, token_id, uses, denials, last_used_at, last_used_ip, signature \
              from tollgate.drain_usage()",
             std::iter::empty::<&(dyn ToSql + Sync)>(),
         )
@@ -58,7 +60,10 @@ pub async fn drain_usage(client: &impl GenericClient) -> Result<Option<Generatio
         let (node, boot, number) =
             (row.try_get(0).doing(DOING)?, row.try_get(1).doing(DOING)?, row.try_get(2).doing(DOING)?);
         match &mut generation {
-            None => generation = Some(Generation { node, boot, number, rows: vec![usage] }),
+            None => {
+                let signature = row.try_get(8).doing(DOING)?;
+                generation = Some(Generation { node, boot, number, rows: vec![usage], signature });
+            }
             Some(first) if first.node == node && first.boot == boot && first.number == number => {
                 first.rows.push(usage);
             }
@@ -82,8 +87,8 @@ pub async fn apply_usage(
     one(
         client,
         "apply usage",
-        &fenced("select tollgate.apply_usage($1, $2, $3, $4)", fence),
-        &[&generation.node, &generation.boot, &generation.number, &generation.rows],
+        &fenced("select tollgate.apply_usage($1, $2, $3, $4, $5)", fence),
+        &[&generation.node, &generation.boot, &generation.number, &generation.rows, &generation.signature],
     )
     .await
 }

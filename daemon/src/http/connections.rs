@@ -1,9 +1,9 @@
-//! The connections that are open, and which of them is closed when there is no room for one more.
+//! The open connections, and which of them is closed when there is no room for one more.
 //!
 //! A connection may be held while the daemon does something for it that is bounded elsewhere: an event stream, or the
 //! verification of a token. All others are idle: they wait for a request, send one slowly, or read an answer slowly.
-//! Whoever comes is accepted, and the connection that has been idle for the longest makes room. So idle connections,
-//! however many, keep nobody from an answer.
+//! Every new connection is accepted, and the connection that has been idle for the longest is closed for it. So idle
+//! connections, however many, never keep a client from its response.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

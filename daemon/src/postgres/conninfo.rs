@@ -1,8 +1,8 @@
-//! Connection strings as libpq reads them, in both forms, with its environment variables behind them and its password
-//! files.
+//! Connection strings as libpq reads them, in both forms, completed by its environment variables and password files.
 //!
-//! tokio-postgres has a parser too, but knows neither all of libpq's options nor how to keep quiet about a password that
-//! it could not read. Nothing here quotes a value.
+//! Not tokio-postgres' parser: it stops at the first option that it does not know, such as sslrootcert or passfile, takes an
+//! unescaped `@` of a password for a part of the host, and its errors quote what it could not read, which may be a piece of a
+//! password. Nothing here quotes a value. What is split here is checked by `Config`, see [`crate::postgres::target`].
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,7 +18,7 @@ use crate::secret::Secret;
 /// The options of a connection string by their names in libpq.
 pub type Options = BTreeMap<String, String>;
 
-/// What libpq looks at where the connection string is silent.
+/// What libpq uses for options that the connection string does not have.
 const ENVIRONMENT: [(&str, &str); 15] = [
     ("PGCHANNELBINDING", "channel_binding"),
     ("PGCONNECT_TIMEOUT", "connect_timeout"),
@@ -46,7 +46,7 @@ pub fn parse(text: &str) -> std::result::Result<Options, String> {
     }
 }
 
-/// Adds what the environment says of options that are not there.
+/// Adds options that are missing from the environment.
 pub fn complete(options: &mut Options, environment: impl Fn(&str) -> Option<String>) {
     for (variable, option) in ENVIRONMENT {
         // A host in the string is not to be reached at another's address.
@@ -72,8 +72,8 @@ pub fn masked(text: &str) -> String {
     })
 }
 
-/// Whatever is not known to be harmless is taken for secret: a password with an unescaped special character ends up in
-/// the oddest places.
+/// An option that is not known to be harmless counts as secret: a password with an unescaped special character can become
+/// part of any other.
 fn is_secret(name: &str) -> bool {
     const PLAIN: [&str; 19] = [
         "application_name",
@@ -99,7 +99,7 @@ fn is_secret(name: &str) -> bool {
     !PLAIN.contains(&name)
 }
 
-/// As the form with `=` wants it.
+/// Quoted for the form with `=`.
 pub fn quote(value: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:,@*".contains(c);
     if !value.is_empty() && value.chars().all(plain) {
@@ -200,7 +200,7 @@ fn parse_url(rest: &str) -> std::result::Result<Options, String> {
     Ok(options)
 }
 
-/// An empty part says nothing, as with libpq.
+/// An empty part counts as absent, as with libpq.
 fn set(options: &mut Options, name: &str, value: &str) -> std::result::Result<(), String> {
     if !value.is_empty() {
         options.insert(name.to_owned(), decode(value)?);
@@ -243,7 +243,7 @@ pub fn default_passfile() -> Option<PathBuf> {
     std::env::home_dir().map(|home| home.join(".pgpass"))
 }
 
-/// Who a password is for.
+/// What a password is for.
 #[derive(Clone, Copy, Debug)]
 pub struct Login<'a> {
     pub host: &'a str,
@@ -252,7 +252,7 @@ pub struct Login<'a> {
     pub user: &'a str,
 }
 
-/// What the password file says of this login. A file that others may read is not used, as libpq does it.
+/// The password of this login in the password file. A file that others may read is not used, as with libpq.
 pub fn password_from(path: &Path, login: Login<'_>) -> Option<Secret> {
     let metadata = fs::metadata(path).ok()?;
     if !metadata.is_file() {
@@ -260,7 +260,7 @@ pub fn password_from(path: &Path, login: Login<'_>) -> Option<Secret> {
     }
     if metadata.permissions().mode() & 0o077 != 0 {
         tracing::warn!(
-            "the password file {} is not used, for others than its owner may read it: chmod 600 it",
+            "the password file {} is not used, since others than its owner may read it: chmod 600 it",
             path.display()
         );
         return None;

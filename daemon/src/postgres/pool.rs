@@ -200,6 +200,10 @@ impl Database {
         self.connector.restored.subscribe()
     }
 
+    pub fn name(&self) -> &str {
+        self.connector.target.database_name()
+    }
+
     /// How many connections were made so far.
     pub fn connections(&self) -> u64 {
         self.connector.made.load(Ordering::Relaxed)

@@ -1,5 +1,14 @@
-//! Where to connect to and as whom, and one connection made: hosts in turn, TLS as asked for, a session set up so that
+//! Where to connect to and as whom, and how one connection is made: hosts in turn, TLS as configured, a session set up so that
 //! nothing on it can wait for ever.
+//!
+//! tokio-postgres' `Config` reads hosts, addresses, ports and time-outs. The loop over the hosts is ours, since `Config::connect`
+//!
+//! - waits without limit for a host that accepts the connection and then does not answer;
+//! - takes one password for all hosts, where a password file has one for each;
+//! - knows neither the fallbacks of sslmode allow and prefer, nor verify-ca and verify-full;
+//! - asks for `transaction_read_only`, which a role may have set on a primary, and knows no target_session_attrs primary,
+//!   standby and prefer-standby;
+//! - reports the error of the last host only.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,7 +17,8 @@ use std::str::FromStr as _;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio_postgres::config::{SslMode, SslNegotiation};
+use tokio_postgres::config;
+use tokio_postgres::config::{LoadBalanceHosts, SslMode, SslNegotiation};
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Config, NoTls, Socket};
 use tokio_util::sync::CancellationToken;
@@ -20,19 +30,19 @@ use crate::postgres::pool::{Session, pump};
 use crate::postgres::{conninfo, tls};
 use crate::secret::Secret;
 
-/// A host must be connected to and greeted within this time, unless the connection string says otherwise. Short, since
-/// the next host waits behind a dead one, and whoever asks asks again.
+/// A host must be connected to, and must answer, within this time, unless the connection string says otherwise. Short, since
+/// the next host waits behind a dead one, and each connection is tried again.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Locks are waited for no longer: what holds one is a person or a migration, and every task comes again.
+/// Locks are waited for no longer: their holder is a person or a migration, and every task runs again.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
-/// A transaction in which nothing happens for so long is of a daemon that was frozen or cut off, and its locks keep another
-/// from the work. Long enough for a batch of events to be written to a slow log.
+/// A transaction that is idle for so long belongs to a daemon that was frozen or cut off, and its locks block another daemon.
+/// Long enough for a batch of events to be written to a slow log.
 const ABANDONED: Duration = Duration::from_secs(10);
 /// A network that fails silently is noticed within minutes, not hours. (The lease of `leader.rs` is faster where there is
 /// one.)
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Settings that not every server has, with ours: the first came with PostgreSQL 14, the others with 17.
+/// Settings that not every server has, with our values: the first came with PostgreSQL 14, the others with 17.
 const OPTIONAL_SETTINGS: [(&str, &str); 3] =
     [("idle_session_timeout", "0"), ("transaction_timeout", "0"), ("restrict_nonsystem_relation_kind", "")];
 
@@ -43,7 +53,6 @@ pub struct Target {
     /// Without host, password and sslmode, which differ from host to host.
     base: Config,
     role: Role,
-    shuffle: bool,
     tls: tls::Settings,
     password: Password,
     connect_timeout: Duration,
@@ -110,7 +119,7 @@ impl Target {
         }
     }
 
-    /// Everything that is wrong with a connection string; nothing if there is none.
+    /// Everything that is wrong with a connection string; empty if there is none.
     pub fn faults(url: &Secret, password_file: Option<&Path>) -> Vec<String> {
         let mut faults = Vec::new();
         Self::read(url, password_file, "", Duration::from_secs(60), &mut faults);
@@ -133,7 +142,7 @@ impl Target {
         statement_timeout: Duration,
         faults: &mut Vec<String>,
     ) -> Option<Self> {
-        // One that is set but empty is as if it were not, as with libpq.
+        // An empty variable counts as not set, as with libpq.
         let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let named = !url.expose().trim().is_empty();
         if !named && environment("PGHOST").is_none() {
@@ -147,20 +156,15 @@ impl Target {
             }
         };
         conninfo::complete(&mut options, environment);
-        let hosts = hosts(&mut options, faults);
         let tls = tls::Settings::take(&mut options, faults);
         let password = password(&mut options, password_file, faults);
-        let several = hosts.len() > 1;
-        let role = role(options.remove("target_session_attrs").as_deref(), several, faults);
-        let shuffle = match options.remove("load_balance_hosts").as_deref() {
-            None | Some("" | "disable") => false,
-            Some("random") => true,
-            Some(_) => {
-                faults.push(bad_value("load_balance_hosts"));
-                false
-            }
-        };
-        let mut base = base(&options, faults);
+        let role_wanted = options.remove("target_session_attrs");
+        let addressed = base(&options, faults);
+        let hosts = hosts(&addressed, faults);
+        let role = role(role_wanted.as_deref(), hosts.len() > 1, faults);
+        options.retain(|name, _| !["host", "hostaddr", "port"].contains(&name.as_str()));
+        // What is wrong is known already.
+        let mut base = base(&options, &mut Vec::new());
         if base.get_application_name().is_none() {
             base.application_name(application);
         }
@@ -175,20 +179,10 @@ impl Target {
         if tls.direct {
             base.ssl_negotiation(SslNegotiation::Direct);
         }
-        Some(Self {
-            hosts,
-            base,
-            role,
-            shuffle,
-            tls,
-            password,
-            connect_timeout,
-            statement_timeout,
-            set_up: true,
-        })
+        Some(Self { hosts, base, role, tls, password, connect_timeout, statement_timeout, set_up: true })
     }
 
-    /// The same, whose sessions keep the settings of the role and the database, for whoever may get them next.
+    /// The same, but its sessions keep the settings of the role and the database, since a pooler may hand them on.
     pub fn without_settings(&self) -> Self {
         Self { set_up: false, ..self.clone() }
     }
@@ -205,11 +199,14 @@ impl Target {
 
     fn describe_at(&self, hosts: &str) -> String {
         let user = self.base.get_user().map(|user| format!("{user}@")).unwrap_or_default();
-        let database = self.base.get_dbname().or(self.base.get_user()).unwrap_or_default();
-        format!("{user}{hosts}/{database}")
+        format!("{user}{hosts}/{}", self.database_name())
     }
 
-    /// Hosts beyond this machine, to which the connection goes, or may go, in plain text.
+    pub fn database_name(&self) -> &str {
+        self.base.get_dbname().or(self.base.get_user()).unwrap_or_default()
+    }
+
+    /// Hosts on other machines to which the connection is, or may be, unencrypted.
     pub fn plaintext_hosts(&self) -> Vec<&str> {
         if self.tls.mode >= tls::Mode::Require {
             return Vec::new();
@@ -221,7 +218,7 @@ impl Target {
             .collect()
     }
 
-    /// Makes a connection to the first host that will do.
+    /// Connects to the first host that is suitable.
     pub async fn connect(&self) -> Result<Session> {
         self.connect_until(&CancellationToken::new()).await
     }
@@ -229,7 +226,8 @@ impl Target {
     /// [`Target::connect`], and ends the connection when `cut` is cancelled.
     pub async fn connect_until(&self, cut: &CancellationToken) -> Result<Session> {
         let mut hosts: Vec<&Host> = self.hosts.iter().collect();
-        if self.shuffle {
+        // Config does the same to the addresses of one name.
+        if self.base.get_load_balance_hosts() == LoadBalanceHosts::Random {
             hosts.sort_by_cached_key(|_| Uuid::new_v4());
         }
         let roles: &[Role] = match self.role {
@@ -256,7 +254,7 @@ impl Target {
         let whole = errors.values().map(|error| error.message().to_owned()).collect::<Vec<_>>().join("; ");
         match errors.into_values().next_back() {
             Some(error) if !several => Err(error),
-            _ => Err(Error::new(Kind::Unreachable, format!("no host will do: {whole}")).with_remedy(
+            _ => Err(Error::new(Kind::Unreachable, format!("no host is suitable: {whole}")).with_remedy(
                 "start one of the servers, or correct the hosts and target_session_attrs in the connection string",
             )),
         }
@@ -293,7 +291,7 @@ impl Target {
         Ok(session)
     }
 
-    /// The connection, encrypted or not, in the order that sslmode wants.
+    /// The connection, encrypted or not, in the order that sslmode says.
     async fn open(&self, config: &mut Config, host: &Host, cut: &CancellationToken) -> Result<Session> {
         let failed = |error: &tokio_postgres::Error| {
             let server = self.describe_at(&host.describe());
@@ -323,7 +321,7 @@ impl Target {
             tls::Mode::Allow => match start(&plain(config), NoTls, cut).await {
                 Err(error) if is_refusal(&error) => {
                     config.ssl_mode(SslMode::Require);
-                    // If that fails too, the first refusal is what the person asked for.
+                    // If that fails too, the first refusal is the more useful.
                     start(config, connector()?, cut).await.map_err(|_| failed(&error))
                 }
                 result => result.map_err(|error| failed(&error)),
@@ -364,7 +362,7 @@ impl Target {
     /// - A session that waits, as the one that listens does, is not ended for being idle; nor is a transaction, whose
     ///   statements are bounded, for being long. An error that is expected ends a statement, and not the session.
     /// - A usage is acknowledged once its transaction has committed, so the commit must be a durable one.
-    /// - Bind values may be tokens. The rest of that is for whoever may set log_parameter_max_length: see
+    /// - Bind values may be tokens. Only some roles may set log_parameter_max_length: see
     ///   [`crate::postgres::pool::hide_bind_values`].
     fn settings(&self) -> String {
         let optional: String = OPTIONAL_SETTINGS
@@ -412,7 +410,7 @@ where
     let (client, connection) = config.connect(tls).await?;
     // Bounded, since a wake-up that is not taken yet stands for all that follow it.
     let (sender, notifications) = mpsc::channel(64);
-    // It ends when the client is dropped, the connection breaks or is cut, and is in nobody's way until then.
+    // It ends when the client is dropped, or the connection breaks or is cut.
     tokio::spawn(pump(connection, sender, cut.clone()));
     Ok(Session::new(client, notifications))
 }
@@ -431,12 +429,9 @@ fn is_local(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-fn hosts(options: &mut Options, faults: &mut Vec<String>) -> Vec<Host> {
-    let mut list = |name: &str| -> Vec<String> {
-        let value = options.remove(name).unwrap_or_default();
-        if value.is_empty() { Vec::new() } else { value.split(',').map(str::to_owned).collect() }
-    };
-    let (names, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
+/// The hosts of a configuration, with their addresses and ports.
+fn hosts(config: &Config, faults: &mut Vec<String>) -> Vec<Host> {
+    let (names, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
     let count = names.len().max(addresses.len());
     if count == 0 {
         faults.push(
@@ -446,42 +441,29 @@ fn hosts(options: &mut Options, faults: &mut Vec<String>) -> Vec<Host> {
         );
         return Vec::new();
     }
-    if (!names.is_empty() && !addresses.is_empty() && names.len() != addresses.len())
-        || (ports.len() > 1 && ports.len() != count)
+    if [names.len(), addresses.len()].iter().any(|length| ![0, count].contains(length))
+        || ![0, 1, count].contains(&ports.len())
     {
         faults.push(
             "the connection string has lists of host, hostaddr and port that differ in length".to_owned(),
         );
         return Vec::new();
     }
-    let mut hosts = Vec::new();
-    for i in 0..count {
-        let address = match addresses.get(i).filter(|address| !address.is_empty()) {
-            None => None,
-            Some(text) => match text.parse::<IpAddr>() {
-                Ok(address) => Some(address),
-                Err(_) => {
-                    faults.push(bad_value("hostaddr"));
-                    None
-                }
-            },
+    let host = |i: usize| {
+        let address = addresses.get(i).copied();
+        let name = match (names.get(i), address) {
+            (Some(config::Host::Unix(path)), _) => path.to_string_lossy().into_owned(),
+            (Some(config::Host::Tcp(name)), _) => name.clone(),
+            (None, address) => address.map(|address| address.to_string()).unwrap_or_default(),
         };
-        let port = match ports.get(i).or(ports.first()).map(String::as_str) {
-            None | Some("") => 5432,
-            Some(text) => match text.parse::<u16>() {
-                Ok(port) if port > 0 => port,
-                _ => {
-                    faults.push(bad_value("port"));
-                    5432
-                }
-            },
-        };
-        let name = names.get(i).filter(|name| !name.is_empty()).cloned();
-        let name = name.or_else(|| address.map(|address| address.to_string()));
-        match name {
-            Some(name) => hosts.push(Host { name, address, port }),
-            None => faults.push("the connection string has an empty host".to_owned()),
-        }
+        Host { name, address, port: ports.get(i).or(ports.first()).copied().unwrap_or(5432) }
+    };
+    let hosts: Vec<Host> = (0..count).map(host).collect();
+    if hosts.iter().any(|host| host.name.is_empty()) {
+        faults.push("the connection string has an empty host".to_owned());
+    }
+    if hosts.iter().any(|host| host.port == 0) {
+        faults.push(bad_value("port"));
     }
     hosts
 }
@@ -510,7 +492,7 @@ fn password(options: &mut Options, file: Option<&Path>, faults: &mut Vec<String>
     }
 }
 
-/// Who names several hosts wants the one that can be written to: the daemon has nothing to do on the others.
+/// Of several hosts, the primary by default: the daemon has nothing to do on the others.
 fn role(named: Option<&str>, several: bool, faults: &mut Vec<String>) -> Role {
     match named {
         None | Some("") if several => Role::Primary,
@@ -533,18 +515,22 @@ fn bad_value(option: &str) -> String {
     format!("the connection string has a bad value for the option {option}")
 }
 
-/// What tokio-postgres understands as it is, and complaints about the rest.
+/// What tokio-postgres understands as it is, and faults for the rest.
 fn base(options: &Options, faults: &mut Vec<String>) -> Config {
-    const KNOWN: [&str; 11] = [
+    const KNOWN: [&str; 15] = [
         "application_name",
         "channel_binding",
         "connect_timeout",
         "dbname",
+        "host",
+        "hostaddr",
         "keepalives",
         "keepalives_idle",
         "keepalives_interval",
         "keepalives_retries",
+        "load_balance_hosts",
         "options",
+        "port",
         "tcp_user_timeout",
         "user",
     ];
@@ -557,7 +543,7 @@ fn base(options: &Options, faults: &mut Vec<String>) -> Config {
             let shown =
                 if OPTIONS.contains(&name) { format!("the option {name}") } else { "an option".to_owned() };
             faults.push(format!(
-                "the connection string has {shown} which tollgated does not know: leave it out"
+                "the connection string has {shown} that tollgated does not support: leave it out"
             ));
             continue;
         }
@@ -574,7 +560,7 @@ fn base(options: &Options, faults: &mut Vec<String>) -> Config {
     Config::from_str(&text).unwrap_or_default()
 }
 
-/// What libpq understands and we do not: only these words may be quoted from a connection string.
+/// Options of libpq that we do not support: only these words may be quoted from a connection string.
 const OPTIONS: [&str; 22] = [
     "authtype",
     "client_encoding",
@@ -685,7 +671,7 @@ mod tests {
     }
 
     #[test]
-    fn among_several_hosts_the_primary_is_looked_for_unless_told_otherwise() {
+    fn among_several_hosts_the_primary_is_wanted_by_default() {
         assert_eq!(parse("host=one,two").unwrap().role, Role::Primary);
         assert_eq!(parse("host=one").unwrap().role, Role::Any);
         assert_eq!(parse("host=one,two target_session_attrs=any").unwrap().role, Role::Any);

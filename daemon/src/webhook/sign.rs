@@ -1,11 +1,14 @@
 //! The signature of a message, after Standard Webhooks: `v1,` and the base64 of HMAC-SHA256 over id, timestamp and body.
+//!
+//! Not the crate `standardwebhooks` (1.0.1): for this one function it brings another implementation of HMAC-SHA256 than the one
+//! that is here already, an older base64, `time` and `http`, and it states no minimum version of Rust.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
-/// One for each secret, separated by spaces, so that a receiver that knows any of them is content.
+/// One for each secret, separated by spaces: a receiver accepts the message if it knows any of them.
 pub(super) fn signatures(secrets: &[Vec<u8>], id: &str, timestamp: i64, body: &str) -> String {
     let sign = |secret: &Vec<u8>| {
         let mut hmac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");

@@ -10,6 +10,7 @@
 pub mod foreign;
 pub mod hints;
 pub mod jsonb;
+pub mod latency;
 pub mod limit;
 pub mod net;
 pub mod scope;

@@ -46,6 +46,8 @@ pub const INSERT_LOCKS: usize = 32;
 const MOST_ROWS: usize = 16_384;
 /// Groups that are looked at to tell how full the table is: keys are spread over all of them evenly.
 const SAMPLE: usize = 4096;
+/// The same where every entry of a group is looked at.
+const SAMPLE_OF_ENTRIES: usize = 512;
 
 /// What an entry counts for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -439,6 +441,14 @@ impl<'a, L: SpinLock> Table<'a, L> {
         f64::from(unflushed) / (sample.len() * WAYS) as f64
     }
 
+    /// Entries that cannot make room for another key without a loss, because they hold counts that are not flushed or a limit
+    /// in use; of a large table, by a sample.
+    pub fn busy(&self, now: i64) -> u64 {
+        let sample = &self.groups[..self.groups.len().min(SAMPLE_OF_ENTRIES)];
+        let busy: usize = sample.iter().map(|group| group.busy(now)).sum();
+        (busy * self.groups.len() / sample.len()) as u64
+    }
+
     /// Uses that were not counted for lack of room.
     pub fn overflowed(&self) -> u64 {
         self.header.shards.iter().map(|shard| shard.overflowed.load(Relaxed)).sum()
@@ -820,6 +830,10 @@ impl<L: SpinLock> Group<L> {
     /// Whether nothing is lost if the slot goes to another key.
     fn is_free(&self, slot: usize, now: i64) -> bool {
         self.unflushed.load(Relaxed) & (1 << slot) == 0 && self.entries[slot].is_idle(now)
+    }
+
+    fn busy(&self, now: i64) -> usize {
+        (0..WAYS).filter(|&slot| !self.is_free(slot, now)).count()
     }
 
     fn has_room_for_a_limiter(&self, now: i64) -> bool {

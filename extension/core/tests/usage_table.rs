@@ -380,6 +380,24 @@ fn outcomes_are_summed_over_all_processes() {
 }
 
 #[test]
+fn keys_are_busy_until_their_counts_are_flushed_and_their_limits_are_whole() {
+    let counters = Counters::new(1024);
+    let limit = Limit::new(1, MINUTE).unwrap();
+    let busy = |at| counters.table.busy(at);
+    assert_eq!(busy(STARTED_AT), 0);
+    counters.count(DATABASE, 1, accepted(STARTED_AT, None));
+    counters.count(DATABASE + 1, 2, accepted(STARTED_AT, None));
+    counters.charge(DATABASE, Kind::User, 3, limit, STARTED_AT);
+    assert_eq!(busy(STARTED_AT), 3);
+    counters.flush(DATABASE);
+    assert_eq!(busy(STARTED_AT), 2);
+    assert_eq!(busy(STARTED_AT + 2 * MINUTE), 1);
+    counters.flush(DATABASE + 1);
+    assert_eq!(busy(STARTED_AT + 2 * MINUTE), 0);
+    assert_eq!(counters.table.stats(&counters.control, DATABASE).tracked, 3);
+}
+
+#[test]
 fn as_many_keys_as_were_asked_for_find_room_and_a_fifth_more() {
     const KEYS: usize = 131_072;
     let counters = Counters::new(KEYS);

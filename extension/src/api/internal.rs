@@ -103,5 +103,9 @@ fn network_contains(call: &Call) -> Option<Datum> {
 
 sql_function!(query_as);
 fn query_as(call: &Call) -> Option<Datum> {
-    as_role::query(call.value(0)?, call.text(1)?, call.datum(2)).or_raise().into_datum()
+    let query = match call.text_array(2).map(|keys| keys.len()) {
+        Some(1) => as_role::query_of_one,
+        _ => as_role::query,
+    };
+    query(call.value(0)?, call.text(1)?, call.datum(2)).or_raise().into_datum()
 }

@@ -1,4 +1,4 @@
-//! `drain_usage` and `free_usage`: the way of the counters out of shared memory, and `handed_out_usage`, by which the SQL of
+//! `close_usage` and `free_usage`: the way of the counters out of shared memory, and `handed_out_usage`, by which the SQL of
 //! `apply_usage` and `ack_usage` knows what is on it. And `usage_pressure`, which says when they must take it.
 #![allow(unsafe_code)]
 
@@ -11,7 +11,7 @@ use pgrx::{Inet, IntoDatum, Uuid};
 
 #[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
-fn drain_usage() -> TableIterator<
+fn close_usage() -> TableIterator<
     'static,
     (
         name!(node, String),

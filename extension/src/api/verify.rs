@@ -3,6 +3,7 @@
 
 use crate::pg::datum;
 use crate::pg::fmgr::{Call, sql_function};
+use crate::shmem::Timer;
 use crate::store::composite;
 use crate::store::relations::Composite;
 use crate::verify::presented::{Presented, Required};
@@ -32,7 +33,9 @@ fn authenticate(call: &Call) -> Option<Datum> {
 
 sql_function!(presented_token_has_scope);
 fn presented_token_has_scope(call: &Call) -> Option<Datum> {
+    let timer = Timer::start();
     let request = Request {
+        timer,
         presented: Presented::to_verify(call.bytes(0)),
         required: Required::One(call.bytes(1)),
         client: client(call, 2),

@@ -3,7 +3,7 @@
 //!
 //! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in the crate `tollgate-core`
 //! (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those slices; this file is what the rest calls.
-//! Beside the counters there are hints at where tokens are found, and `findings`, what is to be recorded; `restart` carries counters and limits over a clean
+//! Beside the counters there are hints at where tokens are found, `findings`, what is to be recorded, and `latency`, how long verifications took; `restart` carries counters and limits over a clean
 //! restart of the server.
 //!
 //! Locking, in one place:
@@ -22,16 +22,20 @@
 //! Usage and charges are never rolled back with the transaction that caused it.
 
 mod findings;
+mod latency;
 mod restart;
 mod segment;
 mod spin;
 
 use crate::error::Error;
 use crate::pg::prefetch::prefetch;
+use crate::pg::sys;
 pub(crate) use findings::{Finding, Found};
+pub(crate) use latency::Timer;
 use pgrx::pg_sys::{self, Datum, Oid};
 use segment::segment;
 pub(crate) use tollgate_core::hints::Location;
+use tollgate_core::latency::Measured;
 use tollgate_core::limit::{Charge, Limit};
 use tollgate_core::status::Code;
 use tollgate_core::throttle::Throttle;
@@ -207,6 +211,16 @@ pub(crate) fn log_throttle() -> Option<&'static Throttle> {
 /// What `stats` shows; `None` without shared memory.
 pub(crate) fn stats() -> Option<usage_table::Stats> {
     segment().map(|segment| segment.table.stats(segment, database()))
+}
+
+/// Keys that cannot make room for others now; `None` without shared memory.
+pub(crate) fn busy_keys() -> Option<u64> {
+    Some(segment()?.table.busy(sys::GetCurrentTimestamp()))
+}
+
+/// How long verifications of this database took; `None` if that is not measured.
+pub(crate) fn latency() -> Option<Measured> {
+    segment()?.latencies.of(database())
 }
 
 #[allow(unsafe_code)]

@@ -12,6 +12,7 @@ use core::ffi::{CStr, c_int};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::pg_sys;
 use tollgate_core::hints::{self, Bucket, Hints};
+use tollgate_core::latency::Latencies;
 use tollgate_core::throttle::Throttle;
 use tollgate_core::usage_table::{self, Control, Header};
 
@@ -27,6 +28,7 @@ pub(super) struct Segment {
     pub(super) hints: Hints<'static>,
     pub(super) log_throttle: &'static Throttle,
     pub(super) findings: &'static Findings,
+    pub(super) latencies: &'static Latencies,
     locks: *mut pg_sys::LWLockPadded,
 }
 
@@ -62,6 +64,7 @@ struct Plan {
     buckets_at: usize,
     log_throttle_at: usize,
     findings_at: usize,
+    latencies_at: usize,
     total: Layout,
 }
 
@@ -74,8 +77,9 @@ fn plan() -> Plan {
     let (layout, buckets_at) = layout.extend(Layout::array::<Bucket>(buckets).expect(FITS)).expect(FITS);
     let (layout, log_throttle_at) = layout.extend(Layout::new::<Throttle>()).expect(FITS);
     let (layout, findings_at) = layout.extend(Layout::new::<Findings>()).expect(FITS);
+    let (layout, latencies_at) = layout.extend(Layout::new::<Latencies>()).expect(FITS);
     let total = layout.pad_to_align();
-    Plan { groups, groups_at, buckets, buckets_at, log_throttle_at, findings_at, total }
+    Plan { groups, groups_at, buckets, buckets_at, log_throttle_at, findings_at, latencies_at, total }
 }
 
 /// ShmemInitStruct aligns to a cache line of 128 bytes (`PG_CACHE_LINE_SIZE`), which the parts need no more than.
@@ -133,13 +137,14 @@ fn set_up() {
         }
         let log_throttle = &*base.add(plan.log_throttle_at).cast::<Throttle>();
         let findings = &*base.add(plan.findings_at).cast::<Findings>();
+        let latencies = &*base.add(plan.latencies_at).cast::<Latencies>();
         if !found {
             findings.start();
         }
         let locks = pg_sys::GetNamedLWLockTranche(NAME.as_ptr());
         let hints = Hints::new(buckets);
         let segment: &'static Segment =
-            Box::leak(Box::new(Segment { table, hints, log_throttle, findings, locks }));
+            Box::leak(Box::new(Segment { table, hints, log_throttle, findings, latencies, locks }));
         SEGMENT.store(core::ptr::from_ref(segment).cast_mut(), Ordering::Release);
         if !found {
             restart::save_at_exit(&segment.table);

@@ -4,11 +4,15 @@
 //! would be whatever the owner likes, done by the owner of the extension. PostgreSQL's own foreign keys do it in this way.
 #![allow(unsafe_code)]
 
+use super::statements::by_index_alone;
 use crate::error::Error;
+use core::cell::RefCell;
 use core::ffi::c_int;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys::{self, Datum, Oid};
-use pgrx::spi::{Spi, SpiError};
+use pgrx::spi::{OwnedPreparedStatement, Spi, SpiError};
+use std::collections::HashMap;
+use std::rc::Rc;
 
 /// Does something with the rights of a role, as an operation that is restricted (`SECURITY_RESTRICTED_OPERATION`). Settings
 /// that it changes are as before afterwards: they are those of whoever called.
@@ -33,6 +37,13 @@ pub(crate) fn run<R>(role: Oid, work: impl FnOnce() -> R) -> R {
     outcome
 }
 
+thread_local! {
+    static PREPARED: RefCell<HashMap<String, Rc<OwnedPreparedStatement>>> = RefCell::default();
+}
+
+/// Of so many queries the plans are kept. There is one for each attached table.
+const KEPT: usize = 64;
+
 /// Runs a query of one argument, a text[], and returns the text[] in its first row.
 pub(crate) fn query(
     role: Oid,
@@ -43,6 +54,40 @@ pub(crate) fn query(
     let arguments = [unsafe { DatumWithOid::new(argument, pg_sys::TEXTARRAYOID) }];
     run(role, || Spi::connect(|client| client.select(query, Some(1), &arguments)?.first().get_one()))
         .map_err(|error| not_read(&error))
+}
+
+/// [`query`] for an argument of one element, of which each row that is changed has another: to plan it would take most of the
+/// time.
+pub(crate) fn query_of_one(
+    role: Oid,
+    query: &str,
+    argument: Option<Datum>,
+) -> Result<Option<Vec<Option<String>>>, Error> {
+    // SAFETY: as above.
+    let arguments = [unsafe { DatumWithOid::new(argument, pg_sys::TEXTARRAYOID) }];
+    run(role, || {
+        by_index_alone(|| {
+            Spi::connect(|client| {
+                let known = PREPARED.with_borrow(|all| all.get(query).cloned());
+                let prepared = match known {
+                    Some(prepared) => prepared,
+                    None => {
+                        let types = arguments.each_ref().map(|argument| pg_sys::PgOid::from(argument.oid()));
+                        let prepared = Rc::new(client.prepare(query, &types)?.keep());
+                        PREPARED.with_borrow_mut(|all| {
+                            if all.len() >= KEPT {
+                                all.clear();
+                            }
+                            all.insert(query.to_owned(), prepared.clone());
+                        });
+                        prepared
+                    }
+                };
+                client.select(&*prepared, Some(1), &arguments)?.first().get_one()
+            })
+        })
+    })
+    .map_err(|error| not_read(&error))
 }
 
 pub(super) fn not_read(error: &SpiError) -> Error {

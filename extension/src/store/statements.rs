@@ -31,3 +31,33 @@ pub(crate) fn with_plan<R>(
     })
     .map_err(|error| Error::internal(format!("could not store a token: {error}")))
 }
+
+/// A plan that was made while the table was empty would read the whole of it, and is kept. RI_Initial_Check of PostgreSQL's foreign
+/// keys changes settings in this way.
+pub(crate) fn by_index_alone<T>(query: impl FnOnce() -> T) -> T {
+    // SAFETY: settings of this session, for the length of the query. On an ERROR the abort of the transaction restores them.
+    let level = unsafe { pg_sys::NewGUCNestLevel() };
+    for (setting, value) in [
+        (c"enable_seqscan", c"off"),
+        (c"enable_bitmapscan", c"off"),
+        (c"plan_cache_mode", c"force_generic_plan"),
+    ] {
+        // SAFETY: the same; the names and values are C strings.
+        unsafe {
+            pg_sys::set_config_option(
+                setting.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_SAVE,
+                true,
+                0,
+                false,
+            );
+        }
+    }
+    let answer = query();
+    // SAFETY: the level that was opened above.
+    unsafe { pg_sys::AtEOXact_GUC(true, level) };
+    answer
+}

@@ -20,9 +20,11 @@ use pgrx::{IntoDatum, Uuid};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// The trigger that each attached table has. Its function is `users_row_changed`.
-const TRIGGER: &CStr = c"tollgate_user_changed";
-const FUNCTION: &CStr = c"users_row_changed";
+/// The triggers of an attached table, all with the same arguments. Without the first it does not count as attached, but what it
+/// was attached with is still known by the others.
+const TRIGGERS: [&CStr; 3] =
+    [c"tollgate_user_changed", c"tollgate_user_deleted", c"tollgate_users_truncated"];
+const FUNCTIONS: [&CStr; 2] = [c"users_row_changed", c"revoke_departed_users"];
 
 /// The arguments of each trigger that `attach_users_table` makes.
 pub(crate) struct Attachment {
@@ -257,10 +259,13 @@ impl Table {
         unsafe {
             let triggers = (*self.0).trigdesc.as_ref()?;
             let count = usize::try_from(triggers.numtriggers).unwrap_or(0);
-            core::slice::from_raw_parts(triggers.triggers, count)
-                .iter()
-                .find(|trigger| CStr::from_ptr(trigger.tgname) == TRIGGER && is_ours(trigger.tgfoid))
-                .map(|trigger| arguments_of(trigger))
+            let triggers = core::slice::from_raw_parts(triggers.triggers, count);
+            let named = |name: &CStr| {
+                triggers
+                    .iter()
+                    .find(|trigger| CStr::from_ptr(trigger.tgname) == name && is_ours(trigger.tgfoid))
+            };
+            TRIGGERS.into_iter().find_map(named).map(|trigger| arguments_of(trigger))
         }
     }
 
@@ -294,7 +299,7 @@ fn is_ours(function: Oid) -> bool {
     unsafe {
         let name = pg_sys::get_func_name(function);
         !name.is_null()
-            && CStr::from_ptr(name) == FUNCTION
+            && FUNCTIONS.contains(&CStr::from_ptr(name))
             && pg_sys::get_func_namespace(function) == pg_sys::get_namespace_oid(c"tollgate".as_ptr(), true)
     }
 }

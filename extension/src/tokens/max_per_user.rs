@@ -4,6 +4,7 @@
 use crate::error::Error;
 use crate::guc;
 use crate::store::fresh_snapshot::{Query, Snapshot};
+use crate::store::statements::by_index_alone;
 use core::cell::{Cell, RefCell};
 use pgrx::IntoDatum;
 use pgrx::pg_sys;
@@ -14,6 +15,8 @@ thread_local! {
     static LOCK_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
     static LIVE_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
     static COUNTED: RefCell<HashMap<Digest, Counted>> = RefCell::default();
+    /// The slot that was locked last, and where: until that ends it is locked.
+    static LOCKED: Cell<Option<(Place, i64)>> = const { Cell::new(None) };
 }
 
 /// Adds the row, or locks the one that is there: an UPDATE that its WHERE refuses has locked it before.
@@ -43,14 +46,17 @@ const LIVE: Query = Query {
 struct Counted {
     /// In this transaction and this subtransaction of it. For as long as that lasts the user is locked, so that nobody else
     /// adds a token.
-    by: (u64, pg_sys::SubTransactionId),
+    by: Place,
     live: i64,
 }
+
+/// A transaction and a subtransaction of it.
+type Place = (u64, pg_sys::SubTransactionId);
 
 /// Of so many users the counts are remembered: a transaction that issues for more counts some anew.
 const REMEMBERED: usize = 1000;
 
-fn present_transaction() -> (u64, pg_sys::SubTransactionId) {
+fn present_transaction() -> Place {
     // SAFETY: within a transaction, which is about to write.
     unsafe { (pg_sys::GetTopFullTransactionId().value, pg_sys::GetCurrentSubTransactionId()) }
 }
@@ -70,8 +76,13 @@ pub(crate) fn lock(user_id: &str) -> Result<(), Error> {
     if guc::max_tokens_per_user().is_none() {
         return Ok(());
     }
-    let hash = hash(&token::digest(user_id.as_bytes()));
-    LOCK.text(Snapshot::LatestToWrite, [(pg_sys::INT8OID, hash.into_datum())]).map(drop)
+    let slot = Some((present_transaction(), hash(&token::digest(user_id.as_bytes()))));
+    if LOCKED.get() == slot {
+        return Ok(());
+    }
+    LOCK.text(Snapshot::LatestToWrite, [(pg_sys::INT8OID, slot.and_then(|(_, hash)| hash.into_datum()))])?;
+    LOCKED.set(slot);
+    Ok(())
 }
 
 /// Makes sure that the user may have one more live token than now.
@@ -109,30 +120,4 @@ fn count(user_id: &str, most: i64) -> Result<i64, Error> {
     by_index_alone(|| LIVE.text(Snapshot::Latest, arguments))?
         .and_then(|count| count.parse().ok())
         .ok_or_else(|| Error::internal("could not count the tokens of a user"))
-}
-
-/// A plan that was made while the table was empty would read the whole of it, and is kept. RI_Initial_Check of PostgreSQL's foreign
-/// keys changes settings in this way.
-fn by_index_alone<T>(query: impl FnOnce() -> T) -> T {
-    // SAFETY: settings of this session, for the length of the query. On an ERROR the abort of the transaction restores them.
-    let level = unsafe { pg_sys::NewGUCNestLevel() };
-    for setting in [c"enable_seqscan", c"enable_bitmapscan"] {
-        // SAFETY: the same; the names and the value are C strings.
-        unsafe {
-            pg_sys::set_config_option(
-                setting.as_ptr(),
-                c"off".as_ptr(),
-                pg_sys::GucContext::PGC_USERSET,
-                pg_sys::GucSource::PGC_S_SESSION,
-                pg_sys::GucAction::GUC_ACTION_SAVE,
-                true,
-                0,
-                false,
-            );
-        }
-    }
-    let answer = query();
-    // SAFETY: the level that was opened above.
-    unsafe { pg_sys::AtEOXact_GUC(true, level) };
-    answer
 }

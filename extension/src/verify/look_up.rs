@@ -4,6 +4,7 @@ use super::presented::{Presented, Required};
 use super::refusal::Refusal;
 use super::request::{Purpose, Request};
 use super::verdict::Verdict;
+use crate::shmem::Timer;
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;
 use tollgate_core::token::Digest;
@@ -14,16 +15,22 @@ pub(crate) type LookedUp = (Digest, [u8; 16], Result<(), Refusal>);
 /// For a token that another is to be derived from: judges it as a verification does, wherever it is from, counts and logs the
 /// attempt, but as no use of the token.
 pub(crate) fn look_up_parent(presented: Option<&[u8]>, client: Option<Net>) -> Result<LookedUp, Refusal> {
-    look_up(Presented::to_verify(presented), client, Purpose::Derive)
+    look_up(|| Presented::to_verify(presented), client, Purpose::Derive)
 }
 
 /// The same for a token that is to be ended, which any may be that is stored.
 pub(crate) fn look_up_to_end(presented: Option<&[u8]>, client: Option<Net>) -> Result<LookedUp, Refusal> {
-    look_up(Presented::to_end(presented), client, Purpose::End)
+    look_up(|| Presented::to_end(presented), client, Purpose::End)
 }
 
-fn look_up(presented: Presented<'_>, client: Option<Net>, purpose: Purpose) -> Result<LookedUp, Refusal> {
-    let verdict = Verdict::on(&Request { presented, required: Required::Nothing, client, purpose });
+fn look_up<'a>(
+    parse: impl FnOnce() -> Presented<'a>,
+    client: Option<Net>,
+    purpose: Purpose,
+) -> Result<LookedUp, Refusal> {
+    let timer = Timer::start();
+    let request = Request { timer, presented: parse(), required: Required::Nothing, client, purpose };
+    let verdict = Verdict::on(&request);
     let stored = verdict.token().map(|token| (token.digest(), token.id()));
     let code = verdict.code();
     verdict.close();

@@ -4,6 +4,7 @@
 use super::presented::{Presented, Required};
 use crate::pg::datum;
 use crate::pg::fmgr::Call;
+use crate::shmem::Timer;
 use core::ffi::CStr;
 use tollgate_core::net::Net;
 use tollgate_core::token::{Digest, Fault};
@@ -35,6 +36,8 @@ pub(crate) fn client(call: &Call, argument: usize) -> Option<Net> {
 }
 
 pub(crate) struct Request<'a> {
+    /// Started before the token was parsed.
+    pub(crate) timer: Option<Timer>,
     pub(crate) presented: Presented<'a>,
     pub(crate) required: Required<'a>,
     /// What the application saw, never the peer of the database connection.

@@ -11,7 +11,7 @@ use crate::identity::{self, Identity};
 use crate::pg::datum::{self, TextArray};
 use crate::pg::fmgr::Call;
 use crate::pg::sys;
-use crate::shmem::{self, Found, Use};
+use crate::shmem::{self, Found, Timer, Use};
 use crate::store::probe::{Column, LateColumn, Lookup, TokenRow};
 use pgrx::IntoDatum;
 use pgrx::pg_sys::{self, Datum};
@@ -50,7 +50,9 @@ impl Verdict {
 
     /// Does what a function does, short of forming its row.
     pub(crate) fn of(function: Function, call: &Call) -> Self {
+        let timer = Timer::start();
         let request = Request {
+            timer,
             presented: match function {
                 Function::VerifyApiTokenHash => Presented::by_digest(given_digest(call)),
                 Function::VerifyApiToken | Function::Authenticate => Presented::to_verify(call.bytes(0)),
@@ -130,6 +132,9 @@ impl Verdict {
         token_id: Option<[u8; 16]>,
     ) -> Self {
         shmem::count_outcome(code);
+        if let Some(timer) = request.timer {
+            timer.stop();
+        }
         let fault = request.presented.digest.err().filter(|_| code == Code::Malformed);
         log::verification(code, token_id.as_ref(), request.client.as_ref(), &request.required, fault);
         let verdict = Verdict::new(code, quota, lookup);

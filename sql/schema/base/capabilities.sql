@@ -60,26 +60,16 @@ CREATE CONSTRAINT TRIGGER renew AFTER INSERT OR UPDATE ON tollgate.capabilities
     -- What this very transaction granted it has granted.
     FOR EACH ROW WHEN (NEW.granted_at < now()) EXECUTE FUNCTION tollgate.renew_capability();
 
-CREATE FUNCTION tollgate.check_capability_name(capability text) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-    SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    IF $1 IS NULL OR $1 NOT IN ('verifier', 'issuer', 'admin', 'operator') THEN
-        RAISE EXCEPTION 'there is no capability %', tollgate.quote_redacted($1)
-            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: capability.',
-                  HINT = 'It is one of verifier, issuer, admin and operator.';
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION tollgate.check_capability_name(text) IS 'Raises 22023 unless there is such a capability. Internal.';
-
 CREATE FUNCTION tollgate.check_capability(role regrole, capability text) RETURNS void
     LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM tollgate.check_capability_name($2);
+    IF $2 IS NULL OR $2 NOT IN ('verifier', 'issuer', 'admin', 'operator') THEN
+        RAISE EXCEPTION 'there is no capability %', tollgate.quote_redacted($2)
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: capability.',
+                  HINT = 'It is one of verifier, issuer, admin and operator.';
+    END IF;
     IF $1 IS NULL OR $1 = 0 THEN
         RAISE EXCEPTION 'a capability belongs to a role'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: role, which is NULL or PUBLIC.',
@@ -267,23 +257,6 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_capability(regrole, text) IS
     'Takes from a role what belongs to a capability, but for what another of its capabilities gives; event capability.revoked, unless it had nothing of it. The role''s bind values stay out of the log';
-
--- What a program may call is asked for here, so that it needs no list of its own.
-CREATE FUNCTION tollgate.missing_privileges(capability text) RETURNS TABLE (object text, privilege text)
-    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 10
-    SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT tollgate.check_capability_name($1);
-    SELECT o.object, o.privilege
-        FROM tollgate.capability_objects($1) o
-        WHERE NOT CASE o.object_type
-            WHEN 'FUNCTION' THEN has_function_privilege(tollgate.acting_role(), o.object_id, o.privilege)
-            WHEN 'VIEW' THEN has_table_privilege(tollgate.acting_role(), o.object_id, o.privilege)
-            ELSE has_type_privilege(tollgate.acting_role(), o.object_id, o.privilege) END
-        ORDER BY o.object;
-END;
-COMMENT ON FUNCTION tollgate.missing_privileges(text) IS
-    'What the role that asks lacks of a capability, whether it was granted as a whole, object by object, or to a role that it is a member of; nothing if it may do all of it; 22023 for an unknown capability';
 
 CREATE FUNCTION tollgate.list_capability_grants() RETURNS TABLE (
         role text, capability text, granted_at timestamptz, granted_by text, state text, objects text[], members text[])

@@ -151,6 +151,13 @@ BEGIN
         RETURN QUERY SELECT aspect, 'ok', 'all are valid, none is bloated', NULL;
     END IF;
 
+    -- One whose triggers were all dropped is not attached any more, as far as anything shows.
+    aspect := 'users tables';
+    RETURN QUERY SELECT aspect, f.severity, f.detail, f.mend FROM tollgate.users_table_faults() f;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT aspect, 'ok', format('%s attached, tokens end with their users', count(*)), NULL FROM tollgate.attached_users_tables();
+    END IF;
+
     aspect := 'usage';
     SELECT s.metering, s.overflowed, s.tracked_keys, s.max_tracked_keys INTO counters FROM tollgate.stats() s;
     IF counters.overflowed > 0 THEN

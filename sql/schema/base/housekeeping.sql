@@ -9,12 +9,13 @@
 CREATE TABLE tollgate.housekeeping_places (
     task     text        PRIMARY KEY,
     at       timestamptz,
-    token_id uuid,
+    id       text,
     begun_at timestamptz
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE tollgate.housekeeping_places IS
     'Where the last batch of each task ended, and when it was at the front last; NULL at the front. A hint: a place that is wrong or missing costs time and nothing else. Not dumped';
-INSERT INTO tollgate.housekeeping_places (task) VALUES ('announce_expiries'), ('expire_tokens'), ('purge_tokens'), ('purge_usage');
+INSERT INTO tollgate.housekeeping_places (task)
+    VALUES ('announce_expiries'), ('expire_tokens'), ('purge_disabled'), ('purge_given_up'), ('purge_tokens'), ('purge_usage');
 
 -- Each cluster walks for itself.
 CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.housekeeping_places
@@ -36,18 +37,28 @@ $$;
 COMMENT ON FUNCTION tollgate.check_batch_size(integer, integer) IS 'Raises 22023 unless a batch size is sensible. Internal.';
 
 CREATE FUNCTION tollgate.check_retention(retention interval) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE
+    LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    floor interval;
 BEGIN
     IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '1000 years' THEN
         RAISE EXCEPTION 'a retention is from nothing to 1000 years'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', coalesce($1::text, 'NULL')),
                   HINT = 'Give how long what is over is kept, such as 30 days.';
     END IF;
+    -- Who may purge is not who says how long something is kept. The call loads the library, whose setting it is.
+    PERFORM tollgate.system_identifier();
+    floor := current_setting('tollgate.min_retention');
+    IF now() - $1 > now() - floor THEN
+        RAISE EXCEPTION 'what is over is kept for at least %', floor
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', $1),
+                  HINT = 'Give a longer one; a superuser may set tollgate.min_retention.';
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION tollgate.check_retention(interval) IS 'Raises 22023 unless a retention is sensible. Internal.';
+COMMENT ON FUNCTION tollgate.check_retention(interval) IS 'Raises 22023 unless a retention is sensible, and no less than the owner of the database allows. Internal.';
 
 CREATE FUNCTION tollgate.continue_walk(task text, step text, argument interval, batch_size integer, patience interval DEFAULT '0') RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -55,7 +66,7 @@ CREATE FUNCTION tollgate.continue_walk(task text, step text, argument interval, 
 AS $$
 DECLARE
     place_at timestamptz;
-    last     uuid;
+    last     text;
     begun    timestamptz;
     looked   bigint;
     done     bigint;
@@ -64,7 +75,7 @@ DECLARE
     affected bigint := 0;
 BEGIN
     PERFORM tollgate.check_batch_size($4);
-    SELECT p.at, p.token_id, p.begun_at INTO place_at, last, begun FROM tollgate.housekeeping_places p WHERE p.task = $1;
+    SELECT p.at, p.id, p.begun_at INTO place_at, last, begun FROM tollgate.housekeeping_places p WHERE p.task = $1;
     IF place_at IS NULL THEN
         begun := clock_timestamp();
     END IF;
@@ -83,9 +94,9 @@ BEGIN
         END IF;
     END LOOP;
     -- Nobody waits for who is at it too: one of the places is as good as the other.
-    UPDATE tollgate.housekeeping_places p SET at = place_at, token_id = last, begun_at = begun
+    UPDATE tollgate.housekeeping_places p SET at = place_at, id = last, begun_at = begun
         WHERE p.task = (SELECT o.task FROM tollgate.housekeeping_places o
-                        WHERE o.task = $1 AND (o.at, o.token_id) IS DISTINCT FROM (place_at, last) FOR UPDATE SKIP LOCKED);
+                        WHERE o.task = $1 AND (o.at, o.id) IS DISTINCT FROM (place_at, last) FOR UPDATE SKIP LOCKED);
     RETURN affected;
 END
 $$;
@@ -157,7 +168,7 @@ CREATE FUNCTION tollgate.expire_tokens(batch_size integer DEFAULT 1000) RETURNS 
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN tollgate.continue_walk('expire_tokens', 'tollgate.expire_tokens_after($2, $3, $4)', NULL, $1);
+    RETURN tollgate.continue_walk('expire_tokens', 'tollgate.expire_tokens_after($2, $3, $4::uuid)', NULL, $1);
 END
 $$;
 COMMENT ON FUNCTION tollgate.expire_tokens(integer) IS
@@ -234,7 +245,7 @@ CREATE FUNCTION tollgate.announce_expiries(notice interval DEFAULT '7 days', bat
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN tollgate.continue_walk('announce_expiries', 'tollgate.announce_expiries_after($1, $2, $3, $4)', $1, $2, '1 minute');
+    RETURN tollgate.continue_walk('announce_expiries', 'tollgate.announce_expiries_after($1, $2, $3, $4::uuid)', $1, $2, '1 minute');
 END
 $$;
 COMMENT ON FUNCTION tollgate.announce_expiries(interval, integer) IS
@@ -312,7 +323,7 @@ CREATE FUNCTION tollgate.purge_tokens(retention interval DEFAULT '30 days', batc
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN tollgate.continue_walk('purge_tokens', 'tollgate.purge_tokens_after($1, $2, $3, $4)', $1, $2);
+    RETURN tollgate.continue_walk('purge_tokens', 'tollgate.purge_tokens_after($1, $2, $3, $4::uuid)', $1, $2);
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_tokens(interval, integer) IS
@@ -365,7 +376,7 @@ CREATE FUNCTION tollgate.purge_usage(retention interval DEFAULT '90 days', batch
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN tollgate.continue_walk('purge_usage', 'tollgate.purge_usage_after($1, $2, $3, $4)', $1, $2);
+    RETURN tollgate.continue_walk('purge_usage', 'tollgate.purge_usage_after($1, $2, $3, $4::uuid)', $1, $2);
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_usage(interval, integer) IS

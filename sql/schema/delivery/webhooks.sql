@@ -46,8 +46,8 @@ COMMENT ON TABLE tollgate.webhook_queue IS 'Messages that were not delivered yet
 COMMENT ON COLUMN tollgate.webhook_queue.lease IS 'Of the daemon that is sending it; void from next_attempt_at on';
 CREATE INDEX webhook_queue_waiting ON tollgate.webhook_queue (webhook, next_attempt_at, id) WHERE dead_at IS NULL;
 CREATE INDEX webhook_queue_leased ON tollgate.webhook_queue (webhook, next_attempt_at) WHERE lease IS NOT NULL AND dead_at IS NULL;
-CREATE INDEX webhook_queue_dead ON tollgate.webhook_queue (webhook, dead_at) WHERE dead_at IS NOT NULL;
-CREATE INDEX webhook_queue_age ON tollgate.webhook_queue (webhook, created_at);
+CREATE INDEX webhook_queue_dead ON tollgate.webhook_queue (dead_at, id) WHERE dead_at IS NOT NULL;
+CREATE INDEX webhook_queue_age ON tollgate.webhook_queue (webhook, created_at, id);
 ALTER SEQUENCE tollgate.webhook_queue_id_seq OWNED BY tollgate.webhook_queue.id;
 SELECT pg_extension_config_dump('tollgate.webhook_queue', '');
 SELECT pg_extension_config_dump('tollgate.webhook_queue_id_seq', '');
@@ -55,34 +55,87 @@ SELECT pg_extension_config_dump('tollgate.webhook_queue_id_seq', '');
 -- How many messages wait is asked for every few seconds, and answered without counting them. The numbers are kept by triggers
 -- on the queue, so they are right however it is changed. They are not dumped, since the restoration of the queue counts.
 --
--- due_from is where a claim begins to look. What was delivered leaves dead entries at the front of an index, which nothing
--- removes while a transaction is open that is older, as pg_dump's: each claim would pass over all of them.
+-- A change replaces the row of a webhook by one with the next version, instead of updating it. While a transaction is open
+-- that is older, as pg_dump's, nothing is removed, and a row that is updated for each message is found only behind all that
+-- it was before. The newest version is the last of its webhook in the index, so it is found at once.
+--
+-- due_from is where a claim begins to look. What was delivered leaves dead entries at the front of an index, which stay for as
+-- long: each claim would pass over all of them.
 CREATE TABLE tollgate.webhook_backlogs (
-    webhook  text        PRIMARY KEY REFERENCES tollgate.webhook_endpoints ON DELETE CASCADE,
-    waiting  bigint      NOT NULL DEFAULT 0,
-    dead     bigint      NOT NULL DEFAULT 0,
-    sending  bigint      NOT NULL DEFAULT 0,
-    due_from timestamptz NOT NULL DEFAULT '-infinity'
-) WITH (fillfactor = 50);
-COMMENT ON TABLE tollgate.webhook_backlogs IS 'How many messages of each webhook the queue has; kept by triggers on it, and not dumped';
+    webhook  text        NOT NULL,
+    version  bigint      NOT NULL,
+    waiting  bigint      NOT NULL,
+    dead     bigint      NOT NULL,
+    sending  bigint      NOT NULL,
+    due_from timestamptz NOT NULL,
+    PRIMARY KEY (webhook, version)
+);
+COMMENT ON TABLE tollgate.webhook_backlogs IS
+    'How many messages of each webhook the queue has, in one row each; kept by triggers on it, and not dumped. No foreign key: a row is replaced also while its webhook is being dropped';
+COMMENT ON COLUMN tollgate.webhook_backlogs.version IS 'Grows with each change';
 COMMENT ON COLUMN tollgate.webhook_backlogs.sending IS 'Of those that wait, how many have a lease, valid or not';
 COMMENT ON COLUMN tollgate.webhook_backlogs.due_from IS 'No message that waits has its next attempt before this. Lowered by the triggers, raised by who claims and has locked the row';
+
+CREATE FUNCTION tollgate.webhook_backlog(webhook text) RETURNS tollgate.webhook_backlogs
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+    SET jit = off
+    SET enable_seqscan = off
+    SET enable_bitmapscan = off
+    SET enable_sort = off
+AS $$
+DECLARE
+    backlog tollgate.webhook_backlogs;
+BEGIN
+    SELECT b.* INTO backlog FROM tollgate.webhook_backlogs b WHERE b.webhook = $1 ORDER BY b.version DESC LIMIT 1;
+    RETURN backlog;
+END
+$$;
+COMMENT ON FUNCTION tollgate.webhook_backlog(text) IS 'The numbers of a webhook''s messages; NULL if it has had none. Internal.';
+
+CREATE FUNCTION tollgate.replace_webhook_backlog(backlog tollgate.webhook_backlogs) RETURNS boolean
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+    SET jit = off
+    SET enable_seqscan = off
+    SET enable_bitmapscan = off
+AS $$
+BEGIN
+    DELETE FROM tollgate.webhook_backlogs b WHERE b.webhook = ($1).webhook AND b.version = ($1).version;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    backlog.version := backlog.version + 1;
+    INSERT INTO tollgate.webhook_backlogs SELECT backlog.*;
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION tollgate.replace_webhook_backlog(tollgate.webhook_backlogs) IS
+    'Puts new numbers of a webhook''s messages in place of the version that they were made from; false if another has replaced that. Internal.';
 
 CREATE FUNCTION tollgate.change_webhook_backlog(
     webhook text, waiting bigint, dead bigint, sending bigint, due_from timestamptz DEFAULT NULL) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    backlog tollgate.webhook_backlogs;
 BEGIN
-    UPDATE tollgate.webhook_backlogs b
-        SET waiting = b.waiting + $2, dead = b.dead + $3, sending = b.sending + $4, due_from = least(b.due_from, $5)
-        WHERE b.webhook = $1;
-    -- Of a webhook that is being dropped there is none any more.
-    IF NOT FOUND AND $2 + $3 > 0 THEN
-        INSERT INTO tollgate.webhook_backlogs AS b (webhook, waiting, dead, sending) VALUES ($1, $2, $3, $4)
-            ON CONFLICT ON CONSTRAINT webhook_backlogs_pkey
-            DO UPDATE SET waiting = b.waiting + $2, dead = b.dead + $3, sending = b.sending + $4, due_from = least(b.due_from, $5);
-    END IF;
+    LOOP
+        backlog := tollgate.webhook_backlog($1);
+        IF backlog.webhook IS NULL THEN
+            -- Of a webhook that is being dropped there is none any more.
+            EXIT WHEN $2 + $3 <= 0;
+            INSERT INTO tollgate.webhook_backlogs VALUES ($1, 1, $2, $3, $4, '-infinity') ON CONFLICT DO NOTHING;
+            EXIT WHEN FOUND;
+            CONTINUE;
+        END IF;
+        backlog.waiting := backlog.waiting + $2;
+        backlog.dead := backlog.dead + $3;
+        backlog.sending := backlog.sending + $4;
+        backlog.due_from := least(backlog.due_from, $5);
+        EXIT WHEN tollgate.replace_webhook_backlog(backlog);
+    END LOOP;
 END
 $$;
 COMMENT ON FUNCTION tollgate.change_webhook_backlog(text, bigint, bigint, bigint, timestamptz) IS
@@ -113,7 +166,7 @@ BEGIN
                   SELECT -1, o.webhook, o.dead_at, o.lease, o.next_attempt_at FROM old_messages o) c
             GROUP BY c.webhook ORDER BY c.webhook;
     ELSE
-        UPDATE tollgate.webhook_backlogs SET waiting = 0, dead = 0, sending = 0;
+        DELETE FROM tollgate.webhook_backlogs;
     END IF;
     RETURN NULL;
 END
@@ -383,6 +436,7 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
+    DELETE FROM tollgate.webhook_backlogs b WHERE b.webhook = $1;
     IF NOT EXISTS (SELECT FROM tollgate.webhook_endpoints) THEN
         -- It would hold up purge_audit_log.
         DELETE FROM tollgate.subscriptions s WHERE s.name = 'tollgate:webhooks';
@@ -399,7 +453,8 @@ CREATE VIEW tollgate.webhooks AS
            CASE WHEN e.previous_until > now() THEN e.previous_until END AS old_secret_until,
            coalesce(b.waiting, 0) AS pending, coalesce(b.dead, 0) AS dead,
            e.last_success_at, e.last_failure_at, e.last_error
-    FROM tollgate.webhook_endpoints e LEFT JOIN tollgate.webhook_backlogs b ON b.webhook = e.name;
+    FROM tollgate.webhook_endpoints e
+    LEFT JOIN LATERAL (SELECT n.waiting, n.dead FROM tollgate.webhook_backlogs n WHERE n.webhook = e.name ORDER BY n.version DESC LIMIT 1) b ON true;
 COMMENT ON VIEW tollgate.webhooks IS 'The webhooks, without their secrets, and how they fare';
 
 CREATE VIEW tollgate.webhook_deliveries AS
@@ -484,7 +539,7 @@ BEGIN
         -- What reads events has loaded the library, if nothing else has.
         most := current_setting('tollgate.max_webhook_backlog');
         FOR full_one IN
-            SELECT e.name FROM tollgate.webhook_endpoints e JOIN tollgate.webhook_backlogs b ON b.webhook = e.name
+            SELECT e.name FROM tollgate.webhook_endpoints e CROSS JOIN LATERAL tollgate.webhook_backlog(e.name) b
             WHERE e.enabled AND b.waiting + b.dead >= most
         LOOP
             PERFORM tollgate.disable_webhook(full_one, format('%s messages wait for it', most));
@@ -537,6 +592,7 @@ DECLARE
     endpoint   tollgate.webhook_endpoints;
     message    tollgate.webhook_message;
     backlog    tollgate.webhook_backlogs;
+    due_from   timestamptz;
     -- Not the function itself, which is volatile, and so no bound of an index scan.
     now        constant timestamptz := clock_timestamp();
 BEGIN
@@ -548,7 +604,7 @@ BEGIN
         -- Those that nothing is due of are not locked, so that an idle poll writes nothing. What has been due for longest comes
         -- first: should not all fit, those that are left out come first the next time.
         SELECT e.* FROM tollgate.webhook_endpoints e
-        JOIN tollgate.webhook_backlogs b ON b.webhook = e.name
+        CROSS JOIN LATERAL tollgate.webhook_backlog(e.name) b
         CROSS JOIN LATERAL (
             SELECT q.next_attempt_at FROM tollgate.webhook_queue q
             WHERE q.webhook = e.name AND q.dead_at IS NULL AND q.next_attempt_at BETWEEN b.due_from AND now
@@ -557,7 +613,9 @@ BEGIN
         ORDER BY f.next_attempt_at, e.name FOR NO KEY UPDATE OF e SKIP LOCKED
     LOOP
         -- Who changes the queue of this webhook holds this row: then another time.
-        SELECT b.* INTO backlog FROM tollgate.webhook_backlogs b WHERE b.webhook = endpoint.name FOR NO KEY UPDATE SKIP LOCKED;
+        backlog := tollgate.webhook_backlog(endpoint.name);
+        SELECT b.* INTO backlog FROM tollgate.webhook_backlogs b
+            WHERE b.webhook = backlog.webhook AND b.version = backlog.version FOR UPDATE SKIP LOCKED;
         -- One daemon at a time for each webhook, so that messages go out in order. If one sends, it is the latest lease.
         CONTINUE WHEN NOT FOUND OR backlog.sending > 0 AND EXISTS (
             SELECT FROM (SELECT q.next_attempt_at FROM tollgate.webhook_queue q
@@ -589,11 +647,14 @@ BEGIN
             taken := taken + octet_length(message.body);
             RETURN NEXT message;
         END LOOP;
-        UPDATE tollgate.webhook_backlogs b
-            SET due_from = coalesce((SELECT q.next_attempt_at FROM tollgate.webhook_queue q
-                                     WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.next_attempt_at >= backlog.due_from
-                                     ORDER BY q.next_attempt_at, q.id LIMIT 1), b.due_from)
-            WHERE b.webhook = endpoint.name;
+        SELECT q.next_attempt_at INTO due_from FROM tollgate.webhook_queue q
+            WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.next_attempt_at >= backlog.due_from
+            ORDER BY q.next_attempt_at, q.id LIMIT 1;
+        IF due_from > backlog.due_from THEN
+            backlog := tollgate.webhook_backlog(endpoint.name);
+            backlog.due_from := due_from;
+            PERFORM tollgate.replace_webhook_backlog(backlog);
+        END IF;
         EXIT WHEN taken >= most_bytes;
     END LOOP;
 END
@@ -615,7 +676,7 @@ BEGIN
     LOCK TABLE tollgate.webhook_endpoints IN ROW EXCLUSIVE MODE;
     IF $3 BETWEEN 200 AND 299 THEN
         DELETE FROM tollgate.webhook_queue q WHERE q.id = $1 AND q.lease = $2 RETURNING q.* INTO sent;
-        -- Once a second will do.
+        -- Once a second will do, since each time leaves a version of the row.
         UPDATE tollgate.webhook_endpoints e SET last_success_at = clock_timestamp()
             WHERE e.name = sent.webhook AND (e.last_success_at IS NULL OR e.last_success_at < clock_timestamp() - interval '1 second');
         RETURN sent.id IS NOT NULL;
@@ -634,9 +695,8 @@ BEGIN
                 delays[least(q.attempts, cardinality(delays))] * (1 + random() / 5), $5), interval '1 day')
         WHERE q.id = $1 AND q.lease = $2
         RETURNING q.* INTO sent;
-    UPDATE tollgate.webhook_endpoints e
-        SET last_failure_at = clock_timestamp(), last_error = why
-        WHERE e.name = sent.webhook;
+    UPDATE tollgate.webhook_endpoints e SET last_failure_at = clock_timestamp(), last_error = why
+        WHERE e.name = sent.webhook AND (e.last_failure_at IS NULL OR e.last_failure_at < clock_timestamp() - interval '1 second');
     IF $3 = 410 AND sent.id IS NOT NULL THEN
         PERFORM tollgate.disable_webhook(sent.webhook, 'the receiver answered 410 Gone');
     END IF;
@@ -646,6 +706,60 @@ $$;
 COMMENT ON FUNCTION tollgate.finish_webhook_delivery(bigint, uuid, integer, text, interval) IS
     'Says what came of a claimed message: the HTTP status, or NULL with an error; neither if it was not sent. It is done with, tried again after 5 seconds to a day, dead after 10 attempts; status 410 disables the webhook, event webhook.disabled. False if the lease had ended';
 
+CREATE FUNCTION tollgate.purge_messages_after(
+    given_up      boolean,
+    retention     interval,
+    batch_size    integer,
+    INOUT at      timestamptz DEFAULT NULL,
+    INOUT id      bigint DEFAULT NULL,
+    OUT looked_at bigint,
+    OUT purged    bigint
+)
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET jit = off
+    SET enable_seqscan = off
+    SET enable_bitmapscan = off
+    SET enable_sort = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
+AS $$
+DECLARE
+    batch tid[];
+BEGIN
+    at := coalesce(at, '-infinity');
+    id := coalesce(id, 0);
+    IF $1 THEN
+        batch := ARRAY(
+            SELECT d.ctid FROM tollgate.webhook_queue d
+            WHERE d.dead_at IS NOT NULL AND d.dead_at < now() - $2 AND (d.dead_at, d.id) > (at, purge_messages_after.id)
+            ORDER BY d.dead_at, d.id LIMIT $3 FOR UPDATE SKIP LOCKED);
+    ELSE
+        -- Of each webhook a batch, for the oldest of them all.
+        batch := ARRAY(
+            SELECT o.ctid FROM tollgate.webhook_endpoints e
+            CROSS JOIN LATERAL (
+                SELECT w.ctid, w.created_at, w.id FROM tollgate.webhook_queue w
+                WHERE w.webhook = e.name AND w.created_at < now() - $2 AND (w.created_at, w.id) > (at, purge_messages_after.id)
+                ORDER BY w.created_at, w.id LIMIT $3) o
+            WHERE NOT e.enabled
+            ORDER BY o.created_at, o.id LIMIT $3);
+    END IF;
+    WITH deleted AS (
+        DELETE FROM tollgate.webhook_queue q WHERE q.ctid = ANY (batch)
+            RETURNING CASE WHEN $1 THEN q.dead_at ELSE q.created_at END AS at, q.id
+    ), furthest AS (
+        SELECT d.at, d.id FROM deleted d ORDER BY d.at DESC, d.id DESC LIMIT 1
+    )
+    SELECT coalesce(f.at, purge_messages_after.at), coalesce(f.id, purge_messages_after.id), a.number, a.number
+        INTO purge_messages_after.at, purge_messages_after.id, looked_at, purged
+        FROM (SELECT count(*) AS number FROM deleted) a LEFT JOIN furthest f ON true;
+END
+$$;
+COMMENT ON FUNCTION tollgate.purge_messages_after(boolean, interval, integer, timestamptz, bigint) IS
+    'A batch of purge_webhook_deliveries after a place (NULL: from the front): of the messages that were given up, or of all that wait for webhooks that are disabled. Internal.';
+
 CREATE FUNCTION tollgate.purge_webhook_deliveries(retention interval DEFAULT '30 days', batch_size integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -653,26 +767,13 @@ AS $$
 DECLARE
     affected bigint;
 BEGIN
-    PERFORM tollgate.check_batch_size($2);
-    IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '1000 years' THEN
-        RAISE EXCEPTION 'a retention is from nothing to 1000 years'
-            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', coalesce($1::text, 'NULL')),
-                  HINT = 'Give how long messages that were given up are kept, such as 30 days.';
+    PERFORM tollgate.check_retention($1);
+    affected := tollgate.continue_walk('purge_given_up', 'tollgate.purge_messages_after(true, $1, $2, $3, $4::bigint)', $1, $2);
+    -- Those of a webhook that is disabled would else stay for ever.
+    IF affected < $2 AND EXISTS (SELECT FROM tollgate.webhook_endpoints e WHERE NOT e.enabled) THEN
+        affected := affected + tollgate.continue_walk(
+            'purge_disabled', 'tollgate.purge_messages_after(false, $1, $2, $3, $4::bigint)', $1, ($2 - affected)::integer);
     END IF;
-    DELETE FROM tollgate.webhook_queue q
-        WHERE q.id = ANY (ARRAY(
-            SELECT o.id FROM tollgate.webhook_endpoints e
-            CROSS JOIN LATERAL (
-                (SELECT d.id FROM tollgate.webhook_queue d
-                 WHERE d.webhook = e.name AND d.dead_at IS NOT NULL AND d.dead_at < now() - $1
-                 ORDER BY d.dead_at LIMIT $2)
-                UNION
-                -- Those of a webhook that is disabled would else stay for ever.
-                (SELECT w.id FROM tollgate.webhook_queue w
-                 WHERE w.webhook = e.name AND NOT e.enabled AND w.created_at < now() - $1
-                 ORDER BY w.created_at LIMIT $2)) o
-            LIMIT $2));
-    GET DIAGNOSTICS affected = ROW_COUNT;
     RETURN affected;
 END
 $$;

@@ -270,6 +270,68 @@ $$;
 COMMENT ON FUNCTION tollgate.advise_on_users_table(regclass, smallint, text) IS
     'Notices for who attaches a table that lacks an index, or that seems to switch users off without having been said so. Internal.';
 
+CREATE FUNCTION tollgate.users_table_faults() RETURNS TABLE (severity text, detail text, mend text)
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    users     regclass;
+    arguments text[];
+    key       text;
+    again     text;
+BEGIN
+    FOR users IN
+        SELECT DISTINCT coalesce(pg_partition_root(t.tgrelid), t.tgrelid)::regclass FROM pg_trigger t
+        WHERE t.tgfoid IN (SELECT p.oid FROM pg_proc p
+                           WHERE p.pronamespace = 'tollgate'::regnamespace AND p.proname IN ('users_row_changed', 'revoke_departed_users'))
+          AND NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = t.tgrelid AND pg_is_other_temp_schema(c.relnamespace))
+        ORDER BY 1
+    LOOP
+        arguments := tollgate.users_table_arguments(users);
+        key := arguments[1];
+        -- As its triggers find it, and as issuing does.
+        BEGIN
+            key := (parse_ident((tollgate.users_key(users, arguments))[1]))[1];
+            IF arguments[4] <> '' THEN
+                PERFORM tollgate.check_users_condition(users, arguments[4]);
+            END IF;
+        EXCEPTION
+            WHEN syntax_error_or_access_rule_violation OR data_exception OR feature_not_supported THEN
+                severity := 'fail';
+                detail := format('the table of users %s has changed since it was attached, so that changes of it and issuing for its users fail: %s',
+                                 users, tollgate.quote_redacted(SQLERRM));
+                mend := format('SELECT tollgate.attach_users_table(%L, %L), with the column that is the key now, and the condition as active', users, key);
+                RETURN NEXT;
+        END;
+        again := format('SELECT tollgate.attach_users_table(%L, %L);', users, key);
+        RETURN QUERY SELECT 'fail',
+                format('the table of users %s lacks the trigger %s%s: tokens of users who leave it may stay valid', users, w.name,
+                       CASE WHEN w.of = users THEN '' ELSE format(' of its partition %s', w.of) END), again
+            FROM (SELECT users AS of, n AS name FROM unnest('{tollgate_user_deleted,tollgate_user_changed,tollgate_users_truncated}'::text[]) n
+                  UNION ALL
+                  -- What is attached as a partition later has the triggers for rows, and not this one.
+                  SELECT p.relid, 'tollgate_users_truncated' FROM pg_partition_tree(users) p WHERE p.relid <> users) w
+            WHERE NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = w.of AND t.tgname = w.name)
+            ORDER BY w.of <> users, w.of, w.name;
+        RETURN QUERY SELECT 'fail',
+                format('the trigger %I of %s is switched off: tokens of users who leave it stay valid', t.tgname, t.tgrelid::regclass),
+                format('ALTER TABLE %s ENABLE TRIGGER %I; and revoke the tokens of those who left meanwhile', t.tgrelid::regclass, t.tgname)
+            FROM pg_trigger t
+            WHERE t.tgrelid IN (SELECT users UNION SELECT p.relid FROM pg_partition_tree(users) p) AND t.tgenabled IN ('D', 'R')
+              AND t.tgname IN ('tollgate_user_deleted', 'tollgate_user_changed', 'tollgate_users_truncated')
+            ORDER BY t.tgrelid, t.tgname;
+        -- The worker that applies a publisher's changes fires no triggers. Where it brings the tokens too, it brings their end.
+        RETURN QUERY SELECT 'warn',
+                format('%s receives its rows by the subscription %I: tokens of users who are deleted by that stay valid', r.srrelid::regclass, s.subname),
+                'let the publisher''s database keep the tokens too, or revoke them with tollgate.revoke_all_api_tokens(user_id)'
+            FROM pg_subscription_rel r JOIN pg_subscription s ON s.oid = r.srsubid
+            WHERE r.srrelid IN (SELECT users UNION SELECT p.relid FROM pg_partition_tree(users) p)
+              AND NOT EXISTS (SELECT FROM pg_subscription_rel o WHERE o.srrelid = 'tollgate.api_tokens'::regclass);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION tollgate.users_table_faults() IS 'What keeps attached tables from ending the tokens of their users. Internal.';
+
 -- ---- What becomes of the tokens of users
 
 CREATE FUNCTION tollgate.query_as(role oid, query text, keys text[]) RETURNS text[]
@@ -564,10 +626,14 @@ BEGIN
                 USING ERRCODE = 'invalid_transaction_state', DETAIL = format('The tokens of the users of %s are to be revoked.', users),
                       HINT = 'Truncate it in a transaction with isolation level READ COMMITTED.';
         END IF;
-        -- Each table that is truncated has a trigger of its own, but for partitions that came after the attachment.
+        -- Each table that is truncated has a trigger of its own, which reads it, but for partitions that came after the attachment.
         -- A hundred pages at a time, some ten thousand users, as there may be any number.
         FOR branch IN SELECT c.oid, c.relowner, pg_relation_size(c.oid) / current_setting('block_size')::bigint AS pages FROM pg_class c
-                      WHERE c.relkind = 'r' AND c.oid IN (SELECT TG_RELID UNION SELECT p.relid FROM pg_partition_tree(TG_RELID) p)
+                      WHERE c.relkind = 'r' AND (c.oid = TG_RELID
+                          OR c.oid IN (SELECT p.relid FROM pg_partition_tree(TG_RELID) p)
+                             AND NOT EXISTS (SELECT FROM pg_trigger o, pg_trigger t
+                                             WHERE o.tgrelid = TG_RELID AND o.tgname = TG_NAME
+                                               AND t.tgrelid = c.oid AND t.tgfoid = o.tgfoid AND t.tgtype = o.tgtype AND t.tgenabled = o.tgenabled))
         LOOP
             FOR page IN SELECT generate_series(0, branch.pages, 100) LOOP
                 departed := tollgate.query_as(branch.relowner, format(

@@ -50,17 +50,19 @@ COMMENT ON FUNCTION tollgate.report_daemon(uuid, text, integer, text, timestampt
     'Takes a daemon''s report of itself; forgets daemons not heard of for a day, and all but some 100 of the others';
 
 CREATE TYPE tollgate.memory_stats AS (
-    library_version   text,
-    metering          boolean,
-    metering_detail   text,
-    started_at        timestamptz,
-    boot              uuid,
-    verifications     jsonb,
-    tracked_keys      bigint,
-    max_tracked_keys  bigint,
-    overflowed        bigint,
-    generation        bigint,
-    closed_generation bigint
+    library_version      text,
+    metering             boolean,
+    metering_detail      text,
+    started_at           timestamptz,
+    boot                 uuid,
+    verifications        jsonb,
+    verification_latency jsonb,
+    tracked_keys         bigint,
+    busy_keys            bigint,
+    max_tracked_keys     bigint,
+    overflowed           bigint,
+    generation           bigint,
+    closed_generation    bigint
 );
 COMMENT ON TYPE tollgate.memory_stats IS 'What the shared memory of this server start holds. Internal: see stats()';
 
@@ -69,25 +71,39 @@ CREATE FUNCTION tollgate.memory_stats() RETURNS tollgate.memory_stats
     AS 'MODULE_PATHNAME', 'memory_stats';
 COMMENT ON FUNCTION tollgate.memory_stats() IS 'The counters in shared memory, or why there are none. Internal: see stats()';
 
+-- As the planner estimates, by how many rows a page had at the last ANALYZE or VACUUM. A small table is counted: autovacuum
+-- may never come to it.
+CREATE FUNCTION tollgate.tokens_estimate() RETURNS bigint
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT CASE WHEN s.bytes <= 1048576 THEN (SELECT count(*) FROM tollgate.api_tokens)
+                WHEN c.reltuples >= 0 AND c.relpages > 0
+                    THEN (c.reltuples::float8 / c.relpages * (s.bytes / current_setting('block_size')::integer))::bigint
+           END
+    FROM pg_class c, LATERAL pg_relation_size(c.oid) s (bytes) WHERE c.oid = 'tollgate.api_tokens'::regclass;
+END;
+COMMENT ON FUNCTION tollgate.tokens_estimate() IS 'How many tokens are stored, roughly once they are many; NULL if that is not known before the first ANALYZE. Internal.';
+
 CREATE FUNCTION tollgate.stats(
         OUT library_version text, OUT extension_version text, OUT metering boolean, OUT metering_detail text,
-        OUT started_at timestamptz, OUT boot uuid, OUT verifications jsonb,
-        OUT tracked_keys bigint, OUT max_tracked_keys bigint, OUT overflowed bigint,
+        OUT started_at timestamptz, OUT boot uuid, OUT verifications jsonb, OUT verification_latency jsonb,
+        OUT tracked_keys bigint, OUT busy_keys bigint, OUT max_tracked_keys bigint, OUT overflowed bigint,
         OUT generation bigint, OUT closed_generation bigint, OUT flushes bigint, OUT last_flush_at timestamptz,
         OUT tokens_estimate bigint, OUT api_tokens_bytes bigint, OUT token_usage_bytes bigint, OUT audit_log_bytes bigint)
     LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT m.library_version, (SELECT e.extversion FROM pg_extension e WHERE e.extname = 'tollgate'),
-           m.metering, m.metering_detail, m.started_at, m.boot, m.verifications,
-           m.tracked_keys, m.max_tracked_keys, m.overflowed, m.generation, m.closed_generation,
+           m.metering, m.metering_detail, m.started_at, m.boot, m.verifications, m.verification_latency,
+           m.tracked_keys, m.busy_keys, m.max_tracked_keys, m.overflowed, m.generation, m.closed_generation,
            (SELECT coalesce(sum(f.flushes), 0)::bigint FROM tollgate.usage_flushes f),
            (SELECT max(f.applied_at) FROM tollgate.usage_flushes f),
-           (SELECT greatest(c.reltuples, 0)::bigint FROM pg_class c WHERE c.oid = 'tollgate.api_tokens'::regclass),
+           tollgate.tokens_estimate(),
            pg_total_relation_size('tollgate.api_tokens'::regclass),
            pg_total_relation_size('tollgate.token_usage'::regclass),
            pg_total_relation_size('tollgate.audit_log'::regclass)
     FROM tollgate.memory_stats() m;
 END;
 COMMENT ON FUNCTION tollgate.stats() IS
-    'One row of counters: verifications by code since the server started, in all its databases, shared-memory fill, flushes, table sizes; metering_detail says why usage is absent, if it is';
+    'One row of counters: verifications by code since the server started, in all its databases, how long those of this database took, shared-memory fill, flushes, table sizes; metering_detail says why usage is absent, if it is';

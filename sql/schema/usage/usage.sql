@@ -1,4 +1,31 @@
 -- Usage: counted in shared memory, carried to these tables by whoever drains, applies and acknowledges.
+--
+-- What is carried is signed with a secret that who carries it cannot read: the daemon's login can neither count what no server
+-- counted, nor have what a server hands out taken for applied.
+
+CREATE TABLE tollgate.carrying_secret (
+    one    boolean PRIMARY KEY DEFAULT true CHECK (one),
+    secret bytea   NOT NULL DEFAULT sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()))
+);
+COMMENT ON TABLE tollgate.carrying_secret IS
+    'By which the primary knows what its servers handed out to be carried to it. One row, made at installation and never read outside; a restored dump has another';
+INSERT INTO tollgate.carrying_secret DEFAULT VALUES;
+
+-- A subscriber has standbys of its own.
+CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.carrying_secret
+    FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
+ALTER TABLE tollgate.carrying_secret ENABLE REPLICA TRIGGER leave_out;
+
+CREATE FUNCTION tollgate.carrying_signature(what text, fields bytea[]) RETURNS bytea
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    -- The secret comes twice, as in HMAC: a signature cannot be extended to a longer message.
+    SELECT tollgate.digest_of(ARRAY[s.secret, tollgate.digest_of(ARRAY[s.secret, oidsend(d.oid), convert_to($1, 'UTF8')] || $2)])
+        -- A database that was made from this one as its template has the same secret.
+        FROM tollgate.carrying_secret s, pg_database d WHERE d.datname = current_database();
+END;
+COMMENT ON FUNCTION tollgate.carrying_signature(text, bytea[]) IS 'What shows that a server of ours handed something out, in this database. Internal.';
 
 CREATE TABLE tollgate.token_usage (
     token_id     uuid   PRIMARY KEY,
@@ -49,13 +76,40 @@ CREATE TYPE tollgate.usage_row AS (
 );
 COMMENT ON TYPE tollgate.usage_row IS 'What one token was used in one generation of counters';
 
-CREATE FUNCTION tollgate.drain_usage() RETURNS TABLE (
+CREATE FUNCTION tollgate.close_usage() RETURNS TABLE (
         node text, boot uuid, generation bigint,
         token_id uuid, uses bigint, denials bigint, last_used_at timestamptz, last_used_ip inet)
     LANGUAGE c VOLATILE PARALLEL UNSAFE
-    AS 'MODULE_PATHNAME', 'drain_usage_wrapper';
+    AS 'MODULE_PATHNAME', 'close_usage_wrapper';
+COMMENT ON FUNCTION tollgate.close_usage() IS 'What drain_usage hands out, without the signature. Internal.';
+
+CREATE FUNCTION tollgate.signature_of_usage(node text, boot uuid, generation bigint, rows tollgate.usage_row[]) RETURNS bytea
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT tollgate.carrying_signature('usage', ARRAY[
+        convert_to($1, 'UTF8'), uuid_send($2), int8send($3), array_send(ARRAY(SELECT r FROM unnest($4) r ORDER BY r.token_id))]);
+END;
+COMMENT ON FUNCTION tollgate.signature_of_usage(text, uuid, bigint, tollgate.usage_row[]) IS
+    'What shows that a server of ours handed out these counters, in whatever order. Internal.';
+
+CREATE FUNCTION tollgate.drain_usage() RETURNS TABLE (
+        node text, boot uuid, generation bigint,
+        token_id uuid, uses bigint, denials bigint, last_used_at timestamptz, last_used_ip inet, signature bytea)
+    LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    WITH closed AS MATERIALIZED (
+        SELECT c.* FROM tollgate.close_usage() c
+    ), signed AS MATERIALIZED (
+        SELECT tollgate.signature_of_usage(c.node, c.boot, c.generation, array_agg(
+                   ROW(c.token_id, c.uses, c.denials, c.last_used_at, c.last_used_ip)::tollgate.usage_row)) AS signature
+        FROM closed c GROUP BY c.node, c.boot, c.generation
+    )
+    SELECT c.*, s.signature FROM closed c CROSS JOIN signed s;
+END;
 COMMENT ON FUNCTION tollgate.drain_usage() IS
-    'Closes this database''s counters and hands them out: the same uses and denials again until ack_usage; no rows when there is nothing. Writes nothing, so it works on a standby';
+    'Closes this database''s counters and hands them out: the same uses and denials again until ack_usage; no rows when there is nothing. With the signature that apply_usage asks for, the same in each row. Writes nothing, so it works on a standby';
 
 CREATE FUNCTION tollgate.handed_out_usage(OUT this_node text, OUT this_boot uuid, OUT node text, OUT boot uuid, OUT generation bigint) RETURNS SETOF record
     LANGUAGE c VOLATILE PARALLEL UNSAFE ROWS 1
@@ -63,12 +117,12 @@ CREATE FUNCTION tollgate.handed_out_usage(OUT this_node text, OUT this_boot uuid
 COMMENT ON FUNCTION tollgate.handed_out_usage() IS
     'Which start of which server this is, and the generation of this database that drain_usage has handed out and ack_usage has not freed; no row without shared memory. Internal.';
 
--- Who calls this is believed that tokens were used, and nothing else: a row that cannot be true is skipped, so that it
--- does not hold up the others, and sums stop at the largest number instead of failing.
+-- A row that cannot be true is skipped, so that it does not hold up the others, and sums stop at the largest number instead of
+-- failing.
 --
 -- The joins are pinned, so that the time a flush takes depends on its own size and not on that of the tables, whatever the
 -- statistics say. Rows go in the order of their ids, neighbours to the same pages.
-CREATE FUNCTION tollgate.apply_usage(node text, boot uuid, generation bigint, rows tollgate.usage_row[]) RETURNS boolean
+CREATE FUNCTION tollgate.apply_usage(node text, boot uuid, generation bigint, rows tollgate.usage_row[], signature bytea) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     SET jit = off
@@ -90,6 +144,11 @@ BEGIN
                   HINT = 'Pass on what drain_usage() returned.';
     END IF;
     PERFORM tollgate.without_token('node', $1);
+    IF $5 IS DISTINCT FROM tollgate.signature_of_usage($1, $2, $3, $4) THEN
+        RAISE EXCEPTION 'no server of this database has handed out these counters'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: signature, which is not that of the others.',
+                  HINT = 'Pass on what drain_usage() returned, all of its rows.';
+    END IF;
     -- One flush at a time, whichever server it is from: what is read below is still so when it is written, and nobody
     -- deadlocks.
     LOCK TABLE tollgate.usage_flushes IN SHARE ROW EXCLUSIVE MODE;
@@ -166,8 +225,8 @@ BEGIN
     RETURN true;
 END
 $$;
-COMMENT ON FUNCTION tollgate.apply_usage(text, uuid, bigint, tollgate.usage_row[]) IS
-    'Adds drained counters to token_usage and usage_hourly, once: true when done now, false when this generation had been applied before. Rows that cannot be true are skipped with a WARNING';
+COMMENT ON FUNCTION tollgate.apply_usage(text, uuid, bigint, tollgate.usage_row[], bytea) IS
+    'Adds drained counters to token_usage and usage_hourly, once: true when done now, false when this generation had been applied before; 22023 for what no server handed out. Rows that cannot be true are skipped with a WARNING';
 
 CREATE FUNCTION tollgate.usage_applied(node text, boot uuid, generation bigint) RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER

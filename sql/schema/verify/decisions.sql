@@ -9,7 +9,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'current_scopes()',                                      'public'),
         ('FUNCTION', 'current_token_id()',                                    'public'),
         ('FUNCTION', 'current_user_id()',                                     'public'),
-        ('FUNCTION', 'missing_privileges(text)',                              'public'),
+        ('FUNCTION', 'list_own_capabilities()',                               'public'),
         ('FUNCTION', 'require_scope(text)',                                   'public'),
         ('FUNCTION', 'scope_grants(text[], text)',                            'public'),
         ('FUNCTION', 'token_has_all_scopes(text[])',                          'public'),
@@ -80,7 +80,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'announce_expiries(interval, integer)',                  'operator'),
         ('FUNCTION', 'announce_expiries_after(interval, integer, timestamptz, uuid)', 'operator'),
         ('FUNCTION', 'apply_findings(tollgate.finding[])',                    'operator'),
-        ('FUNCTION', 'apply_usage(text, uuid, bigint, tollgate.usage_row[])', 'operator'),
+        ('FUNCTION', 'apply_usage(text, uuid, bigint, tollgate.usage_row[], bytea)', 'operator'),
         ('FUNCTION', 'check_leadership(text, bigint)',                        'operator'),
         ('FUNCTION', 'claim_webhook_deliveries(integer, interval)',           'operator'),
         ('FUNCTION', 'deployment_health(interval)',                           'operator'),
@@ -125,10 +125,10 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'begin_batch(tollgate.event_cursor)',                    'nobody'),
         ('FUNCTION', 'capability_acls(text)',                                 'nobody'),
         ('FUNCTION', 'capability_objects(text)',                              'nobody'),
+        ('FUNCTION', 'carrying_signature(text, bytea[])',                     'nobody'),
         ('FUNCTION', 'change_webhook_backlog(text, bigint, bigint, bigint, timestamptz)', 'nobody'),
         ('FUNCTION', 'check_batch_size(integer, integer)',                    'nobody'),
         ('FUNCTION', 'check_capability(regrole, text)',                       'nobody'),
-        ('FUNCTION', 'check_capability_name(text)',                           'nobody'),
         ('FUNCTION', 'check_cursor(tollgate.event_cursor)',                   'nobody'),
         ('FUNCTION', 'check_event_count(integer)',                            'nobody'),
         ('FUNCTION', 'check_json(text, jsonb, integer, integer)',             'nobody'),
@@ -143,6 +143,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'check_webhook_url(text)',                              'nobody'),
         ('FUNCTION', 'check_within_parent(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
         ('FUNCTION', 'claim_token_slot(text)',                                'nobody'),
+        ('FUNCTION', 'close_usage()',                                         'nobody'),
         ('FUNCTION', 'count_webhook_messages()',                             'nobody'),
         ('FUNCTION', 'continue_walk(text, text, interval, integer, interval)', 'nobody'),
         ('FUNCTION', 'current_epoch()',                                       'nobody'),
@@ -194,7 +195,6 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'narrow_descendants(tollgate.api_tokens, text)',         'nobody'),
         ('FUNCTION', 'network_contains(cidr, cidr)',                          'nobody'),
         ('FUNCTION', 'networks_contain(cidr[], cidr[])',                      'nobody'),
-        ('FUNCTION', 'new_webhook_secret()',                                 'nobody'),
         ('FUNCTION', 'next_id(regclass)',                                    'nobody'),
         ('FUNCTION', 'new_webhook_secret()',                                  'nobody'),
         ('FUNCTION', 'no_such_webhook(text)',                                 'nobody'),
@@ -206,6 +206,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'place_of_horizon(integer, xid8)',                       'nobody'),
         ('FUNCTION', 'place_received_event()',                               'nobody'),
         ('FUNCTION', 'presented_token_id(text, inet)',                        'nobody'),
+        ('FUNCTION', 'purge_messages_after(boolean, interval, integer, timestamptz, bigint)', 'nobody'),
         ('FUNCTION', 'purge_is_proven(tollgate.audit_seals, bigint)',         'nobody'),
         ('FUNCTION', 'purge_sealed_events(timestamptz, integer)',             'nobody'),
         ('FUNCTION', 'query_as(oid, text, text[])',                           'nobody'),
@@ -217,6 +218,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'refuse_audit_change()',                                 'nobody'),
         ('FUNCTION', 'refuse_token(uuid, text, text)',                        'nobody'),
         ('FUNCTION', 'renew_capability()',                                    'nobody'),
+        ('FUNCTION', 'replace_webhook_backlog(tollgate.webhook_backlogs)',    'nobody'),
         ('FUNCTION', 'replace_token(uuid, uuid, bytea, text, interval, interval, timestamptz, boolean)', 'nobody'),
         ('FUNCTION', 'resolve_capability_role()',                             'nobody'),
         ('FUNCTION', 'revoke_departed_users()',                               'nobody'),
@@ -234,21 +236,25 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'settle_user(text)',                                     'nobody'),
         ('FUNCTION', 'settle_users(regclass, text[], text[], text)',          'nobody'),
         ('FUNCTION', 'signature_of_finding(uuid, timestamptz, inet)',         'nobody'),
+        ('FUNCTION', 'signature_of_usage(text, uuid, bigint, tollgate.usage_row[])', 'nobody'),
         ('FUNCTION', 'snapshot_contains(pg_snapshot, pg_snapshot)',           'nobody'),
         ('FUNCTION', 'states_of_users(regclass, text[], text[])',             'nobody'),
         ('FUNCTION', 'stored_reason(text)',                                   'nobody'),
         ('FUNCTION', 'system_identifier()',                                   'nobody'),
         ('FUNCTION', 'unite_snapshots(pg_snapshot, pg_snapshot)',             'nobody'),
         ('FUNCTION', 'issued_detail(tollgate.api_tokens)',                    'nobody'),
+        ('FUNCTION', 'tokens_estimate()',                                     'nobody'),
         ('FUNCTION', 'token_changes(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
         ('FUNCTION', 'token_is_within(tollgate.api_tokens, tollgate.api_tokens)', 'nobody'),
         ('FUNCTION', 'user_is_inactive(uuid)',                                'nobody'),
         ('FUNCTION', 'users_in_state(text[], text)',                          'nobody'),
         ('FUNCTION', 'users_key(oid, text[])',                                'nobody'),
         ('FUNCTION', 'users_row_changed()',                                   'nobody'),
+        ('FUNCTION', 'users_table_faults()',                                  'nobody'),
         ('FUNCTION', 'users_table_arguments(oid)',                            'nobody'),
         ('FUNCTION', 'users_with_tokens(text[])',                             'nobody'),
         ('FUNCTION', 'wal_timeline()',                                        'nobody'),
+        ('FUNCTION', 'webhook_backlog(text)',                                 'nobody'),
         ('FUNCTION', 'webhook_url(text)',                                     'nobody'),
         ('FUNCTION', 'without_token(text, text)',                             'nobody'),
         ('TYPE',     'audit_place',                                           'nobody'),
@@ -285,6 +291,32 @@ BEGIN ATOMIC
         FROM tollgate.capability_privileges p WHERE p.capability = $1 AND p.object_type = 'TYPE';
 END;
 COMMENT ON FUNCTION tollgate.capability_objects(text) IS 'The objects that a capability gives something on; raises if one of them does not exist. Internal.';
+
+-- Privileges may come from a membership, or from PUBLIC. USAGE of a type is not needed to call a function. A part of a capability
+-- is what no smaller one includes, and what is not given to operators and admins alike, as stats() is.
+CREATE FUNCTION tollgate.list_own_capabilities() RETURNS TABLE (capability text, held text, missing text[])
+    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 4
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT o.capability,
+           CASE WHEN bool_and(o.is_held) THEN 'whole' WHEN bool_or(o.is_held AND o.is_own) THEN 'partly' ELSE 'not' END,
+           coalesce(array_agg(o.object ORDER BY o.object) FILTER (WHERE NOT o.is_held), '{}')
+    FROM (
+        SELECT k.place, k.capability, o.object,
+               CASE k.capability WHEN 'operator' THEN count(*) OVER same = 1
+                                 ELSE k.place = min(k.place) OVER same AND max(k.place) OVER same < 4 END AS is_own,
+               CASE o.object_type WHEN 'FUNCTION' THEN has_function_privilege(a.role, o.object_id, o.privilege)
+                                  ELSE has_table_privilege(a.role, o.object_id, o.privilege) END AS is_held
+        FROM (SELECT tollgate.acting_role()::name) a (role),
+             (VALUES (1, 'verifier'), (2, 'issuer'), (3, 'admin'), (4, 'operator')) k (place, capability),
+             LATERAL tollgate.capability_objects(k.capability) o
+        WHERE o.object_type <> 'TYPE'
+        WINDOW same AS (PARTITION BY o.object_type, o.object_id)
+    ) o
+    GROUP BY o.place, o.capability ORDER BY o.place;
+END;
+COMMENT ON FUNCTION tollgate.list_own_capabilities() IS
+    'What the calling role holds of each capability, itself or as a member of other roles: whole, partly, or not; and what it is missing of it';
 
 CREATE VIEW tollgate.object_privileges AS
     SELECT o.object_type, o.object_id, o.object, o.owner, a.grantee, a.privilege_type AS privilege,

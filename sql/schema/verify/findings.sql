@@ -5,18 +5,6 @@
 -- at any moment. On the primary nothing of it passes through the daemon's hands. From a standby only reuse is carried, signed
 -- with a secret that the daemon cannot read, so that its login can neither give a token another digest nor end one.
 
-CREATE TABLE tollgate.finding_secret (
-    one    boolean PRIMARY KEY DEFAULT true CHECK (one),
-    secret bytea   NOT NULL DEFAULT sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()))
-);
-COMMENT ON TABLE tollgate.finding_secret IS 'By which the primary knows what its standbys found. One row, made at installation and never read outside; a restored dump has another';
-INSERT INTO tollgate.finding_secret DEFAULT VALUES;
-
--- A subscriber has standbys of its own.
-CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.finding_secret
-    FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
-ALTER TABLE tollgate.finding_secret ENABLE REPLICA TRIGGER leave_out;
-
 CREATE TYPE tollgate.finding AS (
     token_id  uuid,
     at        timestamptz,
@@ -43,8 +31,9 @@ BEGIN ATOMIC
     SELECT NOT EXISTS (
         SELECT FROM tollgate.api_tokens t
         WHERE t.id = $1
+          AND t.revoked_at IS NULL
           AND CASE WHEN $3 IS NOT NULL THEN t.foreign_format IS NOT NULL
-                   ELSE t.rotated_to IS NOT NULL AND t.revoked_at IS NULL AND t.expires_at <= $2
+                   ELSE t.rotated_to IS NOT NULL AND t.expires_at <= $2
                         AND (t.reuse_detected_at IS NULL OR $2 >= t.reuse_detected_at + interval '1 minute') END);
 END;
 COMMENT ON FUNCTION tollgate.finding_is_settled(uuid, timestamptz, bytea) IS
@@ -64,10 +53,7 @@ CREATE FUNCTION tollgate.signature_of_finding(token_id uuid, at timestamptz, cli
     LANGUAGE sql STABLE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    -- The secret comes twice, as in HMAC: a signature cannot be extended to a longer message.
-    SELECT sha256(s.secret || sha256(s.secret || oidsend(d.oid) || uuid_send($1) || timestamptz_send($2) || coalesce(inet_send($3), '')))
-        -- One made from this database as its template has the same secret, and the same tokens.
-        FROM tollgate.finding_secret s, pg_database d WHERE d.datname = current_database();
+    SELECT tollgate.carrying_signature('finding', ARRAY[uuid_send($1), timestamptz_send($2), inet_send($3)]);
 END;
 COMMENT ON FUNCTION tollgate.signature_of_finding(uuid, timestamptz, inet) IS 'What shows that a server of ours found it. Internal.';
 
@@ -88,15 +74,28 @@ CREATE FUNCTION tollgate.give_digest(token_id uuid, token_hash bytea) RETURNS vo
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    token    tollgate.api_tokens;
+    affected bigint;
 BEGIN
-    UPDATE tollgate.api_tokens t SET token_hash = $2, foreign_format = NULL WHERE t.id = $1 AND t.foreign_format IS NOT NULL;
-EXCEPTION
-    WHEN unique_violation THEN
-        -- It was imported in both forms. It is found as the other.
-        NULL;
+    BEGIN
+        UPDATE tollgate.api_tokens t SET token_hash = $2, foreign_format = NULL WHERE t.id = $1 AND t.foreign_format IS NOT NULL;
+        RETURN;
+    EXCEPTION
+        WHEN unique_violation THEN
+            NULL;
+    END;
+    -- It was imported in both forms, and is found as the other. This one must not come back once that is purged.
+    token := tollgate.lock_token($1);
+    affected := tollgate.revoke_families(ARRAY[$1], 'imported twice', jsonb_build_object(
+        'same_as', (SELECT t.id FROM tollgate.api_tokens t WHERE t.token_hash = $2)));
+    IF affected > 0 THEN
+        PERFORM tollgate.notify_token_event('token.revoked', NULL, token.user_id, NULL, affected);
+    END IF;
 END
 $$;
-COMMENT ON FUNCTION tollgate.give_digest(uuid, bytea) IS 'Has a token that was imported in another form found by its sha256 from now on. Internal.';
+COMMENT ON FUNCTION tollgate.give_digest(uuid, bytea) IS
+    'Has a token that was imported in another form found by its sha256 from now on; revokes it if another row has that, which is the same token. Internal.';
 
 CREATE FUNCTION tollgate.live_successors(token_id uuid) RETURNS SETOF tollgate.api_tokens
     LANGUAGE sql STABLE
@@ -170,7 +169,7 @@ BEGIN
     END IF;
     PERFORM tollgate.settle_findings();
     -- One run at a time, whichever server it is for, so that what two of them have is recorded once.
-    LOCK TABLE tollgate.finding_secret IN SHARE ROW EXCLUSIVE MODE;
+    LOCK TABLE tollgate.carrying_secret IN SHARE ROW EXCLUSIVE MODE;
     -- In the order in which others lock several families of a user, nearly.
     FOR finding IN
         SELECT g.token_id, g.at, g.client_ip, g.token_hash

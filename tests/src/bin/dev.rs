@@ -233,9 +233,9 @@ impl Daemon {
         let log = File::options().create(true).append(true).open(&log_path)?;
         let mut command = self.account.command(&self.binary);
         command.arg("run").env("DATABASE_URL", url).current_dir("/").process_group(0);
-        if std::env::var_os("TOLLGATED_HTTP_ADDRESS").is_none() {
+        if std::env::var_os("TOLLGATED_OPS_ADDRESS").is_none() {
             // Its usual port may be that of another checkout's. The log says which it is.
-            command.env("TOLLGATED_HTTP_ADDRESS", "127.0.0.1:0");
+            command.env("TOLLGATED_OPS_ADDRESS", "127.0.0.1:0");
         }
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut child = command.spawn().with_context(|| format!("cannot run {}", self.binary.display()))?;

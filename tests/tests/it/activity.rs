@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::common::{self, Shared, Token, code, error, issue, value};
-use crate::operator::{Db, Generation, UsageRow, apply, counts, flush_all, issue_many, reads, set, totals};
+use crate::common::{self, Shared, Token, code, error, issue, refused, value};
+use crate::operator::{
+    Db, Generation, OPERATOR, UsageRow, apply, counts, flush_all, issue_many, reads, set, signed, totals,
+};
 use anyhow::{Context as _, Result};
 use jiff::{SignedDuration, Timestamp};
 use tokio_postgres::Client;
@@ -54,8 +56,8 @@ async fn old_tokens(owner: &Client, count: i32) -> Result<Vec<Uuid>> {
 }
 
 /// As of a server of its own.
-fn flush_of(rows: &[UsageRow]) -> Generation {
-    Generation { node: "n".into(), boot: Uuid::new_v4(), number: 1, rows: rows.to_vec() }
+async fn flush_of(owner: &Client, rows: &[UsageRow]) -> Result<Generation> {
+    signed(owner, "n", Uuid::new_v4(), 1, rows).await
 }
 
 fn row(token: Uuid, uses: i64, denials: i64, last_used_at: Option<Timestamp>) -> UsageRow {
@@ -101,7 +103,7 @@ async fn every_use_is_in_one_hour_in_whatever_order_servers_are_flushed() -> Res
                 let sums = expected.entry(token).or_default().entry(hour).or_default();
                 *sums = (sums.0 + uses, sums.1 + denials);
             }
-            assert!(apply(&db.operator, &flush_of(&rows)).await?);
+            assert!(apply(&db.operator, &flush_of(&db.owner, &rows).await?).await?);
             db.operator.batch_execute("commit").await?;
         }
         for (token, mut hours) in expected {
@@ -123,7 +125,7 @@ async fn a_flush_within_an_hour_writes_one_row_a_token_and_the_next_hour_one_mor
     for (hours_ago, expected) in [(3, 0), (3, 0), (2, 20), (2, 20), (1, 40)] {
         let rows: Vec<UsageRow> =
             tokens.iter().map(|&token| row(token, 1, 0, Some(hours_before(now, hours_ago)))).collect();
-        assert!(apply(&db.operator, &flush_of(&rows)).await?);
+        assert!(apply(&db.operator, &flush_of(&db.owner, &rows).await?).await?);
         assert_eq!(stored().await?, expected, "{hours_ago} hours ago");
     }
     Ok(())
@@ -135,14 +137,15 @@ async fn a_flush_reads_the_rows_it_is_about_and_no_others() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "few").await?;
     let tokens = issue_many(&db.owner, 3_000).await?;
     let all: Vec<UsageRow> = tokens.iter().map(|token| row(token.id, 1, 0, None)).collect();
-    assert!(apply(&db.operator, &flush_of(&all)).await?);
+    assert!(apply(&db.operator, &flush_of(&db.owner, &all).await?).await?);
     db.owner.batch_execute("analyze").await?;
     for (count, number) in [(1, 1), (1_000, 2)] {
         let ids: Vec<String> =
             tokens[..count].iter().map(|token| format!("('{}'::uuid)", token.id)).collect();
         let statement = format!(
-            "select tollgate.apply_usage('few', '00000000-0000-0000-0000-00000000000f', {number},
-                 (select array_agg(row(t.id, 1, 0, null, null)::tollgate.usage_row) from (values {}) t (id)))",
+            "select tollgate.apply_usage('few', boot, {number}, rows, tollgate.signature_of_usage('few', boot, {number}, rows))
+             from (select uuid '00000000-0000-0000-0000-00000000000f' as boot,
+                          array_agg(row(t.id, 1, 0, null, null)::tollgate.usage_row) as rows from (values {}) t (id)) g",
             ids.join(",")
         );
         let read = reads(&db.owner, "token_usage", "token_usage_pkey", &statement).await?;
@@ -162,7 +165,7 @@ async fn a_chart_has_every_hour_since_the_token_came_or_was_asked_for() -> Resul
     let now = this_hour(&db.owner).await?;
     for (hours_ago, uses, denials) in [(4, 3, 1), (1, 2, 0), (0, 5, 0)] {
         let rows = [row(token.id, uses, denials, Some(hours_before(now, hours_ago)))];
-        assert!(apply(&db.owner, &flush_of(&rows)).await?);
+        assert!(apply(&db.owner, &flush_of(&db.owner, &rows).await?).await?);
     }
     let hour = |hours_ago, used, denied| (hours_before(now, hours_ago), used, denied);
     let whole = [
@@ -225,7 +228,10 @@ async fn totals_from_before_there_were_hours_are_kept_and_belong_to_none() -> Re
         .await?;
     assert_eq!(busy_hours(&db.owner, token).await?, Hours::new());
     let now = this_hour(&db.owner).await?;
-    assert!(apply(&db.operator, &flush_of(&[row(token, 3, 1, Some(hours_before(now, 1)))])).await?);
+    assert!(
+        apply(&db.operator, &flush_of(&db.owner, &[row(token, 3, 1, Some(hours_before(now, 1)))]).await?)
+            .await?
+    );
     assert_eq!(counts(&db.owner, token).await?, (10, 3));
     assert_eq!(busy_hours(&db.owner, token).await?, Hours::from([(hours_before(now, 1), (3, 1))]));
     Ok(())
@@ -236,14 +242,18 @@ async fn a_token_that_a_flush_names_twice_is_counted_once_and_holds_up_no_other(
     let db = Db::create(&SHARED.cluster()?, "double").await?;
     let tokens: Vec<Uuid> = issue_many(&db.owner, 3).await?.iter().map(|token| token.id).collect();
     let [known, new, other] = tokens[..] else { panic!("{tokens:?}") };
-    assert!(apply(&db.operator, &flush_of(&[row(known, 1, 0, None)])).await?);
-    let doubled = flush_of(&[
-        row(known, 3, 1, None),
-        row(new, 3, 1, None),
-        row(known, 3, 1, None),
-        row(new, 3, 1, None),
-        row(other, 5, 2, None),
-    ]);
+    assert!(apply(&db.operator, &flush_of(&db.owner, &[row(known, 1, 0, None)]).await?).await?);
+    let doubled = flush_of(
+        &db.owner,
+        &[
+            row(known, 3, 1, None),
+            row(new, 3, 1, None),
+            row(known, 3, 1, None),
+            row(new, 3, 1, None),
+            row(other, 5, 2, None),
+        ],
+    )
+    .await?;
     assert!(apply(&db.operator, &doubled).await?);
     assert_eq!(counts(&db.owner, known).await?, (4, 1));
     assert_eq!(counts(&db.owner, new).await?, (3, 1));
@@ -267,7 +277,13 @@ async fn a_use_before_the_token_was_created_is_in_its_first_hour() -> Result<()>
     let now = this_hour(&db.owner).await?;
     set(&db.owner, token, "created_at = date_trunc('hour', now(), 'UTC') - interval '90 minutes'").await?;
     for hours_ago in [1, 30, 30 * 24] {
-        assert!(apply(&db.owner, &flush_of(&[row(token, 1, 0, Some(hours_before(now, hours_ago)))])).await?);
+        assert!(
+            apply(
+                &db.owner,
+                &flush_of(&db.owner, &[row(token, 1, 0, Some(hours_before(now, hours_ago)))]).await?
+            )
+            .await?
+        );
     }
     let expected = Hours::from([(hours_before(now, 2), (2, 0)), (hours_before(now, 1), (1, 0))]);
     assert_eq!(busy_hours(&db.owner, token).await?, expected);
@@ -284,7 +300,7 @@ async fn old_hours_are_purged_in_batches_and_the_totals_stay() -> Result<()> {
     let now = this_hour(&db.owner).await?;
     for days_ago in [100, 99, 98, 80, 0] {
         let rows = [row(token, 1, 0, Some(hours_before(now, days_ago * 24)))];
-        assert!(apply(&db.operator, &flush_of(&rows)).await?);
+        assert!(apply(&db.operator, &flush_of(&db.owner, &rows).await?).await?);
     }
     let purge = async |arguments: &str| {
         value::<i64>(&db.operator, &format!("select tollgate.purge_usage({arguments})")).await
@@ -320,7 +336,7 @@ async fn the_hours_of_a_token_go_with_it() -> Result<()> {
     for hours_ago in [2, 1, 0] {
         let rows: Vec<UsageRow> =
             tokens.iter().map(|&token| row(token, 1, 0, Some(hours_before(now, hours_ago)))).collect();
-        assert!(apply(&db.operator, &flush_of(&rows)).await?);
+        assert!(apply(&db.operator, &flush_of(&db.owner, &rows).await?).await?);
     }
     set(&db.owner, tokens[0], "revoked_at = now() - interval '40 days'").await?;
     assert_eq!(value::<i64>(&db.operator, "select tollgate.purge_tokens()").await?, 1);
@@ -328,5 +344,57 @@ async fn the_hours_of_a_token_go_with_it() -> Result<()> {
     let left: Vec<Uuid> = left.iter().map(|row| row.get(0)).collect();
     assert_eq!(left, [tokens[1]]);
     activity(&db.owner, tokens[1], None).await?.first().context("the other has its hours")?;
+    Ok(())
+}
+
+/// As an operator: what a bill or an inquiry needs does not depend on the role of the daemon.
+#[tokio::test]
+async fn nobody_purges_what_the_owner_has_kept() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "kept").await?;
+    let token = issue(&db.owner, "a", &[]).await?;
+    code(&db.web, &token.token).await?;
+    flush_all(&db.operator).await?;
+    db.owner
+        .batch_execute(
+            "update tollgate.api_tokens set revoked_at = now() - interval '20 days';
+             insert into tollgate.usage_hourly select id, date_bin('1 hour', now(), 'epoch') - interval '20 days', 1, 0 from tollgate.api_tokens;
+             select tollgate.define_webhook('w', 'https://example.com/');
+             insert into tollgate.webhook_queue (webhook, event_epoch, event_id, event, body, dead_at)
+                 values ('w', 1, 1, 'x', '{}', now() - interval '20 days');
+             alter database kept set tollgate.min_retention = '30d'",
+        )
+        .await?;
+    let operator = db.session(OPERATOR).await?;
+    for change in [
+        "set tollgate.min_retention = 0",
+        "alter role current_user set tollgate.min_retention = 0",
+        "alter database kept set tollgate.min_retention = 0",
+    ] {
+        refused(operator.batch_execute(change).await, &SqlState::INSUFFICIENT_PRIVILEGE);
+    }
+    let purges = [
+        "purge_tokens",
+        "purge_tokens_after",
+        "purge_usage",
+        "purge_usage_after",
+        "purge_webhook_deliveries",
+    ];
+    for purge in purges {
+        for retention in ["'0'", "'10 days'", "'29 days 23:59'", "'-1 day'", "null"] {
+            let call = format!("select tollgate.{purge}({retention}, 100)");
+            refused(operator.batch_execute(&call).await, &SqlState::INVALID_PARAMETER_VALUE);
+        }
+        operator.batch_execute(&format!("select tollgate.{purge}('30 days', 100)")).await?;
+    }
+    let counted =
+        "select (select count(*) from tollgate.api_tokens) + (select count(*) from tollgate.usage_hourly)
+                        + (select count(*) from tollgate.webhook_queue)";
+    assert_eq!(value::<i64>(&db.owner, counted).await?, 3);
+    db.owner.batch_execute("alter database kept set tollgate.min_retention = '10d'").await?;
+    let operator = db.session(OPERATOR).await?;
+    for purge in ["purge_usage", "purge_tokens", "purge_webhook_deliveries"] {
+        operator.batch_execute(&format!("select tollgate.{purge}('10 days', 100)")).await?;
+    }
+    assert_eq!(value::<i64>(&db.owner, counted).await?, 0);
     Ok(())
 }

@@ -187,6 +187,29 @@ async fn truncating_an_attached_table_of_users() -> Result<()> {
 }
 
 #[tokio::test]
+async fn truncating_a_partitioned_table_of_users_reads_each_partition_once() -> Result<()> {
+    // A page for each row, and no user whose tokens are looked for.
+    let table = "create table users (id text, filler text) PARTITIONED;
+                 alter table users alter filler set storage plain; PARTS
+                 insert into users select null, repeat('x', 5000) from generate_series(1, :n);
+                 select tollgate.attach_users_table('users', 'id', require_user => false);
+                 create function empty_users() returns void language sql as 'truncate users'";
+    let parts = "create table users_0 partition of users for values from (0) to (1);
+                 create table users_1 partition of users default;";
+    let cluster = SHARED.cluster()?;
+    let mut counted = Vec::new();
+    for (name, partitioned, parts) in
+        [("once", "", ""), ("once_parted", "partition by range (length(filler))", parts)]
+    {
+        let prepare = table.replace("PARTITIONED", partitioned).replace("PARTS", parts);
+        let owner = prepared(&cluster, name, FEW, &prepare).await?;
+        counted.push(pages(&owner, "select empty_users()").await?);
+    }
+    assert!(counted[0] >= f64::from(FEW) && counted[1] < counted[0] * 1.5, "{counted:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn issuing_for_users_of_an_attached_table() -> Result<()> {
     let prepare = "
         create table users (id text primary key, gone boolean); insert into users select 'u' || g from generate_series(1, :n) g;
@@ -519,6 +542,7 @@ async fn dropping_a_webhook_with_what_waits_for_it() -> Result<()> {
     is_linear("dropping", BACKLOG, "select tollgate.drop_webhook('gone1')").await
 }
 
+/// As the daemon deletes: a few at a time.
 #[tokio::test]
 async fn purging_what_was_given_up() -> Result<()> {
     let prepare = format!("{BACKLOG}; update tollgate.webhook_queue set dead_at = now() - interval '40 days', created_at = now() - interval '50 days'
@@ -529,13 +553,90 @@ async fn purging_what_was_given_up() -> Result<()> {
         let owner = prepared(&cluster, "purging_given_up", n, &prepare).await?;
         let dead = "select count(*) from tollgate.webhook_queue where dead_at is not null";
         let mut sum = 0.0;
-        for _ in 0..value::<i64>(&owner, dead).await? / 1000 + 1 {
-            sum += pages(&owner, "select tollgate.purge_webhook_deliveries('30 days', 1000)").await?;
+        for _ in 0..value::<i64>(&owner, dead).await? / 50 + 1 {
+            sum += pages(&owner, "select tollgate.purge_webhook_deliveries('30 days', 50)").await?;
         }
         assert_eq!(value::<i64>(&owner, dead).await?, 0);
         counted.push(sum);
     }
     assert_linear("purging what was given up", counted[0], counted[1]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_step_of_purging_messages_does_not_pass_what_the_ones_before_it_removed() -> Result<()> {
+    let queue = "
+        select tollgate.define_webhook(w, 'https://example.com/') from unnest(array['gone', 'well']) w;
+        insert into tollgate.webhook_queue (webhook, event_epoch, event_id, event, body, created_at, dead_at)
+            select w, 1, g, 'x', '{}', now() - interval '40 days', DEAD from generate_series(1, :n) g, unnest(array['gone', 'well']) w";
+    let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
+    for (name, dead, disable) in [
+        ("given_up", "now() - interval '35 days'", ""),
+        ("disabled", "null", "; select tollgate.set_webhook_enabled('gone', false)"),
+    ] {
+        let prepare = format!("{}{disable}", queue.replace("DEAD", dead));
+        let mut counted = Vec::new();
+        for n in [FEW, 10 * FEW] {
+            let owner = prepared(&cluster, name, n, &prepare).await?;
+            let holder = cluster.connect("postgres", &format!("{name}_{n}")).await?;
+            holder
+                .batch_execute("begin isolation level repeatable read; select from pg_class limit 1")
+                .await?;
+            let purge = format!("select tollgate.purge_webhook_deliveries('30 days', {})", n / 2);
+            owner.batch_execute(&purge).await?;
+            let step = "select tollgate.purge_webhook_deliveries('30 days', 1)";
+            for _ in 0..3 {
+                assert_eq!(value::<i64>(&owner, step).await?, 1, "{name}");
+            }
+            counted.push(pages(&owner, step).await?);
+        }
+        assert!(counted[1] <= 1.5 * counted[0] + 5.0, "{name}: {counted:?}");
+    }
+    Ok(())
+}
+
+/// The numbers of a webhook's messages change with each message. Beside an older transaction what they were before stays.
+#[tokio::test]
+async fn numbers_that_changed_often_beside_an_old_snapshot_are_found_at_once() -> Result<()> {
+    let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
+    let mut counted: Vec<[f64; 4]> = Vec::new();
+    for n in [FEW, 10 * FEW] {
+        let prepare = "
+            select tollgate.define_webhook('w', 'https://example.com/');
+            insert into tollgate.webhook_queue (webhook, event_epoch, event_id, event, body) select 'w', 1, g, 'x', '{}' from generate_series(1, 100) g;
+            select tollgate.queue_webhook_deliveries(1000)";
+        let owner = prepared(&cluster, "counters", n, prepare).await?;
+        let holder = cluster.connect("postgres", &format!("counters_{n}")).await?;
+        holder.batch_execute("begin isolation level repeatable read; select from pg_class limit 1").await?;
+        let change = format!(
+            "do $$ begin for i in 1..{n} loop perform tollgate.change_webhook_backlog('w', 0, 0, 0); commit; end loop; end $$"
+        );
+        owner.batch_execute(&change).await?;
+        let mut costs = [0.0; 4];
+        // The first round fills the session's caches.
+        for _ in 0..2 {
+            owner.batch_execute("insert into tollgate.audit_log (event, detail) values ('x', '{}')").await?;
+            let finish = "select tollgate.finish_webhook_delivery(id, lease, 200)
+                          from (select * from tollgate.webhook_queue where lease is not null limit 1) q";
+            costs = [
+                pages(&owner, "select tollgate.queue_webhook_deliveries(1000)").await?,
+                pages(&owner, "select from tollgate.claim_webhook_deliveries(1)").await?,
+                pages(&owner, finish).await?,
+                pages(&owner, "select count(pending) from tollgate.webhooks").await?,
+            ];
+        }
+        let row = owner
+            .query_one(
+                "select pending, (select count(*) from tollgate.webhook_queue) from tollgate.webhooks",
+                &[],
+            )
+            .await?;
+        assert_eq!(row.get::<_, i64>(0), row.get::<_, i64>(1));
+        counted.push(costs);
+    }
+    for (few, many) in counted[0].iter().zip(counted[1]) {
+        assert!(many <= 1.5 * few + 5.0, "{counted:?}");
+    }
     Ok(())
 }
 

@@ -22,7 +22,7 @@ const PUBLIC: [&str; 10] = [
     "tollgate.current_scopes()",
     "tollgate.current_token_id()",
     "tollgate.current_user_id()",
-    "tollgate.missing_privileges(text)",
+    "tollgate.list_own_capabilities()",
     "tollgate.require_scope(text)",
     "tollgate.scope_grants(text[],text)",
     "tollgate.token_has_all_scopes(text[])",
@@ -312,25 +312,44 @@ fn contract() -> Result<String> {
 }
 
 #[tokio::test]
-async fn a_role_is_told_what_it_lacks_of_a_capability_and_nothing_of_others() -> Result<()> {
+async fn everyone_may_ask_what_they_hold_of_each_capability() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
-    roles(&owner, &[("half_an_issuer", "verifier"), ("a_whole_issuer", "issuer")]).await?;
-    owner.batch_execute("create role its_member login in role a_whole_issuer").await?;
-    let missing = async |client: &Client, capability: &str| {
-        names(client, &format!("select object from tollgate.missing_privileges('{capability}')")).await
+    let held = async |role: &str| -> Result<String> {
+        let client = cluster.connect(role, DATABASE).await?;
+        value(&client, "select string_agg(held, ' ') from tollgate.list_own_capabilities()").await
     };
-    let half = cluster.connect("half_an_issuer", DATABASE).await?;
-    let lacks = missing(&half, "issuer").await?;
-    let all = names(&owner, "select object from tollgate.capability_objects('issuer')").await?;
-    let verifier = names(&owner, "select object from tollgate.capability_objects('verifier')").await?;
-    assert_eq!(lacks, all.difference(&verifier).cloned().collect());
-    assert_eq!(missing(&half, "verifier").await?, BTreeSet::new());
-    // Whoever is a member may do the same, and so lacks nothing.
-    let member = cluster.connect("its_member", DATABASE).await?;
-    assert_eq!(missing(&member, "issuer").await?, BTreeSet::new());
-    assert!(missing(&member, "admin").await?.contains("tollgate.define_scope(text,text)"));
-    let unknown = half.query("select from tollgate.missing_privileges('king')", &[]).await;
-    refused(unknown, &SqlState::INVALID_PARAMETER_VALUE);
+    for (role, expected) in [
+        ("verifier", "whole not not not"),
+        ("issuer", "whole whole not not"),
+        ("admin", "whole whole whole not"),
+        ("operator", "not not not whole"),
+    ] {
+        roles(&owner, &[(&format!("holds_{role}"), role)]).await?;
+        assert_eq!(held(&format!("holds_{role}")).await?, expected, "{role}");
+    }
+    // As a member, and after SET ROLE; a superuser holds all.
+    owner
+        .batch_execute(
+            "create role holds_by_membership login in role holds_issuer; create role holds_none login",
+        )
+        .await?;
+    assert_eq!(held("holds_by_membership").await?, "whole whole not not");
+    assert_eq!(held("holds_none").await?, "not not not not");
+    assert_eq!(held("postgres").await?, "whole whole whole whole");
+    owner.batch_execute("begin; set local role holds_verifier").await?;
+    let own = "select string_agg(held, ' ') from tollgate.list_own_capabilities()";
+    assert_eq!(value::<String>(&owner, own).await?, "whole not not not");
+    owner.batch_execute("rollback").await?;
+
+    // One function less, or one alone.
+    owner.batch_execute("revoke execute on function tollgate.create_api_token from holds_issuer").await?;
+    assert_eq!(held("holds_issuer").await?, "whole partly not not");
+    let missing = "select array_to_string(missing, ' ') from tollgate.list_own_capabilities() where capability = 'issuer'";
+    let issuer = cluster.connect("holds_issuer", DATABASE).await?;
+    let missing: String = value(&issuer, missing).await?;
+    assert!(missing.starts_with("tollgate.create_api_token(") && !missing.contains(' '), "{missing}");
+    owner.batch_execute("grant execute on function tollgate.list_scopes to holds_none").await?;
+    assert_eq!(held("holds_none").await?, "not partly not not");
     Ok(())
 }
 

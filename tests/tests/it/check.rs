@@ -21,6 +21,7 @@ static SHARED: Shared = Shared::new(&[
     ("full_page_writes", "on"),
     ("synchronous_commit", "on"),
     ("max_prepared_transactions", "5"),
+    ("log_min_error_statement", "panic"),
 ]);
 
 /// A daemon that has reported.
@@ -104,6 +105,10 @@ async fn check_passes_a_good_deployment() -> Result<()> {
         "settings",
         "listen",
         "log",
+        "statements",
+        "auto_explain",
+        "pg_stat_statements",
+        "activity",
     ] {
         assert!(names.contains(name), "{name} in {names:?}");
     }
@@ -181,8 +186,120 @@ async fn check_warns_of_a_server_that_logs_tokens() -> Result<()> {
     let mend = log["mend"].as_str().context("what mends it")?;
     assert!(mend.contains("web"), "{mend}");
     db.owner.batch_execute(mend).await?;
-    let log = finding(&json_of(&db.url(), &["check"], OK), "log");
+    let report = json_of(&db.url(), &["check"], OK);
+    let (log, statements) = (finding(&report, "log"), finding(&report, "statements"));
     assert_eq!(log["verdict"], json!("ok"), "{log}");
+    // Their texts are logged all the same.
+    assert_eq!(statements["verdict"], json!("warn"), "{statements}");
+    let detail = statements["detail"].as_str().context("a detail")?;
+    assert!(detail.contains("log_min_duration_statement = 0 (") && detail.contains("web"), "{detail}");
+    db.owner.batch_execute(statements["mend"].as_str().context("what mends it")?).await?;
+    assert_eq!(finding(&json_of(&db.url(), &["check"], OK), "statements")["verdict"], json!("ok"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_warns_of_failing_statements_that_are_logged_until_they_are_not() -> Result<()> {
+    let cluster = Arc::new(common::start(Cluster::builder())?);
+    let db = Db::only(&cluster).await?;
+    // A good token, that lacks a scope.
+    let present = async || -> Result<String> {
+        let token = issue(&db.owner, "a", &[]).await?.token;
+        let web = db.session("web").await?;
+        let refused =
+            web.simple_query(&format!("select tollgate.authenticate('{token}', '{{posts:read}}')")).await;
+        assert!(refused.is_err());
+        Ok(token)
+    };
+    let exposed = present().await?;
+    eventually_async(LONG, "the server to log the statement", async || cluster.log().contains(&exposed))
+        .await;
+    let statements = || finding(&json_of(&db.url(), &["check"], OK), "statements");
+    let warned = statements();
+    assert_eq!(warned["verdict"], json!("warn"), "{warned}");
+    let detail = warned["detail"].as_str().context("a detail")?;
+    assert!(detail.contains("log_min_error_statement = error (web)"), "{detail}");
+    db.owner.batch_execute(warned["mend"].as_str().context("what mends it")?).await?;
+    assert_eq!(statements()["verdict"], json!("ok"));
+
+    let hidden = present().await?;
+    // It was refused, and the log is past it.
+    let web = db.session("web").await?;
+    assert!(web.simple_query("select 1 / (2 - 2)").await.is_err());
+    eventually_async(LONG, "the next error to be logged", async || {
+        cluster.log().contains("division by zero")
+    })
+    .await;
+    assert!(!cluster.log().contains(&hidden));
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_says_who_sees_the_statements_of_others() -> Result<()> {
+    let cluster = Arc::new(common::start(
+        Cluster::builder()
+            .preload(false)
+            .setting("shared_preload_libraries", "tollgate,pg_stat_statements")
+            .setting("log_min_error_statement", "panic"),
+    )?);
+    let db = Db::only(&cluster).await?;
+    let report = json_of(&db.url(), &["check"], OK);
+    assert!(
+        finding(&report, "activity")["detail"]
+            .as_str()
+            .is_some_and(|it| it.starts_with("none but superusers"))
+    );
+    let kept = finding(&report, "pg_stat_statements");
+    assert_eq!(kept["verdict"], json!("warn"), "{kept}");
+    db.owner.batch_execute("create role watcher login in role pg_monitor").await?;
+    db.owner.batch_execute(kept["mend"].as_str().context("what mends it")?).await?;
+    let report = json_of(&db.url(), &["check"], OK);
+    assert_eq!(finding(&report, "pg_stat_statements")["verdict"], json!("ok"));
+    let activity = finding(&report, "activity");
+    assert!(
+        activity["detail"].as_str().is_some_and(|it| it.starts_with("watcher and superusers")),
+        "{activity}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_names_the_capability_of_which_a_role_has_only_a_part() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "parts").await?;
+    for (role, capability, function) in [
+        ("part_verifier", "verifier", "tollgate.authenticate"),
+        ("part_issuer", "issuer", "tollgate.create_api_token"),
+        ("part_admin", "admin", "tollgate.define_scope"),
+        ("part_operator", "operator", "tollgate.drain_usage"),
+    ] {
+        db.owner.batch_execute(&format!("create role {role} login")).await?;
+        db.owner
+            .execute("select tollgate.grant_capability($1::text::regrole, $2)", &[&role, &capability])
+            .await?;
+        let url = db.cluster.url(role, &db.name);
+        let is_daemon = capability == "operator";
+        let privileges = finding(&json_of(&url, &["check"], OK), "privileges");
+        assert_eq!(privileges["verdict"], json!(if is_daemon { "ok" } else { "warn" }), "{privileges}");
+        assert!(
+            privileges["detail"].as_str().is_some_and(|detail| detail.contains(capability)),
+            "{privileges}"
+        );
+
+        db.owner.batch_execute(&format!("revoke execute on function {function} from {role}")).await?;
+        let report = json_of(&url, &["check"], if is_daemon { NO } else { OK });
+        let findings = report["findings"].as_array().context("findings")?;
+        let grants = format!("SELECT tollgate.grant_capability('{role}', '{capability}');");
+        let partly: Vec<&Value> =
+            findings.iter().filter(|finding| finding["mend"] == json!(grants)).collect();
+        assert_eq!(partly.len(), 1, "{report}");
+        assert!(
+            partly[0]["detail"].as_str().is_some_and(|detail| detail.contains(&format!("{function}("))),
+            "{report}"
+        );
+        assert_eq!(report.to_string().matches("grant_capability(").count(), 1, "no other grant: {report}");
+        db.owner.batch_execute(&grants).await?;
+        assert_eq!(finding(&json_of(&url, &["check"], OK), "privileges"), privileges);
+    }
     Ok(())
 }
 
@@ -547,6 +664,87 @@ async fn a_sequence_that_is_behind_its_table_fails_the_check_until_it_is_set() -
         db.owner.batch_execute(&finding.mend).await?;
         assert!(health(&db, "tables", "0").await?.is_empty());
     }
+    Ok(())
+}
+
+// ---- Attached tables of users
+
+#[tokio::test]
+async fn an_attached_table_that_ends_no_tokens_fails_the_check_until_what_it_prints_was_done() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "users_tables").await?;
+    db.owner
+        .batch_execute(
+            "create table people (id text primary key, gone boolean, plan text);
+             create table parts (\"Id\" bigint primary key) partition by range (\"Id\");
+             create table parts_1 partition of parts for values from (0) to (1000);
+             select tollgate.attach_users_table('people', 'id', active => 'gone is not true');
+             select tollgate.attach_users_table('parts', 'Id')",
+        )
+        .await?;
+    assert!(health(&db, "users tables", "0").await?.is_empty());
+    let listed = "select string_agg(t::text, ' ' order by t::text) from tollgate.list_users_tables() t";
+    let before: String = value(&db.owner, listed).await?;
+    for (change, named) in [
+        (
+            "alter table people disable trigger tollgate_user_changed",
+            "tollgate_user_changed of public.people is switched off",
+        ),
+        ("alter table people disable trigger all", "is switched off"),
+        (
+            "alter table people enable replica trigger tollgate_user_deleted",
+            "tollgate_user_deleted of public.people is switched off",
+        ),
+        (
+            "alter table parts_1 disable trigger tollgate_user_deleted",
+            "tollgate_user_deleted of public.parts_1 is switched off",
+        ),
+        (
+            "drop trigger tollgate_user_deleted on people",
+            "public.people lacks the trigger tollgate_user_deleted",
+        ),
+        // What it was attached with is known by the others.
+        (
+            "drop trigger tollgate_user_changed on people",
+            "public.people lacks the trigger tollgate_user_changed",
+        ),
+        (
+            "drop trigger tollgate_users_truncated on parts",
+            "public.parts lacks the trigger tollgate_users_truncated",
+        ),
+        (
+            "create table parts_2 partition of parts for values from (1000) to (2000)",
+            "tollgate_users_truncated of its partition public.parts_2",
+        ),
+    ] {
+        db.owner.batch_execute(change).await?;
+        let found = health(&db, "users tables", "0").await?;
+        assert!(!found.is_empty(), "{change}");
+        for finding in &found {
+            assert_eq!(finding.severity, "fail", "{change}: {finding:?}");
+            assert!(finding.detail.contains(named), "{change}: {finding:?}");
+            let mend = finding.mend.split("; and").next().unwrap_or_default();
+            db.owner.batch_execute(mend).await.with_context(|| mend.to_owned())?;
+        }
+        assert!(health(&db, "users tables", "0").await?.is_empty(), "{change}");
+        assert_eq!(value::<String>(&db.owner, listed).await?, before, "{change}");
+    }
+    // What cannot be the key, or has no such condition, any more.
+    db.owner
+        .batch_execute("alter table people rename id to login; alter table people drop column gone")
+        .await?;
+    let finding = only(&db, "users tables", "0").await?;
+    assert!(finding.detail.contains("gone") && finding.mend.contains("'login'"), "{finding:?}");
+    db.owner
+        .batch_execute("select tollgate.attach_users_table('people', 'login', active => 'plan <> ''none''')")
+        .await?;
+    assert!(health(&db, "users tables", "0").await?.is_empty());
+    db.owner.batch_execute("alter table people alter login type numeric using 1").await?;
+    let finding = only(&db, "users tables", "0").await?;
+    assert_eq!(finding.severity, "fail");
+    assert!(finding.detail.contains("the key of a users table is"), "{finding:?}");
+    json_of(&db.url(), &["check"], NO);
+    db.owner.batch_execute("select tollgate.detach_users_table('people')").await?;
+    assert!(health(&db, "users tables", "0").await?.is_empty());
     Ok(())
 }
 

@@ -83,7 +83,7 @@ fn what_is_empty_in_the_environment_or_on_the_command_line_counts_as_not_given()
         .into_iter()
         .flatten()
         .filter_map(|setting| setting["environment"].as_str().map(str::to_owned))
-        .filter(|name| !["DATABASE_URL", "TOLLGATED_HTTP_ADDRESS"].contains(&name.as_str()))
+        .filter(|name| !["DATABASE_URL", "TOLLGATED_OPS_ADDRESS"].contains(&name.as_str()))
         .chain(
             [
                 "PGHOST",

@@ -1,13 +1,13 @@
 //! `token.expiring`: told of ahead of time, once for each expiry.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::common::{Shared, history, issue_with, refused, revoke, value};
+use crate::common::{self, Shared, code, history, issue, issue_with, refused, revoke, value};
 use crate::operator::{self, Db};
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use tollgate_tests::{Tollgated, eventually_async};
+use tollgate_tests::{Cluster, Tollgated, eventually_async};
 use uuid::Uuid;
 
 static SHARED: Shared = Shared::new(&[]);
@@ -124,5 +124,109 @@ async fn the_daemon_announces_ahead_of_time_unless_told_not_to() -> Result<()> {
         announced(&db.owner, token.id).await.unwrap() == 1
     })
     .await;
+    Ok(())
+}
+
+/// Private memory of a process, in MB.
+fn memory(pid: &str) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
+}
+
+/// Verifies until a count is as it should be, or for so long. How long that took, p99 of the verifications in milliseconds, and
+/// the most memory that the daemon and one of its backends had meanwhile.
+async fn verify_until(
+    db: &Db,
+    token: &str,
+    daemon: Option<&Tollgated>,
+    patience: Duration,
+    counted: Option<(&str, i64)>,
+) -> Result<(Duration, f64, f64, f64)> {
+    let begun = Instant::now();
+    let (mut times, mut own, mut of_backends) = (Vec::new(), 0.0_f64, 0.0_f64);
+    let mut looked = begun;
+    loop {
+        for _ in 0..50 {
+            let at = Instant::now();
+            ensure!(code(&db.web, token).await? == "VALID");
+            times.push(at.elapsed());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        if let Some(daemon) = daemon {
+            own = own.max(memory(&daemon.pid().to_string()).unwrap_or_default());
+            let sessions = "select coalesce(string_agg(pid::text, ' '), '') from pg_stat_activity where usename = 'tollgated'";
+            let pids: String = value(&db.owner, sessions).await?;
+            of_backends = pids.split(' ').filter_map(memory).fold(of_backends, f64::max);
+        }
+        if looked.elapsed() > Duration::from_secs(2)
+            && let Some((count, expected)) = counted
+        {
+            looked = Instant::now();
+            if value::<i64>(&db.owner, count).await? == expected {
+                break;
+            }
+            ensure!(begun.elapsed() < patience, "{count} is not {expected} after {patience:?}");
+        }
+        if counted.is_none() && begun.elapsed() >= patience {
+            break;
+        }
+    }
+    times.sort();
+    let p99 = times.get(times.len() * 99 / 100).context("something was verified")?.as_secs_f64() * 1000.0;
+    Ok((begun.elapsed(), p99, own, of_backends))
+}
+
+/// Each is recorded once and purged once, and neither the daemon nor its backends hold what would grow with them. How long that
+/// took, and what verifications felt of it, is printed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: a quarter of an hour"]
+async fn half_a_million_tokens_that_expire_in_one_second_are_recorded_and_purged() -> Result<()> {
+    const TOKENS: i64 = 500_000;
+    const PATIENCE: Duration = Duration::from_hours(1);
+    let cluster = std::sync::Arc::new(common::start(
+        Cluster::builder().setting("shared_buffers", "512MB").setting("max_wal_size", "4GB"),
+    )?);
+    let db = Db::only(&cluster).await?;
+    let live = issue(&db.owner, "live", &[]).await?;
+    let load = format!(
+        "insert into tollgate.api_tokens (id, token_hash, user_id, name, scopes, metadata, hint, expires_at)
+         select gen_random_uuid(), sha256(g::text::bytea), 'u' || g, 'k', '{{}}', '{{}}', 'h', now() + interval '2 minutes' + random() * interval '1 second'
+         from generate_series(1, {TOKENS}) g"
+    );
+    db.owner.batch_execute(&load).await?;
+    db.owner.batch_execute("vacuum analyze tollgate.api_tokens").await?;
+    let (_, quiet, ..) = verify_until(&db, &live.token, None, Duration::from_secs(20), None).await?;
+    // What it announces it would do beside this.
+    let mut daemon = Tollgated::spawn(&db.url(), &["run", "--expiry-notice=0"])?;
+    let expired = "select expires_at < now() from tollgate.api_tokens where expires_at is not null order by expires_at desc limit 1";
+    eventually_async(Duration::from_secs(300), "all to expire", async || {
+        value(&db.owner, expired).await.unwrap()
+    })
+    .await;
+    let recorded = "select count(*) from tollgate.audit_log where event = 'token.expired'";
+    let (took, p99, of_daemon, of_backend) =
+        verify_until(&db, &live.token, Some(&daemon), PATIENCE, Some((recorded, TOKENS))).await?;
+    println!(
+        "recorded within {took:.0?}, p99 {p99:.2} ms against {quiet:.2} ms in the quiet, daemon {of_daemon:.0} MB, backend {of_backend:.0} MB"
+    );
+    assert!(of_daemon < 100.0 && of_backend < 100.0, "of 200 bytes for each token it would be more");
+    daemon.terminate()?;
+    daemon.wait(Duration::from_secs(60))?;
+
+    let daemon = Tollgated::spawn(&db.url(), &["run", "--retention=0s", "--purge-interval=1s"])?;
+    let left = "select count(*) from tollgate.api_tokens";
+    let (took, p99, of_daemon, of_backend) =
+        verify_until(&db, &live.token, Some(&daemon), PATIENCE, Some((left, 1))).await?;
+    println!(
+        "purged within {took:.0?}, p99 {p99:.2} ms against {quiet:.2} ms in the quiet, daemon {of_daemon:.0} MB, backend {of_backend:.0} MB"
+    );
+    assert!(of_daemon < 100.0 && of_backend < 100.0, "of 200 bytes for each token it would be more");
+    for (event, distinct) in [("token.expired", TOKENS), ("token.purged", TOKENS)] {
+        let counts = format!(
+            "select count(*) || ' ' || count(distinct token_id) from tollgate.audit_log where event = '{event}'"
+        );
+        assert_eq!(value::<String>(&db.owner, &counts).await?, format!("{distinct} {distinct}"), "{event}");
+    }
     Ok(())
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 use tokio_postgres::Client;
 
-static SHARED: Shared = Shared::new(&[]);
+static SHARED: Shared = Shared::new(&[("tollgate.min_retention", "30d")]);
 
 /// An argument like any, and such as nobody has use for.
 fn values(kind: &str, major: u32) -> (&'static str, Vec<&'static str>) {
@@ -123,8 +123,6 @@ async fn no_arguments_of_an_operators_function_erase_blind_or_mint() -> Result<(
              from pg_proc p
              where p.pronamespace = 'tollgate'::regnamespace and has_function_privilege('tollgated', p.oid, 'execute')
                and not has_function_privilege('web', p.oid, 'execute')
-               -- A purge of tokens deletes, and says so.
-               and p.proname not in ('purge_tokens', 'purge_tokens_after')
              order by 1",
             &[],
         )

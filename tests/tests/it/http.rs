@@ -1,18 +1,14 @@
-//! The daemon's HTTP port: whether it lives, whether it is ready, and what it measures.
+//! The daemon's HTTP listeners: whether it lives, whether it is ready, what it measures, and what is refused.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::common::{self, Shared, issue, issue_with, revoke};
 use crate::operator::{self, Db, OPERATOR};
-use crate::running::eventually_logs;
-use crate::web::{LONG, begin, eventually_answers, eventually_measures, get, metrics, request, run};
+use crate::web::{LONG, begin, eventually_answers, eventually_measures, get, metrics, request, run, run_api};
 use anyhow::{Context as _, Result};
-use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -110,75 +106,11 @@ async fn pending_events_are_counted_while_nobody_is_told() -> Result<()> {
     Ok(())
 }
 
-/// Names of ours in a text, whatever stands around them.
-fn named(text: &str) -> BTreeSet<String> {
-    text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'))
-        .filter(|word| word.starts_with("tollgate_") || word.starts_with("tollgated_"))
-        .filter(|word| !word.ends_with('_'))
-        .map(str::to_owned)
-        .collect()
-}
-
-#[tokio::test]
-async fn the_dashboard_and_the_alerts_use_only_metrics_that_there_are() -> Result<()> {
-    let db = db("shown").await?;
-    db.owner.execute("select tollgate.define_webhook('crm', 'https://crm.invalid/')", &[]).await?;
-    let (_daemon, address) = run(&db.url(), &[]).await?;
-    eventually_answers(address, "/readyz", 200).await;
-    eventually_measures(address, "tollgate_webhook_enabled{webhook=\"crm\"}", |enabled| enabled == 1.0).await;
-    // Of events that nobody comes for, there is an oldest one.
-    db.operator.execute("select tollgate.open_subscription('elsewhere')", &[]).await?;
-    issue(&db.owner, "ann", &[]).await?;
-    let since = "tollgate_subscription_oldest_pending_timestamp_seconds{subscription=\"elsewhere\"}";
-    eventually_measures(address, since, |since| since > 0.0).await;
-    // How flushes fare is shown by whoever leads them.
-    let leads = "tollgated_task_leader{task=\"flush_usage\"}";
-    eventually_measures(address, leads, |leads| leads == 1.0).await;
-    let mut there: BTreeSet<String> = metrics(address)
-        .await?
-        .keys()
-        .map(|name| name.split('{').next().unwrap_or(name).to_owned())
-        .collect();
-    // Once something was flushed.
-    let page = get(address, "/metrics", &[]).await?.body;
-    let typed = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
-    there.extend(typed.map(str::to_owned));
-    there.insert("tollgate_last_flush_timestamp_seconds".to_owned());
-
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/monitoring");
-    let dashboard = std::fs::read_to_string(folder.join("grafana-dashboard.json"))?;
-    let parsed: Value = serde_json::from_str(&dashboard).context("the dashboard is JSON")?;
-    assert!(parsed["panels"].as_array().is_some_and(|panels| panels.len() >= 10));
-    let expressions: String = parsed["panels"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .flat_map(|panel| panel["targets"].as_array().cloned().unwrap_or_default())
-        .filter_map(|target| Some(format!("{}\n", target["expr"].as_str()?)))
-        .collect();
-    let alerts = std::fs::read_to_string(folder.join("alerts.yaml"))?;
-    let rules: String = alerts.lines().filter(|line| !line.trim_start().starts_with('#')).collect();
-    for (file, text) in [("dashboard", expressions), ("alerts", rules)] {
-        let used = named(&text);
-        assert!(used.len() >= 8, "{file}: {used:?}");
-        let unknown: Vec<&String> = used.difference(&there).collect();
-        assert!(unknown.is_empty(), "{file} uses {unknown:?}, of {there:#?}");
-    }
-    let documented = named(include_str!("../../../docs/metrics.md"));
-    // Of a counter, its type is declared without `_total`.
-    let samples = there.iter().filter(|name| !there.contains(&format!("{name}_total")));
-    let undocumented: Vec<&String> = samples.filter(|name| !documented.contains(*name)).collect();
-    assert!(undocumented.is_empty(), "not in docs/metrics.md: {undocumented:?}");
-    let gone: Vec<&String> = documented.iter().filter(|name| !there.contains(*name)).collect();
-    assert!(gone.is_empty(), "in docs/metrics.md, and not there: {gone:?}");
-    Ok(())
-}
-
 #[tokio::test]
 async fn a_name_that_leads_here_by_somebody_elses_doing_is_not_served() -> Result<()> {
     let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
     for host in ["evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example"] {
-        for path in ["/metrics", "/events", "/livez"] {
+        for path in ["/metrics", "/nothing", "/livez"] {
             let answer = get(address, path, &[&format!("Host: {host}")]).await?;
             assert_eq!(answer.status, 421, "{host} {path}");
         }
@@ -265,9 +197,14 @@ async fn connections_of_others_however_many_keep_nobody_from_an_answer() -> Resu
 #[tokio::test]
 async fn what_is_no_request_of_ours_is_refused_and_costs_nothing() -> Result<()> {
     let (mut daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
-    assert_eq!(get(address, "/", &[]).await?.status, 404);
+    let absent = get(address, "/events", &[]).await?;
+    assert_eq!((absent.status, absent.headers["content-type"].as_str()), (404, "application/problem+json"));
+    let head = request("/metrics", &["Connection: close"]).replace("GET", "HEAD");
+    let (answer, mut rest) = begin(address, &head).await?;
+    assert_eq!((answer.status, answer.headers["cache-control"].as_str()), (200, "no-store"));
+    assert_eq!(rest.read_to_end(&mut Vec::new()).await?, 0, "the answer to HEAD has a body");
     let (refused, _) = begin(address, &request("/metrics", &[]).replace("GET", "DELETE")).await?;
-    assert_eq!((refused.status, refused.headers["allow"].as_str()), (405, "GET, HEAD"));
+    assert_eq!((refused.status, refused.headers["allow"].as_str()), (405, "GET,HEAD"));
     let long = format!("X-Long: {}", "x".repeat(1 << 20));
     // The daemon may close before all of it was sent.
     if let Ok(answer) = get(address, "/metrics", &[&long]).await {
@@ -283,32 +220,48 @@ async fn what_is_no_request_of_ours_is_refused_and_costs_nothing() -> Result<()>
 }
 
 #[tokio::test]
-async fn a_port_that_another_process_has_is_waited_for_and_taken_when_it_is_free() -> Result<()> {
-    const URL: &str = "postgresql://nobody@127.0.0.1:1/nowhere";
-    let (mut first, address) = run(URL, &[]).await?;
-    let flag = format!("--http-address={address}");
-    let mut second = Tollgated::spawn(URL, &["run", &flag])?;
-    eventually_logs(&mut second, "is in use").await;
-    let mut third = Tollgated::spawn(URL, &["run", &flag])?;
-    eventually_logs(&mut third, "is in use").await;
-    // One that waits can be stopped.
-    third.terminate()?;
-    assert!(third.wait(LONG)?.success(), "{}", third.log());
-    first.terminate()?;
-    first.wait(LONG)?;
-    eventually_logs(&mut second, "serving HTTP").await;
-    Ok(())
-}
-
-#[test]
-fn an_address_that_can_never_be_listened_on_is_wrong_usage() -> Result<()> {
-    // The last one is of no machine.
+async fn a_port_in_use_is_reported_and_served_once_it_is_free() -> Result<()> {
+    let (mut first, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    let flag = format!("--ops-address={address}");
+    let mut command = Tollgated::command("postgresql://nobody@127.0.0.1:1/nowhere")?;
+    let mut second = Tollgated::spawn_command(command.args(["run", "--log-format=json", &flag]))?;
+    eventually_async(LONG, "the second to report it", async || {
+        assert!(second.is_running(), "{}", second.log());
+        second.log().contains("the address is in use")
+    })
+    .await;
+    first.kill()?;
+    eventually_async(LONG, "the second to serve", async || second.address("ops") == Some(address)).await;
+    assert_eq!(get(address, "/livez", &[]).await?.status, 200);
+    assert_eq!(second.log().matches("the address is in use").count(), 1);
+    // Nothing but another configuration helps with these.
     for wrong in ["localhost:9464", "9464", "192.0.2.1:9464"] {
-        let flag = format!("--http-address={wrong}");
+        let flag = format!("--ops-address={wrong}");
         let refused = Tollgated::run("postgresql://nobody@127.0.0.1:1/nowhere", &["run", &flag])?;
         assert_eq!(refused.status.code(), Some(64), "{wrong}");
         let error = String::from_utf8(refused.stderr)?;
-        assert!(error.contains("--http-address"), "{error}");
+        assert!(error.contains("--ops-address") && error.contains("off"), "{error}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_api_listener_is_off_by_default_and_serves_no_metrics() -> Result<()> {
+    let (daemon, ops) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    assert_eq!((daemon.address("ops"), daemon.address("api")), (Some(ops), None));
+    let (_daemon, _, api) = run_api("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    for path in ["/metrics", "/livez", "/readyz"] {
+        assert_eq!(get(api, path, &[]).await?.status, 404, "{path}");
+    }
+    let secret = "tgt_not-a-token";
+    let unreachable = get(api, "/events", &[&format!("Authorization: Bearer {secret}")]).await?;
+    assert_eq!(unreachable.status, 503);
+    for (refused, status) in [(get(api, "/events", &[]).await?, 401), (unreachable, 503)] {
+        assert_eq!(refused.headers["content-type"], "application/problem+json");
+        let problem: Value = serde_json::from_str(&refused.body)?;
+        assert_eq!(problem["status"], status);
+        assert!(problem["title"].is_string() && problem["detail"].is_string(), "{problem}");
+        assert!(!refused.body.contains(secret), "{problem}");
     }
     Ok(())
 }

@@ -182,6 +182,35 @@ async fn tokens_of_each_system_verify_and_have_our_digest_from_their_first_use_o
 }
 
 #[tokio::test]
+async fn a_token_that_was_imported_in_two_forms_is_one_token_and_the_other_row_ends_at_once() -> Result<()> {
+    let world = SHARED.world().await?;
+    let World { owner, .. } = &world;
+    let accepting = accepting(&world).await?;
+    let call = "select tollgate.import_api_token('twice', 'n', sha512('twofold'), format => 'sha512')";
+    let foreign: Uuid = value(owner, call).await?;
+    assert_eq!(code(&accepting, "twofold").await?, "VALID");
+    let own: Uuid = value(owner, "select tollgate.import_api_token('twice', 'n', sha256('twofold'))").await?;
+    owner.batch_execute("select tollgate.apply_findings()").await?;
+    let events = history(owner, foreign).await?;
+    let (event, detail) = events.last().cloned().unwrap_or_default();
+    assert_eq!(
+        (event.as_str(), &detail["reason"], &detail["same_as"]),
+        ("token.revoked", &json!("imported twice"), &json!(own))
+    );
+    // It is freed, and not tried again.
+    owner.batch_execute("select tollgate.apply_findings()").await?;
+    let left = format!("select count(*) from tollgate.found() where token_id = '{foreign}'");
+    assert_eq!(value::<i64>(owner, &left).await?, 0);
+    assert_eq!(history(owner, foreign).await?.len(), events.len());
+    assert_eq!(code(&accepting, "twofold").await?, "VALID");
+    // Nor does it come back when the other is revoked and purged.
+    assert!(common::revoke(owner, own).await?);
+    owner.execute("delete from tollgate.api_tokens where id = $1", &[&own]).await?;
+    assert_eq!(code(&accepting, "twofold").await?, "REVOKED");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_token_in_a_foreign_form_can_do_what_any_other_can_before_it_was_ever_used() -> Result<()> {
     let world = SHARED.world().await?;
     let World { owner, .. } = &world;

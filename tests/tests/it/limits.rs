@@ -485,7 +485,7 @@ async fn where_the_table_is_full_a_limited_token_is_refused_and_an_unlimited_one
     // Once it is flushed there is room.
     let flush =
         "with d as materialized (select distinct node, boot, generation from tollgate.drain_usage()),
-              a as materialized (select generation, tollgate.apply_usage(node, boot, generation, '{}') as applied from d)
+              a as materialized (select generation, tollgate.apply_usage(node, boot, generation, '{}', tollgate.signature_of_usage(node, boot, generation, '{}')) as applied from d)
          select tollgate.ack_usage(generation) from a where applied";
     assert!(value::<bool>(&owner, flush).await?);
     assert_eq!(code(&owner, &limited.token).await?, "VALID");

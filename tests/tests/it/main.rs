@@ -37,6 +37,7 @@ mod lifecycle;
 mod limits;
 mod log_verifications;
 mod managing;
+mod monitoring;
 mod network;
 mod operations;
 mod operator;

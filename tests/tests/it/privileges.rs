@@ -17,7 +17,6 @@ const PUBLIC: [&str; 10] = [
     "tollgate.current_scopes()",
     "tollgate.current_token_id()",
     "tollgate.current_user_id()",
-    "tollgate.missing_privileges(text)",
     "tollgate.require_scope(text)",
     "tollgate.scope_grants(text[],text)",
     "tollgate.token_has_all_scopes(text[])",

@@ -30,7 +30,7 @@ async fn uses(owner: &Client, token: &Token) -> Result<i64> {
         "select coalesce(sum(uses + denials), 0)::bigint from tollgate.drain_usage() where token_id = $1";
     let count = owner.query_one(sql, &[&token.id]).await?.get(0);
     owner.execute("with d as materialized (select distinct node, boot, generation from tollgate.drain_usage()),
-              a as materialized (select generation, tollgate.apply_usage(node, boot, generation, '{}') as applied from d)
+              a as materialized (select generation, tollgate.apply_usage(node, boot, generation, '{}', tollgate.signature_of_usage(node, boot, generation, '{}')) as applied from d)
          select tollgate.ack_usage(generation) from a where applied", &[]).await?;
     Ok(count)
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use crate::common::{Shared, Token, issue, issue_with, revoke, value};
 use crate::operator::Db;
-use crate::web::{self, LONG, begin, eventually_answers, eventually_measures, get, metrics, request, run};
+use crate::web::{
+    self, LONG, begin, eventually_answers, eventually_measures, get, metrics, request, run_api,
+};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -113,10 +115,11 @@ async fn a_revocation_that_notifies_nobody_reaches_the_log_and_the_streams_all_t
     let db = db("unnotified").await?;
     let token = reader(&db.owner).await?;
     let mut command = Tollgated::command(&db.url())?;
-    command.args(["run", "--log-format=json", "--http-address=127.0.0.1:0"]);
-    let (daemon, address) = web::start(&mut command).await?;
-    eventually_answers(address, "/readyz", 200).await;
-    let mut stream = Stream::open(address, &token.token, "", None).await?;
+    command.args(["run", "--log-format=json", "--ops-address=127.0.0.1:0", "--api-address=127.0.0.1:0"]);
+    let (daemon, ops) = web::start(&mut command).await?;
+    let api = web::api_of(&daemon).await;
+    eventually_answers(ops, "/readyz", 200).await;
+    let mut stream = Stream::open(api, &token.token, "", None).await?;
     db.owner.batch_execute("set tollgate.notify = off").await?;
     for _ in 0..3 {
         let phone = issue(&db.owner, "ann", &[]).await?;
@@ -137,8 +140,8 @@ async fn a_revocation_that_notifies_nobody_reaches_the_log_and_the_streams_all_t
 async fn a_reader_is_told_of_what_happens_from_now_on() -> Result<()> {
     let db = db("from_now").await?;
     let token = reader(&db.owner).await?;
-    let (_daemon, address) = run(&db.url(), &[]).await?;
-    let mut stream = Stream::open(address, &token.token, "", None).await?;
+    let (_daemon, ops, api) = run_api(&db.url(), &[]).await?;
+    let mut stream = Stream::open(api, &token.token, "", None).await?;
     let phone = issue(&db.owner, "ann", &["posts:read"]).await?;
     assert!(revoke(&db.owner, phone.id).await?);
     let told = stream.take(2).await?;
@@ -147,9 +150,9 @@ async fn a_reader_is_told_of_what_happens_from_now_on() -> Result<()> {
     assert_eq!(told[1].data["token_id"], phone.id.to_string());
     assert_eq!(told[1].data["user_id"], "ann");
     assert!(told[1].data["epoch"].is_i64(), "{:?}", told[1].data);
-    eventually_measures(address, "tollgated_event_streams", |count| count == 1.0).await;
+    eventually_measures(ops, "tollgated_event_streams", |count| count == 1.0).await;
     drop(stream);
-    eventually_measures(address, "tollgated_event_streams", |count| count == 0.0).await;
+    eventually_measures(ops, "tollgated_event_streams", |count| count == 0.0).await;
     Ok(())
 }
 
@@ -158,8 +161,8 @@ async fn a_reader_is_told_of_what_happens_from_now_on() -> Result<()> {
 async fn an_odd_event_is_sent_as_it_is_or_as_one_that_says_so_and_the_next_one_comes() -> Result<()> {
     let db = db("odd").await?;
     let token = reader(&db.owner).await?;
-    let (_daemon, address) = run(&db.url(), &[]).await?;
-    let mut stream = Stream::open(address, &token.token, "", None).await?;
+    let (_daemon, _, api) = run_api(&db.url(), &[]).await?;
+    let mut stream = Stream::open(api, &token.token, "", None).await?;
     let write = "insert into tollgate.audit_log (event, detail) values
         (e'odd\\nid: 1\\nevent: token.revoked', '{}'), ('odd', (repeat('[', 200) || repeat(']', 200))::jsonb), ('odd', '{\"n\": 12345678901234567890123}')";
     db.owner.batch_execute(write).await?;
@@ -177,23 +180,28 @@ async fn an_odd_event_is_sent_as_it_is_or_as_one_that_says_so_and_the_next_one_c
 async fn only_a_token_with_the_scope_reads_and_only_while_it_is_good() -> Result<()> {
     let db = db("scope").await?;
     let (good, other) = (reader(&db.owner).await?, issue(&db.owner, "ann", &["posts:read"]).await?);
-    let (daemon, address) = run(&db.url(), &[]).await?;
+    let (daemon, ops, api) = run_api(&db.url(), &[]).await?;
     let asked = async |authorization: Option<&str>| -> Result<u16> {
         let header = authorization.map(|value| format!("Authorization: {value}"));
         let headers: Vec<&str> = header.as_deref().into_iter().collect();
-        Ok(get(address, "/events", &headers).await?.status)
+        Ok(get(api, "/events", &headers).await?.status)
     };
     assert_eq!(asked(None).await?, 401);
     assert_eq!(asked(Some("Bearer")).await?, 401);
     assert_eq!(asked(Some("Bearer nonsense")).await?, 401);
     assert_eq!(asked(Some(&format!("Basic {}", good.token))).await?, 401);
-    assert_eq!(asked(Some(&format!("Bearer {}", other.token))).await?, 403);
-    let in_query = get(address, &format!("/events?token={}", good.token), &[]).await?;
+    let lacking = get(api, "/events", &[&format!("Authorization: Bearer {}", other.token)]).await?;
+    assert_eq!(
+        (lacking.status, lacking.headers["www-authenticate"].contains("insufficient_scope")),
+        (403, true)
+    );
+    assert_eq!(serde_json::from_str::<Value>(&lacking.body)?["code"], "INSUFFICIENT_SCOPE");
+    let in_query = get(api, &format!("/events?token={}", good.token), &[]).await?;
     assert_eq!(in_query.status, 401, "addresses end up in logs");
-    let refused = metrics(address).await?["tollgated_event_streams_refused_total"];
+    let refused = metrics(ops).await?["tollgated_event_streams_refused_total"];
     assert_eq!(refused, 6.0);
 
-    let mut stream = Stream::open(address, &good.token, "", None).await?;
+    let mut stream = Stream::open(api, &good.token, "", None).await?;
     assert!(revoke(&db.owner, good.id).await?);
     // The stream ends, whether or not it told of that.
     while stream.next().await?.is_some() {}
@@ -208,7 +216,7 @@ async fn only_a_token_with_the_scope_reads_and_only_while_it_is_good() -> Result
 async fn whoever_comes_back_with_the_last_id_misses_nothing_not_even_what_committed_late() -> Result<()> {
     let db = db("late").await?;
     let token = reader(&db.owner).await?;
-    let (_daemon, address) = run(&db.url(), &[]).await?;
+    let (_daemon, _, api) = run_api(&db.url(), &[]).await?;
     // Its row has the lower number, and commits after the others were told.
     let mut late = db.session("postgres").await?;
     let transaction = late.transaction().await?;
@@ -216,7 +224,7 @@ async fn whoever_comes_back_with_the_last_id_misses_nothing_not_even_what_commit
         .query_one("insert into tollgate.audit_log (event) values ('token.created') returning id", &[])
         .await?
         .get(0);
-    let mut stream = Stream::open(address, &token.token, "?since=0", None).await?;
+    let mut stream = Stream::open(api, &token.token, "?since=0", None).await?;
     let before = logged(&db.owner).await?;
     let mut all = numbers(&stream.take(before.len()).await?);
     for _ in 0..5 {
@@ -228,7 +236,7 @@ async fn whoever_comes_back_with_the_last_id_misses_nothing_not_even_what_commit
     transaction.commit().await?;
 
     let last = told.pop().context("an event")?.id;
-    let mut stream = Stream::open(address, &token.token, "", Some(&last)).await?;
+    let mut stream = Stream::open(api, &token.token, "", Some(&last)).await?;
     let rest = numbers(&stream.take(3).await?);
     assert!(rest.contains(&hidden), "{hidden} is not among {rest:?}");
     all.extend(rest);
@@ -244,10 +252,10 @@ async fn a_daemon_that_is_killed_loses_no_event_and_another_one_goes_on() -> Res
     let token = reader(&db.owner).await?;
     let mut told: Vec<Told> = Vec::new();
     for round in 0..3 {
-        let (mut daemon, address) = run(&db.url(), &[]).await?;
-        eventually_answers(address, "/readyz", 200).await;
+        let (mut daemon, ops, api) = run_api(&db.url(), &[]).await?;
+        eventually_answers(ops, "/readyz", 200).await;
         let last = told.last().map(|event| event.id.clone());
-        let mut stream = Stream::open(address, &token.token, "?since=0", last.as_deref()).await?;
+        let mut stream = Stream::open(api, &token.token, "?since=0", last.as_deref()).await?;
         for _ in 0..20 {
             let one = issue(&db.owner, "ann", &[]).await?;
             revoke(&db.owner, one.id).await?;
@@ -255,9 +263,9 @@ async fn a_daemon_that_is_killed_loses_no_event_and_another_one_goes_on() -> Res
         told.extend(stream.take(20 + round).await?);
         daemon.kill()?;
     }
-    let (_daemon, address) = run(&db.url(), &[]).await?;
+    let (_daemon, _, api) = run_api(&db.url(), &[]).await?;
     let last = told.last().map(|event| event.id.clone());
-    let mut stream = Stream::open(address, &token.token, "", last.as_deref()).await?;
+    let mut stream = Stream::open(api, &token.token, "", last.as_deref()).await?;
     let there = logged(&db.owner).await?;
     while numbers(&told).into_iter().collect::<BTreeSet<_>>() != there.iter().copied().collect() {
         told.push(stream.next().await?.context("the stream ended")?);
@@ -272,11 +280,11 @@ async fn a_daemon_that_is_killed_loses_no_event_and_another_one_goes_on() -> Res
 async fn an_id_that_cannot_be_followed_is_refused_and_says_what_to_do() -> Result<()> {
     let db = db("elsewhere").await?;
     let token = reader(&db.owner).await?;
-    let (_daemon, address) = run(&db.url(), &[]).await?;
+    let (_daemon, _, api) = run_api(&db.url(), &[]).await?;
     let authorization = format!("Authorization: Bearer {}", token.token);
     let asked = async |path: &str, id: &str| -> Result<(u16, String)> {
         let id = format!("Last-Event-ID: {id}");
-        let answer = get(address, path, &[&authorization, &id]).await?;
+        let answer = get(api, path, &[&authorization, &id]).await?;
         Ok((answer.status, answer.body))
     };
     for id in ["7", "nonsense", "(7)", "(00000000-0000-0000-0000-000000000000,7,,,,,)"] {
@@ -285,7 +293,7 @@ async fn an_id_that_cannot_be_followed_is_refused_and_says_what_to_do() -> Resul
     let (status, body) = asked("/events", "(01234567-89ab-cdef-0123-456789abcdef,5:5:,,,,,)").await?;
     assert_eq!(status, 410);
     assert!(body.contains("since=0"), "{body}");
-    assert_eq!(get(address, "/events?since=x", &[&authorization]).await?.status, 400);
+    assert_eq!(get(api, "/events?since=x", &[&authorization]).await?.status, 400);
     Ok(())
 }
 
@@ -305,30 +313,30 @@ async fn a_reader_that_never_reads_delays_nobody_and_is_cut_off() -> Result<()> 
     for _ in 0..4 {
         tokens.push(reader(&db.owner).await?);
     }
-    let (_daemon, address) = run(&db.url(), &[]).await?;
-    eventually_answers(address, "/readyz", 200).await;
-    let before = metrics(address).await?["tollgated_resident_memory_bytes"];
+    let (_daemon, ops, api) = run_api(&db.url(), &[]).await?;
+    eventually_answers(ops, "/readyz", 200).await;
+    let before = metrics(ops).await?["tollgated_resident_memory_bytes"];
     let mut stalled = Vec::new();
     for number in 0..20 {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(4096)?;
-        let mut socket = socket.connect(address).await?;
+        let mut socket = socket.connect(api).await?;
         let authorization = format!("Authorization: Bearer {}", tokens[number % 4].token);
         socket.write_all(request("/events?since=0", &[&authorization]).as_bytes()).await?;
         stalled.push(socket);
     }
-    eventually_measures(address, "tollgated_event_streams", |count| count == 20.0).await;
-    let mut lively = Stream::open(address, &token.token, "", None).await?;
+    eventually_measures(ops, "tollgated_event_streams", |count| count == 20.0).await;
+    let mut lively = Stream::open(api, &token.token, "", None).await?;
     for _ in 0..50 {
         let one = issue(&db.owner, "ann", &[]).await?;
         assert!(revoke(&db.owner, one.id).await?);
         let told = lively.take(2).await?;
         assert_eq!(told[1].data["token_id"], one.id.to_string());
     }
-    let after = metrics(address).await?["tollgated_resident_memory_bytes"];
+    let after = metrics(ops).await?["tollgated_resident_memory_bytes"];
     assert!(after - before < 60e6, "from {before} to {after} bytes");
     // Those that take nothing are let go; the one that reads stays.
-    eventually_measures(address, "tollgated_event_streams", |count| count == 1.0).await;
+    eventually_measures(ops, "tollgated_event_streams", |count| count == 1.0).await;
     let mut rest = Vec::new();
     let mut one = stalled.pop().context("a socket")?;
     tokio::time::timeout(LONG, one.read_to_end(&mut rest)).await.context("still open")?.ok();
@@ -347,11 +355,11 @@ async fn readers(owner: &Client) -> Result<Vec<Token>> {
 }
 
 /// As many streams as there may be: eight for each of eight tokens.
-async fn fill(address: SocketAddr, tokens: &[Token]) -> Result<Vec<Stream>> {
+async fn fill(api: SocketAddr, tokens: &[Token]) -> Result<Vec<Stream>> {
     let mut streams = Vec::new();
     for token in &tokens[..8] {
         for _ in 0..8 {
-            streams.push(Stream::open(address, &token.token, "", None).await?);
+            streams.push(Stream::open(api, &token.token, "", None).await?);
         }
     }
     Ok(streams)
@@ -361,10 +369,10 @@ async fn fill(address: SocketAddr, tokens: &[Token]) -> Result<Vec<Stream>> {
 async fn there_is_room_for_so_many_readers_and_the_next_one_is_told_to_come_later() -> Result<()> {
     let db = db("crowd").await?;
     let tokens = readers(&db.owner).await?;
-    let (_daemon, address) = run(&db.url(), &[]).await?;
-    let mut streams = fill(address, &tokens).await?;
+    let (_daemon, ops, api) = run_api(&db.url(), &[]).await?;
+    let mut streams = fill(api, &tokens).await?;
     let authorization = format!("Authorization: Bearer {}", tokens[8].token);
-    let refused = get(address, "/events", &[&authorization]).await?;
+    let refused = get(api, "/events", &[&authorization]).await?;
     assert_eq!(refused.status, 503);
     assert!(refused.headers.contains_key("retry-after"));
     issue(&db.owner, "ann", &[]).await?;
@@ -372,8 +380,8 @@ async fn there_is_room_for_so_many_readers_and_the_next_one_is_told_to_come_late
         assert_eq!(stream.take(1).await?[0].event, "token.created");
     }
     drop(streams.pop());
-    eventually_measures(address, "tollgated_event_streams", |count| count == 63.0).await;
-    Stream::open(address, &tokens[8].token, "", None).await?;
+    eventually_measures(ops, "tollgated_event_streams", |count| count == 63.0).await;
+    Stream::open(api, &tokens[8].token, "", None).await?;
     Ok(())
 }
 
@@ -381,24 +389,24 @@ async fn there_is_room_for_so_many_readers_and_the_next_one_is_told_to_come_late
 async fn one_token_has_eight_streams_at_most_and_leaves_the_rest_to_others() -> Result<()> {
     let db = db("share").await?;
     let (greedy, other) = (reader(&db.owner).await?, reader(&db.owner).await?);
-    let (_daemon, address) = run(&db.url(), &[]).await?;
+    let (_daemon, ops, api) = run_api(&db.url(), &[]).await?;
     let mut streams = Vec::new();
     for _ in 0..8 {
-        streams.push(Stream::open(address, &greedy.token, "", None).await?);
+        streams.push(Stream::open(api, &greedy.token, "", None).await?);
     }
     let authorization = format!("Authorization: Bearer {}", greedy.token);
-    let refused = get(address, "/events", &[&authorization]).await?;
+    let refused = get(api, "/events", &[&authorization]).await?;
     assert_eq!(refused.status, 429);
     assert!(refused.headers.contains_key("retry-after"));
-    streams.push(Stream::open(address, &other.token, "", None).await?);
+    streams.push(Stream::open(api, &other.token, "", None).await?);
     issue(&db.owner, "ann", &[]).await?;
     for stream in &mut streams {
         assert_eq!(stream.take(1).await?[0].event, "token.created");
     }
     // A place that is left can be had again.
     drop(streams.remove(0));
-    eventually_measures(address, "tollgated_event_streams", |count| count == 8.0).await;
-    Stream::open(address, &greedy.token, "", None).await?;
+    eventually_measures(ops, "tollgated_event_streams", |count| count == 8.0).await;
+    Stream::open(api, &greedy.token, "", None).await?;
     Ok(())
 }
 
@@ -406,22 +414,22 @@ async fn one_token_has_eight_streams_at_most_and_leaves_the_rest_to_others() -> 
 async fn junk_however_much_shuts_no_reader_out_and_ends_no_stream() -> Result<()> {
     let db = db("junk").await?;
     let tokens = readers(&db.owner).await?;
-    let (_daemon, address) = run(&db.url(), &[]).await?;
-    eventually_answers(address, "/readyz", 200).await;
+    let (_daemon, ops, api) = run_api(&db.url(), &[]).await?;
+    eventually_answers(ops, "/readyz", 200).await;
     let mut junk = JoinSet::new();
     for number in 0..100 {
         junk.spawn(async move {
             let authorization = format!("Authorization: Bearer tgt_nonsense{number}");
             loop {
                 // The daemon closes connections when there are too many of them.
-                if let Ok(answer) = get(address, "/events", &[&authorization]).await {
+                if let Ok(answer) = get(api, "/events", &[&authorization]).await {
                     assert!([401, 503].contains(&answer.status), "{answer:?}");
                 }
             }
         });
     }
-    eventually_measures(address, "tollgated_event_streams_refused_total", |count| count >= 100.0).await;
-    let mut streams = fill(address, &tokens).await?;
+    eventually_measures(ops, "tollgated_event_streams_refused_total", |count| count >= 100.0).await;
+    let mut streams = fill(api, &tokens).await?;
     issue(&db.owner, "ann", &[]).await?;
     for stream in &mut streams {
         assert_eq!(stream.take(1).await?[0].event, "token.created");
@@ -434,13 +442,13 @@ async fn junk_however_much_shuts_no_reader_out_and_ends_no_stream() -> Result<()
 async fn idle_connections_end_no_stream() -> Result<()> {
     let db = db("idle").await?;
     let token = reader(&db.owner).await?;
-    let (_daemon, address) = run(&db.url(), &[]).await?;
-    let mut stream = Stream::open(address, &token.token, "", None).await?;
+    let (_daemon, _, api) = run_api(&db.url(), &[]).await?;
+    let mut stream = Stream::open(api, &token.token, "", None).await?;
     let mut idle = Vec::new();
     for _ in 0..600 {
-        idle.push(TcpStream::connect(address).await?);
+        idle.push(TcpStream::connect(api).await?);
     }
-    assert_eq!(get(address, "/livez", &[]).await?.status, 200);
+    assert_eq!(get(api, "/events", &[]).await?.status, 401);
     issue(&db.owner, "ann", &[]).await?;
     assert_eq!(stream.take(1).await?[0].event, "token.created");
     Ok(())
@@ -462,13 +470,13 @@ async fn failures_of_an_address_neither_end_its_streams_nor_stop_a_good_token() 
     let elsewhere = "scopes => '{tollgate:events}', allowed_ips => '{10.0.0.0/8}'";
     let elsewhere = issue_with(&db.owner, "reader", elsewhere).await?;
     let unscoped = issue_with(&db.owner, "reader", "allowed_ips => '{127.0.0.0/8}'").await?;
-    let (_daemon, address) = run(&db.url(), &[]).await?;
+    let (_daemon, _, api) = run_api(&db.url(), &[]).await?;
     let mut streams = Vec::new();
     for token in [&good, &bound] {
-        streams.push(Stream::open(address, &token.token, "", None).await?);
+        streams.push(Stream::open(api, &token.token, "", None).await?);
     }
     let asked = async |token: &str| -> Result<u16> {
-        Ok(get(address, "/events", &[&format!("Authorization: Bearer {token}")]).await?.status)
+        Ok(get(api, "/events", &[&format!("Authorization: Bearer {token}")]).await?.status)
     };
     for _ in 0..3 {
         assert_eq!(asked("nonsense").await?, 401);
@@ -482,7 +490,7 @@ async fn failures_of_an_address_neither_end_its_streams_nor_stop_a_good_token() 
         issue(&db.owner, "ann", &[]).await?;
         while stream.take(1).await?[0].data["user_id"] != "ann" {}
         // And another reader with it is let in.
-        Stream::open(address, &token.token, "", None).await?;
+        Stream::open(api, &token.token, "", None).await?;
     }
     assert_eq!(asked(&elsewhere.token).await?, 401);
     assert_eq!(asked(&unscoped.token).await?, 403);
@@ -499,10 +507,10 @@ async fn a_stream_goes_on_when_its_token_has_used_up_its_limit() -> Result<()> {
     let db = db("used_up").await?;
     let limited = "scopes => '{tollgate:events}', rate_limit => 1, rate_window => '1 day'";
     let token = issue_with(&db.owner, "reader", limited).await?;
-    let (_daemon, address) = run(&db.url(), &[]).await?;
-    let mut stream = Stream::open(address, &token.token, "", None).await?;
+    let (_daemon, _, api) = run_api(&db.url(), &[]).await?;
+    let mut stream = Stream::open(api, &token.token, "", None).await?;
     let authorization = format!("Authorization: Bearer {}", token.token);
-    assert_eq!(get(address, "/events", &[&authorization]).await?.status, 429);
+    assert_eq!(get(api, "/events", &[&authorization]).await?.status, 429);
     db.owner.execute("select tollgate.update_api_token($1, '{\"name\": \"renamed\"}')", &[&token.id]).await?;
     assert_eq!(stream.take(1).await?[0].event, "token.updated");
     issue(&db.owner, "ann", &[]).await?;
@@ -517,8 +525,8 @@ async fn a_token_that_expires_is_no_longer_told_anything() -> Result<()> {
     let db = db("expires").await?;
     let token =
         issue_with(&db.owner, "reader", "scopes => '{tollgate:events}', expires_in => '2 seconds'").await?;
-    let (_daemon, address) = run(&db.url(), &["--expire-interval=100ms"]).await?;
-    let mut stream = Stream::open(address, &token.token, "", None).await?;
+    let (_daemon, _, api) = run_api(&db.url(), &["--expire-interval=100ms"]).await?;
+    let mut stream = Stream::open(api, &token.token, "", None).await?;
     while stream.next().await?.is_some() {}
     let expired: bool =
         value(&db.owner, "select exists (select from tollgate.audit_log where event = 'token.expired')")
@@ -531,8 +539,8 @@ async fn a_token_that_expires_is_no_longer_told_anything() -> Result<()> {
 async fn a_stream_ends_when_the_daemon_is_told_to_stop() -> Result<()> {
     let db = db("ends").await?;
     let token = reader(&db.owner).await?;
-    let (mut daemon, address) = run(&db.url(), &[]).await?;
-    let mut stream = Stream::open(address, &token.token, "", None).await?;
+    let (mut daemon, _, api) = run_api(&db.url(), &[]).await?;
+    let mut stream = Stream::open(api, &token.token, "", None).await?;
     daemon.terminate()?;
     while stream.next().await?.is_some() {}
     assert!(daemon.wait(Duration::from_secs(30))?.success(), "{}", daemon.log());

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::common::{self, Request, Shared, Token, code, issue, refused, revoke, value};
 use crate::operator::{
     Db, Generation, OPERATOR, Usage, UsageRow, ack, apply, counts, drain, drained, flush, flush_all,
-    issue_many, set, stats, sums, totals, usage, verify_each,
+    issue_many, set, signed, stats, sums, totals, usage, verify_each,
 };
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
@@ -350,14 +350,15 @@ async fn server_starts_and_nodes_are_told_apart() -> Result<()> {
     let token = issue(&db.owner, "a", &[]).await?;
     code(&db.web, &token.token).await?;
     let own = drained(&db.operator).await?;
-    let another_boot = Generation { boot: Uuid::new_v4(), ..own.clone() };
-    let another_node = Generation { node: "standby".into(), ..own.clone() };
+    let another_boot = signed(&db.owner, &own.node, Uuid::new_v4(), own.number, &own.rows).await?;
+    let another_node = signed(&db.owner, "standby", own.boot, own.number, &own.rows).await?;
     for generation in [&own, &another_boot, &another_node] {
         assert!(apply(&db.operator, generation).await?);
         assert!(!apply(&db.operator, generation).await?);
     }
     // What one server start has reached says nothing of another: numbers are compared within one only.
-    assert!(apply(&db.operator, &Generation { number: 5, boot: Uuid::new_v4(), ..own.clone() }).await?);
+    let low_number = signed(&db.owner, &own.node, Uuid::new_v4(), 5, &own.rows).await?;
+    assert!(apply(&db.operator, &low_number).await?);
     assert_eq!(counts(&db.owner, token.id).await?, (4, 0));
     Ok(())
 }
@@ -376,7 +377,7 @@ async fn the_newest_use_stays_whatever_the_order_in_which_servers_are_flushed() 
         last_used_ip,
     };
     let carry = async |row: UsageRow| -> Result<Option<Usage>> {
-        let generation = Generation { node: "n".into(), boot: Uuid::new_v4(), number: 1, rows: vec![row] };
+        let generation = signed(&db.owner, "n", Uuid::new_v4(), 1, &[row]).await?;
         assert!(apply(&db.operator, &generation).await?);
         usage(&db.owner, token.id).await
     };
@@ -398,10 +399,11 @@ async fn the_newest_use_stays_whatever_the_order_in_which_servers_are_flushed() 
 async fn apply_takes_no_null() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "nulls").await?;
     for arguments in [
-        "null, gen_random_uuid(), 1, '{}'",
-        "'n', null, 1, '{}'",
-        "'n', gen_random_uuid(), null, '{}'",
-        "'n', gen_random_uuid(), 1, null",
+        "null, gen_random_uuid(), 1, '{}', ''",
+        "'n', null, 1, '{}', ''",
+        "'n', gen_random_uuid(), null, '{}', ''",
+        "'n', gen_random_uuid(), 1, null, ''",
+        "'n', gen_random_uuid(), 1, '{}', null",
     ] {
         let answer = db.operator.query_one(&format!("select tollgate.apply_usage({arguments})"), &[]).await;
         let error = refused(answer, &SqlState::INVALID_PARAMETER_VALUE);
@@ -414,7 +416,7 @@ async fn apply_takes_no_null() -> Result<()> {
 async fn a_row_that_cannot_be_true_is_skipped_and_the_others_are_applied() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "skipped").await?;
     let (good, bad) = (issue(&db.owner, "a", &[]).await?, issue(&db.owner, "b", &[]).await?);
-    let (operator, mut notices) = db.cluster.listen(OPERATOR, &db.name).await?;
+    let (owner, mut notices) = db.cluster.listen("postgres", &db.name).await?;
     let rows = |bad: &str| format!("array[('{}', 1, 1, null, null), {bad}]::tollgate.usage_row[]", good.id);
     let skipped = [
         format!("('{}', -1, 0, null, null)", bad.id),
@@ -426,8 +428,11 @@ async fn a_row_that_cannot_be_true_is_skipped_and_the_others_are_applied() -> Re
         "null".to_owned(),
     ];
     for (number, bad) in (1..).zip(&skipped) {
-        let call = format!("select tollgate.apply_usage('n', '{}', 1, {})", Uuid::new_v4(), rows(bad));
-        assert!(value::<bool>(&operator, &call).await?, "{bad}");
+        let (boot, rows) = (Uuid::new_v4(), rows(bad));
+        let call = format!(
+            "select tollgate.apply_usage('n', '{boot}', 1, {rows}, tollgate.signature_of_usage('n', '{boot}', 1, {rows}))"
+        );
+        assert!(value::<bool>(&owner, &call).await?, "{bad}");
         assert_eq!(counts(&db.owner, good.id).await?, (number, number), "{bad}");
         let Ok(AsyncMessage::Notice(notice)) = notices.try_recv() else {
             anyhow::bail!("no warning of {bad}")
@@ -451,12 +456,14 @@ async fn sums_stop_at_the_largest_number_and_fail_no_later_flush() -> Result<()>
         )
         .await?;
     for _ in 0..2 {
-        let call = format!(
-            "select tollgate.apply_usage('n', '{}', 1, array[('{}', 1000, 1000, null, null)]::tollgate.usage_row[])",
-            Uuid::new_v4(),
-            token.id
-        );
-        assert!(value::<bool>(&db.operator, &call).await?);
+        let row = UsageRow {
+            token_id: token.id,
+            uses: 1000,
+            denials: 1000,
+            last_used_at: None,
+            last_used_ip: None,
+        };
+        assert!(apply(&db.operator, &signed(&db.owner, "n", Uuid::new_v4(), 1, &[row]).await?).await?);
         assert_eq!(counts(&db.owner, token.id).await?, (i64::MAX, i64::MAX));
     }
     code(&db.web, &token.token).await?;
@@ -475,12 +482,14 @@ async fn a_use_is_neither_before_its_token_nor_in_the_future() -> Result<()> {
     ] {
         let token = issue(&db.owner, "a", &[]).await?;
         for _ in 0..2 {
-            let call = format!(
-                "select tollgate.apply_usage('n', '{}', 1, array[('{}', 1, 0, '{time}', null)]::tollgate.usage_row[])",
+            let (boot, rows) = (
                 Uuid::new_v4(),
-                token.id
+                format!("array[('{}', 1, 0, '{time}', null)]::tollgate.usage_row[]", token.id),
             );
-            assert!(value::<bool>(&db.operator, &call).await?, "{time}");
+            let call = format!(
+                "select tollgate.apply_usage('n', '{boot}', 1, {rows}, tollgate.signature_of_usage('n', '{boot}', 1, {rows}))"
+            );
+            assert!(value::<bool>(&db.owner, &call).await?, "{time}");
         }
         assert_eq!(counts(&db.owner, token.id).await?, (2, 0));
         let held = format!(
@@ -495,23 +504,85 @@ async fn a_use_is_neither_before_its_token_nor_in_the_future() -> Result<()> {
     Ok(())
 }
 
-/// Whoever may apply can say that something was used, but not have what is counted later taken for applied.
+async fn refused_to_apply(operator: &Client, generation: &Generation) {
+    let error = apply(operator, generation).await.expect_err("this should have been refused");
+    let error = error.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::as_db_error);
+    assert_eq!(error.map(|error| error.code()), Some(&SqlState::INVALID_PARAMETER_VALUE), "{error:?}");
+}
+
+/// Whoever carries counters can change nothing of them: neither count a use that was none, nor leave one out, nor have what a
+/// server, a standby too, hands out later taken for applied.
+#[tokio::test]
+async fn what_no_server_handed_out_is_not_applied() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "madeup").await?;
+    let [used, unused] = [issue(&db.owner, "a", &[]).await?, issue(&db.owner, "b", &[]).await?];
+    code(&db.web, &used.token).await?;
+    code(&db.web, &used.token).await?;
+    let own = drained(&db.operator).await?;
+    let mut more = own.clone();
+    more.rows[0].uses += 1;
+    let mut another = own.clone();
+    another.rows[0].token_id = unused.id;
+    let mut twice = own.clone();
+    twice.rows.extend_from_within(..);
+    for made_up in [
+        Generation { rows: Vec::new(), ..own.clone() },
+        more,
+        another,
+        twice,
+        Generation { number: own.number + 1, ..own.clone() },
+        Generation { boot: Uuid::new_v4(), ..own.clone() },
+        Generation { node: "standby".into(), ..own.clone() },
+        Generation {
+            node: "standby".into(),
+            boot: Uuid::new_v4(),
+            number: 1,
+            rows: Vec::new(),
+            signature: Vec::new(),
+        },
+        Generation { signature: own.signature[1..].to_vec(), ..own.clone() },
+    ] {
+        refused_to_apply(&db.operator, &made_up).await;
+    }
+    for peek in [
+        "select * from tollgate.carrying_secret",
+        "select tollgate.carrying_signature('usage', '{}')",
+        "select tollgate.signature_of_usage('n', gen_random_uuid(), 1, '{}')",
+        "select * from tollgate.close_usage()",
+    ] {
+        refused(db.operator.query(peek, &[]).await, &SqlState::INSUFFICIENT_PRIVILEGE);
+    }
+    // Neither does it count in another database of the same server.
+    let other = Db::create(&SHARED.cluster()?, "madeup_too").await?;
+    refused_to_apply(&other.operator, &own).await;
+    // In whatever order it comes.
+    let mut reversed = own.clone();
+    reversed.rows.reverse();
+    assert!(apply(&db.operator, &reversed).await?);
+    assert!(ack(&db.operator, own.number).await?);
+    assert_eq!((counts(&db.owner, used.id).await?, counts(&db.owner, unused.id).await?), ((2, 0), (0, 0)));
+    let known: i64 = value(&db.owner, "select count(*) from tollgate.usage_flushes").await?;
+    assert_eq!(known, 1);
+    Ok(())
+}
+
+/// Whatever else is known of it.
 #[tokio::test]
 async fn only_a_generation_that_was_handed_out_is_applied_or_acknowledged() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "handedout").await?;
     let token = issue(&db.owner, "a", &[]).await?;
     code(&db.web, &token.token).await?;
     let own = drained(&db.operator).await?;
-    let forged =
-        |number| format!("select tollgate.apply_usage('{}', '{}', {number}, '{{}}')", own.node, own.boot);
+    // Not even with a signature, as of a state of the server that was restored.
+    let unknown = async |number| signed(&db.owner, &own.node, own.boot, number, &[]).await;
     for number in [own.number + 1, own.number + 1000, i64::MAX, own.number - 1, 0, -1, i64::MIN] {
-        refused(db.operator.query_one(&forged(number), &[]).await, &SqlState::INVALID_PARAMETER_VALUE);
+        refused_to_apply(&db.operator, &unknown(number).await?).await;
     }
     let early = db.operator.query_one("select tollgate.ack_usage($1)", &[&own.number]).await;
     refused(early, &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE);
     assert!(apply(&db.operator, &own).await?);
     assert!(ack(&db.operator, own.number).await?);
-    refused(db.operator.query_one(&forged(own.number + 1), &[]).await, &SqlState::INVALID_PARAMETER_VALUE);
+    refused_to_apply(&db.operator, &unknown(own.number + 1).await?).await;
     code(&db.web, &token.token).await?;
     flush_all(&db.operator).await?;
     assert_eq!(counts(&db.owner, token.id).await?, (2, 0));
@@ -659,13 +730,9 @@ async fn servers_that_are_flushed_at_once_do_not_deadlock() -> Result<()> {
         })
         .collect();
     rows.sort_by_key(|row| row.token_id);
-    let generation = |node: &str, rows: &[UsageRow]| Generation {
-        node: node.into(),
-        boot: Uuid::new_v4(),
-        number: 1,
-        rows: rows.to_vec(),
-    };
-    assert!(apply(&db.operator, &generation("first", &rows)).await?);
+    let generation =
+        async |node: &str, rows: &[UsageRow]| signed(&db.owner, node, Uuid::new_v4(), 1, rows).await;
+    assert!(apply(&db.operator, &generation("first", &rows).await?).await?);
 
     // Both come to the token in the middle and wait there: if each had begun at its own end, neither could go on.
     let holder = db.session("postgres").await?;
@@ -674,7 +741,7 @@ async fn servers_that_are_flushed_at_once_do_not_deadlock() -> Result<()> {
     holder.execute("select from tollgate.token_usage where token_id = $1 for update", &[&middle]).await?;
     let mut carriers = Vec::new();
     for node in ["primary", "standby"] {
-        let (operator, generation) = (db.session(OPERATOR).await?, generation(node, &rows));
+        let (operator, generation) = (db.session(OPERATOR).await?, generation(node, &rows).await?);
         // Other joins might bring the rows into an order of their own.
         operator.batch_execute("set enable_hashjoin = off; set enable_mergejoin = off").await?;
         carriers.push(tokio::spawn(async move { apply(&operator, &generation).await }));
@@ -873,7 +940,18 @@ async fn a_standby_counts_and_is_drained_while_the_primary_keeps_the_books() -> 
     assert_ne!(of_standby.boot, of_primary.boot);
     assert_eq!(drained(&operator).await?, of_standby);
     refused(
-        operator.query_one("select tollgate.apply_usage('n', $1, 1, '{}')", &[&Uuid::new_v4()]).await,
+        operator
+            .query_one(
+                "select tollgate.apply_usage($1, $2, $3, $4, $5)",
+                &[
+                    &of_standby.node,
+                    &of_standby.boot,
+                    &of_standby.number,
+                    &of_standby.rows,
+                    &of_standby.signature,
+                ],
+            )
+            .await,
         &SqlState::READ_ONLY_SQL_TRANSACTION,
     );
     for (generation, server) in [(&of_standby, &operator), (&of_primary, &db.operator)] {
@@ -914,7 +992,9 @@ async fn without_preload_tokens_are_verified_and_metering_says_why_it_is_off() -
         "started_at",
         "boot",
         "verifications",
+        "verification_latency",
         "tracked_keys",
+        "busy_keys",
         "max_tracked_keys",
         "overflowed",
         "generation",
@@ -926,9 +1006,30 @@ async fn without_preload_tokens_are_verified_and_metering_says_why_it_is_off() -
 
     // The books can be kept all the same: for a standby that is preloaded.
     let row = UsageRow { token_id: token.id, uses: 2, denials: 0, last_used_at: None, last_used_ip: None };
-    let generation = Generation { node: "standby".into(), boot: Uuid::new_v4(), number: 1, rows: vec![row] };
+    let generation = signed(&db.owner, "standby", Uuid::new_v4(), 1, &[row]).await?;
     assert!(apply(&db.operator, &generation).await?);
     assert_eq!(counts(&db.owner, token.id).await?, (2, 0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_number_of_tokens_is_counted_while_they_are_few_and_else_unknown_before_analyze() -> Result<()> {
+    let db = db("estimated").await?;
+    let estimate = async || Ok::<_, anyhow::Error>(stats(&db.operator).await?["tokens_estimate"].clone());
+    db.owner.batch_execute("alter table tollgate.api_tokens set (autovacuum_enabled = off)").await?;
+    assert_eq!(estimate().await?, json!(0));
+    issue_many(&db.owner, 3).await?;
+    assert_eq!(estimate().await?, json!(3));
+    let more = "insert into tollgate.api_tokens (id, token_hash, user_id, name, scopes, metadata, hint)
+                select gen_random_uuid(), sha256(gen_random_uuid()::text::bytea), 'bulk', 'n', '{}', '{}', 'x' from generate_series(1, 10000)";
+    db.owner.batch_execute(more).await?;
+    assert_eq!(estimate().await?, Value::Null);
+    db.owner.batch_execute("analyze tollgate.api_tokens").await?;
+    assert_eq!(estimate().await?, json!(10_003));
+    // By the size that it has grown to since.
+    db.owner.batch_execute(more).await?;
+    let twice = estimate().await?.as_i64().context("a number")?;
+    assert!((19_000..=21_000).contains(&twice), "{twice}");
     Ok(())
 }
 
@@ -937,14 +1038,15 @@ async fn stats_tells_how_the_server_fares() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder())?);
     let db = Db::only(&cluster).await?;
     let tokens = issue_many(&db.owner, 30).await?;
-    db.owner.batch_execute("analyze tollgate.api_tokens").await?;
     let before = stats(&db.operator).await?;
     assert_eq!((&before["metering"], &before["flushes"]), (&json!(true), &json!(0)));
     assert_eq!((&before["last_flush_at"], &before["closed_generation"]), (&Value::Null, &Value::Null));
     assert_eq!(before["library_version"], before["extension_version"]);
     assert_eq!(before["tokens_estimate"], json!(30));
     assert_eq!(before["tracked_keys"], json!(0));
-    assert_eq!(before["max_tracked_keys"], json!(131_072));
+    let setting: i64 =
+        value(&db.owner, "select current_setting('tollgate.max_tracked_keys')::bigint").await?;
+    assert_eq!((&before["max_tracked_keys"], setting), (&json!(131_072), 131_072));
     for table in ["api_tokens", "token_usage", "audit_log"] {
         let size: i64 =
             value(&db.owner, &format!("select pg_total_relation_size('tollgate.{table}')")).await?;
@@ -963,7 +1065,7 @@ async fn stats_tells_how_the_server_fares() -> Result<()> {
     revoke(&db.owner, tokens[0].id).await?;
     code(&db.web, &tokens[0].token).await?;
     let counted = stats(&db.operator).await?;
-    assert_eq!(counted["tracked_keys"], json!(30));
+    assert_eq!((&counted["tracked_keys"], &counted["busy_keys"]), (&json!(30), &json!(30)));
     for (outcome, count) in [("VALID", 30), ("MALFORMED", 1), ("REVOKED", 1), ("NOT_FOUND", 0)] {
         assert_eq!(counted["verifications"][outcome], json!(count), "{outcome}");
     }
@@ -978,6 +1080,8 @@ async fn stats_tells_how_the_server_fares() -> Result<()> {
     assert_eq!((&after["flushes"], &after["closed_generation"]), (&json!(1), &Value::Null));
     assert!(after["generation"].as_i64() > Some(generation.number), "{after}");
     assert!(after["last_flush_at"].is_string(), "{after}");
+    // Their counts are flushed, so they make room for others.
+    assert_eq!((&after["tracked_keys"], &after["busy_keys"]), (&json!(30), &json!(0)));
     assert_eq!((&after["boot"], &after["started_at"]), (&before["boot"], &before["started_at"]));
     Ok(())
 }

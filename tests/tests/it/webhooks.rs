@@ -501,7 +501,7 @@ async fn a_certificate_must_be_of_a_trusted_authority_and_for_that_name() -> Res
         "--publish-interval=100ms",
         "--webhook-allow=127.0.0.0/8,::1/128",
     ]);
-    command.args(["--http-address=127.0.0.1:0"]).env("SSL_CERT_FILE", &bundle);
+    command.args(["--ops-address=127.0.0.1:0"]).env("SSL_CERT_FILE", &bundle);
     let (_daemon, _) = web::start(&mut command).await?;
     issue(&db.owner, "ann", &[]).await?;
     good.eventually_has(1).await;

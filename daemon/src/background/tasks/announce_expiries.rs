@@ -1,4 +1,4 @@
-//! Tells of tokens some time before they expire, so that whoever uses one can replace it in time.
+//! Publishes an event some time before a token expires, so that its owner can replace it in time.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::contract::Due;
 use crate::error::Result;
 use crate::postgres::pool::Database;
 
-/// Nobody needs to know to the second.
+/// The moment of the notice does not matter to the second.
 pub const PERIOD: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Task for AnnounceExpiries {
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
         let fence = self.leadership.own_fence(self.name())?;
         let mut session = self.database.session(stop).await?;
-        // A token may be issued, or be given another end, anywhere within the notice.
+        // A token may be issued, or its expiry changed, at any time within the notice.
         self.round.begin_again_after(Duration::ZERO);
         let Batch { items, more } = self
             .round

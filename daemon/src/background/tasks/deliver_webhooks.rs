@@ -1,7 +1,7 @@
 //! Sends webhooks: new events are queued in the database, and what is due there is claimed under a lease and sent.
 //!
-//! Each webhook has one sender at a time, in order, beside the task's runs: so a receiver that is slow or dead delays
-//! nobody else. What is claimed is bounded, in bytes too, and a process that dies leaves it to whoever comes after the lease.
+//! Each webhook has one sender at a time, in order, beside the task's runs: so a slow or dead receiver delays
+//! no other webhook. What is claimed is bounded, in bytes too; if the process dies, another claims it after the lease.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::webhook::{DEADLINE, Sender};
 const PER_WEBHOOK: i32 = 8;
 /// Enough to send all of them, if the receiver is not at its slowest.
 const LEASE: Duration = Duration::from_secs(60);
-/// What is left of a lease must suffice to send and to say so.
+/// What remains of a lease must suffice to send a message and to record that.
 const MARGIN: Duration = Duration::from_secs(25);
 
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub struct DeliverWebhooks {
     database: Database,
     sender: Sender,
     batch_size: i32,
-    /// Of this task itself: who has delivered all that it had asks for more.
+    /// Of this task itself: a sender that has delivered all its messages asks for more.
     signal: Signal,
     senders: JoinSet<()>,
     stop: CancellationToken,
@@ -90,8 +90,8 @@ impl Task for DeliverWebhooks {
     }
 }
 
-/// True if all of them arrived, so that the next ones may follow at once. After a failure the rest waits for the task's
-/// next turn, which keeps a receiver in trouble from being asked without a pause.
+/// True if all of them arrived, so that the next ones may follow at once. After a failure the rest waits for the task's next
+/// run, so that a receiver in trouble gets a pause.
 async fn send_all(
     database: &Database,
     sender: &Sender,
@@ -137,7 +137,7 @@ async fn record(
     error: Option<&str>,
     retry_after: Option<Duration>,
 ) -> Result<bool> {
-    // Also while stopping: what was sent is to be known as sent.
+    // Also while stopping: what was sent is recorded as sent.
     let session = database.session(&CancellationToken::new()).await?;
     let recorded = tokio::time::timeout(
         DEADLINE,

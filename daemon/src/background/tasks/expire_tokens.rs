@@ -1,4 +1,4 @@
-//! Records the expiry of tokens past their time, so that subscribers hear of it. The tokens are refused without this.
+//! Records that tokens have expired, so that subscribers receive the event. Expired tokens are refused without this.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
-//! Carries usage from a hot standby's shared memory into the tables of the primary.
+//! Flushes usage from a hot standby's shared memory into the tables of the primary.
 //!
 //! As for the primary, with one step more: the standby forgets its counters only once its own copy of the database has
 //! them. So it may be promoted at any time: what the new primary lacks it still counts, and what it has is not added
-//! again. One task a standby, so that one which is down keeps nobody waiting.
+//! again. One task per standby, so that one that is down delays no other.
 
 use std::time::Duration;
 

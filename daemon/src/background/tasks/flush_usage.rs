@@ -1,7 +1,7 @@
-//! Carries usage from the server's shared memory into its tables.
+//! Flushes usage from the server's shared memory into its tables.
 //!
-//! Drain, apply, commit, acknowledge: whoever is killed between any two of these leaves the counters where the next one
-//! finds them, and a generation that is applied twice counts once. So counts are exact, whatever happens to us.
+//! Drain, apply, commit, acknowledge: a daemon that is killed between any two of these leaves the counters where the next flush
+//! finds them, and a generation that is applied twice counts once. So counts are exact, whatever happens to the daemon.
 
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
@@ -27,9 +27,9 @@ pub struct FlushUsage {
 /// What one round of drain, apply and acknowledge did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Round {
-    /// Nothing was counted.
+    /// There was nothing to flush.
     Empty,
-    /// The library is not preloaded, so nothing is counted; with the server's own words.
+    /// The library is not preloaded, so nothing is counted; with the server's message.
     Off(String),
     Flushed {
         tokens: u64,
@@ -43,7 +43,7 @@ pub enum Round {
 }
 
 impl Round {
-    /// Whether there may be more to carry at once.
+    /// Whether there may be more to flush at once.
     pub fn is_full(&self) -> bool {
         matches!(self, Round::Flushed { tokens: FULL.., .. })
     }
@@ -81,7 +81,7 @@ impl Task for FlushUsage {
         let session = self.session.take(&CancellationToken::new()).await.map_err(still_counted)?;
         let fence = match self.leadership.fence(self.name()) {
             Some(fence) => fence,
-            // It was not here for long enough to lead. If another leads, that one flushes.
+            // This daemon has not led yet. If another leads, that one flushes.
             None => match contract::acquire_leadership(&*session, &[self.name().to_owned()])
                 .await
                 .map_err(still_counted)?
@@ -96,9 +96,9 @@ impl Task for FlushUsage {
     }
 }
 
-/// Makes rounds while there is something to carry, and tells of each. Beside the full ones there are `most` of them: traffic
-/// that goes on meanwhile would keep this going for ever.
-pub async fn go_on<R>(most: u32, mut round: impl FnMut() -> R, mut tell: impl FnMut(Round)) -> Result<()>
+/// Makes rounds while there is usage to flush, and reports each. There are at most `most` that are not full, since traffic
+/// that goes on would make more for ever.
+pub async fn go_on<R>(most: u32, mut round: impl FnMut() -> R, mut report: impl FnMut(Round)) -> Result<()>
 where
     R: Future<Output = Result<Round>>,
 {
@@ -107,7 +107,7 @@ where
         let round = round().await?;
         rounds += u32::from(!round.is_full());
         let carried = matches!(round, Round::Flushed { .. });
-        tell(round);
+        report(round);
         if !carried {
             break;
         }
@@ -121,12 +121,12 @@ where
     R: Future<Output = Result<Round>>,
 {
     let (mut items, mut counts) = (0, true);
-    let tell = |round| match round {
+    let report = |round| match round {
         Round::Flushed { tokens, .. } => items += tokens,
         Round::Off(_) => counts = false,
         Round::Empty | Round::NotReplayed => {}
     };
-    go_on(LAST_ROUNDS, round, tell).await.map_err(still_counted)?;
+    go_on(LAST_ROUNDS, round, report).await.map_err(still_counted)?;
     Ok(counts.then(|| Report { items, ..Report::default() }))
 }
 
@@ -146,10 +146,10 @@ pub async fn flush(session: &Session, fence: Option<&Fence>) -> Result<Round> {
     acknowledge(session, &generation, applied).await
 }
 
-/// What a server had to hand out.
+/// What a server had to drain.
 pub enum Drained {
     Some(contract::Generation),
-    /// And with it the round is over.
+    /// The round is over.
     Nothing(Round),
 }
 
@@ -191,10 +191,10 @@ mod tests {
     use super::*;
 
     async fn rounds_of(most: u32, rounds: Vec<Round>) -> usize {
-        let (mut rounds, mut told) = (rounds.into_iter(), 0);
+        let (mut rounds, mut reported) = (rounds.into_iter(), 0);
         let next = || std::future::ready(Ok(rounds.next().unwrap_or(Round::Empty)));
-        go_on(most, next, |_| told += 1).await.expect("no round fails");
-        told
+        go_on(most, next, |_| reported += 1).await.expect("no round fails");
+        reported
     }
 
     fn flushed(tokens: u64) -> Round {

@@ -1,5 +1,5 @@
-//! Tells the server that this daemon lives and how its tasks fare, for `tollgated status` and `tollgate.daemons`; and sees by
-//! the reports of all whether each task has a leader.
+//! Reports to the server that this daemon is alive, with the status of its tasks, for `tollgated status` and
+//! `tollgate.daemons`; and finds tasks without a leader in the reports of all daemons.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::contract::Identity;
 use crate::error::{Error, Result};
 use crate::postgres::pool::Database;
 
-/// Several fit into the time after which a daemon counts as gone.
+/// A daemon counts as gone after several of these.
 pub const PERIOD: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
@@ -42,8 +42,9 @@ impl Task for Heartbeat {
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
         let session = self.database.session(stop).await?;
-        let tasks = serde_json::to_value(self.statuses.snapshot())
-            .map_err(|error| Error::failed(format!("could not write down how the tasks fare: {error}")))?;
+        let tasks = serde_json::to_value(self.statuses.snapshot()).map_err(|error| {
+            Error::failed(format!("could not write the status of the tasks as JSON: {error}"))
+        })?;
         contract::report_daemon(&**session, &self.identity, &tasks).await?;
         self.leaderless.put(leaderless(&contract::daemons(&**session).await?, Timestamp::now()));
         Ok(Report { items: 1, ..Report::default() })

@@ -16,7 +16,7 @@ pub mod watch_usage;
 
 use tokio::time::Instant;
 
-/// The name of a task that there is once for each of several servers.
+/// The name of a task that runs once for each of several servers.
 fn name_at(task: &str, server: &str) -> &'static str {
     // It lives as long as the process, as the names of other tasks do.
     String::leak(format!("{task} {server}"))

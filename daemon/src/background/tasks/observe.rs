@@ -1,5 +1,5 @@
 //! Looks at the server's counters every few seconds, for `/metrics` and `/readyz`: they answer from memory, so that neither
-//! a crowd of scrapers nor a server that hangs can do harm.
+//! many scrapers nor a server that hangs can do harm.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! Logs every event of the audit log, in commit order, at least once.
 //!
-//! The server keeps the cursor under the subscription's name and locks it while a batch is told, so several daemons share
-//! the work. A batch is logged before the transaction that moves the cursor commits: a crash in between tells the batch
-//! again, never skips it.
+//! The server keeps the cursor under the subscription's name and locks it while a batch is logged, so several daemons share
+//! the work. A batch is logged before the transaction that moves the cursor commits: a crash in between logs the batch again,
+//! and never skips it.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::contract::{Cursor, Event};
 use crate::error::{Doing as _, Result};
 use crate::postgres::pool::{Database, Session};
 
-/// How long a look from memory stands for a look at the subscription itself. A server that was replaced by a restored one
+/// How long the cursor in memory is trusted before the subscription itself is read. A server that was replaced by a restored one
 /// is noticed after this time at the latest.
 const TRUST_MEMORY_FOR: Duration = Duration::from_secs(60);
 
@@ -28,7 +28,7 @@ pub struct PublishEvents {
     subscription: String,
     batch_size: i32,
     /// Where we left the subscription, and when. Only to see whether a look at it is worth a transaction that locks
-    /// its row; what is told is read from the cursor that the server keeps.
+    /// its row; events are read from the cursor that the server keeps.
     left: Option<(Cursor, Instant)>,
 }
 
@@ -37,7 +37,7 @@ impl PublishEvents {
         Self { database, subscription, batch_size, left: None }
     }
 
-    /// Whether there may be events that nobody was told of. Reads and locks nothing, so that an idle daemon writes next
+    /// Whether there may be events that are not logged yet. Locks nothing, so that an idle daemon writes next
     /// to nothing to the server.
     async fn anything_new(&mut self, session: &Session) -> Result<bool> {
         let Some((cursor, at)) = self.left.take().filter(|(_, at)| at.elapsed() < TRUST_MEMORY_FOR) else {
@@ -59,7 +59,7 @@ impl Task for PublishEvents {
         if !self.anything_new(&session).await? {
             return Ok(Report::default());
         }
-        // Until this has gone well, nothing is known.
+        // Unknown until this has succeeded.
         self.left = None;
         let transaction = session
             .build_transaction()
@@ -68,7 +68,7 @@ impl Task for PublishEvents {
             .await
             .doing("begin a transaction")?;
         let Some(cursor) = contract::open_subscription(&transaction, &self.subscription).await? else {
-            // Another daemon is telling of the same events at this moment.
+            // Another daemon is logging the same events.
             return Ok(Report::default());
         };
         let batch = contract::read_events(&transaction, &cursor, self.batch_size).await?;
@@ -85,7 +85,7 @@ impl Task for PublishEvents {
     }
 }
 
-/// One line an event; a field that the event has not is left out.
+/// One line per event; absent fields are left out.
 fn publish(event: &Event) {
     tracing::info!(
         target: crate::process::logging::EVENTS,
@@ -102,7 +102,7 @@ fn publish(event: &Event) {
     );
 }
 
-/// A string as it is, anything else as JSON, nothing as nothing.
+/// A string as it is, any other value as JSON; None for null.
 fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     match value.get() {
         "null" => None,

@@ -1,5 +1,5 @@
-//! Deletes tokens that ended, hours of usage that lie, and webhooks that were given up, longer ago than their retention. A
-//! million tokens may go at once, and nobody waits for that.
+//! Deletes tokens that ended, hours of usage, and given-up messages to webhooks once they are older than their retention. A
+//! million tokens may be due at once; they are deleted in steps, so that no verification waits.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub struct Purge {
     leadership: Leadership,
     retention: RetentionOptions,
     batch_size: i32,
-    /// How far it has come with each.
+    /// How far it is with each.
     tokens: Round,
     hours: Round,
     messages: Round,

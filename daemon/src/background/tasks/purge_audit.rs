@@ -1,7 +1,7 @@
-//! Removes from the audit log what is older than its retention, if there is one: nobody's log is deleted unasked.
+//! Deletes events of the audit log that are older than its retention, if there is one: by default nothing is deleted.
 //!
-//! The server removes whole sealed stretches, none that a subscription has yet to be told of, and none that is not as it was
-//! sealed. A task of its own, because such a refusal should be seen by its name and keep nothing else from being deleted.
+//! The server deletes whole sealed ranges, none that a subscription has not received yet, and none that was changed since it was
+//! sealed. A task of its own, so that such a refusal is visible under its name and blocks no other deletion.
 
 use std::time::Duration;
 

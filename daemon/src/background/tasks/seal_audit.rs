@@ -1,7 +1,7 @@
-//! Seals the audit log, stretch by stretch, so that it shows when an event is changed afterwards.
+//! Seals the audit log, range by range, so that a later change of an event shows.
 //!
-//! The server lets one session at a time extend the chain, so several daemons may run. Each seal is logged: a log that is
-//! kept elsewhere is what a chain that was forged from end to end can be told by.
+//! The server lets one session at a time extend the chain, so several daemons may run. Each seal is logged: a copy of
+//! the log that is kept elsewhere reveals a chain that was forged from end to end.
 
 use std::fmt::Write as _;
 

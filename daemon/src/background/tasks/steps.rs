@@ -1,7 +1,7 @@
-//! Work on many rows, so that nobody waits for it.
+//! Work on many rows in short steps, so that no verification waits for it.
 //!
-//! Who wakes up on a processor that computes for us gets it when that has to wait for something, or when the scheduler's
-//! slice is over, which is milliseconds. So such work is done by statements that compute for less time than a
+//! A process that wakes on a processor which computes for us gets it when that computation waits, or when the scheduler's slice
+//! is over, which takes milliseconds. So such work is done by statements that compute for less time than a
 //! verification takes with its round trip, and waits between them, as VACUUM waits by `vacuum_cost_delay`.
 
 use std::time::Duration;
@@ -18,8 +18,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// How many rows one statement looks at, and how many one transaction.
 ///
-/// A statement computes for some 0.3 ms. Few transactions ask less of the disk; but while one is open, nobody is told of
-/// the events of those that began after it.
+/// A statement computes for about 0.3 ms. Fewer transactions ask less of the disk; but while one is open, events of those that
+/// began after it are not published.
 #[derive(Clone, Copy)]
 struct Sizes {
     statement: i32,
@@ -28,7 +28,7 @@ struct Sizes {
 
 fn sizes(what: Due) -> Sizes {
     match what {
-        // One notification tells of a statement's.
+        // One notification for all of a statement.
         Due::Expiries | Due::Announcements => Sizes { statement: 20, transaction: 20 },
         // With its usage, and a look for descendants.
         Due::EndedTokens => Sizes { statement: 10, transaction: 50 },
@@ -43,8 +43,8 @@ pub struct Batch {
     pub more: bool,
 }
 
-/// How far a walk has come through what is due, from the front of its index on. Kept from batch to batch, because each would
-/// else pass again over what those before it dealt with, which stays in the index for as long as any snapshot is older.
+/// How far a walk has come through what is due, from the front of its index on. Kept from batch to batch; otherwise
+/// each would pass again over the rows of those before it, which stay in the index for as long as any snapshot is older.
 #[derive(Debug, Default)]
 pub struct Round {
     place: Place,
@@ -55,16 +55,16 @@ pub struct Round {
 }
 
 impl Round {
-    /// Goes on after the place, but from the front if it is at the end and that old: what was locked, what committed late and
-    /// what was given another end is found there.
+    /// Goes on where it was, or from the front once it is at the end and that old: rows that were locked, that committed late or
+    /// whose expiry changed are found there.
     pub fn begin_again_after(&mut self, age: Duration) {
         if self.at_end && self.begun.is_some_and(|begun| begun.elapsed() >= age) {
             *self = Self::default();
         }
     }
 
-    /// Looks at up to `batch_size` more. What was done before a failure stays done; the next round begins at the front then,
-    /// because what was passed may have been rolled back.
+    /// Handles up to `batch_size` more. Work that was committed before a failure stays; the next round then begins at the front,
+    /// because the rest may have been rolled back.
     pub async fn advance(
         &mut self,
         session: &mut Client,

@@ -1,4 +1,4 @@
-//! Has usage flushed before the server runs out of room to count in, and says so when it did.
+//! Flushes usage before the server runs out of room for counters, and logs when it did.
 //!
 //! A verification cannot send a notification, so the server is asked, often. It is asked on a connection of its own: the
 //! room fills just when the others are busy.
@@ -84,26 +84,26 @@ impl Task for WatchUsage {
     }
 }
 
-/// What the server could not count, as far as it was told of.
+/// Uses that the server could not count, and how many of them were logged.
 #[derive(Debug, Default)]
 struct Overflow {
-    told: u64,
-    complaint: FailureLog,
+    logged: u64,
+    failure_log: FailureLog,
 }
 
 impl Overflow {
-    /// How many more it are now, if that is to be said: at once when it begins, then once a minute.
+    /// How many have been lost since the last message, if it is time for one: at once when it begins, then once a minute.
     fn news(&mut self, overflowed: u64) -> Option<u64> {
-        if overflowed < self.told {
+        if overflowed < self.logged {
             // The server was restarted.
-            self.told = 0;
+            self.logged = 0;
         }
-        if overflowed == self.told {
+        if overflowed == self.logged {
             return None;
         }
-        self.complaint.failed("overflow")?;
-        let lost = overflowed - self.told;
-        self.told = overflowed;
+        self.failure_log.failed("overflow")?;
+        let lost = overflowed - self.logged;
+        self.logged = overflowed;
         Some(lost)
     }
 }

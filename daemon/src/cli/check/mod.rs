@@ -7,13 +7,13 @@ mod daemons;
 mod finding;
 mod identity;
 mod log;
+mod privileges;
 
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
 
 use crate::background::listener;
 use crate::cli::output;
@@ -25,6 +25,7 @@ use crate::postgres::pooler_probe;
 use crate::postgres::target::Target;
 use crate::process::{duration, exit};
 use finding::{Finding, Verdict, describe};
+use privileges::Privileges;
 
 /// The oldest major that the extension is built for.
 const OLDEST_SERVER: i32 = 15;
@@ -95,9 +96,8 @@ async fn examine(target: &Target, session: &mut Session, patience: Duration) -> 
     findings.push(extension_finding(&extension));
     if installed {
         let privileges = Privileges::ask(session).await?;
-        let grants = privileges.missing(&server.quoted_role);
-        findings.extend(privileges.findings(&grants, &server));
-        if grants.is_empty() {
+        findings.extend(privileges.findings(&server.quoted_role));
+        if privileges.are_those_of_the_daemon() {
             findings.extend(contents(session, patience).await);
         }
     }
@@ -110,7 +110,7 @@ async fn examine(target: &Target, session: &mut Session, patience: Duration) -> 
         }
     });
     if installed {
-        findings.push(log::logging(session).await?);
+        findings.extend(log::logging(session).await?);
         findings.push(log::auto_explain(session).await?);
         findings.push(identity::identity_changes(session).await?);
     }
@@ -271,88 +271,6 @@ fn extension_finding(extension: &Extension) -> Finding {
     }
 }
 
-/// What the role may do.
-struct Privileges {
-    schema: bool,
-    /// What the role lacks of what the daemon needs, as the database says; `None` if the role may not ask, or the extension is too old
-    /// to be asked.
-    missing: Option<Vec<String>>,
-    /// `None`: there is no such view.
-    daemons_view: Option<bool>,
-}
-
-impl Privileges {
-    async fn ask(client: &Client) -> Result<Self> {
-        const DOING: &str = "look up privileges";
-        let row = client
-            .query_one(
-                "select coalesce((select has_schema_privilege(n.oid, 'usage') from pg_namespace n \
-                                  where n.nspname = 'tollgate'), false), \
-                        (select has_table_privilege(c.oid, 'select') from pg_class c \
-                         join pg_namespace n on n.oid = c.relnamespace \
-                         where n.nspname = 'tollgate' and c.relname = 'daemons')",
-                &[],
-            )
-            .await
-            .doing(DOING)?;
-        let unanswered =
-            [SqlState::UNDEFINED_FUNCTION, SqlState::INVALID_SCHEMA_NAME, SqlState::INSUFFICIENT_PRIVILEGE];
-        let missing = match contract::missing_privileges(client, "operator").await {
-            Ok(missing) => Some(missing.into_iter().map(|(object, _)| object).collect()),
-            Err(error) if error.sqlstate().is_some_and(|state| unanswered.contains(state)) => None,
-            Err(error) => return Err(error),
-        };
-        Ok(Self { schema: row.try_get(0).doing(DOING)?, daemons_view: row.try_get(1).doing(DOING)?, missing })
-    }
-
-    /// The functions and views that the extension in this database does not have.
-    fn absent(&self) -> Vec<&str> {
-        let mut absent = Vec::new();
-        if self.schema && self.missing.is_none() {
-            absent.push("missing_privileges()");
-        }
-        if self.daemons_view.is_none() {
-            absent.push("daemons");
-        }
-        absent
-    }
-
-    /// The statements that give the role what it lacks.
-    fn missing(&self, role: &str) -> Vec<String> {
-        let mut grants = Vec::new();
-        if !self.schema {
-            grants.push(format!("GRANT USAGE ON SCHEMA tollgate TO {role};"));
-        }
-        if self.missing.as_ref().map_or(!self.schema, |missing| !missing.is_empty()) {
-            let literal = role.replace('\'', "''");
-            grants.push(format!("SELECT tollgate.grant_capability('{literal}', 'operator');"));
-        }
-        grants
-    }
-
-    fn findings(&self, grants: &[String], server: &Server) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        let absent = self.absent();
-        if !absent.is_empty() {
-            findings.push(Finding::fail(
-                "functions",
-                format!("the extension in this database has no {}", absent.join(", ")),
-                "ALTER EXTENSION tollgate UPDATE; or use a tollgated of the extension's version",
-            ));
-        }
-        findings.push(if grants.is_empty() {
-            Finding::ok("privileges", format!("{} may do all that the daemon does", server.quoted_role))
-        } else {
-            Finding::fail(
-                "privileges",
-                format!("{} lacks privileges that the daemon needs", server.quoted_role),
-                grants.join("\n"),
-            )
-        });
-        findings
-    }
-}
-
 /// That the functions not only may be called but answer, and what they say of the server.
 async fn contents(session: &Session, patience: Duration) -> Vec<Finding> {
     let mut findings = match contract::stats(&**session).await {
@@ -447,16 +365,6 @@ fn stats_findings(stats: &Value) -> Vec<Finding> {
 mod tests {
     use super::*;
 
-    fn server() -> Server {
-        Server {
-            version_num: 180_001,
-            version: "18.1".into(),
-            in_recovery: false,
-            quoted_role: "\"My daemon\"".into(),
-            superuser: false,
-        }
-    }
-
     #[test]
     fn a_slow_answer_is_no_wrong_clock() {
         let sent: Timestamp = "2030-01-01T00:00:00Z".parse().unwrap();
@@ -495,39 +403,6 @@ mod tests {
         assert_eq!(old.verdict, Verdict::Warn);
         assert!(old.mend.unwrap().contains("ALTER EXTENSION tollgate UPDATE"));
         assert_eq!(finding(Some("0.1.0"), Some("0.1.0")).verdict, Verdict::Ok);
-    }
-
-    #[test]
-    fn missing_privileges_are_printed_as_the_statements_that_give_them() {
-        const USAGE: &str = "GRANT USAGE ON SCHEMA tollgate TO \"My daemon\";";
-        const OPERATOR: &str = "SELECT tollgate.grant_capability('\"My daemon\"', 'operator');";
-        let lacks = || Some(vec!["tollgate.stats()".to_owned()]);
-        for (schema, missing, statements) in [
-            (true, lacks(), &[OPERATOR][..]),
-            (false, None, &[USAGE, OPERATOR]),
-            (false, Some(Vec::new()), &[USAGE]),
-        ] {
-            let privileges = Privileges { schema, missing, daemons_view: Some(false) };
-            let findings = privileges.findings(&privileges.missing(&server().quoted_role), &server());
-            assert_eq!(findings.len(), 1);
-            assert_eq!(findings[0].verdict, Verdict::Fail);
-            assert_eq!(findings[0].mend.as_deref().unwrap().lines().collect::<Vec<_>>(), statements);
-        }
-    }
-
-    #[test]
-    fn functions_that_the_extension_does_not_have_are_named() {
-        let privileges = Privileges { schema: true, missing: None, daemons_view: None };
-        let findings = privileges.findings(&privileges.missing("d"), &server());
-        assert!(findings[0].detail.contains("missing_privileges") && findings[0].detail.contains("daemons"));
-        assert_eq!(findings[0].verdict, Verdict::Fail);
-    }
-
-    #[test]
-    fn a_role_that_may_do_everything_is_fine() {
-        let privileges = Privileges { schema: true, missing: Some(Vec::new()), daemons_view: Some(true) };
-        let findings = privileges.findings(&privileges.missing("d"), &server());
-        assert!(findings.iter().all(|finding| finding.verdict == Verdict::Ok), "{findings:?}");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The rows of a file of tokens, CSV or JSON lines, checked as far as that needs no server.
+//!
+//! serde reads both into one struct. Not through the csv crate's own deserializer, whose errors do not say which column they are
+//! about; and no error of serde is shown, since it quotes the value.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read};
 use std::rc::Rc;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
@@ -36,7 +39,7 @@ const COLUMNS: [&str; 13] = [
 ];
 const REQUIRED: [&str; 3] = ["user_id", "name", "token_hash"];
 
-/// Far beyond what one token needs; a longer line is not one of such a file.
+/// Far beyond what one token needs; a file with a longer line is not a file of tokens.
 const LONGEST_LINE: u64 = 1024 * 1024;
 
 const WITH_ANY_PADDING: GeneralPurposeConfig =
@@ -137,7 +140,7 @@ impl<R> Rows<R> {
 impl<R: Read> Iterator for Rows<R> {
     type Item = Result<Row>;
 
-    /// An error means that there is no going on.
+    /// An error ends the iteration.
     fn next(&mut self) -> Option<Result<Row>> {
         if self.done {
             return None;
@@ -182,22 +185,22 @@ fn of_record(
     record: &csv::StringRecord,
     token_format: Format,
 ) -> Result<Imported, String> {
-    let (mut fields, mut metadata) = (Map::new(), None);
+    let (mut values, mut metadata) = (Map::new(), None);
     for (column, text) in heading.iter().zip(record).filter(|(_, text)| !text.is_empty()) {
         let value = match column {
             "scopes" | "allowed_ips" => json!(text.split_whitespace().collect::<Vec<_>>()),
-            "rate_limit" => json!(text.parse::<i32>().map_err(|_| whole("rate_limit"))?),
+            "rate_limit" => text.parse::<i32>().map_or_else(|_| json!(text), Value::from),
             "metadata" => {
-                let json: &RawValue =
-                    serde_json::from_str(text).map_err(|_| "metadata is not JSON".to_owned())?;
-                metadata = Some(json.get().to_owned());
+                metadata = Some(serde_json::from_str(text).map_err(|_| "metadata is not JSON".to_owned())?);
                 continue;
             }
             _ => json!(text),
         };
-        fields.insert(column.to_owned(), value);
+        values.insert(column.to_owned(), value);
     }
-    of_fields(&fields, metadata, token_format)
+    let fields: Fields =
+        serde_path_to_error::deserialize(Value::Object(values)).map_err(|error| explain(&error))?;
+    Fields { metadata, ..fields }.imported(token_format)
 }
 
 fn next_of_jsonl<R: Read>(
@@ -230,92 +233,89 @@ fn next_of_jsonl<R: Read>(
 }
 
 fn of_json(bytes: &[u8], token_format: Format) -> Result<Imported, String> {
-    // What serde_json says may quote what it did not expect.
-    let wrong = |error: serde_json::Error| match error.is_data() {
-        true => "it is not a JSON object".to_owned(),
-        false => format!("it is not JSON, from column {} on", error.column()),
-    };
-    // Metadata passes as it is: numbers of ours do not hold all that the server's do.
-    let mut raw: HashMap<String, Box<RawValue>> = serde_json::from_slice(bytes).map_err(wrong)?;
-    let metadata = raw.remove("metadata").map(|json| json.get().to_owned());
-    let parsed = raw.into_iter().map(|(key, value)| Ok((key, serde_json::from_str(value.get())?)));
-    of_fields(&parsed.collect::<Result<_, _>>().map_err(wrong)?, metadata, token_format)
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let fields: Fields = serde_path_to_error::deserialize(&mut json).map_err(|error| explain(&error))?;
+    json.end().map_err(|error| not_json(&error))?;
+    fields.imported(token_format)
 }
 
-fn of_fields(
-    fields: &Map<String, Value>,
-    metadata: Option<String>,
-    token_format: Format,
-) -> Result<Imported, String> {
-    let unknown = fields.keys().filter(|key| !COLUMNS.contains(&key.as_str())).count();
-    if unknown > 0 {
-        return Err(format!("it has {unknown} keys that are not known; there are {}", COLUMNS.join(", ")));
-    }
-    let field = |name: &str| fields.get(name).filter(|value| !value.is_null());
-    let text = |name: &str| match field(name) {
-        Some(Value::String(text)) => Ok(text.as_str()),
-        Some(_) => Err(format!("{name} is not text")),
-        None => Err(format!("{name} is missing")),
-    };
-    let moment = |name: &str| {
-        let read = |text: &str| {
-            text.parse::<Timestamp>()
-                .map_err(|_| format!("{name} is not a time such as 2030-01-02T03:04:05Z"))
-        };
-        optional(field(name), || text(name))?.map(read).transpose()
-    };
-    Ok(Imported {
-        user_id: text("user_id")?.to_owned(),
-        name: text("name")?.to_owned(),
-        token_hash: digest(text("token_hash")?, token_format)?,
-        scopes: field("scopes").map(|value| list("scopes", value)).transpose()?.unwrap_or_default(),
-        expires_at: moment("expires_at")?,
-        created_at: moment("created_at")?,
-        last_used_at: moment("last_used_at")?,
-        disabled_at: moment("disabled_at")?,
-        revoked_at: moment("revoked_at")?,
-        metadata: metadata.filter(|json| json != "null").unwrap_or_else(|| "{}".to_owned()),
-        allowed_ips: field("allowed_ips").map(|value| list("allowed_ips", value)).transpose()?,
-        rate_limit: field("rate_limit")
-            .map(|value| {
-                value.as_i64().and_then(|limit| i32::try_from(limit).ok()).ok_or_else(|| whole("rate_limit"))
-            })
-            .transpose()?,
-        rate_window: optional(field("rate_window"), || text("rate_window"))?
-            .map(|text| {
-                humantime::parse_duration(text)
-                    .map_err(|_| "rate_window is not a time such as 1min".to_owned())
-            })
-            .transpose()?
-            .filter(|window| *window > Duration::ZERO),
-    })
+/// A row of either format. Metadata passes as it is: our numbers do not hold all that the database's do.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fields {
+    user_id: Option<String>,
+    name: Option<String>,
+    token_hash: Option<String>,
+    scopes: Option<Vec<String>>,
+    expires_at: Option<Timestamp>,
+    metadata: Option<Box<RawValue>>,
+    allowed_ips: Option<Vec<String>>,
+    rate_limit: Option<i32>,
+    rate_window: Option<String>,
+    created_at: Option<Timestamp>,
+    last_used_at: Option<Timestamp>,
+    disabled_at: Option<Timestamp>,
+    revoked_at: Option<Timestamp>,
 }
 
-fn optional<'a, T>(
-    field: Option<&Value>,
-    read: impl FnOnce() -> Result<&'a T, String>,
-) -> Result<Option<&'a T>, String>
-where
-    T: ?Sized,
-{
-    field.map(|_| read()).transpose()
-}
-
-fn whole(name: &str) -> String {
-    format!("{name} is not a whole number that a limit can be")
-}
-
-fn list(name: &str, value: &Value) -> Result<Vec<String>, String> {
-    let texts =
-        value.as_array().map(|items| items.iter().map(|item| item.as_str().map(str::to_owned)).collect());
-    match texts {
-        Some(Some(texts)) => Ok(texts),
-        _ => Err(format!("{name} is not an array of texts")),
+impl Fields {
+    fn imported(self, token_format: Format) -> Result<Imported, String> {
+        let required = |name: &str, value: Option<String>| value.ok_or_else(|| format!("{name} is missing"));
+        let metadata = self.metadata.map(|json| json.get().to_owned()).filter(|json| json != "null");
+        let window = |text: String| humantime::parse_duration(&text).map_err(|_| expected("rate_window"));
+        Ok(Imported {
+            user_id: required("user_id", self.user_id)?,
+            name: required("name", self.name)?,
+            token_hash: digest(&required("token_hash", self.token_hash)?, token_format)?,
+            scopes: self.scopes.unwrap_or_default(),
+            expires_at: self.expires_at,
+            created_at: self.created_at,
+            last_used_at: self.last_used_at,
+            disabled_at: self.disabled_at,
+            revoked_at: self.revoked_at,
+            metadata: metadata.unwrap_or_else(|| "{}".to_owned()),
+            allowed_ips: self.allowed_ips,
+            rate_limit: self.rate_limit,
+            rate_window: self.rate_window.map(window).transpose()?.filter(|window| *window > Duration::ZERO),
+        })
     }
 }
 
-/// In hex, with or without PostgreSQL's \x, or in base64 of either alphabet, padded or not; of Django's form with the name of
-/// the hash before it, if that has no salt.
+/// In own words: those of serde quote the value, which may be a token.
+fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    let inner = error.inner();
+    let field = error.path().iter().next().map(ToString::to_string);
+    let text = inner.to_string();
+    match field {
+        _ if !inner.is_data() => not_json(inner),
+        _ if text.starts_with("unknown field") => {
+            format!("it has a key that is not known; there are {}", COLUMNS.join(", "))
+        }
+        Some(field) if text.starts_with("duplicate field") => format!("{field} is there twice"),
+        Some(field) => expected(&field),
+        None => "it is not a JSON object".to_owned(),
+    }
+}
+
+fn not_json(error: &serde_json::Error) -> String {
+    format!("it is not JSON, from column {} on", error.column())
+}
+
+/// What the value of a field must be.
+fn expected(field: &str) -> String {
+    let what = match field {
+        "scopes" | "allowed_ips" => "an array of texts",
+        "rate_limit" => "a whole number that a limit can be",
+        "rate_window" => "a time such as 1min",
+        "user_id" | "name" | "token_hash" => "text",
+        "metadata" => "JSON",
+        _ => "a time such as 2030-01-02T03:04:05Z",
+    };
+    format!("{field} is not {what}")
+}
+
+/// In hex, with or without PostgreSQL's \x, or in base64 of either alphabet, padded or not; also in Django's form with the name
+/// of the hash before it, if that has no salt.
 fn digest(text: &str, format: Format) -> Result<Vec<u8>, String> {
     if is_salted(text) {
         return Err("token_hash has a salt, so a token cannot be found by it: let the application check such tokens as \
@@ -338,7 +338,7 @@ fn digest(text: &str, format: Format) -> Result<Vec<u8>, String> {
     })
 }
 
-/// What bcrypt, argon2 and scrypt write, and Django and Werkzeug for the hashes of passwords.
+/// What bcrypt, argon2 and scrypt write, and Django and Werkzeug for hashes of passwords.
 fn is_salted(text: &str) -> bool {
     let known = ["$2", "$argon2", "$scrypt", "$pbkdf2", "pbkdf2", "argon2", "bcrypt", "scrypt", "$5$", "$6$"];
     known.iter().any(|prefix| text.starts_with(prefix)) && text.contains(['$', ':'])

@@ -164,8 +164,8 @@ pub(crate) fn flush(cluster: &Cluster, database: &str) -> Result<()> {
     loop {
         owner.simple(
             "select tollgate.apply_usage(node, boot, generation,
-                        array_agg((token_id, uses, denials, last_used_at, last_used_ip)::tollgate.usage_row))
-               from tollgate.drain_usage() group by node, boot, generation",
+                        array_agg((token_id, uses, denials, last_used_at, last_used_ip)::tollgate.usage_row), signature)
+               from tollgate.drain_usage() group by node, boot, generation, signature",
         )?;
         let acknowledged = owner.simple(
             "select tollgate.ack_usage(generation)

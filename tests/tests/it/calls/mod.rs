@@ -66,9 +66,9 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.define_scope(text,text)", "define_scope('clerk:scope', 'of the clerk')"),
     ("tollgate.drop_scope(text)", "drop_scope('clerk:scope')"),
     ("tollgate.list_scopes()", "list_scopes()"),
-    ("tollgate.missing_privileges(text)", "missing_privileges('verifier')"),
     ("tollgate.grant_capability(regrole,text)", "grant_capability('{role}', 'verifier')"),
     ("tollgate.list_capability_grants()", "list_capability_grants()"),
+    ("tollgate.list_own_capabilities()", "list_own_capabilities()"),
     ("tollgate.revoke_capability(regrole,text)", "revoke_capability('{role}', 'verifier')"),
     ("tollgate.stats()", "stats()"),
     ("tollgate.deployment_health(interval)", "deployment_health()"),
@@ -76,8 +76,8 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.apply_findings(tollgate.finding[])", "apply_findings()"),
     ("tollgate.drain_usage()", "drain_usage()"),
     (
-        "tollgate.apply_usage(text,uuid,bigint,tollgate.usage_row[])",
-        "apply_usage('node', '00000000-0000-0000-0000-000000000001', 1, '{\"({id},1,2,,)\"}')",
+        "tollgate.apply_usage(text,uuid,bigint,tollgate.usage_row[],bytea)",
+        "apply_usage('node', '00000000-0000-0000-0000-000000000001', 1, '{\"({id},1,2,,)\"}', '')",
     ),
     (
         "tollgate.usage_applied(text,uuid,bigint)",

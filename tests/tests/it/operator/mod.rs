@@ -105,6 +105,7 @@ pub(crate) struct Generation {
     pub(crate) number: i64,
     /// By token.
     pub(crate) rows: Vec<UsageRow>,
+    pub(crate) signature: Vec<u8>,
 }
 
 impl Generation {
@@ -129,14 +130,19 @@ pub(crate) fn sums(generation: &Generation) -> (&str, Uuid, i64, Vec<(Uuid, i64,
 pub(crate) async fn drain(client: &Client) -> Result<Option<Generation>> {
     let rows = client
         .query(
-            "select node, boot, generation, token_id, uses, denials, last_used_at, last_used_ip
+            "select node, boot, generation, token_id, uses, denials, last_used_at, last_used_ip, signature
              from tollgate.drain_usage() order by token_id",
             &[],
         )
         .await?;
     let Some(first) = rows.first() else { return Ok(None) };
-    let mut drained =
-        Generation { node: first.get(0), boot: first.get(1), number: first.get(2), rows: Vec::new() };
+    let mut drained = Generation {
+        node: first.get(0),
+        boot: first.get(1),
+        number: first.get(2),
+        rows: Vec::new(),
+        signature: first.get(8),
+    };
     for row in &rows {
         let key: (String, Uuid, i64) = (row.get(0), row.get(1), row.get(2));
         ensure!(key == (drained.node.clone(), drained.boot, drained.number), "two generations at once");
@@ -161,11 +167,32 @@ pub(crate) async fn drained(client: &Client) -> Result<Generation> {
 pub(crate) async fn apply(client: &Client, generation: &Generation) -> Result<bool> {
     let row = client
         .query_one(
-            "select tollgate.apply_usage($1, $2, $3, $4)",
-            &[&generation.node, &generation.boot, &generation.number, &generation.rows],
+            "select tollgate.apply_usage($1, $2, $3, $4, $5)",
+            &[
+                &generation.node,
+                &generation.boot,
+                &generation.number,
+                &generation.rows,
+                &generation.signature,
+            ],
         )
         .await?;
     Ok(row.get(0))
+}
+
+/// A generation that no server handed out, with a signature all the same.
+pub(crate) async fn signed(
+    owner: &Client,
+    node: &str,
+    boot: Uuid,
+    number: i64,
+    rows: &[UsageRow],
+) -> Result<Generation> {
+    let signature = owner
+        .query_one("select tollgate.signature_of_usage($1, $2, $3, $4)", &[&node, &boot, &number, &rows])
+        .await?
+        .get(0);
+    Ok(Generation { node: node.to_owned(), boot, number, rows: rows.to_vec(), signature })
 }
 
 pub(crate) async fn ack(client: &Client, generation: i64) -> Result<bool> {

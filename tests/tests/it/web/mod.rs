@@ -11,11 +11,23 @@ use tollgate_tests::{Tollgated, eventually_async};
 
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
-/// A daemon with a port of its own, and where that is.
+/// A daemon that serves on any free port, and its ops listener.
 pub(crate) async fn run(url: &str, arguments: &[&str]) -> Result<(Tollgated, SocketAddr)> {
     let mut command = Tollgated::command(url)?;
-    command.args(["run", "--log-format=json", "--http-address=127.0.0.1:0", "--publish-interval=100ms"]);
+    command.args(["run", "--log-format=json", "--ops-address=127.0.0.1:0", "--publish-interval=100ms"]);
     start(command.args(arguments)).await
+}
+
+/// The same, and its api listener.
+pub(crate) async fn run_api(url: &str, arguments: &[&str]) -> Result<(Tollgated, SocketAddr, SocketAddr)> {
+    let (daemon, ops) = run(url, &[arguments, &["--api-address=127.0.0.1:0"]].concat()).await?;
+    let api = api_of(&daemon).await;
+    Ok((daemon, ops, api))
+}
+
+pub(crate) async fn api_of(daemon: &Tollgated) -> SocketAddr {
+    eventually_async(LONG, "the daemon to serve its api", async || daemon.address("api").is_some()).await;
+    daemon.address("api").expect("it serves")
 }
 
 pub(crate) async fn start(command: &mut std::process::Command) -> Result<(Tollgated, SocketAddr)> {
@@ -23,16 +35,11 @@ pub(crate) async fn start(command: &mut std::process::Command) -> Result<(Tollga
     let mut address = None;
     eventually_async(LONG, "the daemon to serve HTTP", async || {
         assert!(daemon.is_running(), "it ended instead:\n{}", daemon.log());
-        address = address_in(&daemon.log());
+        address = daemon.address("ops");
         address.is_some()
     })
     .await;
     Ok((daemon, address.context("an address")?))
-}
-
-fn address_in(log: &str) -> Option<SocketAddr> {
-    let line = log.lines().find(|line| line.contains("serving HTTP"))?;
-    serde_json::from_str::<serde_json::Value>(line).ok()?["address"].as_str()?.parse().ok()
 }
 
 #[derive(Debug)]
@@ -86,7 +93,7 @@ pub(crate) async fn eventually_answers(address: SocketAddr, path: &str, status: 
     .await;
 }
 
-/// The samples of a page of metrics: name with labels, and value.
+/// The samples of a page of metrics: name with labels, without that of the database which each has, and value.
 pub(crate) async fn metrics(address: SocketAddr) -> Result<BTreeMap<String, f64>> {
     let page = get(address, "/metrics", &[]).await?;
     ensure!(page.status == 200, "{page:?}");
@@ -95,9 +102,19 @@ pub(crate) async fn metrics(address: SocketAddr) -> Result<BTreeMap<String, f64>
         .filter(|line| !line.starts_with('#'))
         .map(|line| {
             let (name, value) = line.rsplit_once(' ').with_context(|| line.to_owned())?;
-            Ok((name.to_owned(), value.parse().with_context(|| line.to_owned())?))
+            Ok((without_database(name)?, value.parse().with_context(|| line.to_owned())?))
         })
         .collect()
+}
+
+fn without_database(name: &str) -> Result<String> {
+    let (metric, labels) =
+        name.split_once("{database=\"").with_context(|| format!("{name} says no database"))?;
+    let (_, others) = labels.split_once('"').with_context(|| name.to_owned())?;
+    Ok(match others.strip_prefix(',') {
+        Some(others) => format!("{metric}{{{others}"),
+        None => metric.to_owned(),
+    })
 }
 
 /// What a line of the daemon's `/proc/PID/status` says, in bytes.

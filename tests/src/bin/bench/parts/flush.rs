@@ -42,7 +42,8 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
         for part in 0..flushed.div_ceil(at_a_time) {
             generation += 1;
             let sql = format!(
-                "select tollgate.apply_usage('bench', '00000000-0000-0000-0000-000000000001', {generation}, rows)
+                "select tollgate.apply_usage('bench', '00000000-0000-0000-0000-000000000001', {generation}, rows,
+                     tollgate.signature_of_usage('bench', '00000000-0000-0000-0000-000000000001', {generation}, rows))
                  from drained where part = {part}"
             );
             let (applied, time) = timed(|| owner.simple(&sql))?;

@@ -44,7 +44,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
         &tokens,
     )?;
     let mut command = Tollgated::command(&cluster.url(OPERATOR, DATABASE))?;
-    command.args(["run", "--log-format=json", "--http-address=127.0.0.1:0"]);
+    command.args(["run", "--log-format=json", "--api-address=127.0.0.1:0"]);
     let daemon = Tollgated::spawn_command(&mut command)?;
     let subscribers = [listen(&cluster)?, read_stream(&cluster, &daemon)?];
     let mut revokers = (0..SESSIONS)
@@ -179,7 +179,7 @@ fn read_stream(cluster: &Cluster, daemon: &Tollgated) -> Result<Subscriber> {
     let token = cluster.value(DATABASE, issue)?.context("a token")?;
     let mut address = None;
     eventually(DEADLINE, "the daemon to serve HTTP", || {
-        address = address_in(&daemon.log());
+        address = daemon.address("api");
         address.is_some()
     });
     let mut stream = TcpStream::connect(address.context("an address")?)?;
@@ -203,11 +203,6 @@ fn read_stream(cluster: &Cluster, daemon: &Tollgated) -> Result<Subscriber> {
         }
     });
     Ok(Subscriber { heard })
-}
-
-fn address_in(log: &str) -> Option<String> {
-    let line = log.lines().find(|line| line.contains("serving HTTP"))?;
-    Some(serde_json::from_str::<Value>(line).ok()?.get("address")?.as_str()?.to_owned())
 }
 
 fn token_of(payload: &str) -> Option<String> {

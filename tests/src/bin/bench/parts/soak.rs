@@ -36,7 +36,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     let mut command = Tollgated::command(&cluster.url(OPERATOR, DATABASE))?;
     command.arg("run").arg(format!("--flush-interval={}ms", run.scale.flush_interval.as_millis()));
     // Any port: there may be another daemon on this machine.
-    let mut daemon = Tollgated::spawn_command(command.env("TOLLGATED_HTTP_ADDRESS", "127.0.0.1:0"))?;
+    let mut daemon = Tollgated::spawn_command(command.env("TOLLGATED_OPS_ADDRESS", "127.0.0.1:0"))?;
     let mut clients = Clients::connect(&cluster, WEB, DATABASE, run.scale.clients, &STATEMENTS)?;
     // Twice each: its row of usage is there, and was updated, so that what comes is more of the same.
     let mut verified = 1;

@@ -1,30 +1,45 @@
-//! `/metrics`: what the daemon knows, in the format of Prometheus.
+//! `/metrics`: what the daemon knows, in the OpenMetrics text format.
 //!
-//! A page is made of values that are at hand, at the moment it is asked for. Names follow Prometheus' conventions:
-//! `tollgated_` is this process, `tollgate_` the server. Labels are names of tasks, codes, subscriptions and webhooks: a
-//! bounded number, and none of them a secret. To add a metric, add it to one of the groups below, to the dashboard or the
-//! alerts if people should see it, and to docs/metrics.md.
+//! A scrape collects values from memory and asks no server. Names follow Prometheus' conventions: `tollgated_` is this
+//! process, `tollgate_` the database server. Every metric has the label `database`, so that the daemons of several can be told
+//! apart. Other labels are names of tasks, codes, subscriptions and webhooks: a bounded number,
+//! and none of them a secret. To add a metric, add it to one of the groups below, to the dashboard or the alerts if people
+//! should see it, and to docs/metrics.md.
 
-use std::sync::atomic::AtomicU64;
+use std::fmt;
 
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse as _, Response};
 use jiff::Timestamp;
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
 
 use crate::background::driver::TaskStatuses;
 use crate::background::leaderless::LeaderlessTasks;
 use crate::background::tasks::observe::LatestObservation;
-use crate::contract::Observation;
+use crate::contract::{Latency, Observation};
 use crate::postgres::pool::Database;
 use crate::process::counters;
 
-pub(super) const CONTENT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Of what people may make as many as they like, so many are shown.
+/// Of objects that users may create without limit, so many are shown.
 const MAX_NAMES: usize = 100;
+
+/// `GET /metrics`.
+pub(in crate::http) async fn metrics(State(metrics): State<Metrics>) -> Response {
+    let label = ("database".into(), metrics.database.name().to_owned().into());
+    let mut registry = Registry::with_labels(std::iter::once(label));
+    registry.register_collector(Box::new(metrics));
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = encode(&mut text, &registry);
+    ([(CONTENT_TYPE, OPENMETRICS)], text).into_response()
+}
 
 /// Where the values are.
 #[derive(Clone, Debug)]
@@ -36,6 +51,7 @@ pub struct Metrics {
     started: Timestamp,
 }
 
+/// None, or one name and value.
 type Labels = Vec<(&'static str, String)>;
 
 impl Metrics {
@@ -58,20 +74,7 @@ impl Metrics {
         self.leaderless.tasks().into_iter().collect()
     }
 
-    pub(super) fn page(&self) -> String {
-        let mut page = Page::default();
-        self.process(&mut page);
-        self.tasks(&mut page);
-        if let Some(observation) = self.seen.last() {
-            server(&mut page, &observation);
-        }
-        let mut text = String::new();
-        // Writing to a string does not fail.
-        let _ = encode(&mut text, &page.0);
-        text
-    }
-
-    fn process(&self, page: &mut Page) {
+    fn process(&self, page: &mut Page<'_>) {
         let version = [(vec![("version", env!("CARGO_PKG_VERSION").to_owned())], 1.0)];
         page.gauge("tollgated_build_info", "The version of the daemon", version);
         page.gauge1("tollgated_start_time_seconds", "When the daemon started", seconds(self.started));
@@ -92,10 +95,10 @@ impl Metrics {
                 &counters::CONNECT_FAILURES,
             ),
             ("tollgated_listens", "Times that listening for events began", &counters::LISTENS),
-            ("tollgated_streamed_events", "Events told on /events", &counters::STREAMED_EVENTS),
+            ("tollgated_streamed_events", "Events sent on /events", &counters::STREAMED_EVENTS),
             (
                 "tollgated_event_streams_refused",
-                "Readers of /events that were turned away",
+                "Requests for /events that were refused",
                 &counters::STREAMS_REFUSED,
             ),
         ] {
@@ -105,12 +108,12 @@ impl Metrics {
         let attempts = [("delivered", &counters::WEBHOOKS_DELIVERED), ("failed", &counters::WEBHOOKS_FAILED)];
         page.counter(
             "tollgated_webhook_attempts",
-            "Attempts to send a webhook, by what came of them",
+            "Attempts to send a webhook, by outcome",
             attempts.map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], float(count.get()))),
         );
     }
 
-    fn tasks(&self, page: &mut Page) {
+    fn tasks(&self, page: &mut Page<'_>) {
         let statuses = self.statuses.snapshot();
         let each = |value: &dyn Fn(&crate::background::driver::Status) -> Option<f64>| -> Vec<(Labels, f64)> {
             let of = |(name, status): (&&'static str, _)| {
@@ -134,7 +137,7 @@ impl Metrics {
         page.gauge(
             "tollgated_task_last_success_timestamp_seconds",
             "When the last run that succeeded ended",
-            // Who does not lead succeeds in nothing, and nothing is wrong with that.
+            // A daemon that does not lead a task does not run it, which is no failure.
             each(&|s| s.last_success_at.filter(|_| s.leads != Some(false)).map(seconds)),
         );
         page.gauge(
@@ -144,13 +147,13 @@ impl Metrics {
         );
         page.gauge(
             "tollgated_task_leader",
-            "Of tasks that one daemon does for all: whether it is this one, 0 or 1",
+            "Whether this daemon leads the task, for tasks that have a leader, 0 or 1",
             each(&|s| s.leads.map(|leads| f64::from(u8::from(leads)))),
         );
         let leaderless = self.leaderless.tasks();
         page.gauge(
             "tollgated_task_unled",
-            "Of tasks that one daemon does for all: whether none has led it for three periods, 0 or 1",
+            "Whether no daemon has led the task for three periods, for tasks that have a leader, 0 or 1",
             statuses.iter().filter(|(_, status)| status.leads.is_some()).map(|(name, _)| {
                 (vec![("task", (*name).to_owned())], f64::from(u8::from(leaderless.contains(*name))))
             }),
@@ -179,12 +182,19 @@ impl Metrics {
 }
 
 /// What the server counts.
-fn server(page: &mut Page, observation: &Observation) {
+fn server(page: &mut Page<'_>, observation: &Observation) {
     let stats = &observation.stats;
     if let Some(codes) = stats["verifications"].as_object() {
         let codes =
             codes.iter().filter_map(|(code, count)| Some((vec![("code", code.clone())], count.as_f64()?)));
         page.counter("tollgate_verifications", "Verifications since the server started, by code", codes);
+    }
+    if let Some(latency) = Latency::of(stats) {
+        page.histogram(
+            "tollgate_verification_seconds",
+            "How long verifications took inside the server, of those that were measured",
+            &latency,
+        );
     }
     for (name, help, field) in [
         ("tollgate_overflowed_uses", "Uses that found no room in shared memory", "overflowed"),
@@ -196,8 +206,13 @@ fn server(page: &mut Page, observation: &Observation) {
     }
     for (name, help, field) in [
         ("tollgate_tracked_keys", "Keys in shared memory", "tracked_keys"),
+        (
+            "tollgate_busy_keys",
+            "Of them, those that cannot make room: counts not flushed, or a limit in use",
+            "busy_keys",
+        ),
         ("tollgate_tracked_keys_limit", "Keys that shared memory has room for", "max_tracked_keys"),
-        ("tollgate_tokens", "Tokens, as the planner estimates", "tokens_estimate"),
+        ("tollgate_tokens", "Tokens, estimated once they are many", "tokens_estimate"),
     ] {
         if let Some(value) = stats[field].as_f64() {
             page.gauge1(name, help, value);
@@ -210,7 +225,7 @@ fn server(page: &mut Page, observation: &Observation) {
     if let Some(at) = flushed {
         page.gauge1(
             "tollgate_last_flush_timestamp_seconds",
-            "When usage was last flushed, by anybody",
+            "When usage was last flushed, by any daemon",
             seconds(at),
         );
     }
@@ -227,7 +242,7 @@ fn server(page: &mut Page, observation: &Observation) {
     let subscriptions = || observation.subscriptions.iter().take(MAX_NAMES);
     page.gauge(
         "tollgate_subscription_pending_events",
-        "Events that a subscriber was not told of yet, counted up to 10000",
+        "Events that a subscriber has not received yet, counted up to 10000",
         subscriptions().filter_map(|s| Some((vec![("subscription", s.name.clone())], float(s.pending?)))),
     );
     page.gauge(
@@ -239,12 +254,12 @@ fn server(page: &mut Page, observation: &Observation) {
     let of = |name: &str| vec![("webhook", name.to_owned())];
     page.gauge(
         "tollgate_webhook_enabled",
-        "Whether events are kept for a webhook, and sent unless it is paused, 0 or 1",
+        "Whether a webhook receives messages, unless it is paused, 0 or 1",
         webhooks().map(|w| (of(&w.name), f64::from(u8::from(w.enabled)))),
     );
     page.gauge(
         "tollgate_webhook_paused",
-        "Whether what is kept for a webhook waits for resume_webhook, 0 or 1",
+        "Whether the messages of a webhook wait for resume_webhook, 0 or 1",
         webhooks().map(|w| (of(&w.name), f64::from(u8::from(w.paused)))),
     );
     page.gauge(
@@ -259,44 +274,102 @@ fn server(page: &mut Page, observation: &Observation) {
     );
 }
 
-/// A page in the making.
-#[derive(Default)]
-struct Page(Registry);
+impl Collector for Metrics {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page { encoder, result: Ok(()) };
+        self.process(&mut page);
+        self.tasks(&mut page);
+        if let Some(observation) = self.seen.last() {
+            server(&mut page, &observation);
+        }
+        page.result
+    }
+}
 
-impl Page {
+/// Writes metrics, until one cannot be written.
+struct Page<'a> {
+    encoder: DescriptorEncoder<'a>,
+    result: fmt::Result,
+}
+
+impl Page<'_> {
     /// The name without `_total`, which is added.
     fn counter(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = (Labels, f64)>) {
-        let family = Family::<Labels, Counter<f64, AtomicU64>>::default();
-        for (labels, value) in samples {
-            family.get_or_create(&labels).inc_by(value);
-        }
-        self.0.register(name, help, family);
+        self.write(name, help, MetricType::Counter, samples);
     }
 
     fn gauge(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = (Labels, f64)>) {
-        let family = Family::<Labels, Gauge<f64, AtomicU64>>::default();
-        for (labels, value) in samples {
-            family.get_or_create(&labels).set(value);
-        }
-        self.0.register(name, help, family);
+        self.write(name, help, MetricType::Gauge, samples);
     }
 
     /// Without labels.
     fn counter1(&mut self, name: &str, help: &str, value: f64) {
-        let counter = Counter::<f64, AtomicU64>::default();
-        counter.inc_by(value);
-        self.0.register(name, help, counter);
+        self.counter(name, help, [(Labels::new(), value)]);
     }
 
     /// Without labels.
     fn gauge1(&mut self, name: &str, help: &str, value: f64) {
-        let gauge = Gauge::<f64, AtomicU64>::default();
-        gauge.set(value);
-        self.0.register(name, help, gauge);
+        self.gauge(name, help, [(Labels::new(), value)]);
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, latency: &Latency) {
+        if self.result.is_ok() {
+            self.result = self.try_histogram(name, help, latency);
+        }
+    }
+
+    fn try_histogram(&mut self, name: &str, help: &str, latency: &Latency) -> fmt::Result {
+        let (stem, unit) = unit_of(name);
+        let mut metric = self.encoder.encode_descriptor(stem, help, unit.as_ref(), MetricType::Histogram)?;
+        // The largest number is written as +Inf.
+        let buckets: Vec<(f64, u64)> =
+            latency.buckets.iter().map(|bucket| (bucket.up_to.unwrap_or(f64::MAX), bucket.count)).collect();
+        metric.encode_histogram::<NoLabelSet>(latency.sum, latency.count, &buckets, None)
+    }
+
+    fn write(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        samples: impl IntoIterator<Item = (Labels, f64)>,
+    ) {
+        if self.result.is_ok() {
+            self.result = self.try_write(name, help, kind, samples);
+        }
+    }
+
+    fn try_write(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        samples: impl IntoIterator<Item = (Labels, f64)>,
+    ) -> fmt::Result {
+        let (stem, unit) = unit_of(name);
+        let is_counter = matches!(kind, MetricType::Counter);
+        let mut metric = self.encoder.encode_descriptor(stem, help, unit.as_ref(), kind)?;
+        for (labels, value) in samples {
+            let mut sample = metric.encode_family(&labels)?;
+            if is_counter {
+                sample.encode_counter::<NoLabelSet, _, f64>(&value, None)?;
+            } else {
+                sample.encode_gauge(&value)?;
+            }
+        }
+        Ok(())
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "Prometheus knows nothing but doubles")]
+/// OpenMetrics declares the unit that a name ends with.
+fn unit_of(name: &str) -> (&str, Option<Unit>) {
+    [Unit::Seconds, Unit::Bytes]
+        .into_iter()
+        .find_map(|unit| Some((name.strip_suffix(unit.as_str())?.strip_suffix('_')?, Some(unit))))
+        .unwrap_or((name, None))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus knows only doubles")]
 fn float(number: u64) -> f64 {
     number as f64
 }
@@ -305,10 +378,42 @@ fn seconds(at: Timestamp) -> f64 {
     at.duration_since(Timestamp::UNIX_EPOCH).as_secs_f64()
 }
 
-/// Of Linux; elsewhere it is left out.
+/// On Linux; left out elsewhere.
 fn resident_bytes() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(float(kilobytes * 1024))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Sample;
+
+    impl Collector for Sample {
+        fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+            let mut page = Page { encoder, result: Ok(()) };
+            let name = "a\"} 1\n\\".to_owned();
+            page.gauge("pending", "Help", [(vec![("subscription", name)], 2.0)]);
+            page.counter1("busy_seconds", "Help", 0.5);
+            page.result
+        }
+    }
+
+    #[test]
+    fn a_name_in_a_label_cannot_write_metrics_and_units_are_declared() {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Sample));
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        assert_eq!(
+            text,
+            "# HELP pending Help\n# TYPE pending gauge\npending{subscription=\"a\\\"} 1\\n\\\\\"} 2.0\n\
+             # HELP busy_seconds Help\n# TYPE busy_seconds counter\n# UNIT busy_seconds seconds\n\
+             busy_seconds_total 0.5\n# EOF\n"
+        );
+    }
 }

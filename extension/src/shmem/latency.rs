@@ -1,0 +1,46 @@
+//! Times one of so many verifications, from the call to the moment when its outcome is counted. Two looks at the clock and two
+//! additions to what processes share are too dear for each, and a few thousand say the same.
+
+use super::{database, database_exists, process, segment};
+use std::sync::OnceLock;
+use std::time::Instant;
+use tollgate_core::latency::{Countdown, Histogram};
+
+static COUNTDOWN: Countdown = Countdown::new();
+
+/// Of a verification that is measured.
+#[derive(Clone, Copy)]
+pub(crate) struct Timer {
+    histogram: &'static Histogram,
+    since: Instant,
+}
+
+impl Timer {
+    /// To be called first of all. `None` for a verification that is not measured.
+    #[inline]
+    pub(crate) fn start() -> Option<Self> {
+        if COUNTDOWN.is_due(|| process() as u32) { Timer::begin() } else { None }
+    }
+
+    #[cold]
+    fn begin() -> Option<Self> {
+        let histogram = histogram()?;
+        Some(Timer { histogram, since: Instant::now() })
+    }
+
+    #[cold]
+    pub(crate) fn stop(self) {
+        self.histogram.record(u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    }
+}
+
+/// That of this database. Where there is none it is asked for again at the next measurement: another database may have been
+/// dropped by then.
+fn histogram() -> Option<&'static Histogram> {
+    static MINE: OnceLock<&'static Histogram> = OnceLock::new();
+    if let Some(mine) = MINE.get() {
+        return Some(mine);
+    }
+    let histogram = segment()?.latencies.claim(database(), |oid| !database_exists(oid))?;
+    Some(MINE.get_or_init(|| histogram))
+}
