@@ -6,7 +6,8 @@
 #   client     tests/tests/it: clients, daemons, standbys and crashes, on real servers
 #
 # The client tests run whole on PostgreSQL 18. On 15 those are left out that are about the daemon and its command line
-# alone, which send the same statements to any version; on 16 and 17 the topics that SMOKE names run.
+# alone, which send the same statements to any version, and the growth of costs (bulk), which --long measures there; on 16
+# and 17 the topics that SMOKE names run.
 #
 # ONLY='verify:: usage::' runs the client tests whose names contain one of these, and nothing else.
 #
@@ -129,14 +130,18 @@ for major in "${majors[@]}"; do
     read -ra only <<<"${ONLY-}"
     case $major in
         16 | 17) [ -n "${ONLY-}" ] || for topic in $SMOKE; do only+=("$topic::"); done ;;
-        15) [ -n "${ONLY-}" ] || for topic in "${daemon_side[@]}"; do only+=(--skip "$topic"); done ;;
+        15) [ -n "${ONLY-}" ] || for topic in bulk:: "${daemon_side[@]}"; do only+=(--skip "$topic"); done ;;
     esac
     if [ -z "$long" ]; then
         what="client tests, PostgreSQL $major"
         count client_tests "${only[@]}"
     elif [ "$major" != 16 ] && [ "$major" != 17 ]; then
         what="long client tests, PostgreSQL $major"
-        count client_tests "${only[@]}" --ignored
+        count client_tests --ignored
+        if [ "$major" = 15 ]; then
+            what="growth of costs, PostgreSQL $major"
+            count client_tests bulk::
+        fi
         what="faults ten times over, PostgreSQL $major"
         TOLLGATE_TEST_ROUNDS=${TOLLGATE_TEST_ROUNDS:-10} count client_tests faults:: daemon::
     fi

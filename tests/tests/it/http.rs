@@ -9,6 +9,7 @@ use crate::common::{self, Shared, issue, issue_with, revoke};
 use crate::operator::{self, Db, OPERATOR};
 use crate::web::{LONG, begin, eventually_answers, eventually_measures, get, metrics, request, run, run_api};
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;

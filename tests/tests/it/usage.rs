@@ -507,7 +507,7 @@ async fn a_use_is_neither_before_its_token_nor_in_the_future() -> Result<()> {
 async fn refused_to_apply(operator: &Client, generation: &Generation) {
     let error = apply(operator, generation).await.expect_err("this should have been refused");
     let error = error.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::as_db_error);
-    assert_eq!(error.map(|error| error.code()), Some(&SqlState::INVALID_PARAMETER_VALUE), "{error:?}");
+    assert_eq!(error.map(tokio_postgres::error::DbError::code), Some(&SqlState::INVALID_PARAMETER_VALUE), "{error:?}");
 }
 
 /// Whoever carries counters can change nothing of them: neither count a use that was none, nor leave one out, nor have what a
@@ -1014,7 +1014,7 @@ async fn without_preload_tokens_are_verified_and_metering_says_why_it_is_off() -
 
 #[tokio::test]
 async fn the_number_of_tokens_is_counted_while_they_are_few_and_else_unknown_before_analyze() -> Result<()> {
-    let db = db("estimated").await?;
+    let db = Db::create(&SHARED.cluster()?, "estimated").await?;
     let estimate = async || Ok::<_, anyhow::Error>(stats(&db.operator).await?["tokens_estimate"].clone());
     db.owner.batch_execute("alter table tollgate.api_tokens set (autovacuum_enabled = off)").await?;
     assert_eq!(estimate().await?, json!(0));
