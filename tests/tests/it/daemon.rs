@@ -761,7 +761,11 @@ async fn its_memory_does_not_grow_at_rest() -> Result<()> {
     const GROWTH: u64 = 1_000_000;
     let db = Db::create(&SHARED.cluster()?, "resting").await?;
     let mut command = Tollgated::command(&db.url())?;
-    command.arg("run").args(EAGER).args(["--log-format=json", "--ops-address=127.0.0.1:0", "--audit-retention=400days"]);
+    command.arg("run").args(EAGER).args([
+        "--log-format=json",
+        "--ops-address=127.0.0.1:0",
+        "--audit-retention=400days",
+    ]);
     let (daemon, address) = web::start(&mut command).await?;
     let flushes = "tollgated_task_runs_total{task=\"flush_usage\"}";
     web::eventually_measures(address, flushes, |count| count >= 20.0).await;

@@ -17,6 +17,7 @@ const PUBLIC: [&str; 10] = [
     "tollgate.current_scopes()",
     "tollgate.current_token_id()",
     "tollgate.current_user_id()",
+    "tollgate.list_own_capabilities()",
     "tollgate.require_scope(text)",
     "tollgate.scope_grants(text[],text)",
     "tollgate.token_has_all_scopes(text[])",

@@ -507,7 +507,11 @@ async fn a_use_is_neither_before_its_token_nor_in_the_future() -> Result<()> {
 async fn refused_to_apply(operator: &Client, generation: &Generation) {
     let error = apply(operator, generation).await.expect_err("this should have been refused");
     let error = error.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::as_db_error);
-    assert_eq!(error.map(tokio_postgres::error::DbError::code), Some(&SqlState::INVALID_PARAMETER_VALUE), "{error:?}");
+    assert_eq!(
+        error.map(tokio_postgres::error::DbError::code),
+        Some(&SqlState::INVALID_PARAMETER_VALUE),
+        "{error:?}"
+    );
 }
 
 /// Whoever carries counters can change nothing of them: neither count a use that was none, nor leave one out, nor have what a
