@@ -138,7 +138,7 @@ fn what_config_prints_is_a_configuration_file_and_shows_no_password() -> Result<
     assert!(again.status.success(), "{}", text(&again.stderr));
     let settings: Value = serde_json::from_slice(&again.stdout)?;
     assert_eq!(setting(&settings, "subscription"), ("it's \"mine\"", "file"));
-    assert_eq!(setting(&settings, "retention"), ("30days", "file"));
+    assert_eq!(setting(&settings, "retention"), ("30d", "file"));
     Ok(())
 }
 
