@@ -95,7 +95,7 @@ if [ -z "$long${ONLY-}" ]; then
         mkdir -p "$data"
         if [ "$(id -u)" = 0 ]; then chown "$RUN_AS" "$data"; fi
         what="in-server tests, PostgreSQL $major"
-        USER=$(id -un) count tests/setup/pgrx.sh "$major-test" "$copy" test "pg$major" --profile "$PROFILE" --package tollgate \
+        USER=$(id -un) count tests/setup/pgrx.sh "$copy" test "pg$major" --profile "$PROFILE" --package tollgate \
             --no-default-features --pgdata "$data" "${as[@]}"
     done
 fi
