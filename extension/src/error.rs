@@ -195,7 +195,7 @@ impl Error {
         let tenths = u64::try_from(remaining).unwrap_or(0).div_ceil(100_000);
         let remaining = duration(tenths * 100_000);
         Error::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, format!("the token expires in {remaining}"))
-            .hint("An interval without a unit is in seconds: write '90 days' for ninety days.")
+            .hint("An interval without a unit is in seconds: write 90 days for ninety days.")
     }
 
     /// A warning for an issued token.

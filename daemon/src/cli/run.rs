@@ -226,7 +226,7 @@ async fn stop(shutdown: &Shutdown, signals: &mut Signals, grace: Duration) -> u8
 
 /// Logs the settings, which explain the rest of the log.
 fn announce(target: &Target, standbys: &[Target], options: &RunOptions) {
-    let time = |duration| humantime::format_duration(duration).to_string();
+    let time = |duration| crate::process::duration::text(duration);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         pid = std::process::id(),

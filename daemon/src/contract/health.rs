@@ -13,7 +13,7 @@ pub struct Health {
     pub remedy: Option<String>,
 }
 
-/// What is amiss, as seen from inside; a transaction or a delay counts once it lasts longer than `patience`.
+/// Problems that the database sees; a transaction or a delay counts once it lasts longer than `patience`.
 pub async fn deployment_health(
     client: &impl GenericClient,
     patience: std::time::Duration,

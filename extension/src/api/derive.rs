@@ -75,7 +75,7 @@ fn derive_api_token(call: &Call) -> Option<Datum> {
         exceeds(
             ending.argument(),
             "would outlive its parent",
-            "Pass NULL for one that ends with its parent.",
+            "Leave it out for one that ends with its parent.",
         )
         .raise();
     }
@@ -132,7 +132,7 @@ fn within_parent(
             return Err(exceeds(
                 "allowed_ips",
                 "cannot be used from where its parent cannot",
-                "Pass networks inside those of the parent, or NULL for the same ones.",
+                "Give networks inside those of the parent, or leave them out for the same ones.",
             ));
         }
         Ok(end)

@@ -25,7 +25,7 @@ const METADATA_HINT: &str =
 
 const SECOND: i128 = 1_000_000;
 const YEAR: i128 = 366 * 86_400 * SECOND;
-const LIFETIME_HINT: &str = "Pass NULL for a token that does not expire by itself.";
+const LIFETIME_HINT: &str = "Leave it out for a token that does not expire by itself.";
 
 /// No stored, logged or searched value may be a token: users do paste one where a name or a reason belongs.
 pub(crate) fn without_token(argument: &str, value: &[u8]) -> Result<(), Error> {
@@ -40,14 +40,22 @@ pub(crate) fn without_token(argument: &str, value: &[u8]) -> Result<(), Error> {
     ))
 }
 
-pub(crate) fn user_id(value: Option<&str>) -> Result<&str, Error> {
-    let value = value.filter(|text| !text.trim().is_empty()).unwrap_or_default();
+/// How an argument is empty, for a detail: who left it out in a program did not pass NULL.
+fn how_empty(value: Option<&str>) -> &'static str {
+    match value {
+        None => "which is NULL",
+        Some(_) => "which is empty or blank",
+    }
+}
+
+pub(crate) fn user_id(given: Option<&str>) -> Result<&str, Error> {
+    let value = given.filter(|text| !text.trim().is_empty()).unwrap_or_default();
     match value.chars().count() {
         1..=MAX_USER_ID => without_token("user_id", value.as_bytes()).map(|()| value),
         0 => Err(Error::argument(
             "user_id",
             "a token needs a user",
-            "which is NULL, empty or blank",
+            how_empty(given),
             "Pass the key of the user in your application, as text.",
         )),
         length => Err(Error::argument(
@@ -59,14 +67,14 @@ pub(crate) fn user_id(value: Option<&str>) -> Result<&str, Error> {
     }
 }
 
-pub(crate) fn name(value: Option<&str>) -> Result<&str, Error> {
-    let value = value.filter(|text| !text.trim().is_empty()).unwrap_or_default();
+pub(crate) fn name(given: Option<&str>) -> Result<&str, Error> {
+    let value = given.filter(|text| !text.trim().is_empty()).unwrap_or_default();
     match value.chars().count() {
         1..=MAX_NAME => without_token("name", value.as_bytes()).map(|()| value),
         0 => Err(Error::argument(
             "name",
             "a token needs a name",
-            "which is NULL, empty or blank",
+            how_empty(given),
             "Say what the token is for, so that its owner knows later which one to revoke.",
         )),
         length => Err(Error::argument(
@@ -195,7 +203,7 @@ pub(crate) fn past(
             argument,
             "this must lie in the past, and after 1970",
             "which does not",
-            "Pass the moment as the other system has it, or NULL if there was none.",
+            "Give the moment as the other system has it, or leave it out if there was none.",
         )),
         _ => Ok(value),
     }
@@ -222,9 +230,18 @@ pub(crate) fn grace(value: Option<Interval>) -> Result<Interval, Error> {
         _ => Err(Error::argument(
             "grace",
             format!("the grace of a rotation is from nothing to {MAX_YEARS} years"),
-            "which is NULL, negative or longer",
-            "Pass how long the old token keeps working next to the new one, such as interval '1 day'; '0' ends it at once.",
+            "which is missing, negative or longer",
+            "Give how long the old token keeps working next to the new one, such as 1 day; 0 ends it at once.",
         )),
+    }
+}
+
+/// In the unit that the setting was most likely given in.
+fn lifetime_text(seconds: i32) -> String {
+    match seconds {
+        s if s % 86_400 == 0 => format!("{} days", s / 86_400),
+        s if s % 3600 == 0 => format!("{} hours", s / 3600),
+        s => format!("{s} s"),
     }
 }
 
@@ -250,7 +267,8 @@ pub(crate) fn end(argument: &str, end: Option<i64>) -> Result<(), Error> {
         _ => finite_end(argument, end)?,
     }
     let Some(longest) = guc::max_token_lifetime() else { return Ok(()) };
-    let allowed = format!("The setting tollgate.max_token_lifetime allows {longest} s from now");
+    let allowed =
+        format!("The setting tollgate.max_token_lifetime allows {} from now", lifetime_text(longest));
     match remaining {
         Some(micros) if micros <= i128::from(longest) * SECOND => Ok(()),
         Some(_) => Err(Error::argument(
@@ -262,7 +280,7 @@ pub(crate) fn end(argument: &str, end: Option<i64>) -> Result<(), Error> {
         None => Err(Error::argument(
             argument,
             "the token would never expire, and that is not allowed",
-            "which is NULL",
+            "which is not given",
             &format!("{allowed}: give it an expiry, and rotate it in time."),
         )),
     }
@@ -336,7 +354,7 @@ pub(crate) fn allowed_ips(value: Option<TextArray<'_>>) -> Result<(), Error> {
         "allowed_ips",
         format!("the networks of a token are a list of 1 to {MAX_LIST}, without NULLs"),
         "which is empty or too long, has a NULL, or has more than one dimension",
-        "Pass NULL for a token that may be used from anywhere.",
+        "Leave it out for a token that may be used from anywhere.",
     ))
 }
 
@@ -348,15 +366,15 @@ pub(crate) fn limit(limit: Option<i32>, window: Option<Interval>) -> Result<(), 
             "rate_limit",
             "a rate limit is a positive number",
             "which is not",
-            "Pass NULL for a token without a limit; to refuse a token altogether, disable it.",
+            "Leave it out for a token without a limit; to refuse a token altogether, disable it.",
         ));
     }
     if !window.is_some_and(|window| (1..=i128::from(LONGEST_WINDOW)).contains(&window.as_micros())) {
         return Err(Error::argument(
             "rate_window",
             "the window of a rate limit is positive and at most a day",
-            "which is NULL or out of that range",
-            "Pass the time in which so many uses are allowed, such as interval '1 minute'. A longer budget is a quota, which belongs in a table of the application.",
+            "which is missing or out of that range",
+            "Give the time in which so many uses are allowed, such as 1 minute. A longer budget is a quota, which belongs in a table of the application.",
         ));
     }
     Ok(())
@@ -369,7 +387,7 @@ pub(crate) fn prefix(value: Option<&str>) -> Result<Prefix, Error> {
             "prefix",
             error.to_string(),
             "",
-            "Leave it NULL for the prefix that the setting tollgate.token_prefix names.",
+            "Leave it out for the prefix that the setting tollgate.token_prefix names.",
         )
     })
 }

@@ -149,6 +149,15 @@ DECLARE
     now    pg_snapshot := tollgate.readable_snapshot();
     from_id bigint     := least(greatest($1, 0), 9223372036854775806) + 1;
 BEGIN
+    IF $1 < -10000 THEN
+        RAISE EXCEPTION 'reading begins at most 10000 events before the end of the log'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: since, of %s.', $1),
+                  HINT = 'Give the id of the event to begin after, or 0 for the first one that the log has.';
+    END IF;
+    IF $1 < 0 THEN
+        from_id := coalesce((SELECT l.id FROM (SELECT a.id FROM tollgate.audit_log a ORDER BY a.id DESC LIMIT - $1) l
+                             ORDER BY l.id LIMIT 1), 1);
+    END IF;
     IF $1 IS NULL THEN
         RETURN (newest, now, NULL, NULL, NULL, NULL, NULL)::tollgate.event_cursor;
     END IF;
@@ -158,7 +167,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.event_position(bigint) IS
-    'A cursor for read_events: from now on (NULL), from the beginning (0), or after the event with that id';
+    'A cursor for read_events: from now on (NULL), from the first event that the log has (0), after the event with that id, or at the last events of so many (-10)';
 
 CREATE FUNCTION tollgate.ranges_of_batch(cursor tollgate.event_cursor)
     RETURNS TABLE (epoch integer, low xid8, high xid8, was_running boolean)

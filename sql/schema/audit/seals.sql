@@ -361,7 +361,7 @@ BEGIN
         IF (sealed.epoch, sealed.xid) > ((reader.place).epoch, (reader.place).xid) THEN
             RAISE WARNING 'the subscription % blocks the purge of the audit log from seal % on',
                     tollgate.quote_redacted(reader.name), sealed.seal
-                USING HINT = 'If its subscriber is gone for good: SELECT tollgate.drop_subscription(name).';
+                USING HINT = 'If its subscriber is gone for good: tollgate.drop_subscription(name).';
             EXIT;
         END IF;
         -- Otherwise a purge would remove the evidence.
@@ -369,7 +369,7 @@ BEGIN
         IF fault IS NOT NULL THEN
             RAISE EXCEPTION 'the audit log was changed since it was sealed, and so is not purged'
                 USING ERRCODE = 'data_corrupted', DETAIL = format('Seal %s: %s.', sealed.seal, fault),
-                      HINT = 'SELECT * FROM tollgate.verify_audit_log() shows where.';
+                      HINT = 'tollgate.verify_audit_log() shows where.';
         END IF;
         next := sealed.seal;
         since := (sealed.epoch, sealed.xid)::tollgate.audit_place;

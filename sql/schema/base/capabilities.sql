@@ -252,7 +252,7 @@ BEGIN
     IF left_by IS NOT NULL THEN
         RAISE NOTICE 'role % still has privileges of %', $1, $2
             USING DETAIL = format('They come from grants to: %s.', left_by),
-                  HINT = 'SELECT * FROM tollgate.capability_grants shows all grants, and the members of each role.';
+                  HINT = 'tollgate.capability_grants shows all grants, and the members of each role.';
     END IF;
 END
 $$;

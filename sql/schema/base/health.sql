@@ -32,7 +32,7 @@ BEGIN
     IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '10 years' THEN
         RAISE EXCEPTION 'patience is a time from nothing to 10 years'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: patience, of %s.', coalesce($1::text, 'NULL')),
-                  HINT = 'Give how long a transaction or a delay may last before it is reported, such as interval ''5 minutes''.';
+                  HINT = 'Give how long a transaction or a delay may last before it is reported, such as 5 minutes.';
     END IF;
 
     aspect := 'visibility';

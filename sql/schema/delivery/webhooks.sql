@@ -200,7 +200,7 @@ BEGIN
     PERFORM tollgate.without_token('name', $1);
     RAISE EXCEPTION 'there is no webhook %', tollgate.quote_redacted($1)
         USING ERRCODE = 'undefined_object', DETAIL = 'Argument: name.',
-              HINT = 'SELECT name FROM tollgate.webhooks lists them; tollgate.define_webhook(name, url) creates one.';
+              HINT = 'tollgate.webhooks lists them; tollgate.define_webhook(name, url) creates one.';
 END
 $$;
 COMMENT ON FUNCTION tollgate.no_such_webhook(text) IS 'Raises 42704, or 22023 for a name that contains a token. Internal.';
@@ -286,7 +286,7 @@ BEGIN
                            OR EXISTS (SELECT FROM unnest($3) AS e (event) WHERE e.event !~ '^[a-z]{1,40}[.]([a-z_]{1,40}|[*])$')) THEN
         RAISE EXCEPTION 'these are not names of events'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: events.',
-                  HINT = 'Give NULL for all of them, or an array of names such as token.revoked, and patterns such as token.*.';
+                  HINT = 'Leave them out for all events, or name 1 to 100 of them: a name is such as token.revoked, and token.* stands for all that begin so.';
     END IF;
     -- One at a time, because the webhooks are counted.
     LOCK TABLE tollgate.webhook_endpoints IN SHARE ROW EXCLUSIVE MODE;
@@ -321,7 +321,7 @@ BEGIN
     IF $2 IS NULL OR $2 < interval '0' OR $2 > interval '30 days' THEN
         RAISE EXCEPTION 'a grace is from nothing to 30 days'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: grace, of %s.', coalesce($2::text, 'NULL')),
-                  HINT = 'Give how long messages are also signed with the old secret, such as interval ''1 day''.';
+                  HINT = 'Give how long messages are also signed with the old secret, such as 1 day.';
     END IF;
     UPDATE tollgate.webhook_endpoints e
         SET secret = new_secret, previous_secret = CASE WHEN $2 > interval '0' THEN e.secret END,

@@ -88,7 +88,7 @@ BEGIN
     -- Blank too: no token has such a user.
     IF $1 IS NULL OR $1 !~ '[^[:space:]]' THEN
         RAISE EXCEPTION 'a user must be named'
-            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: user_id, which is NULL, empty or blank.',
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: user_id, which is %s.', CASE WHEN $1 IS NULL THEN 'NULL' ELSE 'empty or blank' END),
                   HINT = 'Pass the key of the user in your application, as text.';
     END IF;
 END
@@ -104,7 +104,7 @@ BEGIN
     IF $1 < 1 THEN
         RAISE EXCEPTION 'a page has at least one token'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: max_tokens, of %s.', $1),
-                  HINT = 'Give how many you want at a time, such as 100, or NULL for all.';
+                  HINT = 'Give how many you want at a time, such as 100.';
     END IF;
 END
 $$;
@@ -129,3 +129,57 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION tollgate.list_api_tokens(text, integer, uuid) IS
     'The tokens of a user, oldest first, all or a page of at most max_tokens after the one with an id: hint, status and usage, never the digest; 22023 without a user';
+
+-- By the index of what narrows the search most: the user, the hint, or else the id. Status and name are looked at row by row, from
+-- the last page on, so a page costs what it passes over. Not one statement for all three: a condition that may be absent uses no
+-- index.
+CREATE FUNCTION tollgate.find_api_tokens(
+    user_id    text    DEFAULT NULL,
+    hint       text    DEFAULT NULL,
+    name       text    DEFAULT NULL,
+    status     text    DEFAULT NULL,
+    max_tokens integer DEFAULT 100,
+    after      uuid    DEFAULT NULL
+) RETURNS SETOF tollgate.tokens
+    LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET jit = off
+    SET enable_seqscan = off
+    SET enable_bitmapscan = off
+    SET enable_sort = off
+    SET enable_incremental_sort = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
+AS $$
+BEGIN
+    PERFORM tollgate.without_token('user_id', $1), tollgate.without_token('hint', $2), tollgate.without_token('name', $3);
+    $6 := coalesce($6, '00000000-0000-0000-0000-000000000000');
+    IF $5 IS NULL OR $5 NOT BETWEEN 1 AND 10000 THEN
+        RAISE EXCEPTION 'a page has 1 to 10000 tokens'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: max_tokens, of %s.', coalesce($5::text, 'NULL')),
+                  HINT = 'Ask for the next page with the id of the last token of this one.';
+    END IF;
+    IF $4 NOT IN ('active', 'disabled', 'expired', 'revoked') THEN
+        RAISE EXCEPTION 'a token has no such status: %', tollgate.quote_redacted($4)
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: status.',
+                  HINT = 'It is one of active, disabled, expired and revoked.';
+    END IF;
+    IF $1 IS NOT NULL THEN
+        RETURN QUERY SELECT t.* FROM tollgate.tokens t
+            WHERE t.user_id = $1 COLLATE "default" AND t.id > $6 AND t.hint = coalesce($2, t.hint)
+              AND t.name = coalesce($3, t.name) AND t.status = coalesce($4, t.status)
+            ORDER BY t.id LIMIT $5;
+    ELSIF $2 IS NOT NULL THEN
+        RETURN QUERY SELECT t.* FROM tollgate.tokens t
+            WHERE t.hint = $2 COLLATE "default" AND t.id > $6 AND t.name = coalesce($3, t.name) AND t.status = coalesce($4, t.status)
+            ORDER BY t.id LIMIT $5;
+    ELSE
+        RETURN QUERY SELECT t.* FROM tollgate.tokens t
+            WHERE t.id > $6 AND t.name = coalesce($3, t.name) AND t.status = coalesce($4, t.status)
+            ORDER BY t.id LIMIT $5;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.find_api_tokens(text, text, text, text, integer, uuid) IS
+    'Tokens of all users, or of one, with a hint, a name or a status, oldest first, a page of at most max_tokens after the one with an id: hint, status and usage, never the digest; 22023 for an unknown status';

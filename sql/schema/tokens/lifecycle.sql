@@ -95,7 +95,7 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value',
                   DETAIL = format('Argument: %s, which is later than the end of the parent %s.',
                                   CASE WHEN $7 IS NOT NULL THEN 'expires_at' ELSE 'expires_in' END, old.parent_id),
-                  HINT = 'Pass NULL to keep the end of its predecessor.';
+                  HINT = 'Leave it out to keep the end of its predecessor.';
     END IF;
     INSERT INTO tollgate.audit_log (event, token_id, user_id, detail) VALUES
         ('token.rotated', $1, old.user_id,
@@ -140,7 +140,7 @@ EXCEPTION
         END IF;
         RAISE EXCEPTION 'this cannot be the % of a token', replace($2, '_', ' ')
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: changes, key %s.', $2),
-                  HINT = format('Pass a JSON %s%s, or null to clear it.', expected, CASE $2
+                  HINT = format('Give a JSON %s%s, or null to clear it.', expected, CASE $2
                       WHEN 'scopes' THEN ' of strings' WHEN 'allowed_ips' THEN ' of networks such as "203.0.113.0/24"'
                       WHEN 'expires_at' THEN ' with a timestamp' WHEN 'rate_window' THEN ' with an interval' ELSE '' END);
 END

@@ -48,6 +48,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'drop_scope(text)',                                      'admin'),
         ('FUNCTION', 'drop_subscription(text)',                               'admin'),
         ('FUNCTION', 'drop_webhook(text)',                                    'admin'),
+        ('FUNCTION', 'find_api_tokens(text, text, text, text, integer, uuid)', 'admin'),
         ('FUNCTION', 'grant_capability(regrole, text)',                       'admin'),
         ('FUNCTION', 'list_capability_grants()',                              'admin'),
         ('FUNCTION', 'list_users_tables()',                                   'admin'),

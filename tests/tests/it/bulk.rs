@@ -123,7 +123,12 @@ async fn the_cost_of_a_page_of_a_list_depends_on_its_size() -> Result<()> {
     let page = "select * from tollgate.list_api_tokens('ann', 100, (select id from tollgate.api_tokens offset 500 limit 1))";
     is_constant("page_of_list", OF_ONE, page).await?;
     let page = "select * from tollgate.tokens where id > '00000000-0000-0000-0000-000000000000' order by id limit 100";
-    is_constant("page_of_view", TOKENS, page).await
+    is_constant("page_of_view", TOKENS, page).await?;
+    // Of tokens of all users: by a hint, and a page of all of them.
+    let found = "select * from tollgate.find_api_tokens(hint => (select hint from tollgate.api_tokens limit 1), max_tokens => 1)";
+    is_constant("page_of_search_by_hint", TOKENS, found).await?;
+    let found = "select * from tollgate.find_api_tokens(status => 'active', max_tokens => 100)";
+    is_constant("page_of_search", TOKENS, found).await
 }
 
 #[tokio::test]

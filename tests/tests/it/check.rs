@@ -156,7 +156,7 @@ async fn check_prints_how_to_fix_missing_privileges() -> Result<()> {
 #[tokio::test]
 async fn check_finds_a_missing_extension_and_says_how_to_create_it() -> Result<()> {
     let cluster = Cluster::builder().extension(false).start()?;
-    cluster.execute(DATABASE, "create role operator login")?;
+    cluster.execute(DATABASE, "create role tollgated login")?;
     let url = cluster.url(OPERATOR, DATABASE);
     let report = json_of(&url, &["check"], NO);
     assert_eq!(report["ok"], json!(false));

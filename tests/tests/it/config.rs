@@ -138,7 +138,7 @@ fn the_output_of_config_is_a_configuration_file_without_passwords() -> Result<()
     assert!(again.status.success(), "{}", text(&again.stderr));
     let settings: Value = serde_json::from_slice(&again.stdout)?;
     assert_eq!(setting(&settings, "subscription"), ("it's \"mine\"", "file"));
-    assert_eq!(setting(&settings, "retention"), ("30days", "file"));
+    assert_eq!(setting(&settings, "retention"), ("30d", "file"));
     Ok(())
 }
 
@@ -161,9 +161,9 @@ fn every_fault_is_reported_at_once_before_connecting_and_without_a_password() ->
         "line 2: flush_interval: \"soon\"",
         "line 3: retention: a table does not fit here",
         "line 4: batch_size: \"0\"",
-        "line 5: audit_retention: \"0s\" cannot be used: it must be at least 1day; or as off, to keep all of it",
+        "line 5: audit_retention: \"0s\" cannot be used: it must be at least 1d; or as off, to keep all of it",
         "TOLLGATED_LOG_FORMAT: ",
-        "--purge-interval: \"3days\" cannot be used: it must be at most 1day",
+        "--purge-interval: \"3days\" cannot be used: it must be at most 1d",
         "a bad value for the option port",
         "an sslmode that does not exist",
     ] {

@@ -323,7 +323,7 @@ async fn it_outlives_crashes_and_restarts_of_the_server() -> Result<()> {
             "restart" => server.restart()?,
             _ => server.execute(
                 DATABASE,
-                "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'operator'",
+                "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'tollgated'",
             )?,
         }
         eventually_restarted(&cluster).await;
@@ -334,7 +334,7 @@ async fn it_outlives_crashes_and_restarts_of_the_server() -> Result<()> {
         eventually_counts(&owner, &token, (uses, 0)).await;
         eventually_async(LONG, "the daemon to listen again", async || {
             let listening = "select exists (select from pg_stat_activity
-                 where usename = 'operator' and query ~* '^unlisten tollgate_proof')";
+                 where usename = 'tollgated' and query ~* '^unlisten tollgate_proof')";
             value::<bool>(&owner, listening).await.unwrap()
         })
         .await;
@@ -380,7 +380,7 @@ async fn it_waits_for_a_server_that_is_down_and_stops_without_it() -> Result<()>
 #[tokio::test]
 async fn without_extension_or_grants_it_says_how_to_fix_it_and_recovers() -> Result<()> {
     let cluster = Arc::new(Cluster::builder().extension(false).start()?);
-    cluster.execute(DATABASE, "create role web login; create role operator login")?;
+    cluster.execute(DATABASE, "create role web login; create role tollgated login")?;
     let mut daemon = run(&cluster.url(OPERATOR, DATABASE), &[EAGER])?;
     eventually_logs(&mut daemon, "CREATE EXTENSION tollgate").await;
 
@@ -457,7 +457,7 @@ async fn held_up(db: &Db, token: &Token, arguments: &[&str]) -> Result<(Tollgate
     holder.batch_execute("begin; select from tollgate.token_usage for update").await?;
     let daemon = run(&db.url(), &[EAGER, arguments])?;
     let waits = "select exists (select from pg_stat_activity
-        where usename = 'operator' and wait_event_type = 'Lock' and datname = current_database())";
+        where usename = 'tollgated' and wait_event_type = 'Lock' and datname = current_database())";
     eventually_async(LONG, "the flush to wait", async || value::<bool>(&db.owner, waits).await.unwrap())
         .await;
     Ok((daemon, holder))
@@ -834,10 +834,10 @@ const PASSWORD: &str = "s3cr3t-of-the-daemon";
 async fn neither_the_password_nor_a_token_appears_in_what_it_prints() -> Result<()> {
     let mut cluster = Arc::new(common::start(Cluster::builder())?);
     let db = Db::only(&cluster).await?;
-    cluster.execute(DATABASE, &format!("alter role operator password '{PASSWORD}'"))?;
+    cluster.execute(DATABASE, &format!("alter role tollgated password '{PASSWORD}'"))?;
     let rules = cluster.data_dir().join("pg_hba.conf");
     let trusting = std::fs::read_to_string(&rules)?;
-    std::fs::write(&rules, format!("host all operator 127.0.0.1/32 scram-sha-256\n{trusting}"))?;
+    std::fs::write(&rules, format!("host all tollgated 127.0.0.1/32 scram-sha-256\n{trusting}"))?;
     let wrong = format!("postgres://operator:{PASSWORD}-typo@127.0.0.1:{}/{DATABASE}", cluster.port());
     let right = format!("postgres://operator:{PASSWORD}@127.0.0.1:{}/{DATABASE}", cluster.port());
     let everything = [EAGER, &["--log-level=trace"]];
@@ -876,7 +876,7 @@ async fn neither_the_password_nor_a_token_appears_in_what_it_prints() -> Result<
         // The server goes away, which makes it log its connections.
         cluster.execute(
             DATABASE,
-            "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'operator'",
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'tollgated'",
         )?;
         daemon.signal(Signal::SIGUSR1)?;
         eventually_logs(&mut daemon, "SIGUSR1").await;

@@ -70,7 +70,7 @@ async fn epoch(client: &Client) -> Result<i32> {
 /// A cluster with an identity of its own, and the roles of the tests.
 fn cluster(extension: bool) -> Result<Arc<Cluster>> {
     let cluster = Cluster::builder().own_identity().extension(extension).start()?;
-    cluster.execute(DATABASE, "create role web login; create role operator login")?;
+    cluster.execute(DATABASE, "create role web login; create role tollgated login")?;
     if extension {
         common::prepare(&cluster, DATABASE)?;
         operator::grant(&cluster, DATABASE)?;
@@ -422,7 +422,7 @@ fn publisher(extension: bool) -> Result<Arc<Cluster>> {
     let cluster =
         Cluster::builder().own_identity().extension(false).setting("wal_level", "logical").start()?;
     cluster
-        .execute(DATABASE, "create role web login; create role operator login; create extension tollgate")?;
+        .execute(DATABASE, "create role web login; create role tollgated login; create extension tollgate")?;
     if extension {
         common::prepare(&cluster, DATABASE)?;
     }

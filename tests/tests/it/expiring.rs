@@ -155,7 +155,7 @@ async fn verify_until(
         }
         if let Some(daemon) = daemon {
             own = own.max(memory(&daemon.pid().to_string()).unwrap_or_default());
-            let sessions = "select coalesce(string_agg(pid::text, ' '), '') from pg_stat_activity where usename = 'operator'";
+            let sessions = "select coalesce(string_agg(pid::text, ' '), '') from pg_stat_activity where usename = 'tollgated'";
             let pids: String = value(&db.owner, sessions).await?;
             of_backends = pids.split(' ').filter_map(memory).fold(of_backends, f64::max);
         }

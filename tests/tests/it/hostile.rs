@@ -109,7 +109,7 @@ async fn no_arguments_of_an_operators_function_erase_blind_or_mint() -> Result<(
     db.owner
         .batch_execute(
             "create view tollgate.known as select id from tollgate.api_tokens where revoked_at is null;
-             grant select on tollgate.known to operator",
+             grant select on tollgate.known to tollgated",
         )
         .await?;
     let events: i64 = value(&db.owner, "select count(*) from tollgate.audit_log").await?;
@@ -121,7 +121,7 @@ async fn no_arguments_of_an_operators_function_erase_blind_or_mint() -> Result<(
         .query(
             "select p.proname::text, array(select format_type(t, null) from unnest(p.proargtypes) with ordinality a (t, n) order by n)
              from pg_proc p
-             where p.pronamespace = 'tollgate'::regnamespace and has_function_privilege('operator', p.oid, 'execute')
+             where p.pronamespace = 'tollgate'::regnamespace and has_function_privilege('tollgated', p.oid, 'execute')
                and not has_function_privilege('web', p.oid, 'execute')
              order by 1",
             &[],

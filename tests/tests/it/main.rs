@@ -38,6 +38,7 @@ mod leaks;
 mod lifecycle;
 mod limits;
 mod log_verifications;
+mod managing;
 mod monitoring;
 mod network;
 mod operations;

@@ -21,7 +21,7 @@ const READERS: [(&str, &str, &str); 5] = [
     ("verifier", "verifier", "web"),
     ("issuer", "issuer", "backend"),
     ("admin", "admin", "boss"),
-    ("operator", "operator", "daemon"),
+    ("operator", "operator", "tollgated"),
 ];
 
 /// Signatures, as the reference writes them, of everything that is granted.

@@ -67,7 +67,7 @@ async fn task(owner: &Client, name: &str) -> Option<Value> {
 }
 
 fn task_of(standby: &Cluster) -> String {
-    format!("flush_standby operator@127.0.0.1:{}/{DATABASE}", standby.port())
+    format!("flush_standby tollgated@127.0.0.1:{}/{DATABASE}", standby.port())
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ use crate::error::{Doing as _, Kind, Result};
 use crate::postgres::pool::Session;
 use crate::postgres::pooler_probe;
 use crate::postgres::target::Target;
-use crate::process::exit;
+use crate::process::{duration, exit};
 use finding::{Finding, Verdict, describe};
 use privileges::Privileges;
 
@@ -223,7 +223,7 @@ fn role(server: &Server) -> Finding {
         return Finding::warn(
             "role",
             format!("{role} is a superuser, and the daemon needs a few functions only"),
-            "create role tollgate_daemon login; select tollgate.grant_capability('tollgate_daemon', 'operator')",
+            "create role tollgated login; select tollgate.grant_capability('tollgated', 'operator')",
         );
     }
     Finding::ok("role", format!("{role} is an ordinary role"))
@@ -325,7 +325,7 @@ fn skew(sent: Timestamp, took: Duration, server: Timestamp) -> Finding {
         "clock",
         format!(
             "the server's clock is {} {direction} this machine's; tokens expire by the server's",
-            humantime::format_duration(Duration::from_secs(off.as_secs()))
+            duration::text(Duration::from_secs(off.as_secs()))
         ),
         "timedatectl set-ntp true (on the machine whose clock is wrong), and see timedatectl timesync-status",
     )

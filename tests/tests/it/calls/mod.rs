@@ -25,6 +25,10 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.last_refusal()", "last_refusal()"),
     ("tollgate.client_ip_from(text,cidr[])", "client_ip_from('203.0.113.7, 10.0.0.1')"),
     ("tollgate.list_api_tokens(text,integer,uuid)", "list_api_tokens('clerk', 10, '{id}')"),
+    (
+        "tollgate.find_api_tokens(text,text,text,text,integer,uuid)",
+        "find_api_tokens(hint => 'tgt_1a2b', status => 'active')",
+    ),
     ("tollgate.token_activity(uuid,timestamp with time zone)", "token_activity('{id}', 'yesterday')"),
     ("tollgate.revoke_api_token(uuid,text,text)", "revoke_api_token('{id}', 'clerk', 'over')"),
     (

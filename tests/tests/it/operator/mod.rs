@@ -16,21 +16,16 @@ use uuid::Uuid;
 use crate::common;
 
 /// An ordinary role that may do what the daemon needs, and nothing else.
-pub(crate) const OPERATOR: &str = "operator";
+pub(crate) const OPERATOR: &str = "tollgated";
 
+/// What the capability gives, as the database says it, without the event that granting it leaves.
 pub(crate) const GRANTS: &str = "
-    grant execute on function
-        tollgate.drain_usage, tollgate.apply_usage, tollgate.ack_usage, tollgate.expire_tokens, tollgate.purge_tokens, tollgate.purge_tokens_after,
-        tollgate.expire_tokens_after, tollgate.announce_expiries_after, tollgate.purge_usage_after,
-        tollgate.event_position, tollgate.read_events, tollgate.has_events, tollgate.open_subscription, tollgate.advance_subscription,
-        tollgate.report_daemon, tollgate.seal_audit_log, tollgate.stats, tollgate.announce_expiries,
-        tollgate.subscription_backlogs, tollgate.queue_webhook_deliveries, tollgate.claim_webhook_deliveries,
-        tollgate.finish_webhook_delivery, tollgate.purge_webhook_deliveries, tollgate.admit_event_reader,
-        tollgate.purge_usage, tollgate.usage_applied, tollgate.usage_pressure, tollgate.deployment_health,
-        tollgate.purge_audit_log, tollgate.acquire_leadership, tollgate.check_leadership, tollgate.drain_findings,
-        tollgate.apply_findings
-    to operator;
-    grant select on tollgate.daemons, tollgate.webhooks to operator";
+    do $$ declare given record; begin
+        for given in select * from tollgate.capability_objects('operator') loop
+            execute format('grant %s on %s %s to tollgated', given.privilege,
+                           case given.object_type when 'VIEW' then 'TABLE' else given.object_type end, given.object);
+        end loop;
+    end $$";
 
 /// A database per test, so that tests can share a server and still have their own counters and log.
 pub(crate) struct Db {
@@ -83,7 +78,7 @@ pub(crate) fn grant(cluster: &Cluster, database: &str) -> Result<()> {
     cluster.execute(
         database,
         "do $$ begin
-             create role operator login;
+             create role tollgated login;
          exception when duplicate_object or unique_violation then
              -- Another test was faster.
          end $$",
