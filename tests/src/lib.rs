@@ -25,11 +25,11 @@
 //!
 //! Rules for tests:
 //! - A test does not choose the PostgreSQL or the daemon: `make test` sets them in the environment ([`PG_CONFIG_VAR`],
-//! [`OLDER_PG_CONFIG_VAR`], [`TOLLGATED_VAR`]), and runs everything once for each server version.
+//!   [`OLDER_PG_CONFIG_VAR`], [`TOLLGATED_VAR`]), and runs everything once for each server version.
 //! - Wait with [`eventually`] or [`eventually_async`] for a condition; never sleep for luck.
 //! - Security is tested as an ordinary role: neither grants nor row security restrict a superuser.
 //! - A cluster costs about half a second. Tests that neither stop, crash nor configure theirs share one per file
-//! (`tests/tests/it/common`), and use users and roles of their own.
+//!   (`tests/tests/it/common`), and use users and roles of their own.
 
 mod account;
 mod cluster;
