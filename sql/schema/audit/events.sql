@@ -66,7 +66,7 @@ BEGIN
        OR num_nulls(($1).newer_epoch, ($1).newer, ($1).dense_id, ($1).last_id, ($1).next_id) NOT IN (0, 5)
        OR octet_length($1::text) > 8000 THEN
         RAISE EXCEPTION 'this is not a cursor of the audit log'
-            USING ERRCODE = 'Argument: cursor, which is NULL or incomplete.',
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: cursor, which is NULL or incomplete.',
                   HINT = 'Pass the cursor that the last read_events returned, or start with event_position().';
     END IF;
 END
