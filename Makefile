@@ -119,7 +119,7 @@ bench: toolchain ## measure it beside what one would use instead, on PostgreSQL 
 	    $(foreach pg,$(filter-out 16 17,$(VERSIONS)),--pg-config $(PG$(pg))) $(ARGS)
 
 .PHONY: bench-report
-bench-report: ## run make bench, and write the README's section on performance from what it printed
+bench-report: ## run make bench, and write the results in docs/performance.md from what it printed
 	@$(MAKE) --no-print-directory bench ARGS='$(ARGS) --json $(DEV)/bench.json'
 	@$(CARGO_TARGET_DIR)/release/bench report --json $(DEV)/bench.json
 
@@ -164,7 +164,7 @@ install: postgres toolchain
 	@echo '==> building the extension for PostgreSQL $(PG)'
 	@mkdir -p $(DEV)/log
 	@rm -f "$$($(PG_CONFIG) --sharedir)"/extension/tollgate--*.sql
-	@tests/setup/pgrx.sh $(PG_NAME) $(PG_CONFIG) install --profile $(PROFILE) --package tollgate --pg-config $(PG_CONFIG) \
+	@tests/setup/pgrx.sh $(PG_CONFIG) install --profile $(PROFILE) --package tollgate --pg-config $(PG_CONFIG) \
 	    --no-default-features --features pg$(PG) >$(DEV)/log/install-$(PG_NAME).log
 	@for script in $(filter-out %/tollgate--$(VERSION).sql,$(wildcard sql/install/*.sql sql/upgrade/*.sql)); do \
 	    install -m 644 $$script "$$($(PG_CONFIG) --sharedir)/extension/"; \
@@ -202,6 +202,16 @@ pgbouncer: $(DEV)/pgbouncer
 
 $(DEV)/pgbouncer:
 	@tests/setup/pgbouncer.sh $@
+
+# Python's and Node's, in which docs/drivers.md is tried, from PyPI and npm: 170 MB, half a minute, once.
+.PHONY: drivers
+drivers: ## fetch the drivers of Python and Node that docs/drivers.md shows, to run it with
+	@tests/setup/drivers.sh $(DEV)/drivers python node
+
+# Debian's Go and pgx, and pgjdbc, unpacked: 600 MB.
+.PHONY: drivers-long
+drivers-long:
+	@tests/setup/drivers.sh $(DEV)/drivers go java
 
 # For the tests of what Prometheus makes of the metrics and the alerts.
 .PHONY: promtool

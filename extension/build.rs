@@ -1,5 +1,6 @@
-//! The SQL that pgrx generates is kept in a section of the library that nothing refers to, and which linkers drop when
-//! they collect garbage. Said here, it holds for every build, whatever RUSTFLAGS are set, and for the library only.
+//! pgrx keeps the SQL that it generates in a section of the library to which nothing refers, and which linkers drop
+//! when they collect garbage. Passed here, the linker flag applies to every build, whatever RUSTFLAGS are set, and to
+//! this library only.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

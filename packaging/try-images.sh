@@ -102,7 +102,7 @@ if ! until_true 'the start of the server' started; then
 fi
 sql /run/postgresql "create role tollgated login password 'daemon'" >/dev/null
 sql /run/postgresql "select tollgate.grant_capability('tollgated', 'operator')" >/dev/null
-start tollgated "DATABASE_URL=host=/run/postgresql user=tollgated password=daemon dbname=app" TOLLGATED_HTTP_ADDRESS=off
+start tollgated "DATABASE_URL=host=/run/postgresql user=tollgated password=daemon dbname=app" TOLLGATED_OPS_ADDRESS=off
 token=$(sql /run/postgresql "select token from tollgate.create_api_token('ann', 'tried')")
 [ "$(sql /run/postgresql "select code from tollgate.verify_api_token('$token')")" = VALID ]
 flushed() { [ "$(sql /run/postgresql 'select coalesce(sum(use_count), 0) from tollgate.token_usage')" = 1 ]; }

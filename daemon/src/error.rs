@@ -1,18 +1,20 @@
 //! The one error of this crate: what was being done, what went wrong, and what the person who reads it can do.
 //!
 //! PostgreSQL says much more than a sentence when it refuses: SQLSTATE, DETAIL, HINT. All of it is kept and printed.
-//! To that comes a remedy of ours where the SQLSTATE tells which command mends it.
+//! A remedy is added where it is certain. What a SQLSTATE means depends on the statement: 42704 is a type that the
+//! extension in this database lacks, or a scope that was never defined. So most remedies are added by the caller, with
+//! [`Error::or_remedy`], and only those that hold for every statement stand here.
 
 use std::error::Error as _;
 use std::fmt;
 
 use tokio_postgres::error::{DbError, SqlState};
 
-use crate::process::printable;
+use crate::process::{duration, printable};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What an error means for whoever must react to it: a retry, an exit code, a log line.
+/// What an error leads to: a retry, an exit code, a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The command line or the configuration is wrong. Nothing was attempted.
@@ -27,7 +29,7 @@ pub enum Kind {
     OtherSchema,
     /// The wait for something was given up because the process is asked to stop.
     Stopping,
-    /// Whoever read our standard output has gone.
+    /// The reader of our standard output has gone.
     BrokenPipe,
 }
 
@@ -88,6 +90,24 @@ impl Error {
         self
     }
 
+    /// Adds a remedy for one SQLSTATE, as it is for this statement, unless there is one already.
+    #[must_use]
+    pub fn or_remedy(mut self, sqlstate: &SqlState, remedy: &str) -> Self {
+        if self.sqlstate() == Some(sqlstate) && self.0.remedy.is_none() {
+            self.0.remedy = Some(remedy.to_owned());
+        }
+        self
+    }
+
+    /// Puts other words in the place of the server's detail and hint.
+    #[must_use]
+    pub fn reworded(mut self, words: impl Fn(&str) -> String) -> Self {
+        for text in [&mut self.0.detail, &mut self.0.hint].into_iter().flatten() {
+            *text = words(text);
+        }
+        self
+    }
+
     /// Adds a sentence to the detail.
     #[must_use]
     pub fn with_detail(mut self, sentence: &str) -> Self {
@@ -140,7 +160,7 @@ impl Error {
     pub fn connect_timeout(target: &str, after: std::time::Duration) -> Self {
         Self::new(
             Kind::Unreachable,
-            format!("could not connect to {target}: no answer within {}", humantime::format_duration(after)),
+            format!("could not connect to {target}: no answer within {}", duration::text(after)),
         )
     }
 
@@ -149,7 +169,7 @@ impl Error {
         error.0.detail = refusal.detail().map(str::to_owned);
         error.0.hint = refusal.hint().map(str::to_owned);
         error.0.constraint = refusal.constraint().map(str::to_owned);
-        error.0.remedy = remedy(refusal.code(), refusal.message())
+        error.0.remedy = remedy(refusal.code(), refusal.message(), refusal.position().is_some())
             // The extension's own hint says the same, and says it for this server.
             .filter(|_| {
                 *refusal.code() != SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE || refusal.hint().is_none()
@@ -196,7 +216,7 @@ impl Error {
             ("sqlstate", self.0.sqlstate.as_ref().map(SqlState::code)),
             ("detail", self.0.detail.as_deref()),
             ("hint", self.0.hint.as_deref()),
-            ("to mend it", self.0.remedy.as_deref()),
+            ("to fix it", self.0.remedy.as_deref()),
         ] {
             if let Some(value) = value {
                 text.push_str("\n  ");
@@ -219,7 +239,7 @@ impl fmt::Display for Error {
         for (name, value) in [
             ("DETAIL", self.0.detail.as_deref()),
             ("HINT", self.0.hint.as_deref()),
-            ("TO MEND IT", self.0.remedy.as_deref()),
+            ("TO FIX IT", self.0.remedy.as_deref()),
         ] {
             if let Some(value) = value {
                 write!(f, "; {name}: {}", value.replace('\n', " "))?;
@@ -257,8 +277,9 @@ fn is_unavailable(sqlstate: &SqlState) -> bool {
         .contains(sqlstate)
 }
 
-/// The command that mends what a SQLSTATE tells of, where it is always the same one.
-fn remedy(sqlstate: &SqlState, message: &str) -> Option<&'static str> {
+/// What fixes an error, where the SQLSTATE always means the same. `in_statement`: PostgreSQL points at a place in our
+/// statement, which names something that it does not know; what a function raises by itself has no such place.
+fn remedy(sqlstate: &SqlState, message: &str, in_statement: bool) -> Option<&'static str> {
     // By name, since every release of tokio-postgres may add codes and these are constants, not variants.
     Some(match sqlstate {
         s if *s == SqlState::INSUFFICIENT_PRIVILEGE => {
@@ -269,11 +290,11 @@ fn remedy(sqlstate: &SqlState, message: &str) -> Option<&'static str> {
             SqlState::UNDEFINED_FUNCTION,
             SqlState::UNDEFINED_TABLE,
             SqlState::UNDEFINED_COLUMN,
-            SqlState::UNDEFINED_OBJECT,
         ]
-        .contains(s) =>
+        .contains(s)
+            || (*s == SqlState::UNDEFINED_OBJECT && in_statement) =>
         {
-            "run CREATE EXTENSION tollgate in this database, or ALTER EXTENSION tollgate UPDATE if it is there; `tollgated check` tells which"
+            "run CREATE EXTENSION tollgate in this database, or ALTER EXTENSION tollgate UPDATE if it is there; `tollgated check` says which"
         }
         s if *s == SqlState::UNDEFINED_FILE => {
             "install Tollgate's library on the server (its directory is what `pg_config --pkglibdir` prints there)"
@@ -297,9 +318,9 @@ fn remedy(sqlstate: &SqlState, message: &str) -> Option<&'static str> {
             "create the role with LOGIN, or admit it in pg_hba.conf and reload the server"
         }
         s if *s == SqlState::TOO_MANY_CONNECTIONS => {
-            "raise max_connections, or close connections that nobody needs"
+            "raise max_connections, or close connections that are not needed"
         }
-        s if *s == SqlState::QUERY_CANCELED => "raise --statement-timeout, or lower --batch-size",
+        s if *s == SqlState::QUERY_CANCELED => "raise --statement-timeout",
         s if *s == SqlState::LOCK_NOT_AVAILABLE => {
             "end the transaction that holds the lock: see pg_blocking_pids() and pg_stat_activity"
         }
@@ -345,7 +366,7 @@ mod tests {
         assert_eq!(
             refusal().to_string(),
             "could not drain usage: tollgate is not preloaded (SQLSTATE 55000); \
-             DETAIL: Nothing is counted. Nothing is limited.; HINT: Preload it.; TO MEND IT: do this"
+             DETAIL: Nothing is counted. Nothing is limited.; HINT: Preload it.; TO FIX IT: do this"
         );
     }
 
@@ -354,13 +375,13 @@ mod tests {
         assert_eq!(
             refusal().report(),
             "could not drain usage: tollgate is not preloaded\n  sqlstate: 55000\n  \
-             detail: Nothing is counted.\n    Nothing is limited.\n  hint: Preload it.\n  to mend it: do this"
+             detail: Nothing is counted.\n    Nothing is limited.\n  hint: Preload it.\n  to fix it: do this"
         );
         assert_eq!(Error::failed("it broke").report(), "it broke");
     }
 
     #[test]
-    fn what_the_server_says_of_itself_is_told_from_what_it_says_of_the_request() {
+    fn errors_of_the_server_s_state_are_distinguished_from_errors_of_the_request() {
         for sqlstate in [SqlState::ADMIN_SHUTDOWN, SqlState::CANNOT_CONNECT_NOW, SqlState::CONNECTION_FAILURE]
         {
             assert!(is_unavailable(&sqlstate), "{sqlstate:?}");
@@ -371,22 +392,50 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_privilege_and_a_missing_extension_name_the_command_that_mends_them() {
-        let grant = remedy(&SqlState::INSUFFICIENT_PRIVILEGE, "permission denied for function drain_usage");
+    fn a_missing_privilege_and_a_missing_extension_name_the_command_that_fixes_them() {
+        let grant =
+            remedy(&SqlState::INSUFFICIENT_PRIVILEGE, "permission denied for function drain_usage", false);
         assert!(grant.is_some_and(|text| text.contains("tollgated check")));
-        let extension = remedy(&SqlState::INVALID_SCHEMA_NAME, "schema \"tollgate\" does not exist");
-        assert!(extension.is_some_and(|text| text.contains("CREATE EXTENSION tollgate")));
-        assert_eq!(remedy(&SqlState::DIVISION_BY_ZERO, "division by zero"), None);
+        for (sqlstate, message, in_statement) in [
+            (SqlState::INVALID_SCHEMA_NAME, "schema \"tollgate\" does not exist", false),
+            (SqlState::UNDEFINED_OBJECT, "type \"tollgate.usage_row\" does not exist", true),
+        ] {
+            let extension = remedy(&sqlstate, message, in_statement);
+            assert!(extension.is_some_and(|text| text.contains("CREATE EXTENSION tollgate")), "{message}");
+        }
+        assert_eq!(remedy(&SqlState::DIVISION_BY_ZERO, "division by zero", false), None);
     }
 
     #[test]
-    fn a_server_that_insists_on_tls_is_told_from_one_that_knows_no_such_role() {
+    fn what_a_function_does_not_find_is_no_missing_extension() {
+        assert_eq!(remedy(&SqlState::UNDEFINED_OBJECT, "there is no scope 'tollgate:x'", false), None);
+    }
+
+    #[test]
+    fn a_remedy_is_added_for_its_sqlstate_alone_and_replaces_none() {
+        let error = || refusal().or_remedy(&SqlState::UNDEFINED_OBJECT, "list the scopes");
+        assert_eq!(error().remedy(), Some("do this"));
+        let mut other = Error::failed("no");
+        other.0.sqlstate = Some(SqlState::UNDEFINED_OBJECT);
+        assert_eq!(
+            other.or_remedy(&SqlState::UNDEFINED_OBJECT, "list the scopes").remedy(),
+            Some("list the scopes")
+        );
+        assert_eq!(
+            Error::failed("no").or_remedy(&SqlState::UNDEFINED_OBJECT, "list the scopes").remedy(),
+            None
+        );
+    }
+
+    #[test]
+    fn a_server_that_requires_tls_is_distinguished_from_one_without_that_role() {
         let tls = remedy(
             &SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
             "no pg_hba.conf entry for host \"10.0.0.1\", user \"a\", database \"b\", no encryption",
+            false,
         );
         assert!(tls.is_some_and(|text| text.contains("TLS")));
-        let role = remedy(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION, "role \"a\" does not exist");
+        let role = remedy(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION, "role \"a\" does not exist", false);
         assert!(role.is_some_and(|text| text.contains("LOGIN")));
     }
 

@@ -3,6 +3,7 @@
 //! All state is in PostgreSQL: the daemon may be killed at any moment and started anywhere. It does what the extension
 //! cannot do from within a backend: come back after a while, and outlive a connection.
 
+pub mod app;
 pub mod background;
 pub mod cli;
 pub mod config;

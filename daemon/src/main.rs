@@ -30,7 +30,7 @@ fn main() -> ExitCode {
 /// Prints what clap has to say, which is also how help and version come out.
 fn complain(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        // Nobody is left to be told if this fails.
+        // If this fails there is nowhere left to report it.
         let _ = error.print();
         return ExitCode::from(exit::OK);
     }

@@ -1,5 +1,5 @@
-//! The errors users see: each a SQLSTATE, a sentence, a detail and a hint that says what the reader can do. None ever
-//! holds a token or a part of one.
+//! The errors that users see. Each has an SQLSTATE, a sentence, a detail and a hint that says what the reader can do.
+//! None ever contains a token or part of one.
 #![allow(unsafe_code)]
 
 use crate::pg::sys;
@@ -13,9 +13,9 @@ use std::ffi::CString;
 use tollgate_core::status::Code;
 use tollgate_core::token;
 
-/// How a users table is attached by another column.
+/// The hint for attaching a users table by another column.
 const REATTACH: &str =
-    "Attach it once more, with tollgate.attach_users_table(), by the column that has the user_id now.";
+    "Attach it again, with tollgate.attach_users_table(), by the column that now has the user_id.";
 
 pub(crate) struct Error {
     sqlstate: PgSqlErrorCode,
@@ -39,14 +39,14 @@ impl Error {
         self
     }
 
-    /// A bad argument: the detail names it, and what was wrong with it.
+    /// A bad argument: the detail names it, and says what is wrong with it.
     pub(crate) fn argument(name: &str, message: impl Into<String>, offence: &str, hint: &str) -> Self {
         Error::new(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, message)
             .detail(format!("Argument: {name}{}{offence}.", if offence.is_empty() { "" } else { ", " }))
             .hint(hint)
     }
 
-    /// What is presented and refused. The detail is JSON, for programs: see [`Refusal::to_json`].
+    /// A presented token that was refused. The detail is JSON, for programs: see [`Refusal::to_json`].
     pub(crate) fn refused(refusal: &Refusal) -> Self {
         if let Some(retry_after) = refusal.retry_after {
             return Error::new(
@@ -60,12 +60,12 @@ impl Error {
             Code::InsufficientScope => (
                 PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
                 "the token lacks a required scope",
-                "Present a token that was issued with every scope this operation requires.",
+                "Present a token that was issued with every scope that this operation requires.",
             ),
             Code::IpNotAllowed => (
                 PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
                 "the token was refused",
-                "The token is bound to networks: pass the client's address as client_ip, and check that it lies in one of them.",
+                "The token is bound to networks: pass the client's address as client_ip, and check that it is in one of them.",
             ),
             Code::Malformed => (
                 PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
@@ -81,11 +81,11 @@ impl Error {
         Error::new(sqlstate, message).detail(refusal.to_json()).hint(hint)
     }
 
-    /// The detail names no token: who is asked to run as another must not learn who came before.
+    /// The detail names no token: the second caller must not learn who the first one was.
     pub(crate) fn second_identity() -> Self {
         Error::new(
             PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
-            "this transaction is authenticated with another token already",
+            "this transaction is already authenticated with another token",
         )
         .detail(
             "A transaction has one identity until it ends, also after ROLLBACK TO a savepoint: cursors and \
@@ -94,7 +94,7 @@ impl Error {
         .hint("End the transaction, and authenticate in a new one.")
     }
 
-    /// As PostgreSQL warns of SET LOCAL outside a transaction block.
+    /// Like PostgreSQL's warning about SET LOCAL outside a transaction block.
     pub(crate) fn unused_identity() -> Self {
         Error::new(
             PgSqlErrorCode::ERRCODE_NO_ACTIVE_SQL_TRANSACTION,
@@ -105,7 +105,7 @@ impl Error {
     }
 
     pub(crate) fn missing_scope(scope: &str, authenticated: bool) -> Self {
-        // Of whatever length it is that was asked for.
+        // The requested scope may be of any length.
         let shown: String = token::redact(scope).chars().take(140).collect();
         let error = Error::new(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -122,17 +122,17 @@ impl Error {
         })
     }
 
-    /// A transaction whose snapshot does not show the tokens as they are.
+    /// A transaction whose snapshot does not show the current state of the tokens.
     pub(crate) fn old_snapshot() -> Self {
         Error::new(
             PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
             "could not serialize access due to concurrent changes of tokens",
         )
         .detail("Tokens were issued or changed after this transaction took its snapshot.")
-        .hint("Try the transaction again, or use READ COMMITTED.")
+        .hint("Retry the transaction, or use READ COMMITTED.")
     }
 
-    /// A user who is in none of the attached tables, which are named with their keys.
+    /// A user who is in none of the attached tables; the detail names the tables and their keys.
     pub(crate) fn no_such_user(tables: &[String]) -> Self {
         Error::new(PgSqlErrorCode::ERRCODE_FOREIGN_KEY_VIOLATION, "there is no such user")
             .detail(format!("Argument: user_id, which is no key in {}.", tables.join(", nor in ")))
@@ -142,7 +142,7 @@ impl Error {
             )
     }
 
-    /// Of a user who is not active by the condition of an attached table.
+    /// A user who is inactive by the condition of an attached table.
     pub(crate) fn inactive_user() -> Self {
         Error::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "the user is not active")
             .detail("Argument: user_id; the condition that attach_users_table() was given as active is not true for it.")
@@ -152,7 +152,7 @@ impl Error {
     pub(crate) fn no_key_column(table: &str, column: &str) -> Self {
         Error::new(
             PgSqlErrorCode::ERRCODE_UNDEFINED_COLUMN,
-            format!("the key column of the users table {table} is not there any more"),
+            format!("the key column of the users table {table} no longer exists"),
         )
         .detail(format!(
             "The table was attached by its column {column:?}, whose text is the user_id of tokens."
@@ -175,7 +175,7 @@ impl Error {
         .hint("Add a column GENERATED ALWAYS AS (...) STORED of type text, which has the user_id of tokens, and attach by that one.")
     }
 
-    /// What `attach_users_table` was given as `active`.
+    /// The `active` argument of `attach_users_table`.
     pub(crate) fn unfit_condition(offence: &str, hint: &str) -> Self {
         Error::argument("active", "this cannot be the condition under which a user is active", offence, hint)
     }
@@ -189,16 +189,16 @@ impl Error {
         .hint("Revoke a token that is not needed any more, then try again.")
     }
 
-    /// Of a token that was issued. `remaining` in microseconds.
+    /// A warning for an issued token. `remaining` is in microseconds.
     pub(crate) fn short_life(remaining: i64) -> Self {
-        // In tenths of a second: what issuing took is of no interest.
+        // In tenths of a second, which hides the time that issuing took.
         let tenths = u64::try_from(remaining).unwrap_or(0).div_ceil(100_000);
         let remaining = duration(tenths * 100_000);
         Error::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, format!("the token expires in {remaining}"))
-            .hint("An interval without a unit is in seconds: write '90 days' for ninety days.")
+            .hint("An interval without a unit is in seconds: write 90 days for ninety days.")
     }
 
-    /// Of a token that was issued.
+    /// A warning for an issued token.
     pub(crate) fn name_like_a_list() -> Self {
         Error::new(
             PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
@@ -208,7 +208,7 @@ impl Error {
     }
 
     pub(crate) fn duplicate_digest() -> Self {
-        Error::new(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION, "a token with this digest is stored already")
+        Error::new(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION, "a token with this digest is already stored")
             .detail("Argument: token_hash.")
             .hint("It was imported before, or two tokens of the other system are the same.")
     }
@@ -238,12 +238,12 @@ impl Error {
         .hint("Tollgate still verifies tokens here. Move databases to another server.")
     }
 
-    /// Of the file that carries counters over a restart: said in the server's log, for nobody else is there to hear it.
+    /// The file that carries counters over a restart. Logged only: no client is connected when it is read or written.
     pub(crate) fn usage_file(message: impl Into<String>, detail: impl Into<String>, hint: &str) -> Self {
         Error::new(PgSqlErrorCode::ERRCODE_IO_ERROR, message).detail(detail).hint(hint)
     }
 
-    /// What goes as it should.
+    /// An informational message.
     pub(crate) fn note(message: impl Into<String>) -> Self {
         Error::new(PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION, message)
     }
@@ -254,7 +254,7 @@ impl Error {
             .hint("Nothing is lost: the next flush carries them. Free memory, or lower tollgate.max_tracked_keys.")
     }
 
-    /// Tables that are not laid out as this library knows them.
+    /// The tables do not have the layout that this library was built for.
     pub(crate) fn unknown_layout(detail: impl Into<String>) -> Self {
         Error::new(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -281,31 +281,32 @@ impl Error {
         unreachable!("an ERROR does not return")
     }
 
-    /// To the server's log.
+    /// Writes it to the server's log.
     pub(crate) fn log(self) {
-        self.tell(pg_sys::LOG);
+        self.report(pg_sys::LOG);
     }
 
-    /// To the client that called.
+    /// Sends it to the calling client as a WARNING.
     pub(crate) fn warn(self) {
-        self.tell(pg_sys::WARNING);
+        self.report(pg_sys::WARNING);
     }
 
-    /// To the client that called.
+    /// Sends it to the calling client as a NOTICE.
     pub(crate) fn notice(self) {
-        self.tell(pg_sys::NOTICE);
+        self.report(pg_sys::NOTICE);
     }
 
-    /// Reports it as a message below ERROR.
-    fn tell(self, level: u32) {
+    /// Reports it at a level below ERROR.
+    fn report(self, level: u32) {
         let text = |text: &str| CString::new(text.replace('\0', "")).unwrap_or_default();
         let (message, detail, hint) =
             (text(&self.message), self.detail.as_deref().map(text), self.hint.as_deref().map(text));
         let pointer = |text: &Option<CString>| text.as_ref().map(|text| text.as_ptr());
         let (message, sqlstate) = (message.as_ptr(), self.sqlstate as c_int);
         let (detail, hint) = (pointer(&detail), pointer(&hint));
-        // SAFETY: the sequence that ereport() stands for; each format takes the one string, which outlives the closure. At this
-        // level errfinish processes interrupts, so an ERROR may come of it: the closure holds nothing that needs dropping.
+        // SAFETY: the calls that ereport() expands to; each format takes one string, which outlives the closure. At
+        // this level errfinish processes interrupts, which may raise an ERROR: the closure holds nothing that needs
+        // dropping.
         unsafe {
             sys::guarded(|| {
                 if sys::errstart(level.cast_signed(), core::ptr::null()) {
@@ -317,14 +318,14 @@ impl Error {
                     if let Some(hint) = hint {
                         sys::errhint(c"%s".as_ptr(), hint);
                     }
-                    sys::errfinish(c"error.rs".as_ptr(), 0, c"tell".as_ptr());
+                    sys::errfinish(c"error.rs".as_ptr(), 0, c"report".as_ptr());
                 }
             });
         }
     }
 }
 
-/// Raises the error of a `Result` as an ERROR of PostgreSQL.
+/// Raises the error of a `Result` as a PostgreSQL ERROR.
 pub(crate) trait OrRaise<T> {
     fn or_raise(self) -> T;
 }
@@ -336,7 +337,7 @@ impl<T> OrRaise<T> for Result<T, Error> {
     }
 }
 
-/// For people, rounded up: no sooner will do.
+/// A duration for messages, rounded up so that a retry after it is not too early.
 fn duration(micros: u64) -> String {
     match micros.div_ceil(1000) {
         millis @ 0..1000 => format!("{millis} ms"),

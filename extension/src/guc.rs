@@ -1,4 +1,4 @@
-//! Settings. Each is checked when it is set, and says why its default is what it is.
+//! Settings. Each is checked when it is set, and its description gives the reason for its default.
 #![allow(unsafe_code)]
 
 use crate::pg::guard;
@@ -28,7 +28,7 @@ static MIN_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 86_400);
 static MAX_WEBHOOK_BACKLOG: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static TOKEN_PREFIX: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 
-/// Which outcomes of verifications go to the server's log. Named as the setting's values are.
+/// Which verification outcomes are logged. The names are the values of the setting.
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
 #[allow(non_camel_case_types)]
 pub(crate) enum LogVerifications {
@@ -38,10 +38,11 @@ pub(crate) enum LogVerifications {
 }
 
 pub(crate) fn init() {
-    // SAFETY: a plain read of a flag of this process; the strings are static, the hook keeps to the contract of its type.
+    // SAFETY: a plain read of a flag of this process; the strings are static, and the hook meets the contract of its
+    // type.
     unsafe {
-        // Defined without preloading too, where it has no effect: else a server whose configuration has it, but not the
-        // library, would warn of an unknown setting, and hide what is really missing.
+        // Also defined without preloading, where it has no effect. Otherwise a server that configures it without
+        // preloading the library would warn of an unknown setting, which hides the real problem.
         let context = if pg_sys::process_shared_preload_libraries_in_progress {
             GucContext::Postmaster
         } else {
@@ -51,7 +52,7 @@ pub(crate) fn init() {
             c"tollgate.max_tracked_keys",
             c"Number of tokens, users and addresses that are counted or limited at a time.",
             c"Up to 160 bytes of shared memory each. The default takes 18 MB and suits a service of which no more than \
-              131072 tokens are in use within seconds; what does not fit is verified all the same, but not counted.",
+              131072 tokens are in use within a few seconds; tokens that do not fit are still verified, but not counted.",
             &MAX_TRACKED_KEYS,
             1024,
             64 * 1024 * 1024,
@@ -61,17 +62,17 @@ pub(crate) fn init() {
         GucRegistry::define_enum_guc(
             c"tollgate.log_verifications",
             c"Which outcomes of verifications are written to the server's log: off, failures or all.",
-            c"The default is off because a log of every request is much to keep and tells who used what when; \
-              failures shows who tries what. A line holds no token and nothing of the statement.",
+            c"The default is off because logging every request takes much space and records who used what when; \
+              failures logs refused attempts only. A line contains no token and no part of the statement.",
             &LOG_VERIFICATIONS,
             GucContext::Suset,
             GucFlags::default(),
         );
         GucRegistry::define_int_guc(
             c"tollgate.max_logged_verifications",
-            c"Most verifications that the whole server logs in a second.",
-            c"Anyone who may present tokens can cause failures, and must not fill the disk with them: the default is \
-              at most some 2 GB a day. What is left out is counted, and said with the next line.",
+            c"Maximum number of verifications that the whole server logs per second.",
+            c"Any client that presents tokens can cause failures, and must not fill the disk with them: the default is \
+              at most some 2 GB a day. Lines left out are counted, and the next line reports how many.",
             &MAX_LOGGED_VERIFICATIONS,
             1,
             100_000,
@@ -80,7 +81,7 @@ pub(crate) fn init() {
         );
         pg_sys::DefineCustomStringVariable(
             c"tollgate.token_prefix".as_ptr(),
-            c"Prefix of the tokens that are issued.".as_ptr(),
+            c"Prefix of issued tokens.".as_ptr(),
             c"A letter, then up to 15 letters, digits or underscores, all lower-case. The default names the issuer \
               (Tollgate), so that secret scanners can recognise a token; set your product's own."
                 .as_ptr(),
@@ -93,10 +94,11 @@ pub(crate) fn init() {
             None,
         );
     }
-    // A limit that its subject could lift would be none, so only superusers, and whom they granted SET, set these.
+    // A limit that its subject could raise would be none, so only superusers, and roles that were granted SET, can set
+    // these.
     GucRegistry::define_int_guc(
         c"tollgate.max_token_lifetime",
-        c"How far in the future the expiry of a token may lie when it is set.",
+        c"Maximum lifetime of a token, from the moment its expiry is set.",
         c"In seconds; 0 is no limit. With one, tokens without an expiry can be neither issued nor rotated, and are not \
           ended either. The default sets no limit, because how long a token is good for is for the application to \
           say, and tokens of a machine are often meant to last.",
@@ -108,7 +110,7 @@ pub(crate) fn init() {
     );
     GucRegistry::define_int_guc(
         c"tollgate.max_tokens_per_user",
-        c"Number of live tokens that a user may have.",
+        c"Maximum number of live tokens per user.",
         c"0 is no limit. Counted are tokens that are neither revoked nor expired, disabled and derived ones too; one \
           that was rotated counts no more. The default sets no limit, because with one those who issue tokens for the \
           same user at the same time have to wait for each other, and each counts those that there are.",
@@ -120,7 +122,7 @@ pub(crate) fn init() {
     );
     GucRegistry::define_int_guc(
         c"tollgate.max_metadata_size",
-        c"Bytes that the metadata of a token may have.",
+        c"Maximum size of a token's metadata, in bytes.",
         c"As text, as PostgreSQL prints it. The default of 16 kB is far beyond what a plan or a few flags take: metadata is handed \
           out at each verification, and both its old and its new value go to the readers of events when it changes.",
         &MAX_METADATA_SIZE,
@@ -130,12 +132,12 @@ pub(crate) fn init() {
         GucFlags::UNIT_BYTE,
     );
     define_rate_limits();
-    // Read by the SQL of the schema.
+    // Read by the schema's SQL functions.
     GucRegistry::define_int_guc(
         c"tollgate.min_audit_retention",
-        c"How long events of the audit log are kept at least.",
-        c"In seconds; purge_audit_log() refuses to remove younger ones. The default is a month, in which somebody will have \
-          looked: who may purge the log, as the daemon's role may, could else remove the traces of what it did.",
+        c"Minimum time that events stay in the audit log.",
+        c"In seconds; purge_audit_log() refuses to remove younger ones. The default is a month, which leaves time to \
+          review the log: without a minimum, a role that may purge it, such as the daemon's, could erase its own traces.",
         &MIN_AUDIT_RETENTION,
         0,
         i32::MAX,
@@ -156,9 +158,9 @@ pub(crate) fn init() {
     );
     GucRegistry::define_int_guc(
         c"tollgate.max_webhook_backlog",
-        c"Number of messages that may wait for a webhook.",
-        c"With as many, dead ones included, the webhook is disabled, and events are not kept for it any more. The default is \
-          some 50 MB of what a receiver that was gone for days will want to have, which is delivered in minutes.",
+        c"Maximum number of messages that wait for a webhook.",
+        c"At this number, dead messages included, the webhook is disabled and no more events are kept for it. The default is \
+          about 50 MB, enough for a receiver that was down for days, and is delivered within minutes.",
         &MAX_WEBHOOK_BACKLOG,
         100,
         10_000_000,
@@ -168,8 +170,8 @@ pub(crate) fn init() {
     GucRegistry::define_bool_guc(
         c"tollgate.notify",
         c"Whether a change that takes access away sends a notification.",
-        c"On by default, so that listeners hear of it at once. Off for transactions that are to be PREPAREd, which PostgreSQL does \
-          not allow after a NOTIFY. Set by anyone, since it protects nothing: the change holds all the same, and who reads the \
+        c"On by default, so that listeners are notified at once. Off for transactions that are to be PREPAREd, which PostgreSQL does \
+          not allow after a NOTIFY. Any role may set it, since it protects nothing: the change takes effect in any case, and a reader of the \
           log finds it there within a second.",
         &NOTIFY,
         GucContext::Userset,
@@ -177,8 +179,8 @@ pub(crate) fn init() {
     );
     GucRegistry::define_bool_guc(
         c"tollgate.accept_foreign_tokens",
-        c"Whether presented tokens may have another format than Tollgate's.",
-        c"For tokens brought along with import_api_token(), which keep the format of the system that issued them. Off by \
+        c"Whether tokens in other formats than Tollgate's are accepted.",
+        c"For tokens stored by import_api_token(), which keep the format of the system that issued them. Off by \
           default, because Tollgate's own format lets typos and junk be refused without a look-up.",
         &ACCEPT_FOREIGN_TOKENS,
         GucContext::Suset,
@@ -190,9 +192,9 @@ pub(crate) fn init() {
 fn define_identity_changes() {
     GucRegistry::define_bool_guc(
         c"tollgate.identity_changes",
-        c"Whether a transaction may authenticate with one token after another.",
+        c"Whether a transaction may authenticate with different tokens.",
         c"For test suites that run many requests in one transaction and roll it back. Off by default, because cursors and \
-          sub-selects that one identity began would go on as another; never switch it on where requests are served.",
+          sub-selects that one identity started would continue as another; never enable it where requests are served.",
         &IDENTITY_CHANGES,
         GucContext::Suset,
         GucFlags::default(),
@@ -227,22 +229,22 @@ fn define_rate_limits() {
     };
     limit(
         c"tollgate.user_rate_limit",
-        c"Number of verifications in tollgate.user_rate_window that all tokens of a user have together.",
-        c"0 is no limit. What a token's own limit refuses is not counted. Kept by each server for itself, in shared \
-          memory. The default sets no limit, because how much a user may do is for the application to say.",
+        c"Maximum number of verifications per tollgate.user_rate_window for all tokens of a user together.",
+        c"0 is no limit. Uses refused by a token's own limit do not count. Each server keeps its own count, in shared \
+          memory. The default sets no limit, because the right limit depends on the application.",
         &USER_RATE_LIMIT,
     );
     window(
         c"tollgate.user_rate_window",
-        c"Time in which a user may have tollgate.user_rate_limit verifications.",
-        c"In seconds. So many may come at once, then one each such part of the window. The default is a minute, as that \
+        c"Time window of tollgate.user_rate_limit.",
+        c"In seconds. The whole limit may be used at once; after that the uses are spread evenly over the window. The default is a minute, as that \
           of a token's limit.",
         &USER_RATE_WINDOW,
     );
     limit(
         c"tollgate.failure_rate_limit",
-        c"Number of failed attempts in tollgate.failure_rate_window that are allowed to one client address.",
-        c"0 is no limit. Beyond it everything from the address is refused, valid tokens too, until some of the window has \
+        c"Maximum number of failed attempts per tollgate.failure_rate_window from one client address.",
+        c"0 is no limit. Beyond it everything from the address is refused, valid tokens too, until part of the window has \
           passed. IPv6 addresses are taken by their /64; without client_ip nothing is limited. The default sets no \
           limit, because many people may share an address, and Tollgate's own tokens cannot be guessed: set one where \
           tokens of another system are accepted.",
@@ -250,13 +252,13 @@ fn define_rate_limits() {
     );
     window(
         c"tollgate.failure_rate_window",
-        c"Time in which a client address may have tollgate.failure_rate_limit failed attempts.",
-        c"In seconds. The default is a minute, after which whoever only mistyped has all attempts again.",
+        c"Time window of tollgate.failure_rate_limit.",
+        c"In seconds. The default is a minute, after which a user who mistyped has all attempts again.",
         &FAILURE_RATE_WINDOW,
     );
 }
 
-/// After the last setting is defined: what else is set under our name is a mistake, and is said to be one.
+/// Called after the last setting is defined: from then on PostgreSQL rejects unknown settings under our prefix.
 pub(crate) fn reserve_prefix() {
     // SAFETY: called once, from _PG_init, with a static string.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"tollgate".as_ptr()) };
@@ -290,13 +292,13 @@ pub(crate) fn max_tokens_per_user() -> Option<i32> {
     Some(MAX_TOKENS_PER_USER.get()).filter(|tokens| *tokens > 0)
 }
 
-/// Of all tokens of a user together; `None` is no limit.
+/// For all tokens of a user together; `None` is no limit.
 #[inline]
 pub(crate) fn user_rate_limit() -> Option<Limit> {
     rate_limit(USER_RATE_LIMIT.get(), &USER_RATE_WINDOW)
 }
 
-/// Of failed attempts from one address; `None` is no limit.
+/// For failed attempts from one address; `None` is no limit.
 #[inline]
 pub(crate) fn failure_rate_limit() -> Option<Limit> {
     rate_limit(FAILURE_RATE_LIMIT.get(), &FAILURE_RATE_WINDOW)
@@ -347,7 +349,8 @@ unsafe extern "C-unwind" fn check_token_prefix(
     }
 }
 
-/// From within a check hook: why the value is refused. PostgreSQL's own message would repeat the value, which may be a token.
+/// Called in a check hook: reports why the value is refused. PostgreSQL's own message would repeat the value, which may
+/// be a token.
 pub(crate) fn refuse(name: &CStr, detail: &str) {
     let message = format!("invalid value for parameter \"{}\"", name.to_string_lossy());
     // SAFETY: PostgreSQL reads the pointers right after the hook returned.

@@ -1,11 +1,10 @@
 //! Tollgate: API tokens inside PostgreSQL. This file only wires the modules together.
 //!
-//! Where to look: what users call is in `api`, one function by the name that SQL gives it; how a credential is judged, in
-//! `verify`; the identity of a transaction, in `identity`; how tokens are issued, in `tokens`; where our tables are touched,
-//! in `store`; where memory is shared between backends, in `shmem`; how PostgreSQL is called and its errors pass through
-//! Rust, in `pg`; the rules themselves, free of PostgreSQL, in the crate `tollgate-core`. What needs secrecy, hashing or
-//! speed is written in Rust; statements over sets of rows are written in SQL, in `sql/schema`, where every object stands
-//! with its comment.
+//! Where to find things: the functions that users call are in `api`, under the name that SQL gives them; the decision
+//! about a credential in `verify`; the identity of a transaction in `identity`; issuing in `tokens`; access to our
+//! tables in `store`; shared memory in `shmem`; calls to PostgreSQL and its errors in `pg`; the rules themselves,
+//! independent of PostgreSQL, in the crate `tollgate-core`. Code that needs secrecy, hashing or speed is written in
+//! Rust; statements over sets of rows are written in SQL, in `sql/schema`, where every object has its comment.
 
 use pgrx::prelude::*;
 
@@ -24,8 +23,8 @@ mod tests;
 
 pgrx::pg_module_magic!(name, version);
 
-/// Called once per process when the library is loaded: by the postmaster if it is in `shared_preload_libraries`, else
-/// by each backend at its first use.
+/// Called once per process when the library is loaded: by the postmaster if it is in `shared_preload_libraries`,
+/// otherwise by each backend at first use.
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn _PG_init() {
@@ -82,7 +81,7 @@ extension_sql_file!(
     finalize
 );
 
-/// What `cargo pgrx test` asks of the crate: the settings of its test server.
+/// Required by `cargo pgrx test`: the settings of its test server.
 #[cfg(test)]
 pub mod pg_test {
     pub fn setup(_options: Vec<&str>) {}

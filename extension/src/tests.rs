@@ -1,7 +1,7 @@
-//! Tests of what SQL cannot reach, or only by luck.
+//! Tests of behaviour that SQL cannot reach, or not reliably.
 //!
-//! What calls PostgreSQL is a function of schema `tests`, which `cargo pgrx test` calls inside a server, in a transaction
-//! that is rolled back. The rest needs none.
+//! Tests that call PostgreSQL are functions of schema `tests`, which `cargo pgrx test` calls inside a server, in a
+//! transaction that is rolled back. The others need no server.
 
 mod datum;
 mod identity;

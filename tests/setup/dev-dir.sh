@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# dev-dir.sh: makes `.dev`, where everything lives that the tools download, build and run, and prints its real path.
+# dev-dir.sh: creates `.dev`, which holds everything that the tools download, build and run, and prints its real path.
 #
-# PostgreSQL refuses to run as root, so root runs it as another user, who must be able to enter that directory. Where the
-# checkout lies in a place that user cannot enter (below /root, say), `.dev` becomes a symbolic link to one elsewhere.
+# PostgreSQL refuses to run as root, so root runs it as another user, who must be able to enter that directory. If that
+# user cannot enter the checkout's directory (below /root, say), `.dev` becomes a symbolic link to one elsewhere.
 set -euo pipefail
 umask 022
 cd "$(dirname "$0")/../.."

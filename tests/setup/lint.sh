@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# lint.sh: everything that is checked without running it, and the rules for our SQL. Called by `make lint`.
+# lint.sh: all static checks, and the rules for our SQL. Called by `make lint`.
 set -euo pipefail
 
 # As in test.sh, so that the bindings to PostgreSQL are made once.
@@ -13,11 +13,7 @@ cargo fmt --all --check
 step "clippy: core, daemon, tests"
 cargo clippy --quiet --package tollgate-core --package tollgated --package tollgate-tests --all-targets -- -D warnings
 
-<<<<<<< HEAD
-for major in 18 17 16 15; do
-=======
 for major in 18 15 17 16; do
->>>>>>> main
     if ! make --no-print-directory postgres PG=$major; then
         if [ "${CI-}" = true ]; then exit 1; fi
         step "skipping clippy for PostgreSQL $major, for the reason above"
@@ -26,22 +22,13 @@ for major in 18 15 17 16; do
     name=PG$major
     pg_config=${!name}
     step "clippy: extension, PostgreSQL $major"
-    clippy=(tests/setup/pgrx.sh $major "$pg_config" cargo clippy --quiet --profile "$PROFILE" --package tollgate --no-default-features)
+    clippy=(tests/setup/pgrx.sh "$pg_config" cargo clippy --quiet --profile "$PROFILE" --package tollgate --no-default-features)
     "${clippy[@]}" --lib --features pg$major -- -D warnings
-<<<<<<< HEAD
-    case $major in
-        18 | 15) "${clippy[@]}" --all-targets --features "pg$major pg_test" -- -D warnings ;;
-    esac
-=======
-    "${clippy[@]}" --all-targets --features "pg$major pg_test" -- -D warnings
->>>>>>> main
+    # The tests are the same for each.
+    if [ $major = 18 ]; then "${clippy[@]}" --all-targets --features "pg$major pg_test" -- -D warnings; fi
 done
 
 step "the rules for our SQL"
 make --no-print-directory install PG=18
-<<<<<<< HEAD
-TOLLGATE_TEST_PG_CONFIG=$PG18 cargo test --quiet --package tollgate-tests --test it -- sql_lint::
-=======
 TOLLGATE_TEST_PG_CONFIG=$PG18 \
     cargo test --quiet --package tollgate-tests --test it -- sql_lint::
->>>>>>> main

@@ -43,7 +43,7 @@ cp -a /usr/share/postgresql/15 "$work/usr/share/postgresql/"
 if [ -e $headers/postgres.h ]; then
     cp -a /usr/include/postgresql "$work/usr/include/"
 else
-    # Unpacked rather than installed: the package would bring a whole LLVM along, and only its headers are needed.
+    # Unpacked rather than installed: the package depends on LLVM, and only its headers are needed.
     echo "==> downloading the headers (package postgresql-server-dev-15)"
     mkdir "$work/deb"
     chmod 777 "$work/deb" # apt's own unprivileged user writes here

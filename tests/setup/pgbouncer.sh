@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# pgbouncer.sh DIR: unpacks Debian's PgBouncer, with the libraries that this machine has not, into DIR, so that nothing is
+# pgbouncer.sh DIR: unpacks Debian's PgBouncer, with the libraries that this machine lacks, into DIR, so that nothing is
 # installed into the system. DIR/run starts it.
 #
-# Exit status 3: it cannot be had on this machine.
+# Exit status 3: it is not available on this machine.
 set -euo pipefail
 umask 022
 dir=$1

@@ -18,13 +18,13 @@ umask 022
 
 # Of the extension, for all tiers.
 export PROFILE=testing
-# A failing test prints what it has to say; a backtrace of the harness adds nothing.
+# A failing test prints enough; a backtrace of the harness adds nothing.
 export RUST_LIB_BACKTRACE=0
-# Most of what a test does is to wait for a server, so more of them run at once than there are processors.
+# Tests mostly wait for a server, so more of them run at once than there are processors.
 threads=${TEST_THREADS:-$(($(nproc 2>/dev/null || echo 2) * 2))}
 passed=0
 # About the daemon alone.
-daemon_side=(bench:: cli:: config:: daemon:: http:: import_cli:: leadership:: network:: package:: readme:: sse:: tls::)
+daemon_side=(bench:: cli:: config:: daemon:: drivers:: http:: import_cli:: leadership:: network:: package:: readme:: sse:: tls::)
 
 mkdir -p "$DEV/tmp"
 durations=$DEV/tmp/test-durations
@@ -32,7 +32,7 @@ stages=$DEV/tmp/test-stages
 : >"$durations"
 : >"$stages"
 
-# Runs a command whose closing lines say how many tests ran, and fails if none did.
+# Runs a command whose last lines report how many tests ran, and fails if none did.
 count() {
     local output=$DEV/tmp/test-output from=$SECONDS n
     echo "==> $what"
@@ -82,7 +82,7 @@ if [ -z "$long${ONLY-}" ]; then
     count cargo test --package tollgate-core --package tollgated
 
     for major in "${majors[@]}"; do
-        # A test build has functions and a schema that no other server should see.
+        # A test build has functions and a schema that other servers must not have.
         rm -rf "$DEV/pg$major-test"
         cp -a "$DEV/pg$major" "$DEV/pg$major-test"
         copy=$(pg_config "$major" | sed "s:/pg$major/:/pg$major-test/:")
@@ -95,7 +95,7 @@ if [ -z "$long${ONLY-}" ]; then
         mkdir -p "$data"
         if [ "$(id -u)" = 0 ]; then chown "$RUN_AS" "$data"; fi
         what="in-server tests, PostgreSQL $major"
-        USER=$(id -un) count tests/setup/pgrx.sh "$major-test" "$copy" test "pg$major" --profile "$PROFILE" --package tollgate \
+        USER=$(id -un) count tests/setup/pgrx.sh "$copy" test "pg$major" --profile "$PROFILE" --package tollgate \
             --no-default-features --pgdata "$data" "${as[@]}"
     done
 fi
@@ -107,7 +107,8 @@ if [ -n "$long" ]; then
         DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends lintian >/dev/null || true
     fi
 fi
-make --no-print-directory pgbouncer promtool binaries
+make --no-print-directory pgbouncer promtool drivers binaries
+if [ -n "$long" ]; then make --no-print-directory drivers-long; fi
 export TOLLGATE_TEST_TOLLGATED=$DEV/bin/tollgated
 for major in "${majors[@]}"; do make --no-print-directory install PG="$major"; done
 echo "==> building the client tests"

@@ -1,6 +1,6 @@
 //! The operating-system user that servers and daemons run as.
 //!
-//! PostgreSQL refuses to run as root, so root hands both to an unprivileged user; everyone else runs them themselves.
+//! PostgreSQL refuses to run as root, so root runs both as an unprivileged user; other users run them as themselves.
 
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt as _;
@@ -29,7 +29,7 @@ impl Account {
         anyhow::bail!("root needs a user `postgres` or `nobody` to run PostgreSQL as, and neither exists")
     }
 
-    /// A command run as this user, with nothing inherited that would change what a server or a client does.
+    /// A command run as this user, without inherited variables that would change what a server or a client does.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         for (name, _) in std::env::vars_os() {
@@ -37,7 +37,7 @@ impl Account {
                 command.env_remove(name);
             }
         }
-        // In a server's environment this one puts a backtrace into the client's error messages.
+        // In a server's environment these put a backtrace into the client's error messages.
         command.env_remove("RUST_BACKTRACE").env_remove("RUST_LIB_BACKTRACE");
         command.env("LC_ALL", "C");
         if let Some(user) = &self.other {
@@ -50,7 +50,7 @@ impl Account {
         command
     }
 
-    /// Makes `path` this user's.
+    /// Makes this user the owner of `path`.
     pub fn own(&self, path: &Path) -> Result<()> {
         if let Some(user) = &self.other {
             std::os::unix::fs::chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
@@ -59,7 +59,7 @@ impl Account {
         Ok(())
     }
 
-    /// Makes the directory `path`, for this user alone.
+    /// Creates the directory `path`, accessible only to this user.
     pub fn private_dir(&self, path: &Path) -> Result<()> {
         use std::os::unix::fs::PermissionsExt as _;
         std::fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;

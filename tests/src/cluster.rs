@@ -1,4 +1,4 @@
-//! A test's own PostgreSQL: an empty cluster in a temporary directory, gone when dropped.
+//! A test's own PostgreSQL: an empty cluster in a temporary directory, removed when dropped.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::{Account, Install, Port, dev_dir, is_alive};
 /// The database that tests use unless they need another.
 pub const DATABASE: &str = "postgres";
 
-/// Every server of the tests has these. Durability against a power failure of the machine is not what they test.
+/// The settings of every test server. Tests do not cover durability against a power failure of the machine.
 const SETTINGS: &[(&str, &str)] = &[
     ("fsync", "off"),
     ("full_page_writes", "off"),
@@ -28,7 +28,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("wal_level", "replica"),
     ("wal_keep_size", "64MB"),
     ("wal_retrieve_retry_interval", "100ms"),
-    // What is purged in a test ended a moment ago.
+    // Tokens that tests purge ended only a moment ago.
     ("tollgate.min_retention", "0"),
 ];
 
@@ -46,22 +46,22 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Whether `shared_preload_libraries` names the extension; yes unless said otherwise.
+    /// Whether `shared_preload_libraries` has the extension; yes by default.
     #[must_use]
     pub fn preload(mut self, preload: bool) -> Self {
         self.preload = preload;
         self
     }
 
-    /// Whether the extension is created in [`DATABASE`]; yes unless said otherwise.
+    /// Whether the extension is created in [`DATABASE`]; yes by default.
     #[must_use]
     pub fn extension(mut self, extension: bool) -> Self {
         self.extension = extension;
         self
     }
 
-    /// A system identifier of its own, which costs a second; else all clusters have that of the template they are copied
-    /// from.
+    /// A separate system identifier, which costs a second; otherwise all clusters have that of the template they are
+    /// copied from.
     #[must_use]
     pub fn own_identity(mut self) -> Self {
         self.own_identity = true;
@@ -89,14 +89,14 @@ impl Builder {
         self
     }
 
-    /// A directory of its own to live in, such as that of a small file system.
+    /// A directory to create it in, such as that of a small file system.
     #[must_use]
     pub fn within(mut self, directory: &Path) -> Self {
         self.within = Some(directory.to_owned());
         self
     }
 
-    /// What `pg_upgrade` makes of another cluster, which it stops. The extension is the one that was there.
+    /// Upgrades another cluster, which it stops, with `pg_upgrade`. The extension is the one that was there.
     pub fn upgrade(self, older: &mut Cluster) -> Result<Cluster> {
         let install = self.install.map_or_else(Install::under_test, Ok)?;
         let mut newer = Cluster::prepare(install, Account::unprivileged()?, None)?;
@@ -114,7 +114,7 @@ impl Builder {
         upgrade.arg("--old-datadir").arg(older.data_dir()).arg("--new-datadir").arg(newer.data_dir());
         upgrade.arg("--socketdir").arg(newer.socket_dir()).arg("--no-sync");
         upgrade.arg(format!("--old-port={}", older.port())).arg(format!("--new-port={}", newer.port()));
-        // Else they stand for the options of the same names.
+        // Otherwise they set the options of the same names.
         server::run(upgrade.env_remove("PGHOST").env_remove("PGPORT"))?;
         newer.server.start()?;
         Ok(newer)
@@ -148,7 +148,7 @@ impl Builder {
     }
 }
 
-/// A running server, its superuser being `postgres`. Everyone may connect as any role, without a password.
+/// A running server, with the superuser `postgres`. Any user may connect as any role, without a password.
 #[derive(Debug)]
 pub struct Cluster {
     server: Server,
@@ -228,7 +228,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Stops the server cleanly, disconnecting everyone.
+    /// Stops the server cleanly, disconnecting all clients.
     pub fn stop(&mut self) -> Result<()> {
         self.server.stop(Shutdown::Fast)
     }
@@ -243,19 +243,19 @@ impl Cluster {
         self.server.crash()
     }
 
-    /// Stops the server cleanly if it runs, and starts it with the present settings, on the same port.
+    /// Stops the server cleanly if it runs, and starts it with the current settings, on the same port.
     pub fn restart(&mut self) -> Result<()> {
         self.server.stop(Shutdown::Fast)?;
         self.server.start()
     }
 
-    /// Sets a line of `postgresql.conf`, and reloads it. A setting that needs a restart waits for one.
+    /// Sets a line of `postgresql.conf`, and reloads it. A setting that needs a restart takes effect at the next one.
     pub fn configure(&mut self, name: &str, value: &str) -> Result<()> {
         self.server.set(name, value);
         self.server.reload()
     }
 
-    /// What the server has logged so far.
+    /// The server's log so far.
     pub fn log(&self) -> String {
         self.server.log().unwrap_or_else(|error| format!("{error:#}"))
     }
@@ -273,7 +273,7 @@ impl Cluster {
         &self.server.data
     }
 
-    /// Of the Unix socket.
+    /// The directory of the Unix socket.
     pub fn socket_dir(&self) -> &Path {
         &self.server.sockets
     }
@@ -295,7 +295,7 @@ impl Cluster {
         format!("postgres://{role}@127.0.0.1:{}/{database}", self.port())
     }
 
-    /// For connections with settings of a test's own.
+    /// For connections with settings of their own.
     pub fn config(&self, role: &str, database: &str) -> Config {
         let mut config = Config::new();
         config.host_path(self.socket_dir()).port(self.port()).user(role).dbname(database);
@@ -315,7 +315,7 @@ impl Cluster {
         connect(&self.config(role, database)).await
     }
 
-    /// Runs SQL as the superuser, several statements if need be: for set-up, from sync and async tests alike.
+    /// Runs SQL as the superuser, possibly several statements: for set-up, from sync and async tests alike.
     pub fn execute(&self, database: &str, sql: &str) -> Result<()> {
         self.simple_query(database, sql)?;
         Ok(())
@@ -335,7 +335,7 @@ impl Cluster {
 
     fn simple_query(&self, database: &str, sql: &str) -> Result<Vec<SimpleQueryMessage>> {
         let config = self.config("postgres", database);
-        // A thread of its own, since the caller's may be driving a runtime already.
+        // A separate thread, since the caller's may already be driving a runtime.
         std::thread::scope(|scope| {
             let worker = scope.spawn(|| {
                 tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
@@ -368,7 +368,7 @@ async fn connect(config: &Config) -> Result<(Client, UnboundedReceiver<AsyncMess
     let (client, mut connection) = config.connect(NoTls).await.context("cannot connect")?;
     let (sender, receiver) = unbounded_channel();
     tokio::spawn(async move {
-        // A connection that fails shows in its client.
+        // The client reports a failed connection.
         while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {
             // Most tests do not listen.
             let _ = sender.send(message);
@@ -377,7 +377,7 @@ async fn connect(config: &Config) -> Result<(Client, UnboundedReceiver<AsyncMess
     Ok((client, receiver))
 }
 
-/// A directory for the clusters of the tests, after sweeping away what killed test runs left in it.
+/// The directory for the clusters of the tests, after removing those that killed test runs left in it.
 fn clusters_dir() -> Result<PathBuf> {
     let short = dev_dir()?.join("tmp/clusters");
     let parent = if Server::check_socket_path(&short.join("4194304-abcdef")) {

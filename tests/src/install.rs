@@ -22,7 +22,7 @@ pub struct Install {
 }
 
 impl Install {
-    /// The one that `make test` chose.
+    /// The PostgreSQL that `make test` chose.
     pub fn under_test() -> Result<Self> {
         match std::env::var_os(PG_CONFIG_VAR) {
             Some(path) => Self::from_pg_config(Path::new(&path)),
@@ -33,7 +33,7 @@ impl Install {
         }
     }
 
-    /// An older one than that.
+    /// An older PostgreSQL.
     pub fn older() -> Result<Option<Self>> {
         std::env::var_os(OLDER_PG_CONFIG_VAR).map(|path| Self::from_pg_config(Path::new(&path))).transpose()
     }

@@ -1,4 +1,4 @@
-//! What the tests of the installed extension and of the daemon stand on, and `make up` too: real PostgreSQL servers in
+//! The harness of the tests of the installed extension and of the daemon, and of `make up`: real PostgreSQL servers in
 //! directories of their own, and real `tollgated` processes.
 //!
 //! ```no_run
@@ -24,12 +24,12 @@
 //! ```
 //!
 //! Rules for tests:
-//! - Which PostgreSQL is used, and which daemon, is not a test's business: `make test` says so in the environment
-//!   ([`PG_CONFIG_VAR`], [`OLDER_PG_CONFIG_VAR`], [`TOLLGATED_VAR`]), and runs everything once for each server version.
-//! - Wait with [`eventually`] or [`eventually_async`] for what must become true; never sleep for luck.
-//! - Security is tested as an ordinary role: neither grants nor row security bind a superuser.
-//! - A cluster costs about half a second. Tests that neither stop, crash nor configure theirs share one for a file
-//!   (`tests/common`), and give their users and roles names of their own.
+//! - A test does not choose the PostgreSQL or the daemon: `make test` sets them in the environment ([`PG_CONFIG_VAR`],
+//!   [`OLDER_PG_CONFIG_VAR`], [`TOLLGATED_VAR`]), and runs everything once for each server version.
+//! - Wait with [`eventually`] or [`eventually_async`] for a condition; never sleep for luck.
+//! - Security is tested as an ordinary role: neither grants nor row security restrict a superuser.
+//! - A cluster costs about half a second. Tests that neither stop, crash nor configure theirs share one per file
+//!   (`tests/tests/it/common`), and use users and roles of their own.
 
 mod account;
 mod cluster;
@@ -49,7 +49,7 @@ pub use wait::{eventually, eventually_async};
 
 use std::path::{Path, PathBuf};
 
-/// Where `make` keeps what it downloads and runs. It may lie elsewhere than in the checkout.
+/// The directory where `make` keeps what it downloads and runs. It may be outside the checkout.
 pub const DEV_DIR_VAR: &str = "TOLLGATE_DEV_DIR";
 
 /// The checkout's `.dev`, with symbolic links resolved: the unprivileged user may be unable to follow them.
@@ -59,7 +59,7 @@ pub fn dev_dir() -> anyhow::Result<PathBuf> {
         Some(dev) => PathBuf::from(dev),
         None => Path::new(env!("CARGO_MANIFEST_DIR"))
             .parent()
-            .context("this crate lies in the workspace")?
+            .context("this crate is in the workspace")?
             .join(".dev"),
     };
     std::fs::create_dir_all(&dev).with_context(|| format!("cannot make {}", dev.display()))?;

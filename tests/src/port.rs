@@ -1,8 +1,8 @@
 //! TCP ports on the loopback address.
 //!
-//! A server that is restarted must get its port back, so a port stays leased, with a lock on a file, for as long as
-//! its owner lives. Ports are taken from below the range that the kernel gives to outgoing connections: one of those
-//! could otherwise take the port while its server is down.
+//! A server that is restarted must get its port back, so a port stays leased, with a lock on a file, for as long as its
+//! owner lives. Ports are taken from below the kernel's range for outgoing connections: one of those could otherwise
+//! take the port while its server is down.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
@@ -33,8 +33,9 @@ impl Port {
         bail!("no free TCP port between {FIRST} and {LAST} on {}", Ipv4Addr::LOCALHOST)
     }
 
-    /// Any free port. The search begins at a place of this process's own: leases bind only those who share a `.dev`,
-    /// and the tests of two checkouts, begun at the same place, would see the same ports free at the same moment.
+    /// Any free port. The search begins at a number that depends on this process: leases bind only processes that share
+    /// a `.dev`, and the tests of two checkouts that began at the same number would see the same ports free at the same
+    /// moment.
     pub fn any() -> Result<Self> {
         let spread = std::process::id().wrapping_mul(97) % u32::from(LAST - FIRST);
         Self::lease(FIRST + spread as u16)

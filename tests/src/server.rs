@@ -1,7 +1,7 @@
-//! One PostgreSQL server with a data directory of its own: made, configured, started, stopped, crashed.
+//! One PostgreSQL server with its own data directory: initialised, configured, started, stopped, crashed.
 //!
 //! Used by the tests, whose servers live as long as a [`crate::Cluster`], and by `make up`, whose server outlives the
-//! process that started it: so a running server is always recognised by its `postmaster.pid`, never only by a handle.
+//! process that started it: so a running server is always identified by its `postmaster.pid`, never only by a handle.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,7 +24,7 @@ const SOCKET_PATH_MAX: usize = 103;
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How a server is stopped, in the words of `pg_ctl stop -m`.
+/// How a server is stopped, as in `pg_ctl stop -m`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Shutdown {
     /// Disconnects clients, writes a checkpoint.
@@ -58,7 +58,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Nothing is made or started yet. `sockets` must be short: see [`Server::check_socket_path`].
+    /// Creates and starts nothing yet. `sockets` must be short: see [`Server::check_socket_path`].
     pub fn new(
         install: Install,
         account: Account,
@@ -80,7 +80,7 @@ impl Server {
         }
     }
 
-    /// Whether a Unix socket in `directory` has a path that the operating system takes.
+    /// Whether the path of a Unix socket in `directory` is short enough for the operating system.
     pub fn check_socket_path(directory: &Path) -> bool {
         directory.join(".s.PGSQL.65535").as_os_str().len() <= SOCKET_PATH_MAX
     }
@@ -112,7 +112,7 @@ impl Server {
         run(command.args(arguments))
     }
 
-    /// Starts the server and waits until it takes connections. Does nothing when it runs already.
+    /// Starts the server and waits until it accepts connections. Does nothing if it already runs.
     pub fn start(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_DEADLINE;
         self.write_configuration()?;
@@ -123,7 +123,7 @@ impl Server {
                 return Ok(());
             }
             let complaint = self.log_from(log_length)?;
-            // What a crashed postmaster leaves behind is gone once the last of its children has noticed.
+            // The leftovers of a crashed postmaster are gone once the last of its children has exited.
             let temporary = complaint.contains("pre-existing shared memory block")
                 || complaint.contains("lock file \"postmaster.pid\" already exists");
             if !temporary || Instant::now() > deadline {
@@ -155,7 +155,7 @@ impl Server {
         Ok(())
     }
 
-    /// Writes the settings and makes the server read them; those that need a restart wait for one.
+    /// Writes the settings and makes the server read them; those that need a restart take effect at the next one.
     pub fn reload(&mut self) -> Result<()> {
         self.write_configuration()?;
         if let Some(pid) = self.pid() {
@@ -170,7 +170,7 @@ impl Server {
         self.runs(pid).then_some(pid)
     }
 
-    /// What the server has logged since it was made.
+    /// The server's log since it was initialised.
     pub fn log(&self) -> Result<String> {
         self.log_from(0)
     }
@@ -193,14 +193,14 @@ impl Server {
         let mut command = self.account.command(self.install.program("postgres"));
         command.arg("-D").arg(&self.data).current_dir(&self.data);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).envs(&self.environment);
-        // Ctrl-C in the terminal is for the caller, not for a server that outlives it.
+        // Ctrl-C in the terminal must reach the caller only, not a server that outlives it.
         command.process_group(0);
         let child = command.spawn().with_context(|| format!("cannot run {:?}", command.get_program()))?;
         self.child = Some(child);
         Ok(())
     }
 
-    /// True once connections are taken, false when the server ended instead.
+    /// True once connections are accepted, false if the server ended instead.
     fn wait_until_ready(&mut self, deadline: Instant) -> Result<bool> {
         loop {
             if let Some(child) = &mut self.child
@@ -239,7 +239,7 @@ impl Server {
         is_postmaster_of(pid, &self.data)
     }
 
-    /// The whole configuration is ours: nothing of what initdb wrote for this machine is kept.
+    /// The whole configuration is ours: nothing that initdb wrote for this machine is kept.
     pub fn write_configuration(&self) -> Result<()> {
         let mut text = format!(
             "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\nunix_socket_permissions = 0700\n",
@@ -254,7 +254,7 @@ impl Server {
     }
 }
 
-/// Whether a process exists and is not a zombie that nobody reaps.
+/// Whether a process exists and is not an unreaped zombie.
 pub fn is_alive(pid: Pid) -> bool {
     if kill(pid, None) == Err(nix::errno::Errno::ESRCH) {
         return false;
@@ -262,7 +262,7 @@ pub fn is_alive(pid: Pid) -> bool {
     process_state(pid).is_none_or(|(state, _)| state != 'Z')
 }
 
-/// Stops whatever server runs in a data directory. False when none does.
+/// Stops the server that runs in a data directory. False if none does.
 pub fn stop_data_dir(data: &Path, how: Shutdown) -> Result<bool> {
     let Some(pid) = postmaster_of(data) else { return Ok(false) };
     signal_and_wait(pid, how.signal(), &mut || !is_postmaster_of(pid, data))?;
@@ -287,7 +287,7 @@ fn postmaster_of(data: &Path) -> Option<Pid> {
     is_postmaster_of(pid, data).then_some(pid)
 }
 
-/// Whether `pid` serves this data directory: a `postmaster.pid` that outlived its machine may name any process.
+/// Whether `pid` serves this data directory: a stale `postmaster.pid` may name any process.
 fn is_postmaster_of(pid: Pid, data: &Path) -> bool {
     if !is_alive(pid) {
         return false;
@@ -298,7 +298,7 @@ fn is_postmaster_of(pid: Pid, data: &Path) -> bool {
     }
 }
 
-/// Runs a command to its end; what it printed is the error when it fails.
+/// Runs a command to its end; if it fails, its output is the error.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let output = command.output().with_context(|| format!("cannot run {:?}", command.get_program()))?;
     if !output.status.success() {

@@ -38,14 +38,14 @@ impl Tollgated {
         Self::run_command(Self::command(database_url)?.args(arguments))
     }
 
-    /// [`Tollgated::run`], with more of an environment.
+    /// [`Tollgated::run`], with additional environment variables.
     pub fn run_command(command: &mut Command) -> Result<Output> {
         let mut process = Self::spawn_command(command)?;
         let status = process.wait(RUN_DEADLINE).with_context(|| format!("{command:?}"))?;
         Ok(Output { status, stdout: process.read("stdout")?.into(), stderr: process.read("stderr")?.into() })
     }
 
-    /// For more of an environment than [`Tollgated::spawn`] gives. To be handed to [`Tollgated::spawn_command`].
+    /// For more environment variables than [`Tollgated::spawn`] sets. Pass it to [`Tollgated::spawn_command`].
     pub fn command(database_url: &str) -> Result<Command> {
         let Some(binary) = std::env::var_os(TOLLGATED_VAR) else {
             bail!(
@@ -55,12 +55,12 @@ impl Tollgated {
         };
         let mut command = Account::unprivileged()?.command(PathBuf::from(binary));
         command.env("DATABASE_URL", database_url).env("RUST_BACKTRACE", "1").current_dir("/");
-        // Many run beside one another: those that are asked for something take a port of their own.
+        // Many run at the same time: those that must serve HTTP take a port of their own.
         command.env("TOLLGATED_OPS_ADDRESS", "off");
         Ok(command)
     }
 
-    /// The address on which it serves HTTP: that of its listener `ops` or `api`. None until it does.
+    /// The address of its HTTP listener `ops` or `api`; `None` until it listens.
     pub fn address(&self, listener: &str) -> Option<SocketAddr> {
         let is_it =
             |line: &serde_json::Value| line["message"] == "serving HTTP" && line["listener"] == listener;
@@ -81,12 +81,12 @@ impl Tollgated {
         self.child.id()
     }
 
-    /// What it printed so far.
+    /// Its output so far.
     pub fn stdout(&self) -> String {
         self.read("stdout").unwrap_or_else(|error| format!("{error:#}"))
     }
 
-    /// What it logged so far: on standard error.
+    /// Its log so far, from standard error.
     pub fn log(&self) -> String {
         self.read("stderr").unwrap_or_else(|error| format!("{error:#}"))
     }
@@ -136,7 +136,7 @@ impl Drop for Tollgated {
         if std::thread::panicking() {
             eprintln!("--- the daemon's log ---\n{}", self.log());
         }
-        // An error says that it has ended already.
+        // An error means that it has already ended.
         let _ = self.kill();
     }
 }

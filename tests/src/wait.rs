@@ -1,16 +1,16 @@
-//! Waiting for what must become true, with a deadline.
+//! Waiting for a condition, with a deadline.
 
 use std::time::{Duration, Instant};
 
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Returns once `condition` holds; panics, naming `what` was waited for, when it does not within `deadline`.
+/// Returns once `condition` holds; panics with `what` if it does not within `deadline`.
 #[track_caller]
 pub fn eventually(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     assert!(holds_within(deadline, &mut condition), "waited {deadline:?} in vain for {what}");
 }
 
-/// [`eventually`], for a condition that asks the database.
+/// [`eventually`], for a condition that queries the database.
 pub async fn eventually_async(deadline: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let end = Instant::now() + deadline;
     while !condition().await {

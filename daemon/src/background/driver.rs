@@ -312,7 +312,7 @@ impl<T: Task> Run<T> {
         let mut result = outcome.unwrap_or_else(|| {
             Err(Error::failed(format!(
                 "cut short after {}: no answer from the server",
-                humantime::format_duration(round(started.elapsed()))
+                crate::process::duration::text(round(started.elapsed()))
             )))
         });
         if let Err(error) = &result
@@ -389,7 +389,7 @@ impl<T: Task> Run<T> {
                         task = self.name,
                         failures = tally.failures,
                         "works again after {}",
-                        humantime::format_duration(round(tally.lasting))
+                        crate::process::duration::text(round(tally.lasting))
                     );
                 }
                 self.log_note(report);

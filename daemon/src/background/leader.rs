@@ -233,7 +233,7 @@ async fn keep_leadership(
         let held = tokio::time::timeout(ANSWER, ask(&session, leadership)).await.map_err(|_| {
             Error::new(
                 Kind::ConnectionLost,
-                format!("no answer from the server within {}", humantime::format_duration(ANSWER)),
+                format!("no answer from the server within {}", crate::process::duration::text(ANSWER)),
             )
         })??;
         failure_log.recovered();

@@ -91,7 +91,7 @@ async fn listen(
         Some(tally) => {
             tracing::info!(
                 "listens for events again after {}",
-                humantime::format_duration(round(tally.lasting))
+                crate::process::duration::text(round(tally.lasting))
             );
         }
         None if first => tracing::info!(channel = CHANNEL, "listening"),
@@ -147,7 +147,7 @@ async fn prove(client: &Client, notifications: &mut mpsc::Receiver<Notification>
         Err(_) => {
             return Err(Error::failed(format!(
                 "LISTEN does not work on this connection: a notification of our own did not come back within {}",
-                humantime::format_duration(PROOF_TIMEOUT)
+                crate::process::duration::text(PROOF_TIMEOUT)
             ))
             .with_remedy(
                 "connect to the server itself, not through a pooler in transaction mode (PgBouncer: pool_mode = \

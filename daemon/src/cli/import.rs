@@ -1,49 +1,26 @@
 //! `tollgated token import`: takes over the tokens of another system, by their digests, from a file.
-//!
-//! The rows of a batch go in one transaction. As long as all of them are accepted they are sent without waiting for
-//! each other's answers; the batch with one that is not is begun again, row by row, each under a savepoint. What is there
-//! already is left as it is, so whoever was interrupted runs the same command again. No message quotes a digest, nor what
-//! stands in its place, which may be a token.
 
 mod rows;
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use futures_util::future::try_join_all;
-use indicatif::ProgressBar;
-use serde::Serialize;
+use indicatif::{HumanCount, ProgressBar};
 use serde_json::json;
-use tokio_postgres::Statement;
-use tokio_postgres::error::SqlState;
 
 use super::progress;
+use crate::app::import::{Import, Outcome, Refused};
 use crate::cli::output;
 use crate::config::{ImportFormat, ImportOptions};
-use crate::contract;
-use crate::contract::Imported;
-use crate::error::{Doing as _, Error, Result};
-use crate::postgres::pool::{Session, hide_bind_values};
+use crate::error::{Error, Result};
 use crate::postgres::target::Target;
 use crate::process::exit;
 use rows::Row;
 
-/// The unique index on the digests of tokens.
-const DIGESTS: &str = "api_tokens_token_hash";
-
-/// A row that was not taken over, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Refused {
-    line: u64,
-    why: String,
-}
-
 #[derive(Debug, Default, PartialEq)]
 struct Report {
     imported: u64,
-    /// Their digests were there before.
     present: u64,
     /// Of the batch; the earlier ones are printed.
     refused: Vec<Refused>,
@@ -59,41 +36,35 @@ pub(super) async fn import(target: Target, options: ImportOptions) -> Result<u8>
         Some(format) => format,
         None => format_of(&options.file)?,
     };
-    let quiet = options.output.quiet || options.output.json;
     let (source, size) = open(&options.file)?;
-    let progress = progress::bar("importing", size, quiet);
+    let progress = progress::bar("importing", size, "bytes", !options.output.is_for_people());
     // Its columns are looked at before the server is.
     let mut rows = rows::read(progress.wrap_read(source), format, options.token_format, &name)?;
 
-    let mut session = target.connect().await?;
-    hide_bind_values(&session).await?;
-    let statement = contract::prepare_import(&*session).await?;
+    let mut import = Import::begin(target.connect().await?, options.token_format, options.dry_run).await?;
     let mut report = Report::default();
-    // What a dry run has "imported" is not there when a later batch has it again.
-    let mut seen = HashSet::new();
     loop {
         let mut batch = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut any) = (0, false);
         for row in rows.by_ref().take(options.batch.batch_size as usize) {
             let row = row?;
             bytes += row.bytes;
+            any = true;
             match row {
                 Row { line, token: Err(why), .. } => report.refused.push(Refused { line, why }),
-                Row { token: Ok(token), .. } if options.dry_run && !seen.insert(token.token_hash.clone()) => {
-                    report.present += 1;
-                }
                 Row { line, token: Ok(token), .. } => batch.push((line, token)),
             }
             if bytes >= BATCH_BYTES {
                 break;
             }
         }
-        if !batch.is_empty() {
-            send(&mut session, &statement, &batch, &options, &mut report).await?;
-        }
+        let Outcome { imported, present, refused } = import.batch(batch).await?;
+        report.imported += imported;
+        report.present += present;
+        report.refused.extend(refused);
         progress.suspend(|| print_refused(&mut report, &options, &name))?;
-        tell(&progress, &report);
-        if batch.is_empty() && rows.is_done() {
+        show(&progress, &report);
+        if !any && rows.is_done() {
             break;
         }
     }
@@ -102,11 +73,13 @@ pub(super) async fn import(target: Target, options: ImportOptions) -> Result<u8>
     Ok(if report.refused_before == 0 { exit::OK } else { exit::NO })
 }
 
-fn tell(progress: &ProgressBar, report: &Report) {
-    let refused = report.refused_before;
-    if refused > 0 {
-        progress.set_message(format!("importing, {refused} refused"));
-    }
+/// How far it is, in rows: the bar counts the bytes of the file.
+fn show(progress: &ProgressBar, report: &Report) {
+    let refused = report.refused_before as u64;
+    let rows = report.imported + report.present + refused;
+    let rate = progress::rate(rows, progress.elapsed());
+    let of_them = if refused > 0 { format!(", {} refused", HumanCount(refused)) } else { String::new() };
+    progress.set_message(format!("importing: {} rows{of_them}, {rate} rows/s", HumanCount(rows)));
 }
 
 fn format_of(file: &Path) -> Result<ImportFormat> {
@@ -128,111 +101,6 @@ fn open(path: &Path) -> Result<(Box<dyn Read>, Option<u64>)> {
     let file = File::open(path).map_err(unreadable)?;
     let size = file.metadata().map_err(unreadable)?.len();
     Ok((Box::new(file), Some(size)))
-}
-
-/// Imports a batch, or has it checked.
-async fn send(
-    session: &mut Session,
-    statement: &Statement,
-    batch: &[(u64, Imported)],
-    options: &ImportOptions,
-    report: &mut Report,
-) -> Result<()> {
-    if all_at_once(session, statement, batch, options).await? {
-        report.imported += batch.len() as u64;
-        return Ok(());
-    }
-    one_by_one(session, statement, batch, options, report).await
-}
-
-/// False if a row was refused, and so none imported.
-async fn all_at_once(
-    session: &mut Session,
-    statement: &Statement,
-    batch: &[(u64, Imported)],
-    options: &ImportOptions,
-) -> Result<bool> {
-    const DOING: &str = "import a batch";
-    let transaction = session.transaction().await.doing(DOING)?;
-    let answers = try_join_all(batch.iter().map(|(_, token)| {
-        contract::import_api_token(&transaction, statement, token, options.token_format.as_str())
-    }))
-    .await;
-    match answers {
-        Ok(_) if options.dry_run => transaction.rollback().await.doing(DOING).map(|()| true),
-        Ok(_) => transaction.commit().await.doing(DOING).map(|()| true),
-        Err(error) if concerns_the_row(&error) => transaction.rollback().await.doing(DOING).map(|()| false),
-        Err(error) => Err(error),
-    }
-}
-
-async fn one_by_one(
-    session: &mut Session,
-    statement: &Statement,
-    batch: &[(u64, Imported)],
-    options: &ImportOptions,
-    report: &mut Report,
-) -> Result<()> {
-    const DOING: &str = "import a batch row by row";
-    let transaction = session.transaction().await.doing(DOING)?;
-    let (mut imported, mut present, mut refused) = (0, 0, Vec::new());
-    let mut before = "";
-    for (line, token) in batch {
-        // One way to the server and back for both.
-        let savepoint = format!("{before} savepoint one");
-        let (begun, answer) = tokio::join!(
-            transaction.batch_execute(&savepoint),
-            contract::import_api_token(&transaction, statement, token, options.token_format.as_str())
-        );
-        begun.doing(DOING)?;
-        before = match answer {
-            Ok(()) => {
-                imported += 1;
-                "release savepoint one;"
-            }
-            Err(error) if is_present(&error) => {
-                present += 1;
-                "rollback to savepoint one; release savepoint one;"
-            }
-            Err(error) if concerns_the_row(&error) => {
-                refused.push(Refused { line: *line, why: refusal(&error) });
-                "rollback to savepoint one; release savepoint one;"
-            }
-            Err(error) => return Err(error),
-        };
-    }
-    if !before.is_empty() {
-        transaction.batch_execute(before).await.doing(DOING)?;
-    }
-    if options.dry_run { transaction.rollback().await } else { transaction.commit().await }.doing(DOING)?;
-    report.imported += imported;
-    report.present += present;
-    report.refused.extend(refused);
-    Ok(())
-}
-
-/// Whether there is a token with this digest. Tollgate's own refusal names no constraint, PostgreSQL's always one.
-fn is_present(error: &Error) -> bool {
-    error.sqlstate() == Some(&SqlState::UNIQUE_VIOLATION)
-        && error.constraint().is_none_or(|name| name == DIGESTS)
-}
-
-/// Whether the server refused what the row says, so that another row may be accepted: bad values, what is there already, what
-/// this server does not have, and what is too much for it or its user. Another key that is taken is none that the row has.
-fn concerns_the_row(error: &Error) -> bool {
-    error.sqlstate().is_some_and(|state| match state {
-        s if *s == SqlState::UNIQUE_VIOLATION => is_present(error),
-        s if *s == SqlState::LOCK_NOT_AVAILABLE => false,
-        s if *s == SqlState::CONFIGURATION_LIMIT_EXCEEDED => true,
-        s => ["22", "23", "0A", "54", "55"].contains(&&s.code()[..2]),
-    })
-}
-
-/// What the server says of the row, on a line.
-fn refusal(error: &Error) -> String {
-    let message = error.message();
-    let message = message.split_once(": ").map_or(message, |(_, said)| said);
-    error.detail().map_or_else(|| message.to_owned(), |detail| format!("{message} ({detail})"))
 }
 
 /// What was refused of a batch is printed before the next one is read: there may be any number of them.

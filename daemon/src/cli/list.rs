@@ -5,38 +5,46 @@ use std::pin::pin;
 use futures_util::{Stream, TryStreamExt as _};
 
 use crate::cli::output;
-use crate::cli::output::Tone;
+use crate::cli::output::{Column, Tone};
 use crate::config::OutputOptions;
 use crate::contract::document::Document;
 use crate::error::Result;
 
-/// A table is as wide as its widest row, and so are gathered: rows up to this number, or to these bytes. A longer list is several
+/// A table is as wide as its widest row, so rows are gathered: up to this number, or to these bytes. A longer list is several
 /// tables.
 const TABLE_ROWS: usize = 1000;
 const TABLE_BYTES: usize = 1024 * 1024;
+
+/// Where a list ended.
+#[derive(Clone, Debug)]
+pub(super) struct Last {
+    pub(super) key: String,
+    /// How many rows there were.
+    pub(super) count: u64,
+}
 
 /// How a row is shown.
 pub(super) struct List<const N: usize, R: Fn(&Document) -> [String; N]> {
     /// What is shown of it with `--quiet`.
     pub(super) key: &'static str,
-    pub(super) heading: [&'static str; N],
+    pub(super) columns: [Column; N],
     pub(super) row: R,
     pub(super) tone: fn(&str) -> Tone,
 }
 
 impl<const N: usize, R: Fn(&Document) -> [String; N]> List<N, R> {
-    /// False if there were no rows.
+    /// The last row, or nothing if there were none.
     pub(super) async fn print(
         &self,
         rows: impl Stream<Item = Result<Document>>,
         options: &OutputOptions,
-    ) -> Result<bool> {
+    ) -> Result<Option<Last>> {
         let mut rows = pin!(rows);
-        let mut any = false;
+        let mut last: Option<Last> = None;
         let (mut table, mut bytes) = (Vec::new(), 0);
         while let Some(row) = rows.try_next().await? {
             if options.json {
-                output::json_piece(if any { "," } else { "[" }, &row)?;
+                output::json_piece(if last.is_some() { "," } else { "[" }, &row)?;
             } else if options.quiet {
                 output::line(row.field(self.key))?;
             } else {
@@ -48,19 +56,20 @@ impl<const N: usize, R: Fn(&Document) -> [String; N]> List<N, R> {
                     bytes = 0;
                 }
             }
-            any = true;
+            let count = last.map_or(0, |last| last.count) + 1;
+            last = Some(Last { key: row.field(self.key), count });
         }
         if options.json {
-            output::json_end(if any { "]" } else { "[]" })?;
+            output::json_end(if last.is_some() { "]" } else { "[]" })?;
         }
         self.print_table(&mut table)?;
-        Ok(any)
+        Ok(last)
     }
 
     fn print_table(&self, rows: &mut Vec<[String; N]>) -> Result<()> {
         if rows.is_empty() {
             return Ok(());
         }
-        output::line(output::toned_table(self.heading, rows.drain(..), self.tone))
+        output::line(output::table(self.columns, rows.drain(..), self.tone))
     }
 }

@@ -1,5 +1,7 @@
 //! The commands. `run` serves; the others do one thing and end.
 
+mod audit;
+mod capability;
 mod check;
 mod cleanup;
 mod config;
@@ -14,12 +16,18 @@ mod shell;
 mod status;
 mod tail;
 mod token;
+mod user;
+mod webhook;
+mod words;
 
 use std::future::Future;
 
 use crate::config::file_trust;
 use crate::config::sources::Configuration;
-use crate::config::{Command, ScopeCommand, StandbyOptions, TokenCommand};
+use crate::config::{
+    AuditCommand, CapabilityCommand, Command, ScopeCommand, StandbyOptions, TokenCommand, UserCommand,
+    WebhookCommand,
+};
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
 use crate::process::{exit, logging};
@@ -35,7 +43,8 @@ pub fn run(configuration: Configuration) -> Result<u8> {
     }
     let cli = configuration.cli;
     let serves = matches!(cli.command, Command::Run(_));
-    logging::start(&cli.logging, if serves { "info" } else { "warn" })?;
+    // A person who runs a command is to see what the server remarks on it.
+    logging::start(&cli.logging, if serves { "info" } else { "warn,tollgated::notice=info" })?;
     let application = format!("tollgated {}", name(&cli.command));
     let target = cli.connection.target(&application)?;
     file_trust::warn_of(configuration.file.into_iter().chain(target.files()));
@@ -45,10 +54,12 @@ pub fn run(configuration: Configuration) -> Result<u8> {
         file_trust::warn_of(standbys.iter().flat_map(Target::files).filter(|file| !known.contains(file)));
         Ok::<_, Error>(standbys)
     };
+    let command_name = name(&cli.command);
+    let asked = target.clone();
     match cli.command {
         Command::Run(options) => {
             let standbys = standbys(&options.standby)?;
-            run::run(target, standbys, options)
+            return run::run(target, standbys, options);
         }
         Command::Tail(options) => block_on(tail::tail(target, options)),
         Command::Status(output) => block_on(status::status(target, output.json)),
@@ -62,13 +73,18 @@ pub fn run(configuration: Configuration) -> Result<u8> {
         }
         Command::Cleanup(options) => block_on(cleanup::cleanup(target, options)),
         Command::Token(command) => block_on(token::token(target, command)),
+        Command::User(command) => block_on(user::user(target, command)),
         Command::Scope(command) => block_on(scope::scope(target, command)),
+        Command::Webhook(command) => block_on(webhook::webhook(target, command)),
+        Command::Audit(command) => block_on(audit::audit(target, command)),
+        Command::Capability(command) => block_on(capability::capability(target, command)),
         // Answered above, without a connection.
         Command::Config(_) | Command::Completions(_) | Command::Man => Ok(exit::OK),
     }
+    .or_else(|error| block_on(async { Err(words::explained(error, &asked, command_name).await) }))
 }
 
-/// What pg_stat_activity shows.
+/// The command as it is typed, and as pg_stat_activity shows it.
 fn name(command: &Command) -> &'static str {
     match command {
         Command::Run(_) => "run",
@@ -83,6 +99,7 @@ fn name(command: &Command) -> &'static str {
         Command::Token(TokenCommand::Verify(_)) => "token verify",
         Command::Token(TokenCommand::Revoke(_)) => "token revoke",
         Command::Token(TokenCommand::Show(_)) => "token show",
+        Command::Token(TokenCommand::Update(_)) => "token update",
         Command::Token(TokenCommand::Rotate(_)) => "token rotate",
         Command::Token(TokenCommand::Derive(_)) => "token derive",
         Command::Token(TokenCommand::Disable(_)) => "token disable",
@@ -90,7 +107,24 @@ fn name(command: &Command) -> &'static str {
         Command::Token(TokenCommand::Import(_)) => "token import",
         Command::Scope(ScopeCommand::List(_)) => "scope list",
         Command::Scope(ScopeCommand::Define(_)) => "scope define",
+        Command::User(UserCommand::Revoke(_)) => "user revoke",
         Command::Scope(ScopeCommand::Drop(_)) => "scope drop",
+        Command::Webhook(WebhookCommand::Create(_)) => "webhook create",
+        Command::Webhook(WebhookCommand::List(_)) => "webhook list",
+        Command::Webhook(WebhookCommand::Show(_)) => "webhook show",
+        Command::Webhook(WebhookCommand::Messages(_)) => "webhook messages",
+        Command::Webhook(WebhookCommand::SetUrl(_)) => "webhook set-url",
+        Command::Webhook(WebhookCommand::RotateSecret(_)) => "webhook rotate-secret",
+        Command::Webhook(WebhookCommand::Pause(_)) => "webhook pause",
+        Command::Webhook(WebhookCommand::Resume(_)) => "webhook resume",
+        Command::Webhook(WebhookCommand::Disable(_)) => "webhook disable",
+        Command::Webhook(WebhookCommand::Enable(_)) => "webhook enable",
+        Command::Webhook(WebhookCommand::Replay(_)) => "webhook replay",
+        Command::Webhook(WebhookCommand::Delete(_)) => "webhook delete",
+        Command::Audit(AuditCommand::Verify(_)) => "audit verify",
+        Command::Capability(CapabilityCommand::List(_)) => "capability list",
+        Command::Capability(CapabilityCommand::Grant(_)) => "capability grant",
+        Command::Capability(CapabilityCommand::Revoke(_)) => "capability revoke",
         Command::Completions(_) => "completions",
         Command::Man => "man",
     }

@@ -3,7 +3,7 @@
 //! What is printed is a [`Text`], or becomes one: whatever is in it that others wrote was made harmless on the way in, by
 //! [`crate::process::printable`].
 //!
-//! Text is painted in any case; whoever writes it takes the colours out again unless standard output is a terminal that
+//! Text is always coloured; the colours are removed when it is written, unless standard output is a terminal that
 //! wants them (NO_COLOR, TERM=dumb).
 
 use std::io::{self, IsTerminal as _, Write as _};
@@ -15,15 +15,25 @@ use comfy_table::{
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::config::OutputOptions;
 use crate::contract::document;
 use crate::error::{Error, Result};
-use crate::process::printable;
+use crate::process::{exit, printable};
 
 const UNDERLINED_HEADING: TableStyle =
     TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
-/// A last column of a table is not wrapped to less, in characters.
+/// Text in a table is not cut to less, in characters.
 const NARROWEST: u16 = 12;
+
+/// On both sides of a cell together.
+const PADDING: u16 = 2;
+
+/// Between two cells.
+const SEPARATOR: u16 = 1;
+
+/// Of a terminal that does not say how wide it is.
+const USUAL_WIDTH: u16 = 80;
 
 /// A JSON document on a line of its own.
 pub fn json(value: &impl Serialize) -> Result<()> {
@@ -49,6 +59,26 @@ pub fn json_piece(before: &str, value: &impl Serialize) -> Result<()> {
 pub fn json_end(end: &str) -> Result<()> {
     let mut out = anstream::stdout().lock();
     writeln!(out, "{end}").and_then(|()| out.flush()).map_err(Error::output)
+}
+
+/// Says that something was done: `defined posts:read`, `{"defined": "posts:read"}`.
+pub fn done(output: &OutputOptions, what: &str, name: &str) -> Result<u8> {
+    if output.json {
+        json(&serde_json::json!({ what: name }))?;
+    } else if !output.quiet {
+        line(format!("{what} {name}"))?;
+    }
+    Ok(exit::OK)
+}
+
+/// Says whether something was changed, which is the exit status too: `{"paused": true}`, or why nothing was.
+pub fn changed(output: &OutputOptions, what: &str, changed: bool, otherwise: &str) -> Result<u8> {
+    if output.json {
+        json(&serde_json::json!({ what: changed }))?;
+    } else if !output.quiet {
+        line(if changed { what } else { otherwise })?;
+    }
+    Ok(if changed { exit::OK } else { exit::NO })
 }
 
 /// Text, and a line's end, at once.
@@ -94,7 +124,7 @@ impl From<String> for Text {
     }
 }
 
-/// What a word means, for those who see it in colour.
+/// What the colour of a word says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
     Plain,
@@ -130,29 +160,60 @@ pub fn painted(text: &str, tone: Tone) -> Text {
     Text(format!("{style}{}{style:#}", printable::escape(text)))
 }
 
-/// A table with a heading. In a pipe it is plain columns. On a terminal its heading is underlined, and its last column is wrapped to
-/// the width.
-pub fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> Text {
-    toned_table(heading, rows, |_| Tone::Plain)
+/// A column of a table, and what becomes of it where the terminal is too narrow for all of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    title: &'static str,
+    fit: Fit,
 }
 
-/// [`table`], each of its cells in the tone that its text has.
-pub fn toned_table<const N: usize>(
-    heading: [&str; N],
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    /// Ids, times and numbers: cut, they can neither be read nor copied.
+    Whole,
+    /// Text: what does not fit is cut off, with an ellipsis in its place.
+    Cut,
+    /// The same as `Whole`, but left out where there is no room; the last one first.
+    Spare,
+}
+
+impl Column {
+    pub const fn whole(title: &'static str) -> Self {
+        Self { title, fit: Fit::Whole }
+    }
+
+    pub const fn cut(title: &'static str) -> Self {
+        Self { title, fit: Fit::Cut }
+    }
+
+    pub const fn spare(title: &'static str) -> Self {
+        Self { title, fit: Fit::Spare }
+    }
+}
+
+/// A table with a heading. In a pipe it is plain columns, all of them and whole. On a terminal its heading is underlined, and it is
+/// as wide as the terminal at most, as far as its ids, times and numbers allow.
+pub fn table<const N: usize>(
+    columns: [Column; N],
     rows: impl IntoIterator<Item = [String; N]>,
     tone: fn(&str) -> Tone,
 ) -> Text {
-    Text(render(heading, rows, tone, io::stdout().is_terminal()))
+    let width = io::stdout().is_terminal().then(|| {
+        let probe = Table::new();
+        probe.width().filter(|width| *width > 0).unwrap_or(USUAL_WIDTH)
+    });
+    Text(render(columns, rows, tone, width))
 }
 
+/// `width` is that of the terminal, if there is one.
 fn render<const N: usize>(
-    heading: [&str; N],
+    columns: [Column; N],
     rows: impl IntoIterator<Item = [String; N]>,
     tone: fn(&str) -> Tone,
-    terminal: bool,
+    width: Option<u16>,
 ) -> String {
     let mut table = Table::new();
-    table.set_header(heading);
+    table.set_header(columns.map(|column| column.title));
     for row in rows {
         table.add_row(row.map(|text| {
             let cell = Cell::new(printable::escape(&text));
@@ -164,23 +225,71 @@ fn render<const N: usize>(
             }
         }));
     }
-    if terminal {
-        table.enforce_styling();
-        table.load_style(UNDERLINED_HEADING);
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-        // Ids, times and numbers broken over lines can neither be read nor copied.
-        for (number, column) in table.column_iter_mut().enumerate() {
-            column.set_constraint(if number + 1 == N {
-                ColumnConstraint::LowerBoundary(Width::Fixed(NARROWEST))
-            } else {
-                ColumnConstraint::ContentWidth
-            });
-        }
-    } else {
+    let Some(width) = width else {
         table.load_style(presets::NOTHING);
         table.set_content_arrangement(ContentArrangement::Disabled);
+        return table.trim_fmt();
+    };
+    table.enforce_styling();
+    table.load_style(UNDERLINED_HEADING);
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    let widths = fitted(&columns, &table.column_max_content_widths(), width);
+    for row in table.row_iter_mut() {
+        row.max_height(1);
     }
+    for (column, width) in table.column_iter_mut().zip(&widths) {
+        column.set_constraint(match width {
+            Some(width) => ColumnConstraint::Absolute(Width::Fixed(width + PADDING)),
+            None => ColumnConstraint::Hidden,
+        });
+    }
+    // What it cannot be cut to, it is wider by.
+    let needed = widths.iter().flatten().map(|width| width + PADDING + SEPARATOR).sum::<u16>();
+    table.set_width(width.max(needed));
+    table.set_truncation_indicator("…");
     table.trim_fmt()
+}
+
+/// How wide each column is; `None` for one that is left out.
+fn fitted(columns: &[Column], content: &[u16], room: u16) -> Vec<Option<u16>> {
+    let mut widths: Vec<Option<u16>> = content.iter().copied().map(Some).collect();
+    loop {
+        let total: u32 = widths.iter().flatten().map(|width| u32::from(width + PADDING + SEPARATOR)).sum();
+        let Some(excess @ 1..) = total.checked_sub(u32::from(room + SEPARATOR)) else { return widths };
+        // The widest text first, down to what still says something.
+        let widest = (0..columns.len())
+            .filter(|&n| columns[n].fit == Fit::Cut)
+            .filter_map(|n| Some((widths[n].filter(|width| *width > NARROWEST)?, n)))
+            .max();
+        if let Some((width, n)) = widest {
+            let next = (0..columns.len())
+                .filter(|&other| other != n && columns[other].fit == Fit::Cut)
+                .filter_map(|other| widths[other].filter(|other| *other < width))
+                .max();
+            let floor = next.unwrap_or(NARROWEST).max(NARROWEST);
+            let cut = u16::try_from(excess).unwrap_or(u16::MAX).min(width - floor).max(1);
+            widths[n] = Some(width - cut);
+            continue;
+        }
+        let Some(spare) =
+            (0..columns.len()).rev().find(|&n| columns[n].fit == Fit::Spare && widths[n].is_some())
+        else {
+            return widths;
+        };
+        widths[spare] = None;
+        // With that one gone, the text may be wider again.
+        for n in (0..columns.len()).filter(|&n| columns[n].fit == Fit::Cut) {
+            widths[n] = Some(content[n]);
+        }
+    }
+}
+
+/// Cuts a text to so many characters, the last of which is an ellipsis then.
+pub fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
+    }
 }
 
 /// Facts, one a line, the values beneath each other.
@@ -220,10 +329,10 @@ mod tests {
     #[test]
     fn a_table_in_a_pipe_is_plain_columns() {
         let text = render(
-            ["id", "name"],
+            [Column::whole("id"), Column::cut("name")],
             [["1".into(), "first".into()], ["22".into(), "b".into()]],
             |_| Tone::Good,
-            false,
+            None,
         );
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines, [["id", "name"], ["1", "first"], ["22", "b"]]);
@@ -232,16 +341,17 @@ mod tests {
     #[test]
     fn colours_are_for_terminals() {
         let rows = || [["active".to_owned(), "7".to_owned()]];
-        let painted = render(["STATUS", "N"], rows(), Tone::of, true);
+        let columns = [Column::whole("STATUS"), Column::whole("N")];
+        let painted = render(columns, rows(), Tone::of, Some(80));
         assert!(painted.contains("\u{1b}["), "{painted:?}");
-        assert!(!render(["STATUS", "N"], rows(), Tone::of, false).contains('\u{1b}'));
+        assert!(!render(columns, rows(), Tone::of, None).contains('\u{1b}'));
         assert_eq!(anstream::adapter::strip_str(super::painted("x", Tone::Bad).as_str()).to_string(), "x");
     }
 
     #[test]
     fn text_of_others_cannot_command_the_terminal() {
         const OTHERS: &str = "\u{1b}]0;owned\u{7}\u{202e}";
-        let rows = render(["name"], [[OTHERS.into()]], |_| Tone::Plain, true);
+        let rows = render([Column::cut("name")], [[OTHERS.into()]], |_| Tone::Plain, Some(80));
         let texts = [
             facts(&[("name", OTHERS.into())]),
             super::painted(OTHERS, Tone::Plain),
@@ -250,6 +360,36 @@ mod tests {
         for text in texts.iter().map(Text::as_str).chain([rows.as_str()]) {
             assert!(!text.contains(['\u{7}', '\u{202e}']) && !text.contains("\u{1b}]"), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_table_is_as_wide_as_the_terminal_and_cuts_text_alone() {
+        let id = "018f4a6e-0000-7000-8000-000000000000";
+        let columns = [
+            Column::whole("ID"),
+            Column::cut("NAME"),
+            Column::spare("USES"),
+            Column::spare("LAST USED"),
+            Column::cut("SCOPES"),
+        ];
+        let row =
+            || [id.to_owned(), "n".repeat(60), "12".into(), "2030-01-02 03:04:05Z".into(), "s".repeat(200)];
+        for width in [70, 80, 120, 200, 400] {
+            let text = render(columns, [row()], |_| Tone::Plain, Some(width));
+            assert_eq!(text.lines().count(), 3, "{width}:\n{text}");
+            let widest = text.lines().map(|line| line.chars().count()).max().unwrap();
+            assert!(widest <= usize::from(width), "{widest} on {width}:\n{text}");
+            assert!(text.contains(id), "{width}:\n{text}");
+            assert_eq!(text.contains("LAST USED"), width >= 120, "{width}:\n{text}");
+            assert_eq!(text.contains('…'), width < 400, "{width}:\n{text}");
+        }
+        // There is no table so narrow.
+        assert!(render(columns, [row()], |_| Tone::Plain, Some(20)).contains(id));
+    }
+
+    #[test]
+    fn a_text_that_is_cut_ends_with_an_ellipsis() {
+        assert_eq!((cut("abc", 3), cut("abcd", 3)), ("abc".to_owned(), "ab…".to_owned()));
     }
 
     #[test]

@@ -98,17 +98,12 @@ async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Re
             return Ok(stop(&shutdown, &mut signals, options.shutdown_grace).await);
         }
     }
-    driver.start(
-        observe::Observe::new(database.clone(), seen.clone()),
-        every(observe::PERIOD),
-        look_now.clone(),
-    );
     shutdown.spawn(
         "listener",
         listener::run(
             database.clone(),
             vec![events_came.clone(), streams_wake.clone(), webhooks_wake.clone()],
-            (seen, look_now),
+            (seen.clone(), look_now.clone()),
             shutdown.token().clone(),
         ),
     );
@@ -189,6 +184,8 @@ async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Re
         every(options.seal_interval),
         Signal::default(),
     );
+    // After all tasks that a metric or /readyz may show.
+    driver.start(observe::Observe::new(database.clone(), seen), every(observe::PERIOD), look_now);
     let leading = database.clone();
     driver.start(
         heartbeat::Heartbeat::new(database, identity(), statuses, leaderless),
@@ -229,7 +226,7 @@ async fn stop(shutdown: &Shutdown, signals: &mut Signals, grace: Duration) -> u8
 
 /// Logs the settings, which explain the rest of the log.
 fn announce(target: &Target, standbys: &[Target], options: &RunOptions) {
-    let time = |duration| humantime::format_duration(duration).to_string();
+    let time = |duration| crate::process::duration::text(duration);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         pid = std::process::id(),

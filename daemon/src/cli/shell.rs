@@ -15,7 +15,7 @@ pub(super) fn completions(options: &CompletionsOptions) -> Result<u8> {
     print(&text)
 }
 
-/// One page for all commands: what somebody looks for at night is found by searching it.
+/// One page for all commands, so that it can be searched.
 pub(super) fn man() -> Result<u8> {
     let mut command = Cli::command();
     command.build();

@@ -1,4 +1,4 @@
-//! `tollgated status`: the server's counters, the daemons, and how their tasks fare.
+//! `tollgated status`: the server's counters, the daemons, and the status of their tasks.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,11 +9,14 @@ use serde_json::{Value, json};
 use crate::background::driver::{Outcome, Status};
 use crate::background::leaderless::is_alive;
 use crate::cli::output;
-use crate::cli::output::Text;
+use crate::cli::output::{Column, Text, Tone};
 use crate::contract::{self, Latency};
 use crate::error::Result;
 use crate::postgres::target::Target;
-use crate::process::exit;
+use crate::process::{duration, exit};
+
+/// So much of an error stands in the table; the whole of it stands beneath.
+const MOST_OF_A_REMARK: usize = 60;
 
 /// How many daemons that are gone are listed.
 const MOST_GONE: usize = 3;
@@ -47,7 +50,7 @@ fn describe(stats: &Value, daemons: &[Value]) -> Text {
     for daemon in alive {
         text = text.then("").then(describe_daemon(daemon));
     }
-    // The latest tell who served here last; a daemon that restarts in a loop would leave hundreds.
+    // The latest show which daemon served here last; one that restarts in a loop would leave hundreds.
     if !gone.is_empty() {
         text = text.then("").then("gone:");
         for daemon in gone.iter().take(MOST_GONE) {
@@ -150,7 +153,7 @@ fn headline(daemon: &Value) -> String {
     let text = |name| output::field(daemon, name);
     let seen = match seconds_since_seen(daemon) {
         Some(seconds) => {
-            format!("seen {} ago", humantime::format_duration(Duration::from_secs(seconds.max(0.0) as u64)))
+            format!("seen {} ago", duration::text(Duration::from_secs(seconds.max(0.0) as u64)))
         }
         None => "never seen".to_owned(),
     };
@@ -169,13 +172,33 @@ fn describe_daemon(daemon: &Value) -> Text {
     // Tasks of another version's daemon may look different. What cannot be read is no reason to show nothing.
     let tasks = daemon.get("tasks").cloned().unwrap_or_default();
     match serde_json::from_value::<BTreeMap<String, Status>>(tasks) {
-        Ok(tasks) => description.then(output::table(
-            ["TASK", "LAST RUN", "TOOK", "OUTCOME", "ITEMS", "TOTAL", "FAILURES", "NEXT RUN", "REMARK"],
-            tasks.iter().map(|(name, status)| row(name, status, &clock)),
-        )),
+        Ok(tasks) => {
+            let table =
+                output::table(COLUMNS, tasks.iter().map(|(name, status)| row(name, status, &clock)), |_| {
+                    Tone::Plain
+                });
+            // Those that the table cuts, whole.
+            tasks
+                .iter()
+                .filter_map(|(name, status)| Some((name, status.last_error.as_deref()?)))
+                .filter(|(_, error)| output::cut(error, MOST_OF_A_REMARK) != **error)
+                .fold(description.then(table), |text, (name, error)| text.then(format!("{name}: {error}")))
+        }
         Err(error) => description.then(format!("its tasks cannot be read: {error}")),
     }
 }
+
+const COLUMNS: [Column; 9] = [
+    Column::whole("TASK"),
+    Column::whole("LAST RUN"),
+    Column::spare("TOOK"),
+    Column::whole("OUTCOME"),
+    Column::spare("ITEMS"),
+    Column::spare("TOTAL"),
+    Column::whole("FAILURES"),
+    Column::whole("NEXT RUN"),
+    Column::cut("REMARK"),
+];
 
 fn row(name: &str, status: &Status, clock: &Clock) -> [String; 9] {
     [
@@ -204,13 +227,13 @@ fn remark(status: &Status, clock: &Clock) -> String {
         Some(false) => remarks.push("another daemon leads".to_owned()),
         None => {}
     }
-    remarks.extend(status.last_error.clone());
+    remarks.extend(status.last_error.as_deref().map(|error| output::cut(error, MOST_OF_A_REMARK)));
     remarks.extend(status.note.clone());
     remarks.join("; ")
 }
 
-/// Turns the times in a daemon's report into "ago" and "in", by the daemon's own clock and the server's, so that the
-/// clock of whoever looks does not matter.
+/// Turns the times in a daemon's report into "ago" and "in", by the daemon's own clock and the server's: the clock of
+/// this machine does not matter.
 struct Clock {
     reported_at: Option<Timestamp>,
     seconds_since: i64,
@@ -246,7 +269,7 @@ impl Clock {
 }
 
 fn seconds_text(seconds: i64) -> String {
-    humantime::format_duration(Duration::from_secs(seconds.max(0).unsigned_abs())).to_string()
+    duration::text(Duration::from_secs(seconds.max(0).unsigned_abs()))
 }
 
 fn took(milliseconds: f64) -> String {
@@ -281,11 +304,21 @@ mod tests {
     }
 
     #[test]
-    fn the_description_says_who_failed_and_why() {
+    fn the_description_says_which_task_failed_and_why() {
         let text = describe(&json!({"metering": true}), &[daemon(3.2)]).as_str().to_owned();
         assert!(text.contains("purge") && text.contains("failed") && text.contains("no luck"), "{text}");
         assert!(text.contains("seen 3s ago"), "{text}");
         assert!(!text.contains("No daemon"), "{text}");
+    }
+
+    #[test]
+    fn a_long_error_is_cut_in_the_table_and_whole_beneath_it() {
+        let error = format!("could not purge: {}", "x".repeat(100));
+        let task = Status { last_error: Some(error.clone()), ..Status::default() };
+        let text = describe_daemon(&json!({"tasks": {"purge": task, "flush": Status::default()}}));
+        let lines: Vec<&str> = text.as_str().lines().collect();
+        assert!(lines.iter().any(|line| line.starts_with(" purge ") && line.ends_with("x…")), "{lines:?}");
+        assert!(lines.contains(&&*format!("purge: {error}")), "{lines:?}");
     }
 
     fn at(text: &str) -> Option<Timestamp> {
@@ -293,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_told_relative_to_now_by_the_clocks_of_daemon_and_server() {
+    fn times_are_relative_to_now_by_the_clocks_of_daemon_and_server() {
         let clock = Clock { reported_at: at("2030-01-02T03:04:10Z"), seconds_since: 3 };
         assert_eq!(clock.ago(at("2030-01-02T03:04:05Z")), "8s ago");
         assert_eq!(clock.until(at("2030-01-02T04:04:10Z")), "in 59m 57s");

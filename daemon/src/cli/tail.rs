@@ -35,7 +35,7 @@ pub(super) async fn tail(target: Target, options: TailOptions) -> Result<u8> {
 
 async fn print(target: &Target, options: &TailOptions) -> Result<()> {
     let mut session = target.connect().await?;
-    let mut cursor = contract::event_position(&*session, options.since).await?;
+    let mut cursor = contract::event_position(&*session, begin(options)).await?;
     if !options.follow {
         while !print_batch(&session, &mut cursor, options.batch.batch_size).await? {}
         return Ok(());
@@ -60,9 +60,18 @@ async fn print(target: &Target, options: &TailOptions) -> Result<()> {
     }
 }
 
+/// Where reading begins, as `event_position` takes it: after an event, or with the last events of so many.
+fn begin(options: &TailOptions) -> Option<i64> {
+    match (options.since, options.last) {
+        (Some(id), _) => Some(id),
+        (None, 0) => None,
+        (None, last) => Some(-last),
+    }
+}
+
 fn complain(complaint: &mut FailureLog, error: &Error) {
     if let Some(tally) = complaint.failed(&error.to_string()) {
-        tracing::warn!(failures = tally.failures, "{error}; trying again, and going on where it broke off");
+        tracing::warn!(failures = tally.failures, "{error}; trying again, and continuing where it stopped");
     }
 }
 
@@ -77,7 +86,7 @@ async fn follow(
         Ok(()) => true,
         Err(error) if error.kind() == Kind::ConnectionLost => return Err(error),
         Err(error) => {
-            tracing::warn!(%error, "cannot hear of events at once; looking for them every second instead");
+            tracing::warn!(%error, "cannot be notified of events; looking for them every second instead");
             false
         }
     };
@@ -134,7 +143,7 @@ fn write_lines(mut out: impl Write, events: &[Event]) -> Result<()> {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::output)
 }
 
-/// Resolves when whoever reads our output has closed its end: without this, `tail --follow | head -1` would hang until
+/// Resolves when the reader of our output has closed its end: without this, `tail --follow | head -1` would hang until
 /// the next event. Never resolves if standard output is no pipe.
 async fn reader_is_gone() {
     let (sender, gone) = tokio::sync::oneshot::channel();
@@ -195,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_is_told_from_a_full_disk() {
+    fn a_closed_pipe_is_distinguished_from_a_full_disk() {
         struct Closed;
         impl Write for Closed {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {

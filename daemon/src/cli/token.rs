@@ -1,24 +1,25 @@
 //! `tollgated token …`: tokens by hand.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _, Read as _};
 use std::path::Path;
 
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tollgate_core::token;
 use zeroize::Zeroizing;
 
 use super::list::List;
+use crate::app::tokens;
+use crate::app::tokens::{Changes, Ending, Filter, NewToken, Revocation, Search};
 use crate::cli::output;
-use crate::cli::output::Tone;
+use crate::cli::output::{Column, Tone};
 use crate::config::{
-    CreateOptions, DeriveOptions, EnabledOptions, ListOptions, OutputOptions, PresentedToken, RevokeOptions,
-    RotateOptions, ShowOptions, TokenCommand, VerifyOptions,
+    Clearable, CreateOptions, DeriveOptions, EnabledOptions, ListOptions, OutputOptions, RevokeOptions,
+    RotateOptions, ShowOptions, TokenCommand, TokenStatus, UpdateOptions, VerifyOptions,
 };
-use crate::contract;
-use crate::contract::Ending;
 use crate::contract::document::Document;
 use crate::error::{Error, Result};
-use crate::postgres::pool::hide_bind_values;
 use crate::postgres::target::Target;
 use crate::process::exit;
 
@@ -31,6 +32,7 @@ pub(super) async fn token(target: Target, command: TokenCommand) -> Result<u8> {
         TokenCommand::List(options) => list(target, options).await,
         TokenCommand::Verify(options) => verify(target, options).await,
         TokenCommand::Show(options) => show(target, options).await,
+        TokenCommand::Update(options) => update(target, options).await,
         TokenCommand::Revoke(options) => revoke(target, options).await,
         TokenCommand::Rotate(options) => rotate(target, options).await,
         TokenCommand::Derive(options) => derive(target, options).await,
@@ -62,47 +64,67 @@ fn hand_out(issued: &Value, output: &OutputOptions) -> Result<()> {
 
 async fn create(target: Target, options: CreateOptions) -> Result<u8> {
     let session = target.connect().await?;
-    let issued = contract::create_api_token(
-        &*session,
-        &contract::NewToken {
-            user_id: &options.user,
-            name: &options.name,
-            scopes: &options.scopes,
-            ending: Ending { expires_in: options.expires_in, expires_at: options.expires_at },
-            metadata: options.metadata.as_deref().unwrap_or("{}"),
-            // No list is every network; an empty one would be none.
-            allowed_ips: (!options.allowed_ips.is_empty()).then_some(options.allowed_ips.as_slice()),
-            rate_limit: options.rate_limit,
-            rate_window: options.rate_window,
-            prefix: options.prefix.as_deref(),
-        },
-    )
-    .await?;
+    let new = NewToken {
+        user_id: &options.user,
+        name: &options.name,
+        scopes: &options.scopes,
+        ending: Ending { expires_in: options.expires_in, expires_at: options.expires_at },
+        metadata: options.metadata.as_deref().unwrap_or("{}"),
+        // No list is every network; an empty one would be none.
+        allowed_ips: (!options.allowed_ips.is_empty()).then_some(options.allowed_ips.as_slice()),
+        rate_limit: options.rate_limit,
+        rate_window: options.rate_window,
+        prefix: options.prefix.as_deref(),
+    };
+    let issued = tokens::create(&session, &new).await?;
     hand_out(&issued, &options.output)?;
     Ok(exit::OK)
 }
 
 async fn list(target: Target, options: ListOptions) -> Result<u8> {
-    const HEADING: [&str; 9] =
-        ["ID", "NAME", "HINT", "STATUS", "USES", "DENIALS", "LAST USED", "EXPIRES", "SCOPES"];
+    const COLUMNS: [Column; 10] = [
+        Column::whole("ID"),
+        Column::cut("USER"),
+        Column::cut("NAME"),
+        Column::whole("HINT"),
+        Column::whole("STATUS"),
+        Column::whole("EXPIRES"),
+        Column::spare("LAST USED"),
+        Column::spare("USES"),
+        Column::spare("DENIALS"),
+        Column::cut("SCOPES"),
+    ];
     let row = |token: &Document| {
         [
             token.field("id"),
+            token.field("user_id"),
             token.field("name"),
             token.field("hint"),
             token.field("status"),
+            token.moment("expires_at"),
+            token.moment("last_used_at"),
             token.field("use_count"),
             token.field("denied_count"),
-            token.moment("last_used_at"),
-            token.moment("expires_at"),
             token.field("scopes"),
         ]
     };
+    let ListOptions { user, hint, name, status, limit, after, output } = options;
     let session = target.connect().await?;
-    let tokens = contract::list_api_tokens(&*session, &options.user).await?;
-    let list = List { key: "id", heading: HEADING, row, tone: status_tone };
-    if !list.print(tokens, &options.output).await? && options.output.is_for_people() {
-        output::line(format!("{} has no tokens", options.user))?;
+    let none = match &user {
+        Some(user) => format!("{user} has no tokens"),
+        None => "there are no tokens".to_owned(),
+    };
+    let filter = Filter { hint, name, status: status.map(TokenStatus::as_str) };
+    let nothing =
+        if filter.is_empty() && after.is_none() { none } else { "there are no such tokens".to_owned() };
+    let rows = tokens::list(&session, Search { user, filter, limit, after });
+    let list = List { key: "id", columns: COLUMNS, row, tone: status_tone };
+    match list.print(rows, &output).await? {
+        None if output.is_for_people() => output::line(nothing)?,
+        Some(last) if output.is_for_people() && Some(last.count) == limit => {
+            eprintln!("There may be more: --after {} begins there.", last.key);
+        }
+        _ => {}
     }
     Ok(exit::OK)
 }
@@ -117,7 +139,7 @@ fn status_tone(cell: &str) -> Tone {
 
 async fn show(target: Target, options: ShowOptions) -> Result<u8> {
     let session = target.connect().await?;
-    let Some(token) = contract::show_api_token(&*session, options.id).await? else {
+    let Some(token) = tokens::show(&session, options.id).await? else {
         if options.output.json {
             output::json(&Value::Null)?;
         } else {
@@ -135,7 +157,7 @@ async fn show(target: Target, options: ShowOptions) -> Result<u8> {
     Ok(exit::OK)
 }
 
-/// What is known of a token, in the order in which one asks; what does not apply to it is left out.
+/// What is known of a token, what people ask first at the top; what does not apply to it is left out.
 fn known(token: &Document) -> Vec<(&'static str, String)> {
     [
         ("id", "id"),
@@ -164,8 +186,12 @@ fn known(token: &Document) -> Vec<(&'static str, String)> {
     .into_iter()
     .filter(|(_, key)| token.has(key))
     .map(|(name, key)| {
-        let time = key.ends_with("_at");
-        (name, if time { token.moment(key) } else { token.field(key) })
+        let value = match key {
+            "rate_window" => token.duration(key),
+            _ if key.ends_with("_at") => token.moment(key),
+            _ => token.field(key),
+        };
+        (name, value)
     })
     .collect()
 }
@@ -174,64 +200,98 @@ async fn rotate(target: Target, options: RotateOptions) -> Result<u8> {
     let session = target.connect().await?;
     let ending = Ending { expires_in: options.expires_in, expires_at: options.expires_at };
     let issued =
-        contract::rotate_api_token(&*session, options.id, options.grace, &ending, options.revoke_on_reuse)
-            .await?;
+        tokens::rotate(&session, options.id, options.grace, &ending, options.revoke_on_reuse).await?;
     hand_out(&issued, &options.output)?;
     Ok(exit::OK)
 }
 
 async fn derive(target: Target, options: DeriveOptions) -> Result<u8> {
-    let parent = read_token(&options.parent)?;
+    let parent = read_token(&options.parent.token_file)?;
     let session = target.connect().await?;
-    hide_bind_values(&session).await?;
     let networks = (!options.allowed_ips.is_empty()).then_some(options.allowed_ips.as_slice());
-    let issued = contract::derive_api_token(
-        &*session,
-        &parent,
-        &options.name,
-        &options.scopes,
-        &Ending { expires_in: options.expires_in, expires_at: options.expires_at },
-        networks,
-    )
-    .await?;
+    let ending = Ending { expires_in: options.expires_in, expires_at: options.expires_at };
+    let issued = tokens::derive(&session, &parent, &options.name, &options.scopes, &ending, networks).await?;
     hand_out(&issued, &options.output)?;
     Ok(exit::OK)
 }
 
+async fn update(target: Target, options: UpdateOptions) -> Result<u8> {
+    let changes = changes(&options)?;
+    let session = target.connect().await?;
+    let token = tokens::update(&session, options.id, &changes).await?;
+    if options.output.json {
+        output::json(&token)?;
+    } else if !options.output.quiet {
+        output::line(output::facts(&known(&token)))?;
+    }
+    Ok(exit::OK)
+}
+
+/// What was named, as `tollgate.update_api_token` takes it.
+fn changes(options: &UpdateOptions) -> Result<Changes> {
+    let mut fields: BTreeMap<&str, Box<RawValue>> = BTreeMap::new();
+    let mut set = |key: &'static str, value: Value| {
+        // A value of ours is always JSON.
+        if let Ok(value) = serde_json::value::to_raw_value(&value) {
+            fields.insert(key, value);
+        }
+    };
+    if let Some(name) = &options.name {
+        set("name", json!(name));
+    }
+    if !options.scopes.is_empty() {
+        set("scopes", json!(options.scopes));
+    }
+    if let Some(time) = options.expires_at {
+        set("expires_at", json!(time.to_string()));
+    }
+    if !options.allowed_ips.is_empty() {
+        set("allowed_ips", json!(options.allowed_ips));
+    }
+    if let Some(limit) = options.rate_limit {
+        set("rate_limit", json!(limit));
+    }
+    if let Some(window) = options.rate_window {
+        set("rate_window", json!(format!("{} seconds", window.as_secs_f64())));
+    }
+    // The text itself, since numbers of ours do not hold all that the server's do.
+    if let Some(metadata) = options.metadata.as_deref().and_then(|text| serde_json::from_str(text).ok()) {
+        fields.insert("metadata", metadata);
+    }
+    for clear in &options.clear {
+        let key = match clear {
+            Clearable::Scopes => "scopes",
+            Clearable::Expiry => "expires_at",
+            Clearable::Metadata => "metadata",
+            Clearable::AllowedIps => "allowed_ips",
+            Clearable::RateLimit => "rate_limit",
+        };
+        if (*clear == Clearable::Expiry && options.expires_in.is_some())
+            || fields.insert(key, RawValue::NULL.to_owned()).is_some()
+        {
+            return Err(Error::usage(format!("--clear names what is also set: {}", key.replace('_', " ")))
+                .with_remedy("either set it or clear it"));
+        }
+    }
+    let fields = serde_json::to_string(&fields)
+        .map_err(|error| Error::failed(format!("could not write JSON: {error}")))?;
+    Ok(Changes { fields, expires_in: options.expires_in })
+}
+
 async fn set_enabled(target: Target, options: EnabledOptions, enabled: bool) -> Result<u8> {
     let session = target.connect().await?;
-    let changed =
-        contract::set_api_token_enabled(&*session, options.id, enabled, options.reason.as_deref()).await?;
+    let changed = tokens::set_enabled(&session, options.id, enabled, options.reason.as_deref()).await?;
     let word = if enabled { "enabled" } else { "disabled" };
-    if options.output.json {
-        output::json(&json!({ word: changed }))?;
-    } else if !options.output.quiet {
-        output::line(match changed {
-            true => word.to_owned(),
-            false => format!("nothing was {word}: there is no such token, or it is {word} already"),
-        })?;
-    }
-    Ok(if changed { exit::OK } else { exit::NO })
+    let otherwise = format!("nothing was {word}: there is no such token, or it is {word} already");
+    output::changed(&options.output, word, changed, &otherwise)
 }
 
 async fn verify(target: Target, options: VerifyOptions) -> Result<u8> {
-    let presented = read_token(&options.token)?;
+    let presented = read_token(&options.token.token_file)?;
     let session = target.connect().await?;
     let scopes = (!options.scopes.is_empty()).then_some(options.scopes.as_slice());
-    let verification = if options.foreign {
-        hide_bind_values(&session).await?;
-        contract::verify_api_token(&*session, &presented, scopes, options.client_ip).await?
-    } else {
-        // Only the digest leaves this process, so that the token is in no log on the way.
-        let digest = token::digest(presented.as_bytes());
-        let mut verification =
-            contract::verify_api_token_hash(&*session, &digest, scopes, options.client_ip).await?;
-        // A digest tells the server nothing of the shape, so what it cannot say is said here.
-        if verification.field("code") == "NOT_FOUND" && token::parse(presented.as_bytes()).is_none() {
-            verification.set("code", "MALFORMED");
-        }
-        verification
-    };
+    let verification =
+        tokens::verify(&session, &presented, options.foreign, scopes, options.client_ip).await?;
     let valid = verification.is_true("valid");
     if options.output.json {
         output::json(&verification)?;
@@ -256,7 +316,11 @@ fn verdict(verification: &Document) -> Vec<(&'static str, String)> {
         ("retry after", "retry_after"),
     ] {
         if verification.has(key) {
-            let value = if key == "expires_at" { verification.moment(key) } else { verification.field(key) };
+            let value = match key {
+                "expires_at" => verification.moment(key),
+                "retry_after" => verification.duration(key),
+                _ => verification.field(key),
+            };
             facts.push((name, value));
         }
     }
@@ -264,55 +328,73 @@ fn verdict(verification: &Document) -> Vec<(&'static str, String)> {
 }
 
 async fn revoke(target: Target, options: RevokeOptions) -> Result<u8> {
+    let presented = options.presented.as_deref().map(read_token).transpose()?;
     let reason = options.reason.as_deref();
-    let revoked = match options.id {
-        Some(id) => {
-            let session = target.connect().await?;
-            contract::revoke_api_token(&*session, id, options.user.as_deref(), reason).await?
+    let user = options.user.as_deref();
+    let (what, otherwise) = match (&presented, options.id, user) {
+        (Some(token), ..) => {
+            (Revocation::Presented(token), "nothing to revoke: the token is unknown or revoked already")
         }
-        None => {
-            let token = read_token(&options.token)?;
-            let session = target.connect().await?;
-            hide_bind_values(&session).await?;
-            contract::revoke_presented_token(&*session, &token, reason).await?
+        (None, Some(id), None) => {
+            (Revocation::Token { id, user }, "nothing to revoke: no such token, or it is revoked already")
+        }
+        (None, Some(id), Some(_)) => (
+            Revocation::Token { id, user },
+            "nothing to revoke: that user has no such token, or it is revoked already",
+        ),
+        (None, None, user) => {
+            return revoke_user(target, user.unwrap_or_default(), reason, &options.output).await;
         }
     };
-    if options.output.json {
-        output::json(&json!({ "revoked": revoked }))?;
-    } else if options.output.quiet {
-        // The exit status says it.
-    } else if revoked {
-        output::line("revoked")?;
-    } else {
-        output::line(match (&options.id, &options.user) {
-            (None, _) => "nothing to revoke: the token is unknown or revoked already",
-            (Some(_), None) => "nothing to revoke: no such token, or it is revoked already",
-            (Some(_), Some(_)) => "nothing to revoke: that user has no such token, or it is revoked already",
-        })?;
-    }
-    Ok(if revoked { exit::OK } else { exit::NO })
+    let session = target.connect().await?;
+    let revoked = tokens::revoke(&session, what, reason).await? > 0;
+    output::changed(&options.output, "revoked", revoked, otherwise)
 }
 
-fn read_token(from: &PresentedToken) -> Result<Zeroizing<String>> {
-    let token = if from.token_file == Path::new("-") {
+/// Revokes all tokens of a user.
+pub(super) async fn revoke_user(
+    target: Target,
+    user: &str,
+    reason: Option<&str>,
+    output: &OutputOptions,
+) -> Result<u8> {
+    let session = target.connect().await?;
+    let revoked = tokens::revoke(&session, Revocation::User(user), reason).await?;
+    if output.json {
+        output::json(&json!({ "revoked": revoked }))?;
+    } else if !output.quiet {
+        output::line(match revoked {
+            0 => format!("nothing to revoke: {user} has no token that is not revoked"),
+            1 => format!("revoked 1 token of {user}"),
+            _ => format!("revoked {revoked} tokens of {user}"),
+        })?;
+    }
+    Ok(if revoked > 0 { exit::OK } else { exit::NO })
+}
+
+fn read_token(from: &Path) -> Result<Zeroizing<String>> {
+    read_secret(from, "token", "Token (not shown): ")
+}
+
+/// Reads what must not be an argument: `what` it is, for messages.
+pub(super) fn read_secret(from: &Path, what: &str, prompt: &str) -> Result<Zeroizing<String>> {
+    let text = if from == Path::new("-") {
         if io::stdin().is_terminal() {
-            Zeroizing::new(
-                rpassword::prompt_password("Token (not shown): ").map_err(unreadable("the terminal"))?,
-            )
+            Zeroizing::new(rpassword::prompt_password(prompt).map_err(unreadable("the terminal"))?)
         } else {
             read_all(io::stdin().lock(), "standard input")?
         }
     } else {
         // A token may have been given in the place of a file's name.
-        let name = token::redact(&from.token_file.display().to_string());
-        let file = std::fs::File::open(&from.token_file)
-            .map_err(|error| Error::usage(format!("could not read the token from {name}: {error}")))?;
+        let name = token::redact(&from.display().to_string());
+        let file = std::fs::File::open(from)
+            .map_err(|error| Error::usage(format!("could not read the {what} from {name}: {error}")))?;
         read_all(file, &name)?
     };
-    let trimmed = token.trim();
+    let trimmed = text.trim();
     if trimmed.is_empty() {
-        return Err(Error::usage("there is no token in what was read")
-            .with_remedy("pass it on standard input, or name its file with --token-file"));
+        return Err(Error::usage(format!("there is no {what} in what was read"))
+            .with_remedy("pass it on standard input, or name the file that holds it"));
     }
     Ok(Zeroizing::new(trimmed.to_owned()))
 }
@@ -323,7 +405,7 @@ fn read_all(from: impl io::Read, name: &str) -> Result<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::with_capacity(LONGEST_INPUT as usize + 1));
     from.take(LONGEST_INPUT + 1).read_to_string(&mut text).map_err(unreadable(name))?;
     if text.len() as u64 > LONGEST_INPUT {
-        return Err(Error::usage(format!("{name} holds more than a token: over {LONGEST_INPUT} bytes")));
+        return Err(Error::usage(format!("{name} holds over {LONGEST_INPUT} bytes, which is no token")));
     }
     Ok(text)
 }
@@ -347,8 +429,7 @@ mod tests {
 
     #[test]
     fn a_missing_token_file_is_named() {
-        let from = PresentedToken { token_file: "/nonexistent/token".into() };
-        let error = read_token(&from).unwrap_err();
+        let error = read_token(Path::new("/nonexistent/token")).unwrap_err();
         assert!(error.message().contains("/nonexistent/token"), "{error}");
     }
 

@@ -1,5 +1,5 @@
 //! Whether others may write the files that this process believes: its configuration, passwords, keys and certificates.
-//! Whoever writes one of them has the daemon connect elsewhere, or as somebody else.
+//! An attacker who can write one of them can have the daemon connect elsewhere, or as another role.
 //!
 //! It is a warning, not a refusal: a daemon that does not start after a `chmod` flushes nothing.
 

@@ -1,15 +1,13 @@
-//! Options: what there is, where each value comes from, and whether the files that it comes from can be trusted.
+//! Options: their names and bounds, where each value comes from, and whether the files that it comes from can be trusted.
 
 mod command_options;
 mod common_options;
 pub mod file_trust;
+mod management_options;
 mod options;
 pub mod sources;
 
-pub use command_options::{
-    CompletionsOptions, CreateOptions, DefineScopeOptions, DeriveOptions, DropScopeOptions, EnabledOptions,
-    ImportFormat, ImportOptions, ListOptions, PresentedToken, RevokeOptions, RotateOptions, ScopeCommand,
-    ShowOptions, TokenCommand, VerifyOptions,
-};
+pub use command_options::*;
 pub use common_options::{BatchOptions, OutputOptions};
+pub use management_options::*;
 pub use options::*;

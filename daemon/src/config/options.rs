@@ -1,7 +1,7 @@
 //! Every option: its name, its environment variable, its bounds, its default.
 //!
 //! An option with an `env` can also stand in the configuration file, see [`crate::config::sources`]; nothing else is needed for
-//! that. Its value parser holds the bounds, so that whatever is wrong with several of them is told at once.
+//! that. Its value parser holds the bounds, so that the faults of several options are reported together.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,8 +16,10 @@ use tollgate_core::token;
 
 use super::command_options::{CompletionsOptions, ScopeCommand, TokenCommand};
 use super::common_options::{BatchOptions, OutputOptions};
+use super::management_options::{AuditCommand, CapabilityCommand, UserCommand, WebhookCommand};
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
+use crate::process::duration;
 use crate::secret::Secret;
 
 const EXIT_CODES: &str = "\
@@ -25,10 +27,10 @@ Exit status:
    0  done; for a question: yes
    1  the answer is no (token not valid, nothing to revoke, a check failed, no daemon seen),
       or the work failed
-  64  the command line or the configuration is wrong; nothing was tried
+  64  the command line or the configuration is wrong and a person must fix it; nothing was tried
   69  the database cannot be reached
   70  `run` ended because one of its own tasks ended; the log says which and why
-  75  `run` was told to stop and had to abandon a task; the log says which";
+  75  `run` was asked to stop and had to abandon a task; the log says which";
 
 const RUN_NOTES: &str = "\
 Signals:
@@ -38,7 +40,11 @@ Signals:
   SIGUSR1          flush usage now
 
 The daemon needs the capability operator, no more: `tollgated check` prints the statement that
-grants it. It never gives up on the database but waits and tries again.";
+grants it. It never gives up on the database, nor on a port that another process has, but waits
+and tries again.
+
+Example:
+  DATABASE_URL=postgresql://tollgated@db.example.com/app tollgated run --standby postgresql://tollgated@replica/app";
 
 /// The daemon and the command line of Tollgate, API tokens inside PostgreSQL.
 #[derive(Debug, Parser)]
@@ -79,25 +85,46 @@ pub enum Command {
     /// Serve a database: flush usage, record expiries, purge ended tokens, log events
     #[command(after_help = format!("{RUN_NOTES}\n\n{EXIT_CODES}"))]
     Run(RunOptions),
-    /// Print events, one JSON object a line
+    /// Print events of the audit log, one JSON object a line: the last ones, or those since one
+    #[command(
+        after_help = "Examples:\n  tollgated tail\n  tollgated tail --since 0\n  tollgated tail --follow"
+    )]
     Tail(TailOptions),
     /// Show the server's counters and the daemons with their tasks; exit status 1 if no daemon was seen for 60 s
+    #[command(after_help = "Example:\n  tollgated status --json")]
     Status(OutputOptions),
-    /// Examine the deployment, from versions to the notification queue, and print what mends each finding
+    /// Examine the deployment, from versions to the notification queue, and print what fixes each finding
+    #[command(after_help = "Example:\n  tollgated check --strict")]
     Check(CheckOptions),
     /// Print the options in effect for `run`, and where each is from; passwords are masked
+    #[command(after_help = "Example:\n  tollgated config --config ./tollgated.toml")]
     Config(Box<ConfigOptions>),
     /// Carry the usage counted so far into the tables, once
+    #[command(after_help = "Example:\n  tollgated flush")]
     Flush(FlushOptions),
     /// Record expiries and delete tokens that ended long ago, once and until done
+    #[command(after_help = "Example:\n  tollgated cleanup --retention 30d")]
     Cleanup(CleanupOptions),
     /// Create, list, verify, change, import and revoke tokens
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Revoke all that a user has
+    #[command(subcommand)]
+    User(UserCommand),
     /// List, define and drop scopes
     #[command(subcommand)]
     Scope(ScopeCommand),
-    /// Print what lets a shell complete this command line, such as `tollgated completions bash`
+    /// Have events sent to other systems
+    #[command(subcommand)]
+    Webhook(WebhookCommand),
+    /// Check the audit log
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// Say which database role may do what
+    #[command(subcommand)]
+    Capability(CapabilityCommand),
+    /// Print what lets a shell complete this command line
+    #[command(after_help = "Example:\n  tollgated completions bash >/etc/bash_completion.d/tollgated")]
     Completions(CompletionsOptions),
     /// Print the manual page, in roff
     #[command(hide = true)]
@@ -205,7 +232,7 @@ pub enum LogFormat {
 
 #[derive(Clone, Debug, Args)]
 pub struct CheckOptions {
-    /// How long a transaction, a subscriber or a standby may be behind before it is told of
+    /// How long a transaction, a subscriber or a standby may be behind before it is reported
     #[arg(long, value_name = "TIME", default_value = "5min", value_parser = patience)]
     pub patience: Duration,
 
@@ -234,7 +261,7 @@ pub struct RetentionOptions {
         long,
         value_name = "TIME",
         env = "TOLLGATED_RETENTION",
-        default_value = "30days",
+        default_value = "30d",
         value_parser = retention
     )]
     pub retention: Duration,
@@ -244,12 +271,12 @@ pub struct RetentionOptions {
         long,
         value_name = "TIME",
         env = "TOLLGATED_USAGE_RETENTION",
-        default_value = "90days",
+        default_value = "90d",
         value_parser = retention
     )]
     pub usage_retention: Duration,
 
-    /// How long the audit log is kept, at least 1day; or off, for ever. Only what is sealed and was told to every
+    /// How long the audit log is kept, at least 1d; or off, for ever. Only what is sealed and was read by every
     /// subscription is deleted
     #[arg(long, value_name = "TIME", env = "TOLLGATED_AUDIT_RETENTION", default_value = "off")]
     pub audit_retention: AuditRetention,
@@ -278,7 +305,7 @@ pub struct RunOptions {
     #[command(flatten)]
     pub retention: RetentionOptions,
 
-    /// How often the event log is looked at behind LISTEN, which only tells of the urgent ones
+    /// How often the event log is looked at behind LISTEN, which only announces the urgent ones
     #[arg(long, value_name = "TIME", env = "TOLLGATED_PUBLISH_INTERVAL", default_value = "1s",
         value_parser = interval)]
     pub publish_interval: Duration,
@@ -288,8 +315,8 @@ pub struct RunOptions {
         value_parser = interval)]
     pub seal_interval: Duration,
 
-    /// How long before its end a token is told of as token.expiring; 0 for never
-    #[arg(long, value_name = "TIME", env = "TOLLGATED_EXPIRY_NOTICE", default_value = "7days",
+    /// How long before its end a token is announced, as token.expiring; 0 for never
+    #[arg(long, value_name = "TIME", env = "TOLLGATED_EXPIRY_NOTICE", default_value = "7d",
         value_parser = notice)]
     pub expiry_notice: Duration,
 
@@ -319,7 +346,7 @@ pub struct RunOptions {
         value_parser = subscription)]
     pub subscription: String,
 
-    /// How long running work and the last flush may take when the daemon is told to stop
+    /// How long running work and the last flush may take when the daemon is asked to stop
     #[arg(long, value_name = "TIME", env = "TOLLGATED_SHUTDOWN_GRACE", default_value = "20s",
         value_parser = grace)]
     pub shutdown_grace: Duration,
@@ -339,9 +366,14 @@ pub struct ConfigOptions {
 
 #[derive(Debug, Args)]
 pub struct TailOptions {
-    /// Begin after the event with this id; 0 begins with the first [default: from now on]
+    /// Begin after the event with this id; 0 begins with the first one that the log has
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(i64).range(0..))]
     pub since: Option<i64>,
+
+    /// Begin with the last events, so many of them; 0 begins with the next one that comes
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10, conflicts_with = "since",
+        value_parser = clap::value_parser!(i64).range(0..=10_000))]
+    pub last: i64,
 
     /// Go on with new events as they come, through reconnects; without it, end once all are printed
     #[arg(short, long)]
@@ -409,7 +441,7 @@ impl FromStr for AuditRetention {
 impl fmt::Display for AuditRetention {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Some(time) => humantime::format_duration(time).fmt(f),
+            Some(time) => f.write_str(&duration::text(time)),
             None => f.write_str("off"),
         }
     }
@@ -452,7 +484,7 @@ fn patience(text: &str) -> Result<Duration, String> {
 
 fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let value = humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 5s or 1h"))?;
-    let shown = humantime::format_duration;
+    let shown = duration::text;
     if value < least {
         return Err(format!("it must be at least {}", shown(least)));
     }
@@ -496,6 +528,27 @@ mod tests {
     }
 
     #[test]
+    fn each_command_has_an_example_in_its_help() {
+        fn leaves(command: &clap::Command, path: &str, without: &mut Vec<String>) {
+            for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+                let path = format!("{path} {}", subcommand.get_name());
+                if subcommand.has_subcommands() {
+                    leaves(subcommand, &path, without);
+                    continue;
+                }
+                let help = subcommand.get_after_long_help().or(subcommand.get_after_help());
+                let help = help.map(ToString::to_string).unwrap_or_default();
+                if !help.lines().any(|line| line.trim() == path || line.contains(&format!("{path} "))) {
+                    without.push(path);
+                }
+            }
+        }
+        let mut without = Vec::new();
+        leaves(&Cli::command(), "tollgated", &mut without);
+        assert_eq!(without, Vec::<String>::new());
+    }
+
+    #[test]
     fn run_has_the_documented_defaults() {
         let options = run(&[]);
         assert_eq!(options.flush_interval, Duration::from_secs(5));
@@ -513,13 +566,13 @@ mod tests {
     fn values_that_cannot_be_meant_are_refused_with_the_option_and_the_bound() {
         for (arguments, words) in [
             (["--flush-interval", "1ms"], ["--flush-interval", "at least 100ms"]),
-            (["--purge-interval", "2days"], ["--purge-interval", "at most 1day"]),
+            (["--purge-interval", "2days"], ["--purge-interval", "at most 1d"]),
             (["--shutdown-grace", "0s"], ["--shutdown-grace", "at least 100ms"]),
             (["--retention", "200years"], ["--retention", "at most"]),
             (["--usage-retention", "200years"], ["--usage-retention", "at most"]),
             (["--audit-retention", "0"], ["--audit-retention", "off"]),
-            (["--audit-retention", "0s"], ["--audit-retention", "at least 1day; or as off"]),
-            (["--audit-retention", "23h"], ["--audit-retention", "at least 1day"]),
+            (["--audit-retention", "0s"], ["--audit-retention", "at least 1d; or as off"]),
+            (["--audit-retention", "23h"], ["--audit-retention", "at least 1d"]),
             (["--audit-retention", "200years"], ["--audit-retention", "at most"]),
             (["--subscription", ""], ["--subscription", "1 to 100 characters"]),
         ] {
@@ -550,7 +603,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misplaced_connection_string_is_masked_in_the_complaint_about_it() {
+    fn a_misplaced_connection_string_is_masked_in_the_error_about_it() {
         for argument in
             ["postgresql://u:hunter2@h/d", "--databse-url=postgresql://u:hunter2@h/d", "password=hunter2"]
         {

@@ -76,7 +76,7 @@ pub fn load(arguments: impl IntoIterator<Item = OsString>) -> Result<Configurati
     let refuse_arguments = |error| {
         Refusal::CommandLine(unmodified.clone().try_get_matches_from(&arguments).err().unwrap_or(error))
     };
-    let mut parser = Parser::new(without_empty_variables(unmodified.clone()), &options);
+    let mut parser = Parser::new(unmodified.clone(), &options);
     let matches = parser.parse(&arguments).map_err(refuse_arguments)?;
     let mut faults = Vec::new();
     let named = text(&matches, CONFIG).map(PathBuf::from);
@@ -117,7 +117,8 @@ impl<'a> Parser<'a> {
 
     fn parse(&mut self, arguments: &[OsString]) -> Result<ArgMatches, clap::Error> {
         loop {
-            let error = match self.command.clone().try_get_matches_from(arguments) {
+            let command = without_empty_variables(self.command.clone());
+            let error = match command.try_get_matches_from(arguments) {
                 Ok(matches) => return Ok(matches),
                 Err(error) => error,
             };

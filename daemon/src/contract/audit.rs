@@ -1,7 +1,9 @@
 //! The audit log: purging and sealing it.
 
+use postgres_types::Json;
 use tokio_postgres::GenericClient;
 
+use super::document::Document;
 use super::leadership::{Fence, fenced};
 use super::query::{one, unsigned};
 use crate::error::{Doing as _, Result};
@@ -46,4 +48,21 @@ pub async fn seal_audit_log(
     let (seal, hash): (Option<i64>, Option<Vec<u8>>) =
         (row.try_get(1).doing(DOING)?, row.try_get(2).doing(DOING)?);
     Ok(Sealed { events: unsigned("seal_audit_log", row.try_get(0).doing(DOING)?)?, seal: seal.zip(hash) })
+}
+
+/// `tollgate.audit_verification`, its hash in hexadecimal digits.
+pub async fn verify_audit_log(
+    client: &impl GenericClient,
+    known_seal: Option<i64>,
+    known_hash: Option<&[u8]>,
+) -> Result<Document> {
+    let Json(verification) = one(
+        client,
+        "verify the audit log",
+        "select to_jsonb(v) || jsonb_build_object('last_hash', encode(v.last_hash, 'hex')) \
+         from tollgate.verify_audit_log($1, $2) v",
+        &[&known_seal, &known_hash],
+    )
+    .await?;
+    Ok(verification)
 }

@@ -1,12 +1,15 @@
 //! A row as a JSON object, whose values stay as the server wrote them: numbers of any size, nesting of any depth.
 
 use std::fmt;
+use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{Span, SpanRelativeTo, Timestamp};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
+
+use crate::process::duration;
 
 #[derive(Clone, Debug, Default)]
 pub struct Document(Vec<(String, Box<RawValue>)>);
@@ -33,6 +36,11 @@ impl Document {
     /// A field that holds a time, to the second, in UTC.
     pub fn moment(&self, name: &str) -> String {
         moment(self.field(name))
+    }
+
+    /// A field that holds a duration, as it is given on the command line: `1m 30s`.
+    pub fn duration(&self, name: &str) -> String {
+        duration_text(self.field(name))
     }
 
     /// Puts a text in the place of what is there.
@@ -74,6 +82,15 @@ pub fn moment(text: String) -> String {
     match text.parse::<Timestamp>() {
         Ok(time) => time.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
         Err(_) => text,
+    }
+}
+
+/// An interval as the server writes it in ISO 8601, for people; anything else as it is.
+fn duration_text(text: String) -> String {
+    let whole = text.parse::<Span>().and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()));
+    match whole.map(Duration::try_from) {
+        Ok(Ok(time)) => duration::text(time),
+        _ => text,
     }
 }
 
@@ -124,6 +141,9 @@ mod tests {
         assert_eq!(row.moment("e"), "infinity");
         assert_eq!(row.moment("f"), "2030-01-02 03:04:05Z");
         assert!(row.has("c") && !row.has("a") && !row.has("missing"));
+        let row = document(r#"{"a": "PT1M30S", "b": "P1D", "c": "PT0.25S", "d": "a minute", "e": null}"#);
+        let shown = ["a", "b", "c", "d", "e"].map(|name| row.duration(name));
+        assert_eq!(shown, ["1m 30s", "1d", "250ms", "a minute", "-"]);
     }
 
     #[test]

@@ -61,7 +61,8 @@ pub struct Batch {
     pub caught_up: bool,
 }
 
-/// The cursor from now on (`None`), from the beginning (0), or after the event with that id.
+/// The cursor from now on (`None`), from the first event that the log has (0), after the event with that id, or at the last events of
+/// so many (-10).
 pub async fn event_position(client: &impl GenericClient, since: Option<i64>) -> Result<Cursor> {
     one(
         client,

@@ -10,10 +10,10 @@ pub struct Health {
     pub aspect: String,
     pub severity: String,
     pub detail: String,
-    pub mend: Option<String>,
+    pub remedy: Option<String>,
 }
 
-/// What is amiss, as seen from inside; a transaction or a delay counts once it lasts longer than `patience`.
+/// Problems that the database sees; a transaction or a delay counts once it lasts longer than `patience`.
 pub async fn deployment_health(
     client: &impl GenericClient,
     patience: std::time::Duration,
@@ -21,7 +21,7 @@ pub async fn deployment_health(
     const DOING: &str = "look at the health of the deployment";
     let rows = client
         .query(
-            "select aspect, severity, detail, mend from tollgate.deployment_health(make_interval(secs => $1))",
+            "select aspect, severity, detail, remedy from tollgate.deployment_health(make_interval(secs => $1))",
             &[&patience.as_secs_f64()],
         )
         .await
@@ -32,7 +32,7 @@ pub async fn deployment_health(
                 aspect: row.try_get(0).doing(DOING)?,
                 severity: row.try_get(1).doing(DOING)?,
                 detail: row.try_get(2).doing(DOING)?,
-                mend: row.try_get(3).doing(DOING)?,
+                remedy: row.try_get(3).doing(DOING)?,
             })
         })
         .collect()

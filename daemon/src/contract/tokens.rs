@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use futures_util::Stream;
 use jiff::Timestamp;
 use postgres_types::{Json, ToSql};
 use serde_json::Value;
@@ -10,7 +9,7 @@ use tokio_postgres::GenericClient;
 use uuid::Uuid;
 
 use super::document::Document;
-use super::query::{documents, many, one};
+use super::query::{many, one, unsigned};
 use crate::error::{Doing as _, Result};
 
 /// When a token is to end; not both.
@@ -195,18 +194,81 @@ pub async fn set_api_token_enabled(
     .await
 }
 
+/// Which rows of a list: so many, after the one with that id.
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    pub size: i32,
+    pub after: Option<Uuid>,
+}
+
 /// Rows of `tollgate.tokens`.
-pub async fn list_api_tokens<C: GenericClient>(
-    client: &C,
+pub async fn list_api_tokens(
+    client: &impl GenericClient,
     user_id: &str,
-) -> Result<impl Stream<Item = Result<Document>> + use<C>> {
-    documents(
+    page: Page,
+) -> Result<Vec<Document>> {
+    let statement = "select to_jsonb(t) from tollgate.list_api_tokens($1, $2, $3) t";
+    let rows = many::<Json<Document>>(client, "list tokens", statement, &[&user_id, &page.size, &page.after])
+        .await?;
+    Ok(rows.into_iter().map(|Json(row)| row).collect())
+}
+
+/// What a token is looked for by; without any, all are meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    pub hint: Option<String>,
+    pub name: Option<String>,
+    pub status: Option<&'static str>,
+}
+
+impl Filter {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Rows of `tollgate.tokens`, of all users unless one is named.
+pub async fn find_api_tokens(
+    client: &impl GenericClient,
+    user_id: Option<&str>,
+    filter: &Filter,
+    page: Page,
+) -> Result<Vec<Document>> {
+    let rows = many::<Json<Document>>(
         client,
-        "list tokens",
-        "select to_jsonb(t) from tollgate.list_api_tokens($1) t order by t.created_at, t.id",
-        &[&user_id],
+        "search tokens",
+        "select to_jsonb(t) from tollgate.find_api_tokens($1, $2, $3, $4, $5, $6) t",
+        &[&user_id, &filter.hint, &filter.name, &filter.status, &page.size, &page.after],
     )
-    .await
+    .await?;
+    Ok(rows.into_iter().map(|Json(row)| row).collect())
+}
+
+/// What is changed in a token: keys and values as `tollgate.update_api_token` takes them, and when it is to end.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// A JSON object.
+    pub fields: String,
+    /// Counted by the server's clock.
+    pub expires_in: Option<std::time::Duration>,
+}
+
+/// The row of `tollgate.tokens` after the change.
+pub async fn update_api_token(
+    client: &impl GenericClient,
+    token_id: Uuid,
+    changes: &Changes,
+) -> Result<Document> {
+    let Json(row) = one(
+        client,
+        "change the token",
+        "select to_jsonb(t) from tollgate.update_api_token($1, $2::text::jsonb || \
+             case when $3::float8 is null then '{}' \
+                  else jsonb_build_object('expires_at', clock_timestamp() + make_interval(secs => $3)) end) t",
+        &[&token_id, &changes.fields, &changes.expires_in.map(|time| time.as_secs_f64())],
+    )
+    .await?;
+    Ok(row)
 }
 
 /// `tollgate.verification`.
@@ -267,4 +329,20 @@ pub async fn revoke_presented_token(
 ) -> Result<bool> {
     one(client, "revoke the token", "select tollgate.revoke_presented_token($1, $2)", &[&token, &reason])
         .await
+}
+
+/// How many were revoked.
+pub async fn revoke_all_api_tokens(
+    client: &impl GenericClient,
+    user_id: &str,
+    reason: Option<&str>,
+) -> Result<u64> {
+    let count = one(
+        client,
+        "revoke the user's tokens",
+        "select tollgate.revoke_all_api_tokens($1, $2)",
+        &[&user_id, &reason],
+    )
+    .await?;
+    unsigned("revoke_all_api_tokens", count)
 }

@@ -1,8 +1,8 @@
 //! Connections: where to, how they are set up, how they are kept.
 //!
-//! The daemon never gives up on a server. Whoever needs a session asks [`Database::session`]; if there is none to be
-//! had, that is an error which the caller's own schedule retries, with jittered backoff. That the server is out of
-//! reach is said here, once for everybody.
+//! The daemon never gives up on a server. A task that needs a session asks [`Database::session`]; if there is none,
+//! that is an error which the caller's own schedule retries, with jittered backoff. That the server is out of
+//! reach is logged here, once for all tasks.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, Pool, PoolError, RecycleError, RecycleResult, Timeouts};
 use tokio::sync::{mpsc, watch};
+use tokio_postgres::error::{DbError, Severity};
 use tokio_postgres::{AsyncMessage, Client, Notification};
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +24,7 @@ use crate::process::failure_log::{FailureLog, round};
 const RECYCLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Tasks are short and wake at different times, so few sessions serve all of them.
 const POOL_SIZE: usize = 5;
-/// A session that nobody needed for so long is closed: the server keeps a process for each, which comes to some megabytes.
+/// A session that was not needed for so long is closed: the server keeps a process of some megabytes for each.
 const MOST_IDLE: Duration = Duration::from_secs(30);
 
 /// Keeps the values of this session's statements out of the server's log, where this role may decide that. To be called
@@ -93,11 +94,11 @@ pub(crate) async fn pump<S, T>(
         };
         match message {
             Some(Ok(AsyncMessage::Notification(notification))) => {
-                // Full or closed: a wake-up is pending already, or nobody waits for one.
+                // Full or closed: a wake-up is pending already, or none is waited for.
                 let _ = notifications.try_send(notification);
             }
             Some(Ok(AsyncMessage::Notice(notice))) => {
-                tracing::debug!(severity = notice.severity(), "the server says: {}", notice.message());
+                say(&notice);
             }
             Some(Ok(_)) => {}
             Some(Err(error)) => {
@@ -106,6 +107,21 @@ pub(crate) async fn pump<S, T>(
             }
             None => return,
         }
+    }
+}
+
+/// Logs what the server remarks on a statement. Warnings and notices have a target of their own, so that a command shows them to the
+/// person who runs it.
+fn say(notice: &DbError) {
+    match notice.parsed_severity() {
+        Some(Severity::Warning | Severity::Notice) => {
+            let more = [notice.detail(), notice.hint()]
+                .into_iter()
+                .flatten()
+                .fold(String::new(), |text, part| text + " " + part);
+            tracing::info!(target: "tollgated::notice", "{}.{more}", notice.message());
+        }
+        _ => tracing::debug!(severity = notice.severity(), "the server says: {}", notice.message()),
     }
 }
 
@@ -146,7 +162,7 @@ impl Database {
 
     /// A session to use and drop. Gives up when `stop` is cancelled.
     pub async fn session(&self, stop: &CancellationToken) -> Result<PooledSession> {
-        // Whoever is first after one became superfluous closes it; some task asks every few seconds.
+        // Superfluous ones are closed here; some task asks every few seconds.
         self.pool.retain(|_, metrics| metrics.last_used() < MOST_IDLE);
         tokio::select! {
             biased;
@@ -165,13 +181,13 @@ impl Database {
     }
 
     /// Ends every connection that there is, and every attempt to make one: the network they went through was found
-    /// dead, and whoever waits on them would wait for minutes. No work is lost that a kill would not lose.
+    /// dead, and waiting on them would take minutes. No work is lost that a kill would not lose.
     pub fn cut(&self) {
         let dead = std::mem::take(&mut *lock(&self.connector.trusted));
         dead.cancel();
     }
 
-    /// Tells everyone that there is a way to the server again: those that wait before trying, and those that began to
+    /// Announces that there is a way to the server again: those that wait before trying, and those that began to
     /// try when there was none.
     pub fn restore(&self) {
         self.connector.restored.send_modify(|times| *times += 1);
@@ -253,7 +269,7 @@ impl Connector {
                         attempts = tally.failures,
                         "connected to {} after {}",
                         self.target.describe(),
-                        humantime::format_duration(round(tally.lasting))
+                        crate::process::duration::text(round(tally.lasting))
                     );
                 }
             }

@@ -1,7 +1,7 @@
 //! Finds out whether a connection pooler in transaction mode stands between us and the server.
 //!
 //! Such a pooler lends a server's session for one transaction. LISTEN, advisory locks and settings then stay behind in a
-//! session that somebody else gets next, while all of ours seem to work: even a NOTIFY to oneself comes back, since it
+//! session that another client gets next, while all of ours seem to work: even a NOTIFY to oneself comes back, since it
 //! comes with the answer to the statement that sent it. So two sessions are compared, which cannot be one.
 
 use std::time::Duration;
@@ -21,8 +21,8 @@ const DOING: &str = "find out whether a pooler is in between";
 /// two, which the second round shows, or at random, which all of ten rounds do not.
 const ROUNDS: usize = 10;
 
-/// Waits until the server can be reached, and refuses to go on through a pooler in transaction mode: no waiting mends
-/// that. `Ok` also if it cannot be told; LISTEN is proved again whenever it is used.
+/// Waits until the server can be reached, and refuses to go on through a pooler in transaction mode: waiting does not help
+/// there. `Ok` also if that cannot be found out; LISTEN is proved again whenever it is used.
 pub async fn refuse(target: &Target, stop: &CancellationToken) -> Result<()> {
     let database = Database::new(target.without_settings())?;
     let mut retries = backoff::delays();
@@ -35,7 +35,7 @@ pub async fn refuse(target: &Target, stop: &CancellationToken) -> Result<()> {
             Kind::Unreachable | Kind::ConnectionLost => tokio::time::sleep(retries.next_delay()).await,
             Kind::Usage => return Err(error),
             _ => {
-                tracing::warn!(%error, "cannot tell whether a pooler is in between; goes on as if there were none");
+                tracing::warn!(%error, "cannot find out whether a pooler is in between; continuing as if there were none");
                 return Ok(());
             }
         }
@@ -48,7 +48,7 @@ async fn probe(database: &Database, stop: &CancellationToken) -> Result<()> {
 }
 
 /// Whether two sessions that are ours at the same time are one at the server, or one of them becomes another. They come
-/// from [`Target::without_settings`], for what is set in them might be left to somebody else.
+/// from [`Target::without_settings`], since what is set in them might be left to another client.
 pub async fn examine(one: &Session, other: &Session) -> Result<()> {
     let shared = async {
         let before = identity(one, "").await?;

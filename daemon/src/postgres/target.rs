@@ -687,6 +687,26 @@ mod tests {
     }
 
     #[test]
+    fn hosts_addresses_and_ports_go_together_or_are_refused() {
+        let target = parse("host=one,two hostaddr=10.0.0.1,::1 port=5433 load_balance_hosts=random").unwrap();
+        assert_eq!(target.hosts[1].address, Some("::1".parse().unwrap()));
+        assert_eq!(target.hosts.iter().map(Host::describe).collect::<Vec<_>>(), ["one:5433", "two:5433"]);
+        assert_eq!(target.base.get_load_balance_hosts(), LoadBalanceHosts::Random);
+        for (wrong, words) in [
+            ("host=one,two hostaddr=10.0.0.1", "differ in length"),
+            ("host=one,two port=1,2,3", "differ in length"),
+            ("host=one,,two", "empty host"),
+            ("host=one hostaddr=hunter2", "bad value for the option hostaddr"),
+            ("host=one port=0", "bad value for the option port"),
+            ("host=one load_balance_hosts=hunter2", "bad value for the option load_balance_hosts"),
+        ] {
+            let error = parse(wrong).unwrap_err();
+            assert!(error.message().contains(words), "{wrong}: {error}");
+            assert!(!error.report().contains("hunter2"), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
     fn options_that_are_not_understood_are_named() {
         let error = parse("postgresql://db/app?sslcrl=/etc/crl.pem").unwrap_err();
         assert!(error.message().contains("sslcrl"), "{error}");

@@ -44,7 +44,7 @@ impl Mode {
 /// Whose signature on the server's certificate counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Roots {
-    /// Nobody's: it is not looked at.
+    /// The certificate is not checked.
     Unchecked,
     File(PathBuf),
     /// Whom the operating system trusts.
@@ -302,7 +302,7 @@ impl ServerCertVerifier for Unchecked {
         Ok(ServerCertVerified::assertion())
     }
 
-    // Whoever is at the other end must hold the key of the certificate all the same.
+    // The other end must hold the key of the certificate all the same.
     fn verify_tls12_signature(
         &self,
         message: &[u8],
@@ -396,7 +396,7 @@ pub fn is_handshake(error: &tokio_postgres::Error) -> bool {
     cause(error).is_some()
 }
 
-/// Why TLS failed, and what mends it.
+/// Why TLS failed, and what fixes it.
 pub fn explain(error: &tokio_postgres::Error) -> Option<(String, &'static str)> {
     if error.to_string().contains("TLS")
         && std::error::Error::source(error)

@@ -40,7 +40,7 @@ impl Drop for Held {
 pub static CONNECT_FAILURES: Count = Count::new();
 /// Times that LISTEN began, which is once more than it was lost.
 pub static LISTENS: Count = Count::new();
-/// Readers of `/events` now, those turned away, and what they were told.
+/// Readers of `/events` now, those refused, and the events that were sent to them.
 pub static STREAMS: Count = Count::new();
 pub static STREAMS_REFUSED: Count = Count::new();
 pub static STREAMED_EVENTS: Count = Count::new();

@@ -12,7 +12,7 @@ pub const USAGE: u8 = 64;
 pub const UNAVAILABLE: u8 = 69;
 /// EX_SOFTWARE: the daemon ended because one of its own tasks did.
 pub const FAULT: u8 = 70;
-/// EX_TEMPFAIL: the daemon was told to stop and had to abandon a task.
+/// EX_TEMPFAIL: the daemon was asked to stop and had to abandon a task.
 pub const ABANDONED: u8 = 75;
 
 pub fn code(kind: Kind) -> u8 {

@@ -13,7 +13,7 @@ use crate::config::{LogFormat, LogOptions};
 use crate::error::{Error, Result};
 use crate::process::printable;
 
-/// The target of the lines that tell of events. They are what `run` is there for, so no level hides them.
+/// The target of the lines that publish events. They are what `run` is there for, so no level hides them.
 pub const EVENTS: &str = "tollgate::events";
 
 /// `default` is the level when none is given.

@@ -1,7 +1,7 @@
-//! What the service manager is told, if one started us (NOTIFY_SOCKET): that we are up, that we still turn, that we stop.
+//! Notifies the service manager, if one started us (NOTIFY_SOCKET): that we are up, that we are alive, that we stop.
 //!
 //! Up means that everything runs, not that the database answers: it may come up after us, and is waited for without end. The
-//! status line, which `systemctl status` shows, tells the two apart for people.
+//! status line, which `systemctl status` shows, says which of the two it is.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ fn period(limit: Duration) -> Duration {
     (limit / 3).max(Duration::from_millis(10))
 }
 
-/// Whoever is to hear it notices by itself when nothing comes.
+/// A failure is only logged: the service manager notices by itself when nothing comes.
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "could not notify the service manager");

@@ -1,5 +1,5 @@
-//! Which addresses webhooks are sent to: what everyone can reach, and what was allowed on purpose. Anything else would let
-//! whoever may define a webhook have the daemon ask around in its own network, or a cloud's metadata service.
+//! Which addresses webhooks are sent to: public ones, and those that were allowed on purpose. Anything else would let a role that may
+//! define webhooks use the daemon to probe its network, or a cloud's metadata service.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -1,5 +1,5 @@
 //! Sends one webhook, after the Standard Webhooks specification (https://www.standardwebhooks.com), to an address that
-//! somebody typed into a database: so to public addresses only, unless the one who runs the daemon allows others.
+//! was entered in a database: so only to public addresses, unless the operator of the daemon allows others.
 //!
 //! The address is checked after the name was resolved, and is the very one that is connected to. Redirects are not
 //! followed, proxies not used. Nothing of the answer is read but its head, which is bounded, in bounded time.
@@ -26,6 +26,7 @@ use tokio_rustls::TlsConnector;
 use url::{Host, Url};
 
 use crate::contract::WebhookMessage;
+use crate::process::duration;
 use capped::Capped;
 
 /// From the look-up of the name to the head of the answer.
@@ -70,7 +71,7 @@ impl Outcome {
         }
     }
 
-    /// What is to be told of it.
+    /// The outcome as it is logged and stored.
     pub fn text(&self) -> String {
         match self {
             Self::Answered { status: status @ 300..=399, .. } => {
@@ -131,7 +132,7 @@ impl Sender {
                     .map(|seconds: u32| Duration::from_secs(seconds.into())),
             },
             Ok(Err(why)) => Outcome::Failed(why),
-            Err(_) => Outcome::Failed(format!("no answer within {}", humantime::format_duration(DEADLINE))),
+            Err(_) => Outcome::Failed(format!("no answer within {}", duration::text(DEADLINE))),
         }
     }
 
@@ -190,7 +191,7 @@ impl Sender {
 
 /// What `tollgate.define_webhook` lets in. It is checked here again, since the table can be written to in other ways too.
 fn parse(address: &str) -> Result<Url, String> {
-    // The parser passes over line breaks and tabs, and mends what is not ASCII.
+    // The parser skips line breaks and tabs, and encodes what is not ASCII.
     if address.len() > MAX_URL || !address.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(
             "the address is too long, or has characters that are not to be written as they are".to_owned()

@@ -1,8 +1,8 @@
-//! Tokens of other systems: how those store them, and under which key a token is found that was taken over in such a form.
+//! Tokens of other systems: how those systems store them, and the key under which an imported token is found.
 //!
-//! A form qualifies if its digest can be computed from what is presented, without a salt or a key: else every token of
-//! the other system would have to be tried. Its digest is never stored as it is: the key is a digest of it and of the form's
-//! name, so that it is in no other form's way.
+//! A format is supported if its digest can be computed from the presented token, without a salt or a key; otherwise
+//! every imported token would have to be tried. The other system's digest is never stored: the key is a digest of it
+//! and of the format's name, so that formats cannot collide.
 
 use sha2::{Digest as _, Sha256, Sha512};
 
@@ -11,11 +11,11 @@ use crate::token::Digest;
 /// How another system stores its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
-    /// SHA-256 of the whole token: as we store our own. better-auth, Unkey, and most that were written by hand.
+    /// SHA-256 of the whole token, as Tollgate stores its own. better-auth, Unkey, and most self-written systems.
     Sha256,
     /// SHA-512 of the whole token: django-rest-knox 5, djangorestframework-api-key 3.
     Sha512,
-    /// SHA-512 of the bytes that the token spells in hexadecimal: django-rest-knox 4.2.
+    /// SHA-512 of the bytes that the token encodes in hexadecimal: django-rest-knox 4.2.
     Sha512OfHex,
     /// SHA-256 of what follows the number and the bar in `id|secret`: Laravel Sanctum.
     Sanctum,
@@ -23,7 +23,7 @@ pub enum Format {
 
 impl Format {
     pub const ALL: [Format; 4] = [Format::Sha256, Format::Sha512, Format::Sha512OfHex, Format::Sanctum];
-    /// Those whose tokens are not found under [`crate::token::digest`] of the whole.
+    /// The formats whose tokens are not found under [`crate::token::digest`] of the whole token.
     const FOREIGN: [Format; 3] = [Format::Sha512, Format::Sha512OfHex, Format::Sanctum];
 
     pub const fn as_str(self) -> &'static str {
@@ -39,7 +39,7 @@ impl Format {
         Format::ALL.into_iter().find(|format| format.as_str() == name)
     }
 
-    /// Bytes of the digest that the other system stores.
+    /// Length in bytes of the digest that the other system stores.
     pub const fn digest_len(self) -> usize {
         match self {
             Format::Sha256 | Format::Sanctum => 32,
@@ -47,12 +47,12 @@ impl Format {
         }
     }
 
-    /// What a token of this form that has this digest is found under.
+    /// The key of a token in this format with this digest.
     pub fn key(self, digest: &[u8]) -> Digest {
         Sha256::new().chain_update(self.as_str()).chain_update([0]).chain_update(digest).finalize().into()
     }
 
-    /// The key of what is presented; `None` if it cannot be of this form.
+    /// The key of a presented token; `None` if it cannot have this format.
     fn key_of(self, presented: &[u8]) -> Option<Digest> {
         match self {
             Format::Sha256 => Some(self.key(&Sha256::digest(presented))),
@@ -77,8 +77,8 @@ impl Format {
     }
 }
 
-/// Under which keys something that was presented may be found, one for each form at most, so that a guess costs a fixed
-/// number of digests. Which ones depends on its outer shape alone.
+/// The keys under which a presented token may be found, at most one per format, so that a guess costs a fixed number of
+/// digests. The formats that are tried depend only on the token's shape.
 pub fn keys(presented: &[u8]) -> impl Iterator<Item = Digest> {
     Format::FOREIGN.into_iter().filter_map(move |format| format.key_of(presented))
 }

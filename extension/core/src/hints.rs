@@ -1,35 +1,34 @@
 //! Where the row of a token was last seen: in which block, at which offset, in which shared buffer.
 //!
-//! Only a hint. It tells nothing about the token: whoever follows it reads the row in the table, as it is for the latest
-//! snapshot, and compares the whole digest; if that is not the row, or the page is gone from its buffer, the index is
-//! asked. So nothing here is locked, nothing has to be kept in step with the table, and a torn or stale hint costs time
-//! and nothing else.
+//! A hint is never trusted: a reader reads the table row that the latest snapshot shows, and compares the whole digest;
+//! if the row is another one, or the page has left its buffer, the index is used. So nothing here is locked, nothing
+//! has to be kept consistent with the table, and a torn or stale hint only costs time.
 
 use crate::token::Digest;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Hints in one cache line.
-const WAYS: usize = 4;
+const HINTS_PER_BUCKET: usize = 4;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Location {
     pub block: u32,
-    /// From 1 on; of the line pointer that the index points to.
+    /// The line pointer that the index points to; counted from 1.
     pub offset: u16,
-    /// From 1 on.
+    /// Counted from 1.
     pub buffer: u32,
-    /// The group of the counters that the token has an entry in, or had; the lower 24 bits of its number.
+    /// The group of counters that holds or held the token's entry: the lower 24 bits of its number.
     pub group: u32,
 }
 
 #[repr(C, align(64))]
 #[derive(Default)]
-pub struct Bucket([Slot; WAYS]);
+pub struct Bucket([Slot; HINTS_PER_BUCKET]);
 
 #[repr(C)]
 #[derive(Default)]
 struct Slot {
-    /// Block (32 bits) and buffer (32). All zero: no hint, since buffers are numbered from 1 on.
+    /// Block (32 bits) and buffer (32). All zero: no hint, since buffers are numbered from 1.
     page: AtomicU64,
     /// Offset (16 bits), group (24) and a part of the digest (24).
     row: AtomicU64,
@@ -40,9 +39,9 @@ const GROUP_BITS: u32 = 24;
 #[derive(Clone, Copy)]
 pub struct Hints<'a>(&'a [Bucket]);
 
-/// How many buckets there are for a number of keys: half as many hints more, so that few push each other out.
+/// The number of buckets for a number of keys, with room for half as many hints again, so that few replace each other.
 pub fn buckets_for(keys: usize) -> usize {
-    (keys * 3 / 2).div_ceil(WAYS).max(1)
+    (keys * 3 / 2).div_ceil(HINTS_PER_BUCKET).max(1)
 }
 
 impl<'a> Hints<'a> {
@@ -50,7 +49,7 @@ impl<'a> Hints<'a> {
         Hints(buckets)
     }
 
-    /// The cache line that [`Hints::find`] will read, for a caller that can have it fetched early.
+    /// The cache line that [`Hints::find`] will read, for a caller that can prefetch it.
     pub fn line(&self, digest: &Digest) -> *const Bucket {
         self.bucket(digest).0
     }
@@ -69,11 +68,11 @@ impl<'a> Hints<'a> {
         })
     }
 
-    /// Takes the place of an older hint for the same token, or an empty one, or somebody's.
+    /// Replaces an older hint for the same token, or fills an empty slot, or replaces another token's hint.
     pub fn note(&self, digest: &Digest, place: Location) {
         let (bucket, part) = self.bucket(digest);
         let of = |wanted: &dyn Fn(&Slot) -> bool| bucket.0.iter().find(|hint| wanted(hint));
-        let victim = &bucket.0[usize::from(digest[31]) % WAYS];
+        let victim = &bucket.0[usize::from(digest[31]) % HINTS_PER_BUCKET];
         let hint = of(&|hint| hint.row.load(Relaxed) >> (16 + GROUP_BITS) == part)
             .or_else(|| of(&|hint| hint.page.load(Relaxed) == 0))
             .unwrap_or(victim);
@@ -82,7 +81,7 @@ impl<'a> Hints<'a> {
         hint.page.store((u64::from(place.block) << 32) | u64::from(place.buffer), Relaxed);
     }
 
-    /// A digest is as random as a hash: one part of it chooses the bucket, another is compared.
+    /// A digest is as random as a hash: one part of it selects the bucket, another is compared.
     fn bucket(&self, digest: &Digest) -> (&'a Bucket, u64) {
         let word = |at: usize| u64::from_le_bytes(digest[at..at + 8].try_into().expect("eight bytes"));
         let number = (u128::from(word(0)) * self.0.len() as u128) >> 64;

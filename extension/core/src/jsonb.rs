@@ -1,29 +1,29 @@
-//! What is in a jsonb value and how long its text is, read from its bytes as they are stored (PostgreSQL's `utils/jsonb.h` and
-//! `numeric.c`). Nothing is printed for it: a number of six bytes may have 131072 digits.
+//! Which texts a jsonb value contains and how long it is as text, read from its stored bytes (PostgreSQL's
+//! `utils/jsonb.h` and `numeric.c`). Nothing is printed for it: a number of six bytes may have 131072 digits.
 
-/// As much as a value may have. Scalars have depth 0, `{}` and `[]` have 1.
+/// The maximum size of a value. Scalars have depth 0, `{}` and `[]` have 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     pub bytes: usize,
     pub depth: usize,
 }
 
-/// Why a value has no size within the bounds.
+/// Why a value is not within the bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Excess {
     Bytes,
     Depth,
-    /// It is not what PostgreSQL stores.
+    /// It does not have PostgreSQL's format.
     Malformed,
 }
 
-/// Whether a value of so many stored bytes has too many as text, whatever it is. The most is stored for `0, `: an entry of 4 bytes and
-/// a number of 8; and a few at the beginning.
+/// Whether a value with this many stored bytes must be too long as text, whatever it is. The largest stored form of a
+/// short text is that of `0, `: an entry of 4 bytes and a number of 8; plus a few bytes at the beginning.
 pub fn cannot_be_within(stored: usize, bounds: Bounds) -> bool {
     stored.saturating_sub(64) / 5 > bounds.bytes
 }
 
-// The header of a container: how many elements or pairs it has, and what it is.
+// The header of a container: the number of elements or pairs, and its kind.
 const COUNT: u32 = 0x0fff_ffff;
 const IS_SCALAR: u32 = 0x1000_0000;
 const IS_OBJECT: u32 = 0x2000_0000;
@@ -39,8 +39,8 @@ const NULL: u32 = 0x4000_0000;
 const CONTAINER: u32 = 0x5000_0000;
 const WORD: usize = 4;
 
-/// The bytes of a value as `jsonb_out` prints it, given its content (what is behind the length word). Stops at the bounds, so that it
-/// costs no more than these allow. Each of its texts, keys too, is passed on.
+/// The number of bytes of a value as `jsonb_out` prints it, given its content (the bytes after the length word). Stops
+/// at the bounds, so that it costs no more than they allow. Calls `each_text` for each text, including keys.
 pub fn text_size(content: &[u8], bounds: Bounds, each_text: impl FnMut(&[u8])) -> Result<usize, Excess> {
     let mut size = Size { bytes: 0, bounds, each_text };
     size.add_container(content, 0)?;
@@ -77,7 +77,7 @@ impl<F: FnMut(&[u8])> Size<F> {
             let length = (entry & LENGTH) as usize;
             let end = if entry & IS_END != 0 { length } else { start + length };
             let element = data.get(start..end).ok_or(Excess::Malformed)?;
-            // Numbers and containers are aligned, and what that takes counts as theirs.
+            // Numbers and containers are aligned, and the padding counts towards their length.
             let aligned = || element.get(start.next_multiple_of(WORD) - start..).ok_or(Excess::Malformed);
             match entry & KIND {
                 STRING => {
@@ -116,7 +116,7 @@ fn string_size(text: &[u8]) -> usize {
     2 + text.iter().map(escaped).sum::<usize>()
 }
 
-/// A numeric in base 10000, behind its length word.
+/// A numeric in base 10000, after its length word.
 fn numeric_size(value: &[u8]) -> Result<usize, Excess> {
     const FORM: u16 = 0xc000;
     const SHORT: u16 = 0x8000;
@@ -136,7 +136,7 @@ fn numeric_size(value: &[u8]) -> Result<usize, Excess> {
             (sign == NEGATIVE, header & 0x3fff, weight, content.get(4..).ok_or(Excess::Malformed)?)
         }
     };
-    // How many digits stand before the point: those of the first group, and four for each further one.
+    // The number of digits before the point: those of the first group, and four for each further one.
     let whole = match usize::try_from(weight) {
         Ok(weight) if digits.len() >= 2 => {
             let first = half_word(digits, 0)?.max(1).ilog10() as usize + 1;
@@ -158,7 +158,7 @@ mod tests {
         words.iter().flat_map(|word| word.to_ne_bytes()).collect()
     }
 
-    /// So many arrays within each other, the innermost empty.
+    /// Arrays nested to this depth, the innermost empty.
     fn nested(depth: u32) -> Vec<u8> {
         const IS_ARRAY: u32 = 0x4000_0000;
         (1..depth).fold(words(&[IS_ARRAY]), |inner, _| {

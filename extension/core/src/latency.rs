@@ -1,9 +1,9 @@
-//! How long verifications take: a histogram for each database, made of atomics, so that it can lie in memory that
-//! processes share. Recording takes no lock and cannot fail.
+//! The latency of verifications: a histogram per database, made of atomics, so that it can be in shared memory.
+//! Recording takes no lock and cannot fail.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
-/// The upper bounds of the buckets in nanoseconds, from a microsecond to a second; one more bucket is for what takes longer.
+/// The upper bounds of the buckets in nanoseconds, from a microsecond to a second; one more bucket is for longer ones.
 pub const BOUNDS: [u64; 19] = [
     1_000,
     2_500,
@@ -26,7 +26,7 @@ pub const BOUNDS: [u64; 19] = [
     1_000_000_000,
 ];
 pub const BUCKETS: usize = BOUNDS.len() + 1;
-/// Databases of one server that are measured at the same time.
+/// Number of databases of one server that are measured at the same time.
 pub const MAX_DATABASES: usize = 64;
 
 const FREE: u32 = 0;
@@ -41,12 +41,12 @@ pub struct Histogram {
     counts: [AtomicU64; BUCKETS],
 }
 
-/// What a histogram holds.
+/// The content of a histogram.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Measured {
-    /// Of each bucket alone, not of those below it too.
+    /// The count of each bucket, not cumulative.
     pub counts: [u64; BUCKETS],
-    /// All durations together.
+    /// The sum of all durations.
     pub nanoseconds: u64,
 }
 
@@ -69,8 +69,8 @@ impl Default for Latencies {
 }
 
 impl Latencies {
-    /// The histogram of a database, which gets one if it has none: one that is free, or that of a database which is gone.
-    /// `None` if there is no such one. Two that ask at the same time may each be given one; [`Latencies::of`] adds them up.
+    /// The histogram of a database. If it has none, it gets a free one, or that of a dropped database; `None` if there
+    /// is neither. Two concurrent callers may each get one; [`Latencies::of`] adds them up.
     pub fn claim(&self, database: u32, is_gone: impl Fn(u32) -> bool) -> Option<&Histogram> {
         let all = || self.0.iter();
         let is = |histogram: &&Histogram| histogram.database.load(Acquire) == database;
@@ -91,7 +91,7 @@ impl Latencies {
         })
     }
 
-    /// What was measured in a database; `None` if it has no histogram and there is no free one.
+    /// The measurements of a database; `None` if it has no histogram and none is free.
     pub fn of(&self, database: u32) -> Option<Measured> {
         let mut measured = None;
         for histogram in &self.0 {
@@ -110,8 +110,8 @@ impl Latencies {
     }
 }
 
-/// Which of a process's verifications are measured: one of so many. A prime number, so that no pattern in what an
-/// application verifies falls together with it.
+/// One in this many of a process's verifications is measured. A prime number, so that it does not coincide with a
+/// pattern of an application.
 pub const ONE_IN: u32 = 61;
 
 /// Counts down to the next verification that is measured. It belongs to one process.
@@ -123,8 +123,8 @@ impl Countdown {
         Countdown(AtomicU32::new(0))
     }
 
-    /// Whether this one is. The first is any of the first [`ONE_IN`], as `seed` has it: else connections that verify once
-    /// would always be measured, with cold caches, or never.
+    /// Whether this one is measured. The first is one of the first [`ONE_IN`], chosen by `seed`: otherwise connections
+    /// that verify once would always be measured, with cold caches, or never.
     #[inline]
     pub fn is_due(&self, seed: impl FnOnce() -> u32) -> bool {
         let left = match self.0.load(Relaxed) {

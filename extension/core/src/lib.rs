@@ -1,9 +1,10 @@
-//! Tollgate's rules, free of PostgreSQL: what a token looks like, what a scope grants, which networks hold an
-//! address, and which verdict a token deserves.
+//! Tollgate's rules, independent of PostgreSQL: the format of a token, which scope grants which, which networks contain
+//! an address, and the order in which a token is checked.
 //!
-//! Everything here is a pure function of its arguments. Nothing reads a clock, a setting or a random source: the
-//! caller passes them in, so that each rule can be tested to its edges. What verification calls ([`token::parse`],
-//! [`token::digest`], [`scope::grants`], [`net::Net::contains`], [`status::decide`]) neither allocates nor panics.
+//! Everything here is a pure function of its arguments. Nothing reads a clock, a setting or a random source: the caller
+//! passes them in, so that each rule can be tested at its boundaries. The functions that verification calls
+//! ([`token::parse`], [`token::digest`], [`scope::grants`], [`net::Net::contains`], [`status::decide`]) neither
+//! allocate nor panic.
 
 #![forbid(unsafe_code)]
 

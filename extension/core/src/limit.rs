@@ -1,21 +1,21 @@
-//! Rate limits: so many in so long a time, counted by the generic cell rate algorithm (ITU-T I.371, virtual scheduling).
+//! Rate limits: a number of uses per window, by the generic cell rate algorithm (ITU-T I.371, virtual scheduling).
 //!
-//! Of what is limited there is one number to remember: the theoretical arrival time, the moment at which the allowance
-//! will be whole again. Each use moves it on by a `limit`-th of the window, and is refused if that took it further ahead
-//! than the window is long. So `limit` uses may come at once, then one each `limit`-th of the window, and any stretch of
-//! time of length `t` sees at most `limit + t * limit / window` of them.
+//! The state is one number: the theoretical arrival time, the moment at which the full allowance will be available
+//! again. Each use moves it ahead by a `limit`-th of the window, and is refused if it would then be more than a window
+//! ahead. So `limit` uses may come at once, then one each `limit`-th of the window, and any period of length `t` has at
+//! most `limit + t * limit / window` of them.
 //!
 //! All numbers are integers. Time is counted in ticks of 1/4096 µs, and the step between two uses is rounded up to a
-//! tick: never is more let through than the limit says, a burst is exactly `limit`, and the window is as long as was
-//! said or longer by up to `limit` ticks.
+//! tick: the limit is never exceeded, a burst is exactly `limit`, and the window is as long as configured or longer by
+//! up to `limit` ticks.
 
 const TICKS: u64 = 1 << 12;
-/// In microseconds, a day. What has a longer one is a quota, which belongs in a table.
+/// In microseconds: a day. A longer budget is a quota, which belongs in a table.
 pub const LONGEST_WINDOW: i64 = 86_400_000_000;
-/// In microseconds since 2000-01-01, in the year 2138: what is later is taken as this, so that nothing overflows.
+/// In microseconds since 2000-01-01, in the year 2138: later times are treated as this one, so that nothing overflows.
 const LAST: u64 = (1 << 52) - (1 << 47);
 
-/// So many in so long a time.
+/// A number of uses per window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
     limit: u64,
@@ -23,13 +23,13 @@ pub struct Limit {
     step: u64,
 }
 
-/// What a limit says of a use.
+/// The answer to one use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Charge {
     pub admitted: bool,
-    /// How many more there may be at this moment.
+    /// The number of further uses that would be admitted now.
     pub remaining: u32,
-    /// How long until there may be one, in microseconds; 0 for what is admitted.
+    /// The time until the next use is admitted, in microseconds; 0 if this one was admitted.
     pub retry_after: u64,
 }
 
@@ -38,15 +38,16 @@ pub struct Charge {
 pub struct State(pub u64);
 
 impl State {
-    /// Whether the whole allowance is there at `now`, in microseconds since 2000-01-01, as if it had never been used.
+    /// Whether the full allowance is available at `now`, in microseconds since 2000-01-01, as if it had never been
+    /// used.
     pub fn is_idle(self, now: i64) -> bool {
         self.0 <= ticks(now)
     }
 }
 
 impl Limit {
-    /// `window` in microseconds. `None` unless both are positive. More than one in a microsecond is taken as that, and
-    /// a longer window than [`LONGEST_WINDOW`] as that.
+    /// `window` in microseconds. `None` unless both are positive. A limit above one per microsecond is reduced to that,
+    /// and a window longer than [`LONGEST_WINDOW`] to that.
     pub fn new(limit: i32, window: i64) -> Option<Limit> {
         let limit = u64::try_from(limit).ok().filter(|limit| *limit > 0)?;
         let window = u64::try_from(window.min(LONGEST_WINDOW)).ok().filter(|window| *window > 0)?;
@@ -54,12 +55,12 @@ impl Limit {
         Some(Limit { limit, step: (window * TICKS).div_ceil(limit) })
     }
 
-    /// How many may come at once.
+    /// The number of uses that may come at once.
     pub fn limit(self) -> u32 {
         u32::try_from(self.limit).unwrap_or(u32::MAX)
     }
 
-    /// Admits a use, or not. `now` in microseconds since 2000-01-01.
+    /// Admits or refuses a use. `now` in microseconds since 2000-01-01.
     #[inline]
     pub fn charge(self, state: &mut State, now: i64) -> Charge {
         let (charged, full) = self.next(state, now);
@@ -69,13 +70,13 @@ impl Limit {
         self.verdict(charged, full)
     }
 
-    /// What [`Limit::charge`] would say.
-    pub fn look(self, state: &mut State, now: i64) -> Charge {
+    /// The answer that [`Limit::charge`] would give.
+    pub fn peek(self, state: &mut State, now: i64) -> Charge {
         let (charged, full) = self.next(state, now);
         self.verdict(charged, full)
     }
 
-    /// Takes back a charge.
+    /// Refunds a charge.
     pub fn refund(self, state: &mut State) {
         state.0 = state.0.saturating_sub(self.step);
     }
@@ -84,8 +85,8 @@ impl Limit {
     fn next(self, state: &mut State, now: i64) -> (u64, u64) {
         let now = ticks(now);
         let full = now + self.limit * self.step;
-        // What is further ahead is from before the limit was changed, or the clock set back: the allowance is spent, and no
-        // more than that.
+        // A state further ahead is from before the limit was changed or the clock set back: the allowance is spent, but
+        // nothing beyond it.
         state.0 = state.0.min(full);
         (state.0.max(now) + self.step, full)
     }

@@ -1,7 +1,7 @@
-//! Addresses and networks as PostgreSQL's `inet` and `cidr` hold them: an address and the number of leading bits that
-//! name the network.
+//! Addresses and networks as PostgreSQL's `inet` and `cidr` store them: an address and the number of leading bits that
+//! form the network.
 //!
-//! An IPv4-mapped IPv6 address (`::ffff:192.0.2.1`, RFC 4291 §2.5.5.2) is the IPv4 address it stands for. A server that
+//! An IPv4-mapped IPv6 address (`::ffff:192.0.2.1`, RFC 4291 §2.5.5.2) is treated as the IPv4 address. A server that
 //! listens on a dual-stack socket reports every IPv4 client in the mapped form, and a list of allowed IPv4 networks has
 //! to hold for it. In turn an IPv6 network never contains an IPv4 address, not even `::/0`, whichever way it is written.
 
@@ -53,8 +53,8 @@ impl Net {
         if self.v4 { IpAddr::V4(Ipv4Addr::new(a, b, c, d)) } else { IpAddr::V6(Ipv6Addr::from(self.addr)) }
     }
 
-    /// What one subscriber has to itself: an IPv4 address in its IPv6-mapped form, or the /64 of an IPv6 address (RFC 6177
-    /// gives each site at least that much), the rest of it zero.
+    /// The network that one subscriber has to itself: an IPv4 address in its IPv6-mapped form, or the /64 of an IPv6
+    /// address (RFC 6177 gives each site at least that much), with the remaining bits zero.
     pub fn subscriber(&self) -> [u8; 16] {
         match self.addr() {
             IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
@@ -69,7 +69,7 @@ impl Net {
 }
 
 impl From<IpAddr> for Net {
-    /// The address on its own, as a network that contains nothing else.
+    /// A single address, as a network that contains nothing else.
     fn from(addr: IpAddr) -> Net {
         let mut padded = [0; 16];
         match addr.to_canonical() {
@@ -82,10 +82,10 @@ impl From<IpAddr> for Net {
     }
 }
 
-/// The client's address, of a list to which each proxy appended whom it was asked by, as `X-Forwarded-For` is: the last
-/// hop that is no trusted proxy. If all of them are trusted, the first.
+/// The client's address from a list like `X-Forwarded-For`, to which each proxy appended the peer that it was called
+/// by: the last hop that is not a trusted proxy. If all are trusted, the first.
 ///
-/// What stands before that hop may be made up by the client, and is not looked at. `None` if the hop is no address, as
+/// A client can forge everything before that hop, so it is ignored. `None` if the hop is not an address, such as
 /// `unknown` and obfuscated names (RFC 7239 §6.3), or if the list is empty.
 pub fn client_of(forwarded: &str, is_trusted: impl Fn(&Net) -> bool) -> Option<IpAddr> {
     let mut client = None;
@@ -99,8 +99,8 @@ pub fn client_of(forwarded: &str, is_trusted: impl Fn(&Net) -> bool) -> Option<I
     client
 }
 
-/// `192.0.2.1`, `192.0.2.1:443`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:443`, each in quotes or not, with a zone
-/// or not. An IPv4-mapped address is the IPv4 one.
+/// `192.0.2.1`, `192.0.2.1:443`, `2001:db8::1`, `[2001:db8::1]`, `[2001:db8::1]:443`, optionally quoted, optionally
+/// with a zone. An IPv4-mapped address becomes the IPv4 one.
 fn hop_address(hop: &str) -> Option<IpAddr> {
     let hop = hop.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(hop);
     let is_port = |port: &str| port.parse::<u16>().is_ok() && port.bytes().all(|b| b.is_ascii_digit());
@@ -123,7 +123,7 @@ fn hop_address(hop: &str) -> Option<IpAddr> {
     address.parse::<IpAddr>().ok().map(|address| address.to_canonical())
 }
 
-/// As `inet` is printed: the length is left out where it is that of a single address.
+/// Formatted like `inet`: the length is omitted for a single address.
 impl fmt::Display for Net {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let full = if self.v4 { V4_BITS } else { V6_BITS };

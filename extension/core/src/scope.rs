@@ -4,9 +4,9 @@
 //! carry a scope, which grants exactly itself, or a wildcard `x:*`, which grants `x:` followed by anything at any
 //! depth but not `x` itself, or [`ADMIN`], which grants everything. There is no `*` on its own: all power has one name.
 //!
-//! Whatever is malformed, on either side, grants nothing and is granted by nothing.
+//! A malformed scope, on either side, grants nothing and is granted by nothing.
 
-/// Characters of the longest scope, a wildcard's `:*` included.
+/// Length of the longest scope in characters, including a wildcard's `:*`.
 pub const MAX_SCOPE_LEN: usize = 128;
 /// The scope that grants every well-formed scope.
 pub const ADMIN: &str = "admin";
@@ -16,35 +16,35 @@ pub fn is_scope(s: &[u8]) -> bool {
     s.len() <= MAX_SCOPE_LEN && are_segments(s)
 }
 
-/// Whether `s` is something a token can carry: a concrete scope, or a wildcard `x:*` where `x` is a concrete scope.
+/// Whether `s` is a scope that a token can have: a concrete scope, or a wildcard `x:*` where `x` is a concrete scope.
 pub fn is_grantable(s: &[u8]) -> bool {
     s.len() <= MAX_SCOPE_LEN && are_segments(s.strip_suffix(b":*").unwrap_or(s))
 }
 
-/// What every scope that the wildcard `s` grants begins with: `posts:` for `posts:*`. `None` unless `s` is a
-/// well-formed wildcard.
+/// The prefix of all scopes that the wildcard `s` grants: `posts:` for `posts:*`. `None` unless `s` is a well-formed
+/// wildcard.
 pub fn wildcard_prefix(s: &[u8]) -> Option<&[u8]> {
     let prefix = s.strip_suffix(b"*")?;
     (prefix.ends_with(b":") && is_grantable(s)).then_some(prefix)
 }
 
-/// Whether carrying `granted` permits what asks for `required`.
+/// Whether a token with scope `granted` satisfies `required`.
 ///
-/// `required` may be a wildcard too, and is then granted by whatever grants all of it: `x:*` grants `x:y:*`.
+/// `required` may be a wildcard too: it is granted by a scope that grants all of it, so `x:*` grants `x:y:*`.
 #[inline]
 pub fn grants(granted: &[u8], required: &[u8]) -> bool {
     covers(granted, required) && is_grantable(required)
 }
 
-/// Whether any of `granted` permits what asks for `required`, as [`grants`] of each.
+/// Whether any of `granted` satisfies `required`, by [`grants`].
 #[inline]
 pub fn any_grants<'a>(mut granted: impl Iterator<Item = &'a [u8]>, required: &[u8]) -> bool {
     granted.any(|g| covers(g, required)) && is_grantable(required)
 }
 
-/// The comparison alone. Provided that `required` is well formed, `granted` then is too and needs no check of its own:
-/// either it is equal to `required`, or it is [`ADMIN`], or all of it but the final `*` begins `required` and ends with
-/// a colon, so that it consists of whole segments of `required` and is no longer than that.
+/// The comparison alone. If `required` is well formed, a matching `granted` needs no check of its own: it equals
+/// `required`, or it is [`ADMIN`], or all of it but the final `*` is a prefix of `required` that ends with a colon, so
+/// it consists of whole segments of `required` and is no longer than that.
 fn covers(granted: &[u8], required: &[u8]) -> bool {
     if granted == required {
         return true;
@@ -55,7 +55,7 @@ fn covers(granted: &[u8], required: &[u8]) -> bool {
     }
 }
 
-/// Whether `s` is `segment(:segment)*`, of whatever length.
+/// Whether `s` is `segment(:segment)*`, of any length.
 fn are_segments(s: &[u8]) -> bool {
     let mut at_start = true;
     for &b in s {
@@ -66,6 +66,6 @@ fn are_segments(s: &[u8]) -> bool {
             _ => return false,
         };
     }
-    // Ends inside a segment: neither empty nor on a colon.
+    // It ends inside a segment: it is neither empty nor ends with a colon.
     !at_start
 }

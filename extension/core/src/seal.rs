@@ -1,11 +1,11 @@
-//! What seals of the audit log are made of: the digest of a row of values.
+//! The digest of a row of values, from which the seals of the audit log are made.
 
 use sha2::{Digest as _, Sha256};
 
 use crate::token::Digest;
 
-/// The SHA-256 of the values, each with its length before it (4 bytes, big-endian) so that no two rows look the same; a
-/// missing value is the length -1.
+/// The SHA-256 of the values, each preceded by its length (4 bytes, big-endian) so that no two rows have the same
+/// input; the length of a NULL is -1.
 pub fn digest<'a>(values: impl IntoIterator<Item = Option<&'a [u8]>>) -> Digest {
     let mut hasher = Sha256::new();
     for value in values {

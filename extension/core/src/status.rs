@@ -1,4 +1,4 @@
-//! The verdicts on a presented token, and the order in which its faults are looked for.
+//! The verification codes, and the order of the checks.
 
 use std::fmt;
 
@@ -6,9 +6,9 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
     Valid,
-    /// Not in the shape of a token, or its checksum does not fit.
+    /// Not in the format of a token, or its checksum is wrong.
     Malformed,
-    /// In the shape of a token, but none that is stored.
+    /// In the format of a token, but not stored.
     NotFound,
     Revoked,
     Disabled,
@@ -20,7 +20,7 @@ pub enum Code {
 }
 
 impl Code {
-    /// Every code, each at the place that [`Code::index`] says.
+    /// Every code, at the position that [`Code::index`] returns.
     pub const ALL: [Code; 9] = [
         Code::Valid,
         Code::Malformed,
@@ -48,12 +48,12 @@ impl Code {
         }
     }
 
-    /// Whether nobody was authenticated: the token is not one, or not one that is good now and from there.
+    /// Whether it is a failed attempt: not a token, or not one that is currently usable from that address.
     pub const fn is_failed_attempt(self) -> bool {
         !matches!(self, Code::Valid | Code::InsufficientScope | Code::RateLimited)
     }
 
-    /// The place of this code in [`Code::ALL`], for arrays of counters.
+    /// The position of this code in [`Code::ALL`], for arrays of counters.
     pub const fn index(self) -> usize {
         self as usize
     }
@@ -65,11 +65,12 @@ impl fmt::Display for Code {
     }
 }
 
-/// The verdict on a stored token, short of its rate limit: that is charged only after this has said [`Code::Valid`].
+/// The decision about a stored token, except for its rate limit, which is charged only after this has returned
+/// [`Code::Valid`].
 ///
-/// The first fault in the order of [`Code::ALL`] is the one reported. Times are microseconds since any one epoch; a token
-/// ends at `expires_at`, not after it, so PostgreSQL's `-infinity` (`i64::MIN`) has always ended and `infinity` never.
-/// The address and the scopes are looked at only when nothing before them has decided.
+/// The first fault in the order of [`Code::ALL`] is reported. Times are microseconds since any one epoch; a token ends
+/// at `expires_at`, not after it, so PostgreSQL's `-infinity` (`i64::MIN`) has always ended and `infinity` never. The
+/// address and the scopes are checked only if no earlier check has decided.
 #[inline]
 pub fn decide(
     revoked: bool,

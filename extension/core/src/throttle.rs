@@ -1,8 +1,8 @@
-//! A bound on how often something is done, for all who share it: so many times a second, no more than a second's worth
-//! at once.
+//! A limit on how often something is done, shared by all callers: a number per second, and no more than one second's
+//! worth at once.
 //!
-//! The generic cell rate algorithm: the only state is the moment up to which the allowance is spent. It lives in atomics
-//! that are valid when zero, so that it can lie in shared memory.
+//! The generic cell rate algorithm: the only state is the moment up to which the allowance is spent. It is stored in
+//! atomics that are valid when zero, so that it can be in shared memory.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
@@ -10,19 +10,19 @@ const SECOND: i64 = 1_000_000;
 
 #[derive(Debug, Default)]
 pub struct Throttle {
-    /// In microseconds, of the same clock as `now`.
+    /// In microseconds, by the same clock as `now`.
     spent_until: AtomicI64,
     refused: AtomicU64,
 }
 
 impl Throttle {
-    /// With its whole allowance.
+    /// With the full allowance.
     pub const fn new() -> Throttle {
         Throttle { spent_until: AtomicI64::new(0), refused: AtomicU64::new(0) }
     }
 
-    /// Whether it may be done at `now` (microseconds); if so, how often it was refused since it last was. A clock that
-    /// was set back holds nothing up for longer than a second.
+    /// Whether it may be done at `now` (microseconds); if so, how often it was refused since the last time. A clock
+    /// that was set back delays it by at most a second.
     pub fn admit(&self, now: i64, per_second: u32) -> Option<u64> {
         let interval = (SECOND / i64::from(per_second.max(1))).max(1);
         let admitted = self.spent_until.fetch_update(Relaxed, Relaxed, |spent| {

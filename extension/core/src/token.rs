@@ -1,11 +1,11 @@
 //! The token format: `<prefix>_<80 hex><8 hex>`.
 //!
 //! The 80 lower-case hexadecimal characters are 40 random bytes, the 8 after them the CRC-32 (IEEE 802.3) of those 80
-//! characters. The checksum turns most typos and junk away without a lookup, and lets a secret scanner confirm a find
-//! offline. It is no secret and covers neither the prefix nor the whole string: what authenticates a token is its
-//! [`digest`], which covers every byte of it.
+//! characters. The checksum rejects most typos and junk without a look-up, and lets a secret scanner confirm a find
+//! offline. It is not secret and covers only the 80 characters: a token is authenticated by its [`digest`], which
+//! covers every byte of it.
 //!
-//! A prefix may itself contain `_`, so a token is always read from the right, where every length is fixed.
+//! A prefix may itself contain `_`, so a token is always parsed from the right, where every length is fixed.
 
 use std::error::Error;
 use std::fmt;
@@ -13,22 +13,22 @@ use std::fmt;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-/// Random bytes in a token.
+/// Number of random bytes in a token.
 pub const ENTROPY_LEN: usize = 40;
-/// Bytes of the stored digest (SHA-256).
+/// Length of the stored digest (SHA-256) in bytes.
 pub const DIGEST_LEN: usize = 32;
-/// Characters of the longest prefix.
+/// Length of the longest prefix in characters.
 pub const MAX_PREFIX_LEN: usize = 16;
-/// The prefix of tokens whose issuer asked for none.
+/// The prefix of a token when the issuer specifies none.
 pub const DEFAULT_PREFIX: &str = "tgt";
 
-/// What is stored in the token's place: the SHA-256 of the whole token.
+/// The SHA-256 of the whole token, which is stored in its place.
 pub type Digest = [u8; DIGEST_LEN];
 
 const BODY_LEN: usize = 2 * ENTROPY_LEN;
 const CHECKSUM_LEN: usize = 8;
 const TAIL_LEN: usize = BODY_LEN + CHECKSUM_LEN;
-/// Characters of the body that a hint shows: enough to recognise a token in a list, 16 bits of its 320.
+/// Characters of the body that a hint shows: enough to recognise a token in a list, 16 of its 320 bits.
 const HINT_LEN: usize = 4;
 
 /// A token's prefix, `[a-z][a-z0-9_]{0,15}`.
@@ -36,7 +36,7 @@ const HINT_LEN: usize = 4;
 pub struct Prefix(String);
 
 impl Prefix {
-    /// Accepts a well-formed prefix; the error says what is wrong with any other.
+    /// Accepts a well-formed prefix; the error says what is wrong with another.
     pub fn parse(prefix: &str) -> Result<Prefix, PrefixError> {
         if is_prefix(prefix.as_bytes()) {
             return Ok(Prefix(prefix.to_owned()));
@@ -74,8 +74,7 @@ impl fmt::Display for Prefix {
 
 /// Why a prefix was refused.
 ///
-/// The text never repeats what was passed: somebody will pass a whole token as the prefix one day, and the message
-/// goes to the server's log.
+/// The text never repeats the value: a user may pass a whole token as the prefix, and the message is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrefixError {
     Empty,
@@ -110,8 +109,8 @@ impl fmt::Display for PrefixError {
 
 impl Error for PrefixError {}
 
-/// A text as it may be shown to people: each run of 16 or more hexadecimal digits, such as a token that was passed by
-/// mistake is made of, is replaced by an ellipsis.
+/// A text that is safe to show: each run of 16 or more hexadecimal digits, such as those of a token passed by mistake,
+/// is replaced by an ellipsis.
 pub fn redact(text: &str) -> String {
     const RUN: usize = 16;
     let mut shown = String::with_capacity(text.len());
@@ -132,25 +131,25 @@ pub fn contains_secret(text: impl AsRef<[u8]>) -> bool {
     text.as_ref().split(|b| !b.is_ascii_hexdigit()).any(|run| run.len() >= BODY_LEN)
 }
 
-/// Why something that was presented cannot be a token.
+/// Why a presented value cannot be a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// There is none: NULL.
+    /// No value: NULL.
     Missing,
     Empty,
-    /// The scheme of an `Authorization` header still stands before it.
+    /// It still has the scheme of an `Authorization` header in front.
     Scheme,
     /// White space or an invisible character, at an end or inside.
     Whitespace,
-    /// It stands in quotation marks or angle brackets.
+    /// It is in quotation marks or angle brackets.
     Quotes,
-    /// Nothing before the last `_`, no `_` at all, or what is no prefix.
+    /// Nothing before the last `_`, no `_` at all, or a malformed prefix.
     Prefix,
-    /// Too little or too much after the prefix.
+    /// Too few or too many characters after the prefix.
     Length,
-    /// Something after the prefix that is no digit and none of a to f, such as an upper-case letter.
+    /// A character after the prefix that is neither a digit nor a to f, such as an upper-case letter.
     Characters,
-    /// Every character is one that may be there, but some are not those that were issued.
+    /// Every character is allowed, but some differ from the issued ones.
     Checksum,
 }
 
@@ -167,7 +166,7 @@ impl Fault {
         Fault::Checksum,
     ];
 
-    /// As SQL and the log name it.
+    /// The name in SQL and in the log.
     pub const fn as_str(self) -> &'static str {
         match self {
             Fault::Missing => "missing",
@@ -183,13 +182,13 @@ impl Fault {
     }
 }
 
-/// What is wrong with something that [`parse`] refused.
+/// Classifies a value that [`parse`] refused.
 #[cold]
 pub fn fault(presented: &[u8]) -> Fault {
     if presented.is_empty() {
         return Fault::Empty;
     }
-    // A guess is made of what tokens are made of, and costs no more than it must.
+    // A guess consists of token characters only, and skips this more expensive check.
     let is_plain = |&b: &u8| b.is_ascii_alphanumeric() || b == b'_';
     if let Some(fault) = (!presented.iter().all(is_plain)).then(|| fault_around(presented)).flatten() {
         return fault;
@@ -216,7 +215,7 @@ fn lower_case(prefix: &[u8]) -> Option<[u8; MAX_PREFIX_LEN]> {
     Some(lower)
 }
 
-/// What stands around a token that was copied together with it, or between its parts.
+/// Characters around a token that were copied together with it, or between its parts.
 fn fault_around(presented: &[u8]) -> Option<Fault> {
     let text = String::from_utf8_lossy(presented);
     let invisible =
@@ -237,7 +236,7 @@ fn fault_around(presented: &[u8]) -> Option<Fault> {
 
 /// The parts of a well-formed token.
 ///
-/// Has no `Debug`: the body is the secret, and a derived one would print it.
+/// It has no `Debug`: the body is the secret, which a derived one would print.
 #[derive(Clone, Copy)]
 pub struct Parsed<'a> {
     pub prefix: &'a str,
@@ -246,7 +245,7 @@ pub struct Parsed<'a> {
 }
 
 impl Parsed<'_> {
-    /// What may be shown of the token: its prefix, `_` and the first 4 characters of the body.
+    /// The part of the token that may be shown: its prefix, `_` and the first 4 characters of the body.
     pub fn hint(&self) -> String {
         let mut hint = String::with_capacity(self.prefix.len() + 1 + HINT_LEN);
         hint.push_str(self.prefix);
@@ -256,9 +255,9 @@ impl Parsed<'_> {
     }
 }
 
-/// Takes a token apart; `None` if it is malformed in shape, prefix or checksum.
+/// Parses a token; `None` if its shape, prefix or checksum is wrong.
 ///
-/// Upper-case hexadecimal is malformed: one token has one spelling, or its digest would not find it.
+/// Upper-case hexadecimal is malformed: a token has one spelling, since its digest would not find another.
 #[inline]
 pub fn parse(token: &[u8]) -> Option<Parsed<'_>> {
     let (head, tail) = token.split_last_chunk::<TAIL_LEN>()?;
@@ -273,13 +272,13 @@ pub fn parse(token: &[u8]) -> Option<Parsed<'_>> {
     Some(Parsed { prefix: std::str::from_utf8(prefix).ok()?, body })
 }
 
-/// The digest under which a token is stored and found. Takes any bytes; whether they are a token is for [`parse`].
+/// The digest under which a token is stored and found. Takes any bytes; [`parse`] checks whether they are a token.
 #[inline]
 pub fn digest(token: &[u8]) -> Digest {
     Sha256::digest(token).into()
 }
 
-/// A token as it was just issued: the only time that its plaintext exists on our side.
+/// A token that was just issued: the only time that its plaintext exists on our side.
 ///
 /// Its memory is wiped when it is dropped, and `Debug` does not show it.
 pub struct Issued {
@@ -288,7 +287,7 @@ pub struct Issued {
 }
 
 impl Issued {
-    /// The plaintext, for the answer to whoever asked for the token and for nothing else.
+    /// The plaintext, only to be returned to the caller that requested the token.
     pub fn token(&self) -> &str {
         &self.token
     }
@@ -309,12 +308,12 @@ impl fmt::Debug for Issued {
     }
 }
 
-/// Makes the token that these random bytes stand for.
+/// Builds the token for these random bytes.
 ///
 /// `entropy` must come from the operating system's cryptographic generator, and be wiped by the caller afterwards.
 pub fn issue(prefix: &Prefix, entropy: &[u8; ENTROPY_LEN]) -> Issued {
     let head_len = prefix.as_str().len() + 1;
-    // The full capacity from the start: a reallocation would leave a copy of the secret that nothing wipes.
+    // Full capacity from the start: a reallocation would leave a copy of the secret that nothing wipes.
     let mut token = Zeroizing::new(String::with_capacity(head_len + TAIL_LEN));
     token.push_str(prefix.as_str());
     token.push('_');
@@ -339,7 +338,7 @@ fn is_lower_hex(text: &[u8; TAIL_LEN]) -> bool {
     text.iter().fold(true, |ok, &b| ok & (b.is_ascii_digit() | matches!(b, b'a'..=b'f')))
 }
 
-/// The number that hexadecimal digits spell, which the caller has checked to be such.
+/// The number that hexadecimal digits encode; the caller has checked them.
 fn hex_value(digits: &[u8]) -> u32 {
     digits.iter().fold(0, |value, &b| {
         let digit = if b.is_ascii_digit() { b - b'0' } else { b.wrapping_sub(b'a').wrapping_add(10) };

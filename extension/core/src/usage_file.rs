@@ -1,4 +1,4 @@
-//! The file that carries counters over a clean restart of the server: what is in it, byte for byte.
+//! The format of the file that carries counters over a clean restart of the server.
 //!
 //! All numbers are little-endian:
 //!
@@ -9,18 +9,18 @@
 //! | each record | id 16, database 4, kind 1, family 1, bits 1, in second 1, uses 4, denials 4, handed out 4 + 4, last used 8, address 16, limiter 8, owner 4 |
 //! | end | CRC-32 (IEEE) of all before it, 4 |
 //!
-//! Whatever a file holds, reading it neither panics nor takes more memory than [`MAX_DATABASES`] ask for: it is read
-//! once to be checked as a whole, and only then again for its content, record by record.
+//! Whatever a file contains, reading it neither panics nor takes more memory than [`MAX_DATABASES`] require: it is read
+//! once to be checked as a whole, and then again record by record.
 
 use crate::net::Net;
 use core::fmt;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::IpAddr;
 
-/// To be raised with every change of the layout.
+/// Must be increased with every change of the layout.
 pub const VERSION: u32 = 2;
 pub const MAX_DATABASES: usize = 64;
-/// Of a node's name, in bytes: as many as PostgreSQL asks a `cluster_name` to be shorter than.
+/// Length of a node's name in bytes: the maximum that PostgreSQL allows for `cluster_name`, including its NUL.
 pub const NODE_LEN: usize = 64;
 
 const MAGIC: [u8; 8] = *b"tollgate";
@@ -29,17 +29,17 @@ const DATABASE_LEN: usize = 96;
 const RECORD_LEN: usize = 76;
 const CHECKSUM_LEN: u64 = 4;
 
-/// The clean shutdown that a file was written at. One that is found by a server which was shut down otherwise has come
-/// from elsewhere: from another cluster, or with half of a backup.
+/// The clean shutdown at which a file was written. A server whose last shutdown was another one did not write the file:
+/// it came from another cluster, or with half of a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shutdown {
     pub system_identifier: u64,
-    /// Where the last checkpoint lies in the WAL.
+    /// The WAL location of the last checkpoint.
     pub checkpoint: u64,
     pub timeline: u32,
 }
 
-/// A generation that was handed out and is not acknowledged, and the name under which it may have been applied.
+/// A generation that was drained and is not acknowledged, and the name under which it may have been applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outstanding {
     pub database: u32,
@@ -52,32 +52,32 @@ pub struct Outstanding {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     pub shutdown: Shutdown,
-    /// Of the table's hash: with the same one, a table of the same size has room for what came from it.
+    /// The seed of the table's hash: a table of the same size and with the same seed has room for all entries.
     pub seed: u64,
     /// At most [`MAX_DATABASES`].
     pub outstanding: Vec<Outstanding>,
     pub records: u64,
 }
 
-/// One entry of the table. It may hold nothing to flush, but the state of a limit.
+/// One entry of the table. It may have no counters to flush, only the state of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
     pub id: [u8; 16],
     pub database: u32,
-    /// What the entry counts for, in the numbers of the table.
+    /// The kind of key, as the table numbers it.
     pub kind: u8,
     pub uses: u32,
     pub denials: u32,
-    /// Of `uses` and `denials`, what belongs to the outstanding generation.
+    /// The part of `uses` and `denials` that belongs to the outstanding generation.
     pub handed_out: [u32; 2],
     /// In microseconds since 2000-01-01; 0 for never.
     pub last_used: i64,
     pub client: Option<Net>,
     /// The limiter's state: see [`crate::limit::State`].
     pub limiter: u64,
-    /// Who the key belongs to: two digests of 16 bits, made with the head's seed.
+    /// The owner of the key: two digests of 16 bits, made with the head's seed.
     pub owner: u32,
-    /// Whether the entry was in the second of the groups that its key may be in.
+    /// Whether the entry was in the second of its key's two groups.
     pub in_second: bool,
 }
 
@@ -96,7 +96,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Unreadable(error) => write!(f, "it could not be read: {error}"),
-            Fault::NotOurs => f.write_str("it does not begin as such a file does"),
+            Fault::NotOurs => f.write_str("it does not begin like such a file"),
             Fault::Version(version) => {
                 write!(f, "it has format version {version}, and this release reads version {VERSION}")
             }
@@ -115,7 +115,7 @@ impl From<io::Error> for Fault {
     }
 }
 
-/// Writes a whole file. There must be as many records as the head says; else nothing good comes of reading it.
+/// Writes a whole file. The number of records must be that in the head; otherwise the file cannot be read.
 pub fn write(to: impl Write, head: &Head, records: impl Iterator<Item = Record>) -> io::Result<()> {
     let mut to = Summing { to, checksum: crc32fast::Hasher::new() };
     let mut bytes = Fields::<HEAD_LEN>::new();
@@ -146,7 +146,7 @@ pub fn write(to: impl Write, head: &Head, records: impl Iterator<Item = Record>)
     to.flush()
 }
 
-/// A file that was found to be whole.
+/// A file that was checked as a whole.
 #[derive(Debug)]
 pub struct Reader<R> {
     from: R,
@@ -155,7 +155,7 @@ pub struct Reader<R> {
 }
 
 impl<R: Read + Seek> Reader<R> {
-    /// Checks the file from its first to its last byte. To be given a reader that is buffered.
+    /// Checks the whole file. The reader should be buffered.
     pub fn open(mut from: R) -> Result<Self, Fault> {
         let is = from.seek(SeekFrom::End(0))?;
         from.seek(SeekFrom::Start(0))?;
@@ -274,7 +274,7 @@ fn decode(mut bytes: Fields<RECORD_LEN>) -> Record {
     let [kind, family, bits, in_second] = bytes.take();
     let uses = u32::from_le_bytes(bytes.take());
     let denials = u32::from_le_bytes(bytes.take());
-    // No more can have been handed out than was counted; whoever subtracts it relies on that.
+    // No more can have been handed out than was counted; subtracting it relies on that.
     let handed_out =
         [u32::from_le_bytes(bytes.take()).min(uses), u32::from_le_bytes(bytes.take()).min(denials)];
     let last_used = i64::from_le_bytes(bytes.take());
@@ -301,7 +301,7 @@ fn decode(mut bytes: Fields<RECORD_LEN>) -> Record {
     }
 }
 
-/// Bytes that are put, or taken, one field after the other.
+/// Bytes that are written or read field by field.
 struct Fields<const N: usize> {
     bytes: [u8; N],
     at: usize,

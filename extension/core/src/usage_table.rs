@@ -1,25 +1,28 @@
-//! The table of counters. No unsafe: everything is an atomic in a slice, and who may touch what when is said by the locks
-//! (see the rules in `mod.rs`).
+//! The table of counters. No unsafe: everything is an atomic in a slice, and the locks define who may access what (see
+//! the rules in the extension's `shmem/mod.rs`).
 //!
-//! It is made of groups, a few thousand usually. A key is in the group that its hash names, or if that was full, in the
-//! other one that it names; the group's first cache line says by a tag in which slot it may be, and the slot is one cache
-//! line. So to count a use takes two lines mostly, of which that of a known key is only read in the first. With one group
-//! for each key, one in a thousand would find no room as soon as the table holds what it was made for, and a limit
-//! that cannot be kept refuses.
+//! It consists of groups, usually a few thousand. A key is in the first group that its hash selects, or, if that was
+//! full, in a second one; tags in the group's first cache line say in which slot it may be, and each slot is one cache
+//! line. So counting a use mostly takes two cache lines, and for a known key the first is only read. With one group per
+//! key instead of two, one key in a thousand would find no room as soon as the table holds the number of keys it was
+//! sized for, and a limit that cannot be kept refuses.
 //!
-//! An entry may have a limiter beside its counters. It is charged under the group's lock, in the same turn as the use is
-//! counted. While its allowance is not whole the entry stays, unless its owner has more than a fair share of the room.
+//! An entry may have a limiter in addition to its counters. It is charged under the group's lock, together with
+//! counting the use. While its allowance is not full the entry stays, unless its owner has more than a fair share of
+//! the room.
 //!
-//! Room is shared like this. Each kind of key has a part of each group: addresses at most a quarter, all limiters together
-//! three quarters, so that counters always have some. A new key takes a slot that is empty, or whose counters are flushed and
-//! whose limiter is whole again. If there is none, it may take the slot of somebody who has more of the two groups than it
-//! has itself: the database with most entries there, within that the creator of tokens with most, within that the user with
-//! most. So who fills the table displaces their own entries, and cannot displace those of others: each database has its
-//! equal part for certain, each creator an equal part of that, and each user one of that.
+//! Sharing the room: each kind of key may use a part of each group, addresses at most a quarter, all limiters together
+//! three quarters, so that there is always room for counters. A new key takes a slot that is empty, or whose counters
+//! are flushed and whose limiter is full again. If there is none, it may take a slot from an owner that has more slots
+//! in the two groups than its own: from the database with most entries there, within that from the role that issued
+//! most of the tokens, within that from the user with most. So an owner that fills the table displaces its own entries,
+//! and cannot displace those of others: each database is guaranteed an equal part, each issuing role an equal part of
+//! that, and each user an equal part of that.
 //!
-//! Counters live in generations. `drain` closes a generation: it notes beside each entry what was counted, and hands that
-//! out as often as it is asked to, until `acknowledge` subtracts it. So whoever carries counters to the tables may die at
-//! any moment and start over. What is not acknowledged when the server is stopped goes on in the table of its next start.
+//! Counters belong to generations. `drain` closes a generation: it notes in each entry how much was counted, and hands
+//! the same figures out until `acknowledge` subtracts them. So the process that moves counters to the tables may fail
+//! at any moment and start again. Counters that are not acknowledged when the server is stopped are carried over to its
+//! next start.
 
 use crate::limit::{Charge, Limit, State};
 use crate::net::Net;
@@ -30,26 +33,27 @@ use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::*}
 use std::net::IpAddr;
 
 const SHARDS: usize = 64;
-/// Slots of a group: what the tags in one cache line are enough for.
-pub const WAYS: usize = 4 * TAG_WORDS;
+/// Slots per group: as many as there are tags in one cache line.
+pub const SLOTS_PER_GROUP: usize = 4 * TAG_WORDS;
 const TAG_WORDS: usize = 7;
-const ALL_WAYS: u32 = (1 << WAYS) - 1;
-/// Slots of a group that addresses may have: whoever fails from very many must not take the room of tokens.
-const MAX_ADDRESSES: usize = WAYS / 4;
-/// Slots of a group that limiters may have which are in use, addresses among them: a limiter may last for a day, and the
-/// counters of others must find room meanwhile.
-const MAX_LIMITED: usize = WAYS - WAYS / 4;
-/// Locks of which one is taken to give a key an entry.
+const ALL_SLOTS: u32 = (1 << SLOTS_PER_GROUP) - 1;
+/// Slots of a group that addresses may use: a client that fails from very many addresses must not take the room of
+/// tokens.
+const MAX_ADDRESSES: usize = SLOTS_PER_GROUP / 4;
+/// Slots of a group that limiters in use may take, including addresses: a limiter may last for a day, and the counters
+/// of others must find room meanwhile.
+const MAX_LIMITED: usize = SLOTS_PER_GROUP - SLOTS_PER_GROUP / 4;
+/// Number of locks for adding an entry; a key's hash selects one.
 pub const INSERT_LOCKS: usize = 32;
-/// Rows that are handed out at a time. More would only take more memory, of the session that drains and of who carries
-/// them; what is left is for the next generation.
+/// Maximum number of rows handed out at a time, which limits the memory of the session that drains and of the daemon;
+/// the rest goes into the next generation.
 const MOST_ROWS: usize = 16_384;
-/// Groups that are looked at to tell how full the table is: keys are spread over all of them evenly.
+/// Groups that are sampled to estimate how full the table is: keys are spread evenly over all of them.
 const SAMPLE: usize = 4096;
-/// The same where every entry of a group is looked at.
-const SAMPLE_OF_ENTRIES: usize = 512;
+/// Entries that are looked at to tell how many limits are in use.
+const SAMPLE_OF_LIMITS: u64 = 65_536;
 
-/// What an entry counts for.
+/// The kind of key that an entry counts for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -67,7 +71,7 @@ impl Kind {
     }
 }
 
-/// The same id in another database, made from this one as its template, is another key.
+/// The database is part of the key: a database created from another as its template has the same ids.
 #[derive(Clone, Copy)]
 struct Key {
     id: [u64; 2],
@@ -75,8 +79,8 @@ struct Key {
     kind: Kind,
 }
 
-/// Who a key belongs to when room is short: digests of the role that issued the token and of the token's user. All zero for
-/// an address.
+/// The owner of a key, for sharing the room: digests of the role that issued the token and of the token's user. All
+/// zero for an address.
 #[derive(Clone, Copy, Default)]
 pub struct Owner {
     pub creator: u64,
@@ -92,19 +96,19 @@ pub struct Use {
     pub client: Option<Net>,
 }
 
-/// What one token was used in one generation.
+/// The usage of one token in one generation.
 #[derive(Clone, Copy)]
 pub struct UsageRow {
     pub token_id: [u8; 16],
     pub uses: u64,
     pub denials: u64,
-    /// Of the last accepted use; `None` if there was none.
+    /// The last accepted use; `None` if there was none.
     pub last_used: Option<(i64, Option<Net>)>,
 }
 
-/// What is handed out: the name of a generation, and its counters.
+/// A closed generation: its name and its counters.
 pub struct Drained {
-    /// The server, and which of its starts, that the generation was handed out by first.
+    /// The server, and the start of it, that first handed the generation out.
     pub node: [u8; NODE_LEN],
     pub boot: [u8; 16],
     pub generation: u64,
@@ -122,7 +126,7 @@ pub struct Stats {
     pub closed_generation: Option<u64>,
 }
 
-/// Locks that a waiter sleeps for. The guards release them when dropped.
+/// Locks whose waiters sleep. The guards release them when dropped.
 pub trait Control {
     type Guard;
     /// The control lock.
@@ -136,12 +140,12 @@ pub trait SpinLock: Default {
     type Guard<'a>
     where
         Self: 'a;
-    /// Before it is taken for the first time.
+    /// Called before it is first taken.
     fn init(&self);
     fn hold(&self) -> Self::Guard<'_>;
 }
 
-/// Why counters cannot be handed out.
+/// Why counters cannot be drained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     TooManyDatabases,
@@ -158,9 +162,9 @@ const V6: u8 = 6;
 #[derive(Default)]
 struct Entry {
     id: [AtomicU64; 2],
-    /// Of the last accepted use; 0 if there was none since the last that was flushed.
+    /// The last accepted use; 0 if there was none since the last flushed one.
     last_used: AtomicI64,
-    /// The address of the last use, in network order.
+    /// The client address of the last use, in network order.
     address: [AtomicU64; 2],
     /// The state of the limiter: see `crate::limit`.
     limiter: AtomicU64,
@@ -172,7 +176,7 @@ struct Entry {
     bits: AtomicU8,
 }
 
-/// What of an entry's counters was handed out and not acknowledged. Under the group's lock.
+/// The part of an entry's counters that was handed out and not acknowledged. Protected by the group's lock.
 #[repr(C)]
 #[derive(Default)]
 struct HandedOut {
@@ -183,16 +187,16 @@ struct HandedOut {
 #[repr(C, align(64))]
 #[derive(Default)]
 pub struct Group<L> {
-    /// Four to a word, each a part of the hash of the key in its slot; 0 where none ever was.
+    /// Four per word, each a part of the hash of the key in its slot; 0 for a slot that was never used.
     tags: [AtomicU64; TAG_WORDS],
-    /// A bit for each slot with counters that are not flushed.
+    /// A bit for each slot with unflushed counters.
     unflushed: AtomicU32,
-    /// Held to write anything in the group. Reading without it tells what may be worth a look under it.
+    /// Held to write anything in the group. Reads without it only suggest what is worth checking under it.
     lock: L,
-    entries: [Entry; WAYS],
-    handed_out: [HandedOut; WAYS],
-    /// Of each slot, keyed digests of its owner: 16 bits of the creator and 16 of the user.
-    owners: [AtomicU32; WAYS],
+    entries: [Entry; SLOTS_PER_GROUP],
+    handed_out: [HandedOut; SLOTS_PER_GROUP],
+    /// For each slot, keyed digests of its owner: 16 bits of the issuing role and 16 of the user.
+    owners: [AtomicU32; SLOTS_PER_GROUP],
 }
 
 const _: () = assert!(size_of::<Entry>() == 64);
@@ -209,15 +213,15 @@ struct Shard {
 #[derive(Default)]
 pub struct Database {
     oid: AtomicU32,
-    /// The generation that is open.
+    /// The open generation.
     generation: AtomicU64,
-    /// The one that was handed out and not acknowledged; 0 for none.
+    /// The closed generation, drained and not acknowledged; 0 for none.
     closed: AtomicU64,
-    /// Under which name: that of an earlier start if it has been outstanding since then.
+    /// Its origin: an earlier start of the server, if it has been outstanding since then.
     closed_under: Origin,
 }
 
-/// What tells the generations of one start of one server from those of others.
+/// Distinguishes the generations of one start of one server from all others.
 #[repr(C)]
 #[derive(Default)]
 struct Origin {
@@ -246,56 +250,56 @@ impl Origin {
     }
 }
 
-/// What there is one of.
+/// The parts of which there is only one.
 #[repr(C, align(64))]
 pub struct Header {
     origin: Origin,
     started_at: AtomicI64,
     seed: AtomicU64,
-    /// Counted for all databases together: one made from another as its template has the other's record of which
-    /// generations were applied.
+    /// One sequence for all databases: a database created from another as its template also has the other's record of
+    /// which generations were applied.
     next_generation: AtomicU64,
     databases: [Database; MAX_DATABASES],
     shards: [Shard; SHARDS],
 }
 
-/// The table, wherever its memory came from.
+/// The table, independent of where its memory came from.
 pub struct Table<'a, L> {
     header: &'a Header,
     groups: &'a [Group<L>],
 }
 
-/// How many groups a number of keys needs.
+/// The number of groups for a number of keys.
 pub fn groups_for(keys: usize) -> usize {
-    (keys * 3 / 2).div_ceil(WAYS).max(1)
+    (keys * 3 / 2).div_ceil(SLOTS_PER_GROUP).max(1)
 }
 
 /// A key that is to be counted or limited.
 struct Wanted<'a> {
     key: &'a Key,
     limited: bool,
-    /// Asked only if the key has no entry.
+    /// Called only if the key has no entry.
     owner: &'a dyn Fn() -> Owner,
     now: i64,
 }
 
 /// A key that has no entry yet.
-struct Newcomer<'a> {
+struct NewKey<'a> {
     key: &'a Key,
     hash: u64,
-    /// Whether it is about to get a limiter that is in use.
+    /// Whether it is about to get a limiter in use.
     limited: bool,
     owner: u32,
     now: i64,
 }
 
-/// What became of the entries of an earlier start.
+/// The result of restoring the entries of an earlier start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
     pub kept: u64,
     /// Limits in use that found no room: of tokens, of users, of addresses.
     pub lost_limits: [u64; 3],
-    /// Keys that found no room with counts that were not flushed, and these counts.
+    /// The unflushed counts of keys that found no room.
     pub lost_counters: u64,
     pub lost_uses: u64,
 }
@@ -334,18 +338,21 @@ impl<'a, L: SpinLock> Table<'a, L> {
             );
         };
         const {
-            assert!(size_of::<Group<L>>() * 3 / 2 / WAYS <= 128, "the setting's description adds up");
+            assert!(
+                size_of::<Group<L>>() * 3 / 2 / SLOTS_PER_GROUP <= 128,
+                "the setting's description is right"
+            );
         };
         Table { header, groups }
     }
 
-    /// Stamps memory that is all zero. `boot` is random and never the same twice.
+    /// Initialises memory that is all zero. `boot` is random and never repeats.
     pub fn start(&self, node: &[u8; NODE_LEN], boot: &[u8; 16], seed: u64, now: i64) {
         self.header.origin.store(node, boot);
         self.header.seed.store(seed, Relaxed);
         self.header.started_at.store(now, Relaxed);
-        // Counted from the start of the server in microseconds, so that a number is not used again after a restart and a
-        // late acknowledgement cannot hit a later generation.
+        // Starts at the time of the server's start in microseconds, so that a number is not used again after a restart
+        // and a late acknowledgement cannot match a later generation.
         self.header.next_generation.store(now.unsigned_abs().max(1), Relaxed);
         for group in self.groups {
             group.lock.init();
@@ -356,8 +363,8 @@ impl<'a, L: SpinLock> Table<'a, L> {
         self.header.origin.boot()
     }
 
-    /// What to keep while the server is down: the head of the file and what follows. To be called once nobody else is
-    /// left who could write.
+    /// The data to keep while the server is down: the head of the file and the records. Call it when no other process
+    /// can write any more.
     pub fn save(&self, shutdown: Shutdown, now: i64) -> (Head, impl Iterator<Item = Record> + use<'a, L>) {
         let outstanding = self
             .header
@@ -376,8 +383,8 @@ impl<'a, L: SpinLock> Table<'a, L> {
         (Head { shutdown, seed, outstanding, records }, self.records(now))
     }
 
-    /// Limits in use come first, so that a smaller table has room for them, if not for all counters: a count that is lost is
-    /// said to be, a limit that is lost lets somebody in.
+    /// Limits in use come first, so that a smaller table has room for them, if not for all counters: a lost count is
+    /// reported, but a lost limit admits too many requests.
     fn records(&self, now: i64) -> impl Iterator<Item = Record> + use<'a, L> {
         let table = *self;
         let all = move || {
@@ -396,7 +403,8 @@ impl<'a, L: SpinLock> Table<'a, L> {
         all().filter(limited).chain(all().filter(move |record| !limited(record) && counted(record)))
     }
 
-    /// Takes up what an earlier start left, before anybody counts. All of it finds room in a table of the same size.
+    /// Restores the entries of an earlier start, before the first use is counted. A table of the same size has room for
+    /// all of them.
     pub fn restore(&self, head: &Head, records: impl Iterator<Item = Record>) -> Restored {
         self.header.seed.store(head.seed, Relaxed);
         let now = self.header.started_at.load(Relaxed);
@@ -417,36 +425,45 @@ impl<'a, L: SpinLock> Table<'a, L> {
     fn restore_one(&self, record: &Record, now: i64) -> bool {
         let Some(key) = self.key(record) else { return false };
         let hash = self.hash(&key);
-        // Where it was, there is room for it.
+        // In the group where it was there is room for it.
         let mut groups = self.groups_of(hash);
         if record.in_second {
             groups.reverse();
         }
         let limited = !State(record.limiter).is_idle(now);
-        let newcomer = Newcomer { key: &key, hash, limited, owner: record.owner, now };
-        groups.iter().any(|group| group.insert(&newcomer, |slot| group.resume(slot, record)).is_some())
+        let new_key = NewKey { key: &key, hash, limited, owner: record.owner, now };
+        groups.iter().any(|group| group.insert(&new_key, |slot| group.resume(slot, record)).is_some())
     }
 
-    /// `None` for what a later release may count.
+    /// `None` for a kind that a later release added.
     fn key(&self, record: &Record) -> Option<Key> {
         let kind = Kind::from_number(record.kind)?;
         Some(Key { id: split(&record.id), database: record.database, kind })
     }
 
-    /// Which part of the room holds counters that are not flushed, from 0 to 1; of a large table, by a sample. Costs the
-    /// same however large the table is.
+    /// The fraction of the room taken by unflushed counters, from 0 to 1; estimated from a sample in a large table, so
+    /// that the cost does not depend on its size.
     pub fn pressure(&self) -> f64 {
         let sample = &self.groups[..self.groups.len().min(SAMPLE)];
         let unflushed: u32 = sample.iter().map(|group| group.unflushed.load(Relaxed).count_ones()).sum();
-        f64::from(unflushed) / (sample.len() * WAYS) as f64
+        f64::from(unflushed) / (sample.len() * SLOTS_PER_GROUP) as f64
     }
 
     /// Entries that cannot make room for another key without a loss, because they hold counts that are not flushed or a limit
-    /// in use; of a large table, by a sample.
+    /// in use. Of very many, the limits are counted in a sample.
     pub fn busy(&self, now: i64) -> u64 {
-        let sample = &self.groups[..self.groups.len().min(SAMPLE_OF_ENTRIES)];
-        let busy: usize = sample.iter().map(|group| group.busy(now)).sum();
-        (busy * self.groups.len() / sample.len()) as u64
+        let (mut unflushed, mut others, mut seen, mut limited) = (0, 0, 0, 0);
+        for group in self.groups {
+            let counted = group.unflushed.load(Relaxed);
+            let rest = group.used() & !counted;
+            unflushed += u64::from(counted.count_ones());
+            others += u64::from(rest.count_ones());
+            if seen < SAMPLE_OF_LIMITS {
+                seen += u64::from(rest.count_ones());
+                limited += bits(rest).filter(|&slot| !group.entries[slot].is_idle(now)).count() as u64;
+            }
+        }
+        unflushed + (others * limited).checked_div(seen).unwrap_or(0)
     }
 
     /// Uses that were not counted for lack of room.
@@ -458,7 +475,7 @@ impl<'a, L: SpinLock> Table<'a, L> {
         self.shard(process).outcomes[code.index()].fetch_add(1, Relaxed);
     }
 
-    /// Counts a use of a token. If there is no room it is lost, which is counted.
+    /// Counts a use of a token. Without room the use is lost, and the loss is counted.
     pub fn count_use(
         &self,
         control: &impl Control,
@@ -473,7 +490,7 @@ impl<'a, L: SpinLock> Table<'a, L> {
         self.touch(control, process, &wanted, |group, slot| group.count_in(slot, used));
     }
 
-    /// Charges a use to a limit of its token, and counts it: what the limit refuses as a denial. `None` if there is no
+    /// Charges a use to its token's limit, and counts it, as a denial if the limit refuses it. `None` if there is no
     /// room to remember it.
     #[allow(clippy::too_many_arguments)]
     pub fn charge_use(
@@ -495,17 +512,17 @@ impl<'a, L: SpinLock> Table<'a, L> {
         })
     }
 
-    /// The number of the group in which a token's entry is, unless that is full.
+    /// The number of the group that holds a token's entry, unless that group is full.
     pub fn group_of(&self, database: u32, token: &[u8; 16]) -> usize {
         self.place(self.hash(&Key { id: split(token), database, kind: Kind::Token }))
     }
 
-    /// The cache line of a group that [`Table::entry_lines`] reads, for a caller that can have it fetched early.
+    /// The cache line of a group that [`Table::entry_lines`] reads, for a caller that can prefetch it.
     pub fn group_line(&self, number: usize) -> Option<*const u8> {
         self.groups.get(number).map(|group| core::ptr::from_ref(group).cast())
     }
 
-    /// The cache lines that counting or charging a use of the token will touch, to be fetched early.
+    /// The cache lines that counting or charging a use of the token will access, to be prefetched.
     pub fn entry_lines(&self, database: u32, token: &[u8; 16]) -> impl Iterator<Item = *const u8> {
         let hash = self.hash(&Key { id: split(token), database, kind: Kind::Token });
         let group = &self.groups[self.place(hash)];
@@ -532,7 +549,7 @@ impl<'a, L: SpinLock> Table<'a, L> {
         })
     }
 
-    /// Does something to the limiter of a key; `None` if it has no entry, which is as if it had never been used.
+    /// Runs `act` on the limiter of a key; `None` if it has no entry, which means that it was never used.
     pub fn with_limiter<R>(
         &self,
         database: u32,
@@ -547,7 +564,7 @@ impl<'a, L: SpinLock> Table<'a, L> {
             .find_map(|group| group.find(hash, &key, |group, slot| group.entries[slot].limiter(&act)))
     }
 
-    /// Does something to the entry of a key, under its group's lock. It is given one if it has none; `None` if there is no
+    /// Runs `act` on the entry of a key, under its group's lock. Adds an entry if there is none; `None` if there is no
     /// room.
     #[inline]
     fn touch<R>(
@@ -562,8 +579,8 @@ impl<'a, L: SpinLock> Table<'a, L> {
         first.find(hash, wanted.key, &act).or_else(|| self.insert(control, process, wanted, hash, act))
     }
 
-    /// For a key that is not in its first group: does something to its entry in the other one, or gives it an entry in one
-    /// of the two. What is lost by that, or by there being no room, is counted.
+    /// For a key that is not in its first group: runs `act` on its entry in the other one, or adds an entry in one of
+    /// the two. Counts that are lost by this, or for lack of room, are added to `overflowed`.
     #[cold]
     fn insert<R>(
         &self,
@@ -579,18 +596,18 @@ impl<'a, L: SpinLock> Table<'a, L> {
             return Some(done);
         }
         let owner = self.owner_tag((wanted.owner)());
-        // The same one for all who insert this key, so that it does not get an entry in each group.
+        // All callers that insert this key take the same lock, so that it does not get an entry in each group.
         let _insert = control.hold_to_insert(hash as usize % INSERT_LOCKS);
-        let groups = if first.is_crowded_beside(second) { [second, first] } else { [first, second] };
+        let groups = if first.is_more_crowded_than(second) { [second, first] } else { [first, second] };
         if let Some(done) = groups.iter().find_map(|group| group.find(hash, key, &act)) {
             return Some(done);
         }
-        let newcomer = Newcomer { key, hash, limited: wanted.limited, owner, now: wanted.now };
-        let done = groups.iter().find_map(|group| group.insert(&newcomer, |slot| act(group, slot)));
+        let new_key = NewKey { key, hash, limited: wanted.limited, owner, now: wanted.now };
+        let done = groups.iter().find_map(|group| group.insert(&new_key, |slot| act(group, slot)));
         if done.is_some() {
             return done;
         }
-        let (done, lost) = match displace(groups, &newcomer, &act) {
+        let (done, lost) = match displace(groups, &new_key, &act) {
             Some((done, lost)) => (Some(done), lost),
             None => (None, u64::from(key.kind == Kind::Token)),
         };
@@ -600,11 +617,11 @@ impl<'a, L: SpinLock> Table<'a, L> {
         done
     }
 
-    /// The generation that is closed, and its counters.
+    /// The closed generation and its counters.
     pub fn drain(&self, control: &impl Control, database: u32) -> Result<Drained, Refusal> {
         let _control = control.hold();
-        // Allocated before any entry is locked. Keys that are inserted meanwhile may find no room, and stay for the next
-        // generation; those handed out already are all among the unflushed now.
+        // Allocated before any entry is locked. Keys inserted meanwhile may find no room, and stay for the next
+        // generation; those handed out before are all among the unflushed now.
         let mut rows = Vec::new();
         let room = (self.unflushed() + 128).min(MOST_ROWS);
         rows.try_reserve_exact(room).map_err(|_| Refusal::OutOfMemory(room * size_of::<UsageRow>()))?;
@@ -612,13 +629,13 @@ impl<'a, L: SpinLock> Table<'a, L> {
         if slot.closed.load(Relaxed) != 0 {
             self.hand_out(database, &mut rows, None);
             if rows.is_empty() {
-                // All of it was given up, for others or because it found no room after a restart. There is nothing left
-                // that could be acknowledged, and nothing else would be handed out until it is.
+                // All of it was dropped, for others or because it found no room after a restart. Nothing is left to
+                // acknowledge, and until that happens nothing more would be drained.
                 self.open_next(slot);
             }
         }
         if slot.closed.load(Relaxed) == 0 {
-            // From another group each time, so that none always comes last.
+            // Starts at another group each time, so that none is always last.
             let first = self.place(fold(slot.generation.load(Relaxed), 0xa076_1d64_78bd_642f));
             self.hand_out(database, &mut rows, Some(first));
             if !rows.is_empty() {
@@ -631,7 +648,7 @@ impl<'a, L: SpinLock> Table<'a, L> {
         Ok(Drained { node: slot.closed_under.node(), boot: slot.closed_under.boot(), generation, rows })
     }
 
-    /// Appends what is handed out of a database. First closes it, from a group on and up to the capacity.
+    /// Appends the handed-out counters of a database. First closes them, starting at a group, up to the capacity.
     fn hand_out(&self, database: u32, rows: &mut Vec<UsageRow>, close_from: Option<usize>) {
         for (group, slot) in self.unflushed_slots(close_from.unwrap_or(0)) {
             if close_from.is_some() && rows.len() == rows.capacity() {
@@ -653,7 +670,7 @@ impl<'a, L: SpinLock> Table<'a, L> {
         core::array::from_fn(|i| self.header.databases[i].oid.load(Relaxed))
     }
 
-    /// Frees the slot of a database that does not exist any more. Its entries are evicted as room is needed.
+    /// Frees the slot of a database that no longer exists. Its entries are evicted as room is needed.
     pub fn forget(&self, control: &impl Control, database: u32) {
         let _control = control.hold();
         if let Some(slot) = self.known_database(database) {
@@ -711,7 +728,7 @@ impl<'a, L: SpinLock> Table<'a, L> {
         }
     }
 
-    /// Counters that each process has to itself, nearly.
+    /// Counters that are nearly private to each process.
     fn shard(&self, process: usize) -> &'a Shard {
         &self.header.shards[process % SHARDS]
     }
@@ -720,7 +737,7 @@ impl<'a, L: SpinLock> Table<'a, L> {
         self.groups.iter().map(|group| group.unflushed.load(Relaxed).count_ones() as usize).sum()
     }
 
-    /// Of all groups, from one of them on.
+    /// The unflushed slots of all groups, starting at one of them.
     fn unflushed_slots(&self, first: usize) -> impl Iterator<Item = (&'a Group<L>, usize)> + use<'a, L> {
         let (before, after) = self.groups.split_at(first);
         after
@@ -733,7 +750,7 @@ impl<'a, L: SpinLock> Table<'a, L> {
         self.header.databases.iter().find(|slot| slot.oid.load(Relaxed) == oid)
     }
 
-    /// The slot of a database, taken for it if it has none. Under the control lock.
+    /// The slot of a database, taken for it if it has none. Called under the control lock.
     fn database(&self, oid: u32) -> Option<&'a Database> {
         self.known_database(oid).or_else(|| {
             let free = self.header.databases.iter().find(|slot| slot.oid.load(Relaxed) == 0)?;
@@ -743,34 +760,34 @@ impl<'a, L: SpinLock> Table<'a, L> {
         })
     }
 
-    /// The seed keeps anyone from choosing a name that is taken for another's.
+    /// Keyed with the seed, so that a name cannot be chosen to collide with another owner's.
     fn owner_tag(&self, owner: Owner) -> u32 {
         let seed = self.header.seed.load(Relaxed);
         let part = |digest: u64| fold(digest ^ seed, 0x9e37_79b9_7f4a_7c15) as u16;
         u32::from(part(owner.creator)) << 16 | u32::from(part(owner.user))
     }
 
-    /// Folded multiplications: ids are random, the seed keeps anyone from aiming at one group.
+    /// Folded multiplications: ids are random, and the seed prevents keys from being aimed at one group.
     fn hash(&self, key: &Key) -> u64 {
         let tag = (u64::from(key.database) << 8) | key.kind as u64;
         let mixed = fold(key.id[0] ^ self.header.seed.load(Relaxed), key.id[1] ^ 0x9e37_79b9_7f4a_7c15);
         fold(mixed ^ tag, 0xd6e8_feb8_6659_fd93)
     }
 
-    /// By the high half of the hash; tags are of the low one.
+    /// Uses the high half of the hash; tags use the low half.
     #[inline]
     fn place(&self, hash: u64) -> usize {
         (((hash >> 32) * self.groups.len() as u64) >> 32) as usize
     }
 
-    /// Where a key may be; in a small table both may be the same.
+    /// The groups that a key may be in; in a small table both may be the same.
     fn groups_of(&self, hash: u64) -> [&'a Group<L>; 2] {
         [hash, fold(hash, 0xa076_1d64_78bd_642f)].map(|hash| &self.groups[self.place(hash)])
     }
 }
 
 impl<L: SpinLock> Group<L> {
-    /// Does something to the entry of a key, under the lock; `None` if the key is not here.
+    /// Runs `act` on the entry of a key, under the lock; `None` if the key is not in this group.
     #[inline]
     fn find<R>(&self, hash: u64, key: &Key, act: impl Fn(&Group<L>, usize) -> R) -> Option<R> {
         for slot in self.candidates(hash) {
@@ -782,66 +799,63 @@ impl<L: SpinLock> Group<L> {
         None
     }
 
-    /// The slots whose tag is the one of a key with that hash: mostly one, if it is here, or else none.
+    /// The slots whose tag matches the hash: usually one, if the key is here, or else none.
     #[inline]
     fn candidates(&self, hash: u64) -> impl Iterator<Item = usize> {
         let words = self.tags.iter().enumerate();
         words.flat_map(move |(n, word)| lanes(word.load(Relaxed), tag(hash)).map(move |lane| 4 * n + lane))
     }
 
-    /// Whether a new key had better go to the other one. Only if few slots are left: a key in its first group is found
+    /// Whether a new key should go to the other group. Only if few slots are left: a key in its first group is found
     /// sooner.
-    fn is_crowded_beside(&self, other: &Group<L>) -> bool {
+    fn is_more_crowded_than(&self, other: &Group<L>) -> bool {
         let [here, there] = [self, other].map(|group| group.unflushed.load(Relaxed).count_ones() as usize);
-        here >= WAYS - WAYS / 4 && there < here
+        here >= SLOTS_PER_GROUP - SLOTS_PER_GROUP / 4 && there < here
     }
 
-    /// Gives a key a slot that is empty, or of which nothing is lost, and does something to it, if its kind may have one more.
-    fn insert<R>(&self, newcomer: &Newcomer<'_>, act: impl Fn(usize) -> R) -> Option<R> {
-        let now = newcomer.now;
-        if newcomer.key.kind == Kind::Address
-            && let Some(slot) = self.address_to_replace(newcomer.key.database)
+    /// Gives a key a slot that is empty or can be reused without loss, if its kind may have one more, and runs `act` on
+    /// it.
+    fn insert<R>(&self, new_key: &NewKey<'_>, act: impl Fn(usize) -> R) -> Option<R> {
+        let now = new_key.now;
+        if new_key.key.kind == Kind::Address
+            && let Some(slot) = self.address_to_replace(new_key.key.database)
         {
             let _held = self.lock.hold();
             if self.entries[slot].kind.load(Relaxed) == Kind::Address as u8 {
-                self.give(slot, newcomer);
+                self.give(slot, new_key);
                 return Some(act(slot));
             }
         }
-        if newcomer.limited && !self.has_room_for_a_limiter(now) {
+        if new_key.limited && !self.has_room_for_a_limiter(now) {
             return None;
         }
-        let unused = !self.used() & ALL_WAYS;
-        let flushed = !self.unflushed.load(Relaxed) & ALL_WAYS;
-        // Any that is flushed and idle will do, not always the same.
-        let (before, after) = (flushed & ((1 << (newcomer.hash % WAYS as u64)) - 1), flushed);
+        let unused = !self.used() & ALL_SLOTS;
+        let flushed = !self.unflushed.load(Relaxed) & ALL_SLOTS;
+        // Any flushed and idle slot will do, but not always the same one.
+        let (before, after) = (flushed & ((1 << (new_key.hash % SLOTS_PER_GROUP as u64)) - 1), flushed);
         let candidates = bits(unused).chain(bits(after & !before)).chain(bits(before));
         for slot in candidates.filter(|&slot| self.is_free(slot, now)) {
             let _held = self.lock.hold();
-            // It may have been counted in since.
+            // Another use may have been counted in it since.
             if self.is_free(slot, now) {
-                self.give(slot, newcomer);
+                self.give(slot, new_key);
                 return Some(act(slot));
             }
         }
         None
     }
 
-    /// Whether nothing is lost if the slot goes to another key.
+    /// Whether the slot can go to another key without loss.
     fn is_free(&self, slot: usize, now: i64) -> bool {
         self.unflushed.load(Relaxed) & (1 << slot) == 0 && self.entries[slot].is_idle(now)
-    }
-
-    fn busy(&self, now: i64) -> usize {
-        (0..WAYS).filter(|&slot| !self.is_free(slot, now)).count()
     }
 
     fn has_room_for_a_limiter(&self, now: i64) -> bool {
         self.entries.iter().filter(|entry| !entry.is_idle(now)).count() < MAX_LIMITED
     }
 
-    /// If addresses have as many slots as they may: of the database that has most of them, that of the one whose allowance
-    /// will be whole first.
+    /// If addresses use all the slots they may: of the database that has most of them, the slot whose allowance will be
+    /// full first.
     fn address_to_replace(&self, database: u32) -> Option<usize> {
         let addresses = || {
             self.entries
@@ -858,9 +872,9 @@ impl<L: SpinLock> Group<L> {
         of(most).min_by_key(|(_, entry)| entry.limiter.load(Relaxed)).map(|(slot, _)| slot)
     }
 
-    /// Under the lock.
-    fn give(&self, slot: usize, newcomer: &Newcomer<'_>) {
-        let (entry, key) = (&self.entries[slot], newcomer.key);
+    /// Call it under the lock.
+    fn give(&self, slot: usize, new_key: &NewKey<'_>) {
+        let (entry, key) = (&self.entries[slot], new_key.key);
         for (to, from) in entry.id.iter().zip(key.id) {
             to.store(from, Relaxed);
         }
@@ -873,13 +887,13 @@ impl<L: SpinLock> Group<L> {
         self.unflushed.fetch_and(!(1 << slot), Relaxed);
         self.handed_out[slot].uses.store(0, Relaxed);
         self.handed_out[slot].denials.store(0, Relaxed);
-        self.owners[slot].store(newcomer.owner, Relaxed);
+        self.owners[slot].store(new_key.owner, Relaxed);
         let (word, shift) = (&self.tags[slot / 4], 16 * (slot % 4));
         let others = word.load(Relaxed) & !(0xffff << shift);
-        word.store(others | (u64::from(tag(newcomer.hash)) << shift), Relaxed);
+        word.store(others | (u64::from(tag(new_key.hash)) << shift), Relaxed);
     }
 
-    /// What a slot has handed out of a database, after closing its counters or not.
+    /// The counters of a slot that are handed out for a database, after closing them if `close`.
     fn hand_out(&self, slot: usize, database: u32, close: bool) -> Option<UsageRow> {
         let (entry, handed_out) = (&self.entries[slot], &self.handed_out[slot]);
         let _held = self.lock.hold();
@@ -893,7 +907,7 @@ impl<L: SpinLock> Group<L> {
         entry.row(handed_out)
     }
 
-    /// Under the lock.
+    /// Call it under the lock.
     fn count_in(&self, slot: usize, used: &Use) {
         if self.unflushed.load(Relaxed) & (1 << slot) == 0 {
             self.unflushed.fetch_or(1 << slot, Relaxed);
@@ -901,9 +915,9 @@ impl<L: SpinLock> Group<L> {
         self.entries[slot].count(used);
     }
 
-    fn occupant(&self, place: (usize, usize), now: i64) -> Occupant {
+    fn evictable(&self, place: (usize, usize), now: i64) -> Evictable {
         let (entry, slot) = (&self.entries[place.1], place.1);
-        Occupant {
+        Evictable {
             place,
             database: entry.database.load(Relaxed),
             owner: self.owners[slot].load(Relaxed),
@@ -913,7 +927,7 @@ impl<L: SpinLock> Group<L> {
         }
     }
 
-    /// What a slot holds. To be called once nobody else is left who could write.
+    /// The content of a slot. Call it when no other process can write any more.
     fn record(&self, slot: usize) -> Record {
         let (entry, handed_out) = (&self.entries[slot], &self.handed_out[slot]);
         Record {
@@ -931,7 +945,7 @@ impl<L: SpinLock> Group<L> {
         }
     }
 
-    /// Puts into a slot what it held before. Under the lock.
+    /// Restores the earlier content of a slot. Call it under the lock.
     fn resume(&self, slot: usize, record: &Record) {
         let (entry, handed_out) = (&self.entries[slot], &self.handed_out[slot]);
         entry.uses.store(record.uses, Relaxed);
@@ -946,7 +960,7 @@ impl<L: SpinLock> Group<L> {
         }
     }
 
-    /// Takes what was handed out off what was counted. Under the lock.
+    /// Subtracts the handed-out counters from the counted ones. Call it under the lock.
     fn subtract(&self, slot: usize) {
         let (entry, handed_out) = (&self.entries[slot], &self.handed_out[slot]);
         let uses = entry.uses.load(Relaxed).saturating_sub(handed_out.uses.swap(0, Relaxed));
@@ -978,7 +992,7 @@ impl Entry {
             && self.kind.load(Relaxed) == key.kind as u8
     }
 
-    /// Does something to the state of the limiter.
+    /// Runs `act` on the state of the limiter.
     fn limiter<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
         let mut state = State(self.limiter.load(Relaxed));
         let done = act(&mut state);
@@ -986,14 +1000,14 @@ impl Entry {
         done
     }
 
-    /// Whether forgetting its limiter changes nothing.
+    /// Whether its limiter can be dropped without effect.
     fn is_idle(&self, now: i64) -> bool {
         State(self.limiter.load(Relaxed)).is_idle(now)
     }
 
     fn count(&self, used: &Use) {
         let counter = if used.accepted { &self.uses } else { &self.denials };
-        // It would take four thousand million between two flushes to stop here.
+        // It would take four billion uses between two flushes to saturate.
         counter.store(counter.load(Relaxed).saturating_add(1), Relaxed);
         if used.accepted && used.at >= self.last_used.load(Relaxed) {
             self.last_used.store(used.at, Relaxed);
@@ -1015,7 +1029,7 @@ impl Entry {
 
     fn set_client(&self, client: Option<Net>) {
         let (family, address) = match client.map(|net| net.addr()) {
-            // What the address was before is not looked at.
+            // The old address is never read again.
             None => return self.family.store(NO_ADDRESS, Relaxed),
             Some(IpAddr::V4(address)) => (V4, address.to_ipv6_mapped().octets()),
             Some(IpAddr::V6(address)) => (V6, address.octets()),
@@ -1041,38 +1055,38 @@ impl Entry {
     }
 }
 
-/// An entry that would be lost if its slot went to another key.
+/// An entry whose content would be lost if its slot went to another key.
 #[derive(Clone, Copy)]
-struct Occupant {
+struct Evictable {
     place: (usize, usize),
     database: u32,
     owner: u32,
     is_user: bool,
     is_limited: bool,
-    /// Uses and denials that are not flushed.
+    /// Unflushed uses and denials.
     counted: u64,
 }
 
-impl Occupant {
-    const NONE: Occupant =
-        Occupant { place: (0, 0), database: 0, owner: 0, is_user: false, is_limited: false, counted: 0 };
+impl Evictable {
+    const NONE: Evictable =
+        Evictable { place: (0, 0), database: 0, owner: 0, is_user: false, is_limited: false, counted: 0 };
 
-    /// Who it belongs to, as finely as a level says: the database, the creator in it, the user of that.
-    fn party(&self, level: usize) -> u64 {
+    /// Its owner at a level: the database, the issuing role in it, or that role's user.
+    fn owner_at(&self, level: usize) -> u64 {
         u64::from([self.database, self.owner >> 16, self.owner & 0xffff][level])
     }
 }
 
-/// Gives a key the slot of somebody who has more of the two groups, by two slots at least, so that it cannot be taken back.
-/// Says also how many uses are lost by that.
+/// Takes a slot for a key from an owner that has at least two slots more in the two groups, so that it cannot be taken
+/// back. Also returns how many uses are lost by that.
 fn displace<L: SpinLock, R>(
     groups: [&Group<L>; 2],
-    newcomer: &Newcomer<'_>,
+    new_key: &NewKey<'_>,
     act: impl Fn(&Group<L>, usize) -> R,
 ) -> Option<(R, u64)> {
-    // Others may be quicker to touch what was chosen.
+    // Other processes may change the chosen slot first.
     (0..3).find_map(|_| {
-        let victim = victim(groups, newcomer)?;
+        let victim = victim(groups, new_key)?;
         let (group, slot) = (groups[victim.place.0], victim.place.1);
         let entry = &group.entries[slot];
         let _held = group.lock.hold();
@@ -1082,44 +1096,46 @@ fn displace<L: SpinLock, R>(
             return None;
         }
         let lost = u64::from(entry.uses.load(Relaxed)) + u64::from(entry.denials.load(Relaxed));
-        group.give(slot, newcomer);
+        group.give(slot, new_key);
         Some((act(group, slot), lost))
     })
 }
 
-/// The entry to displace: of the largest database, its largest creator, and the largest user of that, if at one of these
-/// levels the newcomer has less.
-fn victim<L: SpinLock>(groups: [&Group<L>; 2], newcomer: &Newcomer<'_>) -> Option<Occupant> {
+/// The entry to displace: of the largest database, its largest issuing role, and that role's largest user, if the new
+/// key's owner has fewer slots at one of these levels.
+fn victim<L: SpinLock>(groups: [&Group<L>; 2], new_key: &NewKey<'_>) -> Option<Evictable> {
     const LEVELS: usize = 3;
-    let mut occupants = [None; 2 * WAYS];
+    let mut evictables = [None; 2 * SLOTS_PER_GROUP];
     let distinct = if core::ptr::eq(groups[0], groups[1]) { 1 } else { 2 };
     for (number, group) in groups.iter().enumerate().take(distinct) {
-        // Beyond the part that limiters may have, one takes the place of another one.
-        let only_limited = newcomer.limited && !group.has_room_for_a_limiter(newcomer.now);
-        for slot in (0..WAYS).filter(|&slot| !group.is_free(slot, newcomer.now)) {
-            let occupant = group.occupant((number, slot), newcomer.now);
-            if occupant.is_limited || !only_limited {
-                occupants[number * WAYS + slot] = Some(occupant);
+        // Beyond the part that limiters may use, a limiter takes the slot of another limiter.
+        let only_limited = new_key.limited && !group.has_room_for_a_limiter(new_key.now);
+        for slot in (0..SLOTS_PER_GROUP).filter(|&slot| !group.is_free(slot, new_key.now)) {
+            let evictable = group.evictable((number, slot), new_key.now);
+            if evictable.is_limited || !only_limited {
+                evictables[number * SLOTS_PER_GROUP + slot] = Some(evictable);
             }
         }
     }
-    let own = Occupant { database: newcomer.key.database, owner: newcomer.owner, ..Occupant::NONE };
+    let own = Evictable { database: new_key.key.database, owner: new_key.owner, ..Evictable::NONE };
     let mut left_at = None;
     for level in 0..LEVELS {
-        let size = |party| occupants.iter().flatten().filter(|one| one.party(level) == party).count();
-        let largest = occupants.iter().flatten().map(|one| one.party(level)).max_by_key(|&one| size(one))?;
-        let mine = own.party(level);
+        let size =
+            |owner_at| evictables.iter().flatten().filter(|one| one.owner_at(level) == owner_at).count();
+        let largest =
+            evictables.iter().flatten().map(|one| one.owner_at(level)).max_by_key(|&one| size(one))?;
+        let mine = own.owner_at(level);
         if left_at.is_none() && size(largest) >= size(mine) + 2 {
             left_at = Some(level);
         }
         let chosen = if left_at.is_some() { largest } else { mine };
-        for place in &mut occupants {
-            *place = place.filter(|one| one.party(level) == chosen);
+        for place in &mut evictables {
+            *place = place.filter(|one| one.owner_at(level) == chosen);
         }
     }
-    // That a user has many tokens is no way to have the user's own limit forgotten.
+    // A user with many tokens must not be able to displace the user's own limit.
     let spares_users = left_at? == LEVELS - 1;
-    let candidates = occupants.iter().flatten().filter(|one| !(spares_users && one.is_user));
+    let candidates = evictables.iter().flatten().filter(|one| !(spares_users && one.is_user));
     candidates.min_by_key(|one| (one.is_user, one.is_limited, one.counted)).copied()
 }
 
@@ -1128,12 +1144,12 @@ fn fold(one: u64, other: u64) -> u64 {
     (product as u64) ^ ((product >> 64) as u64)
 }
 
-/// Never 0, which stands for a slot without a key.
+/// Never 0, which marks a slot without a key.
 fn tag(hash: u64) -> u16 {
     (hash as u16).max(1)
 }
 
-/// The lanes of a word that are equal to a tag, and at times one that is not: whoever asks compares the key.
+/// The lanes of a word that are equal to a tag, and sometimes one that is not: the caller compares the key.
 fn lanes(word: u64, tag: u16) -> impl Iterator<Item = usize> {
     const LOW: u64 = 0x0001_0001_0001_0001;
     const HIGH: u64 = 0x8000_8000_8000_8000;
@@ -1146,7 +1162,7 @@ fn lanes(word: u64, tag: u16) -> impl Iterator<Item = usize> {
     })
 }
 
-/// The numbers of the bits that are set.
+/// The positions of the set bits.
 fn bits(mut word: u32) -> impl Iterator<Item = usize> {
     core::iter::from_fn(move || {
         let bit = (word != 0).then_some(word.trailing_zeros() as usize)?;

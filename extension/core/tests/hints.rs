@@ -1,4 +1,4 @@
-//! The hints at the hints of rows: what was noted last is found, and what was not noted is not.
+//! The hints at rows: the last noted hint is found, and a hint that was not noted is not.
 
 use std::collections::HashMap;
 use tollgate_core::hints::{Bucket, Hints, Location, buckets_for};
@@ -19,25 +19,25 @@ fn one(n: u32) -> (Digest, Location) {
 }
 
 #[test]
-fn what_was_noted_last_is_found_and_nothing_else() {
+fn the_last_noted_hint_is_found_and_nothing_else() {
     let hints = hints(1000);
     let (digest, first) = one(1);
     assert_eq!(hints.find(&digest), None);
     hints.line(&digest);
-    assert_eq!(hints.find(&digest), None, "asked for early, not made");
+    assert_eq!(hints.find(&digest), None, "prefetched, not created");
     hints.note(&digest, first);
     assert_eq!(hints.find(&digest), Some(first));
     let (other, second) = one(2);
     assert_eq!(hints.find(&other), None);
     hints.note(&digest, second);
     assert_eq!(hints.find(&digest), Some(second), "moved");
-    // No buffer: not a heap, or not a shared one.
+    // No buffer: not a heap, or not a shared buffer.
     hints.note(&other, Location { buffer: 0, ..first });
     assert_eq!(hints.find(&digest), Some(second));
 }
 
 #[test]
-fn as_many_as_were_asked_for_are_nearly_all_found_each_at_its_own_place() {
+fn nearly_all_of_the_requested_number_are_found_each_at_its_own_place() {
     const KEYS: u32 = 100_000;
     let hints = hints(KEYS as usize);
     for (digest, location) in (0..KEYS).map(one) {

@@ -1,4 +1,4 @@
-//! The histogram of latencies: buckets, sums, who gets which, and which verifications are measured.
+//! The histogram of latencies: buckets, sums, assignment to databases, and which verifications are measured.
 
 use std::thread;
 use tollgate_core::latency::{BOUNDS, BUCKETS, Countdown, Latencies, MAX_DATABASES, Measured, ONE_IN};

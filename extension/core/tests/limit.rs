@@ -1,4 +1,4 @@
-//! Rate limits, against a model that remembers every use and reckons with fractions.
+//! Rate limits, compared with a model that remembers every use and calculates with fractions.
 
 use std::collections::VecDeque;
 
@@ -20,7 +20,7 @@ fn burst(limit: Limit, state: &mut State, now: i64, uses: u32) -> u32 {
 }
 
 /// The generic cell rate algorithm in exact fractions: all times are multiplied by the limit, so that the step is the
-/// window. Its window is the one that the limit really has, rounded up to so many ticks that they can be divided.
+/// window. The window is the one that the limit really has, rounded up so that its ticks can be divided by the limit.
 struct Model {
     limit: i128,
     window: i128,
@@ -57,7 +57,7 @@ fn the_whole_limit_may_come_at_once_and_then_a_share_of_the_window_apart() {
     }
     let refused = Charge { admitted: false, remaining: 0, retry_after: 6_000_000 };
     assert_eq!(limit.charge(&mut state, NOW), refused);
-    assert_eq!(limit.charge(&mut state, NOW), refused, "what is refused is not charged");
+    assert_eq!(limit.charge(&mut state, NOW), refused, "a refused use is not charged");
     assert!(!limit.charge(&mut state, NOW + 6 * SECOND - 1).admitted);
     assert!(limit.charge(&mut state, NOW + 6 * SECOND).admitted);
     assert!(!limit.charge(&mut state, NOW + 6 * SECOND).admitted);
@@ -77,9 +77,9 @@ fn one_in_a_window_is_one_in_a_window() {
 fn a_look_says_what_a_charge_would_and_charges_nothing() {
     let (limit, mut state) = (limit(2, MINUTE), State::default());
     for _ in 0..4 {
-        let looked = limit.look(&mut state, NOW);
-        assert_eq!(looked, limit.look(&mut state, NOW));
-        assert_eq!(looked, limit.charge(&mut state, NOW));
+        let peeked = limit.peek(&mut state, NOW);
+        assert_eq!(peeked, limit.peek(&mut state, NOW));
+        assert_eq!(peeked, limit.charge(&mut state, NOW));
     }
 }
 
@@ -91,7 +91,7 @@ fn a_refund_gives_back_one_use() {
     assert_eq!(burst(limit, &mut state, NOW, 10), 1);
     let mut unused = State::default();
     limit.refund(&mut unused);
-    assert_eq!(burst(limit, &mut unused, NOW, 10), 3, "there is nothing to give back beyond the whole");
+    assert_eq!(burst(limit, &mut unused, NOW, 10), 3, "a refund never exceeds the full allowance");
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn a_limiter_is_idle_once_its_allowance_is_whole_again() {
 }
 
 #[test]
-fn a_changed_limit_holds_at_once_and_locks_nobody_out_for_longer_than_its_own_window() {
+fn a_changed_limit_holds_at_once_and_locks_out_for_no_longer_than_its_own_window() {
     let mut state = State::default();
     assert_eq!(burst(limit(5, DAY), &mut state, NOW, 10), 5);
     let shorter = limit(60, MINUTE);
@@ -113,7 +113,7 @@ fn a_changed_limit_holds_at_once_and_locks_nobody_out_for_longer_than_its_own_wi
 }
 
 #[test]
-fn a_clock_that_was_set_back_locks_nobody_out_for_longer_than_the_window() {
+fn a_clock_that_was_set_back_locks_out_for_no_longer_than_the_window() {
     let (limit, mut state) = (limit(10, MINUTE), State::default());
     assert_eq!(burst(limit, &mut state, NOW + DAY, 20), 10);
     assert_eq!(limit.charge(&mut state, NOW).retry_after, 6_000_000);
@@ -132,7 +132,7 @@ proptest! {
     fn it_agrees_with_the_model(
         count in prop_oneof![1..100_i32, 1..1_000_000_i32],
         window in prop_oneof![SECOND..DAY / 20, Just(MINUTE), Just(SECOND)],
-        // In shares of the window: bursts, steady use, pauses.
+        // In fractions of the window: bursts, steady use, pauses.
         gaps in prop::collection::vec(prop_oneof![Just(0.0), 0.0..0.001, 0.0..0.1, 0.0..2.0_f64], 1..400),
     ) {
         let (limit, mut state, mut model) = (limit(count, window), State::default(), Model::new(count, window));
@@ -167,7 +167,7 @@ proptest! {
     }
 
     #[test]
-    fn whoever_waits_as_long_as_told_is_admitted_and_nobody_sooner(
+    fn a_use_after_retry_after_is_admitted_and_none_sooner(
         count in 1..1000_i32,
         window in 1_000..DAY,
         later in 0..DAY,
@@ -175,12 +175,12 @@ proptest! {
         let (limit, mut state) = (limit(count, window), State::default());
         burst(limit, &mut state, NOW, count as u32);
         let at = NOW + later % (window / i64::from(count)).max(1);
-        let refused = limit.look(&mut state, at);
+        let refused = limit.peek(&mut state, at);
         prop_assume!(!refused.admitted);
         let wait = refused.retry_after as i64;
         prop_assert!(wait > 0);
-        prop_assert!(!limit.look(&mut state, at + wait - 1).admitted);
-        prop_assert!(limit.look(&mut state, at + wait).admitted);
+        prop_assert!(!limit.peek(&mut state, at + wait - 1).admitted);
+        prop_assert!(limit.peek(&mut state, at + wait).admitted);
     }
 
     #[test]
@@ -189,7 +189,7 @@ proptest! {
         let charge = limit.charge(&mut state, now);
         prop_assert!(charge.admitted || charge.retry_after > 0);
         prop_assert!(charge.remaining < limit.limit());
-        prop_assert!(limit.look(&mut state, i64::MAX).retry_after <= 1 << 45);
+        prop_assert!(limit.peek(&mut state, i64::MAX).retry_after <= 1 << 45);
         limit.refund(&mut state);
     }
 }

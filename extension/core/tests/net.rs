@@ -1,12 +1,12 @@
-//! Networks: PostgreSQL's documented examples, the borders of families and lengths, and a bit-by-bit comparison through
-//! `std::net` as the oracle.
+//! Networks: the examples in PostgreSQL's manual, the boundaries of families and lengths, and a bit-by-bit comparison
+//! with `std::net` as the oracle.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use proptest::prelude::*;
 use tollgate_core::net::{Net, client_of};
 
-/// `192.0.2.0/24` or an address on its own, in any notation that `std::net` reads.
+/// `192.0.2.0/24` or a single address, in any notation that `std::net` reads.
 fn net(text: &str) -> Net {
     let (addr, bits) = match text.split_once('/') {
         Some((addr, bits)) => (addr, Some(bits.parse().unwrap())),
@@ -18,7 +18,7 @@ fn net(text: &str) -> Net {
     }
 }
 
-/// Address and length after IPv4-mapped networks have become IPv4, the address as one character a bit.
+/// Address and length after converting IPv4-mapped networks to IPv4, the address as one character per bit.
 fn bits_of(addr: IpAddr, len: usize) -> (bool, String, usize) {
     match addr {
         IpAddr::V4(v4) => (true, format!("{:032b}", u32::from(v4)), len),
@@ -57,7 +57,7 @@ fn the_table_of_cases_holds() {
         ("192.168.1.5", "192.168.1.0/24", false),
         ("192.168.1.0/24", "192.168.1.128/25", true),
         ("192.168.1.128/25", "192.168.1.0/24", false),
-        // Host bits in an inet name no other network.
+        // Host bits in an inet do not change its network.
         ("192.168.1.77/24", "192.168.1.5", true),
         ("192.168.1.77/24", "192.168.2.77", false),
         ("0.0.0.0/0", "255.255.255.255", true),
@@ -91,7 +91,7 @@ fn the_table_of_cases_holds() {
         ("::ffff:0:0/95", "192.0.2.1", false),
         ("::/0", "::ffff:192.0.2.1", false),
         ("::/0", "::ffff:192.0.2.0/95", true),
-        // The deprecated IPv4-compatible form is IPv6, as it is to PostgreSQL.
+        // The deprecated IPv4-compatible form is IPv6, as it is for PostgreSQL.
         ("192.0.2.0/24", "::192.0.2.1", false),
         ("::/96", "::192.0.2.1", true),
     ];
@@ -145,7 +145,8 @@ fn any_net() -> impl Strategy<Value = (IpAddr, u8)> {
     ]
 }
 
-/// A network and a second one of the same family that leaves it at a chosen bit: unrelated ones hardly ever meet.
+/// A network and a second one of the same family that differs from a chosen bit on: unrelated networks hardly ever
+/// overlap.
 fn related_nets() -> impl Strategy<Value = ((IpAddr, u8), (IpAddr, u8))> {
     (any_net(), any::<u8>(), 0_u32..=128).prop_map(|((addr, bits), other_bits, flipped)| {
         let other = match addr {

@@ -1,4 +1,4 @@
-//! The scope grammar: a table of cases, and the plain reference implementation as the oracle.
+//! The scope grammar: a table of cases, and the reference implementation as the oracle.
 
 #[path = "reference/scope.rs"]
 mod reference;
@@ -93,7 +93,7 @@ const CASES: &[(&str, &str, bool)] = &[
     ("posts:comments:*", "posts:comments", false),
     ("posts:comments:*", "posts:read", false),
     ("posts:comments:*", "posts:commentsx:read", false),
-    // A wildcard may be what is required: it is granted by whatever grants all of it.
+    // A required scope may be a wildcard: it is granted by a scope that grants all of it.
     ("posts:*", "posts:*", true),
     ("posts:*", "posts:comments:*", true),
     ("posts:comments:*", "posts:*", false),
@@ -113,7 +113,7 @@ const CASES: &[(&str, &str, bool)] = &[
     ("posts:admin", "posts:read", false),
     ("administrator", "posts", false),
     ("admi", "posts", false),
-    // Granted in a form that no token can carry.
+    // Granted scopes in a form that no token can have.
     ("*", "posts:read", false),
     ("*", "*", false),
     (":*", ":read", false),
@@ -150,7 +150,7 @@ fn any_of(granted: &[&str], required: &str) -> bool {
 }
 
 #[test]
-fn each_form_is_told_from_the_others() {
+fn each_form_is_distinguished_from_the_others() {
     for s in CONCRETE.iter().map(|s| s.as_bytes()) {
         let shown = s.escape_ascii();
         assert!(is_scope(s) && is_grantable(s) && wildcard_prefix(s).is_none(), "{shown}");
@@ -256,7 +256,7 @@ fn comparing_scopes_allocates_nothing() {
     assert_eq!(allocations.count_total, 0);
 }
 
-/// Few enough different characters that two of these often have to do with each other.
+/// From few enough characters that two of these are often related.
 fn near_scope() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => "[ab](:[ab]){0,3}(:\\*)?",
@@ -266,7 +266,7 @@ fn near_scope() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Lengths around the limit, on both sides of it.
+/// Lengths just below and just above the limit.
 fn long_scope() -> impl Strategy<Value = String> {
     (120_usize..136, "|:\\*|:a|\\*|:").prop_map(|(len, end)| format!("{}{end}", "a".repeat(len)))
 }

@@ -1,4 +1,4 @@
-//! The digest of a row of values: stable for ever, and different for different rows.
+//! The digest of a row of values: never changes, and differs for different rows.
 
 use proptest::prelude::*;
 use tollgate_core::seal::digest;
@@ -7,7 +7,7 @@ fn of(row: &[Option<Vec<u8>>]) -> [u8; 32] {
     digest(row.iter().map(Option::as_deref))
 }
 
-/// Seals are kept for years: these bytes must never change. Reckoned with sha256sum.
+/// Seals are kept for years: these bytes must never change. Computed with sha256sum.
 #[test]
 fn the_digest_is_that_of_lengths_and_values() {
     let hex: String = digest([Some(b"ab".as_slice()), None, Some(b"".as_slice())])

@@ -1,4 +1,4 @@
-//! Verdicts: their names, and the order of the checks over every combination of faults.
+//! Verification codes: their names, and the order of the checks for every combination of faults.
 
 use std::cell::RefCell;
 use std::collections::HashSet;

@@ -1,4 +1,4 @@
-//! The throttle: no more than so many a second, whatever the pattern, and none is forgotten.
+//! The throttle: the rate per second is never exceeded, whatever the pattern, and no refusal goes unreported.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -31,14 +31,14 @@ fn a_clock_that_was_set_back_stops_nothing_for_long() {
 
 #[test]
 fn threads_together_get_no_more_than_one_would() {
-    let (throttle, admitted, told) = (Throttle::default(), AtomicU64::new(0), AtomicU64::new(0));
+    let (throttle, admitted, reported) = (Throttle::default(), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..1000 {
                     if let Some(refused) = throttle.admit(NOW, 100) {
                         admitted.fetch_add(1, Relaxed);
-                        told.fetch_add(refused, Relaxed);
+                        reported.fetch_add(refused, Relaxed);
                     }
                 }
             });
@@ -46,7 +46,7 @@ fn threads_together_get_no_more_than_one_would() {
     });
     assert_eq!(admitted.load(Relaxed), 100);
     let refused = throttle.admit(NOW + SECOND, 100).expect("a second later");
-    assert_eq!(told.load(Relaxed) + refused, 3900, "each refusal is told of once");
+    assert_eq!(reported.load(Relaxed) + refused, 3900, "each refusal is reported once");
 }
 
 proptest! {
@@ -68,7 +68,7 @@ proptest! {
                 prop_assert!(i64::try_from(last - first + 1).unwrap() <= share, "from {start} to {end}");
             }
         }
-        // And who keeps to the rate is never refused.
+        // A caller that keeps to the rate is never refused.
         prop_assert!(throttle.admit(now + SECOND, rate).is_some());
     }
 }

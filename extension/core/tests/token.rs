@@ -1,4 +1,4 @@
-//! The token format: published vectors, every way to damage a token, and the plain reference parser as the oracle.
+//! The token format: published vectors, every way to damage a token, and the reference parser as the oracle.
 
 #[path = "reference/token.rs"]
 mod reference;
@@ -29,14 +29,14 @@ fn issue(prefix: &str, entropy: &[u8; ENTROPY_LEN]) -> String {
     token::issue(&Prefix::parse(prefix).unwrap(), entropy).token().to_owned()
 }
 
-/// A damaged token must be malformed; only damage to the prefix, which the checksum leaves out, may go through, and then
+/// A damaged token must be malformed. Only damage to the prefix, which the checksum does not cover, may parse, and then
 /// to a digest under which nothing is stored.
 fn assert_caught(original: &str, damaged: &[u8]) {
     assert_ne!(original.as_bytes(), damaged);
     let shown = damaged.escape_ascii();
     if let Some(parsed) = token::parse(damaged) {
         let tail = &original[original.len() - TAIL_LEN - 1..];
-        assert!(damaged.ends_with(tail.as_bytes()), "damage behind the prefix went unnoticed: {shown}");
+        assert!(damaged.ends_with(tail.as_bytes()), "damage after the prefix went unnoticed: {shown}");
         assert_ne!(parsed.prefix, &original[..original.len() - tail.len()], "{shown}");
     }
     assert_ne!(token::digest(original.as_bytes()), token::digest(damaged), "{shown}");
@@ -134,7 +134,7 @@ fn a_token_in_upper_case_is_malformed() {
     let (prefix, tail) = KNOWN_TOKEN.rsplit_once('_').unwrap();
     assert!(token::parse(format!("{prefix}_{}", tail.to_uppercase()).as_bytes()).is_none());
     assert!(token::parse(KNOWN_TOKEN.to_uppercase().as_bytes()).is_none());
-    // With a checksum that fits the upper-case spelling, so that nothing but the case is wrong with it.
+    // With a checksum of the upper-case spelling, so that only the case is wrong.
     let body = tail[..80].to_uppercase();
     let checksum = reference::crc32(body.as_bytes());
     assert!(token::parse(format!("{prefix}_{body}{checksum:08x}").as_bytes()).is_none());
@@ -152,7 +152,7 @@ fn a_prefix_with_underscores_is_read_from_the_right() {
 }
 
 #[test]
-fn what_has_the_right_tail_but_no_proper_prefix_is_malformed() {
+fn the_right_tail_without_a_proper_prefix_is_malformed() {
     let tail = &KNOWN_TOKEN[4..];
     for bad in ["", "_", "_a", "0a", "A", "tgT", "tg-t", "tgt ", "\u{e9}", "a\0", "abcdefghijklmnopq"] {
         assert!(token::parse(format!("{bad}_{tail}").as_bytes()).is_none(), "{bad:?}");
@@ -200,7 +200,7 @@ fn a_prefix_is_refused_with_a_reason_that_does_not_repeat_it() {
     assert_eq!(Prefix::parse(DEFAULT_PREFIX), Ok(Prefix::default()));
 }
 
-/// Needs an allocator that counts, which this binary's dev-dependency installs.
+/// Needs a counting allocator, which a dev-dependency installs.
 #[test]
 fn verification_allocates_nothing() {
     let allocations = allocation_counter::measure(|| {
@@ -265,7 +265,7 @@ proptest! {
         prop_assert_eq!(token::digest(&bytes).len(), token::DIGEST_LEN);
     }
 
-    /// Shaped closely enough like a token that every rule of the format decides some of them, with a checksum that fits.
+    /// Close enough to a token that every rule of the format decides some of the cases, with a correct checksum.
     #[test]
     fn almost_tokens_parse_as_the_reference_says(
         prefix in "[a-zA-Z0-9_-]{0,4}|[a-z][a-z0-9_]{13,17}",
@@ -309,7 +309,7 @@ proptest! {
     #[test]
     fn two_neighbouring_characters_swapped_are_caught(prefix in prefix(), entropy in entropy()) {
         let original = issue(&prefix, &entropy);
-        // The pair astride body and checksum is left out: a CRC promises nothing about it.
+        // The pair across body and checksum is left out: a CRC guarantees nothing about it.
         let body_start = prefix.len() + 1;
         let last_of_body = body_start + 2 * ENTROPY_LEN - 1;
         for position in (0..original.len() - 1).filter(|&p| p != last_of_body) {
@@ -341,7 +341,7 @@ fn each_fault_has_a_name_of_its_own_and_a_case() {
     }
     let names: std::collections::HashSet<&str> = Fault::ALL.iter().map(|fault| fault.as_str()).collect();
     assert_eq!(names.len(), Fault::ALL.len());
-    // A word that merely begins like a scheme is none.
+    // A word that only begins like a scheme is not one.
     assert_eq!(token::fault(b"bearer"), Fault::Prefix);
 }
 

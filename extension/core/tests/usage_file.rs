@@ -1,4 +1,4 @@
-//! The file of counters: what is read is what was written, and nothing else is.
+//! The usage file: the data read is the data written, and damaged files are refused.
 
 use std::io::{self, Cursor, Write};
 
@@ -21,7 +21,7 @@ fn read(bytes: &[u8]) -> Result<(Head, Vec<Record>), Fault> {
 }
 
 fn fault(bytes: &[u8]) -> String {
-    read(bytes).expect_err("this is no whole file").to_string()
+    read(bytes).expect_err("this is not a whole file").to_string()
 }
 
 fn example(count: u8) -> (Head, Vec<Record>) {
@@ -103,7 +103,7 @@ fn any_file() -> impl Strategy<Value = (Head, Vec<Record>)> {
 
 proptest! {
     #[test]
-    fn what_is_read_is_what_was_written((head, records) in any_file()) {
+    fn the_data_read_is_the_data_written((head, records) in any_file()) {
         prop_assert_eq!(read(&written(&head, &records)).unwrap(), (head, records));
     }
 
@@ -151,17 +151,17 @@ fn each_fault_is_named() {
     assert_eq!(fault(b"toll"), "it has 4 bytes and should have 60");
     assert_eq!(fault(&whole[..30]), "it has 30 bytes and should have 60");
     assert_eq!(fault(&whole[..307]), "it has 307 bytes and should have 308");
-    assert_eq!(fault(&[0; 308]), "it does not begin as such a file does");
+    assert_eq!(fault(&[0; 308]), "it does not begin like such a file");
     let later = (VERSION + 1).to_le_bytes();
     assert_eq!(changed(8, &later), "it has format version 3, and this release reads version 2");
     assert_eq!(changed(12, &[65]), "it names 65 databases, more than there can be (64)");
-    // Neither is so much memory asked for, nor does the product overflow.
+    // Neither is that much memory allocated, nor does the product overflow.
     let huge = format!("it has 308 bytes and should have {}", u64::MAX);
     assert_eq!(changed(16, &[0xff; 8]), huge);
     assert_eq!(changed(200, &[77]), "its checksum is wrong");
 }
 
-/// Kept by servers in the field: a change of the layout needs another version.
+/// Servers in the field have such files: a change of the layout needs a new version.
 #[test]
 fn the_layout_is_that_of_version_2() {
     assert_eq!(VERSION, 2);

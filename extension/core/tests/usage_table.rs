@@ -1,6 +1,6 @@
 //! The table of counters: nothing is lost, nothing is counted twice.
 //!
-//! In the server it lies in shared memory under PostgreSQL's locks; here it is on the heap under locks of threads.
+//! In the server it is in shared memory under PostgreSQL's locks; here it is on the heap under locks between threads.
 #![allow(unsafe_code)]
 
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -12,8 +12,8 @@ use tollgate_core::net::Net;
 use tollgate_core::status::Code;
 use tollgate_core::usage_file::{Record, Shutdown};
 use tollgate_core::usage_table::{
-    Control, Group as GroupOf, Header, INSERT_LOCKS, Kind, MAX_DATABASES, Owner, Refusal, Restored, SpinLock,
-    Table as TableOf, UsageRow, Use, WAYS, groups_for,
+    Control, Group as GroupOf, Header, INSERT_LOCKS, Kind, MAX_DATABASES, Owner, Refusal, Restored,
+    SLOTS_PER_GROUP, SpinLock, Table as TableOf, UsageRow, Use, groups_for,
 };
 
 /// Key, uses, denials.
@@ -21,7 +21,7 @@ type Sums = Vec<(u128, u64, u64)>;
 
 const BOOT: [u8; 16] = [7; 16];
 const NODE: [u8; 64] = [b'n'; 64];
-/// As random as the real one, so that keys are spread.
+/// As random as a real seed, so that keys are spread.
 const SEED: u64 = 0xc35c_b8f3_5a97_21d6;
 const STARTED_AT: i64 = 800_000_000_000_000;
 const DATABASE: u32 = 16_384;
@@ -29,7 +29,7 @@ const SHUTDOWN: Shutdown = Shutdown { system_identifier: 1, checkpoint: 2, timel
 /// In microseconds.
 const MINUTE: i64 = 60 * 1_000_000;
 
-/// A waiter gives way to other threads.
+/// A waiting thread yields to others.
 #[derive(Default)]
 struct ThreadLock(AtomicBool);
 
@@ -70,15 +70,15 @@ impl Control for &'static Mutual {
     type Guard = MutexGuard<'static, ()>;
 
     fn hold(&self) -> Self::Guard {
-        self.control.lock().expect("not to be taken again by who holds it")
+        self.control.lock().expect("not to be taken twice by the same thread")
     }
 
     fn hold_to_insert(&self, number: usize) -> Self::Guard {
-        self.insert[number].lock().expect("not to be taken again by who holds it")
+        self.insert[number].lock().expect("not to be taken twice by the same thread")
     }
 }
 
-/// A table in leaked memory, for as long as the process of the test lives.
+/// A table in leaked memory, for the life of the test process.
 struct Counters {
     table: Table<'static>,
     control: &'static Mutual,
@@ -95,17 +95,17 @@ impl Counters {
     }
 
     fn started_as(boot: &[u8; 16], keys: usize, at: i64) -> Self {
-        // SAFETY: made of atomics alone, for which zero is a value; PostgreSQL hands it out all zero too.
+        // SAFETY: made of atomics only, for which zero is a value; PostgreSQL also provides it zeroed.
         let header: Box<Header> = unsafe { Box::new_zeroed().assume_init() };
         let groups: Vec<_> = (0..groups_for(keys)).map(|_| Group::default()).collect();
-        let capacity = (groups.len() * WAYS) as u64;
+        let capacity = (groups.len() * SLOTS_PER_GROUP) as u64;
         let table = Table::new(Box::leak(header), Vec::leak(groups));
-        // A seed of its own, as each start has.
+        // A different seed for each start, as in the server.
         table.start(&NODE, boot, SEED ^ u64::from(boot[0]), at);
         Counters { table, control: Box::leak(Box::default()), capacity }
     }
 
-    /// What the next start of the server has, an hour later, and how much of it found room.
+    /// The table of the next server start, an hour later, and how much of the old one found room.
     fn restarted(&self, keys: usize) -> (Self, Restored) {
         let at = self.table.stats(&self.control, DATABASE).started_at + 60 * MINUTE;
         let mut boot = self.table.boot();
@@ -162,7 +162,7 @@ impl Counters {
         (generation, rows)
     }
 
-    /// Also the start that the generation belongs to.
+    /// Also returns the server start that the generation belongs to.
     fn drain_of(&self, database: u32) -> ([u8; 16], u64, BTreeMap<u128, UsageRow>) {
         let drained = self.table.drain(&self.control, database).expect("room for one more database");
         let rows = drained.rows;
@@ -191,12 +191,12 @@ fn address(text: &str) -> Option<Net> {
     Some(Net::from(text.parse::<IpAddr>().unwrap()))
 }
 
-/// Uses and denials of each token that was handed out.
+/// Uses and denials of each token in the rows.
 fn totals(rows: &BTreeMap<u128, UsageRow>) -> Vec<(u128, u64, u64)> {
     rows.iter().map(|(key, row)| (*key, row.uses, row.denials)).collect()
 }
 
-/// A generator of numbers that are spread well enough to choose by (splitmix64).
+/// A random number generator that is good enough for choosing (splitmix64).
 struct Dice(u64);
 
 impl Dice {
@@ -210,7 +210,7 @@ impl Dice {
 }
 
 #[test]
-fn asking_for_counters_early_counts_nothing_and_takes_any_number_of_a_group() {
+fn prefetching_counters_counts_nothing_and_takes_any_group_number() {
     let counters = Counters::new(1000);
     let known = 1_u128 << 80;
     counters.count(DATABASE, known, accepted(STARTED_AT, None));
@@ -218,7 +218,7 @@ fn asking_for_counters_early_counts_nothing_and_takes_any_number_of_a_group() {
         let group = counters.table.group_of(DATABASE, &token.to_be_bytes());
         assert!(group < groups_for(1000));
         assert!(counters.table.group_line(group).is_some());
-        assert!(counters.table.entry_lines(DATABASE, &token.to_be_bytes()).count() <= WAYS);
+        assert!(counters.table.entry_lines(DATABASE, &token.to_be_bytes()).count() <= SLOTS_PER_GROUP);
     }
     assert!(counters.table.group_line(usize::MAX).is_none());
     let (_, rows) = counters.drain(DATABASE);
@@ -244,7 +244,7 @@ fn a_closed_generation_is_handed_out_again_until_it_is_acknowledged() {
     let (first, rows) = counters.drain(DATABASE);
     assert_eq!(totals(&rows), [(1, 1, 0)]);
 
-    // What is used meanwhile belongs to the next generation, whether the token is new or not.
+    // Uses meanwhile belong to the next generation, whether the token is new or not.
     counters.count(DATABASE, 1, accepted(200, None));
     counters.count(DATABASE, 2, denied(200));
     for _ in 0..3 {
@@ -285,7 +285,7 @@ fn a_drain_of_nothing_closes_nothing() {
 #[test]
 fn databases_are_drained_each_for_itself() {
     let counters = Counters::new(1024);
-    // The same token in two databases, as in a copy of one.
+    // The same token in two databases, as in a copy of a database.
     counters.count(1, 5, accepted(100, None));
     counters.count(2, 5, denied(100));
     let (first, rows) = counters.drain(1);
@@ -302,7 +302,7 @@ fn a_generations_number_is_not_used_again_after_a_restart() {
     let before = Counters::new(1024);
     before.count(DATABASE, 1, accepted(1, None));
     let (old, _) = before.drain(DATABASE);
-    // Even a flush each microsecond would not have come this far.
+    // Even a flush every microsecond would not have reached this number.
     let after = Counters::started(1024, STARTED_AT + 1_000_000);
     after.count(DATABASE, 1, accepted(1, None));
     let (new, _) = after.drain(DATABASE);
@@ -311,7 +311,7 @@ fn a_generations_number_is_not_used_again_after_a_restart() {
 }
 
 #[test]
-fn more_databases_than_there_is_room_for_are_told_so_and_harm_nobody() {
+fn a_database_beyond_the_limit_is_refused_and_harms_no_other() {
     let counters = Counters::new(1024);
     let most = u32::try_from(MAX_DATABASES).unwrap();
     for database in 1..=most {
@@ -335,7 +335,7 @@ fn the_last_use_is_the_latest_one_with_its_address() {
         let counters = Counters::new(1024);
         counters.count(DATABASE, 1, accepted(300, address("203.0.113.9")));
         counters.count(DATABASE, 1, accepted(500, client));
-        // Neither a use that was judged earlier, nor a denial, is the last use.
+        // Neither a use that was judged earlier nor a denial is the last use.
         counters.count(DATABASE, 1, accepted(400, address("203.0.113.9")));
         counters.count(DATABASE, 1, denied(600));
         let (_, rows) = counters.drain(DATABASE);
@@ -408,7 +408,7 @@ fn as_many_keys_as_were_asked_for_find_room_and_a_fifth_more() {
 }
 
 #[test]
-fn what_is_too_much_for_one_generation_goes_into_the_next_ones() {
+fn counters_beyond_one_generation_go_into_the_next_ones() {
     const KEYS: u64 = 40_000;
     let counters = Counters::new(KEYS as usize);
     for key in 0..KEYS {
@@ -429,7 +429,7 @@ fn what_is_too_much_for_one_generation_goes_into_the_next_ones() {
 
 #[test]
 fn keys_that_come_and_go_are_counted_exactly_by_many_at_once() {
-    // Far more keys than slots: slots change hands all the time, while others count in them.
+    // Far more keys than slots: slots change hands all the time, while other threads count in them.
     const THREADS: u64 = 4;
     const EACH: u64 = 50_000;
     let counters = Counters::new(500);
@@ -474,7 +474,7 @@ fn keys_that_come_and_go_are_counted_exactly_by_many_at_once() {
 }
 
 #[test]
-fn what_finds_no_room_is_counted_as_such_until_a_flush_makes_room() {
+fn uses_without_room_are_counted_as_lost_until_a_flush_makes_room() {
     const KEYS: u64 = 1000;
     let counters = Counters::new(100);
     for key in 0..KEYS {
@@ -482,10 +482,10 @@ fn what_finds_no_room_is_counted_as_such_until_a_flush_makes_room() {
     }
     let full = counters.table.stats(&counters.control, DATABASE);
     let (generation, rows) = counters.drain(DATABASE);
-    assert_eq!(rows.len() as u64 + full.overflowed, KEYS, "every use is counted or said to be lost");
+    assert_eq!(rows.len() as u64 + full.overflowed, KEYS, "every use is counted or reported as lost");
     assert_eq!((full.tracked, rows.len() as u64), (counters.capacity, counters.capacity), "slots stay empty");
 
-    // Closed counters are not thrown away for others.
+    // Closed counters are not dropped for new keys.
     for key in 1000..2000 {
         counters.count(DATABASE, key, accepted(1, None));
     }
@@ -524,16 +524,16 @@ fn a_limiter_that_is_in_use_keeps_its_entry_and_one_that_is_idle_does_not() {
         assert_eq!(charge(key, STARTED_AT).map(|charge| charge.remaining), Some(0), "forgotten");
         assert_eq!(charge(key, STARTED_AT).map(|charge| charge.admitted), Some(false), "forgotten");
     }
-    // The table is full of what is not flushed, so a limit on another key cannot be kept.
+    // The table is full of unflushed counters, so a limit on another key cannot be kept.
     assert_eq!(charge(99, STARTED_AT), None);
     assert!(flush());
     crowd(STARTED_AT + 2 * MINUTE);
     let kept = (0..10).filter(|&key| charge(key, STARTED_AT + 2 * MINUTE).is_some()).count();
-    assert!(kept < 10, "whole allowances were kept, and nothing given their room");
+    assert!(kept < 10, "limiters with a full allowance were kept, and their room was not reused");
 }
 
 #[test]
-fn a_limit_of_a_use_counts_what_it_refuses_as_a_denial() {
+fn a_use_refused_by_its_limit_counts_as_a_denial() {
     let counters = Counters::new(100);
     let limit = Limit::new(3, MINUTE).expect("positive");
     for _ in 0..10 {
@@ -573,9 +573,9 @@ fn addresses_take_no_more_than_their_part_and_the_last_ones_are_remembered() {
 
 // ---- Shares of a full table
 
-/// Of the creators and users of one database.
+/// A creator and a user in one database.
 fn owner(creator: u64, user: u64) -> Owner {
-    // As spread as digests are.
+    // As evenly spread as digests are.
     let spread = |n: u64| (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     Owner { creator: spread(creator), user: spread(user) }
 }
@@ -584,7 +584,7 @@ const MALLORY: u64 = 1;
 const APP: u64 = 2;
 
 #[test]
-fn a_database_that_nobody_drains_takes_nothing_from_the_share_of_another() {
+fn a_database_that_is_never_drained_takes_nothing_from_the_share_of_another() {
     let counters = Counters::new(1024);
     let other = DATABASE + 1;
     for key in 0..10_000 {
@@ -596,17 +596,18 @@ fn a_database_that_nobody_drains_takes_nothing_from_the_share_of_another() {
         for key in 0..300 {
             counters.count(other, key, accepted(STARTED_AT, None));
         }
-        // What was given up for them is said to be lost, and all of theirs is counted while more comes from the first.
+        // Their counters that were displaced are reported as lost, and all of theirs are counted while more come from
+        // the first.
         for key in 10_000..12_000 {
             counters.count(DATABASE, key, accepted(STARTED_AT, None));
         }
         assert_eq!(counters.flush(other), (0..300).map(|key| (key, 1, 0)).collect::<Sums>());
     }
     let kept: u64 = counters.drain(DATABASE).1.values().map(|row| row.uses).sum();
-    assert_eq!(kept + counters.overflowed(), 16_000, "every use is counted or said to be lost");
+    assert_eq!(kept + counters.overflowed(), 16_000, "every use is counted or reported as lost");
 }
 
-/// Else nothing of it would ever be handed out again: what is outstanding must be acknowledged first.
+/// Otherwise nothing of it would ever be drained again: the outstanding generation must be acknowledged first.
 #[test]
 fn a_database_whose_outstanding_counters_were_given_up_is_drained_again() {
     let counters = Counters::new(10);
@@ -636,7 +637,7 @@ fn limits_that_last_for_a_day_leave_room_for_counters_and_for_the_limits_of_othe
         let charge = counters.charge_of(owner(creator, user), database, kind, key, day, STARTED_AT);
         charge.map(|charge| charge.admitted)
     };
-    // A user for each token, so that only the issuer is the same.
+    // A different user for each token, so that only the issuer is the same.
     for key in 0..5_000 {
         charge(MALLORY, key as u64, DATABASE, Kind::Token, 1_000_000 + key);
     }
@@ -661,7 +662,7 @@ fn limits_that_last_for_a_day_leave_room_for_counters_and_for_the_limits_of_othe
             }
         }
     }
-    // What found no room for a limit is said to be lost.
+    // Limits without room are reported as lost.
     let overflowed = counters.overflowed();
     for key in 0..200 {
         counters.count_of(owner(APP, 1), DATABASE, 2_000_000 + key, accepted(STARTED_AT, None));
@@ -670,7 +671,7 @@ fn limits_that_last_for_a_day_leave_room_for_counters_and_for_the_limits_of_othe
 }
 
 #[test]
-fn a_user_with_very_many_tokens_displaces_neither_others_nor_the_own_limit() {
+fn a_user_with_very_many_tokens_displaces_neither_other_users_nor_the_own_limit() {
     let counters = Counters::new(1024);
     let day = Limit::new(1, 1440 * MINUTE).expect("positive");
     let limited = |user: u64| {
@@ -708,7 +709,7 @@ fn addresses_that_fail_in_one_database_do_not_displace_those_of_another() {
 // ---- A clean restart
 
 #[test]
-fn what_was_not_drained_is_counted_on_after_a_restart() {
+fn undrained_counts_continue_after_a_restart() {
     let before = Counters::new(1024);
     before.count(DATABASE, 1, accepted(STARTED_AT, address("192.0.2.1")));
     before.count(DATABASE, 1, denied(STARTED_AT));
@@ -724,7 +725,7 @@ fn what_was_not_drained_is_counted_on_after_a_restart() {
     assert_eq!(rows[&2].last_used, Some((STARTED_AT + 5, None)));
 }
 
-/// It may have been applied, and what remembers that knows it by this name.
+/// It may have been applied, under the name that is recorded there.
 #[test]
 fn an_outstanding_generation_keeps_its_name_and_its_counts_over_restarts() {
     let first = Counters::new(1024);
@@ -734,7 +735,7 @@ fn an_outstanding_generation_keeps_its_name_and_its_counts_over_restarts() {
     let handed_out = totals(&rows);
     first.count(DATABASE, 1, accepted(STARTED_AT, None));
     first.count(DATABASE, 3, accepted(STARTED_AT, None));
-    // Acknowledged, so nothing of it is left.
+    // Acknowledged, so nothing of it remains.
     first.count(DATABASE + 1, 4, accepted(STARTED_AT, None));
     let (other, _) = first.drain(DATABASE + 1);
     assert!(first.acknowledge(DATABASE + 1, other));
@@ -769,7 +770,7 @@ fn a_table_of_the_same_size_has_room_for_all_that_was_in_it() {
 }
 
 #[test]
-fn a_smaller_table_keeps_limits_before_counters_and_says_what_is_lost_of_each() {
+fn a_smaller_table_keeps_limits_before_counters_and_reports_what_is_lost_of_each() {
     let before = Counters::new(3000);
     let limit = Limit::new(1, 1440 * MINUTE).expect("positive");
     let charge = |counters: &Counters, kind, key| {
@@ -791,7 +792,7 @@ fn a_smaller_table_keeps_limits_before_counters_and_says_what_is_lost_of_each() 
     let spent = |kind, from: u128| {
         (from..from + 500)
             .filter(|&key| {
-                let look = |state: &mut _| limit.look(state, STARTED_AT).admitted;
+                let look = |state: &mut _| limit.peek(state, STARTED_AT).admitted;
                 after.table.with_limiter(DATABASE, kind, &key.to_be_bytes(), look) == Some(false)
             })
             .count() as u64
@@ -804,7 +805,7 @@ fn a_smaller_table_keeps_limits_before_counters_and_says_what_is_lost_of_each() 
     let counted: u64 = after.drain(DATABASE).1.values().map(|row| row.uses).sum();
     assert_eq!(counted + restored.lost_uses, 6000);
 
-    // If nothing of what was outstanding found room, it does not stand in the way of what comes.
+    // If no outstanding counters found room, the next drain is not blocked.
     before.drain(DATABASE);
     let kept = before.table.save(SHUTDOWN, STARTED_AT).0;
     let bare = Counters::new(500);
@@ -835,7 +836,7 @@ fn limits_go_on_after_a_restart_and_those_that_are_idle_are_not_kept() {
 }
 
 #[test]
-fn what_a_later_release_kept_is_lost_and_said_to_be() {
+fn entries_of_a_later_release_are_lost_and_reported() {
     let before = Counters::new(1024);
     before.count(DATABASE, 1, accepted(STARTED_AT, None));
     let (head, records) = before.table.save(SHUTDOWN, STARTED_AT);
@@ -855,11 +856,11 @@ fn pressure_is_the_part_of_the_room_that_is_not_flushed() {
         for key in 0..keys as u128 / 2 {
             counters.count(DATABASE, key, accepted(STARTED_AT, None));
         }
-        // There is room for half as many again as were asked for.
+        // There is room for half as many keys again as requested.
         let pressure = counters.table.pressure();
         assert!((0.2..0.4).contains(&pressure), "{keys}: {pressure}");
         let (generation, _) = counters.drain(DATABASE);
-        assert_eq!(counters.table.pressure(), pressure, "closed is not flushed");
+        assert_eq!(counters.table.pressure(), pressure, "closed counters are not flushed yet");
         assert!(counters.acknowledge(DATABASE, generation));
         loop {
             let (generation, rows) = counters.drain(DATABASE);
@@ -906,8 +907,8 @@ fn no_two_databases_close_generations_of_one_number() {
     }
 }
 
-/// Random uses, drains and acknowledgements in a table that is far too small for a database, or has room for three, beside a
-/// plain map that does the same.
+/// Random uses, drains and acknowledgements, in a table that is far too small for one database or has room for three,
+/// compared with a plain map that does the same.
 #[test]
 fn whatever_happens_the_sums_are_those_of_a_plain_map() {
     for seed in 0..40 {
@@ -981,10 +982,10 @@ fn counting_is_exact_while_others_count_and_drain() {
                 scope.spawn(move || {
                     let mut dice = Dice(thread);
                     for n in 0..EACH {
-                        // One of them is hot, so that several count in the same entry at the same time.
+                        // One of them is hot, so that several threads count in the same entry at the same time.
                         let key = u128::from(dice.roll(KEYS) * dice.roll(2));
                         let at = 1 + n as i64;
-                        // The address says at what time it was used, so that the two can be compared.
+                        // The address encodes the time of the use, so that the two can be compared.
                         let client = Net::v4((at as u32).to_be_bytes(), 32);
                         counters.count(
                             DATABASE,

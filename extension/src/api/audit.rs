@@ -1,5 +1,5 @@
-//! What the audit log needs of the server: where its events are written, the digests that its seals are made of, and the one
-//! way in which some may leave it.
+//! Server functions that the audit log needs: where an event was written, the digests that seals are made of, and the
+//! only way to purge events.
 #![allow(unsafe_code)]
 
 use crate::error::Error;
@@ -28,7 +28,7 @@ fn wal_timeline(_call: &Call) -> Option<Datum> {
 }
 
 thread_local! {
-    /// True only while `purge_audit_log` runs its statement. No setting: what SQL can set, somebody will.
+    /// True only while `purge_audit_log` runs its statement. Not a setting, because any user could set it from SQL.
     static PURGING: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -46,7 +46,7 @@ fn purge_audit_log(call: &Call) -> Option<Datum> {
         }
     }
 
-    // SAFETY: each datum is of the type beside it.
+    // SAFETY: each datum is of the type given with it.
     let arguments = unsafe {
         [
             DatumWithOid::new(call.datum(0), pg_sys::TIMESTAMPTZOID),

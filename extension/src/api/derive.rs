@@ -1,4 +1,4 @@
-//! `derive_api_token`: whoever holds a token makes a lesser one of it.
+//! `derive_api_token`: the holder of a token creates a token with fewer rights from it.
 
 use super::issue::{draw, issued_token, new_id, store};
 use super::users;
@@ -22,25 +22,25 @@ use tollgate_core::scope;
 use tollgate_core::status::{Code, decide};
 use tollgate_core::token::Digest;
 
-/// Generations below a token that was issued. Every change of a token looks at all above it and all below.
+/// Generations below an issued token. Every change of a token reads all of its ancestors and descendants.
 const MAX_DEPTH: i32 = 8;
 
 sql_function!(derive_api_token);
 fn derive_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.derive_api_token()");
-    // Whoever guesses at tokens is counted here as by a verification.
+    // Guessed tokens count as failed attempts, as in a verification.
     let found = look_up_parent(call.bytes(0), client(call, 5));
     let (digest, parent) = match found {
         Ok((digest, id, Ok(()))) => (digest, Uuid::from_bytes(id)),
         Ok((.., Err(refusal))) | Err(refusal) => Error::refused(&refusal).raise(),
     };
 
-    match users::admit_user_of(parent) {
-        Some(standing) if standing.inactive => refused(Code::Disabled).raise(),
+    match users::lock_user_of(parent) {
+        Some(user_state) if user_state.inactive => refused(Code::Disabled).raise(),
         Some(_) => {}
         None => refused(Code::NotFound).raise(),
     }
-    // Nobody changes the parent from here on, so what the probe shows holds until the child is there.
+    // The parent is locked from here on, so what the probe finds stays true until the child is stored.
     let Some((user_id, ancestors)) = issue::lock_parent(parent).or_raise() else {
         refused(Code::NotFound).raise()
     };
@@ -75,14 +75,14 @@ fn derive_api_token(call: &Call) -> Option<Datum> {
         exceeds(
             ending.argument(),
             "would outlive its parent",
-            "Pass NULL for one that ends with its parent.",
+            "Leave it out for one that ends with its parent.",
         )
         .raise();
     }
     Some(issued_token(&issued, &token, &stored))
 }
 
-/// Of a token that ended between being looked up and being locked.
+/// For a token that ended between the look-up and the lock.
 fn refused(code: Code) -> Error {
     Error::refused(&Refusal::new(code))
 }
@@ -91,9 +91,9 @@ fn exceeds(argument: &str, how: &str, hint: &str) -> Error {
     Error::argument(argument, format!("a derived token {how}"), "which is more than the parent has", hint)
 }
 
-/// Judges the parent, which is locked, and what its child asks of it. Says when the parent ends.
+/// Checks the locked parent and what the child requests of it. Returns when the parent ends.
 ///
-/// The networks of the parent do not decide whether it may have children: they are the child's as well.
+/// The parent's networks do not decide whether it may have children: the child inherits them.
 fn within_parent(
     digest: &Digest,
     scopes: &[String],
@@ -132,7 +132,7 @@ fn within_parent(
             return Err(exceeds(
                 "allowed_ips",
                 "cannot be used from where its parent cannot",
-                "Pass networks inside those of the parent, or NULL for the same ones.",
+                "Give networks inside those of the parent, or leave them out for the same ones.",
             ));
         }
         Ok(end)

@@ -1,5 +1,5 @@
-//! `found` and `free_finding`: what verifications found and cannot write, on its way to the tables. What is done about it
-//! stands in `sql/schema/findings.sql`.
+//! `found` and `free_finding`: hand out what verifications found but cannot write, so that it reaches the tables. The
+//! SQL side is in `sql/schema/verify/findings.sql`.
 
 use crate::pg::fmgr::{Call, sql_function};
 use crate::shmem;

@@ -1,4 +1,5 @@
-//! Readers of the identity that `authenticate` set. For policies: no look-up, no allocation to answer yes or no.
+//! Functions that read the identity set by `authenticate`, for use in policies: they look nothing up, and allocate
+//! nothing to answer yes or no.
 
 use crate::error::Error;
 use crate::identity;

@@ -1,4 +1,4 @@
-//! What the SQL of the schema asks of Rust, so that a rule has one place.
+//! Functions that the schema's SQL calls, so that each rule is written once.
 
 use crate::error::{Error, OrRaise};
 use crate::pg::datum;
@@ -13,20 +13,20 @@ use pgrx::{IntoDatum, Uuid};
 use tollgate_core::jsonb::Bounds;
 use tollgate_core::status::Code;
 
-/// Of what is measured: each level is a call within a call.
+/// Deepest JSON that is measured: each level is a nested call.
 const DEEPEST: usize = 1000;
 
 sql_function!(presented_token_id);
 fn presented_token_id(call: &Call) -> Option<Datum> {
     match look_up_to_end(call.bytes(0), client(call, 1)) {
         Ok((_, id, _)) => Uuid::from_bytes(id).into_datum(),
-        // Who has failed too often is not told whether this is one.
+        // A client that has failed too often does not learn whether this is a token.
         Err(refusal) if refusal.code == Code::RateLimited => Error::refused(&refusal).raise(),
         Err(_) => None,
     }
 }
 
-// Fields of a token, of which those are checked that the first argument names. Returns the scopes without repetitions.
+// Checks the fields of a token that the first argument names. Returns the scopes without duplicates.
 sql_function!(check_token_fields);
 fn check_token_fields(call: &Call) -> Option<Datum> {
     let named = |field: &str| {

@@ -1,5 +1,5 @@
-//! `create_api_token` draws the secret, stores its digest, and hands the plaintext out once. `import_api_token` stores the
-//! digest of a token that another system issued.
+//! `create_api_token` draws the secret, stores its digest, and returns the plaintext once. `import_api_token` stores
+//! the digest of a token that another system issued.
 
 #![allow(unsafe_code)]
 
@@ -11,7 +11,7 @@ use crate::pg::sys;
 use crate::store::composite;
 use crate::store::relations::Composite;
 use crate::tokens::fields::Ending;
-use crate::tokens::issue::{NewToken, Stored, Takeover};
+use crate::tokens::issue::{ImportedToken, NewToken, Stored};
 use crate::tokens::{fields, issue, max_per_user};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::Datum;
@@ -20,14 +20,14 @@ use tollgate_core::foreign::Format;
 use tollgate_core::token::{self, Digest, ENTROPY_LEN, Issued, Prefix};
 use zeroize::Zeroizing;
 
-/// Of a token of which nothing but the digest is known.
+/// The hint of a token of which only the digest is known.
 const IMPORTED_HINT: &str = "imported";
 
 sql_function!(create_api_token);
 fn create_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.create_api_token()");
     let user_id = fields::user_id(call.text(0)).or_raise();
-    if users::admit(user_id).inactive {
+    if users::lock_user(user_id).inactive {
         Error::inactive_user().raise();
     }
     max_per_user::lock(user_id).or_raise();
@@ -63,14 +63,14 @@ sql_function!(import_api_token);
 fn import_api_token(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.import_api_token()");
     let user_id = fields::user_id(call.text(0)).or_raise();
-    let standing = users::admit(user_id);
+    let user_state = users::lock_user(user_id);
     max_per_user::lock(user_id).or_raise();
     let name = fields::name(call.text(1)).or_raise();
     let format = foreign_format(call.text(9)).or_raise();
     let given = call.bytes(2).filter(|bytes| bytes.len() == format.digest_len());
     let given = given.ok_or_else(|| not_a_digest(format)).or_raise();
     let foreign_hash = (format != Format::Sha256).then(|| format.key(given));
-    // Until it is known, a number that nothing is the digest of, as far as anybody can tell.
+    // Until the digest is known, a random number that is the digest of nothing.
     let digest: Digest = match given.try_into() {
         Ok(digest) if foreign_hash.is_none() => digest,
         _ => unknown_digest().or_raise(),
@@ -96,7 +96,7 @@ fn import_api_token(call: &Call) -> Option<Datum> {
         rate_window: call.value(8),
         parent: None,
     };
-    take_over(&Takeover {
+    store_imported(&ImportedToken {
         token: &token,
         format,
         foreign_hash,
@@ -106,16 +106,16 @@ fn import_api_token(call: &Call) -> Option<Datum> {
         revoked_at: fields::past("revoked_at", call.value(14)).or_raise(),
     })
     .or_raise();
-    if standing.inactive {
-        users::settle(user_id);
+    if user_state.inactive {
+        users::apply_user_state(user_id);
     }
     token.id.into_datum()
 }
 
-/// Stores a token of another system. One that is over, there or by its time, takes no room of its user's and may have had any
-/// lifetime.
-fn take_over(takeover: &Takeover<'_>) -> Result<(), Error> {
-    let Takeover { token, revoked_at, .. } = takeover;
+/// Stores a token of another system. One that is already revoked or expired does not count towards its user's maximum,
+/// and may have had any lifetime.
+fn store_imported(imported: &ImportedToken<'_>) -> Result<(), Error> {
+    let ImportedToken { token, revoked_at, .. } = imported;
     let is_past = |end: TimestampWithTimeZone| i64::from(end) <= sys::GetCurrentTimestamp();
     let has_expired = token.ending.moment.is_some_and(is_past);
     if has_expired {
@@ -125,10 +125,10 @@ fn take_over(takeover: &Takeover<'_>) -> Result<(), Error> {
     if is_live {
         max_per_user::claim(token.user_id)?;
     }
-    let stored = issue::take_over(takeover)?.ok_or_else(Error::duplicate_digest)?;
+    let stored = issue::import(imported)?.ok_or_else(Error::duplicate_digest)?;
     if is_live {
         fields::end(token.ending.argument(), stored.expires_at.map(i64::from))?;
-        say_what_may_not_be_meant(Some(token.name), stored.expires_at);
+        warn_of_likely_mistakes(Some(token.name), stored.expires_at);
     } else if !has_expired {
         fields::finite_end(token.ending.argument(), stored.expires_at.map(i64::from))?;
     }
@@ -140,7 +140,7 @@ fn foreign_format(name: Option<&str>) -> Result<Format, Error> {
     Format::parse(name).ok_or_else(|| {
         Error::argument(
             "format",
-            "tokens in this form cannot be taken over",
+            "tokens in this form cannot be imported",
             "which is NULL or not one of sha256, sha512, sha512-of-hex and sanctum",
             "With a salt or a key, as of bcrypt, PBKDF2, argon2, Gitea and GitLab, a token cannot be found by its digest. Let the \
              application check those as before, and import each by sha256() of the token when it is next presented.",
@@ -172,19 +172,20 @@ pub(super) fn new_id() -> Uuid {
     Uuid::from_bytes(*uuid::Uuid::now_v7().as_bytes())
 }
 
-/// Stores a token, if its user may have one more and its end, which the calendar decides, is one that a token may have.
+/// Stores a token, after checking that its user may have one more and that its end, which depends on the calendar, is
+/// allowed.
 pub(super) fn store(token: &NewToken<'_>) -> Result<Stored, Error> {
     max_per_user::claim(token.user_id)?;
     let stored = issue::insert(token)?.ok_or_else(Error::duplicate_digest)?;
     fields::end(token.ending.argument(), stored.expires_at.map(i64::from))?;
-    say_what_may_not_be_meant(Some(token.name), stored.expires_at);
+    warn_of_likely_mistakes(Some(token.name), stored.expires_at);
     Ok(stored)
 }
 
-/// What is allowed, and yet mostly a mistake: an interval without a unit, which is in seconds, so that '90' ends after a
-/// minute and a half (five minutes are what a token for one job may well have); and scopes in the place of the name,
-/// because the user was left out.
-pub(super) fn say_what_may_not_be_meant(name: Option<&str>, expires_at: Option<TimestampWithTimeZone>) {
+/// Warns of two likely mistakes: an interval without a unit, which is in seconds, so that '90' ends after a minute and
+/// a half (a token for one job may well live for five minutes); and scopes given as the name because the user was left
+/// out.
+pub(super) fn warn_of_likely_mistakes(name: Option<&str>, expires_at: Option<TimestampWithTimeZone>) {
     const SHORT_LIFE: i64 = 120_000_000;
     let remaining = expires_at.map(|end| i64::from(end).saturating_sub(sys::GetCurrentTimestamp()));
     if let Some(remaining @ ..SHORT_LIFE) = remaining {
@@ -211,10 +212,11 @@ pub(super) fn issued_token(issued: &Issued, token: &NewToken<'_>, stored: &Store
     )
 }
 
-/// Bytes of the operating system's random number generator.
+/// Bytes from the operating system's random number generator.
 fn entropy() -> Result<Zeroizing<[u8; ENTROPY_LEN]>, Error> {
     let mut bytes = Zeroizing::new([0; ENTROPY_LEN]);
-    getrandom::fill(bytes.as_mut_slice())
-        .map_err(|error| Error::internal(format!("the operating system gave no random numbers: {error}")))?;
+    getrandom::fill(bytes.as_mut_slice()).map_err(|error| {
+        Error::internal(format!("the operating system returned no random bytes: {error}"))
+    })?;
     Ok(bytes)
 }

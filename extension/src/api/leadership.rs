@@ -1,4 +1,4 @@
-//! `lock_leadership`: the lock by which one session leads a task.
+//! `lock_leadership`: takes the lock by which a session leads a task.
 #![allow(unsafe_code)]
 
 use crate::pg::fmgr::{Call, sql_function};
@@ -8,9 +8,9 @@ use pgrx::pg_sys::LockAcquireResult;
 use pgrx::pg_sys::{self, Datum};
 use tollgate_core::seal;
 
-/// Beside the task's name, which is what pg_locks shows as objid, this is its classid: "tgld".
+/// The classid of the lock in pg_locks: "tgld". The objid is made from the task's name.
 const CLASS: u32 = 0x7467_6c64;
-/// What pg_locks shows as objsubid. The SQL functions on advisory locks use 1 for one key and 2 for two, and no other.
+/// The objsubid in pg_locks. The SQL functions for advisory locks only use 1 (one key) and 2 (two keys).
 const KIND: u16 = 3;
 
 sql_function!(lock_leadership);
@@ -29,13 +29,13 @@ fn lock_leadership(call: &Call) -> Option<Datum> {
         locktag_lockmethodid: pg_sys::USER_LOCKMETHOD as u8,
     };
     let mode = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
-    // SAFETY: of the session, so that it outlives the transaction; and without waiting. An ERROR, as that there is no room for
-    // another lock, finds nothing here that needs dropping.
+    // SAFETY: a session lock, which outlives the transaction, taken without waiting. An ERROR, for example because the
+    // lock table is full, finds nothing here that needs dropping.
     let result = unsafe { pg_sys::LockAcquire(&raw const tag, mode, true, true) };
     match result {
         LockAcquireResult::LOCKACQUIRE_NOT_AVAIL => return None,
         LockAcquireResult::LOCKACQUIRE_ALREADY_HELD | LockAcquireResult::LOCKACQUIRE_ALREADY_CLEAR => {
-            // A lock is counted, and was held once before.
+            // PostgreSQL counts how often a session holds a lock; this session held it before.
             // SAFETY: this session holds it.
             unsafe { pg_sys::LockRelease(&raw const tag, mode, true) };
         }

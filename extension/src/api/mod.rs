@@ -1,5 +1,5 @@
-//! What users call. Each function here is thin: it reads its arguments, asks the inner modules and forms a result. Its
-//! `CREATE FUNCTION`, comment and grants stand in `sql/schema`, under the same name.
+//! The functions that users call. Each is thin: it reads its arguments, calls the inner modules and forms a result. Its
+//! `CREATE FUNCTION`, comment and grants are in `sql/schema`, under the same name.
 
 mod audit;
 mod derive;

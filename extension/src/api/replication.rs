@@ -1,4 +1,4 @@
-//! What logical replication asks for: to know its workers, and ids that no sequence gives out a second time.
+//! Support for logical replication: detecting apply workers, and ids that no sequence returns twice.
 #![allow(unsafe_code)]
 
 use crate::error::Error;
@@ -11,11 +11,11 @@ use pgrx::{FromDatum, IntoDatum, Spi, direct_function_call};
 
 sql_function!(is_logical_worker);
 fn is_logical_worker(_call: &Call) -> Option<Datum> {
-    // SAFETY: looks at a variable of this process.
+    // SAFETY: reads a variable of this process.
     unsafe { pg_sys::IsLogicalWorker() }.into_datum()
 }
 
-/// A sequence that was found to be ahead of its table, and the last number that this session got of it.
+/// A sequence that was found to be ahead of its table, and the last number that this session took from it.
 #[derive(Clone, Copy)]
 struct Checked {
     sequence: Oid,
@@ -35,12 +35,12 @@ pub(crate) fn init() {
     }
 }
 
-/// What failed may have failed for an id that was there already.
+/// The transaction may have failed because an id was in use already.
 fn forget() {
     CHECKED.with(|checked| checked.iter().for_each(|one| one.set(None)));
 }
 
-/// Not guarded, as the one below: it calls nothing that can fail.
+/// No guard here or below: these callbacks call nothing that can fail.
 unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
     if event == pg_sys::XactEvent::XACT_EVENT_ABORT {
         forget();
@@ -69,28 +69,28 @@ fn next_id(call: &Call) -> Option<Datum> {
     }
     CHECKED.with(|checked| {
         let same = |one: &&Cell<Option<Checked>>| one.get().is_none_or(|c| c.sequence == sequence);
-        // A sequence that was made anew takes the place of another.
+        // A sequence that was dropped and created again replaces another entry.
         checked.iter().find(same).unwrap_or(&checked[0]).set(Some(Checked { sequence, last: id }));
     });
     id.into_datum()
 }
 
 fn nextval(sequence: Oid) -> i64 {
-    // SAFETY: nextval(regclass), which checks what it is given, and never returns NULL.
+    // SAFETY: nextval(regclass), which checks its argument and never returns NULL.
     unsafe { direct_function_call(pg_sys::nextval_oid, &[sequence.into_datum()]) }
         .expect("nextval returns a number")
 }
 
-/// The greatest id in the table that a sequence is for, by the end of its primary key, which is on that column alone.
+/// The greatest id in the table of a sequence, read from the end of the primary key, which has that column only.
 ///
-/// Not by a query: of one in a SERIALIZABLE transaction PostgreSQL would conclude that all who insert behind it conflict.
-/// SnapshotSelf is no MVCC snapshot, so nothing of that is recorded (`SerializationNeededForRead`), and what others have
-/// committed since this transaction began is seen.
+/// Not a query: in a SERIALIZABLE transaction PostgreSQL would record a conflict with every transaction that inserts
+/// after it. SnapshotSelf is not an MVCC snapshot, so no predicate lock is taken (`SerializationNeededForRead`), and
+/// rows that others committed after this transaction began are visible.
 fn greatest_id(sequence: Oid) -> Option<i64> {
     let lock = pg_sys::AccessShareLock.cast_signed();
     let (mut table, mut column) = (Oid::INVALID, 0);
-    // SAFETY: everything that is opened is closed again; on an ERROR the resource owner of the transaction does so. The row is
-    // deformed while it is pinned, and what is taken of it is passed by value.
+    // SAFETY: everything that is opened is closed again; on an ERROR the transaction's resource owner does so. The row
+    // is deformed while it is pinned, and the value read from it is passed by value.
     unsafe {
         if !pg_sys::sequenceIsOwned(sequence, b'a'.cast_signed(), &raw mut table, &raw mut column) {
             return None;
@@ -116,15 +116,16 @@ fn greatest_id(sequence: Oid) -> Option<i64> {
     }
 }
 
-/// Sets a sequence that is behind its table to where it belongs, and takes the next number.
+/// Moves a sequence that is behind its table past the greatest id, and takes the next number.
 fn advance(sequence: Oid) -> i64 {
-    // One at a time, or one would set back what another has set and gone on from. It holds up no nextval().
+    // One session at a time; otherwise one could move the sequence back after another moved it ahead and went on. This
+    // lock does not block nextval().
     let lock = pg_sys::ShareUpdateExclusiveLock.cast_signed();
     // SAFETY: an existing relation. On an ERROR the transaction releases the lock.
     unsafe { pg_sys::LockRelationOid(sequence, lock) };
     let mut id = nextval(sequence);
     if let Some(taken) = greatest_id(sequence).filter(|taken| id <= *taken) {
-        // SAFETY: each datum is of the type beside it.
+        // SAFETY: each datum is of the type given with it.
         let arguments = unsafe {
             [DatumWithOid::new(sequence, pg_sys::REGCLASSOID), DatumWithOid::new(taken, pg_sys::INT8OID)]
         };

@@ -1,6 +1,7 @@
-//! `rotate_api_token`: a new secret for a token that stays what it is. The rest is in `sql/schema/lifecycle.sql`.
+//! `rotate_api_token`: a new secret for a token that otherwise stays the same. The rest is in
+//! `sql/schema/tokens/lifecycle.sql`.
 
-use super::issue::{draw, new_id, say_what_may_not_be_meant};
+use super::issue::{draw, new_id, warn_of_likely_mistakes};
 use super::users;
 use crate::error::{Error, OrRaise};
 use crate::guc;
@@ -21,7 +22,7 @@ fn rotate_api_token(call: &Call) -> Option<Datum> {
     let ending = Ending::new(call.value(2), call.value(3)).or_raise();
     let revoke_on_reuse = call.value(4).unwrap_or(false);
     let token_id: Uuid = call.value(0).ok_or_else(no_token).or_raise();
-    if users::admit_user_of(token_id).is_some_and(|standing| standing.inactive) {
+    if users::lock_user_of(token_id).is_some_and(|user_state| user_state.inactive) {
         Error::inactive_user().raise();
     }
     let old = issue::lock_for_rotation(token_id).or_raise();
@@ -36,7 +37,7 @@ fn rotate_api_token(call: &Call) -> Option<Datum> {
     if ending.is_given() {
         fields::end(ending.argument(), new.stored.expires_at.map(i64::from)).or_raise();
     }
-    say_what_may_not_be_meant(None, new.stored.expires_at);
+    warn_of_likely_mistakes(None, new.stored.expires_at);
     Some(composite::form(
         Composite::IssuedToken,
         [
@@ -61,7 +62,7 @@ fn no_token() -> Error {
     )
 }
 
-/// The prefix that a hint shows; that of the setting for a token whose hint shows none, as of one that was imported.
+/// The prefix in the hint, or the setting's prefix for a token whose hint has none, such as an imported one.
 fn prefix_of(hint: &str) -> Prefix {
     hint.rsplit_once('_').and_then(|(prefix, _)| Prefix::parse(prefix).ok()).unwrap_or_else(guc::token_prefix)
 }

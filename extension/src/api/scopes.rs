@@ -1,4 +1,4 @@
-//! The scope grammar, and who is acting, for SQL.
+//! The scope grammar and the acting role, for SQL.
 #![allow(unsafe_code)]
 
 use crate::pg::fmgr::{Call, sql_function};

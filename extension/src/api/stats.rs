@@ -1,4 +1,4 @@
-//! `memory_stats`: what `stats` shows of the shared memory.
+//! `memory_stats`: the part of `stats` that is in shared memory.
 
 use crate::pg::fmgr::{Call, sql_function};
 use crate::store::composite;

@@ -1,5 +1,6 @@
-//! `close_usage` and `free_usage`: the way of the counters out of shared memory, and `handed_out_usage`, by which the SQL of
-//! `apply_usage` and `ack_usage` knows what is on it. And `usage_pressure`, which says when they must take it.
+//! `close_usage` and `free_usage` move the counters out of shared memory. `handed_out_usage` says which are being
+//! moved, for the SQL of `apply_usage` and `ack_usage` knows what is on it. And `usage_pressure`, which says when they
+//! must take it.
 #![allow(unsafe_code)]
 
 use crate::error::OrRaise;

@@ -1,4 +1,4 @@
-//! The tables of users: the trigger for their rows, and what the SQL of `sql/schema/users_table.sql` asks of Rust.
+//! The application's users tables: their row trigger, and the functions that `sql/schema/tokens/users_table.sql` calls.
 #![allow(unsafe_code)]
 
 use crate::error::{Error, OrRaise};
@@ -11,8 +11,8 @@ use pgrx::pg_sys::{self, Datum, Oid};
 use pgrx::spi::Spi;
 use pgrx::{IntoDatum, Uuid};
 
-// For each row, so that statements that change something else cost nearly nothing; a WHEN in its place, or a list of
-// columns, would keep PostgreSQL from changing the type of the column.
+// Called for each row; a statement that changes other columns costs next to nothing. With a WHEN clause or a list of
+// columns on the trigger, PostgreSQL would refuse to change the type of the column.
 sql_function!(users_row_changed);
 fn users_row_changed(call: &Call) -> Option<Datum> {
     const EVENT: u32 = pg_sys::TRIGGER_EVENT_OPMASK;
@@ -20,7 +20,7 @@ fn users_row_changed(call: &Call) -> Option<Datum> {
     let Some(data) = call.trigger().filter(|data| data.tg_event & FIRING == pg_sys::TRIGGER_EVENT_ROW) else {
         Error::internal("not called by a trigger AFTER … FOR EACH ROW").raise()
     };
-    // SAFETY: of the trigger that is running; rows and table are there until it returns.
+    // SAFETY: the data of the running trigger; its rows and table stay valid until it returns.
     let (table, arguments, first, second) = unsafe {
         let is_update = data.tg_event & EVENT == pg_sys::TRIGGER_EVENT_UPDATE;
         (
@@ -46,8 +46,8 @@ fn users_row_changed(call: &Call) -> Option<Datum> {
         pg_sys::TRIGGER_EVENT_UPDATE => "UPDATE",
         _ => "DELETE",
     };
-    users::settle(table, arguments, keys, operation).or_raise();
-    // What an AFTER trigger returns is not looked at, but it must not be NULL.
+    users::apply_table(table, arguments, keys, operation).or_raise();
+    // The result of an AFTER trigger is ignored, but it must not be NULL.
     Some(Datum::null())
 }
 
@@ -56,7 +56,7 @@ fn users_table_arguments(call: &Call) -> Option<Datum> {
     with_table(call, |table| Ok(table.arguments())).into_datum()
 }
 
-// The key column, quoted, and the condition by which keys `u.k` are compared with user ids `d`.
+// The quoted key column, and the condition that compares keys `u.k` with user ids `d`.
 sql_function!(users_key);
 fn users_key(call: &Call) -> Option<Datum> {
     let arguments: Vec<String> = call
@@ -89,16 +89,16 @@ fn check_users_condition(call: &Call) -> Option<Datum> {
         .into_datum()
 }
 
-// Whether the user of a token is in an attached table and not active there. Locks the user's rows.
+// Whether a token's user is in an attached table and inactive there. Locks the user's rows.
 sql_function!(user_is_inactive);
 fn user_is_inactive(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.set_api_token_enabled()");
     let token: Uuid = call.value(0)?;
-    let standing = users::look_up_user_of(token).or_raise();
-    standing.is_some_and(|standing| standing.inactive).into_datum()
+    let user_state = users::look_up_user_of(token).or_raise();
+    user_state.is_some_and(|user_state| user_state.inactive).into_datum()
 }
 
-/// Does something with the table in the first argument, which is locked against being changed until the transaction ends.
+/// Runs `work` on the table in the first argument, locked against changes until the transaction ends.
 fn with_table<R>(call: &Call, work: impl FnOnce(Table) -> Result<Option<R>, Error>) -> Option<R> {
     let table = Table::open(call.value::<Oid>(0)?, pg_sys::AccessShareLock)?;
     let outcome = work(table).or_raise();
@@ -106,29 +106,31 @@ fn with_table<R>(call: &Call, work: impl FnOnce(Table) -> Result<Option<R>, Erro
     outcome
 }
 
-/// Makes sure that a token may be issued for a user, who stays as they are until the transaction ends. Comes before any lock
-/// of tokens. Whether the user is active is for the caller to judge.
-pub(super) fn admit(user_id: &str) -> users::Standing {
+/// Checks that the user exists, and locks their rows until the transaction ends. Call it before any lock on tokens. The
+/// caller decides what to do about an inactive user.
+pub(super) fn lock_user(user_id: &str) -> users::UserState {
     raise_if_missing(users::look_up(user_id).or_raise())
 }
 
-/// The same for the user of a token; `None` if there is no such token.
-pub(super) fn admit_user_of(token_id: Uuid) -> Option<users::Standing> {
+/// The same for a token's user; `None` if there is no such token.
+pub(super) fn lock_user_of(token_id: Uuid) -> Option<users::UserState> {
     users::look_up_user_of(token_id).or_raise().map(raise_if_missing)
 }
 
-fn raise_if_missing(standing: users::Standing) -> users::Standing {
-    if let Some(tables) = &standing.missing_in {
+fn raise_if_missing(user_state: users::UserState) -> users::UserState {
+    if let Some(tables) = &user_state.missing_in {
         Error::no_such_user(tables).raise();
     }
-    standing
+    user_state
 }
 
-/// Gives a token that was taken over the state that its user has.
-pub(super) fn settle(user_id: &str) {
-    // SAFETY: the datum is of the type beside it.
+/// Enables or disables an imported token as its user is active or not.
+pub(super) fn apply_user_state(user_id: &str) {
+    // SAFETY: the datum is of the type given with it.
     let given = [unsafe { DatumWithOid::new(user_id, pg_sys::TEXTOID) }];
     Spi::run_with_args("SELECT tollgate.settle_user($1)", &given)
-        .map_err(|error| Error::internal(format!("could not settle the tokens of a user: {error}")))
+        .map_err(|error| {
+            Error::internal(format!("could not apply a user's state to the user's tokens: {error}"))
+        })
         .or_raise();
 }

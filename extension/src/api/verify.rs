@@ -1,4 +1,4 @@
-//! `verify_api_token` and its kin.
+//! `verify_api_token` and the other functions that take a presented token.
 #![allow(unsafe_code)]
 
 use crate::pg::datum;
@@ -41,7 +41,7 @@ fn presented_token_has_scope(call: &Call) -> Option<Datum> {
         client: client(call, 2),
         purpose: Purpose::Check,
     };
-    let verdict = Verdict::on(&request);
+    let verdict = Verdict::decide(&request);
     let granted = verdict.code() == Code::Valid;
     verdict.close();
     granted.into_datum()
@@ -49,9 +49,9 @@ fn presented_token_has_scope(call: &Call) -> Option<Datum> {
 
 sql_function!(last_refusal);
 fn last_refusal(_call: &Call) -> Option<Datum> {
-    let told = CString::new(Refusal::last()?.to_json()).expect("JSON escapes NUL");
+    let json = CString::new(Refusal::last()?.to_json()).expect("JSON escapes NUL");
     // SAFETY: the input function of jsonb takes a C string and returns a value of that type.
-    unsafe { direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(Datum::from(told.as_ptr()))]) }
+    unsafe { direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(Datum::from(json.as_ptr()))]) }
 }
 
 sql_function!(client_ip_from);
@@ -63,7 +63,7 @@ fn client_ip_from(call: &Call) -> Option<Datum> {
 }
 
 fn as_composite(function: Function, call: &Call) -> Datum {
-    let verdict = Verdict::of(function, call);
+    let verdict = Verdict::of_call(function, call);
     let row = composite::form(Composite::Verification, verdict.columns());
     verdict.close();
     row

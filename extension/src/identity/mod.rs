@@ -1,15 +1,15 @@
-//! The identity of a transaction: which token it has authenticated with.
+//! The identity of a transaction: the token that it has authenticated with.
 //!
-//! It is the value of one string setting, `tollgate.context`, set with GUC_ACTION_LOCAL. PostgreSQL then does by itself
-//! what an identity needs: it ends with the transaction (so it never outlives a turn in a connection pool), comes back at
-//! ROLLBACK TO SAVEPOINT, and is shipped to parallel workers. Nobody can forge it: the check hook takes a value only from
-//! `authenticate` (a flag of this module), from the leader of a parallel worker that is starting, or the empty one; a
-//! superuser's SET is refused like anyone's. The secret is not in it.
+//! It is the value of one string setting, `tollgate.context`, set with GUC_ACTION_LOCAL. So PostgreSQL itself ends it
+//! with the transaction (it never outlives a turn in a connection pool), restores it at ROLLBACK TO SAVEPOINT, and
+//! passes it to parallel workers. It cannot be forged: the check hook accepts a value only from `authenticate` (a flag
+//! in this module), from the leader of a starting parallel worker, or the empty string. A superuser's SET is refused
+//! like any other. The value does not contain the secret.
 //!
-//! A transaction has at most one identity: it is bound to the first token that authenticates, until its top-level end. A
-//! savepoint that rolls the setting back does not undo the binding, because cursors and sub-selects that live on may have
-//! been answered by that identity. Parallel workers get the setting from their leader; they bind nothing, and need not,
-//! since PostgreSQL lets no worker set a setting.
+//! A transaction has at most one identity: it is bound to the first token that authenticates, until its top-level end.
+//! A savepoint that rolls the setting back does not undo the binding, because open cursors and sub-selects may have
+//! been answered by that identity. Parallel workers get the setting from their leader; they need no binding, since
+//! PostgreSQL does not let a worker set a setting.
 #![allow(unsafe_code)]
 
 use crate::error::Error;
@@ -42,7 +42,7 @@ thread_local! {
     static CURRENT: RefCell<Option<Identity>> = const { RefCell::new(None) };
     /// The token that the top-level transaction is bound to.
     static BOUND: Cell<Option<[u8; 16]>> = const { Cell::new(None) };
-    /// Whether the identity was established outside a transaction block, and nothing has asked for it since.
+    /// Whether the identity was established outside a transaction block, and nothing has read it since.
     static UNUSED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn init() {
         | pg_sys::GUC_NOT_IN_SAMPLE
         | pg_sys::GUC_DISALLOW_IN_FILE
         | pg_sys::GUC_DISALLOW_IN_AUTO_FILE;
-    // SAFETY: called once per process with static strings; the hooks keep to the contracts of their types.
+    // SAFETY: called once per process with static strings; the hooks meet the contracts of their types.
     unsafe {
         pg_sys::DefineCustomStringVariable(
             NAME.as_ptr(),
@@ -81,7 +81,7 @@ pub(crate) fn may_bind(token_id: &[u8; 16]) -> Result<(), Error> {
     }
 }
 
-/// Makes a verified token that [`may_bind`] the identity of the transaction.
+/// Makes a verified token that passed [`may_bind`] the identity of the transaction.
 pub(crate) fn establish(context: &Identity) {
     struct Permit;
     impl Drop for Permit {
@@ -95,13 +95,13 @@ pub(crate) fn establish(context: &Identity) {
     ESTABLISHING.set(true);
     let _permit = Permit;
     guc::set_local(NAME, &value);
-    // Only now: a setting that could not be set binds nothing.
+    // Last, so that a setting that could not be set binds nothing.
     BOUND.set(Some(context.token_id));
     // SAFETY: a plain read of the state of this backend's transaction.
     UNUSED.set(!unsafe { pg_sys::IsTransactionBlock() });
 }
 
-/// Reads the identity of the transaction; `None` if it has none, or its token has expired meanwhile.
+/// Reads the identity of the transaction; `None` if it has none, or if its token has expired since.
 pub(crate) fn read<R>(reader: impl FnOnce(&Identity) -> R) -> Option<R> {
     CURRENT.with_borrow(|current| {
         let context = current.as_ref()?;
@@ -118,8 +118,8 @@ unsafe extern "C-unwind" fn check(
     _extra: *mut *mut c_void,
     _source: pg_sys::GucSource::Type,
 ) -> bool {
-    // SAFETY: PostgreSQL passes a pointer to a C string or NULL; the flag is a plain variable of this process, true only while a
-    // parallel worker restores the state of its leader.
+    // SAFETY: PostgreSQL passes a pointer to a C string or NULL; the flag is a plain variable of this process, true
+    // only while a parallel worker restores its leader's state.
     unsafe {
         guard::entry(|| {
             let empty = (*new).as_ref().is_none_or(|start| CStr::from_ptr(start).is_empty());
@@ -145,8 +145,8 @@ unsafe extern "C-unwind" fn assign(new: *const c_char, _extra: *mut c_void) {
     }
 }
 
-/// PostgreSQL calls this for top-level transactions alone: at COMMIT, COMMIT AND CHAIN, a procedure's COMMIT, ROLLBACK and
-/// PREPARE TRANSACTION, but not for savepoints. No statement runs between this and the reset of the setting.
+/// PostgreSQL calls this for top-level transactions only: at COMMIT, COMMIT AND CHAIN, a procedure's COMMIT, ROLLBACK
+/// and PREPARE TRANSACTION, but not for savepoints. No statement runs between this and the reset of the setting.
 unsafe extern "C-unwind" fn at_transaction_event(event: pg_sys::XactEvent::Type, _arg: *mut c_void) {
     // SAFETY: called by PostgreSQL, in a frame that owns nothing.
     unsafe {

@@ -1,11 +1,11 @@
-//! What differs between the major versions of PostgreSQL that Tollgate supports.
+//! Differences between the major versions of PostgreSQL that Tollgate supports.
 
 #![allow(unsafe_code)]
 
 use core::ffi::c_int;
 use pgrx::pg_sys::{self, IndexScanDesc, Relation, Snapshot};
 
-/// A setting that RESET leaves alone (since 16; before, only a superuser may reset ours, which empties it).
+/// A setting that RESET does not change. Since 16; in 15 only a superuser may reset ours, which empties it.
 #[cfg(feature = "pg15")]
 pub(crate) const GUC_NO_RESET: u32 = 0;
 #[cfg(not(feature = "pg15"))]
@@ -14,7 +14,8 @@ pub(crate) const GUC_NO_RESET: u32 = pgrx::pg_sys::GUC_NO_RESET;
 /// `AddinShmemInitLock`, a macro in C (`lwlocknames.h`, `lwlocklist.h`): the same number in every supported version.
 pub(crate) const ADDIN_SHMEM_INIT_LOCK: usize = 21;
 
-/// Begins a scan with one key. Unguarded, as the functions in `sys`; version 18 takes instrumentation, which may be NULL.
+/// Begins a scan with one key. Unguarded, like the functions in `sys`; version 18 takes instrumentation, which may be
+/// NULL.
 ///
 /// # Safety
 ///
@@ -51,8 +52,8 @@ pub(crate) unsafe fn index_beginscan(table: Relation, index: Relation, snapshot:
     }
 }
 
-/// Pins a buffer if it still holds that block of a table; false if not. Unguarded, as the functions in `sys`; version 16
-/// gave the table's physical identity another name.
+/// Pins a buffer if it still holds that block of a table; false if not. Unguarded, like the functions in `sys`; version
+/// 16 renamed the table's physical identity.
 ///
 /// # Safety
 ///
@@ -84,7 +85,8 @@ pub(crate) unsafe fn pin_if_still(
     }
 }
 
-/// Raises 42501 unless the current user may execute a function, and tells whoever audits that it is about to be.
+/// Raises 42501 unless the current user may execute a function, and calls `object_access_hook` (for auditing
+/// extensions) as the executor does.
 pub(crate) fn check_may_execute(function: pg_sys::Oid) {
     // SAFETY: look-ups in the system catalogue, and the hook of another library with the argument it expects.
     unsafe {

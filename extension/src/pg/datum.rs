@@ -1,4 +1,4 @@
-//! PostgreSQL's values as bytes where they lie: nothing is copied unless it was compressed or stored out of line.
+//! PostgreSQL's values as bytes in place: a value is copied only if it was compressed or stored out of line.
 //!
 //! Only [`varlena`] is unsafe. What it returns is a slice, and arrays and addresses are read from slices with every
 //! bound checked.
@@ -28,11 +28,11 @@ pub(crate) unsafe fn varlena<'a>(datum: Datum) -> &'a [u8] {
 
 /// The length in the catalogue (`typlen`) of types of variable length.
 pub(crate) const VARLENA: i16 = -1;
-/// Not of the catalogue: of any type that is passed by value.
+/// Not a `typlen`: any type that is passed by value.
 pub(crate) const BY_VALUE: i16 = 0;
 
-/// Copies a value of a type of that length into the current memory context. One that is stored out of line is fetched, since the
-/// row that it belongs to may be gone tomorrow.
+/// Copies a value of a type of that length into the current memory context. A value stored out of line is fetched,
+/// since its row may be removed later.
 ///
 /// # Safety
 ///
@@ -51,14 +51,14 @@ pub(crate) unsafe fn copy(datum: Datum, length: i16) -> Datum {
 /// A one-dimensional array of a varlena type whose alignment is that of int: text[], cidr[].
 #[derive(Clone, Copy)]
 pub(crate) struct TextArray<'a> {
-    /// The elements, from the first on; alignment counts from here, since the header is a multiple of it.
+    /// The elements; alignment counts from here, since the length of the header is a multiple of it.
     elements: &'a [u8],
     len: usize,
     nulls: Option<&'a [u8]>,
     dimensions: usize,
 }
 
-// Offsets in a content of an array: its length word is not part of it, but counts for MAXALIGN.
+// Offsets in an array's content: the length word is not part of it, but counts for MAXALIGN.
 const LENGTH_WORD: usize = 4;
 const MAXALIGN: usize = 8;
 
@@ -131,14 +131,14 @@ fn varlena_extent(bytes: &[u8]) -> (usize, usize) {
     (4, size as usize)
 }
 
-/// The bytes of a jsonb value as PostgreSQL prints it; each of its texts is passed on. One that cannot be within the bounds is
-/// not even fetched.
+/// The number of bytes of a jsonb value as PostgreSQL prints it; calls a function for each of its texts. A value too
+/// large for the bounds is not fetched at all.
 pub(crate) fn json_text_size(
     jsonb: Datum,
     bounds: Bounds,
     each_text: impl FnMut(&[u8]),
 ) -> Result<usize, Excess> {
-    // SAFETY: such a value; what is fetched lives in the memory context of the call.
+    // SAFETY: a jsonb value; the detoasted copy lives in the memory context of the call.
     unsafe {
         if jsonb::cannot_be_within(sys::toast_raw_datum_size(jsonb), bounds) {
             return Err(Excess::Bytes);

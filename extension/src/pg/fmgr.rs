@@ -1,7 +1,7 @@
-//! The fmgr calling convention: how a function written here becomes one that SQL can name.
+//! The fmgr calling convention: exporting a Rust function so that SQL can call it.
 //!
-//! `#[pg_extern]` converts each argument into an owned Rust value. The functions of `api` read theirs where they lie and
-//! form their own result rows, so they are entered through [`sql_function!`] instead; their `CREATE FUNCTION`s stand in
+//! `#[pg_extern]` converts each argument into an owned Rust value. The functions of `api` read their arguments in place
+//! and form their own result rows, so they use [`sql_function!`] instead; their `CREATE FUNCTION` statements are in
 //! `sql/schema`.
 #![allow(unsafe_code)]
 
@@ -41,7 +41,7 @@ macro_rules! sql_function {
 }
 pub(crate) use sql_function;
 
-/// One call of one of our functions. Its arguments live as long as it does.
+/// A call of one of our functions. Its arguments live as long as it does.
 pub(crate) struct Call(pg_sys::FunctionCallInfo);
 
 impl Call {
@@ -71,7 +71,7 @@ impl Call {
         self.datum(n).map(|datum| unsafe { datum::varlena(datum) })
     }
 
-    /// An argument of type text, in a database whose encoding is UTF-8 (install.sql admits no other).
+    /// An argument of type text, in a database whose encoding is UTF-8 (install.sql accepts no other).
     pub(crate) fn text(&self, n: usize) -> Option<&str> {
         self.bytes(n).map(|bytes| core::str::from_utf8(bytes).expect("text in a UTF-8 database"))
     }
@@ -87,9 +87,9 @@ impl Call {
         self.datum(n).and_then(|datum| unsafe { T::from_datum(datum, false) })
     }
 
-    /// What a trigger is called with; `None` for a call that is none of a trigger.
+    /// The trigger data; `None` if the function was not called by a trigger.
     pub(crate) fn trigger(&self) -> Option<&pg_sys::TriggerData> {
-        // SAFETY: fcinfo is valid; its context says by its tag what it is, and outlives the call.
+        // SAFETY: fcinfo is valid; the tag of its context gives its type, and it outlives the call.
         unsafe {
             let context = (*self.0).context;
             (!context.is_null() && (*context).type_ == pg_sys::NodeTag::T_TriggerData)

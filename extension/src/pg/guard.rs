@@ -1,9 +1,9 @@
 //! How errors pass through Rust.
 //!
-//! PostgreSQL raises an error by `siglongjmp`. pgrx catches it where Rust called PostgreSQL, lets it unwind the frames of Rust
-//! as a panic, and raises it anew where PostgreSQL called Rust; but of the error it keeps only the SQLSTATE, the message, the
-//! detail and the hint. [`entry`] keeps all of it: an error context callback copies the `ErrorData` while it is being raised
-//! (`CopyErrorData`), and that is what is raised anew (`ThrowErrorData`).
+//! PostgreSQL raises an error by `siglongjmp`. pgrx catches it where Rust called PostgreSQL, unwinds the Rust frames as
+//! a panic, and raises the error again where PostgreSQL called Rust, but keeps only the SQLSTATE, message, detail and
+//! hint. [`entry`] keeps all of it: an error context callback copies the `ErrorData` while the error is being raised
+//! (`CopyErrorData`), and the copy is raised again (`ThrowErrorData`).
 #![allow(unsafe_code)]
 
 use core::ffi::{CStr, c_char, c_int, c_void};
@@ -15,8 +15,8 @@ use std::any::Any;
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-/// A backtrace has no place in what a client is told, which is where pgrx's panic hook has it put with `RUST_BACKTRACE=1`.
-/// An error is no reason to write one at all; of a defect of ours the server's log says where it is.
+/// A backtrace must not reach the client, which is where pgrx's panic hook puts it with `RUST_BACKTRACE=1`. An ERROR
+/// needs no backtrace; a panic of ours is logged with its location.
 pub(crate) fn init() {
     std::panic::set_hook(Box::new(|info| {
         let payload = info.payload();
@@ -30,30 +30,31 @@ pub(crate) fn init() {
 }
 
 unsafe extern "C-unwind" {
-    // Without pgrx's guard: they are called where an ERROR has no frame to unwind.
+    // Without pgrx's guard: these are called where an ERROR has no Rust frame to unwind.
     fn CopyErrorData() -> *mut ErrorData;
     fn FreeErrorData(error: *mut ErrorData);
     fn ThrowErrorData(error: *mut ErrorData);
     fn geterrcode() -> c_int;
 }
 
-/// The last error that was raised below an [`entry`], of whoever caught it.
-struct Last {
+/// The last error that was raised below an [`entry`], whether or not something caught it.
+struct LastError {
     error: *mut ErrorData,
     /// Lives until the call ends.
     context: pg_sys::MemoryContext,
 }
 
-/// Runs what PostgreSQL has called. An ERROR of PostgreSQL's, or a panic, unwinds `body`, and is then raised as PostgreSQL's.
+/// Runs the body of a function that PostgreSQL called. A PostgreSQL ERROR or a panic unwinds `body`, and is then raised
+/// as a PostgreSQL ERROR.
 ///
 /// # Safety
 ///
 /// Called by PostgreSQL, in a frame that owns nothing.
 pub(crate) unsafe fn entry<R>(body: impl FnOnce() -> R) -> R {
-    // SAFETY: variables of this process. The callback is taken off the stack before what it points to is gone: here, and by
-    // whoever catches an ERROR, who restores the stack.
+    // SAFETY: variables of this process. The callback is removed from the stack before its argument goes out of scope:
+    // here, or by the code that catches an ERROR and restores the stack.
     let (outcome, last) = unsafe {
-        let mut last = Last { error: ptr::null_mut(), context: pg_sys::CurrentMemoryContext };
+        let mut last = LastError { error: ptr::null_mut(), context: pg_sys::CurrentMemoryContext };
         let mut callback = pg_sys::ErrorContextCallback {
             previous: pg_sys::error_context_stack,
             callback: Some(keep),
@@ -74,23 +75,24 @@ pub(crate) unsafe fn entry<R>(body: impl FnOnce() -> R) -> R {
         }
         Err(payload) => payload,
     };
-    // SAFETY: what `keep` made, or NULL.
+    // SAFETY: a copy that `keep` made, or NULL.
     if unsafe { is_of(last, payload.as_ref()) } {
         drop(payload);
-        // SAFETY: nothing is left that needs dropping. The copy is freed with the memory context that it is in.
+        // SAFETY: nothing is left that needs dropping. The copy is freed with its memory context.
         unsafe { ThrowErrorData(last) };
         unreachable!("an ERROR does not return");
     }
-    // SAFETY: the same; pgrx raises what was a panic or an error of ours.
+    // SAFETY: as above; pgrx raises a panic or an error of ours.
     unsafe { pg_sys::panic::pgrx_extern_c_guard(move || resume_unwind(payload)) }
 }
 
-/// Called by `errfinish` for each message, before it goes to whoever is to get it.
+/// Called by `errfinish` for each message, before it is sent or logged.
 unsafe extern "C-unwind" fn keep(last: *mut c_void) {
-    // SAFETY: the argument is that of the callback, whose `entry` is still running. An ERROR here jumps over nothing of ours.
+    // SAFETY: the argument is that of the callback, whose `entry` is still running. An ERROR here skips no frame of
+    // ours that owns something.
     unsafe {
-        let last = last.cast::<Last>();
-        // Of this there is no memory to keep it in.
+        let last = last.cast::<LastError>();
+        // Out of memory: there is none for a copy.
         if geterrcode() == pg_sys::errcodes::PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY as c_int {
             return;
         }
@@ -109,7 +111,7 @@ unsafe extern "C-unwind" fn keep(last: *mut c_void) {
     }
 }
 
-/// Whether it is the error that pgrx caught. It is not when another one was raised, and caught, on the way of this one.
+/// Whether this is the error that pgrx caught. It is not if another error was raised and caught while this one unwound.
 unsafe fn is_of(error: *const ErrorData, payload: &(dyn Any + Send)) -> bool {
     // SAFETY: a copy that `keep` made, whose texts are C strings or NULL.
     unsafe {

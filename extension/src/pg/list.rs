@@ -1,4 +1,4 @@
-//! Nodes and lists of nodes, read and made as PostgreSQL does.
+//! Reading and creating PostgreSQL's nodes and lists of nodes.
 #![allow(unsafe_code)]
 
 use core::ffi::c_void;
@@ -19,7 +19,7 @@ pub(crate) unsafe fn list_len(list: *const List) -> usize {
     unsafe { list.as_ref() }.map_or(0, |list| usize::try_from(list.length).unwrap_or(0))
 }
 
-/// The nth element of a list of nodes that has so many.
+/// The nth element of a list of at least n + 1 nodes.
 pub(crate) unsafe fn list_nth(list: *const List, n: usize) -> *mut c_void {
     // SAFETY: the caller's promise.
     unsafe { (*(*list).elements.add(n)).ptr_value }

@@ -1,4 +1,4 @@
-//! PostgreSQL plumbing: calls, values and nodes of the server's, and how its errors pass through Rust.
+//! PostgreSQL plumbing: calling its functions, reading its values and nodes, and passing its errors through Rust.
 
 pub(crate) mod compat;
 pub(crate) mod datum;

@@ -1,13 +1,14 @@
-//! Asking the processor for memory ahead of its use.
+//! Prefetching memory.
 //!
-//! With many tokens nearly each of the cache lines that a verification looks at comes from memory, as far away as a few
-//! hundred instructions, and one says where the next is. What can be told of them early is asked for early.
+//! With many tokens nearly every cache line that a verification reads comes from main memory, which takes as long as a
+//! few hundred instructions, and each line holds the address of the next. Addresses that are known early are prefetched
+//! early.
 #![allow(unsafe_code)]
 
-/// Has a cache line fetched. Any address will do: there is no fault, and nothing is read as far as the program can see.
+/// Prefetches a cache line. Any address is allowed: there is no fault, and the program reads nothing.
 #[inline]
 pub(crate) fn prefetch<T>(line: *const T) {
-    // SAFETY: as said, by the definition of both instructions.
+    // SAFETY: both instructions are defined to have no effect that a program can see.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

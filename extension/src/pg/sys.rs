@@ -14,10 +14,10 @@ use pgrx::pg_sys::{
 ///
 /// # Safety
 ///
-/// On an ERROR the frames of `calls` are jumped over: it must hold nothing that needs dropping, and must not panic. So it must
+/// An ERROR jumps over the frames of `calls`: it must hold nothing that needs dropping, and must not panic. So it must
 /// not call the functions of `pg_sys` either, which panic on an ERROR.
 pub(crate) unsafe fn guarded<R: Copy>(calls: impl FnOnce() -> R) -> R {
-    // SAFETY: the caller keeps the conditions of `pg_guard_ffi_boundary`, which are those above.
+    // SAFETY: the caller meets the conditions of `pg_guard_ffi_boundary`, which are those above.
     unsafe { pg_sys::ffi::pg_guard_ffi_boundary(calls) }
 }
 
@@ -83,7 +83,7 @@ unsafe extern "C-unwind" {
 
     pub(crate) fn ExecScanReScan(node: *mut pg_sys::ScanState);
 
-    // These raise nothing as they are used here, and so need no guard.
+    // As used here these raise no ERROR, and so need no guard.
     pub(crate) fn toast_raw_datum_size(value: Datum) -> usize;
     pub(crate) fn ExecStoreVirtualTuple(slot: *mut TupleTableSlot) -> *mut TupleTableSlot;
     safe fn RecoveryInProgress() -> bool;

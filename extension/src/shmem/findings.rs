@@ -1,9 +1,9 @@
-//! What verifications found and cannot write, for the daemon to record: a token that was presented in the form of another
-//! system, with the digest that it shall have from now on; one that was presented after its rotation.
+//! What verifications found but cannot write, for the daemon to record: an imported token in another format that was
+//! presented for the first time, with its new digest; a token that was presented after its rotation.
 //!
-//! A finding stays until what it says is in the tables, or an hour has passed: the daemon that records it may die at any
-//! moment and start over. There is one of a kind for a token. If there is no room for another it is dropped, and found again at the next
-//! presentation. What a verification pays for this is a spinlock, in cases that are rare by themselves.
+//! A finding stays until it is recorded in the tables, or for an hour: the daemon may fail at any moment and start
+//! again. There is one finding of each kind per token. If there is no room, a finding is dropped, and found again at
+//! the next presentation. A verification takes a spinlock for this, only in these rare cases.
 
 use super::spin::SpinLock;
 use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -13,8 +13,8 @@ use tollgate_core::token::Digest;
 use tollgate_core::usage_table::SpinLock as _;
 
 const BUCKETS: usize = 64;
-const WAYS: usize = 8;
-/// Of a database that is gone, say, or without a daemon: in microseconds.
+const SLOTS_PER_BUCKET: usize = 8;
+/// In microseconds. For a database that was dropped, or that has no daemon.
 const LONGEST: i64 = 3_600_000_000;
 
 const FREE: u8 = 0;
@@ -26,13 +26,13 @@ const REUSE: u8 = 2;
 pub(crate) enum Found {
     /// The token has this digest.
     Digest(Digest),
-    /// It was replaced, and presented all the same, from here.
+    /// It was replaced, and then presented again, from this address.
     Reuse(Option<Net>),
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Finding {
-    /// For [`Findings::free`]; never given twice between two starts of the server.
+    /// For [`Findings::free`]; unique between two starts of the server.
     pub(crate) number: u64,
     pub(crate) token_id: [u8; 16],
     /// Microseconds since 2000-01-01.
@@ -40,18 +40,18 @@ pub(crate) struct Finding {
     pub(crate) found: Found,
 }
 
-/// Under the bucket's lock.
+/// Protected by the bucket's lock.
 #[repr(C)]
 #[derive(Default)]
 struct Slot {
     number: AtomicU64,
     token_id: [AtomicU64; 2],
     at: AtomicI64,
-    /// A digest, or an address in network order in the first two.
+    /// A digest, or an address in network order in the first two words.
     payload: [AtomicU64; 4],
     database: AtomicU32,
     kind: AtomicU8,
-    /// Of an address: 4 or 6, and its bits; 0 for none.
+    /// Of an address: 4 or 6, and its prefix length; 0 for none.
     family: AtomicU8,
     bits: AtomicU8,
 }
@@ -60,7 +60,7 @@ struct Slot {
 #[derive(Default)]
 struct Bucket {
     lock: SpinLock,
-    slots: [Slot; WAYS],
+    slots: [Slot; SLOTS_PER_BUCKET],
 }
 
 #[repr(C, align(64))]
@@ -70,7 +70,7 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    /// Of memory that is all zero.
+    /// For memory that is all zero.
     pub(super) fn start(&self) {
         self.next_number.store(1, Relaxed);
         for bucket in &self.buckets {
@@ -109,7 +109,7 @@ impl Findings {
             if taken == FREE || at.saturating_sub(slot.at.load(Relaxed)) > LONGEST {
                 room = room.or(Some(slot));
             } else if taken == kind && slot.is_of(database, id) {
-                // The first is the one that counts.
+                // The first one counts.
                 return;
             }
         }
@@ -128,11 +128,11 @@ impl Findings {
         slot.kind.store(kind, Relaxed);
     }
 
-    /// Those of a database, which are some hundreds at most.
+    /// All findings of a database, at most a few hundred.
     pub(super) fn of(&self, database: u32) -> Vec<Finding> {
-        let mut all = Vec::with_capacity(BUCKETS * WAYS);
+        let mut all = Vec::with_capacity(BUCKETS * SLOTS_PER_BUCKET);
         for bucket in &self.buckets {
-            let mut found = [None; WAYS];
+            let mut found = [None; SLOTS_PER_BUCKET];
             {
                 let _held = bucket.lock.hold();
                 for (finding, slot) in found.iter_mut().zip(&bucket.slots) {
@@ -146,7 +146,7 @@ impl Findings {
         all
     }
 
-    /// False if there is no such finding any more.
+    /// False if there is no such finding.
     pub(super) fn free(&self, database: u32, number: u64) -> bool {
         self.buckets.iter().any(|bucket| {
             let _held = bucket.lock.hold();

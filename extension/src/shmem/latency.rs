@@ -1,5 +1,5 @@
-//! Times one of so many verifications, from the call to the moment when its outcome is counted. Two looks at the clock and two
-//! additions to what processes share are too dear for each, and a few thousand say the same.
+//! Times a sample of verifications, from the call to the moment when its outcome is counted. Two clock readings and two
+//! additions in shared memory are too expensive for each, and a few thousand give the same result.
 
 use super::{database, database_exists, process, segment};
 use std::sync::OnceLock;
@@ -8,7 +8,7 @@ use tollgate_core::latency::{Countdown, Histogram};
 
 static COUNTDOWN: Countdown = Countdown::new();
 
-/// Of a verification that is measured.
+/// The start of a measured verification.
 #[derive(Clone, Copy)]
 pub(crate) struct Timer {
     histogram: &'static Histogram,
@@ -16,7 +16,7 @@ pub(crate) struct Timer {
 }
 
 impl Timer {
-    /// To be called first of all. `None` for a verification that is not measured.
+    /// Called before anything else. `None` for a verification that is not measured.
     #[inline]
     pub(crate) fn start() -> Option<Self> {
         if COUNTDOWN.is_due(|| process() as u32) { Timer::begin() } else { None }
@@ -34,7 +34,7 @@ impl Timer {
     }
 }
 
-/// That of this database. Where there is none it is asked for again at the next measurement: another database may have been
+/// The histogram of this database. If there is none, the next measurement tries again: another database may have been
 /// dropped by then.
 fn histogram() -> Option<&'static Histogram> {
     static MINE: OnceLock<&'static Histogram> = OnceLock::new();

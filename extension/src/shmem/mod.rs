@@ -1,23 +1,25 @@
-//! Counters that all backends share: how often each token was used or refused, when and from where last; and the state of
-//! rate limits, of tokens, users and client addresses.
+//! Counters that all backends share: how often each token was used or refused, and when and from where last; and the
+//! state of rate limits, of tokens, users and client addresses.
 //!
-//! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in the crate `tollgate-core`
-//! (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those slices; this file is what the rest calls.
-//! Beside the counters there are hints at where tokens are found, `findings`, what is to be recorded, and `latency`, how long verifications took; `restart` carries counters and limits over a clean
-//! restart of the server.
+//! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in
+//! the crate `tollgate-core` (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those
+//! slices; this file is what the rest calls. The segment also holds hints at where tokens are stored, `findings` to be
+//! recorded, and `latency`, the histogram of verifications; `restart` carries counters and limits over a clean restart
+//! of the server.
 //!
-//! Locking, in one place:
+//! Locking rules:
 //!
-//! * Each group of entries has one of PostgreSQL's spinlocks (`spin`), in the cache line that says where in the group a key
-//!   is. It is held to write in the group: to count, to charge, to give a slot to another key. That takes some tens of
-//!   instructions, which call nothing, allocate nothing and cannot fail. Nobody holds two.
+//! * Each group of entries has one of PostgreSQL's spinlocks (`spin`), in the cache line that says where in the group a
+//!   key is. It is held to write in the group: to count, to charge, to give a slot to another key. That takes some tens
+//!   of instructions, which call nothing, allocate nothing and cannot fail. A backend never holds two.
 //! * Each bucket of findings has one too.
-//! * Who gives a key an entry holds one of a few lightweight locks (LWLock), chosen by the key, so that it does not get two.
-//! * The control lock, another LWLock, is about generations: whoever drains or acknowledges holds it.
-//! * Spinlocks are taken inside an LWLock, never the other way round. Nobody holds two LWLocks.
-//! * A backend that is killed while it holds a lock makes the postmaster restart all of them with fresh memory. One that is
-//!   stopped (SIGSTOP, a debugger) while it holds a spinlock makes others wait, and after about a minute PostgreSQL takes
-//!   that for a stuck spinlock and restarts all of them.
+//! * A backend that adds an entry for a key holds one of a few lightweight locks (LWLock), chosen by the key, so that
+//!   the key does not get two entries.
+//! * The control lock, another LWLock, protects the generations: it is held to drain and to acknowledge.
+//! * Spinlocks are taken inside an LWLock, never the other way round. A backend never holds two LWLocks.
+//! * If a backend is killed while it holds a lock, the postmaster restarts all of them with fresh memory. If one is
+//!   stopped (SIGSTOP, a debugger) while it holds a spinlock, others wait, and after about a minute PostgreSQL reports
+//!   a stuck spinlock and restarts all of them.
 //!
 //! Usage and charges are never rolled back with the transaction that caused it.
 
@@ -47,7 +49,7 @@ pub(crate) fn init() {
     segment::init();
 }
 
-/// Whether there is shared memory: the library was loaded when the server started.
+/// Whether shared memory exists, that is, whether the library was loaded at server start.
 pub(crate) fn exists() -> bool {
     segment().is_some()
 }
@@ -66,7 +68,7 @@ pub(crate) fn count_use(token: &[u8; 16], owner: &dyn Fn() -> Owner, used: &Use)
     }
 }
 
-/// Charges a use to a limit of its token and counts it, as a denial if it is refused. `None` if there is no room, or no
+/// Charges a use to its token's limit and counts it, as a denial if it is refused. `None` without room or without
 /// shared memory.
 pub(crate) fn charge_use(
     token: &[u8; 16],
@@ -78,7 +80,7 @@ pub(crate) fn charge_use(
     segment.table.charge_use(segment, process(), database(), token, owner, used, limit)
 }
 
-/// Charges a limit. `None` if there is no room, or no shared memory.
+/// Charges a limit. `None` without room or without shared memory.
 pub(crate) fn charge(
     kind: Kind,
     id: &[u8; 16],
@@ -90,19 +92,19 @@ pub(crate) fn charge(
     segment.table.charge(segment, process(), database(), kind, id, owner, limit, now)
 }
 
-/// What a charge would say; `None` for what was not charged lately.
-pub(crate) fn look(kind: Kind, id: &[u8; 16], limit: Limit, now: i64) -> Option<Charge> {
-    segment()?.table.with_limiter(database(), kind, id, |state| limit.look(state, now))
+/// The answer that a charge would get; `None` for a key that was not charged lately.
+pub(crate) fn peek(kind: Kind, id: &[u8; 16], limit: Limit, now: i64) -> Option<Charge> {
+    segment()?.table.with_limiter(database(), kind, id, |state| limit.peek(state, now))
 }
 
-/// Takes back a charge.
+/// Refunds a charge.
 pub(crate) fn refund(kind: Kind, id: &[u8; 16], limit: Limit) {
     if let Some(segment) = segment() {
         segment.table.with_limiter(database(), kind, id, |state| limit.refund(state));
     }
 }
 
-/// To be called some time before [`hint`].
+/// Call this some time before [`hint`].
 pub(crate) fn prefetch_hint(digest: &Digest) {
     if let Some(segment) = segment() {
         prefetch(segment.hints.line(digest));
@@ -119,7 +121,7 @@ pub(crate) fn hint(digest: &Digest) -> Option<Location> {
     Some(location)
 }
 
-/// Remembers where the row of a token was found.
+/// Stores where the row of a token was found.
 pub(crate) fn note_hint(digest: &Digest, token: &[u8; 16], location: Location) {
     if let Some(segment) = segment() {
         let group = segment.table.group_of(database(), token) as u32;
@@ -127,14 +129,14 @@ pub(crate) fn note_hint(digest: &Digest, token: &[u8; 16], location: Location) {
     }
 }
 
-/// To be called some time before a use of the token is counted or charged.
+/// Call this some time before a use of the token is counted or charged.
 pub(crate) fn prefetch_counters(token: &[u8; 16]) {
     if let Some(segment) = segment() {
         segment.table.entry_lines(database(), token).for_each(prefetch);
     }
 }
 
-/// Closes the counters of this database, unless closed ones are still to be acknowledged, and copies them.
+/// Closes the counters of this database, unless closed ones are still unacknowledged, and copies them.
 pub(crate) fn drain() -> Result<Drained, Error> {
     let segment = segment().ok_or_else(|| Error::needs_preload("usage metering"))?;
     let drain = || segment.table.drain(segment, database());
@@ -167,38 +169,39 @@ fn database_exists(database: u32) -> bool {
     }
 }
 
-/// Frees the closed counters of this database if they are of that generation.
+/// Frees the closed counters of this database if their generation matches.
 pub(crate) fn acknowledge(generation: u64) -> Result<bool, Error> {
     let segment = segment().ok_or_else(|| Error::needs_preload("usage metering"))?;
     Ok(segment.table.acknowledge(segment, database(), generation))
 }
 
-/// The name of this server and of this start of it, and what was drained of this database and not acknowledged, without its rows.
+/// The name of this server, the id of this server start, and the drained and unacknowledged generation of this
+/// database, without its rows.
 pub(crate) fn handed_out() -> Option<([u8; tollgate_core::usage_file::NODE_LEN], [u8; 16], Option<Drained>)> {
     let segment = segment()?;
     let (node, closed) = segment.table.handed_out(segment, database());
     Some((node, segment.table.boot(), closed))
 }
 
-/// How much of the room is taken by counters that are not flushed, from 0 to 1, and how many uses found none.
+/// The fraction of the room taken by unflushed counters, from 0 to 1, and how many uses found no room.
 pub(crate) fn pressure() -> Result<(f64, u64), Error> {
     let segment = segment().ok_or_else(|| Error::needs_preload("usage metering"))?;
     Ok((segment.table.pressure(), segment.table.overflowed()))
 }
 
-/// Has something recorded of a token. Without shared memory it is not.
+/// Notes a finding about a token. Without shared memory it is lost.
 pub(crate) fn note_finding(token: &[u8; 16], found: &Found, at: i64) {
     if let Some(segment) = segment() {
         segment.findings.note(database(), token, found, at);
     }
 }
 
-/// What is to be recorded in this database.
+/// The findings of this database that are not recorded yet.
 pub(crate) fn findings() -> Vec<Finding> {
     segment().map(|segment| segment.findings.of(database())).unwrap_or_default()
 }
 
-/// Drops a finding that is recorded; false if there is no such one.
+/// Removes a recorded finding; false if there is no such finding.
 pub(crate) fn free_finding(number: u64) -> bool {
     segment().is_some_and(|segment| segment.findings.free(database(), number))
 }
@@ -208,7 +211,7 @@ pub(crate) fn log_throttle() -> Option<&'static Throttle> {
     segment().map(|segment| segment.log_throttle)
 }
 
-/// What `stats` shows; `None` without shared memory.
+/// The figures that `stats` shows; `None` without shared memory.
 pub(crate) fn stats() -> Option<usage_table::Stats> {
     segment().map(|segment| segment.table.stats(segment, database()))
 }
@@ -218,7 +221,7 @@ pub(crate) fn busy_keys() -> Option<u64> {
     Some(segment()?.table.busy(sys::GetCurrentTimestamp()))
 }
 
-/// How long verifications of this database took; `None` if that is not measured.
+/// The latency of verifications in this database; `None` if it is not measured.
 pub(crate) fn latency() -> Option<Measured> {
     segment()?.latencies.of(database())
 }

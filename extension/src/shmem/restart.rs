@@ -1,10 +1,10 @@
-//! Carries counters and the state of limits over a clean restart: the postmaster writes them to a file as it ends, beside
-//! PostgreSQL's own statistics, and takes them up again as it starts.
+//! Carries counters and the state of limits over a clean restart: the postmaster writes them to a file as it exits,
+//! next to PostgreSQL's own statistics, and reads them when it starts.
 //!
-//! A file must never be read twice, or its uses would be counted twice. So it is gone, durably, before anything of it is
-//! in memory; it is only written once the shutdown checkpoint is, so not at an immediate shutdown or a crash; and it is
-//! only read by the cluster, and at the checkpoint, that it was written at. Nothing but this can go wrong: a data
-//! directory that is copied while the server is down has the file too, and the copy takes up the same counters.
+//! A file must never be read twice, or its uses would be counted twice. So it is removed, durably, before its content
+//! is in memory; it is written only after the shutdown checkpoint, so not at an immediate shutdown or a crash; and it
+//! is read only by the cluster, and at the checkpoint, that it was written at. One case remains: a data directory that
+//! is copied while the server is down includes the file, and the copy reads the same counters.
 #![allow(unsafe_code)]
 
 use super::spin::SpinLock;
@@ -24,10 +24,10 @@ const FILE: &CStr = c"pg_stat/tollgate_usage.stat";
 const DRAFT: &CStr = c"pg_stat/tollgate_usage.stat.tmp";
 
 const LOST: &str =
-    "Uses since the last flush before the shutdown are not counted, and rate limits begin anew.";
+    "Uses since the last flush before the shutdown are not counted, and rate limits start again.";
 
-/// The server's name beside its generations: its `cluster_name`, else the identifier that a cluster shares with its
-/// standbys.
+/// The name of the server in its generations: its `cluster_name`, or else the system identifier, which a cluster shares
+/// with its standbys.
 pub(super) fn node() -> [u8; NODE_LEN] {
     // SAFETY: a string setting of PostgreSQL: a C string or NULL.
     let name = unsafe { pg_sys::cluster_name.as_ref().map(|start| CStr::from_ptr(start).to_bytes()) };
@@ -35,7 +35,7 @@ pub(super) fn node() -> [u8; NODE_LEN] {
     let name = match name {
         Some(name) if !name.is_empty() => name,
         _ => {
-            // SAFETY: reads a number from shared memory, where it is before libraries are given theirs.
+            // SAFETY: reads a number from shared memory, which is set up before the hooks of libraries run.
             identifier = unsafe { pg_sys::GetSystemIdentifier() }.to_string();
             identifier.as_bytes()
         }
@@ -47,13 +47,13 @@ pub(super) fn node() -> [u8; NODE_LEN] {
     node
 }
 
-/// To be called by the process that starts the server, which is the one that ends last.
+/// Called by the process that starts the server, which exits last.
 pub(super) fn save_at_exit(table: &'static Table<'static>) {
-    // SAFETY: the function takes what it is given here.
+    // SAFETY: the callback's argument is the one passed here.
     unsafe { pg_sys::on_shmem_exit(Some(save), Datum::from(core::ptr::from_ref(table))) };
 }
 
-/// Before anybody counts.
+/// Before the first use is counted.
 pub(super) fn restore(table: &Table<'_>) {
     let file = match File::open(path(FILE)) {
         Ok(file) => file,
@@ -62,7 +62,7 @@ pub(super) fn restore(table: &Table<'_>) {
     };
     // SAFETY: a C string; at this level it reports and returns.
     if unsafe { pg_sys::durable_unlink(FILE.as_ptr(), pg_sys::LOG as c_int) } != 0 {
-        return unread("it could not be removed, and so might be read a second time");
+        return unread("it could not be removed, and so could be read twice");
     }
     let mut reader = match Reader::open(BufReader::new(file)) {
         Ok(reader) => reader,
@@ -70,7 +70,7 @@ pub(super) fn restore(table: &Table<'_>) {
     };
     let head = reader.head().clone();
     if last_shutdown() != Some(head.shutdown) {
-        return unread("it was written by another cluster, or at another shutdown than the last one");
+        return unread("it was written by another cluster, or not at the last shutdown");
     }
     let mut fault = None;
     let records = core::iter::from_fn(|| match reader.next()? {
@@ -90,20 +90,20 @@ pub(super) fn restore(table: &Table<'_>) {
 fn report(head: &Head, restored: &Restored) {
     let (kept, all, file) = (restored.kept, head.records, path(FILE));
     if kept == all {
-        Error::note(format!("tollgate: took up the usage and limits of {kept} keys from file \"{file}\""))
+        Error::note(format!("tollgate: restored the usage and limits of {kept} keys from file \"{file}\""))
             .log();
         return;
     }
     let [tokens, users, addresses] = restored.lost_limits;
     let Restored { lost_counters, lost_uses, .. } = restored;
     Error::usage_file(
-        format!("tollgate: took up the usage and limits of {kept} of {all} keys from file \"{file}\""),
+        format!("tollgate: restored the usage and limits of {kept} of {all} keys from file \"{file}\""),
         format!(
             "The table is smaller than it was before the restart. Dropped: the limits of {tokens} tokens, {users} users and \
-             {addresses} addresses, which begin anew; {lost_uses} uses and denials of {lost_counters} tokens, which are not \
+             {addresses} addresses, which start again; {lost_uses} uses and denials of {lost_counters} tokens, which are not \
              counted."
         ),
-        "Raise tollgate.max_tracked_keys; before a restart that lowers it, flush usage, and let limits become whole again.",
+        "Raise tollgate.max_tracked_keys; before a restart that lowers it, flush usage, and wait until limits are full again.",
     )
     .log();
 }
@@ -117,8 +117,8 @@ fn unread(why: &str) {
     .log();
 }
 
-/// Called when the postmaster ends, after all its children, and when it starts them anew after a crash. There must be no
-/// ERROR: there is nobody to catch it.
+/// Called when the postmaster exits, after all its children, and when it restarts them after a crash. There must be no
+/// ERROR: nothing could catch it.
 unsafe extern "C-unwind" fn save(code: c_int, argument: Datum) {
     // SAFETY: called by PostgreSQL, in a frame that owns nothing, with the argument of `save_at_exit`.
     unsafe {
@@ -131,7 +131,7 @@ unsafe extern "C-unwind" fn save(code: c_int, argument: Datum) {
 }
 
 fn write(table: &Table<'_>) {
-    // After an immediate shutdown too the code is 0.
+    // The code is 0 after an immediate shutdown too.
     let Some(shutdown) = last_shutdown() else { return };
     let (head, records) = table.save(shutdown, sys::GetCurrentTimestamp());
     if head.records == 0 {
@@ -141,7 +141,8 @@ fn write(table: &Table<'_>) {
         let mut to = BufWriter::new(file);
         usage_file::write(&mut to, &head, records)
     });
-    // SAFETY: C strings; at this level it reports and returns. It writes both the file and its name to disk.
+    // SAFETY: C strings; at this level it reports and returns. It flushes both the file and its directory entry to
+    // disk.
     let done = written.map(|()| unsafe {
         pg_sys::durable_rename(DRAFT.as_ptr(), FILE.as_ptr(), pg_sys::LOG as c_int) == 0
     });
@@ -160,10 +161,10 @@ fn write(table: &Table<'_>) {
     .log();
 }
 
-/// The shutdown that the control file tells of; `None` unless it was a clean one.
+/// The shutdown that the control file records; `None` unless it was a clean one.
 fn last_shutdown() -> Option<Shutdown> {
     let mut intact = false;
-    // SAFETY: reads the file of the control data, which every server has read once before it gets here, into fresh memory.
+    // SAFETY: reads the control file, which every server has read before this point, into fresh memory.
     let control = unsafe { pg_sys::get_controlfile(pg_sys::DataDir, &raw mut intact).as_ref() }?;
     let clean =
         matches!(control.state, pg_sys::DBState::DB_SHUTDOWNED | pg_sys::DBState::DB_SHUTDOWNED_IN_RECOVERY);

@@ -1,5 +1,5 @@
-//! Shared memory and its locks, as PostgreSQL gives them: asked for while the server starts, laid out once, inherited by
-//! every backend.
+//! Shared memory and its locks, obtained from PostgreSQL: requested at server start, laid out once, inherited by every
+//! backend.
 #![allow(unsafe_code)]
 
 use super::findings::Findings;
@@ -20,7 +20,7 @@ type Group = usage_table::Group<SpinLock>;
 pub(super) type Table<'a> = usage_table::Table<'a, SpinLock>;
 
 const NAME: &CStr = c"tollgate";
-/// The control lock, then those to insert.
+/// The control lock, and the locks for inserting.
 const LOCKS: c_int = 1 + usage_table::INSERT_LOCKS as c_int;
 
 pub(super) struct Segment {
@@ -38,13 +38,12 @@ static mut PREVIOUS_STARTUP: pg_sys::shmem_startup_hook_type = None;
 
 /// The segment, if the library was loaded when the server started.
 pub(super) fn segment() -> Option<&'static Segment> {
-    // SAFETY: what is stored is a leaked box.
+    // SAFETY: the pointer is to a leaked box.
     unsafe { SEGMENT.load(Ordering::Acquire).as_ref() }
 }
 
 pub(super) fn init() {
-    // SAFETY: run by the postmaster, which has one thread, while it loads libraries; hooks are chained as every library
-    // does.
+    // SAFETY: run by the postmaster, which has one thread, while it loads libraries; hooks are chained as usual.
     unsafe {
         if !pg_sys::process_shared_preload_libraries_in_progress {
             return;
@@ -56,7 +55,7 @@ pub(super) fn init() {
     }
 }
 
-/// How many groups and buckets there are, where they begin, and how much memory all takes together.
+/// The number of groups and buckets, their offsets, and the size of the whole segment.
 struct Plan {
     groups: usize,
     groups_at: usize,
@@ -82,12 +81,12 @@ fn plan() -> Plan {
     Plan { groups, groups_at, buckets, buckets_at, log_throttle_at, findings_at, latencies_at, total }
 }
 
-/// ShmemInitStruct aligns to a cache line of 128 bytes (`PG_CACHE_LINE_SIZE`), which the parts need no more than.
+/// ShmemInitStruct aligns to a cache line of 128 bytes (`PG_CACHE_LINE_SIZE`), which is enough for each part.
 const _: () = assert!(align_of::<Header>() <= 128 && align_of::<Group>() <= 128);
 
 unsafe extern "C-unwind" fn request() {
-    // SAFETY: PostgreSQL calls the hook when it may ask for memory and locks. An ERROR of another library's hook jumps over a
-    // frame that owns nothing.
+    // SAFETY: PostgreSQL calls the hook when memory and locks may be requested. An ERROR of another library's hook
+    // jumps over a frame that owns nothing.
     unsafe {
         if let Some(previous) = PREVIOUS_REQUEST {
             previous();
@@ -112,8 +111,9 @@ unsafe extern "C-unwind" fn startup() {
 }
 
 fn set_up() {
-    // SAFETY: shared memory exists. Ours is as large as the plan says, aligned, all zero before the references are made (zero
-    // is valid for each part, which is made of atomics), and never unmapped while this process lives.
+    // SAFETY: shared memory exists. Our segment has the planned size and alignment, is all zero before references to it
+    // are made (zero is valid for each part, which consists of atomics), and is never unmapped while this process
+    // lives.
     unsafe {
         let plan = plan();
         let init_lock = &raw mut (*pg_sys::MainLWLockArray.add(compat::ADDIN_SHMEM_INIT_LOCK)).lock;
@@ -152,7 +152,7 @@ fn set_up() {
     }
 }
 
-/// A lock, held.
+/// A held lock.
 pub(super) struct Held(*mut pg_sys::LWLock);
 
 impl Drop for Held {

@@ -1,9 +1,9 @@
 //! PostgreSQL's spinlock, `slock_t` (`storage/spin.h`).
 //!
-//! A backend that waits for one spins a little, then sleeps between attempts and shows the wait event `SpinDelay`. It
-//! does not answer to cancel or terminate meanwhile, and after about a minute it takes the lock for stuck, as everywhere
-//! in PostgreSQL, and ends all backends (PANIC). So the rules of `spin.h` hold: between [`SpinLock::hold`] and the drop of
-//! its guard there are some tens of instructions, with no call of PostgreSQL's, no allocation and no panic.
+//! A waiting backend spins a little, then sleeps between attempts and shows the wait event `SpinDelay`. Meanwhile it
+//! does not react to cancel or terminate, and after about a minute it reports a stuck spinlock, as everywhere in
+//! PostgreSQL, and ends all backends (PANIC). So the rules of `spin.h` apply: between [`SpinLock::hold`] and the drop
+//! of its guard there are some tens of instructions, without calls of PostgreSQL, allocations or panics.
 #![allow(unsafe_code)]
 
 use core::cell::UnsafeCell;
@@ -34,7 +34,7 @@ impl usage_table::SpinLock for SpinLock {
     type Guard<'a> = Held<'a>;
 
     fn init(&self) {
-        // SAFETY: a valid address, which nobody else uses yet.
+        // SAFETY: a valid address, which nothing else uses yet.
         unsafe { init(self.0.get()) };
     }
 

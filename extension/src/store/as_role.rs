@@ -1,7 +1,8 @@
-//! Queries of tables that are not ours, with the rights of whoever owns them.
+//! Queries of tables that are not ours, with the rights of their owners.
 //!
-//! To plan a query, PostgreSQL may run what the owner of the table has put into an index or a constraint; with our rights it
-//! would be whatever the owner likes, done by the owner of the extension. PostgreSQL's own foreign keys do it in this way.
+//! While PostgreSQL plans a query it may run functions that the table's owner put into an index or a constraint. With
+//! our rights, the owner could do anything as the owner of the extension. PostgreSQL's own foreign keys switch to the
+//! owner in the same way.
 #![allow(unsafe_code)]
 
 use super::statements::by_index_alone;
@@ -14,8 +15,8 @@ use pgrx::spi::{OwnedPreparedStatement, Spi, SpiError};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// Does something with the rights of a role, as an operation that is restricted (`SECURITY_RESTRICTED_OPERATION`). Settings
-/// that it changes are as before afterwards: they are those of whoever called.
+/// Runs `work` with the rights of a role, as a restricted operation (`SECURITY_RESTRICTED_OPERATION`). Settings that it
+/// changes are restored afterwards: they are the caller's.
 pub(crate) fn run<R>(role: Oid, work: impl FnOnce() -> R) -> R {
     const FLAGS: u32 = pg_sys::SECURITY_LOCAL_USERID_CHANGE
         | pg_sys::SECURITY_RESTRICTED_OPERATION
@@ -26,7 +27,7 @@ pub(crate) fn run<R>(role: Oid, work: impl FnOnce() -> R) -> R {
         pg_sys::GetUserIdAndSecContext(&raw mut role, &raw mut context);
         (role, context, pg_sys::NewGUCNestLevel())
     };
-    // SAFETY: the same; the role exists, as it owns something.
+    // SAFETY: as above; the role exists, as it owns something.
     unsafe { pg_sys::SetUserIdAndSecContext(role, own_context | FLAGS.cast_signed()) };
     let outcome = work();
     // SAFETY: as above.
@@ -41,7 +42,7 @@ thread_local! {
     static PREPARED: RefCell<HashMap<String, Rc<OwnedPreparedStatement>>> = RefCell::default();
 }
 
-/// Of so many queries the plans are kept. There is one for each attached table.
+/// The number of queries whose plans are kept. There is one for each attached table.
 const KEPT: usize = 64;
 
 /// Runs a query of one argument, a text[], and returns the text[] in its first row.
@@ -50,14 +51,14 @@ pub(crate) fn query(
     query: &str,
     argument: Option<Datum>,
 ) -> Result<Option<Vec<Option<String>>>, Error> {
-    // SAFETY: the datum is of the type beside it, and lives as long as the call that it came from.
+    // SAFETY: the datum is of the type given with it, and lives as long as the call that it came from.
     let arguments = [unsafe { DatumWithOid::new(argument, pg_sys::TEXTARRAYOID) }];
     run(role, || Spi::connect(|client| client.select(query, Some(1), &arguments)?.first().get_one()))
         .map_err(|error| not_read(&error))
 }
 
-/// [`query`] for an argument of one element, of which each row that is changed has another: to plan it would take most of the
-/// time.
+/// [`query`] for an argument of one element, which differs for each changed row: planning it each time would take most
+/// of the time.
 pub(crate) fn query_of_one(
     role: Oid,
     query: &str,

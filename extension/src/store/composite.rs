@@ -17,8 +17,8 @@ pub(crate) fn form<const N: usize>(composite: Composite, columns: [Option<Datum>
     let descriptor = descriptor(composite, N);
     let mut values = columns.map(|column| column.unwrap_or(Datum::null()));
     let mut nulls = columns.map(|column| column.is_none());
-    // SAFETY: the descriptor has N columns; each datum is of its column's type, as the callers' literals show beside the
-    // CREATE TYPE. The closure holds nothing that needs dropping.
+    // SAFETY: the descriptor has N columns; each datum is of its column's type, as the callers' literals show next to
+    // the CREATE TYPE. The closure holds nothing that needs dropping.
     unsafe {
         sys::guarded(|| {
             let tuple = sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
@@ -45,7 +45,7 @@ fn descriptor(composite: Composite, columns: usize) -> pg_sys::TupleDesc {
     // SAFETY: just copied.
     let natts = usize::try_from(unsafe { (*descriptor).natts }).unwrap_or(0);
     if natts != columns {
-        // SAFETY: just copied, and used by nothing.
+        // SAFETY: just copied, and not used yet.
         unsafe { pg_sys::FreeTupleDesc(descriptor) };
         Error::unknown_layout(format!(
             "Type tollgate.{} has {natts} columns, the library knows {columns}.",
@@ -55,7 +55,7 @@ fn descriptor(composite: Composite, columns: usize) -> pg_sys::TupleDesc {
     }
     let mut all = DESCRIPTORS.get();
     if let Some((_, stale)) = all[composite as usize].replace((epoch, descriptor)) {
-        // SAFETY: copied here before and used by nothing: rows carry their type's oid, not its descriptor.
+        // SAFETY: copied here earlier and no longer used: rows carry their type's oid, not its descriptor.
         unsafe { pg_sys::FreeTupleDesc(stale) };
     }
     DESCRIPTORS.set(all);

@@ -1,4 +1,4 @@
-//! The condition under which a user is active: what of SQL it may be, and which columns it reads.
+//! The condition under which a user is active: which SQL it may contain, and which columns it reads.
 #![allow(unsafe_code)]
 
 use super::users::Table;
@@ -7,12 +7,12 @@ use core::ptr;
 use pgrx::pg_sys;
 use std::ffi::CString;
 
-/// Analyses a condition over one row, without evaluating it, and returns the numbers of the columns it reads; 0 stands for the whole
-/// row. To be called with the rights of the table's owner: even to read a literal may run what is theirs.
+/// Analyses a condition over one row, without evaluating it, and returns the numbers of the columns it reads; 0 stands
+/// for the whole row. Call it with the rights of the table's owner: even reading a literal may run the owner's code.
 pub(crate) fn columns(table: Table, condition: &str) -> Result<Vec<i16>, Error> {
     let statement = CString::new(format!("SELECT ({condition}\n) FROM ONLY {}", table.name()))
         .map_err(|_| no_single_expression())?;
-    // SAFETY: SPI's calls in their order; an ERROR ends the connection with the (sub)transaction. The trees that are read
+    // SAFETY: SPI's calls in order; an ERROR ends the connection with the (sub)transaction. The trees that are read
     // belong to the plan, which lives until SPI_finish.
     unsafe {
         pg_sys::SPI_connect();
@@ -37,7 +37,7 @@ pub(crate) fn columns(table: Table, condition: &str) -> Result<Vec<i16>, Error> 
 
 /// # Safety
 ///
-/// A query that was analysed.
+/// The query is analysed.
 unsafe fn of_query(table: Table, query: &pg_sys::Query) -> Result<Vec<i16>, Error> {
     let length = |list: *mut pg_sys::List| {
         // SAFETY: a list, or NULL for an empty one.
@@ -80,11 +80,11 @@ unsafe fn of_query(table: Table, query: &pg_sys::Query) -> Result<Vec<i16>, Erro
             let number = (member + pg_sys::FirstLowInvalidHeapAttributeNumber) as i16;
             if number < 0 {
                 return Err(Error::unfit_condition(
-                    "which reads a column of the system's",
-                    "Name columns of the table.",
+                    "which reads a system column",
+                    "Use columns of the table.",
                 ));
             }
-            // What a virtual column is computed from is not looked for: any change of the row counts.
+            // Which columns a virtual column is computed from is not examined: any change of the row counts.
             let is_virtual = number > 0 && table.column(number).is_some_and(|column| column.is_virtual());
             columns.push(if is_virtual { 0 } else { number });
         }

@@ -1,5 +1,5 @@
-//! Queries that see what is committed now. Under REPEATABLE READ a statement sees the transaction's snapshot, which is
-//! old; who counts tokens, or says that there is none, must not answer by it.
+//! Queries that see what is committed now. Under REPEATABLE READ a statement sees the transaction's snapshot, which may
+//! be old; code that counts tokens, or reports that there is none, must not rely on it.
 #![allow(unsafe_code)]
 
 use crate::error::Error;
@@ -19,7 +19,7 @@ pub(crate) enum Snapshot {
     Latest,
     /// The same, for a query that locks or writes.
     LatestToWrite,
-    /// That of the transaction, which is the same under READ COMMITTED.
+    /// The transaction's snapshot, which is the latest under READ COMMITTED.
     OfTransaction,
 }
 
@@ -34,8 +34,8 @@ impl Query {
         let mut values = arguments.map(|(_, value)| value.unwrap_or(Datum::null()));
         let nulls =
             arguments.map(|(_, value)| (if value.is_some() { b' ' } else { b'n' }).cast_signed() as c_char);
-        // SAFETY: the arguments are of the types beside them and live as long as the call. On an ERROR the abort of the
-        // transaction ends the connection to SPI and releases the snapshot.
+        // SAFETY: the arguments are of the given types and live as long as the call. On an ERROR the abort of the
+        // transaction ends the SPI connection and releases the snapshot.
         unsafe {
             pg_sys::SPI_connect();
             if self.plan.get().is_null() {
@@ -72,7 +72,7 @@ impl Query {
     }
 }
 
-/// Whether statements see an older state than the present one.
+/// Whether statements may see an older state than the current one.
 pub(crate) fn transaction_keeps_its_snapshot() -> bool {
     // SAFETY: a plain variable of this process.
     unsafe { pg_sys::XactIsoLevel >= pg_sys::XACT_REPEATABLE_READ.cast_signed() }
@@ -82,7 +82,7 @@ thread_local! {
     static TOKENS_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
 }
 
-/// The row versions of a token, and of the tokens of some users that are not revoked.
+/// The row versions of a token, and of some users' tokens that are not revoked.
 const TOKENS: Query = Query {
     statement: c"
         SELECT string_agg(concat_ws(' ', t.id, t.xmin), ',' ORDER BY t.id)
@@ -91,8 +91,8 @@ const TOKENS: Query = Query {
     plan: &TOKENS_PLAN,
 };
 
-/// Refuses (40001) when the transaction's snapshot does not show these tokens as they are now: what is not seen would
-/// neither be revoked nor narrowed. To be called once they are locked.
+/// Refuses (40001) when the transaction's snapshot does not show these tokens as they are now: a token that it does not
+/// show would be neither revoked nor narrowed. Call it once the tokens are locked.
 pub(crate) fn check_snapshot(token_id: Option<Datum>, user_ids: Option<Datum>) -> Result<(), Error> {
     if !transaction_keeps_its_snapshot() {
         return Ok(());

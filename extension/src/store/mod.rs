@@ -1,5 +1,5 @@
-//! Where our tables are touched: which relations they are, the index probe of verification, the statements of issuing, what
-//! is read without one, and what must be seen as it is now, whatever snapshot the transaction has.
+//! Access to our tables: the oids of the relations, the index probe of verification, the statements of issuing, reads
+//! without a plan, and reads of the current state whatever snapshot the transaction has.
 
 pub(crate) mod as_role;
 pub(crate) mod composite;

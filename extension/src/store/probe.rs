@@ -1,10 +1,10 @@
-//! The direct probe: from a digest to the row of a token, in one descent of one index, or in none where shared memory has
-//! a hint at the row's place. Either way it is the row itself that is read, and judged as it is now.
+//! The direct probe: from a digest to a token's row, in one descent of one index, or in none if shared memory has a
+//! hint at the row's location. In both cases the row itself is read and judged as it is now.
 //!
-//! It reads with the latest snapshot, not the active one: in a REPEATABLE READ transaction an older snapshot would still
-//! show a token that has been revoked. It takes no lock on the row, assigns no transaction id and writes nothing, so it
-//! works in READ ONLY transactions and on standbys. What it holds, a lock on table and index, a snapshot and a pin, it holds until
-//! the look-up is closed, and nothing longer.
+//! It reads with the latest snapshot, not the active one: in a REPEATABLE READ transaction an older snapshot would
+//! still show a token that has been revoked. It takes no row lock, assigns no transaction id and writes nothing, so it
+//! works in READ ONLY transactions and on standbys. It holds a lock on table and index, a snapshot and a pin, all only
+//! until the look-up is closed.
 #![allow(unsafe_code)]
 
 use super::relations::{self, Relations};
@@ -18,7 +18,7 @@ use core::ffi::CStr;
 use pgrx::pg_sys::{self, Datum};
 use tollgate_core::token::{DIGEST_LEN, Digest};
 
-/// Columns of `tollgate.api_tokens` by their place, counted from 0. Columns are only ever appended to the table.
+/// Columns of `tollgate.api_tokens` by position, counted from 0. Columns are only ever appended to the table.
 #[derive(Clone, Copy)]
 pub(crate) enum Column {
     Id = 0,
@@ -39,23 +39,23 @@ pub(crate) enum Column {
 /// The last of them: rows are deformed up to it.
 const LAST_COLUMN: Column = Column::CreatedBy;
 
-/// Columns that most verifications do not look at, and so do not pay for.
+/// Columns that most verifications do not read, and so do not deform.
 #[derive(Clone, Copy)]
 pub(crate) enum LateColumn {
     RotatedTo = 19,
     ForeignFormat = 23,
 }
 
-/// What a token is looked up by.
+/// The key that a token is looked up by.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Index {
     /// The digest of the whole token.
     TokenHash,
-    /// The key of one that was taken over in the form of another system.
+    /// The key of a token that was imported in another format.
     ForeignHash,
 }
 
-/// What the library was written for; a table that was changed by hand is refused rather than misread.
+/// The columns that the library was built for; a table that was changed by hand is refused, not misread.
 const EXPECTED: [(Column, &CStr, pg_sys::Oid); 13] = [
     (Column::Id, c"id", pg_sys::UUIDOID),
     (Column::TokenHash, c"token_hash", pg_sys::BYTEAOID),
@@ -77,7 +77,7 @@ const EXPECTED_LATE: [(LateColumn, &CStr, pg_sys::Oid); 2] = [
     (LateColumn::ForeignFormat, c"foreign_format", pg_sys::TEXTOID),
 ];
 
-/// The row of a token, as it lies in the shared buffer that is pinned meanwhile.
+/// A token's row, in the shared buffer, which is pinned meanwhile.
 pub(crate) struct TokenRow {
     slot: *mut pg_sys::TupleTableSlot,
 }
@@ -98,7 +98,7 @@ impl TokenRow {
         core::str::from_utf8(content).expect("text in a UTF-8 database")
     }
 
-    /// A column of type text[] or cidr[]; one that is NULL is `None`.
+    /// A column of type text[] or cidr[]; `None` for NULL.
     pub(crate) fn array(&self, column: Column) -> Option<datum::TextArray<'_>> {
         self.varlena(column).map(datum::TextArray::parse)
     }
@@ -112,7 +112,7 @@ impl TokenRow {
         self.datum(column).map(|datum| datum.value() as i32)
     }
 
-    /// In microseconds; months have 30 days, as where PostgreSQL compares intervals.
+    /// In microseconds; a month is 30 days, as in PostgreSQL's comparison of intervals.
     pub(crate) fn interval(&self, column: Column) -> Option<i64> {
         const DAY: i64 = 86_400_000_000;
         self.datum(column).map(|datum| {
@@ -132,7 +132,7 @@ impl TokenRow {
         self.datum(Column::Id).map(|datum| unsafe { *datum.cast_mut_ptr::<[u8; 16]>() })
     }
 
-    /// The digest that the token is stored under.
+    /// The digest under which the token is stored.
     pub(crate) fn digest(&self) -> Digest {
         let stored = self.varlena(Column::TokenHash).and_then(|stored| stored.try_into().ok());
         stored.expect("token_hash is NOT NULL, and of that length")
@@ -141,8 +141,8 @@ impl TokenRow {
     #[cold]
     pub(crate) fn has(&self, column: LateColumn) -> bool {
         let columns = column as i32 + 1;
-        // SAFETY: the slot holds a row of a table with that many columns (EXPECTED_LATE was checked). Those that are deformed
-        // already stay where they are.
+        // SAFETY: the slot holds a row of a table with that many columns (EXPECTED_LATE was checked). Columns that are
+        // already deformed stay in place.
         unsafe {
             if i32::from((*self.slot).tts_nvalid) < columns {
                 sys::guarded(|| sys::slot_getsomeattrs_int(self.slot, columns));
@@ -171,8 +171,8 @@ thread_local! {
     static CHECKED_IN: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// A look-up that has found its token or not, and keeps the row in place until it is closed. Plain pointers: on an ERROR
-/// the resource owner of the transaction releases what they point to.
+/// A completed look-up, whether or not it found the token. It keeps the row in place until it is closed. Plain
+/// pointers: on an ERROR the transaction's resource owner releases what they point to.
 pub(crate) struct Lookup {
     open: Open,
     row: TokenRow,
@@ -183,24 +183,24 @@ struct Open {
     table: pg_sys::Relation,
     snapshot: pg_sys::Snapshot,
     slot: *mut pg_sys::TupleTableSlot,
-    /// `None` if the row was found without.
+    /// `None` if the row was found by a hint.
     index: Option<(pg_sys::Relation, pg_sys::IndexScanDesc)>,
     found: Option<Location>,
 }
 
 impl Lookup {
-    /// Looks for the token with a digest. What it allocates is in the current memory context, which must live until it is
+    /// Looks up a token by its digest. Allocates in the current memory context, which must live until the look-up is
     /// closed.
     pub(crate) fn open(digest: &Digest) -> Self {
         shmem::prefetch_hint(digest);
         Lookup::by(Index::TokenHash, digest)
     }
 
-    /// Looks for a token that was taken over in the form of another system and was not used since, by its key.
+    /// Looks up a token that was imported in another format and not used since, by its key.
     #[cold]
     pub(crate) fn open_foreign(key: &Digest) -> Option<Self> {
         let lookup = Lookup::by(Index::ForeignHash, key);
-        // Once it has a digest of its own, it is found by that alone.
+        // Once it has a digest of its own, it is found only by that.
         if lookup.token().is_some_and(|token| token.has(LateColumn::ForeignFormat)) {
             return Some(lookup);
         }
@@ -223,7 +223,7 @@ impl Lookup {
                 relations::check_columns(relations.api_tokens, "api_tokens", late).or_raise();
                 CHECKED_IN.set(Some(epoch));
             }
-            // SAFETY: the closure holds nothing that needs dropping. The key is not looked at after the one descent.
+            // SAFETY: the closure holds nothing that needs dropping. The key is not read after the one descent.
             let Some(open) = (unsafe {
                 sys::guarded(|| begin(&relations, by, epoch, hinted.then_some(digest), &raw mut key))
             }) else {
@@ -233,7 +233,7 @@ impl Lookup {
             match open.found {
                 _ if by == Index::ForeignHash => {}
                 Some(place) if open.index.is_some() => shmem::note_hint(digest, &lookup.row.id(), place),
-                // Another row has taken the place: there are more tokens than hints, or it was vacuumed away.
+                // Another row is in this place: two tokens share a hint, or the row was vacuumed away.
                 Some(_) if lookup.row.varlena(Column::TokenHash) != Some(digest) => {
                     lookup.close();
                     hinted = false;
@@ -251,7 +251,7 @@ impl Lookup {
 
     pub(crate) fn close(self) {
         let (open, lock) = (self.open, pg_sys::AccessShareLock.cast_signed());
-        // SAFETY: ends what `begin` began, in the opposite order; the row cannot be used any more.
+        // SAFETY: ends what `begin` began, in the opposite order; the row is not used any more.
         unsafe {
             sys::guarded(|| {
                 if let Some((index, scan)) = open.index {
@@ -266,7 +266,7 @@ impl Lookup {
     }
 }
 
-/// Finds the token with a digest and lets `read` look at its row.
+/// Looks up the token with a digest and calls `read` with its row.
 pub(crate) fn with_token<R>(digest: &Digest, read: impl FnOnce(Option<&TokenRow>) -> R) -> R {
     let lookup = Lookup::open(digest);
     let result = read(lookup.token());
@@ -274,8 +274,8 @@ pub(crate) fn with_token<R>(digest: &Digest, read: impl FnOnce(Option<&TokenRow>
     result
 }
 
-/// Finds the row, where a hint for the digest says or else by the index, and deforms it; `None` if the relations are no
-/// longer what they were looked up as.
+/// Finds the row, by the hint for the digest or else by the index, and deforms it; `None` if the relations have changed
+/// since their oids were looked up.
 ///
 /// # Safety
 ///
@@ -288,11 +288,11 @@ unsafe fn begin(
     key: pg_sys::ScanKey,
 ) -> Option<Open> {
     let lock = pg_sys::AccessShareLock.cast_signed();
-    // SAFETY: oids of relations that the lock on the table keeps in place, and an MVCC snapshot that stays registered until
-    // the scan has ended.
+    // SAFETY: oids of relations that the table lock protects, and an MVCC snapshot that stays registered until the scan
+    // has ended.
     unsafe {
         let table = sys::try_table_open(relations.api_tokens, lock);
-        // Waiting for the lock, we may have been told that the table is gone, or that the index is now another one.
+        // Waiting for the lock processes invalidations: the table may be gone, or the index replaced.
         if table.is_null() {
             relations::forget();
             return None;
@@ -334,17 +334,17 @@ unsafe fn begin(
     }
 }
 
-/// Puts the row into the slot that the index leads to, and says where that is.
+/// Stores the row that the index leads to in the slot, and returns the location that the index gave.
 unsafe fn descend(scan: pg_sys::IndexScanDesc, slot: *mut pg_sys::TupleTableSlot) -> Option<Location> {
-    // SAFETY: a scan that has been given its key, and a slot of its table.
+    // SAFETY: a scan that has its key, and a slot of its table.
     unsafe {
         loop {
             let tid = sys::index_getnext_tid(scan, pg_sys::ScanDirection::ForwardScanDirection).as_ref()?;
-            // Noted before the fetch, which may follow a chain of versions from here.
+            // Read before the fetch, which may follow a chain of versions from here.
             let (block, offset) =
                 (u32::from(tid.ip_blkid.bi_hi) << 16 | u32::from(tid.ip_blkid.bi_lo), tid.ip_posid);
             if sys::index_fetch_heap(scan, slot) {
-                // Nothing but a heap keeps rows in that way, and has them fetched by `fetch`.
+                // Only a heap stores rows this way, and can be read by `fetch`.
                 let is_heap = core::ptr::eq((*slot).tts_ops, &raw const pg_sys::TTSOpsBufferHeapTuple);
                 let buffer =
                     if is_heap { (*slot.cast::<pg_sys::BufferHeapTupleTableSlot>()).buffer } else { 0 };
@@ -354,10 +354,10 @@ unsafe fn descend(scan: pg_sys::IndexScanDesc, slot: *mut pg_sys::TupleTableSlot
     }
 }
 
-/// Has what is needed to pin a page and to find a row in it fetched into the processor's cache.
+/// Prefetches what is needed to pin a page and find a row in it.
 fn prefetch_line_pointer(place: Location) {
     let Some(buffer) = (place.buffer as usize).checked_sub(1) else { return };
-    // SAFETY: two pointers that never change; only addresses are calculated.
+    // SAFETY: two pointers that never change; only addresses are computed.
     let (descriptor, page) = unsafe {
         let page = pg_sys::BufferBlocks.wrapping_add(buffer.wrapping_mul(pg_sys::BLCKSZ as usize));
         (pg_sys::BufferDescriptors.wrapping_add(buffer), page)
@@ -368,11 +368,11 @@ fn prefetch_line_pointer(place: Location) {
     prefetch(page.wrapping_add(line_pointers + 4 * usize::from(place.offset.saturating_sub(1))));
 }
 
-/// Puts the row at a place into the slot, if the page is still in its buffer and there is one that the snapshot sees. It
-/// is what the index scan does once the index has told it where to look.
+/// Stores the row at a location in the slot, if the page is still in its buffer and the snapshot sees a row there. An
+/// index scan does the same with the location that it finds.
 unsafe fn fetch(open: &Open, place: Location) -> bool {
-    // SAFETY: the buffer exists, which is all that is needed to ask for what is in it; the table is open, the slot is one
-    // for rows in shared buffers, as the table is a heap.
+    // SAFETY: the buffer exists, which is all that is required to ask what it holds; the table is open, and the slot is
+    // one for rows in shared buffers, as the table is a heap.
     unsafe {
         let buffer = place.buffer.cast_signed();
         if !(1..=pg_sys::NBuffers).contains(&buffer) || !compat::pin_if_still(open.table, place.block, buffer)
@@ -404,7 +404,7 @@ unsafe fn fetch(open: &Open, place: Location) -> bool {
     }
 }
 
-/// `SET_VARSIZE` of a content of that many bytes.
+/// `SET_VARSIZE` for a content of that many bytes.
 const fn varlena_length(content: usize) -> u32 {
     let size = (content + 4) as u32;
     if cfg!(target_endian = "little") { size << 2 } else { size }

@@ -1,4 +1,4 @@
-//! Which relations ours are. Their oids are looked up once per backend and again after any of them changed.
+//! The oids of our relations. They are looked up once per backend, and again after any of them changed.
 #![allow(unsafe_code)]
 
 use crate::error::Error;
@@ -35,15 +35,15 @@ pub(crate) struct Relations {
     pub(crate) foreign_hash_index: Oid,
     pub(crate) scopes: Oid,
     pub(crate) scopes_index: Oid,
-    /// By `Composite`.
+    /// Indexed by `Composite`.
     pub(crate) composites: [Oid; Composite::COUNT],
 }
 
 thread_local! {
     static CACHE: Cell<Option<Relations>> = const { Cell::new(None) };
-    /// Counts the invalidations, so that other caches can tell that they are stale.
+    /// Counts the invalidations of our relations, so that other caches can detect that they are stale.
     static EPOCH: Cell<u64> = const { Cell::new(0) };
-    /// Counts those of any relation.
+    /// Counts the invalidations of any relation.
     static CHANGES: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn init() {
     unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(invalidate), Datum::null()) };
 }
 
-/// Finds our relations.
+/// Looks up our relations.
 pub(crate) fn relations() -> Relations {
     if let Some(found) = CACHE.get() {
         return found;
@@ -69,7 +69,7 @@ pub(crate) fn relations() -> Relations {
             scopes_index: in_schema(schema, c"scopes_pkey"),
             composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
         };
-        // The look-ups themselves may have brought the news that something changed.
+        // The look-ups themselves may have processed an invalidation.
         if EPOCH.get() == epoch {
             CACHE.set(Some(found));
             return found;
@@ -77,7 +77,7 @@ pub(crate) fn relations() -> Relations {
     }
 }
 
-/// How often any relation of ours may have changed.
+/// How often any of our relations may have changed.
 pub(crate) fn epoch() -> u64 {
     EPOCH.get()
 }
@@ -87,13 +87,13 @@ pub(crate) fn changes() -> u64 {
     CHANGES.get()
 }
 
-/// To be called by whoever found that a relation is not there any more.
+/// Call this when a relation turns out not to exist any more.
 pub(crate) fn forget() {
     CACHE.set(None);
     EPOCH.set(EPOCH.get() + 1);
 }
 
-/// Refuses a table that was changed by hand, rather than misread it. `columns` are those that are read, by their place,
+/// Refuses a table that was changed by hand, rather than misread it. `columns` are those that are read, by position,
 /// counted from 0.
 pub(crate) fn check_columns<const N: usize>(
     relation: Oid,
@@ -119,7 +119,7 @@ pub(crate) fn check_columns<const N: usize>(
     Ok(())
 }
 
-/// A relation of our schema.
+/// The oid of a relation in our schema.
 fn in_schema(schema: Oid, name: &CStr) -> Oid {
     // SAFETY: a look-up in the system catalogue by a C string.
     let oid = unsafe { pg_sys::get_relname_relid(name.as_ptr(), schema) };
@@ -129,8 +129,8 @@ fn in_schema(schema: Oid, name: &CStr) -> Oid {
     oid
 }
 
-/// Called by PostgreSQL whenever a relation changed, at any moment that takes a lock: it may only mark. Not guarded: it calls
-/// nothing that can fail.
+/// Called by PostgreSQL whenever a relation changed, whenever a lock is taken: it may only set a mark. Not guarded: it
+/// calls nothing that can fail.
 unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
     let ours = |cached: Relations| {
         let tables = [

@@ -1,5 +1,5 @@
-//! Rows of our small tables, read without a plan: by their primary key, or all of them. They are those that a statement
-//! would see which began now.
+//! Rows of our small tables, read without a plan: by their primary key, or all of them. They are the rows that a
+//! statement starting now would see.
 #![allow(unsafe_code)]
 
 use super::relations::{self, Relations};
@@ -9,7 +9,7 @@ use core::ffi::CStr;
 use pgrx::pg_sys::{self, Datum, Oid};
 use std::thread::LocalKey;
 
-/// A table of which the columns up to the last one that is read are fixed by number.
+/// A table whose columns, up to the last one that is read, are fixed by number.
 pub(crate) struct Table<const N: usize> {
     pub(crate) name: &'static str,
     pub(crate) relation: fn(&Relations) -> Oid,
@@ -18,31 +18,31 @@ pub(crate) struct Table<const N: usize> {
     pub(crate) checked_in: &'static LocalKey<Cell<Option<u64>>>,
 }
 
-/// A table that is open. Plain pointers: on an ERROR the resource owner of the transaction releases what they point to.
+/// An open table. Plain pointers: on an ERROR the transaction's resource owner releases what they point to.
 pub(crate) struct Open {
     table: pg_sys::Relation,
     snapshot: pg_sys::Snapshot,
 }
 
-/// A row, as it lies in the page that is pinned while it is looked at.
+/// A row in a page that is pinned while it is read.
 pub(crate) struct Row<'a> {
     values: &'a [Datum],
     nulls: &'a [bool],
 }
 
 impl Row<'_> {
-    /// A column by its place, counted from 0.
+    /// A column by position, counted from 0.
     pub(crate) fn datum(&self, place: usize) -> Option<Datum> {
         (!self.nulls[place]).then(|| self.values[place])
     }
 }
 
 impl Open {
-    /// Opens a table. Its lock is kept until the transaction ends, as that of any query.
+    /// Opens a table. Its lock is kept until the transaction ends, like the locks of a query.
     pub(crate) fn new<const N: usize>(table: &Table<N>) -> Self {
         loop {
             let oid = (table.relation)(&relations::relations());
-            // SAFETY: any number may be asked for. The snapshot stays registered until this is closed.
+            // SAFETY: any oid may be passed. The snapshot stays registered until this is closed.
             unsafe {
                 let relation = pg_sys::try_table_open(oid, pg_sys::AccessShareLock.cast_signed());
                 if relation.is_null() {
@@ -62,10 +62,10 @@ impl Open {
         }
     }
 
-    /// Whether a row has this text in the first column, on which the index is.
+    /// Whether a row has this text in the indexed first column.
     pub(crate) fn has(&self, index: Oid, text: Datum) -> bool {
         let mut key = pg_sys::ScanKeyData::default();
-        // SAFETY: the key outlives the scan; the column is of type text, and its collation that of the column. The scan is
+        // SAFETY: the key outlives the scan; the column is of type text, and the collation is the column's. The scan is
         // ended before anything that it uses.
         unsafe {
             pg_sys::ScanKeyEntryInitialize(
@@ -85,7 +85,7 @@ impl Open {
         }
     }
 
-    /// Looks at each row, in no order.
+    /// Calls `look` for each row, in no particular order.
     pub(crate) fn each(&self, mut look: impl FnMut(&Row<'_>)) {
         // SAFETY: no index and no keys; the scan is ended before anything that it uses.
         unsafe {
@@ -106,11 +106,11 @@ impl Open {
 
     /// # Safety
     ///
-    /// The row is one of this table's, and pinned.
+    /// The row belongs to this table, and is pinned.
     unsafe fn look_at(&self, tuple: &mut pg_sys::HeapTupleData, look: &mut impl FnMut(&Row<'_>)) {
         // SAFETY: the descriptor is that of the table, which is open.
         let descriptor = unsafe { (*self.table).rd_att };
-        // SAFETY: the same.
+        // SAFETY: as above.
         let columns = usize::try_from(unsafe { (*descriptor).natts }).unwrap_or(0);
         let (mut values, mut nulls) = (vec![Datum::null(); columns], vec![true; columns]);
         // SAFETY: there is room for each column.
@@ -119,7 +119,7 @@ impl Open {
     }
 
     pub(crate) fn close(self) {
-        // SAFETY: no scan is under way.
+        // SAFETY: no scan is running.
         unsafe {
             pg_sys::UnregisterSnapshot(self.snapshot);
             pg_sys::table_close(self.table, pg_sys::NoLock.cast_signed());

@@ -1,4 +1,4 @@
-//! The catalogue of scopes, as issuing asks it.
+//! The scope catalogue, as issuing reads it.
 #![allow(unsafe_code)]
 
 use super::fresh_snapshot;
@@ -32,8 +32,8 @@ const CATALOGUE: Table<1> = Table {
     checked_in: &CHECKED_IN,
 };
 
-/// The scopes that the catalogue neither holds nor, for a wildcard, has one of. Whatever they are found covered by stays
-/// until the transaction ends: `drop_scope` waits for it.
+/// The scopes that are neither in the catalogue nor, for a wildcard, cover a scope in it. The scopes that cover the
+/// others stay until the transaction ends: `drop_scope` waits for it.
 pub(crate) fn uncovered(scopes: &[String]) -> Result<Vec<String>, Error> {
     if scopes.is_empty() {
         return Ok(Vec::new());
@@ -41,7 +41,7 @@ pub(crate) fn uncovered(scopes: &[String]) -> Result<Vec<String>, Error> {
     // SAFETY: an existing relation.
     unsafe { pg_sys::LockRelationOid(relations::relations().scopes, pg_sys::RowShareLock.cast_signed()) };
     if fresh_snapshot::transaction_keeps_its_snapshot() {
-        // The snapshot may show what has been dropped since. Locking the rows notices (40001).
+        // The snapshot may show scopes that were dropped since. Locking the rows detects it (40001).
         lock_covering_scopes(scopes)?;
     }
     let mut uncovered: Vec<&String> = scopes.iter().filter(|scope| *scope != "admin").collect();
@@ -67,9 +67,9 @@ pub(crate) fn uncovered(scopes: &[String]) -> Result<Vec<String>, Error> {
     Ok(uncovered.into_iter().cloned().collect())
 }
 
-/// Locks the rows of the catalogue that cover some of the scopes.
+/// Locks the rows of the catalogue that cover any of the scopes.
 fn lock_covering_scopes(scopes: &[String]) -> Result<(), Error> {
-    // SAFETY: the datum is of the type beside it.
+    // SAFETY: the datum is of the type given with it.
     let arguments = [unsafe { DatumWithOid::new(scopes.to_vec(), pg_sys::TEXTARRAYOID) }];
     with_plan(&COVERING_PLAN, COVERING, &arguments, |_| Ok(()))
 }

@@ -7,7 +7,7 @@ use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::spi::{OwnedPreparedStatement, Spi, SpiError};
 
-/// A statement that was prepared, for as long as the process lives.
+/// A prepared statement that is kept for the life of the process.
 pub(crate) type Kept = Cell<Option<&'static OwnedPreparedStatement>>;
 
 pub(crate) fn with_plan<R>(
@@ -26,16 +26,17 @@ pub(crate) fn with_plan<R>(
                 prepared
             }
         };
-        // A trigger may lead here again.
+        // A trigger may call this again.
         read(client.update(prepared, Some(1), arguments)?.first())
     })
     .map_err(|error| Error::internal(format!("could not store a token: {error}")))
 }
 
-/// A plan that was made while the table was empty would read the whole of it, and is kept. RI_Initial_Check of PostgreSQL's foreign
-/// keys changes settings in this way.
+/// A plan made while the table was empty would use a sequential scan, and is cached. RI_Initial_Check, of PostgreSQL's
+/// foreign keys, changes settings in the same way.
 pub(crate) fn by_index_alone<T>(query: impl FnOnce() -> T) -> T {
-    // SAFETY: settings of this session, for the length of the query. On an ERROR the abort of the transaction restores them.
+    // SAFETY: settings of this session, for the duration of the query. On an ERROR the abort of the transaction
+    // restores them.
     let level = unsafe { pg_sys::NewGUCNestLevel() };
     for (setting, value) in [
         (c"enable_seqscan", c"off"),

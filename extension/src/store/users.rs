@@ -1,8 +1,8 @@
-//! The application's tables of users. What `attach_users_table` was asked for stands in the arguments of its triggers, so
-//! that a dump has it, and so that dropping the triggers, or the table, leaves nothing behind.
+//! The application's users tables. The arguments of `attach_users_table` are stored in the arguments of its triggers,
+//! so that a dump includes them, and so that dropping the triggers, or the table, leaves nothing behind.
 //!
-//! The user of a token that is being issued is looked up and locked as the referenced row of a foreign key is
-//! (`RI_FKey_check`): with the rights of the table's owner, and by the transaction's own snapshot.
+//! When a token is issued, its user is looked up and locked like the referenced row of a foreign key (`RI_FKey_check`):
+//! with the rights of the table's owner, and with the transaction's own snapshot.
 #![allow(unsafe_code)]
 
 use super::as_role;
@@ -20,36 +20,36 @@ use pgrx::{IntoDatum, Uuid};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// The triggers of an attached table, all with the same arguments. Without the first it does not count as attached, but what it
-/// was attached with is still known by the others.
+/// The triggers of an attached table, all with the same arguments. Without the first it does not count as attached, but
+/// the others still have the arguments.
 const TRIGGERS: [&CStr; 3] =
     [c"tollgate_user_changed", c"tollgate_user_deleted", c"tollgate_users_truncated"];
 const FUNCTIONS: [&CStr; 2] = [c"users_row_changed", c"revoke_departed_users"];
 
-/// The arguments of each trigger that `attach_users_table` makes.
+/// The arguments of each trigger that `attach_users_table` creates.
 pub(crate) struct Attachment {
-    /// As it was called when the table was attached.
+    /// The column's name when the table was attached.
     key_column: String,
     require_user: bool,
-    /// The condition, in SQL, under which a user is active.
+    /// The SQL condition under which a user is active.
     active: Option<String>,
-    place: Option<Place>,
+    numbers: Option<ColumnNumbers>,
 }
 
-/// Columns by number, which follows them through a renaming. A dump and restore numbers tables and columns anew, so it
-/// counts only for the table and the cluster that it was written for.
-struct Place {
+/// Columns by number, which survives a renaming. A dump and restore renumbers tables and columns, so the numbers apply
+/// only to the table and the cluster that they were recorded for.
+struct ColumnNumbers {
     system: i64,
     table: u32,
     key: i16,
-    /// What the condition reads; 0 stands for the whole row.
+    /// The columns that the condition reads; 0 stands for the whole row.
     condition: Vec<i16>,
 }
 
-impl Place {
+impl ColumnNumbers {
     fn parse(text: &str) -> Option<Self> {
         let mut words = text.split(' ');
-        Some(Place {
+        Some(ColumnNumbers {
             system: words.next()?.parse().ok()?,
             table: words.next()?.parse().ok()?,
             key: words.next()?.parse().ok()?,
@@ -58,7 +58,7 @@ impl Place {
     }
 }
 
-/// A column that is there.
+/// An existing column.
 #[derive(Clone, Copy)]
 pub(crate) struct Column {
     number: i16,
@@ -69,14 +69,14 @@ pub(crate) struct Column {
     is_virtual: bool,
 }
 
-/// How values of a type are a `user_id`: by their text, which is one for equal values whatever the settings are. The casts and
-/// operators of these types are PostgreSQL's own.
+/// The types of key column whose text is the `user_id`: equal values have one text, whatever the settings are. The
+/// casts and operators of these types are PostgreSQL's own.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KeyType {
     Integer,
     Uuid,
     Text,
-    /// `character(n)`, whose text is without the padding.
+    /// `character(n)`, whose text has no padding.
     Padded,
 }
 
@@ -86,7 +86,7 @@ pub(crate) struct Key {
 }
 
 impl KeyType {
-    /// Of a type, or of what a domain is made of.
+    /// The key type of a type, or of a domain's base type.
     fn of(data_type: Oid) -> Option<Self> {
         // SAFETY: a look-up in the system catalogue.
         match unsafe { pg_sys::getBaseType(data_type) } {
@@ -98,7 +98,7 @@ impl KeyType {
         }
     }
 
-    /// The value of a parameter whose text is that user id, and its type; `None` if no value of the type has that text.
+    /// The parameter value whose text is that user id, and its type; `None` if no value of the type has that text.
     fn parameter(self, user_id: &str) -> Option<(Oid, Datum)> {
         match self {
             KeyType::Integer => {
@@ -115,8 +115,8 @@ impl KeyType {
         }
     }
 
-    /// A condition on a key `u.k` that is true when its text is `d`, and that an index on the key serves. Where another
-    /// collation says that texts are equal which are not, their bytes decide.
+    /// A condition on a key `u.k` that is true when its text is `d`, and that an index on the key supports. Where a
+    /// collation takes different texts for equal, their bytes decide.
     pub(crate) fn condition(self) -> &'static str {
         match self {
             KeyType::Integer => {
@@ -136,7 +136,7 @@ impl KeyType {
         }
     }
 
-    /// The text of a value, without a function of SQL.
+    /// The text of a value, without calling an SQL function.
     fn text(self, value: Datum, length: i16) -> String {
         match (self, length) {
             (KeyType::Integer, 2) => (value.value() as i16).to_string(),
@@ -160,7 +160,7 @@ impl KeyType {
     }
 }
 
-/// A table that is open. Closed by [`Table::close`]; on an ERROR the resource owner of the transaction does it.
+/// An open table. Closed by [`Table::close`]; on an ERROR the transaction's resource owner closes it.
 #[derive(Clone, Copy)]
 pub(crate) struct Table(pg_sys::Relation);
 
@@ -172,9 +172,9 @@ impl Table {
         Table(relation)
     }
 
-    /// `None` if it is not there any more. The lock is kept until the transaction ends.
+    /// `None` if the table no longer exists. The lock is kept until the transaction ends.
     pub(crate) fn open(table: Oid, lock: u32) -> Option<Self> {
-        // SAFETY: any number may be asked for.
+        // SAFETY: any oid may be passed.
         let relation = unsafe { pg_sys::try_table_open(table, lock.cast_signed()) };
         (!relation.is_null()).then_some(Table(relation))
     }
@@ -194,9 +194,10 @@ impl Table {
         unsafe { (*(*self.0).rd_rel).relowner }
     }
 
-    /// The whole table, of a partition; else itself.
+    /// The topmost partitioned table of a partition; otherwise the table itself.
     pub(crate) fn root(self) -> Oid {
-        // SAFETY: it is open; the look-up in the system catalogue allocates a list, and nothing of ours is dropped there.
+        // SAFETY: it is open; the look-up in the system catalogue allocates a list, and nothing of ours needs dropping
+        // there.
         unsafe {
             if !(*(*self.0).rd_rel).relispartition {
                 return self.oid();
@@ -207,7 +208,7 @@ impl Table {
         }
     }
 
-    /// As SQL names it, without what inherits from it.
+    /// The table for a FROM clause, without tables that inherit from it.
     fn from(self) -> String {
         // SAFETY: look-ups in the system catalogue, whose results are palloc'ed C strings.
         unsafe {
@@ -232,7 +233,7 @@ impl Table {
         (1..=columns).filter_map(move |number| self.column(number as i16))
     }
 
-    /// A column that is there, by number.
+    /// A column by number, if it exists.
     pub(crate) fn column(self, number: i16) -> Option<Column> {
         // SAFETY: as above. The number is that of a column.
         unsafe {
@@ -253,7 +254,7 @@ impl Table {
         self.columns().find(|column| column.name() == name)
     }
 
-    /// What `attach_users_table` was asked for; `None` for a table that is not attached.
+    /// The arguments of `attach_users_table`; `None` for a table that is not attached.
     pub(crate) fn arguments(self) -> Option<Vec<String>> {
         // SAFETY: the triggers of a table that is open.
         unsafe {
@@ -269,9 +270,9 @@ impl Table {
         }
     }
 
-    /// Whether a change of the column's values locks their rows against FOR KEY SHARE (`INDEX_ATTR_BITMAP_KEY`).
+    /// Whether an update of the column takes the lock that conflicts with FOR KEY SHARE (`INDEX_ATTR_BITMAP_KEY`).
     fn is_unique_key(self, column: Column) -> bool {
-        // SAFETY: the table is open; numbers of a bitmap begin with those of the system's columns.
+        // SAFETY: the table is open; bitmap numbers begin with those of the system columns.
         unsafe {
             let keys = pg_sys::RelationGetIndexAttrBitmap(
                 self.0,
@@ -284,7 +285,7 @@ impl Table {
 
 /// # Safety
 ///
-/// A trigger of a table that is open.
+/// A trigger of an open table.
 pub(crate) unsafe fn arguments_of(trigger: &pg_sys::Trigger) -> Vec<String> {
     let count = usize::try_from(trigger.tgnargs).unwrap_or(0);
     let argument = |n| {
@@ -315,7 +316,7 @@ impl Column {
     }
 
     fn quoted(&self) -> String {
-        // SAFETY: a C string, which is returned itself or as a palloc'ed one.
+        // SAFETY: a C string, which is returned itself or as a palloc'ed copy.
         unsafe { CStr::from_ptr(pg_sys::quote_identifier(self.name.data.as_ptr())) }
             .to_string_lossy()
             .into_owned()
@@ -331,7 +332,7 @@ impl Key {
         self.key_type.condition()
     }
 
-    /// The key in a row, as a user id.
+    /// The key of a row, as a user id.
     pub(crate) fn user_id(&self, row: &Row<'_>) -> Option<String> {
         Some(self.key_type.text(row.value(self.column)?, self.column.length))
     }
@@ -339,21 +340,21 @@ impl Key {
 
 impl Attachment {
     pub(crate) fn parse(arguments: &[String]) -> Result<Self, Error> {
-        let [key_column, require_user, _, active, place] = arguments else {
-            return Err(Error::internal("a trigger of attach_users_table has other arguments than it had"));
+        let [key_column, require_user, _, active, numbers] = arguments else {
+            return Err(Error::internal("the arguments of a trigger of attach_users_table were changed"));
         };
         Ok(Attachment {
             key_column: key_column.clone(),
             require_user: require_user == "true",
             active: Some(active.clone()).filter(|active| !active.is_empty()),
-            place: Place::parse(place),
+            numbers: ColumnNumbers::parse(numbers),
         })
     }
 
-    fn place_in(&self, root: Oid) -> Option<&Place> {
+    fn numbers_in(&self, root: Oid) -> Option<&ColumnNumbers> {
         // SAFETY: reads a constant of the cluster.
         let system = unsafe { pg_sys::GetSystemIdentifier() }.cast_signed();
-        self.place.as_ref().filter(|place| place.system == system && place.table == root.to_u32())
+        self.numbers.as_ref().filter(|numbers| numbers.system == system && numbers.table == root.to_u32())
     }
 
     /// The column of a table, or of a partition of it, that was the root's column of that number or name.
@@ -369,15 +370,15 @@ impl Attachment {
         table.column_of_name(column?.name())
     }
 
-    /// The key column in the table or in a partition of it, wherever a renaming has led it.
+    /// The key column in the table or in a partition of it, also if it was renamed.
     pub(crate) fn key(&self, table: Table) -> Result<Key, Error> {
-        let number = self.place_in(table.root()).map(|place| place.key);
+        let number = self.numbers_in(table.root()).map(|numbers| numbers.key);
         let column = Attachment::follow(table, number, &self.key_column)
             .ok_or_else(|| Error::no_key_column(&table.name(), &self.key_column))?;
         key_of(table, column)
     }
 
-    /// Whether rows differ in nothing that decides whose they are, and whether the user is active.
+    /// Whether two versions of a row agree in everything that decides whose row it is and whether the user is active.
     pub(crate) fn is_unchanged(&self, table: Table, key: &Key, old: &Row<'_>, new: &Row<'_>) -> bool {
         if !old.agrees(new, key.column) {
             return false;
@@ -385,25 +386,25 @@ impl Attachment {
         if self.active.is_none() {
             return true;
         }
-        let read = self.place_in(table.root()).map_or(&[0][..], |place| &place.condition);
+        let read = self.numbers_in(table.root()).map_or(&[0][..], |numbers| &numbers.condition);
         if read.contains(&0) {
             return table.columns().all(|column| old.agrees(new, column));
         }
-        // A column that is not there any more is for the condition to complain about.
+        // If a column no longer exists, evaluating the condition will report it.
         read.iter().all(|&number| {
             Attachment::follow(table, Some(number), "").is_some_and(|column| old.agrees(new, column))
         })
     }
 }
 
-/// Whether a column can be the key of a users table.
+/// The key type of a column, or why it cannot be the key of a users table.
 pub(crate) fn key_of(table: Table, column: Column) -> Result<Key, Error> {
-    // Since PostgreSQL 18. It is NULL in the rows that triggers are handed.
+    // Since PostgreSQL 18. It is NULL in the rows that triggers get.
     if column.is_virtual {
         return Err(Error::virtual_key(&table.name(), column.name()));
     }
     let Some(key_type) = KeyType::of(column.data_type) else {
-        // SAFETY: the type of a column is there.
+        // SAFETY: the type of a column exists.
         let (base, name) = unsafe {
             (pg_sys::getBaseType(column.data_type), CStr::from_ptr(pg_sys::format_type_be(column.data_type)))
         };
@@ -412,7 +413,7 @@ pub(crate) fn key_of(table: Table, column: Column) -> Result<Key, Error> {
     Ok(Key { column, key_type })
 }
 
-/// What speaks against a type.
+/// Why a type is unsuitable.
 fn why_unfit(base: Oid) -> &'static str {
     match base {
         pg_sys::NUMERICOID => "equal numbers have several texts, such as 1 and 1.0",
@@ -431,7 +432,7 @@ fn why_unfit(base: Oid) -> &'static str {
     }
 }
 
-/// A row that a trigger was handed.
+/// A row that a trigger got.
 pub(crate) struct Row<'a> {
     values: &'a [Datum],
     nulls: &'a [bool],
@@ -458,11 +459,11 @@ impl Row<'_> {
         (!*self.nulls.get(at)?).then(|| self.values[at])
     }
 
-    /// Whether a column has the same bytes in another row: nothing that a type says of its values is asked.
+    /// Whether a column has the same bytes in another row; the type's own operators are not called.
     fn agrees(&self, other: &Row<'_>, column: Column) -> bool {
         match (self.value(column), other.value(column)) {
             (None, None) => true,
-            // SAFETY: values of the column's type; detoasting allocates, and nothing of ours is dropped there.
+            // SAFETY: values of the column's type; detoasting allocates, and nothing of ours needs dropping there.
             (Some(one), Some(other)) => unsafe {
                 sys::guarded(|| sys::datum_image_eq(one, other, column.by_value, i32::from(column.length)))
             },
@@ -473,25 +474,25 @@ impl Row<'_> {
 
 // ---- Issuing
 
-/// What the attached tables say of a user whose rows in them are locked now.
-pub(crate) struct Standing {
-    /// Not in any of them, though they say that users must be: the tables, and their keys.
+/// The state of a user in the attached tables, where their rows are locked now.
+pub(crate) struct UserState {
+    /// The tables and key columns, if the user is in none of them although they require it.
     pub(crate) missing_in: Option<Vec<String>>,
-    /// In one of them, and not active there.
+    /// The user is in one of them, and inactive there.
     pub(crate) inactive: bool,
 }
 
 thread_local! {
     static ATTACHED_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
     static USER_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
-    static SETTLE_PLAN: Kept = const { Cell::new(None) };
-    /// The attached tables, and when that was looked up.
+    static APPLY_PLAN: Kept = const { Cell::new(None) };
+    /// The attached tables, and when they were looked up.
     static ATTACHED: RefCell<(Option<u64>, Rc<[Oid]>)> = RefCell::new((None, Rc::new([])));
-    /// The query of each table, as it was last prepared.
-    static FINDING: RefCell<HashMap<Oid, Rc<Finding>>> = RefCell::new(HashMap::new());
+    /// The query for each table, as it was last prepared.
+    static USER_QUERIES: RefCell<HashMap<Oid, Rc<UserQuery>>> = RefCell::new(HashMap::new());
 }
 
-struct Finding {
+struct UserQuery {
     statement: String,
     parameter: Oid,
     plan: OwnedPreparedStatement,
@@ -519,8 +520,8 @@ const USER_OF_TOKEN: Query = Query {
 };
 
 fn attached() -> Result<Rc<[Oid]>, Error> {
-    // Issuing and attaching wait for each other, so that each token is issued either before a table is attached, and
-    // committed then, or after it.
+    // Issuing and attaching wait for each other, so that each token is either issued and committed before a table is
+    // attached, or issued after it.
     // SAFETY: an existing relation; the end of the transaction releases the lock.
     unsafe {
         pg_sys::LockRelationOid(relations::relations().api_tokens, pg_sys::RowExclusiveLock.cast_signed());
@@ -536,13 +537,13 @@ fn attached() -> Result<Rc<[Oid]>, Error> {
     Ok(tables)
 }
 
-/// Looks a user up in the attached tables, and locks their rows there until the transaction ends. Comes before any lock of
-/// tokens: whoever deletes a user has locked the user's row when they lock the tokens.
-pub(crate) fn look_up(user_id: &str) -> Result<Standing, Error> {
+/// Looks a user up in the attached tables, and locks their rows there until the transaction ends. Call it before any
+/// lock on tokens: a transaction that deletes a user locks the user's row before the tokens.
+pub(crate) fn look_up(user_id: &str) -> Result<UserState, Error> {
     let tables = attached()?;
     let mut opened = Vec::with_capacity(tables.len());
     for &table in tables.iter() {
-        // Dropped, or detached, since.
+        // Dropped or detached since.
         let Some(table) = Table::open(table, pg_sys::RowShareLock) else { continue };
         if let Some(arguments) = table.arguments() {
             opened.push((table, Attachment::parse(&arguments)?));
@@ -565,19 +566,19 @@ pub(crate) fn look_up(user_id: &str) -> Result<Standing, Error> {
     for (table, _) in opened {
         table.close();
     }
-    Ok(Standing { missing_in: (required && !found).then_some(names), inactive })
+    Ok(UserState { missing_in: (required && !found).then_some(names), inactive })
 }
 
-/// Of the user of a token; `None` if there is no such token.
-pub(crate) fn look_up_user_of(token_id: Uuid) -> Result<Option<Standing>, Error> {
+/// The same for a token's user; `None` if there is no such token.
+pub(crate) fn look_up_user_of(token_id: Uuid) -> Result<Option<UserState>, Error> {
     if attached()?.is_empty() {
-        return Ok(Some(Standing { missing_in: None, inactive: false }));
+        return Ok(Some(UserState { missing_in: None, inactive: false }));
     }
     let user_id = USER_OF_TOKEN.text(Snapshot::Latest, [(pg_sys::UUIDOID, token_id.into_datum())])?;
     user_id.map(|user_id| look_up(&user_id)).transpose()
 }
 
-/// Locks the rows of a user in one table, and says whether one of them is of an active user; `None` if there is none.
+/// Locks a user's rows in one table, and returns whether one of them is active; `None` if there is none.
 fn find(table: Table, attachment: &Attachment, key: &Key, user_id: &str) -> Result<Option<bool>, Error> {
     let Some((parameter, value)) = key.key_type.parameter(user_id) else { return Ok(None) };
     let column = key.column.quoted();
@@ -587,7 +588,7 @@ fn find(table: Table, attachment: &Attachment, key: &Key, user_id: &str) -> Resu
         }
         KeyType::Integer | KeyType::Uuid => String::new(),
     };
-    // What is not in the key changes under a weaker lock, which FOR KEY SHARE does not wait for.
+    // Updates of non-key columns take a weaker lock, which FOR KEY SHARE does not wait for.
     let (active, strength) = match &attachment.active {
         Some(active) => (format!("coalesce(({active}\n), false)"), "FOR SHARE"),
         None if table.is_unique_key(key.column) => ("true".to_owned(), "LIMIT 1 FOR KEY SHARE"),
@@ -597,28 +598,28 @@ fn find(table: Table, attachment: &Attachment, key: &Key, user_id: &str) -> Resu
         "SELECT {active} FROM {} WHERE {column} OPERATOR(pg_catalog.=) $1{bytes} {strength}",
         table.from()
     );
-    // SAFETY: each datum is of the type beside it, and lives as long as this call.
+    // SAFETY: each datum is of the type given with it, and lives as long as this call.
     let arguments =
         unsafe { [DatumWithOid::new(value, parameter), DatumWithOid::new(user_id, pg_sys::TEXTOID)] };
     as_role::run(table.owner(), || {
         Spi::connect_mut(|client| {
-            let known = FINDING.with_borrow(|all| {
+            let known = USER_QUERIES.with_borrow(|all| {
                 all.get(&table.oid())
                     .filter(|known| known.statement == statement && known.parameter == parameter)
                     .cloned()
             });
-            let finding = match known {
-                Some(finding) => finding,
+            let query = match known {
+                Some(query) => query,
                 None => {
                     let types = arguments.each_ref().map(|argument| pg_sys::PgOid::from(argument.oid()));
                     let plan = client.prepare_mut(statement.as_str(), &types)?.keep();
-                    let finding = Rc::new(Finding { statement, parameter, plan });
-                    FINDING.with_borrow_mut(|all| all.insert(table.oid(), finding.clone()));
-                    finding
+                    let query = Rc::new(UserQuery { statement, parameter, plan });
+                    USER_QUERIES.with_borrow_mut(|all| all.insert(table.oid(), query.clone()));
+                    query
                 }
             };
             let mut state = None;
-            for row in client.update(&finding.plan, None, &arguments)? {
+            for row in client.update(&query.plan, None, &arguments)? {
                 state = Some(state == Some(true) || row.get::<bool>(1)?.unwrap_or(false));
             }
             Ok(state)
@@ -627,14 +628,14 @@ fn find(table: Table, attachment: &Attachment, key: &Key, user_id: &str) -> Resu
     .map_err(|error| as_role::not_read(&error))
 }
 
-/// Gives the tokens of some users the state that a table, in which something was changed, gives them.
-pub(crate) fn settle(
+/// Disables or enables the tokens of some users, after a change in a table.
+pub(crate) fn apply_table(
     table: Table,
     arguments: Vec<String>,
     user_ids: Vec<String>,
     operation: &str,
 ) -> Result<(), Error> {
-    // SAFETY: each datum is of the type beside it.
+    // SAFETY: each datum is of the type given with it.
     let given = unsafe {
         [
             DatumWithOid::new(table.root(), pg_sys::OIDOID),
@@ -643,5 +644,5 @@ pub(crate) fn settle(
             DatumWithOid::new(operation, pg_sys::TEXTOID),
         ]
     };
-    with_plan(&SETTLE_PLAN, "SELECT tollgate.settle_and_notify($1, $2, $3, $4)", &given, |_| Ok(()))
+    with_plan(&APPLY_PLAN, "SELECT tollgate.settle_and_notify($1, $2, $3, $4)", &given, |_| Ok(()))
 }

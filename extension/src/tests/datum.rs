@@ -1,4 +1,4 @@
-//! The readers of PostgreSQL's values, against PostgreSQL's own.
+//! The readers of PostgreSQL's values, compared with PostgreSQL's own.
 #![allow(unsafe_code)]
 
 use crate::pg::datum::TextArray;
@@ -10,7 +10,7 @@ fn contents(array: &TextArray<'_>) -> Vec<Option<String>> {
         .collect()
 }
 
-/// An array's content as it would lie in memory, with elements whose headers are short.
+/// An array's content as it is in memory, with elements that have short headers.
 #[test]
 fn elements_with_short_headers_are_read() {
     let mut content = Vec::new();
@@ -37,7 +37,7 @@ mod tests {
     use pgrx::prelude::*;
     use tollgate_core::net::Net;
 
-    /// Hands the first column of each row to `read`, while it is in place.
+    /// Calls `read` with the first column of each row, while it is in place.
     fn for_each(query: &str, mut read: impl FnMut(Option<Datum>, Option<String>)) {
         Spi::connect(|client| {
             let mut rows = client.select(query, None, &[])?;
@@ -158,7 +158,7 @@ mod tests {
                 assert_eq!(format!("{}/{}", net.addr(), net.bits()), text.expect("a text"));
             });
         }
-        // As the rules of `Net` have it, which are tested with it.
+        // By the rules of `Net`, which has its own tests.
         for_each("select '::ffff:192.0.2.1'::inet, null::text", |value, _| {
             // SAFETY: as above.
             let net = datum::net(unsafe { datum::varlena(value.expect("an address")) });

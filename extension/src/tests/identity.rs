@@ -22,7 +22,7 @@ mod tests {
     }
 
     #[pg_test]
-    fn what_is_established_is_read_whatever_it_is_made_of() {
+    fn an_established_identity_is_read_back_whatever_it_contains() {
         assert_eq!(user(), None);
         let awkward = [
             "",
@@ -59,7 +59,7 @@ mod tests {
         }
     }
 
-    /// Tries to set the setting to what it is already, as a superuser.
+    /// Tries to set the setting to its current value, as a superuser.
     fn refused_to_set() -> bool {
         PgTryBuilder::new(|| {
             Spi::run("select set_config('tollgate.context', current_setting('tollgate.context'), true)")
@@ -71,16 +71,16 @@ mod tests {
     }
 
     #[pg_test]
-    fn the_door_is_shut_again_after_each_establishment() {
+    fn the_setting_is_protected_again_after_each_establishment() {
         identity::establish(&context("someone", None));
         assert!(refused_to_set());
     }
 
     #[pg_test]
-    fn the_door_is_shut_again_after_an_establishment_that_failed() {
+    fn the_setting_is_protected_again_after_a_failed_establishment() {
         identity::establish(&context("first", None));
         let failed = PgTryBuilder::new(|| {
-            // SAFETY: left again below, whether or not it is raised in between.
+            // SAFETY: left again below, whether or not an ERROR is raised in between.
             unsafe { pg_sys::EnterParallelMode() };
             identity::establish(&Identity { token_id: [8; 16], ..context("second", None) });
             false
@@ -91,10 +91,10 @@ mod tests {
             unsafe { pg_sys::ExitParallelMode() };
         })
         .execute();
-        assert!(failed, "a setting was set in a parallel operation");
+        assert!(failed, "a setting could be set in a parallel operation");
         assert_eq!(user().as_deref(), Some("first"));
         assert!(refused_to_set());
         assert!(identity::may_bind(&[9; 16]).is_ok());
-        assert!(identity::may_bind(&[8; 16]).is_err(), "what failed has bound the transaction");
+        assert!(identity::may_bind(&[8; 16]).is_err(), "a failed establishment has bound the transaction");
     }
 }

@@ -1,4 +1,4 @@
-//! Tables and types that are not as the library knows them are refused by name, not misread.
+//! Tables and types that differ from what the library knows are refused by name, not misread.
 
 #[pgrx::pg_schema]
 mod tests {
@@ -10,7 +10,7 @@ mod tests {
         Spi::get_one(VERIFY).expect("a verification")
     }
 
-    /// What a verification raises: SQLSTATE, message, detail.
+    /// The error of a verification: SQLSTATE, message, detail.
     fn refusal() -> (String, String, String) {
         PgTryBuilder::new(|| {
             let code = verify();
@@ -50,7 +50,7 @@ mod tests {
     #[pg_test]
     fn a_column_of_another_type_is_refused() {
         assert_refused(
-            // ALTER TABLE would be refused, for the functions that are made of that column.
+            // ALTER TABLE would fail, because functions depend on that column.
             "update pg_attribute set atttypid = 'bigint'::regtype
              where attrelid = 'tollgate.api_tokens'::regclass and attname = 'rate_limit'",
             "rate_limit",

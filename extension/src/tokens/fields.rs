@@ -1,4 +1,4 @@
-//! What a token may be made of: each field checked alike when a token is created, derived, imported or changed.
+//! The allowed fields of a token, checked by the same rules when a token is created, derived, imported or changed.
 
 use crate::error::Error;
 use crate::guc;
@@ -15,9 +15,9 @@ use tollgate_core::token::{self, Prefix};
 const MAX_NAME: usize = 100;
 const MAX_USER_ID: usize = 255;
 const MAX_YEARS: i128 = 1000;
-/// Levels of nesting of free JSON. Parsers give up at 64 to 512, and an event puts some levels around it.
+/// Maximum nesting of free JSON. Parsers give up at 64 to 512 levels, and an event adds some levels around it.
 const MAX_DEPTH: usize = 32;
-/// Scopes, or networks, of one token: each verification may look at all of them.
+/// Maximum number of scopes, or networks, of one token: each verification may read all of them.
 const MAX_LIST: usize = 1000;
 
 const METADATA_HINT: &str =
@@ -25,29 +25,37 @@ const METADATA_HINT: &str =
 
 const SECOND: i128 = 1_000_000;
 const YEAR: i128 = 366 * 86_400 * SECOND;
-const LIFETIME_HINT: &str = "Pass NULL for a token that does not expire by itself.";
+const LIFETIME_HINT: &str = "Leave it out for a token that does not expire by itself.";
 
-/// Nothing that is stored, logged or looked for is a token: somebody will paste one where a name or a reason belongs.
+/// No stored, logged or searched value may be a token: users do paste one where a name or a reason belongs.
 pub(crate) fn without_token(argument: &str, value: &[u8]) -> Result<(), Error> {
     if !token::contains_secret(value) {
         return Ok(());
     }
     Err(Error::argument(
         argument,
-        "this must not have a token in it",
+        "this must not contain a token",
         "which has 80 hexadecimal digits or more in a row, as the secret of a token",
-        "Leave it out; if it is the token of somebody, revoke it. A digest of such a length may be given in base64.",
+        "Leave it out; if it is a real token, revoke it. A digest of this length may be given in base64.",
     ))
 }
 
-pub(crate) fn user_id(value: Option<&str>) -> Result<&str, Error> {
-    let value = value.filter(|text| !text.trim().is_empty()).unwrap_or_default();
+/// How an argument is empty, for a detail: who left it out in a program did not pass NULL.
+fn how_empty(value: Option<&str>) -> &'static str {
+    match value {
+        None => "which is NULL",
+        Some(_) => "which is empty or blank",
+    }
+}
+
+pub(crate) fn user_id(given: Option<&str>) -> Result<&str, Error> {
+    let value = given.filter(|text| !text.trim().is_empty()).unwrap_or_default();
     match value.chars().count() {
         1..=MAX_USER_ID => without_token("user_id", value.as_bytes()).map(|()| value),
         0 => Err(Error::argument(
             "user_id",
             "a token needs a user",
-            "which is NULL, empty or blank",
+            how_empty(given),
             "Pass the key of the user in your application, as text.",
         )),
         length => Err(Error::argument(
@@ -59,14 +67,14 @@ pub(crate) fn user_id(value: Option<&str>) -> Result<&str, Error> {
     }
 }
 
-pub(crate) fn name(value: Option<&str>) -> Result<&str, Error> {
-    let value = value.filter(|text| !text.trim().is_empty()).unwrap_or_default();
+pub(crate) fn name(given: Option<&str>) -> Result<&str, Error> {
+    let value = given.filter(|text| !text.trim().is_empty()).unwrap_or_default();
     match value.chars().count() {
         1..=MAX_NAME => without_token("name", value.as_bytes()).map(|()| value),
         0 => Err(Error::argument(
             "name",
             "a token needs a name",
-            "which is NULL, empty or blank",
+            how_empty(given),
             "Say what the token is for, so that its owner knows later which one to revoke.",
         )),
         length => Err(Error::argument(
@@ -78,7 +86,7 @@ pub(crate) fn name(value: Option<&str>) -> Result<&str, Error> {
     }
 }
 
-/// The scopes without repetitions, each of which the catalogue covers.
+/// The scopes without duplicates, each of which the catalogue covers.
 pub(crate) fn scopes(value: Option<TextArray<'_>>) -> Result<Vec<String>, Error> {
     const HINT: &str = "Define scopes with tollgate.define_scope(name, description); grant them as they are, by a wildcard such as \
                         posts:* that covers at least one, or all of them by admin.";
@@ -135,7 +143,7 @@ pub(crate) fn scopes(value: Option<TextArray<'_>>) -> Result<Vec<String>, Error>
     Ok(scopes)
 }
 
-/// Names offenders, the first of them if there are many, and no part of a token that was passed by mistake.
+/// Names offenders, only the first if there are many, and no part of a token that was passed by mistake.
 fn quoted(offenders: &[&str]) -> String {
     const NAMED: usize = 10;
     let named = offenders.iter().take(NAMED).map(|one| {
@@ -149,7 +157,7 @@ fn quoted(offenders: &[&str]) -> String {
     }
 }
 
-/// When a token is to end: after a time, at a moment, or as its parent or predecessor does, if it has one.
+/// When a token ends: after a time, at a moment, or like its parent or predecessor, if it has one.
 #[derive(Clone, Copy)]
 pub(crate) struct Ending {
     pub(crate) lifetime: Option<Interval>,
@@ -157,7 +165,7 @@ pub(crate) struct Ending {
 }
 
 impl Ending {
-    /// The moment may be any still: see [`end`].
+    /// The moment is not checked here: see [`end`].
     pub(crate) fn new(
         expires_in: Option<Interval>,
         expires_at: Option<TimestampWithTimeZone>,
@@ -166,7 +174,7 @@ impl Ending {
             return Err(Error::argument(
                 "expires_at",
                 "a token ends after a time or at a moment, not both",
-                "which is given beside expires_in",
+                "which is given together with expires_in",
                 "Leave one of them NULL.",
             ));
         }
@@ -177,13 +185,13 @@ impl Ending {
         self.lifetime.is_some() || self.moment.is_some()
     }
 
-    /// The argument that decided, for messages.
+    /// The argument that was given, for messages.
     pub(crate) fn argument(&self) -> &'static str {
         if self.moment.is_some() { "expires_at" } else { "expires_in" }
     }
 }
 
-/// A moment of the past, of a token that another system issued; `None` is none.
+/// A moment in the past, for a token that another system issued; `None` if not given.
 pub(crate) fn past(
     argument: &str,
     value: Option<TimestampWithTimeZone>,
@@ -195,13 +203,14 @@ pub(crate) fn past(
             argument,
             "this must lie in the past, and after 1970",
             "which does not",
-            "Pass the moment as the other system has it, or NULL if there was none.",
+            "Give the moment as the other system has it, or leave it out if there was none.",
         )),
         _ => Ok(value),
     }
 }
 
-/// Positive and finite. An infinite interval (since PostgreSQL 17) is the longest of all, or the most negative.
+/// Positive and finite. An infinite interval (since PostgreSQL 17) compares as longer, or more negative, than any
+/// other.
 fn lifetime(value: Option<Interval>) -> Result<Option<Interval>, Error> {
     match value.as_ref().map(Interval::as_micros) {
         Some(..=0) => Err(not_positive()),
@@ -221,9 +230,18 @@ pub(crate) fn grace(value: Option<Interval>) -> Result<Interval, Error> {
         _ => Err(Error::argument(
             "grace",
             format!("the grace of a rotation is from nothing to {MAX_YEARS} years"),
-            "which is NULL, negative or longer",
-            "Pass how long the old token shall work beside the new one, such as interval '1 day'; '0' ends it at once.",
+            "which is missing, negative or longer",
+            "Give how long the old token keeps working next to the new one, such as 1 day; 0 ends it at once.",
         )),
+    }
+}
+
+/// In the unit that the setting was most likely given in.
+fn lifetime_text(seconds: i32) -> String {
+    match seconds {
+        s if s % 86_400 == 0 => format!("{} days", s / 86_400),
+        s if s % 3600 == 0 => format!("{} hours", s / 3600),
+        s => format!("{s} s"),
     }
 }
 
@@ -231,11 +249,12 @@ fn not_positive() -> Error {
     Error::argument("expires_in", "the lifetime of a token must be positive", "which is not", LIFETIME_HINT)
 }
 
-/// The end of a token, in microseconds since 2000-01-01, as it is about to be stored. `argument` is what it came from.
+/// The end of a token, in microseconds since 2000-01-01, just before it is stored. `argument` is the argument it came
+/// from.
 pub(crate) fn end(argument: &str, end: Option<i64>) -> Result<(), Error> {
     let remaining = end.map(|end| i128::from(end) - i128::from(sys::GetCurrentTimestamp()));
     match remaining {
-        // A mixed interval such as '-1 month 31 days' is positive or not according to the calendar.
+        // Whether a mixed interval such as '-1 month 31 days' is positive depends on the calendar.
         Some(..=0) if argument == "expires_in" => return Err(not_positive()),
         Some(..=0) => {
             return Err(Error::argument(
@@ -248,7 +267,8 @@ pub(crate) fn end(argument: &str, end: Option<i64>) -> Result<(), Error> {
         _ => finite_end(argument, end)?,
     }
     let Some(longest) = guc::max_token_lifetime() else { return Ok(()) };
-    let allowed = format!("The setting tollgate.max_token_lifetime allows {longest} s from now");
+    let allowed =
+        format!("The setting tollgate.max_token_lifetime allows {} from now", lifetime_text(longest));
     match remaining {
         Some(micros) if micros <= i128::from(longest) * SECOND => Ok(()),
         Some(_) => Err(Error::argument(
@@ -260,13 +280,13 @@ pub(crate) fn end(argument: &str, end: Option<i64>) -> Result<(), Error> {
         None => Err(Error::argument(
             argument,
             "the token would never expire, and that is not allowed",
-            "which is NULL",
+            "which is not given",
             &format!("{allowed}: give it an expiry, and rotate it in time."),
         )),
     }
 }
 
-/// What an end must be, whenever it is. Infinity is the last of all times.
+/// The rules for any end. Infinity is later than all other times.
 pub(crate) fn finite_end(argument: &str, end: Option<i64>) -> Result<(), Error> {
     match end.map(|end| i128::from(end) - i128::from(sys::GetCurrentTimestamp())) {
         Some(micros) if micros > MAX_YEARS * YEAR => Err(Error::argument(
@@ -296,7 +316,7 @@ pub(crate) fn metadata(datum: Option<Datum>, value: Option<&[u8]>) -> Result<(),
     ))
 }
 
-/// Free JSON: what is stored is also logged, and sent to the readers of events.
+/// Free JSON: it is stored, logged, and sent to the readers of events.
 pub(crate) fn json(argument: &str, value: Datum, bounds: Bounds, hint: &str) -> Result<(), Error> {
     let mut token = Ok(());
     let size = datum::json_text_size(value, bounds, |text| {
@@ -334,11 +354,11 @@ pub(crate) fn allowed_ips(value: Option<TextArray<'_>>) -> Result<(), Error> {
         "allowed_ips",
         format!("the networks of a token are a list of 1 to {MAX_LIST}, without NULLs"),
         "which is empty or too long, has a NULL, or has more than one dimension",
-        "Pass NULL for a token that may be used from anywhere.",
+        "Leave it out for a token that may be used from anywhere.",
     ))
 }
 
-/// So many verifications in so long a time; without a limit the window says nothing.
+/// A number of verifications per window; without a limit the window is ignored.
 pub(crate) fn limit(limit: Option<i32>, window: Option<Interval>) -> Result<(), Error> {
     let Some(limit) = limit else { return Ok(()) };
     if limit < 1 {
@@ -346,15 +366,15 @@ pub(crate) fn limit(limit: Option<i32>, window: Option<Interval>) -> Result<(), 
             "rate_limit",
             "a rate limit is a positive number",
             "which is not",
-            "Pass NULL for a token without a limit; to refuse a token altogether, disable it.",
+            "Leave it out for a token without a limit; to refuse a token altogether, disable it.",
         ));
     }
     if !window.is_some_and(|window| (1..=i128::from(LONGEST_WINDOW)).contains(&window.as_micros())) {
         return Err(Error::argument(
             "rate_window",
             "the window of a rate limit is positive and at most a day",
-            "which is NULL or out of that range",
-            "Pass the time in which so many uses are allowed, such as interval '1 minute'. What is counted for longer is a quota, which belongs in a table of the application's.",
+            "which is missing or out of that range",
+            "Give the time in which so many uses are allowed, such as 1 minute. A longer budget is a quota, which belongs in a table of the application.",
         ));
     }
     Ok(())
@@ -367,7 +387,7 @@ pub(crate) fn prefix(value: Option<&str>) -> Result<Prefix, Error> {
             "prefix",
             error.to_string(),
             "",
-            "Leave it NULL for the prefix that the setting tollgate.token_prefix names.",
+            "Leave it out for the prefix that the setting tollgate.token_prefix names.",
         )
     })
 }

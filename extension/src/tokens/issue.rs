@@ -1,5 +1,5 @@
-//! The statements of issuing, prepared once per backend. They run as the owner of the tables, with search_path pinned by
-//! the SQL functions that lead here.
+//! The statements of issuing, prepared once per backend. They run as the owner of the tables, with the search_path
+//! pinned by the SQL functions that call them.
 #![allow(unsafe_code)]
 
 use crate::error::Error;
@@ -27,7 +27,7 @@ pub(crate) struct NewToken<'a> {
     pub(crate) allowed_ips: Option<Datum>,
     pub(crate) rate_limit: Option<i32>,
     pub(crate) rate_window: Option<Interval>,
-    /// Locked. What is not given of lifetime, metadata, networks and limits is inherited from it.
+    /// A locked parent. Lifetime, metadata, networks and limits that are not given are inherited from it.
     pub(crate) parent: Option<Uuid>,
 }
 
@@ -62,12 +62,12 @@ thread_local! {
     static LOCK_FOR_ROTATION_PLAN: Kept = const { Cell::new(None) };
     static LOCK_PARENT_PLAN: Kept = const { Cell::new(None) };
     static REPLACE_PLAN: Kept = const { Cell::new(None) };
-    static TAKE_OVER_PLAN: Kept = const { Cell::new(None) };
+    static IMPORT_PLAN: Kept = const { Cell::new(None) };
 }
 
-/// Stores a token and its event; `None` if one with its digest is stored already.
+/// Stores a token and its event; `None` if a token with its digest is already stored.
 pub(crate) fn insert(token: &NewToken<'_>) -> Result<Option<Stored>, Error> {
-    // SAFETY: each datum is of the type beside it, and lives as long as the call that it came from.
+    // SAFETY: each datum is of the type given with it, and lives as long as the call that it came from.
     let arguments = unsafe {
         [
             DatumWithOid::new(token.event, pg_sys::TEXTOID),
@@ -94,11 +94,11 @@ pub(crate) fn insert(token: &NewToken<'_>) -> Result<Option<Stored>, Error> {
     })
 }
 
-/// A token of another system, with what that knew of it.
-pub(crate) struct Takeover<'a> {
+/// A token of another system, with that system's data about it.
+pub(crate) struct ImportedToken<'a> {
     pub(crate) token: &'a NewToken<'a>,
     pub(crate) format: Format,
-    /// Under which it is found until it has a digest of its own.
+    /// The key by which it is found until it has a digest of its own.
     pub(crate) foreign_hash: Option<Digest>,
     pub(crate) created_at: Option<TimestampWithTimeZone>,
     pub(crate) last_used_at: Option<TimestampWithTimeZone>,
@@ -106,7 +106,7 @@ pub(crate) struct Takeover<'a> {
     pub(crate) revoked_at: Option<TimestampWithTimeZone>,
 }
 
-const TAKE_OVER: &str = "
+const IMPORT: &str = "
     WITH imported AS (
         INSERT INTO tollgate.api_tokens AS t (id, token_hash, hint, user_id, name, scopes, expires_at, metadata, allowed_ips,
                                               rate_limit, rate_window, foreign_hash, foreign_format, created_at, disabled_at,
@@ -129,10 +129,10 @@ const TAKE_OVER: &str = "
     )
     SELECT expires_at, created_at FROM imported";
 
-/// Stores a token of another system and its event; `None` if it is stored already.
-pub(crate) fn take_over(takeover: &Takeover<'_>) -> Result<Option<Stored>, Error> {
-    let token = takeover.token;
-    // SAFETY: each datum is of the type beside it, and lives as long as the call that it came from.
+/// Stores a token of another system and its event; `None` if it is already stored.
+pub(crate) fn import(imported: &ImportedToken<'_>) -> Result<Option<Stored>, Error> {
+    let token = imported.token;
+    // SAFETY: each datum is of the type given with it, and lives as long as the call that it came from.
     let arguments = unsafe {
         [
             DatumWithOid::new(token.id, pg_sys::UUIDOID),
@@ -146,16 +146,16 @@ pub(crate) fn take_over(takeover: &Takeover<'_>) -> Result<Option<Stored>, Error
             DatumWithOid::new(token.allowed_ips, pg_sys::CIDRARRAYOID),
             DatumWithOid::new(token.rate_limit, pg_sys::INT4OID),
             DatumWithOid::new(token.rate_window, pg_sys::INTERVALOID),
-            DatumWithOid::new(takeover.foreign_hash.as_ref().map(Digest::as_slice), pg_sys::BYTEAOID),
-            DatumWithOid::new(takeover.format.as_str(), pg_sys::TEXTOID),
-            DatumWithOid::new(takeover.created_at, pg_sys::TIMESTAMPTZOID),
-            DatumWithOid::new(takeover.last_used_at, pg_sys::TIMESTAMPTZOID),
-            DatumWithOid::new(takeover.disabled_at, pg_sys::TIMESTAMPTZOID),
-            DatumWithOid::new(takeover.revoked_at, pg_sys::TIMESTAMPTZOID),
+            DatumWithOid::new(imported.foreign_hash.as_ref().map(Digest::as_slice), pg_sys::BYTEAOID),
+            DatumWithOid::new(imported.format.as_str(), pg_sys::TEXTOID),
+            DatumWithOid::new(imported.created_at, pg_sys::TIMESTAMPTZOID),
+            DatumWithOid::new(imported.last_used_at, pg_sys::TIMESTAMPTZOID),
+            DatumWithOid::new(imported.disabled_at, pg_sys::TIMESTAMPTZOID),
+            DatumWithOid::new(imported.revoked_at, pg_sys::TIMESTAMPTZOID),
             DatumWithOid::new(token.ending.moment, pg_sys::TIMESTAMPTZOID),
         ]
     };
-    with_plan(&TAKE_OVER_PLAN, TAKE_OVER, &arguments, |rows| {
+    with_plan(&IMPORT_PLAN, IMPORT, &arguments, |rows| {
         if rows.is_empty() {
             return Ok(None);
         }
@@ -163,15 +163,15 @@ pub(crate) fn take_over(takeover: &Takeover<'_>) -> Result<Option<Stored>, Error
     })
 }
 
-/// What the token that is to be rotated tells of its successor.
+/// What a token that is to be rotated passes on to its successor.
 pub(crate) struct Predecessor {
     pub(crate) hint: String,
     pub(crate) expires_at: Option<TimestampWithTimeZone>,
 }
 
-/// Locks a token and makes sure that it may be rotated.
+/// Locks a token and checks that it may be rotated.
 pub(crate) fn lock_for_rotation(token_id: Uuid) -> Result<Predecessor, Error> {
-    // SAFETY: the datum is of the type beside it.
+    // SAFETY: the datum is of the type given with it.
     let arguments = [unsafe { DatumWithOid::new(token_id, pg_sys::UUIDOID) }];
     let statement = "SELECT t.hint, t.expires_at FROM tollgate.lock_for_rotation($1) t";
     with_plan(&LOCK_FOR_ROTATION_PLAN, statement, &arguments, |rows| {
@@ -179,7 +179,7 @@ pub(crate) fn lock_for_rotation(token_id: Uuid) -> Result<Predecessor, Error> {
     })
 }
 
-/// The row of a successor, which has all but its secret from the token it replaces.
+/// The row of a successor, which takes everything but its secret from the token it replaces.
 pub(crate) struct Successor {
     pub(crate) user_id: Option<String>,
     pub(crate) name: Option<String>,
@@ -196,7 +196,7 @@ pub(crate) fn replace(
     ending: Ending,
     revoke_on_reuse: bool,
 ) -> Result<Successor, Error> {
-    // SAFETY: each datum is of the type beside it.
+    // SAFETY: each datum is of the type given with it.
     let arguments = unsafe {
         [
             DatumWithOid::new(token_id, pg_sys::UUIDOID),
@@ -222,10 +222,10 @@ pub(crate) fn replace(
     })
 }
 
-/// Locks the family of a token that is to have a child, and says whose it is and how many ancestors it has. `None` if there
-/// is no such token any more.
+/// Locks the family of a token that is to get a child, and returns its user and its number of ancestors. `None` if the
+/// token no longer exists.
 pub(crate) fn lock_parent(token_id: Uuid) -> Result<Option<(String, i32)>, Error> {
-    // SAFETY: the datum is of the type beside it.
+    // SAFETY: the datum is of the type given with it.
     let arguments = [unsafe { DatumWithOid::new(token_id, pg_sys::UUIDOID) }];
     let statement = "
         SELECT t.user_id, (SELECT count(*)::integer FROM tollgate.ancestors(t.id))

@@ -1,4 +1,4 @@
-//! How many live tokens a user has, counted exactly whoever else issues at the same time.
+//! The number of live tokens of a user, counted exactly even while other sessions issue.
 #![allow(unsafe_code)]
 
 use crate::error::Error;
@@ -15,11 +15,11 @@ thread_local! {
     static LOCK_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
     static LIVE_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
     static COUNTED: RefCell<HashMap<Digest, Counted>> = RefCell::default();
-    /// The slot that was locked last, and where: until that ends it is locked.
+    /// The slot that was locked last, and the (sub)transaction that holds the lock.
     static LOCKED: Cell<Option<(Place, i64)>> = const { Cell::new(None) };
 }
 
-/// Adds the row, or locks the one that is there: an UPDATE that its WHERE refuses has locked it before.
+/// Adds the row or locks the existing one: ON CONFLICT DO UPDATE locks a row even if its WHERE is false.
 const LOCK: Query = Query {
     statement: c"
         WITH added AS (
@@ -30,7 +30,7 @@ const LOCK: Query = Query {
     plan: &LOCK_PLAN,
 };
 
-/// By the index of live tokens, and no further than to the limit.
+/// Uses the index of live tokens, and reads no further than the limit.
 const LIVE: Query = Query {
     statement: c"
         SELECT count(*) FROM (
@@ -41,11 +41,11 @@ const LIVE: Query = Query {
     plan: &LIVE_PLAN,
 };
 
-/// What a user is known to have at most.
+/// An upper bound on a user's live tokens.
 #[derive(Clone, Copy)]
 struct Counted {
-    /// In this transaction and this subtransaction of it. For as long as that lasts the user is locked, so that nobody else
-    /// adds a token.
+    /// The transaction and subtransaction in which it was counted. While these last the user is locked, so no other
+    /// session adds a token.
     by: Place,
     live: i64,
 }
@@ -53,7 +53,7 @@ struct Counted {
 /// A transaction and a subtransaction of it.
 type Place = (u64, pg_sys::SubTransactionId);
 
-/// Of so many users the counts are remembered: a transaction that issues for more counts some anew.
+/// Counts are remembered for this many users: a transaction that issues for more counts some of them again.
 const REMEMBERED: usize = 1000;
 
 fn present_transaction() -> Place {
@@ -61,17 +61,17 @@ fn present_transaction() -> Place {
     unsafe { (pg_sys::GetTopFullTransactionId().value, pg_sys::GetCurrentSubTransactionId()) }
 }
 
-/// What stands for a user in `token_slots`. A collision only makes somebody wait.
+/// The key of a user in `token_slots`. A collision only makes another session wait.
 fn hash(user: &Digest) -> i64 {
     let [a, b, c, d, e, f, g, h, ..] = *user;
     i64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
-/// Waits for whoever else adds a live token to this user's, until the transaction ends. Comes before any lock on tokens or on
-/// the catalogue of scopes.
+/// Waits for other sessions that add a live token for this user, and locks the user until the transaction ends. Call it
+/// before any lock on tokens or on the scope catalogue.
 ///
-/// A row of a table for each user: a transaction may issue for any number of them, and the server's table of locks has room
-/// for some thousands. And not an advisory lock: those are there for everyone to take.
+/// A table row per user, because a transaction may issue for any number of users and the server's lock table has room
+/// for some thousands of locks. Not an advisory lock, because any role can take those.
 pub(crate) fn lock(user_id: &str) -> Result<(), Error> {
     if guc::max_tokens_per_user().is_none() {
         return Ok(());
@@ -85,10 +85,10 @@ pub(crate) fn lock(user_id: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes sure that the user may have one more live token than now.
+/// Checks that the user may have one more live token.
 pub(crate) fn claim(user_id: &str) -> Result<(), Error> {
     let Some(limit) = guc::max_tokens_per_user() else {
-        // What is issued now is not counted.
+        // Tokens issued without a limit are not counted, so remembered counts would be too low.
         COUNTED.with_borrow_mut(HashMap::clear);
         return Ok(());
     };
@@ -98,7 +98,7 @@ pub(crate) fn claim(user_id: &str) -> Result<(), Error> {
     if known.is_none() {
         lock(user_id)?;
     }
-    // Others may have ended tokens of the user since, so a count that is too high is no reason to refuse.
+    // Other sessions may have ended tokens of the user since, so a count that is too high is no reason to refuse.
     let live = match known {
         Some(known) if known.live < most => known.live,
         _ => count(user_id, most)?,

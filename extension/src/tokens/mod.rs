@@ -1,4 +1,4 @@
-//! API tokens: the fields that they may have, and the statements that issue them.
+//! API tokens: their fields, and the statements that issue them.
 
 pub(crate) mod fields;
 pub(crate) mod issue;

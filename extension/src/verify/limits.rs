@@ -1,8 +1,8 @@
-//! The limits that a verification is under: its token's own, its user's, and that of failed attempts from one address.
+//! The rate limits of a verification: its token's own, its user's, and that on failed attempts from one address.
 //!
-//! All three are kept in shared memory, so by each server for itself, and are never rolled back with a transaction. They
-//! fail closed: without shared memory a limit raises 55000, and where there is no room to remember it, it refuses. Only
-//! who fills that room has limits forgotten: their own, see `shmem::table`.
+//! All three are kept in shared memory, so each server has its own, and none is rolled back with a transaction. They
+//! fail closed: without shared memory a limit raises 55000, and without room to remember it, it refuses. A client that
+//! fills the room loses only its own limits: see `tollgate_core::usage_table`.
 
 use crate::error::Error;
 use crate::pg::sys;
@@ -15,10 +15,10 @@ use tollgate_core::status::Code;
 use tollgate_core::token;
 
 const MINUTE: i64 = 60_000_000;
-/// Of a refusal for lack of room, in microseconds: what is flushed makes room, and that happens every few seconds.
+/// The refusal for lack of room, in microseconds: a flush, every few seconds, makes room.
 const NO_ROOM: Charge = Charge { admitted: false, remaining: 0, retry_after: 1_000_000 };
 
-/// What the limit said that decided, or of those that admitted a use, the one with the least left.
+/// The state of the limit that decided or, if all admitted the use, of the one with the least left.
 #[derive(Clone, Copy)]
 pub(crate) struct Quota {
     pub(crate) limit: u32,
@@ -36,8 +36,8 @@ pub(crate) fn count(token: &TokenRow, id: &[u8; 16], used: &Use) {
     shmem::count_use(id, &|| owner(token), used);
 }
 
-/// Charges an accepted use to its limits, and counts it: what a limit refuses as a denial.
-pub(crate) fn admit(token: &TokenRow, id: &[u8; 16], used: &Use) -> (Code, Option<Quota>) {
+/// Charges an accepted use to its limits and counts it, as a denial if a limit refuses it.
+pub(crate) fn charge_use(token: &TokenRow, id: &[u8; 16], used: &Use) -> (Code, Option<Quota>) {
     let (own, of_user) = (own(token), guc::user_rate_limit());
     if own.is_none() && of_user.is_none() {
         count(token, id, used);
@@ -67,18 +67,18 @@ pub(crate) fn admit(token: &TokenRow, id: &[u8; 16], used: &Use) -> (Code, Optio
     (Code::Valid, Some(least))
 }
 
-/// What the limit on failed attempts says to a client that has used it up. Asked before any look-up, so that whoever
-/// guesses learns nothing more, not even by a right guess.
+/// The answer to a client that has used up its failed attempts. Checked before any look-up, so that a guessing client
+/// learns nothing, not even from a right guess.
 pub(crate) fn blocked(client: Option<Net>) -> Option<Quota> {
     let (limit, client) = (guc::failure_rate_limit()?, client?);
     require_memory();
     let now = sys::GetCurrentTimestamp();
-    let charge = shmem::look(Kind::Address, &client.subscriber(), limit, now)?;
+    let charge = shmem::peek(Kind::Address, &client.subscriber(), limit, now)?;
     (!charge.admitted).then_some(Quota { limit: limit.limit(), charge })
 }
 
-/// Charges a failed attempt to the address it came from. If that is one too many, which several at the same time may be,
-/// the answer tells of the limit instead of the fault.
+/// Charges a failed attempt to the client's address. If that exceeds the limit, as several concurrent attempts may, the
+/// answer is the limit's refusal instead of the fault.
 pub(crate) fn charge_failure(client: Option<Net>, now: i64) -> Option<Quota> {
     let (limit, client) = (guc::failure_rate_limit()?, client?);
     let charge = shmem::charge(Kind::Address, &client.subscriber(), &Owner::default, limit, now);
@@ -86,7 +86,7 @@ pub(crate) fn charge_failure(client: Option<Net>, now: i64) -> Option<Quota> {
     (!quota.charge.admitted).then_some(quota)
 }
 
-/// The functions that write a token see to it that there is a window; one that was taken away by hand is a minute.
+/// The functions that write a token require a window with a limit; if it was removed by hand, a minute is used.
 fn own(token: &TokenRow) -> Option<Limit> {
     let limit = token.int(Column::RateLimit)?;
     let window = token.interval(Column::RateWindow).unwrap_or(MINUTE);
@@ -98,7 +98,7 @@ fn key_of_user(token: &TokenRow) -> [u8; 16] {
     *digest.first_chunk().expect("a digest is longer")
 }
 
-/// Only asked for a token that shared memory does not know yet.
+/// Called only for a token that is not in shared memory yet.
 fn owner(token: &TokenRow) -> Owner {
     let digest = |column| {
         let digest = token::digest(token.text(column).as_bytes());

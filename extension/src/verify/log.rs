@@ -1,10 +1,11 @@
-//! Verification outcomes in the server's log, as `tollgate.log_verifications` asks for them.
+//! Verification outcomes in the server's log, as `tollgate.log_verifications` selects them.
 //!
-//! One line each, of `key=value` pairs in this order: code, token_id, client_ip, required, reason; "-" for what there is not. Nobody
-//! who presents tokens can write into it: ids and addresses are printed by us, of required scopes only what scopes are
-//! made of, and not much of it. The line goes to the server's log alone, without the statement, its context and its bind
-//! values, in which the token is. The number of lines is bounded for the whole server (for each session, if the library is
-//! not preloaded), and what was left out is said with the next line. Nothing is written to a table, so it works on standbys.
+//! Each is one line of `key=value` pairs in this order: code, token_id, client_ip, required, reason; "-" for a missing
+//! value. A client that presents tokens cannot inject text: ids and addresses are printed by us, and of required scopes
+//! only scope characters, up to a maximum length. The line goes to the server's log only, without the statement, its
+//! context and its bind values, which contain the token. The number of lines is limited for the whole server (for each
+//! session, if the library is not preloaded), and the next line reports how many were left out. Nothing is written to a
+//! table, so it works on standbys.
 #![allow(unsafe_code)]
 
 use crate::guc::LogVerifications;
@@ -20,10 +21,10 @@ use tollgate_core::status::Code;
 use tollgate_core::throttle::Throttle;
 use tollgate_core::token::Fault;
 
-/// Without shared memory.
+/// Used without shared memory.
 static OF_THIS_SESSION: Throttle = Throttle::new();
 
-/// Logs an outcome, if such are to be logged.
+/// Logs an outcome, if the setting selects it.
 #[inline]
 pub(crate) fn verification(
     code: Code,
@@ -84,13 +85,13 @@ fn line(
     line
 }
 
-/// One line for the server's log and for nobody else.
+/// Writes one line to the server's log only.
 fn emit(line: &str) {
-    // Holds nothing but what is formatted above.
+    // The text above contains no NUL byte.
     let Ok(line) = CString::new(line) else { return };
     let text = line.as_ptr();
-    // SAFETY: the sequence that ereport() stands for; the format takes the one string, which outlives the closure. At this level
-    // errfinish processes interrupts, so an ERROR may come of it: the closure holds nothing that needs dropping.
+    // SAFETY: the calls that ereport() expands to; the format takes the one string, which outlives the closure. At this
+    // level errfinish processes interrupts, which may raise an ERROR: the closure holds nothing that needs dropping.
     unsafe {
         sys::guarded(|| {
             if sys::errstart(pg_sys::LOG_SERVER_ONLY.cast_signed(), core::ptr::null()) {

@@ -1,4 +1,5 @@
-//! Finding a presented token for a caller that is about to change it: judged as a verification does, and counted, but no use of it.
+//! Looks up a presented token for a caller that is about to change it: judged and counted like a verification, but not
+//! as a use of the token.
 
 use super::presented::{Presented, Required};
 use super::refusal::Refusal;
@@ -9,16 +10,16 @@ use tollgate_core::net::Net;
 use tollgate_core::status::Code;
 use tollgate_core::token::Digest;
 
-/// A presented token that is stored: the digest that it is stored under, its id, and whether it would be accepted.
+/// A presented token that is stored: its stored digest, its id, and whether it would be accepted.
 pub(crate) type LookedUp = (Digest, [u8; 16], Result<(), Refusal>);
 
-/// For a token that another is to be derived from: judges it as a verification does, wherever it is from, counts and logs the
-/// attempt, but as no use of the token.
+/// For a token that another is to be derived from: judges it like a verification, from any address, and counts and logs
+/// the attempt, but not as a use of the token.
 pub(crate) fn look_up_parent(presented: Option<&[u8]>, client: Option<Net>) -> Result<LookedUp, Refusal> {
     look_up(|| Presented::to_verify(presented), client, Purpose::Derive)
 }
 
-/// The same for a token that is to be ended, which any may be that is stored.
+/// The same for a token that is to be revoked: any stored token qualifies.
 pub(crate) fn look_up_to_end(presented: Option<&[u8]>, client: Option<Net>) -> Result<LookedUp, Refusal> {
     look_up(|| Presented::to_end(presented), client, Purpose::End)
 }
@@ -30,7 +31,7 @@ fn look_up<'a>(
 ) -> Result<LookedUp, Refusal> {
     let timer = Timer::start();
     let request = Request { timer, presented: parse(), required: Required::Nothing, client, purpose };
-    let verdict = Verdict::on(&request);
+    let verdict = Verdict::decide(&request);
     let stored = verdict.token().map(|token| (token.digest(), token.id()));
     let code = verdict.code();
     verdict.close();

@@ -1,30 +1,31 @@
-//! What a caller presents, and under which digest that would be stored. Every function that takes a plaintext asks here.
+//! What a caller presents, and the digest under which it would be stored. Every function that takes a plaintext uses
+//! this.
 
 use crate::guc;
 use crate::pg::datum::TextArray;
 use tollgate_core::token::{self, Digest, Fault};
 
-/// Longer than any header that a web server accepts; nobody is to have us digest megabytes.
+/// Longer than any header that a web server accepts; prevents clients from making us digest megabytes.
 const MAX_FOREIGN_LEN: usize = 8192;
 
-/// Something that was presented as a token.
+/// A value that was presented as a token.
 #[derive(Clone, Copy)]
 pub(crate) struct Presented<'a> {
-    /// Of the whole of it.
+    /// The digest of the whole value.
     pub(crate) digest: Result<Digest, Fault>,
-    /// All of it, if it may be a token that was taken over in the form of another system.
+    /// The whole value, if it may be a token that was imported in another format.
     pub(crate) foreign: Option<&'a [u8]>,
 }
 
 impl<'a> Presented<'a> {
-    /// What cannot be a token is told by its checksum, without a look-up. Tokens of another system have no checksum of ours,
-    /// so while those are accepted anything may be one.
+    /// A value with a wrong checksum is rejected without a look-up. Tokens of other systems have no such checksum, so
+    /// while they are accepted any value may be a token.
     #[inline]
     pub(crate) fn to_verify(presented: Option<&'a [u8]>) -> Self {
         Self::new(presented, guc::accept_foreign_tokens)
     }
 
-    /// To be ended: any token that is stored, whatever this session would accept.
+    /// For revoking: any stored token, whatever formats this session accepts.
     pub(crate) fn to_end(presented: Option<&'a [u8]>) -> Self {
         Self::new(presented, || true)
     }
@@ -54,7 +55,7 @@ impl<'a> Presented<'a> {
 #[derive(Clone, Copy)]
 pub(crate) enum Required<'a> {
     Nothing,
-    /// NULL is granted by nothing.
+    /// NULL is never granted.
     One(Option<&'a [u8]>),
     All(TextArray<'a>),
 }

@@ -1,5 +1,5 @@
-//! What was wrong with the last verification of this session: told by `last_refusal`, and in the detail of what
-//! `authenticate` raises, in the same words. It outlives the transaction, which such an error ends.
+//! Why the last verification of this session was refused: returned by `last_refusal`, and in the detail of the error
+//! that `authenticate` raises, in the same form. It outlives the transaction, which such an error aborts.
 
 use crate::verify::presented::Required;
 use core::cell::Cell;
@@ -8,18 +8,18 @@ use serde_json::json;
 use tollgate_core::status::Code;
 use tollgate_core::token::{self, Fault};
 
-/// Of the scopes that are missing, so many are named, and of each so many characters.
+/// Maximum number of missing scopes that are named, and maximum length of each.
 const MOST_SCOPES: usize = 8;
 const MOST_CHARACTERS: usize = 128;
 
 #[derive(Clone)]
 pub(crate) struct Refusal {
     pub(crate) code: Code,
-    /// Of what is malformed.
+    /// For MALFORMED.
     pub(crate) fault: Option<Fault>,
-    /// Of a token that lacks a required scope: those it lacks. "NULL" is a required NULL.
+    /// For INSUFFICIENT_SCOPE: the missing scopes. "NULL" is a required NULL.
     pub(crate) missing_scopes: Vec<String>,
-    /// Of what is over a limit, in microseconds.
+    /// For a refusal by a limit, in microseconds.
     pub(crate) retry_after: Option<u64>,
 }
 
@@ -32,20 +32,20 @@ impl Refusal {
         Refusal { code, fault: None, missing_scopes: Vec::new(), retry_after: None }
     }
 
-    /// `{"code": …}`, and of the other members those that say something.
+    /// `{"code": …}`, and the other members that have a value.
     pub(crate) fn to_json(&self) -> String {
-        let mut told = json!({ "code": self.code.as_str() });
+        let mut json = json!({ "code": self.code.as_str() });
         if let Some(fault) = self.fault {
-            told["reason"] = fault.as_str().into();
+            json["reason"] = fault.as_str().into();
         }
         if !self.missing_scopes.is_empty() {
-            told["missing_scopes"] = self.missing_scopes.clone().into();
+            json["missing_scopes"] = self.missing_scopes.clone().into();
         }
         if let Some(micros) = self.retry_after {
-            // Rounded up to milliseconds: no sooner will do.
-            told["retry_after"] = (micros.div_ceil(1000) as f64 / 1000.0).into();
+            // Rounded up to milliseconds, so that a retry is not too early.
+            json["retry_after"] = (micros.div_ceil(1000) as f64 / 1000.0).into();
         }
-        told.to_string()
+        json.to_string()
     }
 
     pub(crate) fn remember(self) {
@@ -58,24 +58,24 @@ impl Refusal {
         last
     }
 
-    /// After a verification that refused nothing.
+    /// Called after a verification that refused nothing.
     #[inline]
     pub(crate) fn forget() {
         drop(LAST.take());
     }
 }
 
-/// The required scopes that are not granted, as they may be shown.
+/// The required scopes that are not granted, in a form that may be shown.
 pub(crate) fn missing(required: &Required<'_>, granted: impl Fn(&[u8]) -> bool) -> Vec<String> {
     let missing = required.iter().filter(|one| !one.is_some_and(&granted));
     missing.take(MOST_SCOPES).map(shown).collect()
 }
 
-/// Required scopes come from the application, and who knows from where it has them: only what scopes are made of, not much
-/// of it, and no part of a token.
+/// Required scopes come from the application, which may take them from anywhere: only scope characters are shown, up to
+/// a maximum length, and no part of a token.
 pub(crate) fn shown(scope: Option<&[u8]>) -> String {
     let Some(scope) = scope else { return "NULL".to_owned() };
-    // Before anything is replaced: what is left of a token in capital letters would be no run of digits any more.
+    // Redact first: after the replacement a token in capital letters would no longer be a run of digits.
     let redacted = token::redact(&String::from_utf8_lossy(&scope[..scope.len().min(4 * MOST_CHARACTERS)]));
     let mut shown: String = redacted
         .chars()
@@ -91,7 +91,7 @@ pub(crate) fn shown(scope: Option<&[u8]>) -> String {
     shown
 }
 
-/// A list of required scopes on a line of the log.
+/// Appends a list of required scopes to a log line.
 pub(crate) fn push_scopes(line: &mut String, required: &Required<'_>) {
     for (n, scope) in required.iter().take(MOST_SCOPES).enumerate() {
         if n > 0 {

@@ -1,4 +1,4 @@
-//! What is asked: which credential is presented, from where, what for, and what it must grant.
+//! A verification request: which credential is presented, from where, what for, and which scopes it must have.
 #![allow(unsafe_code)]
 
 use super::presented::{Presented, Required};
@@ -40,24 +40,24 @@ pub(crate) struct Request<'a> {
     pub(crate) timer: Option<Timer>,
     pub(crate) presented: Presented<'a>,
     pub(crate) required: Required<'a>,
-    /// What the application saw, never the peer of the database connection.
+    /// The address that the application saw, never the peer of the database connection.
     pub(crate) client: Option<Net>,
     pub(crate) purpose: Purpose,
 }
 
-/// What a token is presented for.
+/// The purpose for which a token is presented.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// A use of the token, which its limits are charged for.
+    /// A use of the token, which is charged to its limits.
     Use,
-    /// A use, by which it becomes the identity of the transaction.
+    /// A use that makes it the identity of the transaction.
     Bind,
-    /// To ask for a scope. Here and below, failed attempts count and outcomes are logged, but nothing is counted or charged to
-    /// the token.
+    /// To check for a scope. For this and the following, failed attempts are counted and outcomes are logged, but
+    /// nothing is counted or charged to the token.
     Check,
-    /// To derive another, whose networks will be its own: wherever it is presented from.
+    /// To derive another, which inherits its networks: allowed from any address.
     Derive,
-    /// To end it, wherever it was found.
+    /// To revoke it: allowed from any address.
     End,
 }
 

@@ -1,4 +1,4 @@
-//! The decision: one index probe, the checks, the counting.
+//! The decision about a presented token: one index probe, the checks, the counting.
 #![allow(unsafe_code)]
 
 use super::limits::{self, Quota};
@@ -21,18 +21,18 @@ use tollgate_core::scope;
 use tollgate_core::status::{Code, decide};
 use tollgate_core::token::{Digest, Fault};
 
-/// A decision, and the row of the token that it is about, which stays in place until this is closed.
+/// A decision, and the row of its token, which stays in place until this is closed.
 pub(crate) struct Verdict {
     code: Code,
     quota: Option<Quota>,
-    /// Of a refusal by a limit.
+    /// For a refusal by a limit.
     retry_after: pg_sys::Interval,
     /// `None` for a request that needed no look-up.
     lookup: Option<Lookup>,
 }
 
 impl Verdict {
-    /// Of [`Verdict::columns`], for [`datum::copy`].
+    /// The lengths of the columns of [`Verdict::columns`], for [`datum::copy`].
     pub(crate) const LENGTHS: [i16; 11] = [
         datum::BY_VALUE,
         datum::VARLENA,
@@ -48,8 +48,8 @@ impl Verdict {
     ];
     pub(crate) const COLUMNS: usize = Verdict::LENGTHS.len();
 
-    /// Does what a function does, short of forming its row.
-    pub(crate) fn of(function: Function, call: &Call) -> Self {
+    /// Does everything that a function does, except forming its row.
+    pub(crate) fn of_call(function: Function, call: &Call) -> Self {
         let timer = Timer::start();
         let request = Request {
             timer,
@@ -61,7 +61,7 @@ impl Verdict {
             client: client(call, 2),
             purpose: if function == Function::Authenticate { Purpose::Bind } else { Purpose::Use },
         };
-        let verdict = Verdict::on(&request);
+        let verdict = Verdict::decide(&request);
         if request.purpose == Purpose::Bind {
             match verdict.accepted().map(context_of) {
                 Some(context) => identity::establish(&context),
@@ -76,20 +76,20 @@ impl Verdict {
     }
 
     /// Decides on a request, and counts the outcome.
-    pub(crate) fn on(request: &Request<'_>) -> Self {
+    pub(crate) fn decide(request: &Request<'_>) -> Self {
         if let Some(quota) = limits::blocked(request.client) {
             return Verdict::counted(Code::RateLimited, Some(quota), None, request, None);
         }
         let lookup = find(&request.presented);
         let token = lookup.as_ref().and_then(Lookup::token);
-        // After the look-up: an expiry counts that passed meanwhile.
+        // Read after the look-up, so that an expiry that passed meanwhile counts.
         let now = sys::GetCurrentTimestamp();
         let code = match (&lookup, token) {
             (None, _) => Code::Malformed,
             (_, None) => Code::NotFound,
             (_, Some(token)) => judge(token, request, now),
         };
-        // Before anything is counted or charged: nothing was wrong with the token.
+        // Before anything is counted or charged: nothing is wrong with the token.
         if request.purpose == Purpose::Bind
             && code == Code::Valid
             && let Some(token) = token
@@ -100,7 +100,7 @@ impl Verdict {
         let used = Use { accepted: code == Code::Valid, at: now, client: request.client };
         let (code, quota) = match (token, &id) {
             _ if !request.purpose.is_use() => (code, None),
-            (Some(token), Some(id)) if used.accepted => limits::admit(token, id, &used),
+            (Some(token), Some(id)) if used.accepted => limits::charge_use(token, id, &used),
             (Some(token), Some(id)) => {
                 limits::count(token, id, &used);
                 (code, None)
@@ -115,7 +115,7 @@ impl Verdict {
         if code.is_failed_attempt()
             && let Some(quota) = limits::charge_failure(request.client, now)
         {
-            // Not even the id of a token that is known.
+            // Not even the id of a known token is returned.
             if let Some(lookup) = lookup {
                 lookup.close();
             }
@@ -182,8 +182,8 @@ impl Verdict {
         self.token().filter(|_| self.code == Code::Valid)
     }
 
-    /// The row that SQL sees, as values that point to where they lie until this is closed. Of a refused token it tells the
-    /// id and the expiry alone: a caller who forgets to look at `valid` must not be handed an identity.
+    /// The row that SQL gets, as values that point to where they are stored until this is closed. For a refused token
+    /// it has only the id and the expiry: a caller that forgets to check `valid` must not get an identity.
     pub(crate) fn columns(&self) -> [Option<Datum>; Verdict::COLUMNS] {
         let known = |column| self.token().and_then(|token| token.datum(column));
         let granted = |column| self.accepted().and_then(|token| token.datum(column));
@@ -209,7 +209,7 @@ impl Verdict {
     }
 }
 
-/// Looks for a token, by the digest of what was presented, and then as one of another system.
+/// Looks for a token by the digest of the presented value, and then as one in another format.
 #[inline]
 fn find(presented: &Presented<'_>) -> Option<Lookup> {
     let digest = presented.digest.as_ref().ok()?;
@@ -220,12 +220,12 @@ fn find(presented: &Presented<'_>) -> Option<Lookup> {
     }
 }
 
-/// Looks for a token that was taken over in another form, and has it found by its digest from then on: that is not written
-/// here, but by the daemon.
+/// Looks for a token that was imported in another format. The daemon, not this function, stores its digest so that
+/// later look-ups find it directly.
 #[cold]
 fn find_foreign(not_found: Lookup, digest: &Digest, presented: &[u8]) -> Lookup {
     let Some(lookup) = foreign::keys(presented).find_map(|key| Lookup::open_foreign(&key)) else {
-        // Meanwhile it may have been given its digest.
+        // It may have been given its digest meanwhile.
         not_found.close();
         return Lookup::open(digest);
     };
@@ -238,11 +238,11 @@ fn find_foreign(not_found: Lookup, digest: &Digest, presented: &[u8]) -> Lookup 
     lookup
 }
 
-/// Notes that a token was presented which had been replaced, after its grace: its owner has another one, so a thief may have
-/// this one. The daemon records it.
+/// Notes that a replaced token was presented after its grace: its owner has the new one, so this may be a thief. The
+/// daemon records it.
 #[cold]
 fn note_reuse(token: &TokenRow, request: &Request<'_>, now: i64) {
-    // Who found one and ends it has done what there is to do.
+    // Revoking a found token is the right response to it.
     if request.purpose != Purpose::End && token.has(LateColumn::RotatedTo) {
         shmem::note_finding(&token.id(), &Found::Reuse(request.client), now);
     }
@@ -279,7 +279,7 @@ fn scopes_granted(token: &TokenRow, required: &Required<'_>) -> bool {
     }
 }
 
-/// The codes as values of type text, so that none has to be made per call.
+/// The codes as values of type text, built at compile time so that no call allocates one.
 static CODES: [[u8; 24]; Code::ALL.len()] = {
     let mut texts = [[0; 24]; Code::ALL.len()];
     let mut i = 0;

@@ -1,5 +1,5 @@
--- The audit log, which is also the outbox: what happened, by whom and when. How it is read stands in events.sql, how it
--- is sealed and purged in seals.sql.
+-- The audit log, which is also the outbox: what happened, by whom and when. Reading it is in events.sql, sealing and
+-- purging it in seals.sql.
 
 CREATE SEQUENCE tollgate.audit_log_id_seq;
 
@@ -26,7 +26,7 @@ CREATE FUNCTION tollgate.is_purging_audit_log() RETURNS boolean
     LANGUAGE c STABLE PARALLEL RESTRICTED
     AS 'MODULE_PATHNAME', 'is_purging_audit_log';
 COMMENT ON FUNCTION tollgate.is_purging_audit_log() IS
-    'Whether purge_audit_log is what runs in this session now: a flag of the library that nothing else can set. Internal.';
+    'Whether purge_audit_log is running in this session: a flag of the library that nothing else can set. Internal.';
 
 CREATE FUNCTION tollgate.refuse_audit_change() RETURNS trigger
     LANGUAGE plpgsql
@@ -42,7 +42,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.refuse_audit_change() IS
-    'Trigger that refuses UPDATE, DELETE and TRUNCATE of the audit log, its epochs and its seals, to their owner too. Internal.';
+    'Trigger that refuses UPDATE, DELETE and TRUNCATE of the audit log, its epochs and its seals, even by their owner. Internal.';
 
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON tollgate.audit_log
     FOR EACH STATEMENT EXECUTE FUNCTION tollgate.refuse_audit_change();
@@ -52,9 +52,9 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON tollgate.audit
     FOR EACH STATEMENT EXECUTE FUNCTION tollgate.refuse_audit_change();
 ALTER TABLE tollgate.audit_epochs ENABLE ALWAYS TRIGGER append_only;
 
--- Transaction ids mean something in the cluster alone that gave them out. So an event that a subscription receives is given
--- the place in the log that it has here, in the order in which it was committed there. What happened, by whom and when
--- stays as it was. To this log only is added what is received: its own retention and seals hold here.
+-- Transaction ids have a meaning only in the cluster that assigned them. So an event that arrives through a
+-- subscription gets a new place in this log, in the order in which it was committed at the publisher. Event, actor and
+-- time stay the same. Received events are only ever added: retention and seals are those of this log.
 CREATE FUNCTION tollgate.place_received_event() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path = pg_catalog, pg_temp
@@ -67,13 +67,13 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.place_received_event() IS
-    'Trigger that gives an event which a subscription receives a place in this log. Internal.';
+    'Trigger that gives an event received by a subscription a place in this log. Internal.';
 
 CREATE TRIGGER place_received BEFORE INSERT ON tollgate.audit_log
     FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.place_received_event();
 ALTER TABLE tollgate.audit_log ENABLE REPLICA TRIGGER place_received;
 
--- Its id is another event's here.
+-- Here its id belongs to another event.
 CREATE TRIGGER leave_out BEFORE UPDATE OR DELETE ON tollgate.audit_log
     FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
 ALTER TABLE tollgate.audit_log ENABLE REPLICA TRIGGER leave_out;
@@ -82,12 +82,13 @@ CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.audit_epo
     FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
 ALTER TABLE tollgate.audit_epochs ENABLE REPLICA TRIGGER leave_out;
 
--- Channel and payload stand here alone. A payload is at most 8000 bytes, so the reason is cut to what a
--- listener needs at a glance; the log has all of it.
+-- The only place that knows the channel and the payload. A payload is at most 8000 bytes, so the reason is shortened to
+-- what a listener needs at a glance; the log has all of it.
 --
--- Every role may NOTIFY, and one session that LISTENs and does not end its transaction keeps the queue of the whole server.
--- When it is full, a transaction that notifies fails at its commit. So above half full none of ours does: taking access away
--- must not depend on a queue that anybody can fill, and who reads the log finds the event there.
+-- Every role may NOTIFY, and one session that LISTENs and does not end its transaction keeps the notification queue of
+-- the whole server. When the queue is full, a transaction that notifies fails at its commit. So above half full ours do
+-- not notify: taking access away must not depend on a queue that any role can fill, and readers of the log find the
+-- event there.
 CREATE FUNCTION tollgate.notify_token_event(event text, token_id uuid, user_id text, reason text, affected bigint) RETURNS void
     LANGUAGE sql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
@@ -100,4 +101,4 @@ BEGIN ATOMIC
     WHERE current_setting('tollgate.notify')::boolean AND pg_notification_queue_usage() <= 0.5;
 END;
 COMMENT ON FUNCTION tollgate.notify_token_event(text, uuid, text, text, bigint) IS
-    'Notifies listeners of tollgate_events that access was taken away, of one token or of so many at once; not if tollgate.notify is off, nor if the queue is more than half full. Internal.';
+    'Notifies listeners of tollgate_events that access was taken away, of one token or of several at once; not if tollgate.notify is off, nor if the queue is more than half full. Internal.';

@@ -1,13 +1,13 @@
--- Seals: what makes it show when the audit log was changed behind Tollgate's back; and how what is old leaves the log.
+-- Seals: they show whether the audit log was changed behind Tollgate's back; and purging old events.
 --
--- A seal ends a stretch of the log, which begins where the seal before it ended, and holds a hash of the events in it and
--- of the seal before. A stretch is sealed once nothing can be added to it any more, so sealing never delays who writes.
--- Hashes are of bytes that are the same on every version and with every setting; each value of varying length has
--- its length before it. There is no secret in them: whoever can rewrite all later seals too can only be found out by
--- somebody who kept one elsewhere, as the daemon's log does.
+-- A seal ends a stretch of the log, which begins where the previous seal ended, and holds a hash of the events in it
+-- and of the previous seal. A stretch is sealed once nothing can be added to it any more, so sealing never delays
+-- writers. Hashes are computed from bytes that are the same on every version and with every setting; each value of
+-- varying length is preceded by its length. No secret is involved: an attacker who can rewrite all later seals too is
+-- only found out with a seal that was kept elsewhere, as the daemon's log does.
 --
 -- A purge is a link of the chain as well: a seal without events that names the last seal whose events were removed. The
--- event audit.purged says the same to people, and proves nothing.
+-- event audit.purged says the same for people, and proves nothing.
 
 CREATE TABLE tollgate.audit_seals (
     seal          bigint      PRIMARY KEY,
@@ -25,10 +25,10 @@ CREATE TABLE tollgate.audit_seals (
     CHECK ((purged_to IS NULL) = (purged_before IS NULL))
 );
 COMMENT ON TABLE tollgate.audit_seals IS
-    'One row per sealed stretch of the audit log, append-only: from where the seal before it ends to before (epoch, xid)';
-COMMENT ON COLUMN tollgate.audit_seals.in_order IS 'sha256 of the digests of the events with their places, in order, by pieces of 1000';
-COMMENT ON COLUMN tollgate.audit_seals.any_order IS 'The same of the events without their places, sorted: tells reordered from changed';
-COMMENT ON COLUMN tollgate.audit_seals.hash IS 'sha256 of the other columns and of the hash of the seal before';
+    'One row per sealed stretch of the audit log, append-only: from the end of the previous seal up to (epoch, xid), exclusive';
+COMMENT ON COLUMN tollgate.audit_seals.in_order IS 'sha256 of the digests of the events with their places, in order, in chunks of 1000';
+COMMENT ON COLUMN tollgate.audit_seals.any_order IS 'The same for the events without their places, sorted: distinguishes reordered from changed';
+COMMENT ON COLUMN tollgate.audit_seals.hash IS 'sha256 of the other columns and of the hash of the previous seal';
 COMMENT ON COLUMN tollgate.audit_seals.purged_to IS 'In the seal of a purge, which has no events of its own: the last seal whose events were removed';
 COMMENT ON COLUMN tollgate.audit_seals.purged_before IS 'In the seal of a purge: the time before which it removed events';
 CREATE INDEX audit_seals_purges ON tollgate.audit_seals (purged_to) WHERE purged_to IS NOT NULL;
@@ -38,7 +38,7 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON tollgate.audit
     FOR EACH STATEMENT EXECUTE FUNCTION tollgate.refuse_audit_change();
 ALTER TABLE tollgate.audit_seals ENABLE ALWAYS TRIGGER append_only;
 
--- A seal is of the places that events have in one log: a subscriber seals its own.
+-- A seal depends on the places of events in one log: a subscriber seals its own.
 CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.audit_seals
     FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
 ALTER TABLE tollgate.audit_seals ENABLE REPLICA TRIGGER leave_out;
@@ -46,13 +46,13 @@ ALTER TABLE tollgate.audit_seals ENABLE REPLICA TRIGGER leave_out;
 CREATE FUNCTION tollgate.digest_of(fields bytea[]) RETURNS bytea
     LANGUAGE c IMMUTABLE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'digest_of';
-COMMENT ON FUNCTION tollgate.digest_of(bytea[]) IS 'sha256 of values, each with its length before it; NULL has the length -1. Internal.';
+COMMENT ON FUNCTION tollgate.digest_of(bytea[]) IS 'sha256 of values, each preceded by its length; NULL has the length -1. Internal.';
 
 CREATE FUNCTION tollgate.json_digest(value jsonb) RETURNS bytea
     LANGUAGE c IMMUTABLE PARALLEL SAFE STRICT
     AS 'MODULE_PATHNAME', 'json_digest';
 COMMENT ON FUNCTION tollgate.json_digest(jsonb) IS
-    'sha256 of a value as it is stored, for one whose text would be too long. Internal.';
+    'sha256 of a value as it is stored, for a value whose text would be too long. Internal.';
 
 CREATE FUNCTION tollgate.hash_of_seal(seal tollgate.audit_seals, previous bytea) RETURNS bytea
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -65,21 +65,21 @@ AS $$
         timestamptz_send(($1).purged_before), $2])
 $$;
 COMMENT ON FUNCTION tollgate.hash_of_seal(tollgate.audit_seals, bytea) IS
-    'The hash that a seal must have after the one before it (NULL for the first). Internal.';
+    'The hash that a seal must have after the previous one (NULL for the first). Internal.';
 
 CREATE FUNCTION tollgate.measure_stretch(since tollgate.audit_place, until tollgate.audit_place) RETURNS tollgate.audit_seals
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    -- Set aside, on disk if it is much, so that each event is digested once. Digests are joined by pieces, and those of the pieces
-    -- again, since a value has at most 1 GB and a transaction any number of events.
+    -- Materialized, on disk if it is large, so that each event is digested once. Digests are joined in chunks, and
+    -- those of the chunks again, since a value has at most 1 GB and a transaction may have any number of events.
     WITH stretch AS MATERIALIZED (
         SELECT a.epoch, a.xid, a.id, a.at,
-               -- Not textsend and its kin, which write in the encoding of the client.
+               -- Not textsend and similar functions, which write in the client's encoding.
                tollgate.digest_of(ARRAY[
                    timestamptz_send(a.at), convert_to(a.event, 'UTF8'), uuid_send(a.token_id), convert_to(a.user_id, 'UTF8'),
                    convert_to(a.actor, 'UTF8'), convert_to(text(a.client_addr), 'UTF8'),
-                   -- Larger ones are none of ours, and may be larger than a text can be.
+                   -- Larger values are not written by Tollgate, and may be larger than a text can be.
                    CASE WHEN tollgate.json_text_size(a.detail, 1000000, 64) IS NULL THEN tollgate.json_digest(a.detail)
                         ELSE convert_to(a.detail::text, 'UTF8') END]) AS digest
         FROM tollgate.audit_log a
@@ -122,7 +122,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.fault_of_stretch(tollgate.audit_seals, tollgate.audit_place, boolean) IS
-    'What is wrong with the events of a sealed stretch, of which none is left if it was purged; NULL if nothing. Internal.';
+    'What is wrong with the events of a sealed stretch, of which none must remain if it was purged; NULL if nothing. Internal.';
 
 CREATE FUNCTION tollgate.last_purged_seal() RETURNS bigint
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -130,15 +130,15 @@ CREATE FUNCTION tollgate.last_purged_seal() RETURNS bigint
 BEGIN ATOMIC
     SELECT coalesce(max(s.purged_to), 0) FROM tollgate.audit_seals s WHERE s.purged_to IS NOT NULL;
 END;
-COMMENT ON FUNCTION tollgate.last_purged_seal() IS 'Up to which seal the log was purged, as the chain says; 0 if it never was. Internal.';
+COMMENT ON FUNCTION tollgate.last_purged_seal() IS 'The seal up to which the log was purged, according to the chain; 0 if it never was. Internal.';
 
 CREATE FUNCTION tollgate.purge_is_proven(purge tollgate.audit_seals, known_seal bigint) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
-    -- What a seal that is kept elsewhere covers was so when it was kept. A later link of the chain may have been written by
-    -- anybody who can write there, so it is believed of no more than what could be purged anyway: of events that were
-    -- older than the retention.
+    -- The part of the chain up to a seal that is kept elsewhere is known to be genuine. A later link may have been
+    -- written by anyone who can write to the table, so it only proves the purge of events that could be purged anyway:
+    -- those older than the retention.
     SELECT ($1).purged_to < ($1).seal AND ($1).purged_before <= ($1).sealed_at AND ($1).sealed_at <= clock_timestamp()
        AND NOT EXISTS (SELECT FROM tollgate.audit_seals s
                        WHERE s.seal <= ($1).purged_to AND s.last_at >= ($1).purged_before
@@ -148,7 +148,7 @@ AS $$
             OR ($1).purged_before <= ($1).sealed_at - current_setting('tollgate.min_audit_retention')::interval)
 $$;
 COMMENT ON FUNCTION tollgate.purge_is_proven(tollgate.audit_seals, bigint) IS
-    'Whether a purge that the chain tells of is one that purge_audit_log may have done, as far as a seal that was kept elsewhere shows. Internal.';
+    'Whether a purge in the chain is one that purge_audit_log may have done, given a seal that was kept elsewhere. Internal.';
 
 CREATE FUNCTION tollgate.place_after_seal(seal bigint) RETURNS tollgate.audit_place
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -159,13 +159,13 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION tollgate.place_after_seal(bigint) IS 'Where a sealed stretch ends and the next one begins. Internal.';
 
--- One at a time, so that the chain has no fork; who reads or writes the log is not held up.
+-- One session at a time, so that the chain has no fork; readers and writers of the log are not blocked.
 CREATE FUNCTION tollgate.lock_seals(caller text) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- With an older snapshot than the lock below, the last seals would stay unseen.
+    -- With a snapshot older than the lock below, the last seals would be invisible.
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         RAISE EXCEPTION '% cannot run in a % transaction', $1, current_setting('transaction_isolation')
             USING ERRCODE = 'invalid_transaction_state',
@@ -206,7 +206,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.append_seal(tollgate.audit_seals) IS
-    'Makes what it is given the next link of the chain, under lock_seals. Internal.';
+    'Appends a seal to the chain, under lock_seals. Internal.';
 
 CREATE FUNCTION tollgate.seal_audit_log(max_events integer DEFAULT 10000, OUT events bigint, OUT seal bigint, OUT hash bytea)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -224,7 +224,7 @@ BEGIN
     SELECT s.* INTO previous FROM tollgate.audit_seals s ORDER BY s.seal DESC LIMIT 1;
     since := tollgate.place_after_seal(previous.seal);
     until := tollgate.final_place();
-    -- A stretch holds whole transactions, so the last one may take it over the number.
+    -- A stretch consists of whole transactions, so the last one may exceed the number.
     SELECT a.epoch, a.xid INTO cut FROM tollgate.audit_log a
         WHERE (a.epoch, a.xid) >= (since.epoch, since.xid) AND (a.epoch, a.xid) < (until.epoch, until.xid)
         ORDER BY a.epoch, a.xid, a.id OFFSET $1 - 1 LIMIT 1;
@@ -243,7 +243,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.seal_audit_log(integer) IS
-    'Seals the next stretch of the audit log in which every transaction has ended, of about so many events at most: how many it has, and the number and hash of the seal; 0 when there is nothing to seal';
+    'Seals the next stretch of the audit log in which every transaction has ended, of about that many events at most: returns their number, and the number and hash of the seal; 0 when there is nothing to seal';
 
 CREATE TYPE tollgate.audit_verification AS (
     whole     boolean,
@@ -258,7 +258,7 @@ CREATE TYPE tollgate.audit_verification AS (
     last_hash bytea
 );
 COMMENT ON TYPE tollgate.audit_verification IS
-    'Whether the sealed part of the audit log is whole; if not, the first seal that does not hold, what is wrong and when those events were; how many seals and events were found good, how many seals are of purged events; and the last seal, to be kept elsewhere';
+    'Whether the sealed part of the audit log is intact; if not, the first bad seal, what is wrong and when those events were; how many seals and events are good, how many seals belong to purged events; and the last seal, to be kept elsewhere';
 
 CREATE FUNCTION tollgate.verify_audit_log(known_seal bigint DEFAULT NULL, known_hash bytea DEFAULT NULL) RETURNS tollgate.audit_verification
     LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER
@@ -272,7 +272,7 @@ DECLARE
     seen     boolean := false;
 BEGIN
     IF ($1 IS NULL) <> ($2 IS NULL) THEN
-        RAISE EXCEPTION 'a seal that is known is given by its number and its hash'
+        RAISE EXCEPTION 'a known seal is given by its number and its hash'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: known_seal and known_hash, of which one is NULL.',
                   HINT = 'Give both as seal_audit_log or an earlier verify_audit_log returned them, or neither.';
     END IF;
@@ -311,7 +311,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.verify_audit_log(bigint, bytea) IS
-    'Checks all seals and the events under them, and names the first that does not hold. Given a seal that was kept elsewhere, it also finds a log that was sealed anew or has lost its last seals, and a purge since then of events that were younger than tollgate.min_audit_retention';
+    'Checks all seals and their events, and returns the first bad one. Given a seal that was kept elsewhere, it also detects a log that was sealed again or has lost its last seals, and a later purge of events younger than tollgate.min_audit_retention';
 
 CREATE FUNCTION tollgate.purge_sealed_events(before timestamptz, max_events integer) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -334,11 +334,11 @@ DECLARE
 BEGIN
     PERFORM tollgate.check_event_count($2);
     IF $1 IS NULL OR NOT isfinite($1) OR $1 > now() THEN
-        RAISE EXCEPTION 'the audit log is purged of what was before a moment in the past'
+        RAISE EXCEPTION 'the audit log is purged of events before a moment in the past'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: before, of %s.', coalesce($1::text, 'NULL')),
-                  HINT = 'Give how far back events are kept, such as now() - interval ''1 year''.';
+                  HINT = 'Give the time from which events are kept, such as now() - interval ''1 year''.';
     END IF;
-    -- Who may purge is not who says how long the log is kept.
+    -- The role that may purge does not decide how long the log is kept.
     IF $1 > now() - floor THEN
         RAISE EXCEPTION 'the audit log is kept for at least %', floor
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: before, of %s.', $1),
@@ -348,28 +348,28 @@ BEGIN
     done := tollgate.last_purged_seal();
     start := tollgate.place_after_seal(done);
     since := start;
-    -- Nobody must miss an event because it was too old.
+    -- No subscriber may miss an event because it was too old.
     SELECT s.name, tollgate.place_of_cursor(s.place) AS place
         INTO reader FROM tollgate.subscriptions s ORDER BY 2 LIMIT 1;
 
-    -- One stretch after another, at least one of them, up to the first that has to stay or the number of events. There is nothing
-    -- to remove of an earlier purge.
+    -- One stretch after another, at least one of them, up to the first that must stay or the number of events. The seal
+    -- of an earlier purge has no events to remove.
     next := done;
     LOOP
         SELECT s.* INTO sealed FROM tollgate.audit_seals s WHERE s.seal > next ORDER BY s.seal LIMIT 1;
         EXIT WHEN NOT FOUND OR sealed.last_at >= $1 OR counted >= $2;
         IF (sealed.epoch, sealed.xid) > ((reader.place).epoch, (reader.place).xid) THEN
-            RAISE WARNING 'the subscription % holds up the purge of the audit log from seal % on',
+            RAISE WARNING 'the subscription % blocks the purge of the audit log from seal % on',
                     tollgate.quote_redacted(reader.name), sealed.seal
-                USING HINT = 'If its subscriber is gone for good: SELECT tollgate.drop_subscription(name).';
+                USING HINT = 'If its subscriber is gone for good: tollgate.drop_subscription(name).';
             EXIT;
         END IF;
-        -- Else a purge would wipe away the traces.
+        -- Otherwise a purge would remove the evidence.
         fault := tollgate.fault_of_stretch(sealed, since, false);
         IF fault IS NOT NULL THEN
-            RAISE EXCEPTION 'the audit log is not as it was sealed, and so is not purged'
+            RAISE EXCEPTION 'the audit log was changed since it was sealed, and so is not purged'
                 USING ERRCODE = 'data_corrupted', DETAIL = format('Seal %s: %s.', sealed.seal, fault),
-                      HINT = 'SELECT * FROM tollgate.verify_audit_log() says more.';
+                      HINT = 'tollgate.verify_audit_log() shows where.';
         END IF;
         next := sealed.seal;
         since := (sealed.epoch, sealed.xid)::tollgate.audit_place;
@@ -383,11 +383,11 @@ BEGIN
         RETURN 0;
     END IF;
 
-    -- From the start on: an index is read from there much faster than over all that earlier purges have left in it.
+    -- Starts at the first of these places: that skips the dead index entries of earlier purges.
     DELETE FROM tollgate.audit_log a
         WHERE (a.epoch, a.xid) >= (start.epoch, start.xid) AND (a.epoch, a.xid) < (target.epoch, target.xid);
     GET DIAGNOSTICS removed = ROW_COUNT;
-    -- From where the chain ends to there, in which there is no event.
+    -- From the end of the chain to there; there are no events in between.
     since := tollgate.place_after_seal((SELECT max(s.seal) FROM tollgate.audit_seals s));
     link := tollgate.measure_stretch(since, since);
     link.purged_to := target.seal;
@@ -402,11 +402,11 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_sealed_events(timestamptz, integer) IS
-    'Does what purge_audit_log is asked for; called otherwise, the trigger on the log refuses its DELETE. Internal.';
+    'Does the work of purge_audit_log; called in any other way, the trigger on the log refuses its DELETE. Internal.';
 
 CREATE FUNCTION tollgate.purge_audit_log(before timestamptz, max_events integer DEFAULT 100000) RETURNS bigint
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'purge_audit_log';
 COMMENT ON FUNCTION tollgate.purge_audit_log(timestamptz, integer) IS
-    'Removes sealed events that are older, whole stretches from the oldest on, of about so many events at most, none that a subscription has yet to be told, and none younger than tollgate.min_audit_retention; their seals stay, the purge becomes one, and the log stays verifiable. Says how many; call again until 0; event audit.purged';
+    'Removes sealed events older than a time, whole stretches from the oldest on, of about that many events at most, none that a subscription has still to receive, and none younger than tollgate.min_audit_retention; their seals stay, the purge is recorded as a seal, and the log stays verifiable. Returns how many; call again until 0; event audit.purged';

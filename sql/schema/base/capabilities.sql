@@ -1,19 +1,19 @@
--- Capabilities: what a role may do here, granted and revoked as a whole. What holds is PostgreSQL's own privileges, so that
--- verification checks nothing more and a dump carries them; the table remembers what was granted, so that an upgrade knows who
--- is to have what is new.
+-- Capabilities: what a role may do here, granted and revoked as a whole. They are enforced by PostgreSQL's own
+-- privileges, so that verification checks nothing more and a dump includes them; the table records what was granted, so
+-- that an upgrade can grant what is new.
 
 CREATE TABLE tollgate.capabilities (
     role       text        NOT NULL,
-    -- Names can be changed, and given to another role. NULL in what was restored to a cluster without such a role.
+    -- Roles can be renamed, and a name given to another role. NULL after a restore into a cluster without such a role.
     role_oid   oid,
     capability text        NOT NULL CHECK (capability IN ('verifier', 'issuer', 'admin', 'operator')),
     granted_at timestamptz NOT NULL DEFAULT now(),
     granted_by text        NOT NULL DEFAULT tollgate.acting_role(),
     CONSTRAINT capabilities_key UNIQUE (role_oid, capability)
 );
-COMMENT ON TABLE tollgate.capabilities IS 'The capabilities that were granted with grant_capability, and by whom';
-COMMENT ON COLUMN tollgate.capabilities.role_oid IS 'The role in this cluster, whatever its name is by now';
--- Elsewhere a name is all there is, so a name that is somebody else''s by now is not carried there.
+COMMENT ON TABLE tollgate.capabilities IS 'The capabilities granted with grant_capability, and by whom';
+COMMENT ON COLUMN tollgate.capabilities.role_oid IS 'The role in this cluster, whatever its current name';
+-- In another cluster only the name identifies the role, so a row whose name now belongs to another role is not dumped.
 SELECT pg_extension_config_dump('tollgate.capabilities',
     'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = role_oid AND r.rolname = role)');
 
@@ -26,21 +26,22 @@ BEGIN
     RETURN NEW;
 END
 $$;
-COMMENT ON FUNCTION tollgate.resolve_capability_role() IS 'Trigger that finds the role of a capability in this cluster, in a restored one too. Internal.';
+COMMENT ON FUNCTION tollgate.resolve_capability_role() IS 'Trigger that looks up the role of a capability in this cluster, also after a restore. Internal.';
 
 CREATE TRIGGER resolve_role BEFORE INSERT ON tollgate.capabilities
     FOR EACH ROW EXECUTE FUNCTION tollgate.resolve_capability_role();
 ALTER TABLE tollgate.capabilities ENABLE ALWAYS TRIGGER resolve_role;
 
--- Logical replication carries neither roles nor privileges, so a capability that it brought would be none. The role may be
--- unknown, so that there is no key to find a row by.
+-- Logical replication replicates neither roles nor privileges, so a replicated row would grant nothing. The role may be
+-- unknown, so there is no key to find a row by.
 ALTER TABLE tollgate.capabilities REPLICA IDENTITY FULL;
 CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.capabilities
     FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
 ALTER TABLE tollgate.capabilities ENABLE REPLICA TRIGGER leave_out;
 
--- Fired by an upgrade, and by the restoration of a dump. Deferred to the commit, because what a script of the extension grants
--- counts as the object's first privileges, which a dump leaves out and which in PostgreSQL 17 keep a role from being dropped.
+-- Fired by an upgrade, and by restoring a dump. Deferred to the commit, because privileges granted by an extension
+-- script become the object's initial privileges, which a dump leaves out and which in PostgreSQL 17 prevent a role from
+-- being dropped.
 CREATE FUNCTION tollgate.renew_capability() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -53,11 +54,11 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION tollgate.renew_capability() IS 'Trigger that grants what a remembered capability gives by now. Internal.';
+COMMENT ON FUNCTION tollgate.renew_capability() IS 'Trigger that grants again what a recorded capability includes now. Internal.';
 
 CREATE CONSTRAINT TRIGGER renew AFTER INSERT OR UPDATE ON tollgate.capabilities
     DEFERRABLE INITIALLY DEFERRED
-    -- What this very transaction granted it has granted.
+    -- Rows of this transaction were granted by it already.
     FOR EACH ROW WHEN (NEW.granted_at < now()) EXECUTE FUNCTION tollgate.renew_capability();
 
 CREATE FUNCTION tollgate.check_capability(role regrole, capability text) RETURNS void
@@ -73,27 +74,27 @@ BEGIN
     IF $1 IS NULL OR $1 = 0 THEN
         RAISE EXCEPTION 'a capability belongs to a role'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: role, which is NULL or PUBLIC.',
-                  HINT = 'Name the role that your application logs in as. What everyone may do, everyone may do without.';
+                  HINT = 'Name the role that your application logs in as. Functions open to everyone need no capability.';
     END IF;
     IF NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = $1) THEN
         RAISE EXCEPTION 'there is no such role'
-            USING ERRCODE = 'undefined_object', DETAIL = format('Argument: role, of %s.', $1::oid), HINT = 'CREATE ROLE makes one.';
+            USING ERRCODE = 'undefined_object', DETAIL = format('Argument: role, of %s.', $1::oid), HINT = 'CREATE ROLE creates one.';
     END IF;
-    -- We run as the owner, whose own privileges everything else rests on.
+    -- This runs as the owner, whose own privileges everything else depends on.
     IF pg_get_userbyid($1) = current_user THEN
         RAISE EXCEPTION 'role % owns the extension, and may do everything', $1
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: role.',
-                  HINT = 'Name the role that your application logs in as, which should own nothing of Tollgate''s.';
+                  HINT = 'Name the role that your application logs in as, which should own nothing of Tollgate.';
     END IF;
-    -- A snapshot from before the lock would show the capabilities of before it.
+    -- A snapshot from before the lock would show the earlier capabilities.
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         RAISE EXCEPTION 'capabilities cannot be changed in a % transaction', current_setting('transaction_isolation')
-            USING ERRCODE = 'invalid_transaction_state', DETAIL = 'It may not see those that were granted a moment ago.',
+            USING ERRCODE = 'invalid_transaction_state', DETAIL = 'It may not see those that were just granted.',
                   HINT = 'Change them in a transaction with isolation level READ COMMITTED.';
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tollgate.check_capability(regrole, text) IS 'Raises unless there is such a capability, and a role that may have it. Internal.';
+COMMENT ON FUNCTION tollgate.check_capability(regrole, text) IS 'Raises unless the capability exists and the role may have it. Internal.';
 
 CREATE FUNCTION tollgate.hide_bind_values(role oid) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -102,15 +103,15 @@ AS $$
 DECLARE
     setting text;
 BEGIN
-    -- In this database alone: nowhere else does the role handle tokens for what it was granted here, and nothing that was set
-    -- for it at large can stand against it.
+    -- Only in this database: the role handles tokens for this grant nowhere else, and a database-specific setting
+    -- overrides one made for the role in general.
     FOREACH setting IN ARRAY '{log_parameter_max_length, log_parameter_max_length_on_error}'::text[] LOOP
         BEGIN
             EXECUTE format('ALTER ROLE %I IN DATABASE %I SET %I = 0', pg_get_userbyid($1), current_database(), setting);
         EXCEPTION WHEN insufficient_privilege THEN
             RAISE NOTICE 'the bind values of role %, which may be tokens, are not kept out of the server''s log', quote_ident(pg_get_userbyid($1))
                 USING DETAIL = format('The owner of the extension, %I, may not set %s for it.', current_user, setting),
-                      HINT = format('As somebody who may: ALTER ROLE %I SET %I = 0;', pg_get_userbyid($1), setting);
+                      HINT = format('As a role that may: ALTER ROLE %I SET %I = 0;', pg_get_userbyid($1), setting);
         END;
     END LOOP;
 END
@@ -118,7 +119,7 @@ $$;
 COMMENT ON FUNCTION tollgate.hide_bind_values(oid) IS
     'Keeps the bind values of a role''s statements in this database, which may be tokens, out of the server''s log, from its next session on. Internal.';
 
--- Of these objects alone: to take the privileges on all of ours apart takes the longer, the more roles have some.
+-- Only these objects: reading the privileges on all of ours takes longer the more roles have some.
 CREATE FUNCTION tollgate.capability_acls(capability text)
     RETURNS TABLE (object_id oid, object_type text, object text, privilege text, owner oid, acl aclitem[])
     LANGUAGE sql STABLE ROWS 30
@@ -133,7 +134,7 @@ BEGIN ATOMIC
             LEFT JOIN pg_class c ON c.oid = o.object_id AND o.object_type = 'VIEW'
             LEFT JOIN pg_type t ON t.oid = o.object_id AND o.object_type = 'TYPE';
 END;
-COMMENT ON FUNCTION tollgate.capability_acls(text) IS 'The objects that a capability gives something on, with who has what on them. Internal.';
+COMMENT ON FUNCTION tollgate.capability_acls(text) IS 'The objects that a capability grants something on, with the privileges on them. Internal.';
 
 CREATE FUNCTION tollgate.give_capability(role oid, capability text) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -141,21 +142,21 @@ CREATE FUNCTION tollgate.give_capability(role oid, capability text) RETURNS bool
 AS $$
 DECLARE
     given record;
-    anew  boolean := false;
+    is_new boolean := false;
 BEGIN
     FOR given IN SELECT o.* FROM tollgate.capability_acls($2) o WHERE NOT o.acl @> makeaclitem($1, o.owner, o.privilege, false) LOOP
-        anew := true;
+        is_new := true;
         EXECUTE format('GRANT %s ON %s %s TO %I', given.privilege,
             CASE given.object_type WHEN 'VIEW' THEN 'TABLE' ELSE given.object_type END, given.object, pg_get_userbyid($1));
     END LOOP;
-    -- What PostgreSQL logs of a superuser is the superuser's to say; it was none when it was granted this.
+    -- A superuser decides what PostgreSQL logs of a superuser; the role was not one when it was granted this.
     IF NOT (SELECT r.rolsuper FROM pg_roles r WHERE r.oid = $1) THEN
         PERFORM tollgate.hide_bind_values($1);
     END IF;
-    RETURN anew;
+    RETURN is_new;
 END
 $$;
-COMMENT ON FUNCTION tollgate.give_capability(oid, text) IS 'Grants a role what a capability gives and it lacks; whether that was anything. Internal.';
+COMMENT ON FUNCTION tollgate.give_capability(oid, text) IS 'Grants a role the privileges of a capability that it lacks; returns whether there were any. Internal.';
 
 CREATE FUNCTION tollgate.forget_dropped_roles() RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -170,13 +171,13 @@ BEGIN
             RETURNING c.role, c.capability
     )
     INSERT INTO tollgate.audit_log (event, detail)
-        SELECT 'capability.revoked', jsonb_build_object('role', f.role, 'capability', f.capability, 'reason', 'there is no such role any more')
+        SELECT 'capability.revoked', jsonb_build_object('role', f.role, 'capability', f.capability, 'reason', 'the role no longer exists')
         FROM forgotten f;
     UPDATE tollgate.capabilities c SET role = r.rolname FROM pg_roles r WHERE r.oid = c.role_oid AND r.rolname <> c.role;
 END
 $$;
 COMMENT ON FUNCTION tollgate.forget_dropped_roles() IS
-    'Forgets the capabilities of roles that were dropped, and follows those that were renamed. Internal.';
+    'Removes the capabilities of dropped roles, and updates the names of renamed ones. Internal.';
 
 CREATE FUNCTION tollgate.grant_capability(role regrole, capability text) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -184,34 +185,34 @@ CREATE FUNCTION tollgate.grant_capability(role regrole, capability text) RETURNS
 AS $$
 DECLARE
     target pg_roles;
-    anew   boolean;
+    is_new boolean;
 BEGIN
     PERFORM tollgate.check_capability($1, $2);
     SELECT r.* INTO target FROM pg_roles r WHERE r.oid = $1;
     IF target.rolsuper OR starts_with(target.rolname, 'pg_') THEN
-        RAISE EXCEPTION 'role % is %', $1, CASE WHEN target.rolsuper THEN 'a superuser, who may do everything' ELSE 'one of PostgreSQL''s own' END
+        RAISE EXCEPTION 'role % is %', $1, CASE WHEN target.rolsuper THEN 'a superuser, which may do everything' ELSE 'one of PostgreSQL''s own' END
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: role.',
                   HINT = 'Name an ordinary role, such as the one that your application logs in as.';
     END IF;
-    -- One at a time: PostgreSQL does not queue those who change the privileges of one object.
+    -- One at a time: PostgreSQL does not queue concurrent changes of one object's privileges.
     LOCK TABLE tollgate.capabilities IN SHARE ROW EXCLUSIVE MODE;
     PERFORM tollgate.forget_dropped_roles();
 
-    anew := tollgate.give_capability($1, $2);
+    is_new := tollgate.give_capability($1, $2);
     INSERT INTO tollgate.capabilities (role, capability) VALUES (target.rolname, $2) ON CONFLICT ON CONSTRAINT capabilities_key DO NOTHING;
-    IF FOUND OR anew THEN
+    IF FOUND OR is_new THEN
         INSERT INTO tollgate.audit_log (event, detail)
             VALUES ('capability.granted', jsonb_build_object('role', target.rolname, 'capability', $2));
     END IF;
     IF NOT target.rolcanlogin THEN
         RAISE NOTICE 'roles that inherit this capability from % may have bind values, which may be tokens, in the server''s log', $1
-            USING DETAIL = 'PostgreSQL takes settings from the role that logs in alone.',
+            USING DETAIL = 'PostgreSQL only uses the settings of the role that logs in.',
                   HINT = 'Grant the capability to each role that logs in, or set log_parameter_max_length and log_parameter_max_length_on_error to 0 for them.';
     END IF;
 END
 $$;
 COMMENT ON FUNCTION tollgate.grant_capability(regrole, text) IS
-    'Lets a role do what belongs to a capability (verifier, issuer, admin or operator), and keeps its bind values in this database out of the server''s log, from its next session on; event capability.granted, unless it was so already';
+    'Grants a role a capability (verifier, issuer, admin or operator), and keeps its bind values in this database out of the server''s log, from its next session on; event capability.granted, unless it had it already';
 
 CREATE FUNCTION tollgate.revoke_capability(role regrole, capability text) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -228,7 +229,7 @@ BEGIN
 
     DELETE FROM tollgate.capabilities c WHERE c.role_oid = $1 AND c.capability = $2;
     changed := FOUND;
-    -- What was granted by hand goes as well; what another capability of the role gives stays.
+    -- Privileges granted by hand are revoked too; those that another capability of the role includes stay.
     FOR taken IN
         SELECT o.* FROM tollgate.capability_acls($2) o
         WHERE EXISTS (SELECT FROM aclexplode(o.acl) a WHERE a.grantee = $1)
@@ -244,19 +245,19 @@ BEGIN
             VALUES ('capability.revoked', jsonb_build_object('role', pg_get_userbyid($1), 'capability', $2));
     END IF;
 
-    -- Whoever takes something away must not believe it gone while it is not.
+    -- Report it if the role keeps any of the privileges in another way.
     SELECT string_agg(CASE p.grantee WHEN 0 THEN 'PUBLIC' ELSE p.grantee::regrole::text END, ', ' ORDER BY p.grantee) INTO left_by
         FROM (SELECT DISTINCT a.grantee FROM tollgate.capability_acls($2) o, aclexplode(o.acl) a WHERE a.grantee <> o.owner) p
         WHERE p.grantee = 0 OR pg_has_role($1, p.grantee, 'MEMBER');
     IF left_by IS NOT NULL THEN
-        RAISE NOTICE 'role % still may do what belongs to %, or some of it', $1, $2
-            USING DETAIL = format('It is given by what was granted to: %s.', left_by),
-                  HINT = 'SELECT * FROM tollgate.capability_grants shows what was granted to whom, and the members of each role.';
+        RAISE NOTICE 'role % still has privileges of %', $1, $2
+            USING DETAIL = format('They come from grants to: %s.', left_by),
+                  HINT = 'tollgate.capability_grants shows all grants, and the members of each role.';
     END IF;
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_capability(regrole, text) IS
-    'Takes from a role what belongs to a capability, but for what another of its capabilities gives; event capability.revoked, unless it had nothing of it. The role''s bind values stay out of the log';
+    'Revokes from a role the privileges of a capability, except those that another of its capabilities includes; event capability.revoked, unless it had none of them. The role''s bind values stay out of the log';
 
 CREATE FUNCTION tollgate.list_capability_grants() RETURNS TABLE (
         role text, capability text, granted_at timestamptz, granted_by text, state text, objects text[], members text[])
@@ -289,7 +290,7 @@ BEGIN ATOMIC
         SELECT h.grantee, pg_get_userbyid(h.grantee), NULL, NULL, NULL, 'by hand', h.objects FROM by_hand h
     )
     SELECT l.role, l.capability, l.granted_at, l.granted_by, l.state, l.objects,
-           -- From the role on downwards: to ask of every role whether it is a member of each takes the square of their number.
+           -- From the role downwards: checking for every role whether it is a member of each would take quadratic time.
            ARRAY(WITH RECURSIVE member AS (
                      SELECT m.member FROM pg_auth_members m WHERE m.roleid = l.role_oid
                      UNION
@@ -303,4 +304,4 @@ COMMENT ON FUNCTION tollgate.list_capability_grants() IS 'The rows of the view c
 CREATE VIEW tollgate.capability_grants AS
     SELECT g.role, g.capability, g.granted_at, g.granted_by, g.state, g.objects, g.members FROM tollgate.list_capability_grants() g;
 COMMENT ON VIEW tollgate.capability_grants IS
-    'Who may do what. By state: granted; incomplete, when some privileges of the capability (objects) are missing; by hand, for privileges (objects) that no capability of the role accounts for; no such role. Members of a role may do the same';
+    'Which role may do what. By state: granted; incomplete, when some privileges of the capability (objects) are missing; by hand, for privileges (objects) that belong to no capability of the role; no such role. Members of a role may do the same';

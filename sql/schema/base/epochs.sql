@@ -1,12 +1,12 @@
--- Epochs: the parts of the audit log's history in which transaction ids mean the same.
+-- Epochs: the periods of the audit log's history within which transaction ids are comparable.
 --
--- The log is followed by transaction ids (events.sql). They begin anew in the cluster that a dump is restored into, and
--- are given out a second time by a standby that was promoted without the last transactions of its primary. So an event
--- bears the number of its epoch, and the first event in another cluster (by system identifier) or on another timeline
--- opens the next one, for good: a dump that comes back to the cluster it was made in opens one more.
+-- The log is read by transaction ids (events.sql). They start again in the cluster that a dump is restored into, and
+-- are assigned a second time by a standby that was promoted without the last transactions of its primary. So every
+-- event has the number of its epoch, and the first event in another cluster (by system identifier) or on another
+-- timeline opens the next one, permanently: a dump that returns to the cluster it was made in opens one more.
 --
--- Within one cluster transaction ids grow from epoch to epoch, since no transaction lives through a promotion, or as
--- a prepared one only ends after it. Such epochs are a lineage: one horizon holds for all of them.
+-- Within one cluster transaction ids grow from epoch to epoch, since a transaction does not survive a promotion, except
+-- a prepared one, which ends after it. Such epochs form a lineage: one horizon applies to all of them.
 
 CREATE TABLE tollgate.audit_epochs (
     epoch             integer     NOT NULL,
@@ -18,15 +18,15 @@ CREATE TABLE tollgate.audit_epochs (
     PRIMARY KEY (epoch, xid)
 );
 COMMENT ON TABLE tollgate.audit_epochs IS
-    'Which cluster and timeline the events of an epoch were written on. Each transaction that finds its epoch unregistered registers it, with the same values, so that none waits for another''s';
+    'The cluster and timeline on which the events of an epoch were written. Each transaction that finds its epoch unregistered registers it, with the same values, so that none waits for another';
 COMMENT ON COLUMN tollgate.audit_epochs.identity IS
-    'Tells apart the epochs of one number that two copies of a database opened; part of every cursor';
+    'Distinguishes the epochs of one number that two copies of a database opened; part of every cursor';
 SELECT pg_extension_config_dump('tollgate.audit_epochs', '');
 
 CREATE FUNCTION tollgate.system_identifier() RETURNS bigint
     LANGUAGE c STABLE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'system_identifier';
-COMMENT ON FUNCTION tollgate.system_identifier() IS 'What a cluster shares with its standbys and with no other cluster. Internal.';
+COMMENT ON FUNCTION tollgate.system_identifier() IS 'The system identifier, which a cluster shares with its standbys and with no other cluster. Internal.';
 
 CREATE FUNCTION tollgate.wal_timeline() RETURNS integer
     LANGUAGE c STABLE PARALLEL SAFE
@@ -48,8 +48,8 @@ BEGIN
         RETURN newest.epoch;
     END IF;
     newest.epoch := coalesce(newest.epoch, 0) + 1;
-    -- All who come here before the first of them commits write down the same: what they know of the server's last start
-    -- stands in for a random number, which only one of them could choose.
+    -- All transactions that get here before the first of them commits write the same values: what they know of the
+    -- server's last start replaces a random number, which only one of them could choose.
     INSERT INTO tollgate.audit_epochs (epoch, identity, system_identifier, timeline)
         VALUES (newest.epoch,
                 encode(substr(sha256(int4send(newest.epoch) || int8send(cluster) || int4send(line)
@@ -59,7 +59,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.current_epoch() IS
-    'The epoch that an event written now is of; registers it if it is a new one. Internal.';
+    'The epoch of an event written now; registers it if it is new. Internal.';
 
 CREATE FUNCTION tollgate.epoch_lineage(epoch integer) RETURNS integer
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -80,13 +80,13 @@ CREATE FUNCTION tollgate.place_of_horizon(epoch integer, horizon xid8) RETURNS t
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    -- A prepared transaction may hold a horizon in an epoch before the one that was reached.
+    -- A prepared transaction may hold a horizon in an earlier epoch than the one that was reached.
     SELECT coalesce(max(e.epoch), tollgate.epoch_lineage($1)), $2
     FROM tollgate.audit_epochs e
     WHERE e.epoch BETWEEN tollgate.epoch_lineage($1) AND $1 AND e.xid <= $2;
 END;
 COMMENT ON FUNCTION tollgate.place_of_horizon(integer, xid8) IS
-    'The place below which lies all that is below a horizon in the lineage of an epoch. Internal.';
+    'The place below which everything is below a horizon in the lineage of an epoch. Internal.';
 
 CREATE FUNCTION tollgate.final_place() RETURNS tollgate.audit_place
     LANGUAGE plpgsql STABLE PARALLEL SAFE
@@ -98,7 +98,7 @@ BEGIN
     IF newest IS NULL THEN
         RETURN (0, '0'::xid8)::tollgate.audit_place;
     END IF;
-    -- What another cluster wrote came here as a whole.
+    -- The newest epoch was written by another cluster, so all of it is final here.
     IF NOT EXISTS (SELECT FROM tollgate.audit_epochs e WHERE e.epoch = newest AND e.system_identifier = tollgate.system_identifier()) THEN
         RETURN (newest + 1, '0'::xid8)::tollgate.audit_place;
     END IF;

@@ -1,10 +1,11 @@
--- What time does to tokens: expiries are announced and recorded, ended tokens are deleted. Called by the daemon, in bounded batches.
+-- Housekeeping: expiries are announced and recorded, ended tokens are deleted. Called by the daemon, in bounded
+-- batches.
 --
--- Each of these walks along an index from which what was dealt with leaves. While some snapshot is older (of pg_dump, of a
--- report, of a replication slot), the entries that have left stay, and a batch that began at the front would go over all that
--- the batches before it dealt with. So a batch begins where the one before it ended: the functions named ..._after are given
--- that place by who calls them and return the next one, the others keep it in a row. Whoever comes to the end begins once
--- more at the front, and finds there what was locked, committed late or was given another end meanwhile.
+-- Each of these walks along an index that handled tokens leave. While an older snapshot exists (of pg_dump, of a
+-- report, of a replication slot), the entries of handled tokens stay, and a batch that started at the front would pass
+-- over all that earlier batches handled. So a batch starts where the previous one ended: the functions named ..._after
+-- take that place as an argument and return the next one, the others store it in a row. A walk that reaches the end
+-- starts again at the front, and finds tokens there that were locked, committed late or given another end meanwhile.
 
 CREATE TABLE tollgate.housekeeping_places (
     task     text        PRIMARY KEY,
@@ -13,11 +14,11 @@ CREATE TABLE tollgate.housekeeping_places (
     begun_at timestamptz
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE tollgate.housekeeping_places IS
-    'Where the last batch of each task ended, and when it was at the front last; NULL at the front. A hint: a place that is wrong or missing costs time and nothing else. Not dumped';
+    'Where the last batch of each task ended, and when it was last at the front; NULL at the front. A hint: a wrong or missing place only costs time. Not dumped';
 INSERT INTO tollgate.housekeeping_places (task)
     VALUES ('announce_expiries'), ('expire_tokens'), ('purge_disabled'), ('purge_given_up'), ('purge_tokens'), ('purge_usage');
 
--- Each cluster walks for itself.
+-- Each cluster does its own housekeeping.
 CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.housekeeping_places
     FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
 ALTER TABLE tollgate.housekeeping_places ENABLE REPLICA TRIGGER leave_out;
@@ -46,19 +47,19 @@ BEGIN
     IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '1000 years' THEN
         RAISE EXCEPTION 'a retention is from nothing to 1000 years'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', coalesce($1::text, 'NULL')),
-                  HINT = 'Give how long what is over is kept, such as interval ''30 days''.';
+                  HINT = 'Give how long ended tokens are kept, such as 30 days.';
     END IF;
-    -- Who may purge is not who says how long something is kept. The call loads the library, whose setting it is.
+    -- The role that may purge does not decide how long data is kept. The call loads the library, which defines the setting.
     PERFORM tollgate.system_identifier();
     floor := current_setting('tollgate.min_retention');
     IF now() - $1 > now() - floor THEN
-        RAISE EXCEPTION 'what is over is kept for at least %', floor
+        RAISE EXCEPTION 'ended data is kept for at least %', floor
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', $1),
                   HINT = 'Give a longer one; a superuser may set tollgate.min_retention.';
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tollgate.check_retention(interval) IS 'Raises 22023 unless a retention is sensible, and no less than the owner of the database allows. Internal.';
+COMMENT ON FUNCTION tollgate.check_retention(interval) IS 'Raises 22023 unless a retention is sensible, and not less than tollgate.min_retention. Internal.';
 
 CREATE FUNCTION tollgate.continue_walk(task text, step text, argument interval, batch_size integer, patience interval DEFAULT '0') RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -93,7 +94,7 @@ BEGIN
             begun := clock_timestamp();
         END IF;
     END LOOP;
-    -- Nobody waits for who is at it too: one of the places is as good as the other.
+    -- Does not wait for another session that does the same: either place is good.
     UPDATE tollgate.housekeeping_places p SET at = place_at, id = last, begun_at = begun
         WHERE p.task = (SELECT o.task FROM tollgate.housekeeping_places o
                         WHERE o.task = $1 AND (o.at, o.id) IS DISTINCT FROM (place_at, last) FOR UPDATE SKIP LOCKED);
@@ -101,11 +102,11 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.continue_walk(text, text, interval, integer, interval) IS
-    'Has a batch dealt with from where the last one ended, by a call ($2) that is given $1 an interval, $2 how many and $3 and $4 a place; less than a batch only when there are no more, nor were at the front, which is looked at again if that was longer ago than the patience. Internal.';
+    'Has a batch handled from where the last one ended, by a call ($2) that is given $1 an interval, $2 a number and $3 and $4 a place; returns less than a batch only when there are no more, also not at the front, which is checked again if that was longer ago than the patience. Internal.';
 
--- Called for a few tokens at a time, of which the planning would take most: so there is one plan, and whatever it takes the
--- batch's size for, it goes by the indexes. What is switched off for that adds so much to a plan's estimated cost that it would be
--- compiled (JIT), which takes a second.
+-- Called for a few tokens at a time, so planning would take most of the time: one plan is kept, and it uses the indexes
+-- whatever batch size it was made for. Switching off the other scans adds so much to a plan's estimated cost that it
+-- would be compiled (JIT), which takes a second.
 
 CREATE FUNCTION tollgate.expire_tokens_after(
     batch_size       integer,
@@ -142,7 +143,7 @@ BEGIN
                 ORDER BY d.expires_at, d.id LIMIT $1 FOR UPDATE SKIP LOCKED))
             RETURNING t.id, t.user_id, t.expires_at
     ), logged AS (
-        -- The epoch is asked for once, not for each row.
+        -- A subquery, so that the epoch is looked up once and not for each row.
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)
             SELECT 'token.expired', r.id, r.user_id, jsonb_build_object('expires_at', r.expires_at), (SELECT tollgate.current_epoch())
             FROM recorded r ORDER BY r.expires_at, r.id
@@ -161,7 +162,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.expire_tokens_after(integer, timestamptz, uuid) IS
-    'expire_tokens for who calls it many times: goes on after the place that the call before returned (NULL: from the front). looked_at is less than the batch once there are no more';
+    'expire_tokens for callers that call it many times: continues after the place that the previous call returned (NULL: from the front). looked_at is less than the batch once there are no more';
 
 CREATE FUNCTION tollgate.expire_tokens(batch_size integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -172,7 +173,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.expire_tokens(integer) IS
-    'Records the expiry of tokens past their time, once each (event token.expired), and says how many; they were refused from that time on without it';
+    'Records the expiry of expired tokens, once each (event token.expired), and returns how many; they are refused from their expiry on in any case';
 
 CREATE FUNCTION tollgate.announce_expiries_after(
     notice           interval,
@@ -201,32 +202,33 @@ BEGIN
     IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '10 years' THEN
         RAISE EXCEPTION 'a notice is from nothing to 10 years'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: notice, of %s.', coalesce($1::text, 'NULL')),
-                  HINT = 'Give how long before its end a token is announced, such as interval ''7 days''.';
+                  HINT = 'Give how long before its expiry a token is announced, such as 7 days.';
     END IF;
     until := start + $1;
-    -- One lower bound: of two, an index may be read from the lower one on. What has ended is announced no more.
+    -- One lower bound only: with two, the index may be read from the lower one on. Expired tokens are not announced any
+    -- more.
     IF expires_at IS NULL OR expires_at <= start THEN
         expires_at := start;
         token_id := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
     END IF;
     token_id := coalesce(token_id, '00000000-0000-0000-0000-000000000000');
-    -- Each token is looked at once for each expiry that it has: what is dealt with leaves the index.
+    -- Each token is read once for each of its expiries: handled tokens leave the index.
     WITH noted AS (
         UPDATE tollgate.api_tokens t SET announced_expiry = t.expires_at
             WHERE t.ctid = ANY (ARRAY(
                 SELECT d.ctid FROM tollgate.api_tokens d
                 WHERE d.expires_at <= until AND d.expired_at IS NULL AND d.revoked_at IS NULL
                   AND (d.expires_at, d.id) > (announce_expiries_after.expires_at, announce_expiries_after.token_id)
-                  -- Nobody need do anything about the end of a token that has a successor.
+                  -- The expiry of a token with a successor needs no attention.
                   AND d.rotated_to IS NULL AND d.announced_expiry IS DISTINCT FROM d.expires_at
                 ORDER BY d.expires_at, d.id LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED))
             RETURNING t.id, t.user_id, t.name, t.expires_at, t.parent_id, t.created_at
     ), logged AS (
-        -- The epoch is asked for once, not for each row.
+        -- A subquery, so that the epoch is looked up once and not for each row.
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)
             SELECT 'token.expiring', n.id, n.user_id, jsonb_build_object('name', n.name, 'expires_at', n.expires_at), (SELECT tollgate.current_epoch())
             FROM noted n
-            -- Nor about one that was derived to be brief.
+            -- Neither does that of a token that was derived for a short time.
             WHERE NOT (n.parent_id IS NOT NULL AND n.expires_at <= n.created_at + $1)
             ORDER BY n.expires_at, n.id
     ), furthest AS (
@@ -238,7 +240,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.announce_expiries_after(interval, integer, timestamptz, uuid) IS
-    'announce_expiries for who calls it many times: goes on after the place that the call before returned (NULL: from the front). looked_at is less than the batch once there are no more';
+    'announce_expiries for callers that call it many times: continues after the place that the previous call returned (NULL: from the front). looked_at is less than the batch once there are no more';
 
 CREATE FUNCTION tollgate.announce_expiries(notice interval DEFAULT '7 days', batch_size integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -249,7 +251,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.announce_expiries(interval, integer) IS
-    'Announces tokens that expire within the notice, once for each expiry (event token.expiring), and says how many it has dealt with: also those that were derived to live for less than the notice, which have no event';
+    'Announces tokens that expire within the notice, once for each expiry (event token.expiring), and returns how many were handled, including those that were derived for less than the notice, which have no event';
 
 CREATE FUNCTION tollgate.purge_tokens_after(
     retention      interval,
@@ -274,10 +276,10 @@ BEGIN
     PERFORM tollgate.check_retention($1);
     ended_at := coalesce(ended_at, '-infinity');
     token_id := coalesce(token_id, '00000000-0000-0000-0000-000000000000');
-    -- Waits for flushes under way, which would else bring usage of a token that is gone; those to come wait for this batch.
+    -- Waits for running flushes, which would otherwise add usage of a deleted token; later ones wait for this batch.
     LOCK TABLE tollgate.usage_flushes IN SHARE MODE;
-    -- A token whose expiry is not recorded yet stays, or its event would be lost; and so do its ancestors, without which
-    -- nothing would say what it may be at most. A token that was rotated names its successor for as long as it is there.
+    -- A token whose expiry is not recorded yet stays, or its event would be lost; and so do its ancestors, which define
+    -- its limits. A rotated token names its successor as long as it exists.
     WITH RECURSIVE ended AS MATERIALIZED (
         SELECT e.ctid AS place, e.id, least(e.revoked_at, e.expires_at) AS ended_at FROM tollgate.api_tokens e
             WHERE (e.revoked_at IS NOT NULL OR e.expired_at IS NOT NULL) AND least(e.revoked_at, e.expires_at) <= now() - $1
@@ -290,7 +292,7 @@ BEGIN
               AND NOT EXISTS (SELECT FROM tollgate.api_tokens c WHERE c.parent_id = d.id)
             FOR UPDATE OF d SKIP LOCKED
     ), going AS (
-        -- A token that was rotated often would else lose one of its successors each time.
+        -- Otherwise a chain of rotated tokens would lose its successors one by one.
         SELECT l.place, l.id FROM locked l WHERE NOT EXISTS (SELECT FROM tollgate.api_tokens o WHERE o.id = l.rotated_from)
         UNION ALL
         SELECT l.place, l.id FROM going g JOIN locked l ON l.rotated_from = g.id
@@ -303,7 +305,7 @@ BEGIN
     ), forgotten_hours AS (
         DELETE FROM tollgate.usage_hourly h USING deleted p WHERE h.token_id = p.id
     ), logged AS (
-        -- The epoch is asked for once, not for each row.
+        -- A subquery, so that the epoch is looked up once and not for each row.
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)
             SELECT 'token.purged', p.id, p.user_id, jsonb_build_object('ended_at', p.ended_at), (SELECT tollgate.current_epoch()) FROM deleted p ORDER BY p.ended_at
     ), furthest AS (
@@ -316,7 +318,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_tokens_after(interval, integer, timestamptz, uuid) IS
-    'purge_tokens for who calls it many times: goes on after the place that the call before returned (NULL: from the beginning), and looks at no more than a batch. looked_at is less than that once there are no more; what had to stay for its descendants is found by another round';
+    'purge_tokens for callers that call it many times: continues after the place that the previous call returned (NULL: from the beginning), and reads no more than a batch. looked_at is less than that once there are no more; tokens that had to stay for their descendants are found by another round';
 
 CREATE FUNCTION tollgate.purge_tokens(retention interval DEFAULT '30 days', batch_size integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -327,7 +329,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_tokens(interval, integer) IS
-    'Deletes tokens that were revoked or expired longer ago than the retention, with their usage (event token.purged each), and says how many; derived tokens before those they were derived from, and a successor only once the token that it replaced is gone';
+    'Deletes tokens that were revoked or expired longer ago than the retention, with their usage (event token.purged each), and returns how many; derived tokens before those they were derived from, and a successor only after the token that it replaced';
 
 CREATE FUNCTION tollgate.purge_usage_after(
     retention      interval,
@@ -369,7 +371,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_usage_after(interval, integer, timestamptz, uuid) IS
-    'purge_usage for who calls it many times: goes on after the place that the call before returned (NULL: from the front). looked_at is less than the batch once there are no more';
+    'purge_usage for callers that call it many times: continues after the place that the previous call returned (NULL: from the front). looked_at is less than the batch once there are no more';
 
 CREATE FUNCTION tollgate.purge_usage(retention interval DEFAULT '90 days', batch_size integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -380,4 +382,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_usage(interval, integer) IS
-    'Deletes hours of usage_hourly that ended longer ago than the retention, and says how many rows; the totals of the tokens stay';
+    'Deletes hours of usage_hourly that ended longer ago than the retention, and returns how many rows; the totals of the tokens stay';

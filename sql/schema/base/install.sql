@@ -1,4 +1,4 @@
--- The schema, and what must be true of a database before Tollgate may live in it.
+-- The schema, and the requirements on a database for Tollgate.
 
 DO $$
 BEGIN
@@ -11,7 +11,7 @@ BEGIN
 END
 $$;
 
--- Plain CREATE: a schema of this name that somebody prepared beforehand is never adopted.
+-- Plain CREATE: a schema of this name that another role prepared is never adopted.
 CREATE SCHEMA tollgate;
 COMMENT ON SCHEMA tollgate IS 'Tollgate: API tokens issued, verified, scoped, metered, revoked and audited inside PostgreSQL';
 
@@ -19,25 +19,25 @@ CREATE FUNCTION tollgate.acting_role() RETURNS text
     LANGUAGE c STABLE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'acting_role';
 COMMENT ON FUNCTION tollgate.acting_role() IS
-    'The role that acts: the one of SET ROLE, else the one that logged in; not the owner of the SECURITY DEFINER function that is running. Internal.';
+    'The acting role: the one of SET ROLE, else the one that logged in; not the owner of the running SECURITY DEFINER function. Internal.';
 
 CREATE FUNCTION tollgate.without_token(argument text, value text) RETURNS text
     LANGUAGE c IMMUTABLE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'without_token';
 COMMENT ON FUNCTION tollgate.without_token(text, text) IS
-    'The value of an argument; raises 22023 if it has a token in it. Each text that is stored, logged or looked for goes through here. Internal.';
+    'The value of an argument; raises 22023 if it contains a token. Every text that is stored, logged or searched for is checked by this. Internal.';
 
 CREATE FUNCTION tollgate.json_text_size(value jsonb, max_bytes integer, max_depth integer) RETURNS integer
     LANGUAGE c IMMUTABLE PARALLEL SAFE STRICT
     AS 'MODULE_PATHNAME', 'json_text_size';
 COMMENT ON FUNCTION tollgate.json_text_size(jsonb, integer, integer) IS
-    'How many bytes a value has as text, found without printing it; NULL if it has more, or is nested deeper, than is allowed. Internal.';
+    'The number of bytes of a value as text, computed without printing it; NULL if it has more, or is nested deeper, than allowed. Internal.';
 
 CREATE FUNCTION tollgate.check_json(argument text, value jsonb, max_bytes integer, max_depth integer) RETURNS void
     LANGUAGE c IMMUTABLE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'check_json';
 COMMENT ON FUNCTION tollgate.check_json(text, jsonb, integer, integer) IS
-    'Raises 22023 for JSON that has a token in it, or more bytes as text or levels than it may have. Internal.';
+    'Raises 22023 for JSON that contains a token, or exceeds the allowed bytes as text or levels. Internal.';
 
 CREATE FUNCTION tollgate.quote_redacted(argument text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -46,4 +46,4 @@ BEGIN ATOMIC
     SELECT coalesce(quote_literal(left(regexp_replace($1, '[0-9A-Fa-f]{16,}', '…', 'g'), 140)), 'NULL');
 END;
 COMMENT ON FUNCTION tollgate.quote_redacted(text) IS
-    'An argument as error messages show it: without long runs of hexadecimal digits, since somebody will pass a token one day. Internal.';
+    'An argument as error messages show it: without long runs of hexadecimal digits, since it may be a token. Internal.';

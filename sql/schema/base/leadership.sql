@@ -1,11 +1,11 @@
--- Leadership: which session does the work of which only one is needed.
+-- Leadership: which session performs a task that only one may perform.
 --
--- It is a session lock of PostgreSQL's, of the class of the advisory ones, which pg_advisory_lock() cannot take: those
--- functions mark what they lock as of a kind 1 or 2, and ours is of another. So no role can keep the daemons from their work by
--- locking first, but one that was granted acquire_leadership(). The lock ends with its session, however that ends.
+-- It is a PostgreSQL session lock, of the class of advisory locks, that pg_advisory_lock() cannot take: those functions
+-- mark their locks as kind 1 or 2, and ours has another kind. So no role can block the daemons by locking first, unless
+-- it was granted acquire_leadership(). The lock ends with its session, however that ends.
 --
--- Each time leadership changes hands its fence grows. Who writes for a task says which fence it has: one that has lost
--- the lock without noticing, as after a freeze, is refused.
+-- Each time leadership changes hands its fence grows. A session that writes for a task passes the fence that it has: a
+-- former leader that lost the lock without noticing, for example after a freeze, is refused.
 
 CREATE TABLE tollgate.leaderships (
     task          text        PRIMARY KEY,
@@ -14,11 +14,11 @@ CREATE TABLE tollgate.leaderships (
     backend_start timestamptz,
     acquired_at   timestamptz
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE tollgate.leaderships IS 'The tasks that one daemon does for all, and which session came to lead each last. Not dumped: elsewhere none leads';
+COMMENT ON TABLE tollgate.leaderships IS 'The tasks that one daemon performs for all, and which session became the leader of each last. Not dumped: in another cluster there is no leader';
 INSERT INTO tollgate.leaderships (task)
     VALUES ('announce_expiries'), ('expire_tokens'), ('flush_usage'), ('purge'), ('purge_audit'), ('seal_audit');
 
--- Which session of which cluster is of no use elsewhere.
+-- A session of one cluster means nothing in another.
 CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.leaderships
     FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
 ALTER TABLE tollgate.leaderships ENABLE REPLICA TRIGGER leave_out;
@@ -27,7 +27,7 @@ CREATE FUNCTION tollgate.lock_leadership(task text) RETURNS timestamptz
     LANGUAGE c VOLATILE PARALLEL UNSAFE STRICT
     AS 'MODULE_PATHNAME', 'lock_leadership';
 COMMENT ON FUNCTION tollgate.lock_leadership(text) IS
-    'When this session began, if it holds the lock of the task from now on or did so before; NULL while another holds it. Internal.';
+    'When this session began, if it now holds or already held the lock of the task; NULL while another session holds it. Internal.';
 
 CREATE FUNCTION tollgate.leadership_of(task text) RETURNS tollgate.leaderships
     LANGUAGE plpgsql STABLE
@@ -60,7 +60,7 @@ BEGIN
         RETURN NULL;
     END IF;
     IF (known.pid, known.backend_start) IS DISTINCT FROM (pg_backend_pid(), began) THEN
-        -- By the clock, so that it grows beyond a state that a restored or promoted server does not know.
+        -- By the clock, so that it exceeds any value that a restored or promoted server does not know.
         UPDATE tollgate.leaderships l
             SET fence = greatest(l.fence + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
                 pid = pg_backend_pid(), backend_start = began, acquired_at = clock_timestamp()
@@ -71,7 +71,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.acquire_leadership(text) IS
-    'Makes this session the leader of a task until it ends, if no other is: the fence to give to check_leadership, or NULL while another leads. May be asked again and again';
+    'Makes this session the leader of a task until it ends, if no other is: returns the fence for check_leadership, or NULL while another session leads. May be called repeatedly';
 
 CREATE FUNCTION tollgate.check_leadership(task text, fence bigint) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -80,11 +80,11 @@ AS $$
 BEGIN
     IF (tollgate.leadership_of($1)).fence IS DISTINCT FROM $2 THEN
         RAISE EXCEPTION 'another session leads the task %', tollgate.quote_redacted($1)
-            USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'Arguments: task and fence, which is not the last that was given out.',
-                  HINT = 'Ask acquire_leadership() again.';
+            USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'Arguments: task and fence, which is not the latest.',
+                  HINT = 'Call acquire_leadership() again.';
     END IF;
     RETURN true;
 END
 $$;
 COMMENT ON FUNCTION tollgate.check_leadership(text, bigint) IS
-    'True if nobody came to lead the task after the one with this fence, else an error: to be asked in the statement that does the work';
+    'True if no other session has led the task since this fence was returned, else an error: call it in the statement that does the work';

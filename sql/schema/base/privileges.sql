@@ -1,4 +1,4 @@
--- Last: the decisions are made to hold. An upgrade ends with the same call.
+-- Last: applies the privilege decisions. An upgrade ends with the same call.
 
 CREATE FUNCTION tollgate.settle_privileges() RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -7,8 +7,8 @@ AS $$
 DECLARE
     statement text;
 BEGIN
-    -- Nobody but the owner keeps anything that was not granted on purpose: PUBLIC nothing but what is decided below, others
-    -- nothing that default privileges gave them.
+    -- Only the owner keeps anything that was not granted on purpose: PUBLIC gets only what is decided below, and other
+    -- roles lose what default privileges gave them.
     FOR statement IN
         SELECT DISTINCT format('REVOKE ALL ON %s %s FROM %s CASCADE',
                    CASE p.object_type WHEN 'VIEW' THEN 'TABLE' ELSE p.object_type END, p.object,
@@ -40,6 +40,6 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.settle_privileges() IS
-    'Makes the decisions hold for what an installation or an upgrade brought, and has remembered capabilities granted anew. Internal.';
+    'Applies the privilege decisions to new objects of an installation or upgrade, and has recorded capabilities granted again. Internal.';
 
 SELECT tollgate.settle_privileges();

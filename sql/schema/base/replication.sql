@@ -1,16 +1,16 @@
--- What logical replication changes for our tables: it carries rows, and neither sequences nor the state of a cluster.
+-- Support for logical replication: it replicates rows, but neither sequences nor the state of a cluster.
 --
--- Where a database subscribes to our tables, as for a switch-over to another server, three rules hold. Events are given a
--- place in the subscriber's own history as they arrive (audit.sql). What is of one cluster alone is not taken over: the
--- triggers that keep it out are enabled for the replica role only, which ordinary writes pay nothing for, and look whether
--- it is an apply worker that writes, since the restoration of a dump may run in that role too. And an id that is taken
--- from a sequence is never behind those that are there.
+-- Where a database subscribes to our tables, for example for a switch-over to another server, three rules apply. Events
+-- get a place in the subscriber's own history as they arrive (audit.sql). Rows that belong to one cluster are kept out:
+-- the triggers that do so are enabled for the replica role only, so ordinary writes pay nothing for them, and check for
+-- an apply worker, since a dump may be restored in that role too. And an id from a sequence is never below those in the
+-- table.
 
 CREATE FUNCTION tollgate.is_logical_worker() RETURNS boolean
     LANGUAGE c STABLE PARALLEL RESTRICTED
     AS 'MODULE_PATHNAME', 'is_logical_worker';
 COMMENT ON FUNCTION tollgate.is_logical_worker() IS
-    'Whether this process applies what a subscription receives, the first copy of its tables included. Internal.';
+    'Whether this process applies the changes of a subscription, including the initial copy of its tables. Internal.';
 
 CREATE FUNCTION tollgate.leave_out() RETURNS trigger
     LANGUAGE plpgsql
@@ -20,7 +20,7 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION tollgate.leave_out() IS 'Trigger that keeps out a row, or a change of one, that a subscription receives. Internal.';
+COMMENT ON FUNCTION tollgate.leave_out() IS 'Trigger that discards a row, or a change of one, that a subscription receives. Internal.';
 
 CREATE FUNCTION tollgate.sequences_behind() RETURNS TABLE (sequence regclass, last_value bigint, owner regclass, owned_column name, greatest_id bigint)
     LANGUAGE plpgsql STABLE PARALLEL SAFE ROWS 1
@@ -45,7 +45,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.sequences_behind() IS
-    'Sequences of ours whose next number is not above those in the column that it is for. Internal.';
+    'Our sequences whose next number is not above those in their column. Internal.';
 
 CREATE FUNCTION tollgate.advance_sequence(sequence regclass, last bigint) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -53,14 +53,14 @@ CREATE FUNCTION tollgate.advance_sequence(sequence regclass, last bigint) RETURN
 AS $$
 BEGIN
     PERFORM setval($1, $2);
-    RAISE LOG 'the sequence % was behind its table, and now stands at %', $1, $2;
+    RAISE LOG 'the sequence % was behind its table, and is now at %', $1, $2;
 END
 $$;
-COMMENT ON FUNCTION tollgate.advance_sequence(regclass, bigint) IS 'Sets a sequence that was found to be behind its table, and logs it. Internal.';
+COMMENT ON FUNCTION tollgate.advance_sequence(regclass, bigint) IS 'Advances a sequence that is behind its table, and logs it. Internal.';
 
--- Sequences fall behind where rows come by logical replication or by hand. A revocation must not fail for that.
+-- Sequences fall behind when rows arrive by logical replication or by hand. A revocation must not fail because of that.
 CREATE FUNCTION tollgate.next_id(sequence regclass) RETURNS bigint
     LANGUAGE c VOLATILE PARALLEL UNSAFE STRICT
     AS 'MODULE_PATHNAME', 'next_id';
 COMMENT ON FUNCTION tollgate.next_id(regclass) IS
-    'The next number of a sequence; a session that asks for the first time, after an abort, or is given a number that is not above its last one has the sequence advanced first if it is behind its table. Internal.';
+    'The next number of a sequence. A session first checks whether the sequence is behind its table, and advances it, on its first call, after an abort, and when the number is not above its last one. Internal.';

@@ -1,6 +1,6 @@
--- Webhooks: events as HTTP requests, after the Standard Webhooks specification. What is to be sent waits here in a queue that
--- the daemon works off under leases: a daemon that dies in the middle leaves what it held to whoever comes next, and a
--- message that is sent again has the id that it had before.
+-- Webhooks: events as HTTP requests, by the Standard Webhooks specification. Messages wait here in a queue that the
+-- daemon processes under leases: if a daemon dies, its messages become available to the next one, and a message that is
+-- sent again keeps its id.
 
 CREATE TABLE tollgate.webhook_endpoints (
     name            text        PRIMARY KEY,
@@ -18,9 +18,9 @@ CREATE TABLE tollgate.webhook_endpoints (
     last_error      text,
     paused_at       timestamptz
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE tollgate.webhook_endpoints IS 'Receivers of webhooks, with the secrets that their messages are signed with: the one thing here that must be kept as it is';
-COMMENT ON COLUMN tollgate.webhook_endpoints.enabled IS 'Whether events are kept for it, and sent';
-COMMENT ON COLUMN tollgate.webhook_endpoints.paused_at IS 'Since when what is kept for it waits; NULL while it is sent';
+COMMENT ON TABLE tollgate.webhook_endpoints IS 'Receivers of webhooks, with the secrets that sign their messages: the only secrets here that must be stored in plain text';
+COMMENT ON COLUMN tollgate.webhook_endpoints.enabled IS 'Whether events are queued for it, and sent';
+COMMENT ON COLUMN tollgate.webhook_endpoints.paused_at IS 'Since when its queued messages wait; NULL while they are sent';
 SELECT pg_extension_config_dump('tollgate.webhook_endpoints', '');
 
 CREATE SEQUENCE tollgate.webhook_queue_id_seq;
@@ -34,7 +34,7 @@ CREATE TABLE tollgate.webhook_queue (
     body            text        NOT NULL,
     created_at      timestamptz NOT NULL DEFAULT now(),
     attempts        integer     NOT NULL DEFAULT 0,
-    -- Of each message another, so that a claim can begin to look right behind the last.
+    -- Different for each message, so that a claim can start right after the last one.
     next_attempt_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     lease           uuid,
     last_attempt_at timestamptz,
@@ -42,8 +42,8 @@ CREATE TABLE tollgate.webhook_queue (
     last_error      text,
     dead_at         timestamptz
 );
-COMMENT ON TABLE tollgate.webhook_queue IS 'Messages that were not delivered yet, and those that were given up (dead_at)';
-COMMENT ON COLUMN tollgate.webhook_queue.lease IS 'Of the daemon that is sending it; void from next_attempt_at on';
+COMMENT ON TABLE tollgate.webhook_queue IS 'Messages that are not delivered yet, and those that were given up (dead_at)';
+COMMENT ON COLUMN tollgate.webhook_queue.lease IS 'The lease of the daemon that is sending it; void from next_attempt_at on';
 CREATE INDEX webhook_queue_waiting ON tollgate.webhook_queue (webhook, next_attempt_at, id) WHERE dead_at IS NULL;
 CREATE INDEX webhook_queue_leased ON tollgate.webhook_queue (webhook, next_attempt_at) WHERE lease IS NOT NULL AND dead_at IS NULL;
 CREATE INDEX webhook_queue_dead ON tollgate.webhook_queue (dead_at, id) WHERE dead_at IS NOT NULL;
@@ -52,15 +52,16 @@ ALTER SEQUENCE tollgate.webhook_queue_id_seq OWNED BY tollgate.webhook_queue.id;
 SELECT pg_extension_config_dump('tollgate.webhook_queue', '');
 SELECT pg_extension_config_dump('tollgate.webhook_queue_id_seq', '');
 
--- How many messages wait is asked for every few seconds, and answered without counting them. The numbers are kept by triggers
--- on the queue, so they are right however it is changed. They are not dumped, since the restoration of the queue counts.
+-- The number of waiting messages is needed every few seconds, without counting them. Triggers on the queue maintain the
+-- numbers, so they are right however it is changed. They are not dumped, since restoring the queue counts again.
 --
--- A change replaces the row of a webhook by one with the next version, instead of updating it. While a transaction is open
--- that is older, as pg_dump's, nothing is removed, and a row that is updated for each message is found only behind all that
--- it was before. The newest version is the last of its webhook in the index, so it is found at once.
+-- A change replaces the row of a webhook by one with the next version, instead of updating it. While an older
+-- transaction is open, such as that of pg_dump, nothing is removed, and a row that is updated for each message is found
+-- only after all of its earlier versions. The newest version is the last of its webhook in the index, so it is found at
+-- once.
 --
--- due_from is where a claim begins to look. What was delivered leaves dead entries at the front of an index, which stay for as
--- long: each claim would pass over all of them.
+-- due_from is where a claim starts to look. Delivered messages leave dead entries at the front of an index, which stay
+-- as long: each claim would pass over all of them.
 CREATE TABLE tollgate.webhook_backlogs (
     webhook  text        NOT NULL,
     version  bigint      NOT NULL,
@@ -71,10 +72,10 @@ CREATE TABLE tollgate.webhook_backlogs (
     PRIMARY KEY (webhook, version)
 );
 COMMENT ON TABLE tollgate.webhook_backlogs IS
-    'How many messages of each webhook the queue has, in one row each; kept by triggers on it, and not dumped. No foreign key: a row is replaced also while its webhook is being dropped';
-COMMENT ON COLUMN tollgate.webhook_backlogs.version IS 'Grows with each change';
-COMMENT ON COLUMN tollgate.webhook_backlogs.sending IS 'Of those that wait, how many have a lease, valid or not';
-COMMENT ON COLUMN tollgate.webhook_backlogs.due_from IS 'No message that waits has its next attempt before this. Lowered by the triggers, raised by who claims and has locked the row';
+    'The number of queued messages of each webhook, in one row each; maintained by triggers on the queue, and not dumped. No foreign key: a row may be replaced while its webhook is being dropped';
+COMMENT ON COLUMN tollgate.webhook_backlogs.version IS 'Incremented by each change';
+COMMENT ON COLUMN tollgate.webhook_backlogs.sending IS 'The number of waiting messages that have a lease, valid or not';
+COMMENT ON COLUMN tollgate.webhook_backlogs.due_from IS 'No waiting message has its next attempt before this. Lowered by the triggers, raised by a claim that has locked the row';
 
 CREATE FUNCTION tollgate.webhook_backlog(webhook text) RETURNS tollgate.webhook_backlogs
     LANGUAGE plpgsql STABLE
@@ -91,7 +92,7 @@ BEGIN
     RETURN backlog;
 END
 $$;
-COMMENT ON FUNCTION tollgate.webhook_backlog(text) IS 'The numbers of a webhook''s messages; NULL if it has had none. Internal.';
+COMMENT ON FUNCTION tollgate.webhook_backlog(text) IS 'The message counts of a webhook; NULL if it has had none. Internal.';
 
 CREATE FUNCTION tollgate.replace_webhook_backlog(backlog tollgate.webhook_backlogs) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -111,7 +112,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.replace_webhook_backlog(tollgate.webhook_backlogs) IS
-    'Puts new numbers of a webhook''s messages in place of the version that they were made from; false if another has replaced that. Internal.';
+    'Replaces the message counts of a webhook by a new version; false if another session has replaced the old version. Internal.';
 
 CREATE FUNCTION tollgate.change_webhook_backlog(
     webhook text, waiting bigint, dead bigint, sending bigint, due_from timestamptz DEFAULT NULL) RETURNS void
@@ -124,7 +125,7 @@ BEGIN
     LOOP
         backlog := tollgate.webhook_backlog($1);
         IF backlog.webhook IS NULL THEN
-            -- Of a webhook that is being dropped there is none any more.
+            -- The row is already gone if the webhook is being dropped.
             EXIT WHEN $2 + $3 <= 0;
             INSERT INTO tollgate.webhook_backlogs VALUES ($1, 1, $2, $3, $4, '-infinity') ON CONFLICT DO NOTHING;
             EXIT WHEN FOUND;
@@ -139,14 +140,14 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.change_webhook_backlog(text, bigint, bigint, bigint, timestamptz) IS
-    'Adds to the numbers of a webhook''s messages, of which the first is due then. Internal.';
+    'Adds to the message counts of a webhook; due is the earliest next attempt among them. Internal.';
 
 CREATE FUNCTION tollgate.count_webhook_messages() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- In the order of their names, so that two who count do not wait for each other.
+    -- In the order of their names, so that two sessions that count do not deadlock.
     IF TG_OP = 'INSERT' THEN
         PERFORM tollgate.change_webhook_backlog(
                 n.webhook, count(*) - count(n.dead_at), count(n.dead_at),
@@ -171,7 +172,7 @@ BEGIN
     RETURN NULL;
 END
 $$;
-COMMENT ON FUNCTION tollgate.count_webhook_messages() IS 'Trigger that keeps the numbers of webhooks'' messages. Internal.';
+COMMENT ON FUNCTION tollgate.count_webhook_messages() IS 'Trigger that maintains the message counts of webhooks. Internal.';
 
 CREATE TRIGGER count_inserted AFTER INSERT ON tollgate.webhook_queue
     REFERENCING NEW TABLE AS new_messages FOR EACH STATEMENT EXECUTE FUNCTION tollgate.count_webhook_messages();
@@ -186,7 +187,7 @@ CREATE FUNCTION tollgate.new_webhook_secret() RETURNS bytea
     LANGUAGE sql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    -- 244 bits of the operating system's.
+    -- 244 bits from the operating system's generator.
     SELECT sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()));
 END;
 COMMENT ON FUNCTION tollgate.new_webhook_secret() IS 'A random secret of 32 bytes. Internal.';
@@ -199,10 +200,10 @@ BEGIN
     PERFORM tollgate.without_token('name', $1);
     RAISE EXCEPTION 'there is no webhook %', tollgate.quote_redacted($1)
         USING ERRCODE = 'undefined_object', DETAIL = 'Argument: name.',
-              HINT = 'SELECT name FROM tollgate.webhooks lists them; tollgate.define_webhook(name, url) makes one.';
+              HINT = 'tollgate.webhooks lists them; tollgate.define_webhook(name, url) creates one.';
 END
 $$;
-COMMENT ON FUNCTION tollgate.no_such_webhook(text) IS 'Raises 42704, or 22023 for a name with a token in it. Internal.';
+COMMENT ON FUNCTION tollgate.no_such_webhook(text) IS 'Raises 42704, or 22023 for a name that contains a token. Internal.';
 
 CREATE FUNCTION tollgate.webhook_url(url text) RETURNS text
     LANGUAGE plpgsql STABLE
@@ -210,8 +211,8 @@ CREATE FUNCTION tollgate.webhook_url(url text) RETURNS text
 AS $$
 DECLARE
     label  constant text := '[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?';
-    -- Scheme, host, port, path and query. No user and password: those would be sent to wherever the name leads. No fragment:
-    -- it is not sent at all.
+    -- Scheme, host, port, path and query. No user and password: they would be sent to whatever host the name resolves
+    -- to. No fragment: it is never sent.
     parts  constant text[] := regexp_match($1,
         '^(https?)://([[][0-9A-Fa-f:.]{2,45}[]]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?((?:[/?](?:[A-Za-z0-9._~:/?@!$&''()*+,;=-]|%[0-9A-Fa-f]{2})*)?)$');
     scheme constant text := parts[1];
@@ -224,7 +225,7 @@ BEGIN
     BEGIN
         host := CASE
             WHEN host LIKE '[%:%' THEN '[' || host(trim(host, '[]')::inet) || ']'
-            -- What ends in a number is an address, and has to be one in its usual form.
+            -- A host that ends in a number is an address, and must have the usual form of one.
             WHEN host ~ '(^|[.])([0-9]+|0x[0-9a-f]*)$' THEN host(host::inet)
             WHEN host ~ ('^' || label || '([.]' || label || ')*$') THEN host
         END;
@@ -240,7 +241,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.webhook_url(text) IS
-    'An address that a webhook can be sent to, in one form: the host in lower case, no port that goes without saying, at least / as path; NULL if it is none. Internal.';
+    'The normalised form of an address that a webhook can be sent to: the host in lower case, no default port, at least / as path; NULL if it is not valid. Internal.';
 
 CREATE FUNCTION tollgate.check_webhook_url(url text) RETURNS text
     LANGUAGE plpgsql STABLE
@@ -257,7 +258,7 @@ BEGIN
     RETURN address;
 END
 $$;
-COMMENT ON FUNCTION tollgate.check_webhook_url(text) IS 'The address in one form; raises 22023 if it is none. Internal.';
+COMMENT ON FUNCTION tollgate.check_webhook_url(text) IS 'The normalised address; raises 22023 if it is not valid. Internal.';
 
 CREATE FUNCTION tollgate.host_of_url(url text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -265,7 +266,7 @@ CREATE FUNCTION tollgate.host_of_url(url text) RETURNS text
 BEGIN ATOMIC
     SELECT substring($1 FROM '^https?://([^/]+)');
 END;
-COMMENT ON FUNCTION tollgate.host_of_url(text) IS 'What an event says of an address, whose path is often a secret. Internal.';
+COMMENT ON FUNCTION tollgate.host_of_url(text) IS 'The part of an address that events show, since the path is often a secret. Internal.';
 
 CREATE FUNCTION tollgate.define_webhook(name text, url text, events text[] DEFAULT NULL) RETURNS text
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -278,16 +279,16 @@ BEGIN
     IF $1 IS NULL OR $1 !~ '^[a-z0-9][a-z0-9_.-]{0,62}$' OR $1 ~ '[0-9a-f]{16}' THEN
         RAISE EXCEPTION 'this is not a name for a webhook: %', tollgate.quote_redacted($1)
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: name.',
-                  HINT = 'A name is 1 to 63 of a-z, 0-9, "_", "." and "-", begins with a letter or digit, and is no secret: metrics and logs show it.';
+                  HINT = 'A name is 1 to 63 of a-z, 0-9, "_", "." and "-", begins with a letter or digit, and is not secret: metrics and logs show it.';
     END IF;
     address := tollgate.check_webhook_url($2);
     IF $3 IS NOT NULL AND (cardinality($3) NOT BETWEEN 1 AND 100 OR array_position($3, NULL) IS NOT NULL
                            OR EXISTS (SELECT FROM unnest($3) AS e (event) WHERE e.event !~ '^[a-z]{1,40}[.]([a-z_]{1,40}|[*])$')) THEN
         RAISE EXCEPTION 'these are not names of events'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: events.',
-                  HINT = 'Give NULL for all of them, or an array of names such as token.revoked, and of token.* for all that begins so.';
+                  HINT = 'Leave them out for all events, or name 1 to 100 of them: a name is such as token.revoked, and token.* stands for all that begin so.';
     END IF;
-    -- One at a time, for the count.
+    -- One at a time, because the webhooks are counted.
     LOCK TABLE tollgate.webhook_endpoints IN SHARE ROW EXCLUSIVE MODE;
     IF EXISTS (SELECT FROM tollgate.webhook_endpoints e WHERE e.name = $1) THEN
         RAISE EXCEPTION 'there is a webhook % already', tollgate.quote_redacted($1)
@@ -297,10 +298,10 @@ BEGIN
     IF (SELECT count(*) FROM tollgate.webhook_endpoints) >= 64 THEN
         RAISE EXCEPTION 'there are 64 webhooks, which is as many as there may be'
             USING ERRCODE = 'program_limit_exceeded',
-                  HINT = 'Drop one with tollgate.drop_webhook(name), or send to one receiver that passes on.';
+                  HINT = 'Drop one with tollgate.drop_webhook(name), or send to one receiver that forwards.';
     END IF;
     INSERT INTO tollgate.webhook_endpoints (name, url, events, secret) VALUES ($1, address, $3, new_secret);
-    -- From now on, not from when a daemon looks first.
+    -- From now on, not from the daemon's first run.
     PERFORM tollgate.open_subscription('tollgate:webhooks');
     INSERT INTO tollgate.audit_log (event, detail)
         VALUES ('webhook.defined', jsonb_build_object('webhook', $1, 'host', tollgate.host_of_url(address), 'events', $3));
@@ -308,7 +309,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.define_webhook(text, text, text[]) IS
-    'Has events sent to an address from now on, all of them or those named, and returns the secret that they are signed with: the only time it is shown; event webhook.defined';
+    'Sends events to an address from now on, all of them or the named ones, and returns the secret that signs them: the only time it is shown; event webhook.defined';
 
 CREATE FUNCTION tollgate.rotate_webhook_secret(name text, grace interval DEFAULT '1 day') RETURNS text
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -320,7 +321,7 @@ BEGIN
     IF $2 IS NULL OR $2 < interval '0' OR $2 > interval '30 days' THEN
         RAISE EXCEPTION 'a grace is from nothing to 30 days'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: grace, of %s.', coalesce($2::text, 'NULL')),
-                  HINT = 'Give how long messages are signed with the old secret as well, such as interval ''1 day''.';
+                  HINT = 'Give how long messages are also signed with the old secret, such as 1 day.';
     END IF;
     UPDATE tollgate.webhook_endpoints e
         SET secret = new_secret, previous_secret = CASE WHEN $2 > interval '0' THEN e.secret END,
@@ -359,7 +360,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.set_webhook_enabled(text, boolean) IS
-    'Stops or resumes sending to a webhook; false if it was so already. Events that come while it is disabled are not kept for it; event webhook.enabled or webhook.disabled';
+    'Stops or resumes sending to a webhook; false if it is already in that state. Events that occur while it is disabled are not queued for it; event webhook.enabled or webhook.disabled';
 
 CREATE FUNCTION tollgate.set_webhook_url(name text, url text) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -383,7 +384,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.set_webhook_url(text, text) IS
-    'Has a webhook sent to another address from now on, what waits for it too, with the same secret; false if it was that already; event webhook.moved';
+    'Sends the messages of a webhook to another address from now on, including those that wait, with the same secret; false if it is already that address; event webhook.moved';
 
 CREATE FUNCTION tollgate.set_webhook_paused(name text, paused boolean) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -403,7 +404,7 @@ BEGIN
     RETURN true;
 END
 $$;
-COMMENT ON FUNCTION tollgate.set_webhook_paused(text, boolean) IS 'What pause_webhook and resume_webhook do. Internal.';
+COMMENT ON FUNCTION tollgate.set_webhook_paused(text, boolean) IS 'The body of pause_webhook and resume_webhook. Internal.';
 
 CREATE FUNCTION tollgate.pause_webhook(name text) RETURNS boolean
     LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -412,7 +413,7 @@ BEGIN ATOMIC
     SELECT tollgate.set_webhook_paused($1, true);
 END;
 COMMENT ON FUNCTION tollgate.pause_webhook(text) IS
-    'Keeps what is to be sent to a webhook, and sends nothing until resume_webhook; false if it was paused already; event webhook.paused';
+    'Queues messages for a webhook but sends none until resume_webhook; false if it is already paused; event webhook.paused';
 
 CREATE FUNCTION tollgate.resume_webhook(name text) RETURNS boolean
     LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -421,7 +422,7 @@ BEGIN ATOMIC
     SELECT tollgate.set_webhook_paused($1, false);
 END;
 COMMENT ON FUNCTION tollgate.resume_webhook(text) IS
-    'Ends the pause of a webhook, so that what was kept is sent; false if it was not paused; event webhook.resumed';
+    'Ends the pause of a webhook, so that the queued messages are sent; false if it is not paused; event webhook.resumed';
 
 CREATE FUNCTION tollgate.drop_webhook(name text) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -429,7 +430,7 @@ CREATE FUNCTION tollgate.drop_webhook(name text) RETURNS boolean
 AS $$
 BEGIN
     PERFORM tollgate.without_token('name', $1);
-    -- In the order of who queues, and of who says what came of a message: none waits for another in a circle.
+    -- In the lock order of queueing and of finishing a delivery, so that they do not deadlock.
     PERFORM FROM tollgate.subscriptions s WHERE s.name = 'tollgate:webhooks' FOR UPDATE;
     LOCK TABLE tollgate.webhook_endpoints IN SHARE ROW EXCLUSIVE MODE;
     DELETE FROM tollgate.webhook_endpoints e WHERE e.name = $1;
@@ -438,7 +439,7 @@ BEGIN
     END IF;
     DELETE FROM tollgate.webhook_backlogs b WHERE b.webhook = $1;
     IF NOT EXISTS (SELECT FROM tollgate.webhook_endpoints) THEN
-        -- It would hold up purge_audit_log.
+        -- It would block purge_audit_log.
         DELETE FROM tollgate.subscriptions s WHERE s.name = 'tollgate:webhooks';
     END IF;
     INSERT INTO tollgate.audit_log (event, detail) VALUES ('webhook.dropped', jsonb_build_object('webhook', $1));
@@ -446,7 +447,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.drop_webhook(text) IS
-    'Forgets a webhook, its secret, and what was to be sent to it; false when there is none of that name; event webhook.dropped';
+    'Drops a webhook, its secret and its queued messages; false if there is none of that name; event webhook.dropped';
 
 CREATE VIEW tollgate.webhooks AS
     SELECT e.name, e.url, e.events, e.enabled, e.disabled_reason, e.paused_at, e.created_at, e.created_by,
@@ -455,7 +456,7 @@ CREATE VIEW tollgate.webhooks AS
            e.last_success_at, e.last_failure_at, e.last_error
     FROM tollgate.webhook_endpoints e
     LEFT JOIN LATERAL (SELECT n.waiting, n.dead FROM tollgate.webhook_backlogs n WHERE n.webhook = e.name ORDER BY n.version DESC LIMIT 1) b ON true;
-COMMENT ON VIEW tollgate.webhooks IS 'The webhooks, without their secrets, and how they fare';
+COMMENT ON VIEW tollgate.webhooks IS 'The webhooks, without their secrets, and their status';
 
 CREATE VIEW tollgate.webhook_deliveries AS
     SELECT q.id, q.webhook, 'evt_' || q.event_epoch || '_' || q.event_id AS message_id, q.event,
@@ -465,7 +466,7 @@ CREATE VIEW tollgate.webhook_deliveries AS
            q.last_attempt_at, q.last_status, q.last_error
     FROM tollgate.webhook_queue q;
 COMMENT ON VIEW tollgate.webhook_deliveries IS
-    'The messages that are not delivered: waiting, sending, or dead, which is given up until they are replayed or purged';
+    'The messages that are not delivered: waiting, sending, or dead, that is, given up until they are replayed or purged';
 
 CREATE FUNCTION tollgate.replay_webhook(name text, delivery bigint DEFAULT NULL) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -477,7 +478,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM tollgate.webhook_endpoints e WHERE e.name = $1) THEN
         PERFORM tollgate.no_such_webhook($1);
     END IF;
-    -- One after the other, in the order in which they were queued. Not what is being sent.
+    -- One after the other, in the order in which they were queued. Not those that are being sent.
     UPDATE tollgate.webhook_queue q SET dead_at = NULL, attempts = 0, next_attempt_at = now() + r.place * interval '1 microsecond', lease = NULL
         FROM (SELECT w.id, row_number() OVER (ORDER BY w.id) - 1 AS place FROM tollgate.webhook_queue w
               WHERE w.webhook = $1 AND ($2 IS NULL OR w.id = $2)
@@ -492,7 +493,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.replay_webhook(text, bigint) IS
-    'Has messages of a webhook sent now, those that were given up and those that wait for another attempt, all or the one with that id, with the ids that they had, and says how many; event webhook.replayed';
+    'Sends messages of a webhook again now, those that were given up and those that wait for another attempt, all or the one with that id, with the same ids, and returns how many; event webhook.replayed';
 
 CREATE FUNCTION tollgate.disable_webhook(name text, reason text) RETURNS void
     LANGUAGE sql VOLATILE PARALLEL UNSAFE
@@ -504,7 +505,7 @@ BEGIN ATOMIC
     INSERT INTO tollgate.audit_log (event, detail)
         SELECT 'webhook.disabled', jsonb_build_object('webhook', d.name, 'reason', $2) FROM disabled d;
 END;
-COMMENT ON FUNCTION tollgate.disable_webhook(text, text) IS 'Stops sending to a webhook whose receiver asks for that, or has been gone for too long. Internal.';
+COMMENT ON FUNCTION tollgate.disable_webhook(text, text) IS 'Disables a webhook whose receiver asks for that, or has been gone for too long. Internal.';
 
 CREATE FUNCTION tollgate.queue_webhook_deliveries(max_events integer DEFAULT 1000, OUT events bigint, OUT caught_up boolean)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -522,21 +523,21 @@ BEGIN
     IF NOT EXISTS (SELECT FROM tollgate.webhook_endpoints) THEN
         RETURN;
     END IF;
-    -- A look first, which locks and writes nothing.
+    -- Checked first without locking or writing anything.
     IF EXISTS (SELECT FROM tollgate.subscriptions s
                WHERE s.name = 'tollgate:webhooks' AND s.advanced_at > now() - interval '1 minute' AND NOT tollgate.has_events(s.place)) THEN
         RETURN;
     END IF;
     SELECT o.* INTO place FROM tollgate.open_subscription('tollgate:webhooks') o;
     IF NOT FOUND THEN
-        -- Another daemon does the same at this moment.
+        -- Another daemon is doing the same now.
         RETURN;
     END IF;
     SELECT r.* INTO batch FROM tollgate.read_events(place, $1) r;
     events := jsonb_array_length(batch.events);
     caught_up := batch.caught_up;
     IF events > 0 THEN
-        -- What reads events has loaded the library, if nothing else has.
+        -- Reading events has loaded the library, if nothing else has.
         most := current_setting('tollgate.max_webhook_backlog');
         FOR full_one IN
             SELECT e.name FROM tollgate.webhook_endpoints e CROSS JOIN LATERAL tollgate.webhook_backlog(e.name) b
@@ -545,21 +546,21 @@ BEGIN
             PERFORM tollgate.disable_webhook(full_one, format('%s messages wait for it', most));
         END LOOP;
         INSERT INTO tollgate.webhook_queue (webhook, event_epoch, event_id, event, body)
-            SELECT e.name, (v.told ->> 'epoch')::integer, (v.told ->> 'id')::bigint, v.told ->> 'event',
-                   jsonb_build_object('type', v.told -> 'event', 'timestamp', v.told -> 'at', 'data', v.told)::text
-            FROM jsonb_array_elements(batch.events) WITH ORDINALITY AS v (told, place)
+            SELECT e.name, (v.event ->> 'epoch')::integer, (v.event ->> 'id')::bigint, v.event ->> 'event',
+                   jsonb_build_object('type', v.event -> 'event', 'timestamp', v.event -> 'at', 'data', v.event)::text
+            FROM jsonb_array_elements(batch.events) WITH ORDINALITY AS v (event, place)
             JOIN tollgate.webhook_endpoints e ON e.enabled
                 AND (e.events IS NULL OR EXISTS (
                     SELECT FROM unnest(e.events) AS w (wanted)
-                    WHERE w.wanted = v.told ->> 'event'
-                       OR right(w.wanted, 2) = '.*' AND starts_with(v.told ->> 'event', left(w.wanted, -1))))
+                    WHERE w.wanted = v.event ->> 'event'
+                       OR right(w.wanted, 2) = '.*' AND starts_with(v.event ->> 'event', left(w.wanted, -1))))
             ORDER BY v.place;
     END IF;
-    PERFORM tollgate.advance_subscription('tollgate:webhooks', batch.next);
+    UPDATE tollgate.subscriptions s SET place = batch.next, advanced_at = now() WHERE s.name = 'tollgate:webhooks';
 END
 $$;
 COMMENT ON FUNCTION tollgate.queue_webhook_deliveries(integer) IS
-    'Takes new events, and queues a message of each for every webhook that wants it, once; says of how many events, and whether there are no more';
+    'Reads new events, and queues a message of each for every webhook that wants it, once; returns the number of events, and whether there are no more';
 
 CREATE TYPE tollgate.webhook_message AS (
     id         bigint,
@@ -577,7 +578,7 @@ CREATE FUNCTION tollgate.claim_webhook_deliveries(per_webhook integer DEFAULT 8,
     RETURNS SETOF tollgate.webhook_message
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
-    -- Whatever the statistics say: a queue fills and empties faster than they are renewed.
+    -- Whatever the statistics say: a queue fills and empties faster than they are updated.
     SET jit = off
     SET enable_seqscan = off
     SET enable_bitmapscan = off
@@ -585,7 +586,7 @@ CREATE FUNCTION tollgate.claim_webhook_deliveries(per_webhook integer DEFAULT 8,
     SET enable_mergejoin = off
 AS $$
 DECLARE
-    -- Of all that one call returns; and of one webhook, so that there is something for each of the 64.
+    -- For all that one call returns; and for one webhook, so that each of the 64 gets a share.
     most_bytes constant bigint := 4000000;
     share      constant bigint := most_bytes / 64;
     taken      bigint := 0;
@@ -593,16 +594,16 @@ DECLARE
     message    tollgate.webhook_message;
     backlog    tollgate.webhook_backlogs;
     due_from   timestamptz;
-    -- Not the function itself, which is volatile, and so no bound of an index scan.
+    -- Not a call of the function, which is volatile, and so cannot be the bound of an index scan.
     now        constant timestamptz := clock_timestamp();
 BEGIN
     IF $1 IS NULL OR $1 NOT BETWEEN 1 AND 1000 OR $2 IS NULL OR $2 < interval '1 second' OR $2 > interval '1 hour' THEN
         RAISE EXCEPTION 'at most 1000 messages of each webhook can be claimed, for a second to an hour'
-            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: per_webhook, lease.', HINT = 'Claim few, and come again.';
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: per_webhook, lease.', HINT = 'Claim fewer, and call again.';
     END IF;
     FOR endpoint IN
-        -- Those that nothing is due of are not locked, so that an idle poll writes nothing. What has been due for longest comes
-        -- first: should not all fit, those that are left out come first the next time.
+        -- Webhooks without due messages are not locked, so that an idle poll writes nothing. The longest due come
+        -- first: those that do not fit come first the next time.
         SELECT e.* FROM tollgate.webhook_endpoints e
         CROSS JOIN LATERAL tollgate.webhook_backlog(e.name) b
         CROSS JOIN LATERAL (
@@ -612,11 +613,12 @@ BEGIN
         WHERE e.enabled AND e.paused_at IS NULL
         ORDER BY f.next_attempt_at, e.name FOR NO KEY UPDATE OF e SKIP LOCKED
     LOOP
-        -- Who changes the queue of this webhook holds this row: then another time.
+        -- A session that changes the queue of this webhook holds this row: it is skipped this time.
         backlog := tollgate.webhook_backlog(endpoint.name);
         SELECT b.* INTO backlog FROM tollgate.webhook_backlogs b
             WHERE b.webhook = backlog.webhook AND b.version = backlog.version FOR UPDATE SKIP LOCKED;
-        -- One daemon at a time for each webhook, so that messages go out in order. If one sends, it is the latest lease.
+        -- One daemon at a time for each webhook, so that messages are sent in order. If one is sending, it has the
+        -- latest lease.
         CONTINUE WHEN NOT FOUND OR backlog.sending > 0 AND EXISTS (
             SELECT FROM (SELECT q.next_attempt_at FROM tollgate.webhook_queue q
                          WHERE q.webhook = endpoint.name AND q.dead_at IS NULL AND q.lease IS NOT NULL
@@ -660,7 +662,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.claim_webhook_deliveries(integer, interval) IS
-    'Messages that are due, some of each webhook and at most 4 MB in all, or one that is larger, for the caller to send while the lease lasts; after that they are due again';
+    'Due messages, some of each webhook and at most 4 MB in all, or one that is larger, for the caller to send while the lease lasts; after that they are due again';
 
 CREATE FUNCTION tollgate.finish_webhook_delivery(
     id bigint, lease uuid, status integer, error text DEFAULT NULL, retry_after interval DEFAULT NULL) RETURNS boolean
@@ -672,11 +674,11 @@ DECLARE
     why    constant text := left(regexp_replace($4, '[0-9A-Fa-f]{16,}', '…', 'g'), 500);
     sent   tollgate.webhook_queue;
 BEGIN
-    -- Before the message, as drop_webhook does.
+    -- Before the message, in the order of drop_webhook.
     LOCK TABLE tollgate.webhook_endpoints IN ROW EXCLUSIVE MODE;
     IF $3 BETWEEN 200 AND 299 THEN
         DELETE FROM tollgate.webhook_queue q WHERE q.id = $1 AND q.lease = $2 RETURNING q.* INTO sent;
-        -- Once a second will do, since each time leaves a version of the row.
+        -- Once a second is enough, since each time leaves a version of the row.
         UPDATE tollgate.webhook_endpoints e SET last_success_at = clock_timestamp()
             WHERE e.name = sent.webhook AND (e.last_success_at IS NULL OR e.last_success_at < clock_timestamp() - interval '1 second');
         RETURN sent.id IS NOT NULL;
@@ -691,7 +693,7 @@ BEGIN
         SET lease = NULL, last_status = $3, last_error = why,
             dead_at = CASE WHEN q.attempts > cardinality(delays) THEN clock_timestamp() END,
             next_attempt_at = clock_timestamp() + least(greatest(
-                -- Up to a fifth more, so that what failed together is not tried together.
+                -- Up to a fifth more, so that messages that failed together are not retried together.
                 delays[least(q.attempts, cardinality(delays))] * (1 + random() / 5), $5), interval '1 day')
         WHERE q.id = $1 AND q.lease = $2
         RETURNING q.* INTO sent;
@@ -704,7 +706,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.finish_webhook_delivery(bigint, uuid, integer, text, interval) IS
-    'Says what came of a claimed message: the HTTP status, or NULL with an error; neither if it was not sent. It is done with, tried again after 5 seconds to a day, dead after 10 attempts; status 410 disables the webhook, event webhook.disabled. False if the lease had ended';
+    'Reports the outcome of a claimed message: the HTTP status, or NULL with an error; neither if it was not sent. The message is done, retried after 5 seconds to a day, or dead after 10 attempts; status 410 disables the webhook, event webhook.disabled. False if the lease had ended';
 
 CREATE FUNCTION tollgate.purge_messages_after(
     given_up      boolean,
@@ -736,7 +738,7 @@ BEGIN
             WHERE d.dead_at IS NOT NULL AND d.dead_at < now() - $2 AND (d.dead_at, d.id) > (at, purge_messages_after.id)
             ORDER BY d.dead_at, d.id LIMIT $3 FOR UPDATE SKIP LOCKED);
     ELSE
-        -- Of each webhook a batch, for the oldest of them all.
+        -- A batch of each webhook, to find the oldest of them all.
         batch := ARRAY(
             SELECT o.ctid FROM tollgate.webhook_endpoints e
             CROSS JOIN LATERAL (
@@ -758,7 +760,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_messages_after(boolean, interval, integer, timestamptz, bigint) IS
-    'A batch of purge_webhook_deliveries after a place (NULL: from the front): of the messages that were given up, or of all that wait for webhooks that are disabled. Internal.';
+    'A batch of purge_webhook_deliveries after a place (NULL: from the front): of given-up messages, or of all that wait for disabled webhooks. Internal.';
 
 CREATE FUNCTION tollgate.purge_webhook_deliveries(retention interval DEFAULT '30 days', batch_size integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -769,7 +771,7 @@ DECLARE
 BEGIN
     PERFORM tollgate.check_retention($1);
     affected := tollgate.continue_walk('purge_given_up', 'tollgate.purge_messages_after(true, $1, $2, $3, $4::bigint)', $1, $2);
-    -- Those of a webhook that is disabled would else stay for ever.
+    -- Those of a disabled webhook would otherwise stay for ever.
     IF affected < $2 AND EXISTS (SELECT FROM tollgate.webhook_endpoints e WHERE NOT e.enabled) THEN
         affected := affected + tollgate.continue_walk(
             'purge_disabled', 'tollgate.purge_messages_after(false, $1, $2, $3, $4::bigint)', $1, ($2 - affected)::integer);
@@ -778,4 +780,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_webhook_deliveries(interval, integer) IS
-    'Deletes messages that were given up longer ago than the retention, and those of that age that wait for a disabled webhook, and says how many';
+    'Deletes messages that were given up longer ago than the retention, and those of that age that wait for a disabled webhook, and returns how many';

@@ -1,9 +1,10 @@
--- Families: a token and all that were derived from it, at any depth. Verification looks at one row alone, so whatever
+-- Families: a token and all that were derived from it, at any depth. Verification reads one row only, so a change that
 -- narrows, disables or ends a token does the same to its descendants in the same transaction.
 --
--- Locks. Whoever changes a token, or derives from it, locks the row of its family's root first and only then other rows
--- of the family; of several families, the roots in the order of their users and ids. Before those comes the lock that
--- max_tokens_per_user takes, and after them that on the catalogue of scopes. expire_tokens and purge_tokens wait for no row, and so need not follow.
+-- Locks. A transaction that changes a token, or derives from it, locks the row of its family's root first and only then
+-- other rows of the family; of several families, the roots in the order of their users and ids. Before those comes the
+-- lock of max_tokens_per_user, and after them that on the scope catalogue. expire_tokens and purge_tokens wait for no
+-- row, so the order does not apply to them.
 
 CREATE FUNCTION tollgate.derive_api_token(parent text, name text, scopes text[], expires_in interval, allowed_ips cidr[] DEFAULT NULL,
                                          client_ip inet DEFAULT NULL, expires_at timestamptz DEFAULT NULL)
@@ -12,25 +13,25 @@ CREATE FUNCTION tollgate.derive_api_token(parent text, name text, scopes text[],
     SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'derive_api_token';
 COMMENT ON FUNCTION tollgate.derive_api_token(text, text, text[], interval, cidr[], inet, timestamptz) IS
-    'Makes a lesser token of a presented one (28000 unless that is valid): never wider in scope, time or networks (22023), where NULL takes over the parent''s, with its metadata; ends, is disabled and is narrowed with it; at most 8 generations; event token.derived. Failed attempts count and are logged as for verify_api_token';
+    'Derives a token from a presented one (28000 unless that is valid): never wider in scope, time or networks (22023), where NULL inherits the parent''s; inherits its metadata; ends, is disabled and is narrowed with it; at most 8 generations; event token.derived. Failed attempts count and are logged as for verify_api_token';
 
 CREATE FUNCTION tollgate.presented_token_id(token text, client_ip inet) RETURNS uuid
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'presented_token_id';
 COMMENT ON FUNCTION tollgate.presented_token_id(text, inet) IS
-    'The id of a presented token, also of one that this transaction''s snapshot does not show; NULL if it is malformed or unknown; raises 53400 at an address that has failed too often. Internal.';
+    'The id of a presented token, also of one that this transaction''s snapshot does not show; NULL if it is malformed or unknown; raises 53400 at an address with too many failed attempts. Internal.';
 
 CREATE FUNCTION tollgate.check_snapshot(token_id uuid, user_ids text[]) RETURNS void
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'check_snapshot';
 COMMENT ON FUNCTION tollgate.check_snapshot(uuid, text[]) IS
-    'Raises 40001 under REPEATABLE READ when a token, or those of some users, are not as the snapshot of the transaction shows them. Internal.';
+    'Raises 40001 under REPEATABLE READ when a token, or the tokens of some users, have changed since the transaction''s snapshot. Internal.';
 
 CREATE FUNCTION tollgate.lock_token_slots(user_id text) RETURNS void
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'lock_token_slots';
 COMMENT ON FUNCTION tollgate.lock_token_slots(text) IS
-    'Waits for whoever else adds a live token to a user''s, where tollgate.max_tokens_per_user sets a limit. Internal.';
+    'Waits for other transactions that add a live token for a user, where tollgate.max_tokens_per_user sets a limit. Internal.';
 
 CREATE FUNCTION tollgate.claim_token_slot(user_id text) RETURNS void
     LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -42,7 +43,7 @@ CREATE FUNCTION tollgate.network_contains(outer_network cidr, inner_network cidr
     LANGUAGE c IMMUTABLE PARALLEL SAFE STRICT
     AS 'MODULE_PATHNAME', 'network_contains';
 COMMENT ON FUNCTION tollgate.network_contains(cidr, cidr) IS
-    'Whether a network lies within another, as verification sees it: an IPv4 address written as IPv6 is the IPv4 address. Internal.';
+    'Whether a network lies within another, by the rules of verification: an IPv4 address written as IPv6 is the IPv4 address. Internal.';
 
 CREATE FUNCTION tollgate.ancestors(token_id uuid) RETURNS SETOF uuid
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -81,7 +82,7 @@ BEGIN
     IF $2 THEN
         PERFORM tollgate.lock_token_slots(t.user_id) FROM tollgate.api_tokens t WHERE t.id = $1;
     END IF;
-    -- Who is whose parent never changes, so it may be read before anything is locked.
+    -- A parent never changes, so it may be read before anything is locked.
     SELECT coalesce((SELECT a.id FROM tollgate.ancestors($1) WITH ORDINALITY a (id, n) ORDER BY a.n DESC LIMIT 1), $1) INTO root;
     PERFORM FROM tollgate.api_tokens t WHERE t.id = root FOR UPDATE;
     SELECT t.* INTO token FROM tollgate.api_tokens t WHERE t.id = $1 FOR UPDATE;
@@ -101,7 +102,7 @@ BEGIN ATOMIC
                  SELECT s FROM unnest($2) s WHERE tollgate.scope_grants($1, s)
                  ORDER BY 1);
 END;
-COMMENT ON FUNCTION tollgate.intersect_scopes(text[], text[]) IS 'Scopes that grant what both lists grant. Internal.';
+COMMENT ON FUNCTION tollgate.intersect_scopes(text[], text[]) IS 'The scopes that grant exactly what both lists grant. Internal.';
 
 CREATE FUNCTION tollgate.networks_contain(outer_networks cidr[], inner_networks cidr[]) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -125,7 +126,7 @@ BEGIN ATOMIC
               ORDER BY 1) END;
 END;
 COMMENT ON FUNCTION tollgate.intersect_networks(cidr[], cidr[]) IS
-    'Networks that hold what both lists hold, possibly none, from which a token is good from nowhere; NULL is anywhere. Internal.';
+    'The networks that are in both lists, possibly none, which allows no address; NULL is anywhere. Internal.';
 
 CREATE FUNCTION tollgate.limit_within(outer_limit integer, outer_window interval, inner_limit integer, inner_window interval) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -134,7 +135,7 @@ BEGIN ATOMIC
     SELECT $1 IS NULL OR ($3 IS NOT NULL AND $3 <= $1 AND $3 / extract(epoch FROM $4) <= $1 / extract(epoch FROM $2));
 END;
 COMMENT ON FUNCTION tollgate.limit_within(integer, interval, integer, interval) IS
-    'Whether a rate limit allows neither more at once nor more in the long run than another; NULL is no limit. Internal.';
+    'Whether a rate limit allows neither a larger burst nor a higher rate than another; NULL is no limit. Internal.';
 
 CREATE FUNCTION tollgate.token_is_within(token tollgate.api_tokens, bound tollgate.api_tokens) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -146,7 +147,7 @@ AS $$
        AND tollgate.limit_within($2.rate_limit, $2.rate_window, $1.rate_limit, $1.rate_window)
 $$;
 COMMENT ON FUNCTION tollgate.token_is_within(tollgate.api_tokens, tollgate.api_tokens) IS
-    'Whether a token gives no more than another in scope, time, networks and limits. Internal.';
+    'Whether a token grants no more than another in scope, time, networks and limits. Internal.';
 
 CREATE FUNCTION tollgate.token_changes(before tollgate.api_tokens, after tollgate.api_tokens) RETURNS jsonb
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -158,7 +159,7 @@ AS $$
       AND b.key = ANY ('{name,scopes,expires_at,metadata,allowed_ips,rate_limit,rate_window}')
 $$;
 COMMENT ON FUNCTION tollgate.token_changes(tollgate.api_tokens, tollgate.api_tokens) IS
-    'What an event says of a change of a token: {"key": {"from": …, "to": …}}. Internal.';
+    'The detail of an event about a changed token: {"key": {"from": …, "to": …}}. Internal.';
 
 CREATE FUNCTION tollgate.narrow_descendants(token tollgate.api_tokens, reason text) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -167,8 +168,8 @@ AS $$
 DECLARE
     affected bigint;
 BEGIN
-    -- Each held no more than its parent. What both it and the ancestor have is then no more than what both its parent and
-    -- the ancestor have, so all can be cut at once.
+    -- Each had no more than its parent. The intersection of a descendant with the ancestor is then within the
+    -- intersection of its parent with the ancestor, so all can be narrowed at once.
     WITH narrowed AS (
         UPDATE tollgate.api_tokens d
             SET scopes = tollgate.intersect_scopes(d.scopes, $1.scopes),
@@ -194,7 +195,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.narrow_descendants(tollgate.api_tokens, text) IS
-    'Cuts the descendants of a token down to what it has, with an event token.updated each, and says how many. Internal.';
+    'Narrows the descendants of a token to what it has, with an event token.updated each, and returns how many. Internal.';
 
 CREATE FUNCTION tollgate.notify_family_event(event text, token_id uuid, user_id text, reason text, descendants bigint) RETURNS void
     LANGUAGE sql VOLATILE PARALLEL UNSAFE
@@ -203,4 +204,4 @@ BEGIN ATOMIC
     SELECT tollgate.notify_token_event($1, $2, $3, $4, CASE WHEN $5 > 0 THEN $5 + 1 END);
 END;
 COMMENT ON FUNCTION tollgate.notify_family_event(text, uuid, text, text, bigint) IS
-    'Notifies of a token from which access was taken away, or of so many at once if it has descendants. Internal.';
+    'Notifies that access of a token was taken away, or of several at once if it has descendants. Internal.';

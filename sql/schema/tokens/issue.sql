@@ -1,4 +1,4 @@
--- Issuing tokens, bringing them along from elsewhere, listing them.
+-- Issuing, importing and listing tokens.
 
 CREATE FUNCTION tollgate.create_api_token(
     user_id     text,
@@ -16,7 +16,7 @@ CREATE FUNCTION tollgate.create_api_token(
     SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'create_api_token';
 COMMENT ON FUNCTION tollgate.create_api_token(text, text, text[], interval, jsonb, cidr[], integer, interval, text, timestamptz) IS
-    'Issues a token for a user. The returned row is the only place where its plaintext ever is. It ends after expires_in, days counted in UTC, or at expires_at, not both; event token.created';
+    'Issues a token for a user. The returned row is the only place where its plaintext appears. It ends after expires_in, days counted in UTC, or at expires_at, not both; event token.created';
 
 CREATE FUNCTION tollgate.import_api_token(
     user_id     text,
@@ -39,7 +39,7 @@ CREATE FUNCTION tollgate.import_api_token(
     SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'import_api_token';
 COMMENT ON FUNCTION tollgate.import_api_token(text, text, bytea, text[], interval, jsonb, cidr[], integer, interval, text, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz) IS
-    'Takes over a token of another system by a digest of its plaintext, with what that system knew of it, and returns its id; 23505 when there is one with that digest; event token.imported. The format says which digest: sha256, sha512, sha512-of-hex or sanctum; at its first use the token gets our own. Unless it has Tollgate''s format it is accepted only while tollgate.accept_foreign_tokens is on';
+    'Imports a token of another system by a digest of its plaintext, with that system''s data, and returns its id; 23505 when one with that digest exists; event token.imported. The format says which digest: sha256, sha512, sha512-of-hex or sanctum; at its first use the token gets Tollgate''s own digest. Unless it has Tollgate''s format it is accepted only while tollgate.accept_foreign_tokens is on';
 
 CREATE FUNCTION tollgate.check_token_fields(
     fields      text[],
@@ -54,7 +54,7 @@ CREATE FUNCTION tollgate.check_token_fields(
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'check_token_fields';
 COMMENT ON FUNCTION tollgate.check_token_fields(text[], text, text[], timestamptz, jsonb, cidr[], integer, interval) IS
-    'Raises 22023 unless the named fields are such as a token may be issued with; returns the scopes, each once. Internal.';
+    'Raises 22023 unless a token may be issued with the named fields; returns the scopes without duplicates. Internal.';
 
 CREATE FUNCTION tollgate.issued_detail(token tollgate.api_tokens) RETURNS jsonb
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -65,7 +65,7 @@ AS $$
         'rate_limit', ($1).rate_limit, 'rate_window', ($1).rate_window, 'parent_id', ($1).parent_id, 'rotated_from', ($1).rotated_from))
 $$;
 COMMENT ON FUNCTION tollgate.issued_detail(tollgate.api_tokens) IS
-    'What an event says of a token that was issued, in whatever way. Internal.';
+    'The detail of the event for an issued token, however it was issued. Internal.';
 
 CREATE VIEW tollgate.tokens AS
     SELECT t.id, t.user_id, t.name, t.hint,
@@ -78,23 +78,23 @@ CREATE VIEW tollgate.tokens AS
            coalesce(u.use_count, 0) AS use_count, coalesce(u.denied_count, 0) AS denied_count,
            u.last_used_at, u.last_used_ip, t.rotated_to, t.disabled_via, t.disabled_with_user
     FROM tollgate.api_tokens t LEFT JOIN tollgate.token_usage u ON u.token_id = t.id;
-COMMENT ON VIEW tollgate.tokens IS 'Tokens for people: hint, status and usage as of the last flush; never the digest';
+COMMENT ON VIEW tollgate.tokens IS 'Tokens in readable form: hint, status and usage as of the last flush; never the digest';
 
 CREATE FUNCTION tollgate.check_user_named(user_id text) RETURNS void
     LANGUAGE plpgsql STABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- Blank as well: no token has such a user.
+    -- Blank too: no token has such a user.
     IF $1 IS NULL OR $1 !~ '[^[:space:]]' THEN
         RAISE EXCEPTION 'a user must be named'
-            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: user_id, which is NULL, empty or blank.',
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: user_id, which is %s.', CASE WHEN $1 IS NULL THEN 'NULL' ELSE 'empty or blank' END),
                   HINT = 'Pass the key of the user in your application, as text.';
     END IF;
 END
 $$;
 COMMENT ON FUNCTION tollgate.check_user_named(text) IS
-    'Raises 22023 for a user who is nobody, whose tokens would be none: the mistake would go unseen. Internal.';
+    'Raises 22023 for a NULL or blank user, who can have no tokens: the mistake would go unnoticed. Internal.';
 
 CREATE FUNCTION tollgate.check_page_size(max_tokens integer) RETURNS void
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
@@ -104,13 +104,13 @@ BEGIN
     IF $1 < 1 THEN
         RAISE EXCEPTION 'a page has at least one token'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: max_tokens, of %s.', $1),
-                  HINT = 'Give how many you want at a time, such as 100, or NULL for all.';
+                  HINT = 'Give how many you want at a time, such as 100.';
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tollgate.check_page_size(integer) IS 'Raises 22023 unless a page can have so many tokens. Internal.';
+COMMENT ON FUNCTION tollgate.check_page_size(integer) IS 'Raises 22023 unless a page can have that many tokens. Internal.';
 
--- Ids are in the order in which they were drawn, which an index has: so a page costs what is on it.
+-- Ids are in the order in which they were created, which an index has: so the cost of a page depends on its size.
 CREATE FUNCTION tollgate.list_api_tokens(user_id text, max_tokens integer DEFAULT NULL, after uuid DEFAULT NULL) RETURNS SETOF tollgate.tokens
     LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -128,4 +128,58 @@ BEGIN ATOMIC
         ORDER BY t.id LIMIT $2;
 END;
 COMMENT ON FUNCTION tollgate.list_api_tokens(text, integer, uuid) IS
-    'The tokens of a user, oldest first, all or a page of so many after the one with an id: hint, status and usage, never the digest; 22023 without a user';
+    'The tokens of a user, oldest first, all or a page of at most max_tokens after the one with an id: hint, status and usage, never the digest; 22023 without a user';
+
+-- By the index of what narrows the search most: the user, the hint, or else the id. Status and name are looked at row by row, from
+-- the last page on, so a page costs what it passes over. Not one statement for all three: a condition that may be absent uses no
+-- index.
+CREATE FUNCTION tollgate.find_api_tokens(
+    user_id    text    DEFAULT NULL,
+    hint       text    DEFAULT NULL,
+    name       text    DEFAULT NULL,
+    status     text    DEFAULT NULL,
+    max_tokens integer DEFAULT 100,
+    after      uuid    DEFAULT NULL
+) RETURNS SETOF tollgate.tokens
+    LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET jit = off
+    SET enable_seqscan = off
+    SET enable_bitmapscan = off
+    SET enable_sort = off
+    SET enable_incremental_sort = off
+    SET enable_hashjoin = off
+    SET enable_mergejoin = off
+AS $$
+BEGIN
+    PERFORM tollgate.without_token('user_id', $1), tollgate.without_token('hint', $2), tollgate.without_token('name', $3);
+    $6 := coalesce($6, '00000000-0000-0000-0000-000000000000');
+    IF $5 IS NULL OR $5 NOT BETWEEN 1 AND 10000 THEN
+        RAISE EXCEPTION 'a page has 1 to 10000 tokens'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: max_tokens, of %s.', coalesce($5::text, 'NULL')),
+                  HINT = 'Ask for the next page with the id of the last token of this one.';
+    END IF;
+    IF $4 NOT IN ('active', 'disabled', 'expired', 'revoked') THEN
+        RAISE EXCEPTION 'a token has no such status: %', tollgate.quote_redacted($4)
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: status.',
+                  HINT = 'It is one of active, disabled, expired and revoked.';
+    END IF;
+    IF $1 IS NOT NULL THEN
+        RETURN QUERY SELECT t.* FROM tollgate.tokens t
+            WHERE t.user_id = $1 COLLATE "default" AND t.id > $6 AND t.hint = coalesce($2, t.hint)
+              AND t.name = coalesce($3, t.name) AND t.status = coalesce($4, t.status)
+            ORDER BY t.id LIMIT $5;
+    ELSIF $2 IS NOT NULL THEN
+        RETURN QUERY SELECT t.* FROM tollgate.tokens t
+            WHERE t.hint = $2 COLLATE "default" AND t.id > $6 AND t.name = coalesce($3, t.name) AND t.status = coalesce($4, t.status)
+            ORDER BY t.id LIMIT $5;
+    ELSE
+        RETURN QUERY SELECT t.* FROM tollgate.tokens t
+            WHERE t.id > $6 AND t.name = coalesce($3, t.name) AND t.status = coalesce($4, t.status)
+            ORDER BY t.id LIMIT $5;
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.find_api_tokens(text, text, text, text, integer, uuid) IS
+    'Tokens of all users, or of one, with a hint, a name or a status, oldest first, a page of at most max_tokens after the one with an id: hint, status and usage, never the digest; 22023 for an unknown status';

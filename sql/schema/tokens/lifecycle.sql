@@ -1,4 +1,4 @@
--- What a token may go through between being issued and being revoked: rotated, changed, disabled and enabled.
+-- Changes of a token between issuing and revoking: rotate, update, disable and enable.
 
 CREATE FUNCTION tollgate.lock_managed_token(token_id uuid, lock_slots boolean DEFAULT false) RETURNS tollgate.api_tokens
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -13,13 +13,13 @@ BEGIN
                   HINT = 'tollgate.list_api_tokens(user_id) shows the ids of a user''s tokens.';
     END IF;
     IF token.revoked_at IS NOT NULL THEN
-        PERFORM tollgate.refuse_token($1, 'revoked', 'A revocation is for good: issue another token.');
+        PERFORM tollgate.refuse_token($1, 'revoked', 'A revocation is permanent: issue another token.');
     END IF;
     RETURN token;
 END
 $$;
 COMMENT ON FUNCTION tollgate.lock_managed_token(uuid, boolean) IS
-    'lock_token for what needs a token that is not revoked: else raises 42704 or 55000. Internal.';
+    'lock_token for functions that need a token that is not revoked: else raises 42704 or 55000. Internal.';
 
 CREATE FUNCTION tollgate.refuse_token(token_id uuid, state text, hint text) RETURNS void
     LANGUAGE plpgsql IMMUTABLE
@@ -30,7 +30,7 @@ BEGIN
         USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = format('Argument: token_id, of %s.', $1), HINT = $3;
 END
 $$;
-COMMENT ON FUNCTION tollgate.refuse_token(uuid, text, text) IS 'Raises 55000: a token is in a state in which this cannot be done. Internal.';
+COMMENT ON FUNCTION tollgate.refuse_token(uuid, text, text) IS 'Raises 55000: the state of the token does not allow this. Internal.';
 
 -- ---- Rotation
 
@@ -45,7 +45,7 @@ CREATE FUNCTION tollgate.rotate_api_token(
     SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'rotate_api_token';
 COMMENT ON FUNCTION tollgate.rotate_api_token(uuid, interval, interval, timestamptz, boolean) IS
-    'Replaces a live token by one with a new secret that is the same in all else, expiry too unless another one is given. The old one, and what was derived from it, expires after the grace, by default at once; a token is rotated once (55000). If the old one is presented after that, there is an event token.reuse_detected, and with revoke_on_reuse its successors are revoked; events token.rotated and token.created';
+    'Replaces a live token by one with a new secret and otherwise the same fields, including the expiry unless another one is given. The old one, and those derived from it, expire after the grace, by default at once; a token is rotated once (55000). If the old one is presented after that, there is an event token.reuse_detected, and with revoke_on_reuse its successors are revoked; events token.rotated and token.created';
 
 CREATE FUNCTION tollgate.lock_for_rotation(token_id uuid) RETURNS tollgate.api_tokens
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -95,7 +95,7 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value',
                   DETAIL = format('Argument: %s, which is later than the end of the parent %s.',
                                   CASE WHEN $7 IS NOT NULL THEN 'expires_at' ELSE 'expires_in' END, old.parent_id),
-                  HINT = 'Pass NULL for one that ends as its predecessor does.';
+                  HINT = 'Leave it out to keep the end of its predecessor.';
     END IF;
     INSERT INTO tollgate.audit_log (event, token_id, user_id, detail) VALUES
         ('token.rotated', $1, old.user_id,
@@ -107,7 +107,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.replace_token(uuid, uuid, bytea, text, interval, interval, timestamptz, boolean) IS
-    'Stores the successor of a token that lock_for_rotation has locked, and ends that one after the grace. Internal.';
+    'Stores the successor of a token that lock_for_rotation has locked, and ends the token after the grace. Internal.';
 
 -- ---- Changes
 
@@ -120,7 +120,7 @@ DECLARE
                        "rate_limit": "number", "rate_window": "string"}'::jsonb ->> $2;
 BEGIN
     IF expected IS NULL THEN
-        RAISE EXCEPTION 'this is not something that can be changed in a token: %', tollgate.quote_redacted($2)
+        RAISE EXCEPTION 'this cannot be changed in a token: %', tollgate.quote_redacted($2)
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: changes.',
                   HINT = 'The keys are name, scopes, expires_at, metadata, allowed_ips, rate_limit and rate_window.';
     END IF;
@@ -133,19 +133,19 @@ BEGIN
     END IF;
     RETURN jsonb_populate_record($1, jsonb_build_object($2, $3));
 EXCEPTION
-    -- PostgreSQL's own message would repeat the value, which may be anything, a token too.
+    -- PostgreSQL's own message would repeat the value, which may be anything, including a token.
     WHEN data_exception OR program_limit_exceeded THEN
         IF expected IS NULL THEN
             RAISE;
         END IF;
         RAISE EXCEPTION 'this cannot be the % of a token', replace($2, '_', ' ')
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: changes, key %s.', $2),
-                  HINT = format('Pass a JSON %s%s, or null to clear it.', expected, CASE $2
+                  HINT = format('Give a JSON %s%s, or null to clear it.', expected, CASE $2
                       WHEN 'scopes' THEN ' of strings' WHEN 'allowed_ips' THEN ' of networks such as "203.0.113.0/24"'
                       WHEN 'expires_at' THEN ' with a timestamp' WHEN 'rate_window' THEN ' with an interval' ELSE '' END);
 END
 $$;
-COMMENT ON FUNCTION tollgate.read_change(tollgate.api_tokens, text, jsonb) IS 'A token''s row with one change made to it. Internal.';
+COMMENT ON FUNCTION tollgate.read_change(tollgate.api_tokens, text, jsonb) IS 'A token''s row with one change applied. Internal.';
 
 CREATE FUNCTION tollgate.check_within_parent(token tollgate.api_tokens, before tollgate.api_tokens) RETURNS void
     LANGUAGE plpgsql STABLE
@@ -170,7 +170,7 @@ BEGIN
         RAISE EXCEPTION 'a derived token cannot be wider than its parent'
             USING ERRCODE = 'invalid_parameter_value',
                   DETAIL = format('Argument: changes, key %s, which is more than the parent %s has.', wider, parent.id),
-                  HINT = 'Widen the parent first, or issue a token of its own.';
+                  HINT = 'Widen the parent first, or issue an independent token.';
     END IF;
 END
 $$;
@@ -193,9 +193,9 @@ BEGIN
     IF jsonb_typeof($2) IS DISTINCT FROM 'object' THEN
         RAISE EXCEPTION 'changes are a JSON object'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: changes.',
-                  HINT = 'Such as {"name": "laptop", "expires_at": null}; keys that are left out stay as they are.';
+                  HINT = 'Such as {"name": "laptop", "expires_at": null}; keys that are left out stay unchanged.';
     END IF;
-    -- All keys together have less.
+    -- All keys together are smaller than this.
     PERFORM tollgate.check_json('changes', $2, 600000, 64);
     before := tollgate.lock_managed_token($1, $2 ? 'expires_at');
     keys := ARRAY(SELECT jsonb_object_keys($2));
@@ -224,7 +224,7 @@ BEGIN
         UPDATE tollgate.api_tokens t
             SET name = after.name, scopes = after.scopes, metadata = after.metadata, allowed_ips = after.allowed_ips,
                 rate_limit = after.rate_limit, rate_window = after.rate_window, expires_at = after.expires_at,
-                -- A new expiry lies in the future, and is to be recorded when it comes.
+                -- A new expiry is in the future, and is recorded when it passes.
                 expired_at = CASE WHEN changed ? 'expires_at' THEN NULL ELSE t.expired_at END
             WHERE t.id = $1;
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
@@ -239,7 +239,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.update_api_token(uuid, jsonb) IS
-    'Changes a token that is not revoked: keys name, scopes, expires_at, metadata, allowed_ips, rate_limit, rate_window; null clears; any other key is 22023. What narrows it narrows its descendants as well; a derived one stays within its parent; event token.updated';
+    'Changes a token that is not revoked: keys name, scopes, expires_at, metadata, allowed_ips, rate_limit, rate_window; null clears; any other key is 22023. Narrowing it narrows its descendants as well; a derived one stays within its parent; event token.updated';
 
 -- ---- Disabling
 
@@ -259,10 +259,10 @@ BEGIN
         RAISE EXCEPTION 'a token is enabled or not'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: enabled, which is NULL.', HINT = 'Pass true or false.';
     END IF;
-    -- The user's row comes before the token's, as where a user is changed.
+    -- The user's row is locked before the token's, as where a user is changed.
     inactive := $2 AND tollgate.user_is_inactive($1);
     token := tollgate.lock_token($1);
-    -- One that was disabled through an ancestor, or with its user, can still be disabled by itself.
+    -- A token that was disabled through an ancestor, or with its user, can still be disabled by itself.
     already := CASE WHEN $2 THEN token.disabled_at IS NULL
                     ELSE token.disabled_at IS NOT NULL AND token.disabled_via IS NULL AND NOT token.disabled_with_user END;
     IF token.id IS NULL OR token.revoked_at IS NOT NULL OR already THEN
@@ -282,7 +282,7 @@ BEGIN
     WITH RECURSIVE family AS (
         SELECT $1 AS id
         UNION ALL
-        -- Not below one that somebody disabled by itself: what is there is disabled through that one.
+        -- Not below a token that was disabled by itself: its descendants are disabled through it.
         SELECT t.id FROM family f JOIN tollgate.api_tokens t ON t.parent_id = f.id
         WHERE t.disabled_at IS NULL OR t.disabled_via IS NOT NULL OR t.disabled_with_user
     ), switched AS (
@@ -292,14 +292,14 @@ BEGIN
                 disabled_with_user = false
             FROM tollgate.api_tokens before
             WHERE t.id = ANY (ARRAY(SELECT f.id FROM family f)) AND before.id = t.id AND t.revoked_at IS NULL
-            RETURNING t.id, t.user_id, (before.disabled_at IS NULL) <> $2 OR t.id = $1 AS told
+            RETURNING t.id, t.user_id, (before.disabled_at IS NULL) <> $2 OR t.id = $1 AS is_logged
     ), logged AS (
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
             SELECT CASE WHEN $2 THEN 'token.enabled' ELSE 'token.disabled' END, s.id, s.user_id,
                    jsonb_strip_nulls(jsonb_build_object('reason', $3, 'ancestor', CASE WHEN s.id <> $1 THEN $1 END))
-            FROM switched s WHERE s.told ORDER BY s.id <> $1, s.id
+            FROM switched s WHERE s.is_logged ORDER BY s.id <> $1, s.id
     )
-    SELECT count(*) FILTER (WHERE s.told AND s.id <> $1) INTO affected FROM switched s;
+    SELECT count(*) FILTER (WHERE s.is_logged AND s.id <> $1) INTO affected FROM switched s;
     IF NOT $2 THEN
         PERFORM tollgate.notify_family_event('token.disabled', $1, token.user_id, $3, affected);
     END IF;
@@ -307,4 +307,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.set_api_token_enabled(uuid, boolean, text) IS
-    'Disables a token with all that were derived from it, or enables it again, with those that were not disabled by themselves; false when it is unknown, revoked, or so already; 55000 below a disabled ancestor, or while its user is not active; events token.disabled and token.enabled';
+    'Disables a token and all tokens derived from it, or enables it again, and those that were not disabled by themselves; false when it is unknown, revoked, or already in that state; 55000 below a disabled ancestor, or while its user is not active; events token.disabled and token.enabled';

@@ -1,4 +1,4 @@
--- Taking tokens away, for good.
+-- Revoking tokens, permanently.
 
 CREATE FUNCTION tollgate.stored_reason(reason text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
@@ -8,14 +8,14 @@ BEGIN
     IF length($1) > 1000 THEN
         RAISE EXCEPTION 'a reason has at most 1000 characters'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: reason, of %s characters.', length($1)),
-                  HINT = 'Say it shorter, or put a link to the ticket there.';
+                  HINT = 'Shorten it, or put a link to the ticket there.';
     END IF;
-    -- What may be a digest is left out; a token is refused, as everywhere.
+    -- Anything that may be a digest is left out; a token is refused, as everywhere.
     RETURN regexp_replace(tollgate.without_token('reason', $1), '[0-9A-Fa-f]{64,}', '…', 'g');
 END
 $$;
 COMMENT ON FUNCTION tollgate.stored_reason(text) IS
-    'A reason as it is stored: without what may be a digest; raises 22023 if it has a token in it, or is longer than the log takes. Internal.';
+    'A reason as it is stored: without anything that may be a digest; raises 22023 if it contains a token, or is too long. Internal.';
 
 CREATE FUNCTION tollgate.revoke_api_token(token_id uuid, user_id text DEFAULT NULL, reason text DEFAULT NULL) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -47,7 +47,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_api_token(uuid, text, text) IS
-    'Revokes a token for good, with all that were derived from it; false when it is unknown, is not that user''s, or was revoked already; event token.revoked each. A NULL user_id stands for any user: for the authenticated one there is revoke_own_api_token';
+    'Revokes a token permanently, with all that were derived from it; false when it is unknown, does not belong to that user, or is already revoked; event token.revoked each. A NULL user_id stands for any user: for the authenticated one there is revoke_own_api_token';
 
 CREATE FUNCTION tollgate.revoke_own_api_token(token_id uuid, reason text DEFAULT NULL) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -56,7 +56,7 @@ AS $$
 BEGIN
     PERFORM tollgate.stored_reason($2);
     IF tollgate.current_user_id() IS NULL THEN
-        RAISE EXCEPTION 'nobody is authenticated'
+        RAISE EXCEPTION 'this transaction is not authenticated'
             USING ERRCODE = 'invalid_authorization_specification', DETAIL = 'This transaction has no identity.',
                   HINT = 'Call tollgate.authenticate() first, in the same transaction.';
     END IF;
@@ -64,7 +64,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_own_api_token(uuid, text) IS
-    'Revokes a token of the user who is authenticated in this transaction, else raises 28000; false when it is unknown, somebody else''s, or revoked already';
+    'Revokes a token of the user who is authenticated in this transaction, else raises 28000; false when it is unknown, another user''s, or already revoked';
 
 CREATE FUNCTION tollgate.revoke_families(roots uuid[], reason text, source jsonb) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -82,7 +82,7 @@ BEGIN
             WHERE t.id = ANY (ARRAY(SELECT f.id FROM family f)) AND t.revoked_at IS NULL
             RETURNING t.id, t.user_id
     ), logged AS (
-        -- The epoch is asked for once, not for each row.
+        -- A subquery, so that the epoch is looked up once and not for each row.
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)
             SELECT 'token.revoked', r.id, r.user_id, jsonb_strip_nulls(jsonb_build_object('reason', $2)) || $3, (SELECT tollgate.current_epoch())
             FROM revoked r ORDER BY r.id
@@ -92,9 +92,10 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_families(uuid[], text, jsonb) IS
-    'Revokes tokens whose rows are locked, with all that were derived from them, and says how many; one event each. Internal.';
+    'Revokes tokens whose rows are locked, with all that were derived from them, and returns how many; one event each. Internal.';
 
--- By the indexes, in what it calls too: to read the whole table for a thousand of its rows is cheap, but not a thousand times.
+-- Uses the indexes, also in the functions it calls: a sequential scan for a thousand rows is cheap once, but not a
+-- thousand times.
 CREATE FUNCTION tollgate.revoke_without_notification(user_ids text[], reason text, source jsonb) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
@@ -109,12 +110,12 @@ DECLARE
     roots    uuid[];
     affected bigint := 0;
 BEGIN
-    -- Whole families, each under the lock of its root, or a child that is being derived would live on. What is rotated or
-    -- issued while a lock is waited for has a root of its own, which the next turn finds.
+    -- Whole families, each under the lock of its root, or a child that is being derived would survive. A token that is
+    -- rotated or issued while a lock is waited for has its own root, which the next round finds.
     LOOP
         roots := NULL;
-        -- A thousand families at a time, as a user may have any number of tokens. PL/pgSQL gives its arguments the collation of
-        -- the call, which may be that of a name and not that of the index.
+        -- A thousand families at a time, as a user may have any number of tokens. PL/pgSQL gives its arguments the
+        -- collation of the call, which may be that of a name and not that of the index.
         FOR root IN
             SELECT t.id FROM unnest($1) u (id) JOIN tollgate.api_tokens t ON t.user_id = u.id COLLATE "default"
                 WHERE t.parent_id IS NULL AND t.revoked_at IS NULL ORDER BY t.user_id COLLATE "C", t.id FOR UPDATE OF t
@@ -133,7 +134,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_without_notification(text[], text, jsonb) IS
-    'revoke_tokens_of_users for who notifies itself. Internal.';
+    'revoke_tokens_of_users for callers that notify themselves. Internal.';
 
 CREATE FUNCTION tollgate.revoke_tokens_of_users(user_ids text[], reason text, source jsonb) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -149,7 +150,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_tokens_of_users(text[], text, jsonb) IS
-    'Revokes every token of some users, and says how many; one event each, with the source in its detail, and one notification. Internal.';
+    'Revokes every token of some users, and returns how many; one event each, with the source in its detail, and one notification. Internal.';
 
 CREATE FUNCTION tollgate.revoke_all_api_tokens(user_id text, reason text DEFAULT NULL) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -161,16 +162,17 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_all_api_tokens(text, text) IS
-    'Revokes every token of a user that is not revoked yet, and says how many; one event token.revoked each, one notification; 22023 without a user';
+    'Revokes every token of a user that is not revoked yet, and returns how many; one event token.revoked each, one notification; 22023 without a user';
 
 CREATE FUNCTION tollgate.revoke_presented_token(token text, reason text DEFAULT NULL, client_ip inet DEFAULT NULL) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- An expression of PL/pgSQL has no plan that auto_explain could write down with the token in it; a SELECT here has.
+    -- auto_explain logs no plan of a simple PL/pgSQL expression, but would log that of a SELECT here, with the token in
+    -- it.
     RETURN tollgate.revoke_api_token(tollgate.presented_token_id($1, $3), NULL, $2);
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_presented_token(text, text, inet) IS
-    'Revokes a token by its plaintext, so that whoever finds a leaked one can kill it, in whatever form it was issued and whatever the settings of the session accept; false when it is malformed, unknown or revoked already. Failed attempts count and are logged as for verify_api_token; 53400 at an address that has failed too often';
+    'Revokes a token by its plaintext, so that anyone who finds a leaked one can end it, in whatever format it was issued and whatever formats the session accepts; false when it is malformed, unknown or already revoked. Failed attempts count and are logged as for verify_api_token; 53400 at an address with too many failed attempts';

@@ -1,4 +1,4 @@
--- The catalogue of scopes, and the grammar that decides what a scope grants.
+-- The scope catalogue, and the grammar that decides what a scope grants.
 
 CREATE TABLE tollgate.scopes (
     name        text        PRIMARY KEY,
@@ -13,7 +13,7 @@ CREATE FUNCTION tollgate.scope_grants(granted text[], required text) RETURNS boo
     LANGUAGE c IMMUTABLE PARALLEL SAFE STRICT
     AS 'MODULE_PATHNAME', 'scope_grants';
 COMMENT ON FUNCTION tollgate.scope_grants(text[], text) IS
-    'Whether any of the granted scopes grants the required one: x:* grants x: followed by anything, admin grants everything, all else matches exactly; a malformed scope grants nothing and is never granted';
+    'Whether any of the granted scopes grants the required one: x:* grants x: followed by anything, admin grants everything, any other scope matches exactly; a malformed scope grants nothing and is never granted';
 
 CREATE FUNCTION tollgate.scope_is_valid(scope text) RETURNS boolean
     LANGUAGE c IMMUTABLE PARALLEL SAFE STRICT
@@ -37,7 +37,7 @@ BEGIN
     IF $1 ~ '[0-9a-f]{16}' THEN
         RAISE EXCEPTION 'this scope looks like a token'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: name, which has 16 hexadecimal digits in a row.',
-                  HINT = 'Scopes are written to the audit log, where nothing is ever erased: name it otherwise. If it was a token, revoke it.';
+                  HINT = 'Scopes are written to the audit log, where nothing is ever erased: choose another name. If it was a token, revoke it.';
     END IF;
     IF $1 = 'admin' THEN
         RAISE EXCEPTION 'the scope admin is built in and cannot be defined'
@@ -48,10 +48,10 @@ BEGIN
     IF $2 IS NULL OR length($2) > 1000 THEN
         RAISE EXCEPTION 'a scope needs a description of at most 1000 characters'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: description.',
-                  HINT = 'Say in a sentence what a token with this scope may do.';
+                  HINT = 'Describe in a sentence what a token with this scope may do.';
     END IF;
 
-    -- Again if it was there a moment ago, and is gone now.
+    -- Retry if it existed a moment ago, and was dropped since.
     LOOP
         INSERT INTO tollgate.scopes (name, description) VALUES ($1, $2) ON CONFLICT ON CONSTRAINT scopes_pkey DO NOTHING;
         IF FOUND THEN
@@ -83,13 +83,14 @@ DECLARE
     example  text;
 BEGIN
     PERFORM tollgate.without_token('name', $1);
-    -- With an older snapshot than the lock below, a token issued a moment ago would stay unseen.
+    -- With a snapshot older than the lock below, a token that was just issued would be invisible.
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         RAISE EXCEPTION 'drop_scope cannot run in a % transaction', current_setting('transaction_isolation')
             USING ERRCODE = 'invalid_transaction_state',
                   HINT = 'Call it in a transaction with isolation level READ COMMITTED.';
     END IF;
-    -- Whoever issues a token holds ROW SHARE on the catalogue until commit, so after this no token is on its way.
+    -- A transaction that issues a token holds ROW SHARE on the catalogue until commit, so after this no token is being
+    -- issued.
     LOCK TABLE tollgate.scopes IN EXCLUSIVE MODE;
 
     DELETE FROM tollgate.scopes s WHERE s.name = $1 RETURNING s.description INTO dropped;
@@ -103,7 +104,7 @@ BEGIN
         FROM tollgate.api_tokens t
         WHERE $1 = ANY (t.scopes) AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now());
     IF carriers > 0 THEN
-        RAISE EXCEPTION 'scope % cannot be dropped because % live token(s) carry it', tollgate.quote_redacted($1), carriers
+        RAISE EXCEPTION 'scope % cannot be dropped because % live token(s) have it', tollgate.quote_redacted($1), carriers
             USING ERRCODE = 'dependent_objects_still_exist',
                   DETAIL = format('One of them has the id %s.', example),
                   HINT = 'Revoke those tokens, or let them expire, then drop the scope.';
@@ -113,7 +114,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.drop_scope(text) IS
-    'Removes a scope from the catalogue; refused (2BP01) while a live token carries it; event scope.dropped';
+    'Removes a scope from the catalogue; refused (2BP01) while a live token has it; event scope.dropped';
 
 CREATE FUNCTION tollgate.list_scopes() RETURNS TABLE (name text, description text, defined_at timestamptz, defined_by text)
     LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 20
@@ -121,4 +122,4 @@ CREATE FUNCTION tollgate.list_scopes() RETURNS TABLE (name text, description tex
 BEGIN ATOMIC
     SELECT s.name, s.description, s.defined_at, s.defined_by FROM tollgate.scopes s ORDER BY s.name;
 END;
-COMMENT ON FUNCTION tollgate.list_scopes() IS 'The catalogue of scopes, by name';
+COMMENT ON FUNCTION tollgate.list_scopes() IS 'The scope catalogue, by name';

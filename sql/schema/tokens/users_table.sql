@@ -1,5 +1,5 @@
--- The application's own tables of users: tokens are issued for users who are there, and end with them, as rows that a foreign
--- key refers to. What a table was attached with stands in the arguments of its triggers, and nowhere else.
+-- The application's users tables: tokens are issued for existing users, and end with them, like rows with a foreign
+-- key. The arguments of an attachment are stored in the arguments of its triggers, and nowhere else.
 
 CREATE FUNCTION tollgate.attach_users_table(
     "table"      regclass,
@@ -24,14 +24,14 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: active, of %s characters.', length($4)),
                   HINT = 'Such as ''deleted_at IS NULL''.';
     ELSIF $5 NOT IN ('refuse', 'revoke') THEN
-        RAISE EXCEPTION 'the tokens of a user who is not active are refused or revoked'
+        RAISE EXCEPTION 'the tokens of an inactive user are refused or revoked'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: on_inactive, of %s.', tollgate.quote_redacted($5)),
                   HINT = 'Pass ''refuse'' or ''revoke''.';
     END IF;
     PERFORM tollgate.check_users_table($1);
-    -- Ends the transaction's wait for those who change users now, and keeps other attachments out.
+    -- Waits for transactions that are changing users, and keeps other attachments out.
     EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', $1);
-    -- And for those who issue tokens: of what they issue, this transaction and those that come after it see all.
+    -- And waits for transactions that issue tokens: this transaction and later ones see all tokens they issue.
     LOCK TABLE tollgate.api_tokens IN SHARE MODE;
 
     SELECT a.attnum INTO key_number FROM pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attnum > 0 AND NOT a.attisdropped;
@@ -45,7 +45,7 @@ BEGIN
     BEGIN
         present := (tollgate.users_key($1, attached))[1];
     EXCEPTION WHEN undefined_column OR datatype_mismatch OR wrong_object_type THEN
-        -- It cannot be the key any more: whatever is named takes its place.
+        -- It can no longer be the key: the given column replaces it.
         NULL;
     END;
     IF present <> quote_ident($2) THEN
@@ -54,7 +54,7 @@ BEGIN
                   HINT = 'Detach it with tollgate.detach_users_table() first.';
     END IF;
 
-    -- A timestamp of this name means one thing wherever it is used; where it does not, tokens are refused rather than accepted.
+    -- A timestamp of this name usually has one meaning; where it has another, tokens are refused rather than accepted.
     IF attached IS NULL AND $4 IS NULL
        AND EXISTS (SELECT FROM pg_attribute a
                    WHERE a.attrelid = $1 AND a.attname = 'deleted_at' AND NOT a.attisdropped AND a.attgenerated = ''
@@ -62,16 +62,16 @@ BEGIN
         $4 := 'deleted_at IS NULL';
         RAISE NOTICE 'users whose deleted_at is set in table % count as inactive', $1
             USING DETAIL = 'Their tokens are refused until it is NULL again.',
-                  HINT = 'If that is not what the column means, attach the table once more with active => ''true''.';
+                  HINT = 'If that is not what the column means, attach the table again with active => ''true''.';
     END IF;
-    -- What is left out stays as it is: who attaches once more for a new partition does not open anything.
+    -- Arguments that are left out keep their values: attaching again for a new partition loosens nothing.
     $3 := coalesce($3, attached[2]::boolean, true);
     $4 := coalesce($4, nullif(attached[4], ''));
     $5 := coalesce($5, nullif(attached[3], ''), CASE WHEN $4 IS NOT NULL THEN 'refuse' END);
     IF $5 IS NOT NULL AND $4 IS NULL THEN
         RAISE EXCEPTION 'there is no condition under which a user is active'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: active, which is NULL.',
-                  HINT = 'Pass one beside on_inactive, such as ''deleted_at IS NULL''.';
+                  HINT = 'Pass one together with on_inactive, such as ''deleted_at IS NULL''.';
     END IF;
     IF $4 IS NOT NULL THEN
         condition := tollgate.check_users_condition($1, $4);
@@ -82,7 +82,7 @@ BEGIN
     IF attached <> wanted THEN
         PERFORM tollgate.drop_users_triggers($1);
     END IF;
-    -- A partition may be written to directly, which the partitioned table's triggers for each statement do not see.
+    -- A partition may be written to directly, which the partitioned table's statement triggers do not see.
     IF (SELECT c.relkind = 'p' FROM pg_class c WHERE c.oid = $1) THEN
         PERFORM tollgate.attach_trigger($1, 'tollgate_user_deleted', 'AFTER DELETE', 'FOR EACH ROW', 'users_row_changed', wanted);
     ELSE
@@ -102,7 +102,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.attach_users_table(regclass, name, boolean, text, text) IS
-    'Has tokens end with their users: those who are deleted from a table, truncated away or given another key. Its owner alone may; the key''s text is the user_id. With require_user, the default, tokens are issued for users who are there alone (23503); active is a condition, evaluated as the owner, and the tokens of users for whom it is not true are refused until it is, or revoked, as on_inactive says. Once more does what is missing, such as for new partitions, and changes what is given';
+    'Makes tokens end with their users: those who are deleted from a table, truncated away or given another key. Only its owner may call it; the key''s text is the user_id. With require_user, the default, tokens are issued only for users in the table (23503); active is a condition, evaluated as the owner: the tokens of users for whom it is not true are refused until it is, or revoked, as on_inactive says. A repeated call adds what is missing, for example for new partitions, and changes the given arguments';
 
 CREATE FUNCTION tollgate.detach_users_table("table" regclass) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -115,7 +115,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.detach_users_table(regclass) IS
-    'Takes the triggers of attach_users_table off a table; false when there are none. Its owner alone may. Tokens stay as they are: one that is disabled with its user can be enabled then';
+    'Removes the triggers of attach_users_table from a table; false when there are none. Only its owner may call it. Tokens do not change: one that is disabled with its user can then be enabled';
 
 -- ---- Attaching
 
@@ -139,12 +139,12 @@ BEGIN
             USING ERRCODE = 'insufficient_privilege', DETAIL = 'Argument: table.',
                   HINT = 'Attaching a table puts triggers on it: let its owner do that.';
     END IF;
-    -- A statement on one of them removes rows of the other, without a trigger of that one's. So do foreign servers.
+    -- A statement on one of them removes rows of the other without firing its triggers. So do foreign servers.
     IF EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
                WHERE NOT c.relispartition AND (i.inhrelid = $1 OR i.inhparent = $1)) THEN
         RAISE EXCEPTION 'table % shares rows with another by inheritance', $1
             USING ERRCODE = 'wrong_object_type', DETAIL = 'Argument: table.',
-                  HINT = 'Users are kept in a table that inherits from none and that none inherits from; partitions are fine.';
+                  HINT = 'Keep users in a table without inheritance; partitions are fine.';
     END IF;
     IF EXISTS (SELECT FROM pg_partition_tree($1) p JOIN pg_class c ON c.oid = p.relid WHERE c.relkind = 'f') THEN
         RAISE EXCEPTION 'a partition of table % is on another server', $1
@@ -170,7 +170,7 @@ CREATE FUNCTION tollgate.users_key(users oid, arguments text[]) RETURNS text[]
     LANGUAGE c STABLE STRICT
     AS 'MODULE_PATHNAME', 'users_key';
 COMMENT ON FUNCTION tollgate.users_key(oid, text[]) IS
-    'The key column of an attached table, or of a partition of it, quoted, wherever a renaming led it, and the condition by which keys u.k are compared with user ids d; raises if it cannot be a key any more. Internal.';
+    'The quoted key column of an attached table, or of a partition of it, also if it was renamed, and the condition that compares keys u.k with user ids d; raises if it can no longer be a key. Internal.';
 
 CREATE FUNCTION tollgate.users_table_arguments(users oid) RETURNS text[]
     LANGUAGE c STABLE STRICT
@@ -199,7 +199,7 @@ BEGIN ATOMIC
     SELECT a.users, (tollgate.users_key(a.users, a.arguments))[1], a.arguments[2]::boolean, nullif(a.arguments[4], ''), nullif(a.arguments[3], '')
     FROM tollgate.attached_users_tables() a ORDER BY a.users::text;
 END;
-COMMENT ON FUNCTION tollgate.list_users_tables() IS 'The tables that attach_users_table was given, with the column that is the key now';
+COMMENT ON FUNCTION tollgate.list_users_tables() IS 'The attached users tables, with their current key columns';
 
 CREATE FUNCTION tollgate.attach_trigger(users regclass, trigger_name name, event text, firing text, function_name name, arguments text[]) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -209,13 +209,13 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = $1 AND t.tgname = $2) THEN
         EXECUTE format('CREATE TRIGGER %I %s ON %s %s EXECUTE FUNCTION tollgate.%I(%s)', $2, $3, $1, $4, $5,
                        (SELECT string_agg(quote_literal(a), ', ' ORDER BY n) FROM unnest($6) WITH ORDINALITY u (a, n)));
-        -- DROP EXTENSION takes it along, and leaves the table alone.
+        -- DROP EXTENSION drops it, and leaves the table alone.
         EXECUTE format('ALTER TRIGGER %I ON %s DEPENDS ON EXTENSION tollgate', $2, $1);
     END IF;
 END
 $$;
 COMMENT ON FUNCTION tollgate.attach_trigger(regclass, name, text, text, name, text[]) IS
-    'Puts a trigger of attach_users_table on a table, unless it is there. Internal.';
+    'Creates a trigger of attach_users_table on a table, unless it exists. Internal.';
 
 CREATE FUNCTION tollgate.drop_users_triggers(users regclass) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -237,7 +237,7 @@ BEGIN
     RETURN found;
 END
 $$;
-COMMENT ON FUNCTION tollgate.drop_users_triggers(regclass) IS 'Drops the triggers of attach_users_table, and says whether there were any. Internal.';
+COMMENT ON FUNCTION tollgate.drop_users_triggers(regclass) IS 'Drops the triggers of attach_users_table, and returns whether there were any. Internal.';
 
 CREATE FUNCTION tollgate.advise_on_users_table(users regclass, key_number smallint, active text) RETURNS void
     LANGUAGE plpgsql STABLE
@@ -248,7 +248,7 @@ DECLARE
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = $1 AND i.indkey[0] = $2 AND i.indisvalid AND i.indpred IS NULL) THEN
         RAISE NOTICE 'no index of table % begins with its key column', $1
-            USING DETAIL = 'Each token that is issued, and each user who leaves, reads the whole table.', HINT = 'Create one, best a unique one.';
+            USING DETAIL = 'Each issued token, and each deleted user, reads the whole table.', HINT = 'Create one, preferably unique.';
     END IF;
     SELECT quote_ident(a.attname) AS name,
            CASE WHEN a.atttypid <> 'boolean'::regtype THEN quote_ident(a.attname) || ' IS NULL'
@@ -261,16 +261,16 @@ BEGIN
                    ELSE a.atttypid = 'boolean'::regtype AND a.attname !~ '(active|enabled).*_' END
         ORDER BY a.attnum LIMIT 1;
     IF FOUND AND $3 IS NULL THEN
-        RAISE NOTICE 'users who are switched off in table % keep their tokens', $1
-            USING DETAIL = format('Its column %s looks as if it switched users off.', switch.name),
-                  HINT = format('Attach it once more with active => %L.', switch.condition);
+        RAISE NOTICE 'users who are deactivated in table % keep their tokens', $1
+            USING DETAIL = format('Its column %s looks as if it deactivated users.', switch.name),
+                  HINT = format('Attach it again with active => %L.', switch.condition);
     END IF;
 END
 $$;
 COMMENT ON FUNCTION tollgate.advise_on_users_table(regclass, smallint, text) IS
-    'Notices for who attaches a table that lacks an index, or that seems to switch users off without having been said so. Internal.';
+    'Notices for the caller that attaches a table without an index, or with a column that seems to deactivate users but no condition. Internal.';
 
-CREATE FUNCTION tollgate.users_table_faults() RETURNS TABLE (severity text, detail text, mend text)
+CREATE FUNCTION tollgate.users_table_faults() RETURNS TABLE (severity text, detail text, remedy text)
     LANGUAGE plpgsql STABLE
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -289,7 +289,7 @@ BEGIN
     LOOP
         arguments := tollgate.users_table_arguments(users);
         key := arguments[1];
-        -- As its triggers find it, and as issuing does.
+        -- In the same way as its triggers and issuing.
         BEGIN
             key := (parse_ident((tollgate.users_key(users, arguments))[1]))[1];
             IF arguments[4] <> '' THEN
@@ -298,49 +298,50 @@ BEGIN
         EXCEPTION
             WHEN syntax_error_or_access_rule_violation OR data_exception OR feature_not_supported THEN
                 severity := 'fail';
-                detail := format('the table of users %s has changed since it was attached, so that changes of it and issuing for its users fail: %s',
+                detail := format('the users table %s has changed since it was attached, so that changes of it and issuing for its users fail: %s',
                                  users, tollgate.quote_redacted(SQLERRM));
-                mend := format('SELECT tollgate.attach_users_table(%L, %L), with the column that is the key now, and the condition as active', users, key);
+                remedy := format('SELECT tollgate.attach_users_table(%L, %L), with the column that is the key now, and the condition as active', users, key);
                 RETURN NEXT;
         END;
         again := format('SELECT tollgate.attach_users_table(%L, %L);', users, key);
         RETURN QUERY SELECT 'fail',
-                format('the table of users %s lacks the trigger %s%s: tokens of users who leave it may stay valid', users, w.name,
+                format('the users table %s lacks the trigger %s%s: tokens of removed users may stay valid', users, w.name,
                        CASE WHEN w.of = users THEN '' ELSE format(' of its partition %s', w.of) END), again
             FROM (SELECT users AS of, n AS name FROM unnest('{tollgate_user_deleted,tollgate_user_changed,tollgate_users_truncated}'::text[]) n
                   UNION ALL
-                  -- What is attached as a partition later has the triggers for rows, and not this one.
+                  -- A partition that is attached later gets the row triggers, and not this one.
                   SELECT p.relid, 'tollgate_users_truncated' FROM pg_partition_tree(users) p WHERE p.relid <> users) w
             WHERE NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = w.of AND t.tgname = w.name)
             ORDER BY w.of <> users, w.of, w.name;
         RETURN QUERY SELECT 'fail',
-                format('the trigger %I of %s is switched off: tokens of users who leave it stay valid', t.tgname, t.tgrelid::regclass),
-                format('ALTER TABLE %s ENABLE TRIGGER %I; and revoke the tokens of those who left meanwhile', t.tgrelid::regclass, t.tgname)
+                format('the trigger %I of %s is disabled: tokens of removed users stay valid', t.tgname, t.tgrelid::regclass),
+                format('ALTER TABLE %s ENABLE TRIGGER %I; and revoke the tokens of users who were removed meanwhile', t.tgrelid::regclass, t.tgname)
             FROM pg_trigger t
             WHERE t.tgrelid IN (SELECT users UNION SELECT p.relid FROM pg_partition_tree(users) p) AND t.tgenabled IN ('D', 'R')
               AND t.tgname IN ('tollgate_user_deleted', 'tollgate_user_changed', 'tollgate_users_truncated')
             ORDER BY t.tgrelid, t.tgname;
-        -- The worker that applies a publisher's changes fires no triggers. Where it brings the tokens too, it brings their end.
+        -- The worker that applies a publisher's changes fires no triggers. If it also replicates the tokens, it
+        -- replicates their end.
         RETURN QUERY SELECT 'warn',
-                format('%s receives its rows by the subscription %I: tokens of users who are deleted by that stay valid', r.srrelid::regclass, s.subname),
-                'let the publisher''s database keep the tokens too, or revoke them with tollgate.revoke_all_api_tokens(user_id)'
+                format('%s receives its rows by the subscription %I: tokens of users who are deleted by it stay valid', r.srrelid::regclass, s.subname),
+                'keep the tokens in the publisher''s database too, or revoke them with tollgate.revoke_all_api_tokens(user_id)'
             FROM pg_subscription_rel r JOIN pg_subscription s ON s.oid = r.srsubid
             WHERE r.srrelid IN (SELECT users UNION SELECT p.relid FROM pg_partition_tree(users) p)
               AND NOT EXISTS (SELECT FROM pg_subscription_rel o WHERE o.srrelid = 'tollgate.api_tokens'::regclass);
     END LOOP;
 END
 $$;
-COMMENT ON FUNCTION tollgate.users_table_faults() IS 'What keeps attached tables from ending the tokens of their users. Internal.';
+COMMENT ON FUNCTION tollgate.users_table_faults() IS 'Problems that keep attached tables from ending the tokens of their users. Internal.';
 
--- ---- What becomes of the tokens of users
+-- ---- Effects on the tokens of users
 
 CREATE FUNCTION tollgate.query_as(role oid, query text, keys text[]) RETURNS text[]
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'query_as';
 COMMENT ON FUNCTION tollgate.query_as(oid, text, text[]) IS
-    'What a query of the keys ($1) answers when it runs with the rights of a role. Internal.';
+    'The result of a query of the keys ($1) that runs with the rights of a role. Internal.';
 
--- The table may be read once for all keys.
+-- Reads the table at most once for all keys.
 CREATE FUNCTION tollgate.states_of_users(users regclass, arguments text[], user_ids text[]) RETURNS text[]
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
@@ -360,7 +361,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.states_of_users(regclass, text[], text[]) IS
-    'User ids, each behind a letter: d for one who is not in a table, i for one who is not active there, a for another. Internal.';
+    'User ids, each preceded by a letter: d for a user who is not in a table, i for one who is inactive there, a for any other. Internal.';
 
 CREATE FUNCTION tollgate.users_in_state(states text[], state text) RETURNS text[]
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -368,9 +369,9 @@ CREATE FUNCTION tollgate.users_in_state(states text[], state text) RETURNS text[
 BEGIN ATOMIC
     SELECT ARRAY(SELECT substr(s, 2) FROM unnest($1) s WHERE starts_with(s, $2));
 END;
-COMMENT ON FUNCTION tollgate.users_in_state(text[], text) IS 'Of what states_of_users returns, the users in a state. Internal.';
+COMMENT ON FUNCTION tollgate.users_in_state(text[], text) IS 'The users in a state, from the result of states_of_users. Internal.';
 
--- By the index: see revoke_without_notification.
+-- Uses the index: see revoke_without_notification.
 CREATE FUNCTION tollgate.users_with_tokens(user_ids text[]) RETURNS text[]
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
@@ -387,7 +388,7 @@ BEGIN
                  ORDER BY u.n);
 END
 $$;
-COMMENT ON FUNCTION tollgate.users_with_tokens(text[]) IS 'Those of some users who have a token that is not revoked; 40001 if the snapshot does not show it. Internal.';
+COMMENT ON FUNCTION tollgate.users_with_tokens(text[]) IS 'The given users who have a token that is not revoked; 40001 if the snapshot does not show it. Internal.';
 
 CREATE FUNCTION tollgate.disable_tokens_of_users(user_ids text[], source jsonb) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -415,7 +416,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.disable_tokens_of_users(text[], jsonb) IS
-    'Disables the tokens of users who are not active, but for those that are disabled already, and says how many; one event each. Their families are locked. Internal.';
+    'Disables the tokens of inactive users, except those that are already disabled, and returns how many; one event each. Their families are locked. Internal.';
 
 CREATE FUNCTION tollgate.enable_tokens_of_users(user_ids text[], source jsonb) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -443,7 +444,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.enable_tokens_of_users(text[], jsonb) IS
-    'Enables the tokens that were disabled with their users, and says how many; one event each. Internal.';
+    'Enables the tokens that were disabled with their users, and returns how many; one event each. Internal.';
 
 CREATE FUNCTION tollgate.lock_tokens_of_users(user_ids text[]) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -457,7 +458,8 @@ AS $$
 DECLARE
     locked bigint;
 BEGIN
-    -- The roots of families, in the order of families.sql. Nothing is issued meanwhile: the rows of the users are locked.
+    -- The roots of families, in the order of families.sql. Nothing is issued meanwhile: the rows of the users are
+    -- locked.
     SELECT count(*) INTO locked FROM (
         SELECT FROM unnest($1) u (id) JOIN tollgate.api_tokens t ON t.user_id = u.id COLLATE "default"
         WHERE t.parent_id IS NULL AND t.revoked_at IS NULL ORDER BY t.user_id COLLATE "C", t.id FOR UPDATE OF t) l;
@@ -482,7 +484,7 @@ BEGIN
     IF cardinality($3) = 0 THEN
         RETURN;
     END IF;
-    -- Those who settle the same user at once do it one after the other, each by what the one before has committed.
+    -- Concurrent calls for the same user run one after the other, each on what the previous one committed.
     IF $2[4] <> '' THEN
         PERFORM tollgate.lock_tokens_of_users($3);
     END IF;
@@ -504,7 +506,7 @@ BEGIN
         END IF;
     END IF;
     those := tollgate.users_in_state(states, 'a');
-    -- Who is not active in one table is not active.
+    -- A user who is inactive in one table is inactive.
     FOR another IN SELECT a.* FROM tollgate.attached_users_tables() a WHERE a.users <> $1 AND a.arguments[4] <> '' LOOP
         EXIT WHEN cardinality(those) = 0;
         states := tollgate.states_of_users(another.users, another.arguments, those);
@@ -516,7 +518,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.settle_users(regclass, text[], text[], text) IS
-    'Gives the tokens of some users the state that a table gives them: revokes those of who is not in it any more, disables, revokes or enables as its condition says; how many it revoked and disabled. Internal.';
+    'Applies a table''s state to the tokens of some users: revokes those of users who are no longer in it, and disables, revokes or enables as its condition says; returns how many it revoked and disabled. Internal.';
 
 CREATE FUNCTION tollgate.settle_and_notify(users oid, arguments text[], user_ids text[], operation text) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -544,7 +546,7 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION tollgate.notify_of_users(bigint, bigint, text) IS 'Notifies of so many tokens of a user, or of several users, that were revoked and disabled. Internal.';
+COMMENT ON FUNCTION tollgate.notify_of_users(bigint, bigint, text) IS 'Notifies that tokens of one user, or of several, were revoked and disabled. Internal.';
 
 CREATE FUNCTION tollgate.settle_user(user_id text) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -555,7 +557,7 @@ BEGIN
         FROM tollgate.attached_users_tables() a WHERE a.arguments[4] <> '';
 END
 $$;
-COMMENT ON FUNCTION tollgate.settle_user(text) IS 'Gives the tokens of a user the state that the conditions of attached tables give them. Internal.';
+COMMENT ON FUNCTION tollgate.settle_user(text) IS 'Applies the conditions of attached tables to the tokens of a user. Internal.';
 
 CREATE FUNCTION tollgate.settle_all_users(users regclass, arguments text[]) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -582,23 +584,23 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.settle_all_users(regclass, text[]) IS
-    'Gives all tokens the state that the condition of a table that was just attached gives them. Internal.';
+    'Applies the condition of a newly attached table to all tokens. Internal.';
 
 CREATE FUNCTION tollgate.user_is_inactive(token_id uuid) RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'user_is_inactive';
 COMMENT ON FUNCTION tollgate.user_is_inactive(uuid) IS
-    'Whether the user of a token is in an attached table and not active there; locks the user''s rows. Internal.';
+    'Whether a token''s user is in an attached table and inactive there; locks the user''s rows. Internal.';
 
--- ---- Triggers. They run with their owner's rights beside the table of somebody else, so what they read of that they read
--- with the rights of the table's owner, but for the keys that they are handed.
+-- ---- Triggers. They run with their owner's rights on another role's table, so they read the table with the rights of
+-- its owner, except for the keys that they are passed.
 
 CREATE FUNCTION tollgate.users_row_changed() RETURNS trigger
     LANGUAGE c VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     AS 'MODULE_PATHNAME', 'users_row_changed';
 COMMENT ON FUNCTION tollgate.users_row_changed() IS
-    'Trigger, for each row, of the tables that attach_users_table was given: settles the tokens of the user if the key changed, or what the condition reads. Internal: whoever may create a trigger with it may revoke anybody''s tokens.';
+    'Row trigger of attached tables: updates the tokens of the user if the key changed, or a column that the condition reads. Internal: a role that may create a trigger with it may revoke any user''s tokens.';
 
 CREATE FUNCTION tollgate.revoke_departed_users() RETURNS trigger
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -606,7 +608,7 @@ CREATE FUNCTION tollgate.revoke_departed_users() RETURNS trigger
 AS $$
 DECLARE
     arguments text[] := ARRAY(SELECT unnest(TG_ARGV));
-    -- Of a partition the whole table, where the user may be still, or again.
+    -- For a partition the whole table, where the user may still be, or be again.
     users     regclass := coalesce(pg_partition_root(TG_RELID), TG_RELID);
     key       text := (tollgate.users_key(TG_RELID, arguments))[1];
     departed  text[];
@@ -623,10 +625,10 @@ BEGIN
         -- TRUNCATE removes rows that an old snapshot does not show.
         IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
             RAISE EXCEPTION 'a users table cannot be truncated in a % transaction', current_setting('transaction_isolation')
-                USING ERRCODE = 'invalid_transaction_state', DETAIL = format('The tokens of the users of %s are to be revoked.', users),
+                USING ERRCODE = 'invalid_transaction_state', DETAIL = format('The tokens of the users of %s must be revoked.', users),
                       HINT = 'Truncate it in a transaction with isolation level READ COMMITTED.';
         END IF;
-        -- Each table that is truncated has a trigger of its own, which reads it, but for partitions that came after the attachment.
+        -- Each truncated table has its own trigger, which reads it, except partitions that were added after the attachment.
         -- A hundred pages at a time, some ten thousand users, as there may be any number.
         FOR branch IN SELECT c.oid, c.relowner, pg_relation_size(c.oid) / current_setting('block_size')::bigint AS pages FROM pg_class c
                       WHERE c.relkind = 'r' AND (c.oid = TG_RELID
@@ -646,8 +648,8 @@ BEGIN
             END LOOP;
         END LOOP;
     ELSE
-        -- So many users at a time, since a statement may delete any number; their table may be read once for each turn. In the
-        -- order in which their tokens are locked.
+        -- A limited number of users at a time, since a statement may delete any number; their table may be read once
+        -- per round. In the order in which their tokens are locked.
         FOR one IN EXECUTE format('SELECT DISTINCT d.%s::text COLLATE "C" FROM departed d WHERE d.%1$s IS NOT NULL ORDER BY 1', key) LOOP
             n := n + 1;
             keys := keys || one;
@@ -667,4 +669,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_departed_users() IS
-    'Trigger, for each statement, of the tables that attach_users_table was given: revokes the tokens of users who are not in them any more. Internal: whoever may create a trigger with it may revoke anybody''s tokens.';
+    'Statement trigger of attached tables: revokes the tokens of users who are no longer in them. Internal: a role that may create a trigger with it may revoke any user''s tokens.';

@@ -1,4 +1,4 @@
--- What an operator looks at.
+-- Figures for operators.
 
 CREATE TABLE tollgate.daemon_reports (
     instance     uuid        PRIMARY KEY,
@@ -19,7 +19,7 @@ ALTER TABLE tollgate.daemon_reports ENABLE REPLICA TRIGGER leave_out;
 CREATE VIEW tollgate.daemons AS
     SELECT d.instance, d.hostname, d.pid, d.version, d.started_at, d.last_seen_at, d.tasks
     FROM tollgate.daemon_reports d WHERE d.last_seen_at >= now() - interval '1 day';
-COMMENT ON VIEW tollgate.daemons IS 'The daemons that served this database within the last day, and how their tasks fare';
+COMMENT ON VIEW tollgate.daemons IS 'The daemons that served this database within the last day, and the status of their tasks';
 
 CREATE FUNCTION tollgate.report_daemon(instance uuid, hostname text, pid integer, version text, started_at timestamptz, tasks jsonb)
     RETURNS void
@@ -33,10 +33,10 @@ BEGIN
         RAISE EXCEPTION 'this is not the report of a daemon'
             USING ERRCODE = 'invalid_parameter_value',
                   DETAIL = 'Arguments: instance, hostname, pid, version, started_at, tasks, of which one is NULL, too long or out of range.',
-                  HINT = 'Say all of them; tasks may be an empty array.';
+                  HINT = 'Give all of them; tasks may be an empty array.';
     END IF;
     PERFORM tollgate.without_token('hostname', $2), tollgate.without_token('version', $4), tollgate.check_json('tasks', $6, 262144, 32);
-    -- However many there are said to be, the latest are kept; one that lives reports again soon.
+    -- Whatever number is reported, only the latest are kept; a live daemon reports again soon.
     DELETE FROM tollgate.daemon_reports d
         WHERE d.instance <> $1
           AND (d.last_seen_at < now() - interval '1 day'
@@ -47,7 +47,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.report_daemon(uuid, text, integer, text, timestamptz, jsonb) IS
-    'Takes a daemon''s report of itself; forgets daemons not heard of for a day, and all but some 100 of the others';
+    'Stores a daemon''s report of itself; removes daemons without a report for a day, and all but about 100 of the others';
 
 CREATE TYPE tollgate.memory_stats AS (
     library_version      text,
@@ -64,15 +64,15 @@ CREATE TYPE tollgate.memory_stats AS (
     generation           bigint,
     closed_generation    bigint
 );
-COMMENT ON TYPE tollgate.memory_stats IS 'What the shared memory of this server start holds. Internal: see stats()';
+COMMENT ON TYPE tollgate.memory_stats IS 'The content of shared memory since this server start. Internal: see stats()';
 
 CREATE FUNCTION tollgate.memory_stats() RETURNS tollgate.memory_stats
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'memory_stats';
 COMMENT ON FUNCTION tollgate.memory_stats() IS 'The counters in shared memory, or why there are none. Internal: see stats()';
 
--- As the planner estimates, by how many rows a page had at the last ANALYZE or VACUUM. A small table is counted: autovacuum
--- may never come to it.
+-- Estimated like the planner does, from the rows per page at the last ANALYZE or VACUUM. A small table is counted:
+-- autovacuum may never process it.
 CREATE FUNCTION tollgate.tokens_estimate() RETURNS bigint
     LANGUAGE sql STABLE
     SET search_path = pg_catalog, pg_temp
@@ -83,7 +83,7 @@ BEGIN ATOMIC
            END
     FROM pg_class c, LATERAL pg_relation_size(c.oid) s (bytes) WHERE c.oid = 'tollgate.api_tokens'::regclass;
 END;
-COMMENT ON FUNCTION tollgate.tokens_estimate() IS 'How many tokens are stored, roughly once they are many; NULL if that is not known before the first ANALYZE. Internal.';
+COMMENT ON FUNCTION tollgate.tokens_estimate() IS 'The number of stored tokens, approximate if they are many; NULL if it is unknown before the first ANALYZE. Internal.';
 
 CREATE FUNCTION tollgate.stats(
         OUT library_version text, OUT extension_version text, OUT metering boolean, OUT metering_detail text,
@@ -106,4 +106,4 @@ BEGIN ATOMIC
     FROM tollgate.memory_stats() m;
 END;
 COMMENT ON FUNCTION tollgate.stats() IS
-    'One row of counters: verifications by code since the server started, in all its databases, how long those of this database took, shared-memory fill, flushes, table sizes; metering_detail says why usage is absent, if it is';
+    'One row of counters: verifications by code since the server started, in all its databases, the latency of those in this database, shared-memory fill, flushes, table sizes; metering_detail says why usage is absent, if it is';

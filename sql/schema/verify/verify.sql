@@ -5,7 +5,7 @@ CREATE FUNCTION tollgate.verify_api_token(token text, required_scopes text[] DEF
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'verify_api_token';
 COMMENT ON FUNCTION tollgate.verify_api_token(text, text[], inet) IS
-    'Verifies a token: always one row, with valid and code; raises nothing for a bad token, takes no lock on its row, writes nothing';
+    'Verifies a token: always one row, with valid and code; never raises for a bad token, takes no row lock, writes nothing';
 
 CREATE FUNCTION tollgate.verify_api_token_hash(token_hash bytea, required_scopes text[] DEFAULT NULL, client_ip inet DEFAULT NULL)
     RETURNS tollgate.verification
@@ -25,13 +25,13 @@ CREATE FUNCTION tollgate.token_has_scope(token text, scope text, client_ip inet 
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'presented_token_has_scope';
 COMMENT ON FUNCTION tollgate.token_has_scope(text, text, inet) IS
-    'Whether a presented token is valid and grants a scope. It counts no use of the token, but failed attempts count and outcomes are logged as for verify_api_token';
+    'Whether a presented token is valid and grants a scope. It is not counted as a use of the token, but failed attempts count and outcomes are logged as for verify_api_token';
 
 CREATE FUNCTION tollgate.last_refusal() RETURNS jsonb
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'last_refusal';
 COMMENT ON FUNCTION tollgate.last_refusal() IS
-    'Why the last verification of this session refused what was presented: {"code": …, "reason": … of what is malformed, "missing_scopes": […], "retry_after": seconds}; NULL if it refused nothing. The detail of an error of authenticate says the same';
+    'Why the last verification of this session was refused: {"code": …, "reason": … if malformed, "missing_scopes": […], "retry_after": seconds}; NULL if it was not refused. The detail of an error of authenticate is the same';
 
 CREATE FUNCTION tollgate.client_ip_from(
     forwarded       text,
@@ -40,7 +40,7 @@ CREATE FUNCTION tollgate.client_ip_from(
     LANGUAGE c IMMUTABLE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'client_ip_from';
 COMMENT ON FUNCTION tollgate.client_ip_from(text, cidr[]) IS
-    'The address of the client in an X-Forwarded-For list or a single address: the last one that is no trusted proxy, the first if all are; NULL where that is no address. Raises nothing';
+    'The client''s address from an X-Forwarded-For list or a single address: the last one that is not a trusted proxy, the first if all are; NULL if that is not an address. Never raises';
 
 CREATE FUNCTION tollgate.token_has_scope(scope text) RETURNS boolean
     LANGUAGE c STABLE PARALLEL SAFE
@@ -92,10 +92,11 @@ BEGIN
     IF code <> 'RATE_LIMITED' OR token_id IS NOT NULL THEN
         RETURN;
     END IF;
-    -- The address has failed too often, which may be that of a proxy before many readers: a good token is heard all the same.
+    -- The address has too many failed attempts, which may be those of a proxy in front of many readers: a valid token
+    -- is still accepted.
     SELECT v.code, v.token_id INTO code, token_id FROM tollgate.verify_api_token_hash($1, '{tollgate:events}', NULL) v;
     IF code = 'IP_NOT_ALLOWED' THEN
-        -- It was not told the address, and all but that and the scope is in order.
+        -- It was called without the address, and everything but the address and the scope was checked.
         SELECT t.* INTO bound FROM tollgate.api_tokens t WHERE t.token_hash = $1 AND $2 <<= ANY (t.allowed_ips);
         IF FOUND THEN
             code := CASE WHEN tollgate.scope_grants(bound.scopes, 'tollgate:events') THEN 'VALID' ELSE 'INSUFFICIENT_SCOPE' END;
@@ -108,4 +109,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.admit_event_reader(bytea, inet) IS
-    'Verifies that a token, by its sha256 digest, may read events over HTTP: it needs the scope tollgate:events; the code, and the token''s id. Failed attempts count against the address, but those of others do not stop a good token';
+    'Verifies that a token, by its sha256 digest, may read events over HTTP: it needs the scope tollgate:events; returns the code, and the token''s id. Failed attempts count against the address, but those of other clients do not block a valid token';

@@ -1,7 +1,7 @@
 //! `make up` and `make down`: a private cluster and a daemon that stay running, all under `.dev/`.
 //!
-//! `up` brings about a state rather than doing steps, so it can be run at any time: what is there stays, what died is
-//! started again, and what was built anew since is put to use.
+//! `up` establishes a state rather than doing steps, so it can be run at any time: running parts stay, dead ones are
+//! started again, and new builds are put to use.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -19,20 +19,20 @@ use sha2::{Digest as _, Sha256};
 use tokio_postgres::{Client, Config, NoTls};
 use tollgate_tests::{Account, Install, Port, Server, Shutdown, dev_dir, is_alive, stop_data_dir};
 
-/// Where the extension is created and the daemon works.
+/// The database of the extension and the daemon.
 const DATABASE: &str = "tollgate";
 
-/// Ports at which the search for a free one begins, so that a cluster mostly keeps its own: 25418 for PostgreSQL 18.
+/// Ports at which the search for a free one begins, so that a cluster usually keeps its own: 25418 for PostgreSQL 18.
 const PORT_BASE: u16 = 25_400;
 
 const DAEMON_START: Duration = Duration::from_secs(20);
-/// A little more than the daemon takes at most to write its last usage.
+/// A little more than the daemon needs at most to write its last usage.
 const DAEMON_STOP: Duration = Duration::from_secs(30);
 
 #[derive(Parser)]
 #[command(about = "The servers behind `make up` and `make down`")]
 enum Command {
-    /// Start a cluster and the daemon, or what of them does not run
+    /// Start a cluster and the daemon, if they do not run already
     Up(Up),
     /// Stop the daemon and every cluster cleanly
     Down,
@@ -43,7 +43,7 @@ struct Up {
     /// The PostgreSQL that the extension was installed into
     #[arg(long)]
     pg_config: PathBuf,
-    /// The daemon's binary, at a place where an unprivileged user can run it
+    /// The daemon's binary, where an unprivileged user can run it
     #[arg(long)]
     tollgated: PathBuf,
 }
@@ -94,7 +94,7 @@ fn down() -> Result<()> {
     Ok(())
 }
 
-/// The server of this major version, made if need be, with its present configuration.
+/// The server of this major version, created if necessary, with its current configuration.
 fn prepare(dev: &Path, install: Install, account: Account) -> Result<(Server, Option<Port>)> {
     let data = dev.join(format!("data-{}", install.major));
     let log = dev.join("log").join(format!("postgresql-{}.log", install.major));
@@ -121,7 +121,7 @@ fn prepare(dev: &Path, install: Install, account: Account) -> Result<(Server, Op
         server.account.private_dir(&server.data)?;
         server.initdb(&["--auth=trust", "--no-instructions"])?;
     }
-    // The socket lies in a directory of ours alone; the port can be reached by every user of this machine.
+    // The socket is in a private directory; every user of this machine can reach the port.
     fs::write(
         server.data.join("pg_hba.conf"),
         "local all all trust\nlocal replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n",
@@ -129,13 +129,13 @@ fn prepare(dev: &Path, install: Install, account: Account) -> Result<(Server, Op
     Ok((server, lease))
 }
 
-/// Starts the server, or restarts one that runs with another build of the extension, or another PostgreSQL.
+/// Starts the server, or restarts it if it runs another build of the extension or another PostgreSQL.
 fn start(server: &mut Server, daemon: &Daemon) -> Result<()> {
     let library = server.install.library();
     let built = format!("{} {}\n", server.install.bin_dir().display(), digest(&library)?);
-    let loaded = beside(&server.data, "loaded");
+    let loaded = file_about(&server.data, "loaded");
     if server.pid().is_some() && fs::read_to_string(&loaded).unwrap_or_default() != built {
-        println!("==> the extension was built anew: restarting PostgreSQL {}", server.install.major);
+        println!("==> the extension was rebuilt: restarting PostgreSQL {}", server.install.major);
         stop_daemon(&daemon.dev)?;
         server.stop(Shutdown::Fast)?;
     }
@@ -147,14 +147,14 @@ fn start(server: &mut Server, daemon: &Daemon) -> Result<()> {
     Ok(())
 }
 
-/// Creates the database and the extension, or brings them up to what was built.
+/// Creates the database and the extension, or updates them to the current build.
 async fn create_database(server: &Server, daemon: &Daemon, password: &str) -> Result<()> {
     let maintenance = connect(server, "postgres").await?;
     // A utility statement takes no parameters; the password is hexadecimal.
     maintenance.batch_execute(&format!("alter role postgres password '{password}'")).await?;
 
     let script = install_script(&server.install)?;
-    let created_from = beside(&server.data, "created-from");
+    let created_from = file_about(&server.data, "created-from");
     let built = format!("{}\n", digest(&script)?);
     let exists = maintenance
         .query_opt("select from pg_catalog.pg_database where datname = $1", &[&DATABASE])
@@ -191,8 +191,8 @@ async fn create_database(server: &Server, daemon: &Daemon, password: &str) -> Re
     Ok(())
 }
 
-/// The extension's SQL changed without a new version, as it does while one is being written, and there is no upgrade script
-/// for that. What is in the database may matter to somebody: it is renamed, not dropped.
+/// The extension's SQL changed without a new version, as it does during development, and there is no upgrade script for
+/// that. The database may contain something of value: it is renamed, not dropped.
 async fn set_aside(maintenance: &Client, daemon: &Daemon) -> Result<()> {
     stop_daemon(&daemon.dev)?;
     let aside = format!("{DATABASE}_{}", jiff::Zoned::now().strftime("%Y%m%d_%H%M%S"));
@@ -217,7 +217,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the daemon, unless this very build of it runs for this server already.
+    /// Starts the daemon, unless this build of it already runs for this server.
     async fn start(&self, server: &Server, url: &str) -> Result<()> {
         let database = connect(server, DATABASE).await?;
         let started_with = self.dev.join("tollgated.started-with");
@@ -234,7 +234,7 @@ impl Daemon {
         let mut command = self.account.command(&self.binary);
         command.arg("run").env("DATABASE_URL", url).current_dir("/").process_group(0);
         if std::env::var_os("TOLLGATED_OPS_ADDRESS").is_none() {
-            // Its usual port may be that of another checkout's. The log says which it is.
+            // Its usual port may be in use by another checkout's daemon. The log says which one it took.
             command.env("TOLLGATED_OPS_ADDRESS", "127.0.0.1:0");
         }
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -293,9 +293,9 @@ fn stop_daemon(dev: &Path) -> Result<()> {
     }
 }
 
-/// Two files of the same content: one for the PostgreSQL last brought up, one for each major version.
+/// Two files with the same content: one for the last started PostgreSQL, one for each major version.
 fn write_environment(dev: &Path, server: &Server, daemon: &Daemon, password: &str, url: &str) -> Result<()> {
-    let daemon_dir = daemon.binary.parent().context("the daemon's binary lies in a directory")?;
+    let daemon_dir = daemon.binary.parent().context("the daemon's binary is in a directory")?;
     let text = format!(
         "# Written by `make up`. To be read by a shell: . .dev/env\n\
          export DATABASE_URL='{url}'\n\
@@ -315,7 +315,7 @@ fn write_environment(dev: &Path, server: &Server, daemon: &Daemon, password: &st
     Ok(())
 }
 
-/// The superuser's password for connections over TCP, made once.
+/// The superuser's password for connections over TCP, created once.
 fn password(dev: &Path) -> Result<String> {
     let path = dev.join("password");
     if let Ok(password) = fs::read_to_string(&path) {
@@ -334,7 +334,7 @@ async fn connect(server: &Server, database: &str) -> Result<Client> {
     config.host_path(&server.sockets).port(server.port).user("postgres").dbname(database);
     let (client, connection) =
         config.connect(NoTls).await.with_context(|| format!("cannot connect to the database {database}"))?;
-    // Its end shows in the client.
+    // The client reports the end of the connection.
     tokio::spawn(connection);
     Ok(client)
 }
@@ -368,8 +368,8 @@ fn running_port(data: &Path) -> Result<u16> {
     Ok(pid_file.lines().nth(3).context("postmaster.pid names no port")?.trim().parse()?)
 }
 
-/// A file of our own about a data directory.
-fn beside(data: &Path, what: &str) -> PathBuf {
+/// One of our own files about a data directory.
+fn file_about(data: &Path, what: &str) -> PathBuf {
     data.with_extension(what)
 }
 

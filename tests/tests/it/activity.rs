@@ -1,4 +1,4 @@
-//! Usage by the hour: that no count is lost or moved wherever flushes come from, and what charts are given of it.
+//! Usage by the hour: no count is lost or moved, whichever server is flushed when, and charts get every hour.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +28,7 @@ async fn activity(
     Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
 }
 
-/// The hours in which there was something.
+/// The hours with uses or denials.
 async fn busy_hours(client: &Client, token: Uuid) -> Result<Hours> {
     let hours = activity(client, token, None).await?;
     Ok(hours
@@ -46,7 +46,7 @@ fn hours_before(at: Timestamp, hours: i64) -> Timestamp {
     at - SignedDuration::from_hours(hours)
 }
 
-/// Tokens that are so old that they can have been used at any of the times told here: none was used before it was created.
+/// Tokens old enough to have been used at any of the times in these tests: a token has no use before it was created.
 async fn old_tokens(owner: &Client, count: i32) -> Result<Vec<Uuid>> {
     let tokens: Vec<Uuid> = issue_many(owner, count).await?.iter().map(|token| token.id).collect();
     for &token in &tokens {
@@ -55,7 +55,7 @@ async fn old_tokens(owner: &Client, count: i32) -> Result<Vec<Uuid>> {
     Ok(tokens)
 }
 
-/// As of a server of its own.
+/// A generation of a separate server.
 async fn flush_of(owner: &Client, rows: &[UsageRow]) -> Result<Generation> {
     signed(owner, "n", Uuid::new_v4(), 1, rows).await
 }
@@ -64,7 +64,7 @@ fn row(token: Uuid, uses: i64, denials: i64, last_used_at: Option<Timestamp>) ->
     UsageRow { token_id: token, uses, denials, last_used_at, last_used_ip: None }
 }
 
-/// Small, fast and the same each time: xorshift64.
+/// A small, fast, reproducible generator: xorshift64.
 struct Dice(u64);
 
 impl Dice {
@@ -85,7 +85,7 @@ async fn every_use_is_in_one_hour_in_whatever_order_servers_are_flushed() -> Res
         let mut dice = Dice(seed);
         let mut expected: BTreeMap<Uuid, Hours> = BTreeMap::new();
         for _ in 0..40 {
-            // The hour must not end between the question and the flush.
+            // Keeps the hour from ending between the query and the flush.
             db.operator.batch_execute("begin").await?;
             let now = this_hour(&db.operator).await?;
             let mut rows = Vec::new();
@@ -94,11 +94,11 @@ async fn every_use_is_in_one_hour_in_whatever_order_servers_are_flushed() -> Res
                     continue;
                 }
                 let (uses, denials) = (i64::try_from(dice.below(5))?, i64::try_from(dice.below(3))?);
-                // From six hours ago to two hours ahead, and without a time.
+                // From six hours ago to two hours ahead, or without a time.
                 let hour = hours_before(now, i64::try_from(dice.below(9))? - 2);
                 let used_at = (dice.below(5) > 0).then(|| hour + SignedDuration::from_mins(17));
                 rows.push(row(token, uses, denials, used_at));
-                // No clock opens an hour before its time.
+                // The clock of another server must not open an hour early.
                 let hour = used_at.map_or(now, |_| hour.min(now));
                 let sums = expected.entry(token).or_default().entry(hour).or_default();
                 *sums = (sums.0 + uses, sums.1 + denials);
@@ -131,7 +131,7 @@ async fn a_flush_within_an_hour_writes_one_row_a_token_and_the_next_hour_one_mor
     Ok(())
 }
 
-/// A flush of a few tokens must not take the longer the more tokens there are, whatever the statistics say.
+/// The time of a flush of a few tokens must not depend on the number of tokens, whatever the statistics say.
 #[tokio::test]
 async fn a_flush_reads_the_rows_it_is_about_and_no_others() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "few").await?;
@@ -184,7 +184,7 @@ async fn a_chart_has_every_hour_since_the_token_came_or_was_asked_for() -> Resul
     }
     let forever = "select count(*) from tollgate.token_activity($1, '-infinity')";
     assert_eq!(db.owner.query_one(forever, &[&token.id]).await?.get::<_, i64>(0), 7);
-    // The hour in which it lies is told whole.
+    // The hour that contains the time is reported whole.
     let since = hours_before(now, 4) + SignedDuration::from_mins(59);
     assert_eq!(activity(&db.owner, token.id, Some(since)).await?, whole[2..]);
     assert_eq!(activity(&db.owner, token.id, Some(hours_before(now, -1))).await?, []);
@@ -209,15 +209,15 @@ async fn real_uses_and_denials_are_in_the_hour_in_which_they_happened() -> Resul
     flush_all(&db.operator).await?;
     let after = this_hour(&db.owner).await?;
     let hours = busy_hours(&db.owner, token.id).await?;
-    // The end of an hour may fall into this test.
+    // The hour may end during this test.
     assert!(hours.keys().all(|&hour| before <= hour && hour <= after), "{hours:?}");
     assert_eq!(hours.values().fold((0, 0), |sum, hour| (sum.0 + hour.0, sum.1 + hour.1)), (3, 1));
     Ok(())
 }
 
-/// As an update from a version that kept no hours leaves them.
+/// The state after an update from a version that kept no hours.
 #[tokio::test]
-async fn totals_from_before_there_were_hours_are_kept_and_belong_to_none() -> Result<()> {
+async fn totals_from_before_hourly_counts_are_kept_and_belong_to_no_hour() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "older").await?;
     let token = old_tokens(&db.owner, 1).await?[0];
     db.owner
@@ -268,7 +268,7 @@ async fn a_token_that_a_flush_names_twice_is_counted_once_and_holds_up_no_other(
     Ok(())
 }
 
-/// Whoever flushes may say what they like: a chart starts where the token does, and at no time to come.
+/// The flushing role may report any time: a chart starts when the token was created, and never in the future.
 #[tokio::test]
 async fn a_use_before_the_token_was_created_is_in_its_first_hour() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "younger").await?;
@@ -347,9 +347,9 @@ async fn the_hours_of_a_token_go_with_it() -> Result<()> {
     Ok(())
 }
 
-/// As an operator: what a bill or an inquiry needs does not depend on the role of the daemon.
+/// As an operator: retention for billing and audits does not depend on the daemon's role.
 #[tokio::test]
-async fn nobody_purges_what_the_owner_has_kept() -> Result<()> {
+async fn no_role_purges_data_within_the_owners_retention() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "kept").await?;
     let token = issue(&db.owner, "a", &[]).await?;
     code(&db.web, &token.token).await?;

@@ -1,5 +1,5 @@
-//! Every argument of every function that is given to somebody, as the catalogue lists them: none takes a token but those
-//! that a token is presented in, and whoever guesses at tokens is counted and logged there.
+//! Every argument of every granted function, as the catalogue lists them: none accepts a token except those meant for
+//! presenting one, where guesses are counted and logged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tollgate_tests::{Cluster, DATABASE};
 
-/// Where a token, or its digest, is presented.
+/// Arguments that take a presented token or its digest.
 const PRESENTED: [(&str, &str); 7] = [
     ("admit_event_reader", "token_hash"),
     ("authenticate", "token"),
@@ -21,15 +21,16 @@ const PRESENTED: [(&str, &str); 7] = [
     ("verify_api_token_hash", "token_hash"),
 ];
 
-/// Hears a good token although failures have used up the rate of its address: streams are read from behind proxies, where
-/// the guesses of one would cut off the others. What is guessed there is counted and logged as everywhere.
+/// Accepts a valid token although its address has used up its failed attempts: streams are read from behind proxies,
+/// where one client's guesses would lock out the others. Guesses are counted and logged there as everywhere.
 const ADMITS_FROM_A_BLOCKED_ADDRESS: &str = "admit_event_reader";
 
-/// What is answered without being looked for, kept or shown, so that a policy does not fail, nor a verification.
+/// Arguments that are answered without being looked up, stored or shown, so that a policy or a verification does not
+/// fail.
 const ASKED: [(&str, &str); 12] = [
     ("authenticate", "required_scopes"),
     ("client_ip_from", "forwarded"),
-    // Kept without what may be a token: the receiver of a webhook has a say in it.
+    // Stored without anything that may be a token: the receiver of a webhook controls part of it.
     ("finish_webhook_delivery", "error"),
     ("require_scope", "scope"),
     ("scope_grants", "granted"),
@@ -39,12 +40,13 @@ const ASKED: [(&str, &str); 12] = [
     ("token_has_scope", "scope"),
     ("verify_api_token", "required_scopes"),
     ("verify_api_token_hash", "required_scopes"),
-    // PostgreSQL cuts it to 63 characters, and there is no such column.
+    // PostgreSQL truncates it to 63 characters, and there is no such column.
     ("attach_users_table", "key_column"),
 ];
 
 /// Digests that are no token's plaintext, and of 32 bytes.
-const DIGESTS: [(&str, &str); 2] = [("import_api_token", "token_hash"), ("verify_audit_log", "known_hash")];
+const DIGESTS: [(&str, &str); 3] =
+    [("apply_usage", "signature"), ("import_api_token", "token_hash"), ("verify_audit_log", "known_hash")];
 
 struct Argument {
     name: String,
@@ -58,13 +60,13 @@ struct Function {
     arguments: Vec<Argument>,
 }
 
-/// What is given to somebody.
+/// All granted functions.
 async fn functions(owner: &Client) -> Result<Vec<Function>> {
     let query = "
         select p.proname::text, p.oid::regprocedure::text, coalesce(p.proargnames[a.n], ''), format_type(a.type, null),
                a.n > p.pronargs - p.pronargdefaults
           from (select distinct d.object::regprocedure as oid from tollgate.privilege_decisions d
-                 where d.object_type = 'FUNCTION' and d.given_to <> 'nobody') g
+                 where d.object_type = 'FUNCTION' and d.given_to <> 'internal') g
           join pg_proc p on p.oid = g.oid, unnest(p.proargtypes) with ordinality a (type, n)
          order by p.oid::regprocedure::text, a.n";
     let mut functions: Vec<Function> = Vec::new();
@@ -80,7 +82,7 @@ async fn functions(owner: &Client) -> Result<Vec<Function>> {
     Ok(functions)
 }
 
-/// An argument that is as it should be, in SQL.
+/// A valid argument, in SQL.
 fn sound(function: &str, argument: &Argument, token: &str) -> String {
     match (function, argument.name.as_str(), argument.data_type.as_str()) {
         (_, "token" | "parent", _) => format!("'{token}'"),
@@ -106,7 +108,7 @@ fn sound(function: &str, argument: &Argument, token: &str) -> String {
     }
 }
 
-/// A call in which one argument is the expression; the others that have no default are sound.
+/// A call with one argument set to the expression, and valid values for the others that have no default.
 fn call(function: &Function, argument: &str, expression: &str, token: &str) -> String {
     let arguments = function.arguments.iter().filter_map(|one| {
         if one.name == argument {
@@ -124,7 +126,7 @@ fn is_listed(list: &[(&str, &str)], function: &Function, argument: &Argument) ->
     list.contains(&(function.name.as_str(), argument.name.as_str()))
 }
 
-/// The ways to put a text, `$1`, into an argument of a type; none if there is no way.
+/// The ways to put a text, `$1`, into an argument of a type; empty if there is none.
 fn ways(data_type: &str) -> &'static [&'static str] {
     match data_type {
         "text" | "name" | "character varying" => {
@@ -141,13 +143,13 @@ fn ways(data_type: &str) -> &'static [&'static str] {
 }
 
 #[tokio::test]
-async fn no_argument_takes_a_token_and_none_is_repeated_kept_or_logged() -> Result<()> {
+async fn no_argument_accepts_a_token_and_none_is_repeated_stored_or_logged() -> Result<()> {
     let cluster = common::start(Cluster::builder().setting("tollgate.log_verifications", "all"))?;
     let owner = cluster.connect("postgres", DATABASE).await?;
     owner.batch_execute("create table users (clerk text)").await?;
     let token = issue(&owner, "victim", &["posts:read"]).await?;
     let secret = &token.token[4..];
-    // What is left of it in capital letters, where only what scopes are made of is shown.
+    // What remains of it in capital letters, where only scope characters are shown.
     let masked = secret.replace(|c: char| c.is_ascii_alphabetic(), "?");
     let shows = |text: &str| {
         let shows_part = |of: &str| (0..of.len() - 16).any(|at| text.contains(&of[at..at + 16]));
@@ -162,7 +164,7 @@ async fn no_argument_takes_a_token_and_none_is_repeated_kept_or_logged() -> Resu
             assert_ne!(argument.data_type, "bytea", "{}: decide about {}", function.signature, argument.name);
             for way in ways(&argument.data_type) {
                 let call = call(&function, &argument.name, &as_type(way, &argument.data_type), &token.token);
-                // Else its text would be in the statement.
+                // Otherwise its text would be in the statement.
                 let (call, own) = match call.split_once(&format!("'{}'", token.token)) {
                     Some((before, after)) => (format!("{before}$2::text{after}"), true),
                     None => (call, false),
@@ -208,9 +210,9 @@ fn as_type(way: &str, data_type: &str) -> String {
     if data_type == "name" { format!("({way})::name") } else { way.to_owned() }
 }
 
-/// What text and JSON an argument may be made of has bounds: refused with all that a refusal says, or not kept.
+/// Texts and JSON in arguments have limits: larger ones are refused with a complete error, or not stored.
 #[tokio::test]
-async fn no_argument_is_kept_whatever_its_size_and_depth() -> Result<()> {
+async fn every_argument_has_a_limit_of_size_and_depth() -> Result<()> {
     let cluster = common::start(Cluster::builder())?;
     let owner = cluster.connect("postgres", DATABASE).await?;
     owner.batch_execute("create table users (clerk text)").await?;
@@ -224,7 +226,7 @@ async fn no_argument_is_kept_whatever_its_size_and_depth() -> Result<()> {
                 let Err(error) = owner.query(&call, &[]).await else { continue };
                 let error = error.as_db_error().with_context(|| format!("{call}: {error}"))?;
                 assert!(text_of(error).len() < 3000, "{call}: {}", text_of(error).len());
-                // Functions that look for something just do not find it.
+                // Functions that look something up just do not find it.
                 let class = &error.code().code()[..2];
                 assert!(["22", "28", "42", "53", "55"].contains(&class), "{call}: {error:?}");
                 assert!(error.hint().is_some() && error.detail().is_some(), "{call}: {error:?}");
@@ -260,7 +262,7 @@ fn too_much(data_type: &str) -> &'static [&'static str] {
 }
 
 #[tokio::test]
-async fn keys_and_values_that_only_look_like_a_token_together_are_taken() -> Result<()> {
+async fn keys_and_values_that_only_look_like_a_token_together_are_accepted() -> Result<()> {
     let cluster = common::start(Cluster::builder())?;
     let owner = cluster.connect("postgres", DATABASE).await?;
     let digest = "0123456789abcdef".repeat(4);
@@ -276,7 +278,7 @@ async fn keys_and_values_that_only_look_like_a_token_together_are_taken() -> Res
 }
 
 #[tokio::test]
-async fn whoever_guesses_is_counted_and_logged_at_every_function_that_takes_a_token() -> Result<()> {
+async fn guesses_are_counted_and_logged_at_every_function_that_takes_a_token() -> Result<()> {
     let cluster = common::start(
         Cluster::builder()
             .setting("tollgate.failure_rate_limit", "3")
@@ -297,7 +299,7 @@ async fn whoever_guesses_is_counted_and_logged_at_every_function_that_takes_a_to
         let at = format!("192.0.2.{n}");
         assert!(
             function.arguments.iter().any(|one| one.name == "client_ip" && one.data_type == "inet"),
-            "{} is told no address",
+            "{} gets no address",
             function.signature
         );
         let expression = match argument.data_type.as_str() {
@@ -339,7 +341,7 @@ async fn whoever_guesses_is_counted_and_logged_at_every_function_that_takes_a_to
             assert_eq!(error, None, "{}", function.signature);
             assert_eq!(answer["code"], "RATE_LIMITED", "{}: {answer}", function.signature);
         } else {
-            // Not even a right guess is told to be one.
+            // Not even a right guess is confirmed.
             match error {
                 Some(error) => {
                     assert_eq!(error, SqlState::CONFIGURATION_LIMIT_EXCEEDED, "{}", function.signature);

@@ -1,5 +1,5 @@
-//! Attacks on what runs with the owner's rights: hostile objects in the way of names, hostile settings, hostile arguments,
-//! and attempts to borrow those rights. Each as the strongest ordinary role there is, which has every capability.
+//! Attacks on code that runs with the owner's rights: hostile objects that shadow names, hostile settings, hostile
+//! arguments, and attempts to borrow those rights. Each as the strongest ordinary role, which has every capability.
 
 use crate::calls;
 use crate::common::{self, Shared, Token, World, error, refused, value};
@@ -12,8 +12,9 @@ static SHARED: Shared = Shared::new(&[]);
 
 // ---- Names
 
-/// A namesake of each function and each operator of `pg_catalog` that PL/pgSQL can be one of, which raises TRAP1 when it
-/// runs, and says so in the server's log, where a rollback does not reach. PostgreSQL prefers them wherever `public` stands before `pg_catalog` in the search path.
+/// A namesake of each function and operator of `pg_catalog` for which PL/pgSQL allows one. It raises TRAP1 when it
+/// runs, and logs it, since a rollback does not undo that. PostgreSQL prefers them where `public` comes before
+/// `pg_catalog` in the search path.
 const TRAPS: &str = r#"
     do $$
     declare
@@ -60,7 +61,7 @@ const TRAPS: &str = r#"
     end $$;
 "#;
 
-/// Namesakes of types and tables, in the schema that is named.
+/// Namesakes of types and tables, in the given schema.
 fn decoys(schema: &str) -> String {
     let types = [
         "text",
@@ -103,12 +104,12 @@ fn decoys(schema: &str) -> String {
     tables.chain(types).collect()
 }
 
-/// How often a trap was sprung so far.
+/// How often a trap has run so far.
 fn sprung(cluster: &Cluster) -> usize {
     cluster.log().lines().filter(|line| line.contains("LOG:  sprung")).count()
 }
 
-/// Issues without any operator or cast of the caller's: the traps would snap at those.
+/// Issues without using any operator or cast of the caller's, which the traps would catch.
 async fn issue(client: &Client) -> Result<Token> {
     let issued = client
         .simple_query("select id, token from tollgate.create_api_token('clerk', 'n', '{posts:read}')")
@@ -132,7 +133,7 @@ async fn hostile_objects_are_never_run_nor_read_whatever_the_search_path() -> Re
     )?;
     cluster.execute("hostile", &format!("set role mallory; {TRAPS} {}", decoys("public")))?;
 
-    // The installation itself, in a session that looks into public first.
+    // The installation itself, in a session that searches public first.
     let owner = cluster.connect("postgres", "hostile").await?;
     owner.batch_execute("set search_path = pg_temp, public, pg_catalog; create extension tollgate").await?;
     owner.batch_execute("reset search_path").await?;
@@ -154,7 +155,7 @@ async fn hostile_objects_are_never_run_nor_read_whatever_the_search_path() -> Re
             .await?;
         caller.batch_execute(&decoys("pg_temp")).await?;
         caller.batch_execute("set search_path = pg_temp, public, pg_catalog").await?;
-        // The traps are set.
+        // The traps work.
         for snap in
             ["select length('abc'::pg_catalog.text)", "select 'a'::pg_catalog.text = 'b'", "select now()"]
         {
@@ -183,14 +184,14 @@ async fn hostile_objects_are_never_run_nor_read_whatever_the_search_path() -> Re
             for (_, call) in &calls {
                 let simple = calls::filled(call, &issue(&caller).await?, "accomplice");
                 caller.batch_execute(&simple).await.with_context(|| format!("{role}, {path}: {simple}"))?;
-                // Once more in the extended protocol. As text: the client asks the catalogue for types that it does not know, by
-                // a statement of its own with operators of whoever has set the traps.
+                // Again in the extended protocol. As text: the client queries the catalogue for types that it does not
+                // know, with a statement of its own that would run the trap setter's operators.
                 let call_again = calls::filled(call, &issue(&caller).await?, "accomplice");
                 let again =
                     caller.query(&format!("select q::pg_catalog.text from ({call_again}) q"), &[]).await;
                 if let Err(refusal) = again {
                     let refusal = error::<()>(Err(refusal));
-                    // What is there already, or gone already.
+                    // Objects that exist or were dropped already.
                     assert!(
                         [SqlState::DUPLICATE_OBJECT, SqlState::UNDEFINED_OBJECT].contains(refusal.code()),
                         "{role}, {path}: {call}: {refusal:?}"
@@ -199,7 +200,7 @@ async fn hostile_objects_are_never_run_nor_read_whatever_the_search_path() -> Re
             }
         }
         caller.batch_execute("set search_path = pg_temp, public, pg_catalog").await?;
-        // Their refusals too.
+        // Their errors too.
         issue(&caller).await?;
         for (call, code) in [
             ("authenticate('junk')", SqlState::INVALID_AUTHORIZATION_SPECIFICATION),
@@ -250,7 +251,7 @@ async fn hostile_objects_are_never_run_nor_read_whatever_the_search_path() -> Re
 }
 
 #[tokio::test]
-async fn a_schema_that_somebody_prepared_is_not_adopted() -> Result<()> {
+async fn a_prepared_schema_is_not_adopted() -> Result<()> {
     let cluster = SHARED.cluster()?;
     cluster.execute(DATABASE, "create role squatter login")?;
     cluster.execute(DATABASE, "create database squatted")?;
@@ -281,7 +282,7 @@ async fn a_schema_that_somebody_prepared_is_not_adopted() -> Result<()> {
 
 // ---- Settings
 
-/// What everyone may set, and what changes how PostgreSQL reads or writes.
+/// Settings that any role may change, and that affect how PostgreSQL reads or writes.
 const CONTRARY: &str = "
     set standard_conforming_strings = off; set escape_string_warning = off; set backslash_quote = on;
     set quote_all_identifiers = on; set transform_null_equals = on; set array_nulls = off;
@@ -292,12 +293,12 @@ const CONTRARY: &str = "
     set enable_indexscan = off; set enable_bitmapscan = off; set default_transaction_deferrable = on; set jit = on; set jit_above_cost = 0";
 
 #[tokio::test]
-async fn no_setting_of_a_callers_changes_what_a_function_does() -> Result<()> {
+async fn no_setting_of_the_caller_changes_what_a_function_does() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     owner
         .batch_execute("create role plain login; create role contrarian login; create role confederate login")
         .await?;
-    let mut told = Vec::new();
+    let mut states = Vec::new();
     for (role, settings) in [("plain", ""), ("contrarian", CONTRARY)] {
         let database = format!("of_{role}");
         common::database(&cluster, &database)?;
@@ -314,20 +315,20 @@ async fn no_setting_of_a_callers_changes_what_a_function_does() -> Result<()> {
             let call = calls::filled(call, &issue(&client).await?, "confederate");
             client.batch_execute(&call).await.with_context(|| format!("{role}: {call}"))?;
         }
-        // What was done, without what is different each time, and how it left things.
+        // The events, without what differs each time, and the resulting state.
         let log = "select string_agg(concat_ws(' ', event, user_id, detail ->> 'name', array(select jsonb_object_keys(detail) order by 1)), E'\\n' order by id) from tollgate.audit_log";
         let left = "select string_agg(concat_ws(' ', state, capability, objects, role = 'web'), E'\\n' order by capability, state) from tollgate.capability_grants";
-        told.push((value::<String>(&owner, log).await?, value::<String>(&owner, left).await?));
+        states.push((value::<String>(&owner, log).await?, value::<String>(&owner, left).await?));
     }
-    assert!(told[0].0.lines().count() > 30, "{}", told[0].0);
-    assert_eq!(told[0], told[1]);
+    assert!(states[0].0.lines().count() > 30, "{}", states[0].0);
+    assert_eq!(states[0], states[1]);
     Ok(())
 }
 
 // ---- Arguments
 
 #[tokio::test]
-async fn code_of_a_callers_types_runs_with_the_callers_rights() -> Result<()> {
+async fn code_of_the_callers_types_runs_with_the_callers_rights() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     common::database(&cluster, "witnessed")?;
     let owner_here = cluster.connect("postgres", "witnessed").await?;
@@ -400,7 +401,7 @@ async fn code_of_a_callers_types_runs_with_the_callers_rights() -> Result<()> {
 
 // ---- Borrowed rights
 
-/// What an ordinary role tries on objects that are not its own.
+/// Attempts of an ordinary role on objects that it does not own.
 const TRESPASSES: &[&str] = &[
     "create trigger t before insert on tollgate.api_tokens execute function eve.on_change()",
     "create rule r as on insert to tollgate.audit_log do also select eve.witness()",
@@ -484,7 +485,7 @@ async fn the_owners_rights_cannot_be_borrowed() -> Result<()> {
         assert!(refused, "{trespass}: {refusal:?}");
         eve.batch_execute("rollback").await?;
     }
-    // One may pass on only what one may pass on: these warn, and do nothing.
+    // A role can pass on only what it was granted with that right: these warn, and do nothing.
     eve.batch_execute(
         "grant execute on function tollgate.create_api_token to public; grant select on tollgate.tokens to public;
          grant usage on schema tollgate to public with grant option",
@@ -492,7 +493,7 @@ async fn the_owners_rights_cannot_be_borrowed() -> Result<()> {
     .await
     .or_else(|error| if error.code() == Some(&SqlState::INVALID_GRANT_OPERATION) { Ok(()) } else { Err(error) })?;
 
-    // Triggers of ours on tables of hers.
+    // Our triggers on her tables.
     let functions = owner_here
         .query(
             "select p.oid::regprocedure::text from pg_proc p
@@ -512,7 +513,7 @@ async fn the_owners_rights_cannot_be_borrowed() -> Result<()> {
     }
     assert_eq!(value::<String>(&owner_here, state).await?, before, "something of ours has changed");
 
-    // What she makes over our objects acts with her rights, whoever uses it; and she is a nobody by now.
+    // Objects that she creates on top of ours run with her rights, whichever role uses them, and she has none any more.
     eve.batch_execute(
         "create view eve.tokens as select * from tollgate.tokens;
          create function eve.issue() returns text language sql security definer as $$ select token from tollgate.create_api_token('v', 'n') $$;
@@ -540,7 +541,7 @@ async fn the_owners_rights_cannot_be_borrowed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_owner_of_a_users_table_has_nothing_run_with_the_owners_rights() -> Result<()> {
+async fn the_owner_of_a_users_table_can_run_nothing_with_the_extension_owners_rights() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     common::database(&cluster, "attached")?;
     let owner_here = cluster.connect("postgres", "attached").await?;
@@ -611,8 +612,7 @@ async fn the_owner_of_a_users_table_has_nothing_run_with_the_owners_rights() -> 
 }
 
 #[tokio::test]
-async fn what_the_owner_of_a_users_table_has_evaluated_runs_as_its_owner_and_leaves_no_setting_behind()
--> Result<()> {
+async fn expressions_of_a_users_table_run_as_its_owner_and_leave_no_setting_behind() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     common::database(&cluster, "evaluated")?;
     let owner_here = cluster.connect("postgres", "evaluated").await?;
@@ -667,7 +667,7 @@ async fn what_the_owner_of_a_users_table_has_evaluated_runs_as_its_owner_and_lea
                  active => $$squire.evil(id) and word <> all ('{y}'::squire.word[])$$)",
         )
         .await?;
-    // What the sessions of others have is theirs.
+    // The settings of other sessions are theirs.
     issuer.batch_execute("set search_path = public, pg_catalog; set lock_timeout = '1h'").await?;
     let settings = "select pg_catalog.concat_ws(', ', pg_catalog.current_setting('search_path'), pg_catalog.current_setting('work_mem'),
         pg_catalog.current_setting('role'), pg_catalog.current_setting('lock_timeout'), current_user)";
@@ -688,7 +688,7 @@ async fn what_the_owner_of_a_users_table_has_evaluated_runs_as_its_owner_and_lea
         );
         assert_eq!(value::<String>(session, settings).await?, before);
     }
-    // The extension's owner changes users, too, and attaches the table of another.
+    // The extension's owner changes users, too, and attaches another role's table.
     owner_here
         .batch_execute(
             "alter table squire.users no force row level security;
@@ -704,7 +704,7 @@ async fn what_the_owner_of_a_users_table_has_evaluated_runs_as_its_owner_and_lea
     let log = cluster.log();
     let ran: Vec<&str> = log.lines().filter(|line| line.contains("LOG:  wicked ")).collect();
     assert!(ran.iter().any(|line| line.contains("wicked as squire, issuer")), "{ran:#?}");
-    // In a session of their own they may set what they like.
+    // In a session of their own they may set anything.
     let harmful: Vec<_> = ran
         .iter()
         .filter(|line| match line.contains("wicked as ") {

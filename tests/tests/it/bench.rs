@@ -1,4 +1,4 @@
-//! That `make bench` works: each of its parts is run once, at sizes so small that its figures mean nothing, but must be there
+//! `make bench` works: each of its parts runs once, at sizes so small that its figures mean nothing, but must be there
 //! and consistent.
 
 use std::path::Path;
@@ -14,7 +14,7 @@ fn bench() -> Command {
     command
 }
 
-/// What it prints, if it succeeds.
+/// Its output, if it succeeds.
 fn output(command: &mut Command) -> Result<String> {
     let output = command.output()?;
     ensure!(output.status.success(), "{}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
@@ -44,7 +44,7 @@ fn every_part_of_the_benchmark_runs_and_reports_its_figures() -> Result<()> {
     assert_eq!(names, names_of_parts()?);
     for part in parts {
         let figures = part["figures"].as_array().context("figures")?;
-        // Against a peer of the same run: a bare time says nothing on another machine.
+        // Relative to a peer in the same run: an absolute time means nothing on another machine.
         assert!(figures.iter().any(|figure| unit(figure) == "ratio"), "no ratio in {part}");
         assert!(figures.iter().any(|figure| !figure["target"].is_null()), "no target in {part}");
         for figure in figures {
@@ -53,7 +53,7 @@ fn every_part_of_the_benchmark_runs_and_reports_its_figures() -> Result<()> {
                 |name: &str| figure[name].as_f64().with_context(|| format!("{what} was not measured"));
             let (min, median, max) = (number("min")?, number("median")?, number("max")?);
             assert!(min <= median && median <= max && max.is_finite(), "{what}: {figure}");
-            // A rate or a duration of zero is of work that was not done.
+            // A rate or a duration of zero means that no work was done.
             if ["ratio", "per_second", "milliseconds", "microseconds", "nanoseconds"].contains(&unit(figure))
             {
                 assert!(min > 0.0, "{what}: {figure}");
@@ -61,16 +61,17 @@ fn every_part_of_the_benchmark_runs_and_reports_its_figures() -> Result<()> {
             assert!(table.contains(what), "{what} is not in the table:\n{table}");
         }
     }
-    // Its figures must not get into the README.
-    let readme = directory.path().join("README.md");
-    std::fs::write(&readme, "untouched")?;
-    output(bench().arg("report").arg("--json").arg(&json).arg("--readme").arg(&readme)).expect_err("refused");
-    assert_eq!(std::fs::read_to_string(&readme)?, "untouched");
+    // Its figures must not get into the document.
+    let document = directory.path().join("performance.md");
+    std::fs::write(&document, "untouched")?;
+    output(bench().arg("report").arg("--json").arg(&json).arg("--document").arg(&document))
+        .expect_err("refused");
+    assert_eq!(std::fs::read_to_string(&document)?, "untouched");
     Ok(())
 }
 
 #[test]
-fn what_each_part_measures_is_explained() -> Result<()> {
+fn each_part_is_explained() -> Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/performance.md");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     for name in names_of_parts()? {

@@ -1,5 +1,5 @@
-//! What is done to very many rows costs so much for each of them, however many there are. Counted is what the server has to
-//! look at, pages of tables and indexes, and not time: ten times as many rows may cost at most twelve times as much.
+//! The cost per row of bulk operations does not depend on the number of rows. It is measured in pages of tables and
+//! indexes that the server reads, not in time: ten times as many rows may cost at most twelve times as much.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use tokio_postgres::Client;
 use tollgate_tests::Cluster;
 
-/// With room for few locks: what is done to ten thousand rows must not take one for each.
+/// With room for few locks: an operation on ten thousand rows must not take one for each.
 static SHARED: Shared = Shared::new(&[
     ("autovacuum", "off"),
     ("tollgate.accept_foreign_tokens", "on"),
@@ -19,7 +19,7 @@ static SHARED: Shared = Shared::new(&[
 const FEW: u32 = 1000;
 const MOST_GROWTH: f64 = 12.0;
 
-/// How many pages a statement looks at, in all that it calls too.
+/// The number of pages that a statement reads, including what it calls.
 async fn pages(client: &Client, statement: &str) -> Result<f64> {
     let rows =
         client.query(&format!("explain (analyze, buffers, timing off, format json) {statement}"), &[]).await;
@@ -28,13 +28,13 @@ async fn pages(client: &Client, statement: &str) -> Result<f64> {
     Ok(count("Shared Hit Blocks")? + count("Shared Read Blocks")?)
 }
 
-/// A database with the extension, in which `prepare` was run for so many rows.
+/// A database with the extension, in which `prepare` ran for `n` rows.
 async fn prepared(cluster: &Arc<Cluster>, name: &str, n: u32, prepare: &str) -> Result<Client> {
     let name = format!("{name}_{n}");
     database(cluster, &name)?;
     let owner = cluster.connect("postgres", &name).await?;
     owner.batch_execute(&prepare.replace(":n", &n.to_string())).await?;
-    // Also where the table is still empty: what is planned then is what later rows go by.
+    // Also while the table is still empty: plans made then are used for later rows.
     owner.batch_execute("vacuum analyze").await?;
     Ok(owner)
 }
@@ -44,7 +44,7 @@ fn assert_linear(what: &str, few: f64, many: f64) {
     assert!(many / few <= MOST_GROWTH, "{what}: {few} pages for {FEW} rows, {many} for ten times as many");
 }
 
-/// One statement, of so many rows and of ten times as many.
+/// One statement, for n rows and for ten times as many.
 async fn is_linear(name: &str, prepare: &str, statement: &str) -> Result<()> {
     let cluster = SHARED.cluster()?;
     let mut counted = Vec::new();
@@ -56,7 +56,7 @@ async fn is_linear(name: &str, prepare: &str, statement: &str) -> Result<()> {
     Ok(())
 }
 
-/// A statement that costs as much for a table of so many as for one of ten times as many.
+/// A statement that costs the same for a table of n rows and of ten times as many.
 async fn is_constant(name: &str, prepare: &str, statement: &str) -> Result<()> {
     let cluster = SHARED.cluster()?;
     let mut counted = Vec::new();
@@ -110,7 +110,7 @@ async fn importing_in_turns_for_users_who_have_a_limit() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_limit_does_not_count_what_has_ended() -> Result<()> {
+async fn a_limit_does_not_count_ended_tokens() -> Result<()> {
     let ended = format!(
         "{LIMITED}; {OF_ONE};
          update tollgate.api_tokens set revoked_at = case when id::text < '8' then now() end, expires_at = now(), expired_at = now()"
@@ -119,11 +119,16 @@ async fn a_limit_does_not_count_what_has_ended() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_page_of_a_list_costs_what_is_on_it() -> Result<()> {
+async fn the_cost_of_a_page_of_a_list_depends_on_its_size() -> Result<()> {
     let page = "select * from tollgate.list_api_tokens('ann', 100, (select id from tollgate.api_tokens offset 500 limit 1))";
     is_constant("page_of_list", OF_ONE, page).await?;
     let page = "select * from tollgate.tokens where id > '00000000-0000-0000-0000-000000000000' order by id limit 100";
-    is_constant("page_of_view", TOKENS, page).await
+    is_constant("page_of_view", TOKENS, page).await?;
+    // Of tokens of all users: by a hint, and a page of all of them.
+    let found = "select * from tollgate.find_api_tokens(hint => (select hint from tollgate.api_tokens limit 1), max_tokens => 1)";
+    is_constant("page_of_search_by_hint", TOKENS, found).await?;
+    let found = "select * from tollgate.find_api_tokens(status => 'active', max_tokens => 100)";
+    is_constant("page_of_search", TOKENS, found).await
 }
 
 #[tokio::test]
@@ -214,7 +219,7 @@ async fn issuing_for_users_of_an_attached_table() -> Result<()> {
 }
 
 #[tokio::test]
-async fn switching_off_users_of_an_attached_table() -> Result<()> {
+async fn deactivating_users_of_an_attached_table() -> Result<()> {
     let prepare = format!(
         "create table users (id text primary key, gone boolean); insert into users select 'u' || g from generate_series(1, :n) g;
          select tollgate.attach_users_table('users', 'id', active => 'gone is not true'); {TOKENS}"
@@ -222,9 +227,9 @@ async fn switching_off_users_of_an_attached_table() -> Result<()> {
     is_linear("switching_off", &prepare, "update users set gone = true").await
 }
 
-/// A chunk of them is a thousand families, or fifty thousand users: more than the others of these tests have.
+/// A chunk has a thousand families, or fifty thousand users: more than the other tests here have.
 #[tokio::test]
-async fn more_than_fits_into_one_step_is_revoked_to_the_last() -> Result<()> {
+async fn more_tokens_than_fit_into_one_step_are_all_revoked() -> Result<()> {
     let prepare = format!(
         "create table users (id text primary key); insert into users select 'u' || g from generate_series(1, :n) g;
          select tollgate.attach_users_table('users', 'id'); {TOKENS}"
@@ -244,10 +249,10 @@ async fn more_than_fits_into_one_step_is_revoked_to_the_last() -> Result<()> {
     Ok(())
 }
 
-// ---- What time does
+// ---- Housekeeping
 
 #[tokio::test]
-async fn a_look_for_what_is_to_be_announced_costs_nothing_when_all_is() -> Result<()> {
+async fn announcing_costs_nothing_when_all_tokens_are_announced() -> Result<()> {
     let cluster = SHARED.cluster()?;
     let mut counted = Vec::new();
     for n in [FEW, 10 * FEW] {
@@ -261,10 +266,10 @@ async fn a_look_for_what_is_to_be_announced_costs_nothing_when_all_is() -> Resul
     Ok(())
 }
 
-/// While a snapshot is older, as that of pg_dump, what was dealt with stays in the indexes. On a server of its own, as is
-/// everything of which the end is measured beside a snapshot: one of another test would count as well.
+/// While an older snapshot exists, such as that of pg_dump, handled tokens stay in the indexes. On a separate server,
+/// like all tests that measure with an old snapshot: one of another test would count as well.
 #[tokio::test]
-async fn a_batch_beside_an_old_snapshot_does_not_pass_what_the_ones_before_it_dealt_with() -> Result<()> {
+async fn a_batch_beside_an_old_snapshot_does_not_pass_over_tokens_handled_before() -> Result<()> {
     let tokens = "insert into tollgate.api_tokens (id, token_hash, user_id, name, scopes, metadata, hint, expires_at)
                   select gen_random_uuid(), sha256(g::text::bytea), 'u' || g, 'k', '{}', '{}', 'h', now() + interval '1 day'
                   from generate_series(1, :n) g";
@@ -320,9 +325,9 @@ async fn a_batch_beside_an_old_snapshot_does_not_pass_what_the_ones_before_it_de
     Ok(())
 }
 
-/// Each function begins once more at the front before it says that there are no more.
+/// Each function starts again at the front before it reports that there are no more.
 #[tokio::test]
-async fn what_a_walk_has_passed_is_found_before_it_says_that_there_is_no_more() -> Result<()> {
+async fn tokens_that_a_walk_has_passed_are_found_before_it_reports_the_end() -> Result<()> {
     let cluster = SHARED.cluster()?;
     let owner = prepared(&cluster, "passed", 30, SOON_OVER).await?;
     let first = "(select id from tollgate.api_tokens order by id limit 1)";
@@ -331,7 +336,7 @@ async fn what_a_walk_has_passed_is_found_before_it_says_that_there_is_no_more() 
     let earlier =
         format!("update tollgate.api_tokens set expires_at = now() + interval '1 hour' where id = {first}");
     owner.batch_execute(&earlier).await?;
-    // The front was looked at a moment ago, so this time it is not.
+    // The front was checked a moment ago, so this time it is not.
     assert_eq!(call("announce_expiries('7 days', 100)").await?, 20);
     assert_eq!(call("announce_expiries('7 days', 100)").await?, 1);
     owner.batch_execute("update tollgate.api_tokens set expires_at = now() - interval '1 minute'").await?;
@@ -342,13 +347,13 @@ async fn what_a_walk_has_passed_is_found_before_it_says_that_there_is_no_more() 
     owner.batch_execute(&again).await?;
     assert_eq!(call("expire_tokens(100)").await?, 21);
     assert_eq!(call("purge_tokens('0', 10)").await?, 10);
-    // It ends before those that were purged.
+    // It ended before the purged ones.
     owner.batch_execute("select tollgate.create_api_token('late', 'k'); update tollgate.api_tokens set revoked_at = '2020-01-01' where user_id = 'late'").await?;
     assert_eq!(call("purge_tokens('0', 100)").await?, 21);
     Ok(())
 }
 
-/// As the daemon deletes: rounds of small steps, until one deletes nothing.
+/// Deletes like the daemon: rounds of small steps, until one deletes nothing.
 async fn purging_is_linear(name: &str, prepare: &str) -> Result<()> {
     let cluster = SHARED.cluster()?;
     let mut counted = Vec::new();
@@ -381,12 +386,12 @@ async fn purging_is_linear(name: &str, prepare: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn purging_what_ended_in_one_moment() -> Result<()> {
+async fn purging_tokens_that_ended_in_one_moment() -> Result<()> {
     purging_is_linear("purging", &format!("{OF_ONE}; update tollgate.api_tokens set revoked_at = now()"))
         .await
 }
 
-/// Each is kept for as long as the one that it replaced, and all end at the same time.
+/// Each is kept as long as the one that it replaced, and all end at the same time.
 #[tokio::test]
 async fn purging_a_token_that_was_rotated_often() -> Result<()> {
     let rotated = "update tollgate.api_tokens t set revoked_at = now(), rotated_from = p.before
@@ -404,7 +409,7 @@ async fn purging_families_whose_parents_ended_first() -> Result<()> {
 
 #[tokio::test]
 async fn granting_a_capability_to_one_role_after_another() -> Result<()> {
-    // On a server of its own, as of the rows of the catalogue none is removed that a transaction of another test may see.
+    // On a separate server, since catalogue rows that a transaction of another test may see are not removed.
     let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
     let mut counted = Vec::new();
     for n in [10, 100] {
@@ -414,7 +419,7 @@ async fn granting_a_capability_to_one_role_after_another() -> Result<()> {
         let owner = prepared(&cluster, "granting", n, &roles).await?;
         let mut sum = 0.0;
         for role in 1..=n {
-            // Each in a transaction of its own: within one, none of the catalogue's old rows is removed.
+            // Each in its own transaction: within a single one, none of the catalogue's old rows is removed.
             sum +=
                 pages(&owner, &format!("select tollgate.grant_capability('granted_{n}_{role}', 'issuer')"))
                     .await?;
@@ -436,7 +441,7 @@ async fn sealing_and_verifying_the_log() -> Result<()> {
 
 // ---- Webhooks
 
-/// Five receivers that are gone: so many messages wait for each, and half as many were given up.
+/// Five receivers that are gone: n messages wait for each, and half as many were given up.
 const BACKLOG: &str = "
     select count(tollgate.define_webhook('gone' || g, 'https://example.com/')) from generate_series(1, 5) g;
     insert into tollgate.webhook_queue (webhook, event_epoch, event_id, event, body, attempts, next_attempt_at, dead_at)
@@ -447,7 +452,7 @@ const BACKLOG: &str = "
     update tollgate.webhook_queue set next_attempt_at = now() + interval '2 hours'";
 
 #[tokio::test]
-async fn what_waits_for_receivers_that_are_gone_costs_nothing_each_second_or_event() -> Result<()> {
+async fn messages_for_receivers_that_are_gone_cost_nothing_per_second_or_event() -> Result<()> {
     const ISSUE: &str = "select (tollgate.create_api_token('ann', 'k')).id";
     const ONE: &str =
         "select * from tollgate.webhook_deliveries where webhook = 'well' and state = 'sending' limit 1";
@@ -487,7 +492,7 @@ async fn what_waits_for_receivers_that_are_gone_costs_nothing_each_second_or_eve
         counted.push(costs);
     }
     for ((what, few), (_, many)) in counted[0].iter().zip(&counted[1]) {
-        // Indexes are a level deeper at most, of six webhooks and a few indexes.
+        // Indexes are at most one level deeper, for six webhooks and a few indexes.
         assert!(
             *many <= few * 1.5 + 20.0,
             "{what}: {few} pages beside {FEW} messages, {many} beside ten times as many"
@@ -496,9 +501,9 @@ async fn what_waits_for_receivers_that_are_gone_costs_nothing_each_second_or_eve
     Ok(())
 }
 
-/// What was delivered stays in the indexes for as long as an older transaction is open, as that of a dump.
+/// Delivered messages stay in the indexes as long as an older transaction is open, such as that of a dump.
 #[tokio::test]
-async fn a_claim_does_not_pass_over_what_was_delivered_beside_an_old_snapshot() -> Result<()> {
+async fn a_claim_beside_an_old_snapshot_does_not_pass_over_delivered_messages() -> Result<()> {
     let cluster = SHARED.cluster()?;
     let mut counted = Vec::new();
     for n in [FEW, 10 * FEW] {
@@ -529,18 +534,18 @@ async fn a_claim_does_not_pass_over_what_was_delivered_beside_an_old_snapshot() 
 }
 
 #[tokio::test]
-async fn replaying_what_waits() -> Result<()> {
+async fn replaying_waiting_messages() -> Result<()> {
     is_linear("replaying", BACKLOG, "select tollgate.replay_webhook('gone1')").await
 }
 
 #[tokio::test]
-async fn dropping_a_webhook_with_what_waits_for_it() -> Result<()> {
+async fn dropping_a_webhook_with_waiting_messages() -> Result<()> {
     is_linear("dropping", BACKLOG, "select tollgate.drop_webhook('gone1')").await
 }
 
-/// As the daemon deletes: a few at a time.
+/// Deletes like the daemon: a few at a time.
 #[tokio::test]
-async fn purging_what_was_given_up() -> Result<()> {
+async fn purging_given_up_messages() -> Result<()> {
     let prepare = format!("{BACKLOG}; update tollgate.webhook_queue set dead_at = now() - interval '40 days', created_at = now() - interval '50 days'
                             where dead_at is not null");
     let cluster = SHARED.cluster()?;
@@ -591,9 +596,9 @@ async fn a_step_of_purging_messages_does_not_pass_what_the_ones_before_it_remove
     Ok(())
 }
 
-/// The numbers of a webhook's messages change with each message. Beside an older transaction what they were before stays.
+/// The message counts of a webhook change with each message. While an older transaction is open, old versions stay.
 #[tokio::test]
-async fn numbers_that_changed_often_beside_an_old_snapshot_are_found_at_once() -> Result<()> {
+async fn message_counts_changed_often_beside_an_old_snapshot_are_found_at_once() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
     let mut counted: Vec<[f64; 4]> = Vec::new();
     for n in [FEW, 10 * FEW] {
@@ -636,7 +641,7 @@ async fn numbers_that_changed_often_beside_an_old_snapshot_are_found_at_once() -
     Ok(())
 }
 
-/// What one call looks at depends on what it removes, and not on how much there is to be removed, or has to stay.
+/// The pages that one call reads depend on what it removes, not on how much there is to remove or to keep.
 #[tokio::test]
 async fn a_step_of_purging_the_log_costs_the_same_however_many_seals_there_are() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
@@ -656,7 +661,7 @@ async fn a_step_of_purging_the_log_costs_the_same_however_many_seals_there_are()
         owner.batch_execute("vacuum analyze").await?;
         pages(&owner, "select tollgate.purge_audit_log(now(), 1)").await?;
         let removes = pages(&owner, "select tollgate.purge_audit_log(now(), 1)").await?;
-        // A subscriber that stands still, and nothing that is old enough.
+        // A subscriber that does not advance, and nothing that is old enough.
         owner.batch_execute("select tollgate.open_subscription('slow')").await?;
         let back = "update tollgate.subscriptions set place = tollgate.event_position(0) where name = 'slow'";
         owner.batch_execute(back).await?;

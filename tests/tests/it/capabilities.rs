@@ -1,7 +1,8 @@
-//! Capabilities: who may do what, what granting and revoking one changes, and what becomes of it when roles change and
-//! when the database is upgraded, dumped and restored.
+//! Capabilities: which role may do what, what granting and revoking one changes, and what happens to it when roles
+//! change and when the database is upgraded, dumped and restored.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::common::{self, Shared, World, error, refused, value};
@@ -15,7 +16,7 @@ static SHARED: Shared = Shared::new(&[]);
 
 const CAPABILITIES: [&str; 4] = ["verifier", "issuer", "admin", "operator"];
 
-/// What everyone may call.
+/// Functions that everyone may call.
 const PUBLIC: [&str; 10] = [
     "tollgate.client_ip_from(text,cidr[])",
     "tollgate.current_scopes()",
@@ -29,7 +30,7 @@ const PUBLIC: [&str; 10] = [
     "tollgate.token_has_scope(text)",
 ];
 
-/// What the roles of applications may call, and so whoever breaks into one.
+/// Functions that the roles of applications may call, and so an attacker who breaks into one.
 const VERIFIER: [&str; 7] = [
     "tollgate.authenticate(text,text[],inet)",
     "tollgate.last_refusal()",
@@ -45,7 +46,7 @@ async fn names(client: &Client, query: &str) -> Result<BTreeSet<String>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Roles that log in, each with what was granted to it in this database.
+/// Roles that log in, each with its grants in this database.
 async fn roles(owner: &Client, granted: &[(&str, &str)]) -> Result<()> {
     for (role, capability) in granted {
         owner.batch_execute(&format!("create role {role} login")).await?;
@@ -68,7 +69,7 @@ async fn revoke(client: &Client, role: &str, capability: &str) -> Result<(), tok
         .map(drop)
 }
 
-/// Function, view or type, for each that a role may use by privileges of its own.
+/// Each function, view or type that a role may use by its own privileges.
 async fn own_privileges(owner: &Client, role: &str) -> Result<BTreeSet<String>> {
     names(
         owner,
@@ -81,7 +82,7 @@ async fn given_by(owner: &Client, capability: &str) -> Result<BTreeSet<String>> 
     names(owner, &format!("select object from tollgate.capability_objects('{capability}')")).await
 }
 
-/// State and objects of what the view shows of a role, by capability; "" is what was granted by hand.
+/// State and objects that the view shows for a role, by capability; "" for grants by hand.
 async fn shown(client: &Client, role: &str) -> Result<BTreeMap<String, (String, Vec<String>)>> {
     let rows = client
         .query(
@@ -96,7 +97,7 @@ fn granted_alone(capability: &str) -> BTreeMap<String, (String, Vec<String>)> {
     BTreeMap::from([(capability.to_owned(), ("granted".to_owned(), Vec::new()))])
 }
 
-/// Event and detail of what the log tells of a role's capabilities, in order.
+/// Event and detail of a role's capability events in the log, in order.
 async fn events(owner: &Client, role: &str) -> Result<Vec<(String, String, Value)>> {
     let rows = owner
         .query(
@@ -112,7 +113,7 @@ fn denied(error: &DbError) -> bool {
     error.code() == &SqlState::INSUFFICIENT_PRIVILEGE && error.message().starts_with("permission denied for")
 }
 
-/// Whether a statement is refused for want of a privilege; any other error says that it was let in.
+/// Whether a statement is refused for lack of a privilege; any other error means that it passed the check.
 async fn is_denied(client: &Client, statement: &str) -> Result<bool> {
     let attempt = client.batch_execute(&format!("begin; {statement}")).await;
     client.batch_execute("rollback").await?;
@@ -122,7 +123,7 @@ async fn is_denied(client: &Client, statement: &str) -> Result<bool> {
 // ---- The decisions
 
 #[tokio::test]
-async fn every_function_view_and_type_is_decided_about() -> Result<()> {
+async fn every_function_view_and_type_has_a_privilege_decision() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     let there = names(
         &owner,
@@ -143,32 +144,32 @@ async fn every_function_view_and_type_is_decided_about() -> Result<()> {
     .await?;
     let undecided: Vec<_> = there.difference(&decided).collect();
     assert!(undecided.is_empty(), "not in sql/schema/decisions.sql: {undecided:#?}");
-    assert_eq!(decided, there, "decided about what there is not");
+    assert_eq!(decided, there, "a decision about a missing object");
 
     let unclear = "
         select d.object || ': ' || d.given_to from tollgate.privilege_decisions d
-        where d.given_to not in ('public', 'verifier', 'issuer', 'admin', 'operator', 'nobody')
+        where d.given_to not in ('public', 'verifier', 'issuer', 'admin', 'operator', 'internal')
            or d.object_type not in ('FUNCTION', 'VIEW', 'TYPE')
-           or d.given_to = 'nobody' and exists (select from tollgate.privilege_decisions o where o.object = d.object and o.given_to <> 'nobody')
+           or d.given_to = 'internal' and exists (select from tollgate.privilege_decisions o where o.object = d.object and o.given_to <> 'internal')
            or d.object_type = 'FUNCTION'
-              and (d.given_to = 'nobody') <> (obj_description(d.object::regprocedure, 'pg_proc') like '%Internal%')";
+              and (d.given_to = 'internal') <> (obj_description(d.object::regprocedure, 'pg_proc') like '%Internal%')";
     let unclear = names(&owner, unclear).await?;
     assert!(
         unclear.is_empty(),
-        "a comment says Internal of what nobody is given, and of nothing else: {unclear:#?}"
+        "exactly the comments of objects that are not granted say Internal: {unclear:#?}"
     );
     Ok(())
 }
 
 #[tokio::test]
-async fn each_capability_gives_what_was_decided_and_nothing_else() -> Result<()> {
+async fn each_capability_grants_what_was_decided_and_nothing_else() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     owner.batch_execute("create role m_nothing login").await?;
     roles(&owner, &CAPABILITIES.map(|c| (["m_", c].concat(), c)).each_ref().map(|(r, c)| (r.as_str(), *c)))
         .await?;
 
-    // Function: how it is called with NULLs, from sub-selects, since a strict function of constants would be folded away
-    // before anybody asks whether it may be called.
+    // Function: a call with NULLs, from sub-selects, since the planner would fold a strict function of constants before
+    // its privilege is checked.
     let attempts = owner
         .query(
             "select 'FUNCTION', p.oid, p.oid::regprocedure::text, format('select %s(%s)', p.oid::regproc,
@@ -240,13 +241,13 @@ async fn each_capability_gives_what_was_decided_and_nothing_else() -> Result<()>
 }
 
 #[tokio::test]
-async fn what_everyone_and_what_verifiers_may_do_does_not_grow_by_accident() -> Result<()> {
+async fn the_privileges_of_everyone_and_of_verifiers_do_not_grow_by_accident() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     let functions = "select d.object::regprocedure::text from tollgate.privilege_decisions d
                      where d.object_type = 'FUNCTION' and d.given_to = ";
     assert_eq!(names(&owner, &format!("{functions} 'public'")).await?, PUBLIC.map(str::to_owned).into());
     assert_eq!(names(&owner, &format!("{functions} 'verifier'")).await?, VERIFIER.map(str::to_owned).into());
-    // Each includes the one before it; the daemon's is a thing of its own.
+    // Each includes the previous one; the daemon's is separate.
     let [verifier, issuer, admin, operator] = [
         given_by(&owner, "verifier").await?,
         given_by(&owner, "issuer").await?,
@@ -267,21 +268,47 @@ async fn the_operator_may_do_what_the_daemon_does_and_nothing_else() -> Result<(
     let report = report.to_string();
     assert!(report.contains("may do all that the daemon does"), "{report}");
 
-    let source = include_str!("../../../daemon/src/contract/mod.rs");
-    let listed = source
-        .split("OPERATOR_FUNCTIONS")
-        .nth(1)
-        .and_then(|rest| rest.split(['{', ';']).nth(1))
-        .context("the list")?;
-    let called: BTreeSet<String> = listed.split('"').skip(1).step_by(2).map(str::to_owned).collect();
-    let given = names(
+    // What the daemon's statements name, in its own source, is what the database gives.
+    let functions = names(
         &owner,
-        "select p.proname::text from tollgate.capability_objects('operator') o join pg_proc p on p.oid = o.object_id
-         where o.object_type = 'FUNCTION'",
+        "select distinct p.proname::text from pg_proc p where p.pronamespace = 'tollgate'::regnamespace",
     )
     .await?;
-    assert_eq!(given, called);
+    let source = contract()?;
+    let called: BTreeSet<String> = functions
+        .into_iter()
+        .filter(|name| {
+            source.contains(&format!("tollgate.{name}(")) || source.contains(&format!("\"{name}\""))
+        })
+        .collect();
+    assert!(called.len() > 50, "{called:?}");
+    let given = |to: &str| {
+        format!(
+            "select p.proname::text from tollgate.privilege_decisions d join pg_proc p on p.oid = d.object::regprocedure
+             where d.object_type = 'FUNCTION' and d.given_to {to}"
+        )
+    };
+    let unused: BTreeSet<String> =
+        names(&owner, &given("= 'operator'")).await?.difference(&called).cloned().collect();
+    assert_eq!(unused, WITHOUT_A_DAEMON.map(str::to_owned).into(), "given to the operator, and not called");
+    let refused: BTreeSet<String> =
+        called.difference(&names(&owner, &given("<> 'nobody'")).await?).cloned().collect();
+    assert_eq!(refused, BTreeSet::new(), "called, and given to no capability");
     Ok(())
+}
+
+/// Steps of housekeeping as whole statements, for a scheduler in the database that does without the daemon.
+const WITHOUT_A_DAEMON: [&str; 4] = ["announce_expiries", "expire_tokens", "purge_tokens", "purge_usage"];
+
+/// The statements of the daemon and its command line.
+fn contract() -> Result<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemon/src/contract");
+    let mut text = String::new();
+    for file in std::fs::read_dir(folder)? {
+        let file = std::fs::read_to_string(file?.path())?;
+        text.push_str(file.split("#[cfg(test)]").next().unwrap_or_default());
+    }
+    Ok(text)
 }
 
 #[tokio::test]
@@ -314,13 +341,13 @@ async fn everyone_may_ask_what_they_hold_of_each_capability() -> Result<()> {
     assert_eq!(value::<String>(&owner, own).await?, "whole not not not");
     owner.batch_execute("rollback").await?;
 
-    // One function less, or one alone.
+    // One function less, or only one.
     owner.batch_execute("revoke execute on function tollgate.create_api_token from holds_issuer").await?;
     assert_eq!(held("holds_issuer").await?, "whole partly not not");
-    let missing = "select array_to_string(missing, ' ') from tollgate.list_own_capabilities() where capability = 'issuer'";
+    let missing = "select array_to_string(missing, '; ') from tollgate.list_own_capabilities() where capability = 'issuer'";
     let issuer = cluster.connect("holds_issuer", DATABASE).await?;
     let missing: String = value(&issuer, missing).await?;
-    assert!(missing.starts_with("tollgate.create_api_token(") && !missing.contains(' '), "{missing}");
+    assert!(missing.starts_with("tollgate.create_api_token(") && !missing.contains(';'), "{missing}");
     owner.batch_execute("grant execute on function tollgate.list_scopes to holds_none").await?;
     assert_eq!(held("holds_none").await?, "not partly not not");
     Ok(())
@@ -329,12 +356,12 @@ async fn everyone_may_ask_what_they_hold_of_each_capability() -> Result<()> {
 // ---- Granting and revoking
 
 #[tokio::test]
-async fn a_capability_is_granted_once_told_once_and_revoked_once() -> Result<()> {
+async fn a_capability_is_granted_once_logged_once_and_revoked_once() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     roles(&owner, &[("giver", "admin")]).await?;
     owner.batch_execute("create role taker login").await?;
     let giver = cluster.connect("giver", DATABASE).await?;
-    let told = |event: &str| {
+    let logged = |event: &str| {
         (event.to_owned(), "giver".to_owned(), json!({"role": "taker", "capability": "issuer"}))
     };
 
@@ -342,7 +369,7 @@ async fn a_capability_is_granted_once_told_once_and_revoked_once() -> Result<()>
         grant(&giver, "taker", "issuer").await?;
         assert_eq!(own_privileges(&owner, "taker").await?, given_by(&owner, "issuer").await?);
         assert_eq!(shown(&giver, "taker").await?, granted_alone("issuer"));
-        assert_eq!(events(&owner, "taker").await?, [told("capability.granted")]);
+        assert_eq!(events(&owner, "taker").await?, [logged("capability.granted")]);
     }
     let taker = cluster.connect("taker", DATABASE).await?;
     common::issue(&taker, "of taker", &["posts:read"]).await?;
@@ -350,9 +377,12 @@ async fn a_capability_is_granted_once_told_once_and_revoked_once() -> Result<()>
         revoke(&giver, "taker", "issuer").await?;
         assert_eq!(own_privileges(&owner, "taker").await?, BTreeSet::new());
         assert_eq!(shown(&giver, "taker").await?, BTreeMap::new());
-        assert_eq!(events(&owner, "taker").await?, [told("capability.granted"), told("capability.revoked")]);
+        assert_eq!(
+            events(&owner, "taker").await?,
+            [logged("capability.granted"), logged("capability.revoked")]
+        );
     }
-    // In the session that had it as well.
+    // Also in the session that had it.
     let refusal =
         error(common::issue(&taker, "of taker", &[]).await.map_err(|e| e.downcast().expect("the server's")));
     assert!(denied(&refusal), "{refusal:?}");
@@ -360,13 +390,13 @@ async fn a_capability_is_granted_once_told_once_and_revoked_once() -> Result<()>
 }
 
 #[tokio::test]
-async fn what_another_capability_gives_stays_when_one_is_revoked() -> Result<()> {
+async fn privileges_of_another_capability_stay_when_one_is_revoked() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     owner.batch_execute("create role several login").await?;
     for capability in CAPABILITIES {
         grant(&owner, "several", capability).await?;
     }
-    // Whichever order they go in, what is left is what the rest of them give.
+    // In whichever order they are revoked, what remains is what the others include.
     let mut left: BTreeSet<&str> = CAPABILITIES.into();
     for gone in ["issuer", "admin", "operator", "verifier"] {
         revoke(&owner, "several", gone).await?;
@@ -381,7 +411,7 @@ async fn what_another_capability_gives_stays_when_one_is_revoked() -> Result<()>
         assert!(states.iter().all(|state| state == "granted"), "{states:?}");
     }
 
-    // One that is only part of another is not the role's to lose.
+    // A capability that is only part of another one cannot be revoked from the role.
     grant(&owner, "several", "admin").await?;
     revoke(&owner, "several", "verifier").await?;
     assert_eq!(own_privileges(&owner, "several").await?, given_by(&owner, "admin").await?);
@@ -390,7 +420,7 @@ async fn what_another_capability_gives_stays_when_one_is_revoked() -> Result<()>
 
 #[tokio::test]
 async fn privileges_that_were_granted_by_hand_are_shown_and_go_with_the_capability() -> Result<()> {
-    // PostgreSQL does not queue those who change the privileges of one object, as our functions do.
+    // PostgreSQL does not queue concurrent changes of one object's privileges, as our functions do.
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "by_hand")?;
     let owner = cluster.connect("postgres", "by_hand").await?;
@@ -423,7 +453,7 @@ async fn privileges_that_were_granted_by_hand_are_shown_and_go_with_the_capabili
 }
 
 #[tokio::test]
-async fn nothing_is_granted_to_whom_or_what_there_is_not() -> Result<()> {
+async fn nothing_is_granted_to_a_missing_role_or_for_an_unknown_capability() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "refusing")?;
     let owner = cluster.connect("postgres", "refusing").await?;
@@ -571,7 +601,7 @@ async fn capabilities_are_granted_and_revoked_by_many_at_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn whoever_takes_a_capability_from_a_role_is_told_what_else_still_gives_it() -> Result<()> {
+async fn revoking_a_capability_reports_other_grants_of_its_privileges() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     owner
         .batch_execute("create role team_of_two nologin; create role one_of_two login in role team_of_two")
@@ -587,10 +617,10 @@ async fn whoever_takes_a_capability_from_a_role_is_told_what_else_still_gives_it
             .collect())
     };
     grant(&client, "team_of_two", "issuer").await?;
-    let told = notices().await?;
+    let reported = notices().await?;
     assert!(
-        told.len() == 1 && told[0].message().contains("bind values"),
-        "a role that does not log in: {told:?}"
+        reported.len() == 1 && reported[0].message().contains("bind values"),
+        "a role that does not log in: {reported:?}"
     );
     grant(&client, "one_of_two", "verifier").await?;
     assert!(notices().await?.is_empty());
@@ -599,8 +629,11 @@ async fn whoever_takes_a_capability_from_a_role_is_told_what_else_still_gives_it
     assert_eq!(members, ["one_of_two"]);
 
     revoke(&client, "one_of_two", "verifier").await?;
-    let told = notices().await?;
-    assert!(told.len() == 1 && told[0].detail().is_some_and(|d| d.contains("team_of_two")), "{told:?}");
+    let reported = notices().await?;
+    assert!(
+        reported.len() == 1 && reported[0].detail().is_some_and(|d| d.contains("team_of_two")),
+        "{reported:?}"
+    );
     let member = cluster.connect("one_of_two", DATABASE).await?;
     assert!(!is_denied(&member, "select tollgate.verify_api_token('x')").await?);
     revoke(&client, "team_of_two", "issuer").await?;
@@ -620,7 +653,7 @@ async fn bind_values_of_a_role_with_a_capability_are_kept_out_of_the_log() -> Re
     let hidden = ["0", "0"].map(str::to_owned).to_vec();
     for (n, capability) in CAPABILITIES.into_iter().enumerate() {
         let role = format!("quiet_{n}");
-        // Against whatever was set for it before.
+        // Overrides what was set for it before.
         owner
             .batch_execute(&format!(
                 "create role {role} login;
@@ -634,7 +667,7 @@ async fn bind_values_of_a_role_with_a_capability_are_kept_out_of_the_log() -> Re
         assert_eq!(seen, hidden, "{capability}");
         let elsewhere: Vec<String> = value(&cluster.connect(&role, "aside").await?, LOGGED).await?;
         assert_eq!(elsewhere, ["77B", "99B"], "{capability} is of one database");
-        // It may go on handling tokens, with what is left to it.
+        // It may go on handling tokens, with its remaining privileges.
         revoke(&owner, &role, capability).await?;
         let seen: Vec<String> = value(&cluster.connect(&role, DATABASE).await?, LOGGED).await?;
         assert_eq!(seen, hidden, "{capability}, revoked");
@@ -643,7 +676,7 @@ async fn bind_values_of_a_role_with_a_capability_are_kept_out_of_the_log() -> Re
 }
 
 #[tokio::test]
-async fn an_owner_who_is_no_superuser_grants_all_the_same_and_says_what_it_cannot_set() -> Result<()> {
+async fn an_owner_without_superuser_still_grants_and_says_what_it_cannot_set() -> Result<()> {
     let cluster = SHARED.cluster()?;
     cluster.execute(DATABASE, "create role lessor login superuser; create role lessee login")?;
     cluster.execute(DATABASE, "create database leased owner lessor")?;
@@ -652,14 +685,17 @@ async fn an_owner_who_is_no_superuser_grants_all_the_same_and_says_what_it_canno
     cluster.execute(DATABASE, "alter role lessor nosuperuser")?;
     grant(&lessor, "lessee", "verifier").await?;
     lessor.batch_execute("select").await?;
-    let told: BTreeSet<String> =
+    let details: BTreeSet<String> =
         std::iter::from_fn(|| messages.try_recv().ok())
             .filter_map(|message| {
                 if let AsyncMessage::Notice(n) = message { n.detail().map(str::to_owned) } else { None }
             })
             .collect();
     for setting in ["log_parameter_max_length", "log_parameter_max_length_on_error"] {
-        assert!(told.iter().any(|detail| detail.contains(&format!(" {setting} "))), "{setting}: {told:?}");
+        assert!(
+            details.iter().any(|detail| detail.contains(&format!(" {setting} "))),
+            "{setting}: {details:?}"
+        );
     }
     let lessee = cluster.connect("lessee", "leased").await?;
     assert_eq!(common::code(&lessee, "junk").await?, "MALFORMED");
@@ -681,12 +717,12 @@ async fn a_capability_follows_a_role_to_its_new_name_and_does_not_stay_with_the_
     client.batch_execute("alter role old_name rename to new_name; create role old_name login").await?;
     assert_eq!(shown(&client, "new_name").await?, granted_alone("issuer"));
     assert_eq!(shown(&client, "old_name").await?, BTreeMap::new());
-    // What an upgrade does.
+    // As an upgrade does.
     client.batch_execute("select tollgate.settle_privileges()").await?;
     assert_eq!(
         own_privileges(&client, "old_name").await?,
         BTreeSet::new(),
-        "whoever is called that now is somebody else"
+        "the name now belongs to another role"
     );
     grant(&client, "bystander", "operator").await?;
     let name: String =
@@ -699,13 +735,13 @@ async fn a_capability_follows_a_role_to_its_new_name_and_does_not_stay_with_the_
     assert_eq!(shown(&client, "new_name").await?, BTreeMap::new());
     let last = events(&client, "new_name").await?.pop().context("an event")?;
     assert_eq!((last.0.as_str(), &last.2["capability"]), ("capability.revoked", &json!("issuer")));
-    assert!(last.2["reason"].as_str().is_some_and(|reason| reason.contains("no such role")), "{last:?}");
+    assert!(last.2["reason"].as_str().is_some_and(|reason| reason.contains("no longer exists")), "{last:?}");
     drop(owner);
     Ok(())
 }
 
 #[tokio::test]
-async fn an_upgrade_grants_what_is_new_and_leaves_alone_what_was_granted_by_hand() -> Result<()> {
+async fn an_upgrade_grants_new_privileges_and_does_not_touch_grants_by_hand() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "upgraded")?;
     let owner = cluster.connect("postgres", "upgraded").await?;
@@ -714,7 +750,7 @@ async fn an_upgrade_grants_what_is_new_and_leaves_alone_what_was_granted_by_hand
         .batch_execute(
             "create role crafty login;
              grant execute on function tollgate.define_scope to crafty; grant select on tollgate.tokens to crafty;
-             -- As if an upgrade had brought this one, and somebody had opened that one.
+             -- As if an upgrade had added this one, and that one had been granted by hand.
              revoke execute on function tollgate.create_api_token from settled;
              grant execute on function tollgate.drain_usage to public",
         )
@@ -733,7 +769,7 @@ async fn an_upgrade_grants_what_is_new_and_leaves_alone_what_was_granted_by_hand
     )
     .await?;
     assert_eq!(public, PUBLIC.map(str::to_owned).into());
-    // Else a dump would leave these out, and in PostgreSQL 17 and later the role could not be dropped.
+    // Otherwise a dump would leave these out, and in PostgreSQL 17 and later the role could not be dropped.
     let first: i64 = value(
         &owner,
         "select count(*) from pg_init_privs i, aclexplode(i.initprivs) a where a.grantee in ('settled'::regrole, 'crafty'::regrole)",
@@ -745,7 +781,7 @@ async fn an_upgrade_grants_what_is_new_and_leaves_alone_what_was_granted_by_hand
     Ok(())
 }
 
-/// `pg_dump | psql`, from one database to another, perhaps of another cluster.
+/// `pg_dump | psql`, from one database to another, possibly of another cluster.
 fn copy(from: (&Cluster, &str), to: (&Cluster, &str)) -> Result<()> {
     let connected = |(cluster, database): (&Cluster, &str), program: &str| -> Command {
         let mut command = cluster.program(program);
@@ -798,7 +834,7 @@ async fn a_dump_is_restored_where_its_roles_are_not() -> Result<()> {
     roles(&owner, &[("left_behind", "admin")]).await?;
     owner.batch_execute("revoke all on all functions in schema tollgate from left_behind").await?;
     let elsewhere = Cluster::builder().extension(false).start()?;
-    // Without --no-privileges, psql would stop at the first GRANT to a role that is not there, whoever made it.
+    // Without --no-privileges, psql would stop at the first GRANT to a missing role, whichever role granted it.
     let mut dump = cluster.program("pg_dump");
     let dumped = dump.env("PGDATABASE", "departing").arg("--no-privileges").output()?;
     ensure!(dumped.status.success(), "{}", String::from_utf8_lossy(&dumped.stderr));
@@ -817,7 +853,7 @@ async fn a_dump_is_restored_where_its_roles_are_not() -> Result<()> {
     assert_eq!(
         own_privileges(&owner, "left_behind").await?,
         BTreeSet::new(),
-        "whoever is called that here is somebody else"
+        "the name belongs to another role here"
     );
     grant(&owner, "left_behind", "verifier").await?;
     assert_eq!(shown(&owner, "left_behind").await?, granted_alone("verifier"));
@@ -825,7 +861,7 @@ async fn a_dump_is_restored_where_its_roles_are_not() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_verifier_ends_what_it_is_shown_and_nothing_else() -> Result<()> {
+async fn a_verifier_revokes_presented_tokens_and_nothing_else() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     owner.batch_execute("create role shown login").await?;
     grant(&owner, "shown", "verifier").await?;

@@ -1,4 +1,4 @@
-//! `tollgated check` and `tollgate.deployment_health()`: what is amiss is found, and what they print mends it.
+//! `tollgated check` and `tollgate.deployment_health()`: problems are found, and the printed commands fix them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually_async};
 
-/// What a deployment should have, and the tests go without for their speed.
+/// Settings of a real deployment that the tests omit for speed.
 const DURABLE: [(&str, &str); 3] =
     [("fsync", "on"), ("full_page_writes", "on"), ("synchronous_commit", "on")];
 
@@ -39,23 +39,26 @@ async fn serve(db: &Db) -> Result<Tollgated> {
 struct Health {
     severity: String,
     detail: String,
-    mend: String,
+    remedy: String,
 }
 
-/// What the operator is told of an aspect, where that is no more than that it is well.
+/// The findings about an aspect, unless all is well.
 async fn health(db: &Db, aspect: &str, patience: &str) -> Result<Vec<Health>> {
     let rows = db
         .operator
         .query(
-            "select severity, detail, coalesce(mend, '') from tollgate.deployment_health($1::text::interval)
+            "select severity, detail, coalesce(remedy, '') from tollgate.deployment_health($1::text::interval)
              where aspect = $2 and severity <> 'ok'",
             &[&patience, &aspect],
         )
         .await?;
-    Ok(rows.iter().map(|row| Health { severity: row.get(0), detail: row.get(1), mend: row.get(2) }).collect())
+    Ok(rows
+        .iter()
+        .map(|row| Health { severity: row.get(0), detail: row.get(1), remedy: row.get(2) })
+        .collect())
 }
 
-/// The one finding about an aspect.
+/// The only finding about an aspect.
 async fn only(db: &Db, aspect: &str, patience: &str) -> Result<Health> {
     let mut found = health(db, aspect, patience).await?;
     assert_eq!(found.len(), 1, "{aspect}: {found:?}");
@@ -80,7 +83,7 @@ async fn check_passes_a_good_deployment() -> Result<()> {
     assert_eq!(report["ok"], json!(true));
     let findings = report["findings"].as_array().context("findings")?;
     for finding in findings {
-        assert_eq!((&finding["verdict"], &finding["mend"]), (&json!("ok"), &Value::Null), "{finding}");
+        assert_eq!((&finding["verdict"], &finding["remedy"]), (&json!("ok"), &Value::Null), "{finding}");
     }
     let names: BTreeSet<&str> = findings.iter().filter_map(|finding| finding["name"].as_str()).collect();
     for name in [
@@ -119,7 +122,7 @@ async fn check_passes_a_good_deployment() -> Result<()> {
 }
 
 #[tokio::test]
-async fn check_prints_what_mends_missing_privileges() -> Result<()> {
+async fn check_prints_how_to_fix_missing_privileges() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "granted").await?;
     let role = "\"Tollgate daemon\"";
     db.owner
@@ -132,8 +135,8 @@ async fn check_prints_what_mends_missing_privileges() -> Result<()> {
     assert_eq!(privileges["verdict"], json!("fail"), "{report}");
     assert!(printed(&url, &["check"], NO).contains("FAIL  privileges"));
 
-    // A role that was given exactly this can do all of it.
-    db.owner.batch_execute(privileges["mend"].as_str().context("what mends it")?).await?;
+    // A role with exactly these privileges can do all of it.
+    db.owner.batch_execute(privileges["remedy"].as_str().context("a remedy")?).await?;
     let report = json_of(&url, &["check"], OK);
     assert_eq!(finding(&report, "privileges")["verdict"], json!("ok"), "{report}");
     let token = issue(&db.owner, "a", &[]).await?;
@@ -145,7 +148,7 @@ async fn check_prints_what_mends_missing_privileges() -> Result<()> {
     db.owner.batch_execute(&format!("revoke execute on function tollgate.ack_usage from {role}")).await?;
     let privileges = finding(&json_of(&url, &["check"], NO), "privileges");
     assert_eq!(privileges["verdict"], json!("fail"), "{privileges}");
-    db.owner.batch_execute(privileges["mend"].as_str().context("what mends it")?).await?;
+    db.owner.batch_execute(privileges["remedy"].as_str().context("a remedy")?).await?;
     assert_eq!(finding(&json_of(&url, &["check"], OK), "privileges")["verdict"], json!("ok"));
     Ok(())
 }
@@ -153,13 +156,13 @@ async fn check_prints_what_mends_missing_privileges() -> Result<()> {
 #[tokio::test]
 async fn check_finds_a_missing_extension_and_says_how_to_create_it() -> Result<()> {
     let cluster = Cluster::builder().extension(false).start()?;
-    cluster.execute(DATABASE, "create role operator login")?;
+    cluster.execute(DATABASE, "create role tollgated login")?;
     let url = cluster.url(OPERATOR, DATABASE);
     let report = json_of(&url, &["check"], NO);
     assert_eq!(report["ok"], json!(false));
     let extension = finding(&report, "extension");
     assert_eq!(extension["verdict"], json!("fail"), "{report}");
-    assert!(extension["mend"].as_str().is_some_and(|mend| mend.contains("CREATE EXTENSION tollgate")));
+    assert!(extension["remedy"].as_str().is_some_and(|remedy| remedy.contains("CREATE EXTENSION tollgate")));
     for command in [&["status"][..], &["flush"], &["cleanup"], &["tail"]] {
         let complaint = complaint(&url, command, NO);
         assert!(complaint.contains("CREATE EXTENSION tollgate"), "{command:?}: {complaint}");
@@ -168,7 +171,7 @@ async fn check_finds_a_missing_extension_and_says_how_to_create_it() -> Result<(
 }
 
 #[tokio::test]
-async fn check_fails_a_server_without_preload_and_says_how_to_mend_it() -> Result<()> {
+async fn check_fails_a_server_without_preload_and_says_how_to_fix_it() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder().preload(false))?);
     let db = Db::only(&cluster).await?;
     let text = printed(&db.url(), &["check", "--quiet"], NO);
@@ -183,17 +186,17 @@ async fn check_warns_of_a_server_that_logs_tokens() -> Result<()> {
     let db = Db::only(&cluster).await?;
     let log = finding(&json_of(&db.url(), &["check"], OK), "log");
     assert_eq!(log["verdict"], json!("warn"), "{log}");
-    let mend = log["mend"].as_str().context("what mends it")?;
-    assert!(mend.contains("web"), "{mend}");
-    db.owner.batch_execute(mend).await?;
+    let remedy = log["remedy"].as_str().context("a remedy")?;
+    assert!(remedy.contains("web"), "{remedy}");
+    db.owner.batch_execute(remedy).await?;
     let report = json_of(&db.url(), &["check"], OK);
     let (log, statements) = (finding(&report, "log"), finding(&report, "statements"));
     assert_eq!(log["verdict"], json!("ok"), "{log}");
-    // Their texts are logged all the same.
+    // Their texts are still logged.
     assert_eq!(statements["verdict"], json!("warn"), "{statements}");
     let detail = statements["detail"].as_str().context("a detail")?;
     assert!(detail.contains("log_min_duration_statement = 0 (") && detail.contains("web"), "{detail}");
-    db.owner.batch_execute(statements["mend"].as_str().context("what mends it")?).await?;
+    db.owner.batch_execute(statements["remedy"].as_str().context("a remedy")?).await?;
     assert_eq!(finding(&json_of(&db.url(), &["check"], OK), "statements")["verdict"], json!("ok"));
     Ok(())
 }
@@ -202,7 +205,7 @@ async fn check_warns_of_a_server_that_logs_tokens() -> Result<()> {
 async fn check_warns_of_failing_statements_that_are_logged_until_they_are_not() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder())?);
     let db = Db::only(&cluster).await?;
-    // A good token, that lacks a scope.
+    // A valid token that lacks a scope.
     let present = async || -> Result<String> {
         let token = issue(&db.owner, "a", &[]).await?.token;
         let web = db.session("web").await?;
@@ -219,7 +222,7 @@ async fn check_warns_of_failing_statements_that_are_logged_until_they_are_not() 
     assert_eq!(warned["verdict"], json!("warn"), "{warned}");
     let detail = warned["detail"].as_str().context("a detail")?;
     assert!(detail.contains("log_min_error_statement = error (web)"), "{detail}");
-    db.owner.batch_execute(warned["mend"].as_str().context("what mends it")?).await?;
+    db.owner.batch_execute(warned["remedy"].as_str().context("a remedy")?).await?;
     assert_eq!(statements()["verdict"], json!("ok"));
 
     let hidden = present().await?;
@@ -252,7 +255,7 @@ async fn check_says_who_sees_the_statements_of_others() -> Result<()> {
     let kept = finding(&report, "pg_stat_statements");
     assert_eq!(kept["verdict"], json!("warn"), "{kept}");
     db.owner.batch_execute("create role watcher login in role pg_monitor").await?;
-    db.owner.batch_execute(kept["mend"].as_str().context("what mends it")?).await?;
+    db.owner.batch_execute(kept["remedy"].as_str().context("a remedy")?).await?;
     let report = json_of(&db.url(), &["check"], OK);
     assert_eq!(finding(&report, "pg_stat_statements")["verdict"], json!("ok"));
     let activity = finding(&report, "activity");
@@ -290,7 +293,7 @@ async fn check_names_the_capability_of_which_a_role_has_only_a_part() -> Result<
         let findings = report["findings"].as_array().context("findings")?;
         let grants = format!("SELECT tollgate.grant_capability('{role}', '{capability}');");
         let partly: Vec<&Value> =
-            findings.iter().filter(|finding| finding["mend"] == json!(grants)).collect();
+            findings.iter().filter(|finding| finding["remedy"] == json!(grants)).collect();
         assert_eq!(partly.len(), 1, "{report}");
         assert!(
             partly[0]["detail"].as_str().is_some_and(|detail| detail.contains(&format!("{function}("))),
@@ -310,7 +313,7 @@ async fn check_names_the_roles_whose_plans_auto_explain_writes() -> Result<()> {
     let report =
         async || -> Result<Value> { Ok(finding(&json_of(&db.url(), &["check"], OK), "auto_explain")) };
     assert_eq!(report().await?["verdict"], json!("ok"));
-    // Loaded for one role, and told to write for it: what only that role's sessions would show.
+    // Loaded for one role, and set to log for it: only that role's sessions would show it.
     db.owner.batch_execute("alter role web set session_preload_libraries = 'auto_explain'").await?;
     assert_eq!(report().await?["verdict"], json!("ok"));
     db.owner.batch_execute("alter role web set auto_explain.log_min_duration = '250ms'").await?;
@@ -328,15 +331,15 @@ async fn check_names_the_roles_whose_plans_auto_explain_writes() -> Result<()> {
     let warned = report().await?;
     let detail = warned["detail"].as_str().context("a detail")?;
     assert!(detail.contains("of web, with log_verbose") && !detail.contains("log_parameter"), "{warned}");
-    // A role that passes no token is nobody's concern.
+    // A role that passes no token does not matter.
     db.owner
         .batch_execute(
             "create role reporting login; alter role reporting set auto_explain.log_min_duration = 0",
         )
         .await?;
-    let mend = warned["mend"].as_str().context("what mends it")?;
-    assert!(!mend.contains("reporting"), "{mend}");
-    db.owner.batch_execute(mend).await?;
+    let remedy = warned["remedy"].as_str().context("a remedy")?;
+    assert!(!remedy.contains("reporting"), "{remedy}");
+    db.owner.batch_execute(remedy).await?;
     assert_eq!(report().await?["verdict"], json!("ok"));
 
     // Loaded for the whole server.
@@ -349,7 +352,7 @@ async fn check_names_the_roles_whose_plans_auto_explain_writes() -> Result<()> {
     let db = Db::only(&cluster).await?;
     let warned = finding(&json_of(&db.url(), &["check"], OK), "auto_explain");
     assert_eq!(warned["verdict"], json!("warn"), "{warned}");
-    db.owner.batch_execute(warned["mend"].as_str().context("what mends it")?).await?;
+    db.owner.batch_execute(warned["remedy"].as_str().context("a remedy")?).await?;
     assert_eq!(finding(&json_of(&db.url(), &["check"], OK), "auto_explain")["verdict"], json!("ok"));
     Ok(())
 }
@@ -377,12 +380,12 @@ async fn check_names_where_transactions_may_change_their_identity() -> Result<()
         eventually_async(LONG, "the setting to be on", async || identity()["verdict"] == json!("warn")).await;
         let warned = identity();
         assert!(warned["detail"].as_str().is_some_and(|detail| detail.contains(named)), "{on}: {warned}");
-        for statement in warned["mend"].as_str().context("what mends it")?.split_inclusive(';') {
+        for statement in warned["remedy"].as_str().context("a remedy")?.split_inclusive(';') {
             db.owner.batch_execute(statement).await?;
         }
         eventually_async(LONG, "the setting to be off", async || identity()["verdict"] == json!("ok")).await;
     }
-    // Off for a role is nothing to warn of.
+    // Off for a role needs no warning.
     db.owner.batch_execute("alter role web set tollgate.identity_changes = off").await?;
     assert_eq!(identity()["verdict"], json!("ok"));
     Ok(())
@@ -396,15 +399,15 @@ async fn check_warns_while_no_daemon_serves_and_of_what_would_be_lost() -> Resul
     assert_eq!(finding(&report, "daemons")["verdict"], json!("warn"), "{report}");
     let text = printed(&db.url(), &["check", "--strict"], NO);
     for (setting, _) in DURABLE {
-        let mended = format!("ALTER SYSTEM SET {setting} = on; SELECT pg_reload_conf();");
-        assert!(text.contains(&mended), "{setting} in {text}");
+        let fixed = format!("ALTER SYSTEM SET {setting} = on; SELECT pg_reload_conf();");
+        assert!(text.contains(&fixed), "{setting} in {text}");
     }
     Ok(())
 }
 
 // ---- The notification queue
 
-/// As much as fills the queue so far, in notifications that nobody reads.
+/// Fills a share of the queue with notifications that are never read.
 async fn fill(client: &Client, share: f64) -> Result<()> {
     for round in 0..1000 {
         let used: f64 = value(client, "select pg_notification_queue_usage()").await?;
@@ -412,7 +415,7 @@ async fn fill(client: &Client, share: f64) -> Result<()> {
             return Ok(());
         }
         let filler = "select count(pg_notify('filler', n || $1 || repeat('x', 7900))) from generate_series(1, $2::int) n";
-        // A page each; as many as do not overshoot the mark where the queue is small.
+        // A page each; few at first, so that a small queue does not overshoot the mark.
         let count = if round == 0 { 4 } else { 5000 };
         let count = if value::<i64>(client, QUEUE_PAGES).await? <= 1000 { 2 } else { count };
         client.execute(filler, &[&format!("-{round}-"), &count]).await?;
@@ -424,7 +427,7 @@ async fn fill(client: &Client, share: f64) -> Result<()> {
 const QUEUE_PAGES: &str =
     "select coalesce(current_setting('max_notify_queue_pages', true), '1048576')::bigint";
 
-/// A session that was told to LISTEN, and then opened a transaction and forgot it.
+/// A session that issued LISTEN, then opened a transaction and never ended it.
 async fn stuck_listener(db: &Db) -> Result<(Client, i32)> {
     let session = db.session("web").await?;
     session.batch_execute("set application_name = 'forgotten'; listen filler").await?;
@@ -437,13 +440,13 @@ async fn stuck_listener(db: &Db) -> Result<(Client, i32)> {
 async fn check_names_the_listener_that_fills_the_notification_queue() -> Result<()> {
     let builder =
         DURABLE.iter().fold(Cluster::builder(), |builder, (name, value)| builder.setting(name, value));
-    // The least there can be.
+    // The smallest possible.
     let small = tollgate_tests::Install::under_test()?.major >= 17;
     let builder = if small { builder.setting("max_notify_queue_pages", "64") } else { builder };
     let cluster = Arc::new(common::start(builder)?);
     let db = Db::only(&cluster).await?;
     let (mut stuck, stuck_process) = stuck_listener(&db).await?;
-    // Not keeping the queue, which cannot be seen; but in its transaction for less long, and so named after it.
+    // It does not hold the queue, which cannot be seen; but its transaction is shorter, so it is named after the other.
     let bystander = db.session("web").await?;
     bystander.batch_execute("begin; select 1 from pg_class limit 1").await?;
     assert_eq!(health(&db, "notifications", "5 minutes").await?.len(), 0);
@@ -458,12 +461,12 @@ async fn check_names_the_listener_that_fills_the_notification_queue() -> Result<
     );
     let report = json_of(&db.url(), &["check"], OK);
     assert_eq!(self::finding(&report, "notifications")["verdict"], json!("warn"), "{report}");
-    // Access can still be taken away, and what check prints keeps it so.
+    // Access can still be taken away, and following what check prints restores the queue.
     let token = issue(&db.owner, "a", &[]).await?;
     common::revoke(&db.owner, token.id).await?;
-    assert_eq!(finding.mend, format!("SELECT pg_terminate_backend({stuck_process});"));
+    assert_eq!(finding.remedy, format!("SELECT pg_terminate_backend({stuck_process});"));
     bystander.batch_execute("rollback").await?;
-    db.owner.batch_execute(&finding.mend).await?;
+    db.owner.batch_execute(&finding.remedy).await?;
     eventually_async(LONG, "the queue to be empty", async || {
         health(&db, "notifications", "5 minutes").await.unwrap().is_empty()
     })
@@ -472,7 +475,7 @@ async fn check_names_the_listener_that_fills_the_notification_queue() -> Result<
     assert_eq!(self::finding(&json_of(&db.url(), &["check"], OK), "notifications")["verdict"], json!("ok"));
 
     if small {
-        // What it warned of.
+        // The situation that it warned of.
         (stuck, _) = stuck_listener(&db).await?;
         fill(&db.owner, 0.5).await?;
         assert_eq!(only(&db, "notifications", "5 minutes").await?.severity, "fail");
@@ -490,10 +493,10 @@ async fn check_names_the_listener_that_fills_the_notification_queue() -> Result<
     Ok(())
 }
 
-// ---- What lasts too long
+// ---- Long transactions
 
 #[tokio::test]
-async fn a_transaction_that_holds_the_cursors_is_named_with_its_end() -> Result<()> {
+async fn a_transaction_that_holds_the_cursors_is_named_with_the_command_to_end_it() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "lasting").await?;
     let writer = db.session("postgres").await?;
     writer.batch_execute("set application_name = 'a \"job\"'; begin; select pg_current_xact_id()").await?;
@@ -511,12 +514,12 @@ async fn a_transaction_that_holds_the_cursors_is_named_with_its_end() -> Result<
     let of = |words: &str| found.iter().find(|finding| finding.detail.contains(words));
     let finding = of(&format!("process {writers} ")).context("the writer")?;
     assert!(finding.detail.contains("cursors") && finding.detail.contains("'a \"job\"'"), "{finding:?}");
-    assert_eq!(finding.mend, format!("SELECT pg_terminate_backend({writers});"));
+    assert_eq!(finding.remedy, format!("SELECT pg_terminate_backend({writers});"));
     let finding = of(&format!("process {readers} ")).context("the reader")?;
     assert!(finding.detail.contains("VACUUM") && !finding.detail.contains("cursors"), "{finding:?}");
     assert!(of(&format!("process {idles} ")).is_none(), "{found:?}");
     let finding = of("prepared").context("the prepared one")?;
-    assert!(finding.mend.starts_with("COMMIT PREPARED 'it''s mine';"), "{finding:?}");
+    assert!(finding.remedy.starts_with("COMMIT PREPARED 'it''s mine';"), "{finding:?}");
 
     let report = json_of(&db.url(), &["check", "--patience=0s"], OK);
     assert_eq!(self::finding(&report, "transactions")["verdict"], json!("warn"), "{report}");
@@ -535,14 +538,14 @@ async fn a_subscriber_that_is_behind_is_named_and_one_that_caught_up_is_not() ->
     let found = health(&db, "subscriptions", "0").await?;
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(health(&db, "subscriptions", "1 hour").await?.is_empty());
-    // What is printed after the hint runs as it stands.
+    // The printed command, after the hint, runs as it is.
     for finding in &found {
-        let (_, statement) = finding.mend.split_once("for good: ").context("a statement")?;
+        let (_, statement) = finding.remedy.split_once("for good: ").context("a statement")?;
         db.owner.batch_execute(statement).await?;
     }
     assert!(health(&db, "subscriptions", "0").await?.is_empty());
 
-    // Of another history, as after a restoration from an older state.
+    // Of another history, as after restoring an older state.
     db.operator.execute("select tollgate.open_subscription('lost')", &[]).await?;
     db.owner
         .batch_execute(
@@ -554,7 +557,7 @@ async fn a_subscriber_that_is_behind_is_named_and_one_that_caught_up_is_not() ->
 }
 
 #[tokio::test]
-async fn a_standby_that_lags_and_a_slot_that_nobody_reads_are_told() -> Result<()> {
+async fn a_standby_that_lags_and_an_inactive_slot_are_reported() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder())?);
     let db = Db::only(&cluster).await?;
     let standby = cluster.standby()?;
@@ -572,7 +575,7 @@ async fn a_standby_that_lags_and_a_slot_that_nobody_reads_are_told() -> Result<(
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found[0].detail.starts_with("standby ") && found[0].detail.contains(" MB"), "{found:?}");
     assert!(found[1].detail.contains("forgotten"), "{found:?}");
-    let (_, drop_slot) = found[1].mend.split_once("for good: ").context("a statement")?;
+    let (_, drop_slot) = found[1].remedy.split_once("for good: ").context("a statement")?;
     db.owner.batch_execute(drop_slot).await?;
     standby.execute(DATABASE, "select pg_wal_replay_resume()")?;
     eventually_async(LONG, "the standby to have caught up", async || {
@@ -585,7 +588,7 @@ async fn a_standby_that_lags_and_a_slot_that_nobody_reads_are_told() -> Result<(
 // ---- Tables and indexes
 
 #[tokio::test]
-async fn dead_rows_bloat_and_what_is_switched_off_are_mended_by_what_is_printed() -> Result<()> {
+async fn dead_rows_bloat_and_disabled_settings_are_fixed_by_the_printed_commands() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "bloat").await?;
     db.owner
         .batch_execute(
@@ -595,16 +598,16 @@ async fn dead_rows_bloat_and_what_is_switched_off_are_mended_by_what_is_printed(
              delete from tollgate.api_tokens where random() < 0.99",
         )
         .await?;
-    let mut mended = BTreeSet::new();
-    // Each of them shows once what was in its way is mended: VACUUM counts the rows that are left in the indexes.
-    eventually_async(LONG, "nothing to be left to mend", async || {
+    let mut fixed = BTreeSet::new();
+    // Each appears once the one before is fixed: VACUUM counts the rows that are left in the indexes.
+    eventually_async(LONG, "nothing to be left to fix", async || {
         let found =
             [health(&db, "tables", "0").await.unwrap(), health(&db, "indexes", "0").await.unwrap()].concat();
         for finding in &found {
-            db.owner.batch_execute(finding.mend.split("; and").next().unwrap()).await.unwrap();
-            mended.insert(finding.mend.clone());
+            db.owner.batch_execute(finding.remedy.split("; and").next().unwrap()).await.unwrap();
+            fixed.insert(finding.remedy.clone());
         }
-        found.is_empty() && mended.len() >= 3
+        found.is_empty() && fixed.len() >= 3
     })
     .await;
     for statement in [
@@ -612,7 +615,7 @@ async fn dead_rows_bloat_and_what_is_switched_off_are_mended_by_what_is_printed(
         "VACUUM (ANALYZE) tollgate.api_tokens;",
         "REINDEX INDEX CONCURRENTLY tollgate.api_tokens_token_hash;",
     ] {
-        assert!(mended.contains(statement), "{statement} in {mended:?}");
+        assert!(fixed.contains(statement), "{statement} in {fixed:?}");
     }
     Ok(())
 }
@@ -628,7 +631,7 @@ async fn an_invalid_index_fails_the_check_until_it_is_built_again() -> Result<()
     json_of(&db.url(), &["check"], NO);
     let finding = only(&db, "indexes", "0").await?;
     assert_eq!(finding.severity, "fail");
-    db.owner.batch_execute(&finding.mend).await?;
+    db.owner.batch_execute(&finding.remedy).await?;
     assert!(health(&db, "indexes", "0").await?.is_empty());
     Ok(())
 }
@@ -641,7 +644,7 @@ async fn a_sequence_that_runs_out_is_named() -> Result<()> {
         .await?;
     let finding = only(&db, "tables", "0").await?;
     assert!(finding.detail.contains("audit_log_id_seq") && finding.detail.contains("99 %"), "{finding:?}");
-    db.owner.batch_execute(&finding.mend).await?;
+    db.owner.batch_execute(&finding.remedy).await?;
     assert!(health(&db, "tables", "0").await?.is_empty());
     Ok(())
 }
@@ -661,7 +664,7 @@ async fn a_sequence_that_is_behind_its_table_fails_the_check_until_it_is_set() -
         let finding = only(&db, "tables", "0").await?;
         assert_eq!(finding.severity, "fail");
         assert!(finding.detail.contains(sequence), "{finding:?}");
-        db.owner.batch_execute(&finding.mend).await?;
+        db.owner.batch_execute(&finding.remedy).await?;
         assert!(health(&db, "tables", "0").await?.is_empty());
     }
     Ok(())
@@ -687,22 +690,22 @@ async fn an_attached_table_that_ends_no_tokens_fails_the_check_until_what_it_pri
     for (change, named) in [
         (
             "alter table people disable trigger tollgate_user_changed",
-            "tollgate_user_changed of public.people is switched off",
+            "tollgate_user_changed of public.people is disabled",
         ),
-        ("alter table people disable trigger all", "is switched off"),
+        ("alter table people disable trigger all", "is disabled"),
         (
             "alter table people enable replica trigger tollgate_user_deleted",
-            "tollgate_user_deleted of public.people is switched off",
+            "tollgate_user_deleted of public.people is disabled",
         ),
         (
             "alter table parts_1 disable trigger tollgate_user_deleted",
-            "tollgate_user_deleted of public.parts_1 is switched off",
+            "tollgate_user_deleted of public.parts_1 is disabled",
         ),
         (
             "drop trigger tollgate_user_deleted on people",
             "public.people lacks the trigger tollgate_user_deleted",
         ),
-        // What it was attached with is known by the others.
+        // The other triggers still have its arguments.
         (
             "drop trigger tollgate_user_changed on people",
             "public.people lacks the trigger tollgate_user_changed",
@@ -722,18 +725,18 @@ async fn an_attached_table_that_ends_no_tokens_fails_the_check_until_what_it_pri
         for finding in &found {
             assert_eq!(finding.severity, "fail", "{change}: {finding:?}");
             assert!(finding.detail.contains(named), "{change}: {finding:?}");
-            let mend = finding.mend.split("; and").next().unwrap_or_default();
-            db.owner.batch_execute(mend).await.with_context(|| mend.to_owned())?;
+            let remedy = finding.remedy.split("; and").next().unwrap_or_default();
+            db.owner.batch_execute(remedy).await.with_context(|| remedy.to_owned())?;
         }
         assert!(health(&db, "users tables", "0").await?.is_empty(), "{change}");
         assert_eq!(value::<String>(&db.owner, listed).await?, before, "{change}");
     }
-    // What cannot be the key, or has no such condition, any more.
+    // A column that can no longer be the key, or a condition that is no longer valid.
     db.owner
         .batch_execute("alter table people rename id to login; alter table people drop column gone")
         .await?;
     let finding = only(&db, "users tables", "0").await?;
-    assert!(finding.detail.contains("gone") && finding.mend.contains("'login'"), "{finding:?}");
+    assert!(finding.detail.contains("gone") && finding.remedy.contains("'login'"), "{finding:?}");
     db.owner
         .batch_execute("select tollgate.attach_users_table('people', 'login', active => 'plan <> ''none''')")
         .await?;
@@ -748,10 +751,10 @@ async fn an_attached_table_that_ends_no_tokens_fails_the_check_until_what_it_pri
     Ok(())
 }
 
-// ---- What may be asked
+// ---- Arguments and privileges
 
 #[tokio::test]
-async fn patience_is_a_time_and_the_function_is_for_those_who_were_given_it() -> Result<()> {
+async fn patience_has_a_range_and_the_function_needs_a_grant() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "asked").await?;
     for patience in ["null", "'-1 s'"] {
         let call = format!("select tollgate.deployment_health({patience})");
@@ -761,7 +764,7 @@ async fn patience_is_a_time_and_the_function_is_for_those_who_were_given_it() ->
         db.web.batch_execute("select tollgate.deployment_health()").await,
         &SqlState::INSUFFICIENT_PRIVILEGE,
     );
-    // Statements of others may have tokens in them.
+    // Other sessions' statements may contain tokens.
     let other = db.session("postgres").await?;
     let token = issue(&db.owner, "a", &[]).await?.token;
     other
@@ -769,9 +772,9 @@ async fn patience_is_a_time_and_the_function_is_for_those_who_were_given_it() ->
             "begin; set application_name = '{token}'; select pg_current_xact_id(); select '{token}'"
         ))
         .await?;
-    let told: String =
+    let reported: String =
         value(&db.operator, "select string_agg(h::text, ' ') from tollgate.deployment_health('0') h").await?;
-    assert!(told.contains("process"), "{told}");
-    assert!(!told.contains(&token[10..30]), "{told}");
+    assert!(reported.contains("process"), "{reported}");
+    assert!(!reported.contains(&token[10..30]), "{reported}");
     Ok(())
 }

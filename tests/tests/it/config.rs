@@ -1,4 +1,4 @@
-//! The daemon's configuration: where the value of an option comes from, how it is shown, and how it is refused.
+//! The daemon's configuration: where an option's value comes from, how it is shown, and how it is refused.
 
 use std::path::PathBuf;
 use std::process::Output;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tollgate_tests::{Account, Tollgated};
 
-/// A directory that the daemon's user can read, with a configuration file in it.
+/// A directory that the daemon's user can read, with a configuration file.
 struct Place {
     directory: TempDir,
 }
@@ -27,7 +27,7 @@ impl Place {
     }
 }
 
-/// An address where nobody answers: whoever connects in these tests waits in vain.
+/// An address that never answers: a connection attempt in these tests would hang.
 const NOWHERE: &str = "postgresql://ann:hunter2@192.0.2.1:9/app";
 
 fn run(url: &str, environment: &[(&str, &str)], arguments: &[&str]) -> Result<Output> {
@@ -70,10 +70,10 @@ fn the_command_line_goes_before_the_environment_before_the_file_before_the_defau
 }
 
 #[test]
-fn what_is_empty_in_the_environment_or_on_the_command_line_counts_as_not_given() -> Result<()> {
+fn empty_values_in_the_environment_or_on_the_command_line_count_as_not_given() -> Result<()> {
     let place = Place::new("flush_interval = \"7s\"\nretention = \"3days\"\n")?;
     let file = place.file().display().to_string();
-    // Every variable that there is, as Compose and Helm set those without a value.
+    // Every variable, as Compose and Helm set those without a value.
     let shown = run(NOWHERE, &[], &["config", "--json", "--config", ""])?;
     assert!(shown.status.success(), "{}", text(&shown.stderr));
     let defaults: Value = serde_json::from_slice(&shown.stdout)?;
@@ -116,7 +116,7 @@ fn what_is_empty_in_the_environment_or_on_the_command_line_counts_as_not_given()
     assert_eq!(setting(&settings, "retention"), ("3days", "file"));
     assert_eq!(setting(&settings, "batch_size"), ("1000", "default"));
 
-    // No database is named, and that is what is said.
+    // No database is named, and the error says so.
     let output = run("", &[("PGHOST", "")], &["status"])?;
     assert_eq!(output.status.code(), Some(64));
     assert!(text(&output.stderr).contains("no database is named"), "{}", text(&output.stderr));
@@ -124,26 +124,26 @@ fn what_is_empty_in_the_environment_or_on_the_command_line_counts_as_not_given()
 }
 
 #[test]
-fn what_config_prints_is_a_configuration_file_and_shows_no_password() -> Result<()> {
+fn the_output_of_config_is_a_configuration_file_without_passwords() -> Result<()> {
     let place = Place::new("subscription = \"it's \\\"mine\\\"\"\n")?;
     let file = place.file().display().to_string();
     let output = run(NOWHERE, &[], &["config", "--config", &file])?;
     let printed = text(&output.stdout);
     assert!(printed.contains("host=192.0.2.1") && printed.contains("environment, DATABASE_URL"), "{printed}");
     assert!(!printed.contains("hunter2"), "{printed}");
-    // Again, with what was printed as the file; only the masked connection string cannot be told so.
+    // Again, with the output as the file; only the masked connection string cannot be used.
     let kept: Vec<&str> = printed.lines().filter(|line| !line.starts_with("database_url")).collect();
     std::fs::write(place.file(), kept.join("\n"))?;
     let again = run(NOWHERE, &[], &["config", "--json", "--config", &file])?;
     assert!(again.status.success(), "{}", text(&again.stderr));
     let settings: Value = serde_json::from_slice(&again.stdout)?;
     assert_eq!(setting(&settings, "subscription"), ("it's \"mine\"", "file"));
-    assert_eq!(setting(&settings, "retention"), ("30days", "file"));
+    assert_eq!(setting(&settings, "retention"), ("30d", "file"));
     Ok(())
 }
 
 #[test]
-fn every_fault_is_told_at_once_before_connecting_and_without_a_password() -> Result<()> {
+fn every_fault_is_reported_at_once_before_connecting_and_without_a_password() -> Result<()> {
     let place = Place::new(
         "flush_intervl = \"5s\"\nflush_interval = \"soon\"\nretention = { days = 3 }\nbatch_size = 0\naudit_retention = \"0s\"\n\
          database_url = \"host=192.0.2.1 port=x sslmode=hunter2 password=hunter2\"\n",
@@ -161,9 +161,9 @@ fn every_fault_is_told_at_once_before_connecting_and_without_a_password() -> Res
         "line 2: flush_interval: \"soon\"",
         "line 3: retention: a table does not fit here",
         "line 4: batch_size: \"0\"",
-        "line 5: audit_retention: \"0s\" cannot be used: it must be at least 1day; or as off, to keep all of it",
+        "line 5: audit_retention: \"0s\" cannot be used: it must be at least 1d; or as off, to keep all of it",
         "TOLLGATED_LOG_FORMAT: ",
-        "--purge-interval: \"3days\" cannot be used: it must be at most 1day",
+        "--purge-interval: \"3days\" cannot be used: it must be at most 1d",
         "a bad value for the option port",
         "an sslmode that does not exist",
     ] {
@@ -189,7 +189,7 @@ fn a_file_that_cannot_be_read_is_named_and_not_quoted() -> Result<()> {
 }
 
 #[test]
-fn two_passwords_are_one_too_many() -> Result<()> {
+fn two_passwords_are_refused() -> Result<()> {
     let place = Place::new("password_file = \"/nonexistent/password\"\n")?;
     let file = place.file().display().to_string();
     let output = run(NOWHERE, &[], &["run", "--config", &file])?;

@@ -1,7 +1,7 @@
-//! The identity of a transaction: nobody forges it, and it goes wherever its transaction goes.
+//! The identity of a transaction: it cannot be forged, and it follows its transaction.
 //!
-//! All of this runs as an ordinary role that may authenticate and nothing else, except where a test says that not even
-//! a superuser can.
+//! All of this runs as an ordinary role that may only authenticate, except where a test shows that not even a superuser
+//! can do it.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ static SHARED: Shared = Shared::new(&[]);
 
 // ---- Forging
 
-/// A value that the setting really has when `victim` is authenticated: what a forger would most like to put there.
+/// The setting's real value when `victim` is authenticated: the value that a forger would like to set.
 async fn stolen(owner: &Client) -> Result<String> {
     let token = issue(owner, "victim", &["admin"]).await?;
     owner.batch_execute("begin").await?;
@@ -30,7 +30,7 @@ async fn stolen(owner: &Client) -> Result<String> {
     Ok(stolen)
 }
 
-/// Statements that try to put a value into the setting, or a value of it aside for later.
+/// Statements that try to set the value, or to keep a value for later.
 fn attempts(forged: &str) -> Vec<String> {
     let forged = format!("'{}'", forged.replace('\'', "''"));
     let templates = [
@@ -67,8 +67,8 @@ fn attempts(forged: &str) -> Vec<String> {
     templates.iter().map(|template| template.replace("{}", &forged)).collect()
 }
 
-/// Makes each attempt outside of a transaction, inside of one, and inside one that is authenticated. What became of the
-/// attempt does not matter, only who one is afterwards: `kept` says whether a real identity may have been ended by it.
+/// Makes each attempt outside a transaction, inside one, and inside an authenticated one. Only the resulting identity
+/// matters, not the outcome of the attempt: `may_end` says whether it may end a real identity.
 async fn attempt_all(forger: &Client, own: &Token, user: &str, forged: &str, may_end: bool) -> Result<()> {
     for attempt in attempts(forged) {
         let refusal = forger.batch_execute(&attempt).await.err();
@@ -92,7 +92,7 @@ async fn attempt_all(forger: &Client, own: &Token, user: &str, forged: &str, may
             Some(now) => assert_eq!(now, user, "authenticated, after {attempt}"),
             None => assert!(may_end, "{attempt} ended the identity"),
         }
-        // Committed, so that whatever was put aside is kept.
+        // Committed, so that any kept value takes effect.
         forger.batch_execute("commit").await?;
         assert_eq!(identity(forger).await?, None, "after the commit of {attempt}");
         for function in ["forge.f", "forge.plain"] {
@@ -147,7 +147,7 @@ async fn not_even_a_superuser_forges_an_identity() -> Result<()> {
     assert_nothing_kept(&cluster).await
 }
 
-/// Nothing that was tried is in the catalogue or a configuration file, to take effect in a later session.
+/// No attempt left anything in the catalogue or a configuration file that takes effect in a later session.
 async fn assert_nothing_kept(cluster: &Cluster) -> Result<()> {
     let kept = "
         select concat_ws(' ', 'role or database:', setconfig::text) from pg_db_role_setting
@@ -190,7 +190,7 @@ async fn nothing_in_the_options_of_a_connection_forges_an_identity() -> Result<(
                 assert_eq!(current_user(&client).await?.as_deref(), Some("honest"));
                 client.batch_execute("commit").await?;
                 assert_eq!(identity(&client).await?, None);
-                // On a server that preloads it, RESET returns to what the connection came with.
+                // On a server that preloads it, RESET returns to the value given with the connection.
                 client.batch_execute("reset all").await?;
                 assert_eq!(identity(&client).await?, None);
             }
@@ -267,7 +267,7 @@ async fn a_placeholder_set_before_the_library_loads_forges_no_identity() -> Resu
         assert_eq!(identity(&web).await?, None);
     }
 
-    // What a superuser may leave in the catalogue while nothing checks it.
+    // A superuser may leave these in the catalogue while nothing checks them.
     for forgery in [
         format!("alter role web set tollgate.context = {literal}"),
         format!("alter database postgres set tollgate.context = {literal}"),
@@ -335,7 +335,7 @@ async fn the_value_that_a_session_can_see_holds_neither_the_token_nor_its_digest
     Ok(())
 }
 
-// ---- Beginning and end
+// ---- Begin and end
 
 #[tokio::test]
 async fn authenticating_makes_the_token_the_identity_of_the_transaction() -> Result<()> {
@@ -367,7 +367,7 @@ async fn authenticating_makes_the_token_the_identity_of_the_transaction() -> Res
 async fn scopes_are_answered_from_the_identity() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token = issue(&owner, "scoped", &["posts:*", "users:read"]).await?;
-    // What is asked, the answer when authenticated. Without an identity every answer is false.
+    // The question, and the answer when authenticated. Without an identity every answer is false.
     let questions = [
         ("token_has_scope('posts:read')", true),
         ("token_has_scope('posts:comments:read')", true),
@@ -509,14 +509,14 @@ async fn an_identity_outside_a_transaction_block_that_nothing_used_is_warned_of(
         (format!("select warned.whoami('{token}')"), false),
         (format!("select warned.two_statements('{token}')"), false),
         (format!("do $$ begin perform {call}; perform tollgate.current_user_id(); end $$"), false),
-        // Several in one message are a transaction block, whatever comes after.
+        // Several statements in one message form a transaction block, whatever follows.
         (format!("select valid {call}; select tollgate.current_user_id()"), false),
         (format!("select valid {call}; select 1"), false),
         (format!("begin; select valid {call}; commit"), false),
         (format!("begin; savepoint s; select valid {call}; rollback to s; commit"), false),
     ] {
         web.batch_execute(&statements).await?;
-        // What was sent before this comes before it.
+        // Messages arrive in order, so earlier ones come before this.
         web.batch_execute("do $$ begin raise notice 'done'; end $$").await?;
         let mut warnings = Vec::new();
         while let Some(message) = messages.recv().await {
@@ -533,14 +533,14 @@ async fn an_identity_outside_a_transaction_block_that_nothing_used_is_warned_of(
             assert!(warning.hint().is_some_and(|hint| hint.contains("BEGIN")), "{warning:?}");
         }
     }
-    // One that fails says so, and no more.
+    // A failing one reports its error only.
     error(web.batch_execute(&format!("select 1 / (select 0 {call})")).await);
     Ok(())
 }
 
 // ---- One identity
 
-/// The error that another token than the first one meets.
+/// The error for a second token.
 async fn assert_bound(client: &Client, other: &str) -> Result<()> {
     client.batch_execute("savepoint assert_bound").await?;
     let error = refused(authenticate(client, other).await, &SqlState::ACTIVE_SQL_TRANSACTION);
@@ -551,7 +551,7 @@ async fn assert_bound(client: &Client, other: &str) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_transaction_authenticates_with_one_token_alone() -> Result<()> {
+async fn a_transaction_authenticates_with_one_token_only() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let first = issue(&owner, "one", &["posts:read"]).await?;
     let namesake = issue(&owner, "one", &["posts:read"]).await?;
@@ -561,7 +561,7 @@ async fn a_transaction_authenticates_with_one_token_alone() -> Result<()> {
     revoke(&owner, revoked.id).await?;
 
     web.batch_execute("begin").await?;
-    // Who is refused binds nothing.
+    // A refused token binds nothing.
     for refusal in [&revoked.token, "junk"] {
         web.batch_execute("savepoint s").await?;
         refused(authenticate(&web, refusal).await, &SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
@@ -572,10 +572,11 @@ async fn a_transaction_authenticates_with_one_token_alone() -> Result<()> {
         assert_bound(&web, &another.token).await?;
         assert_eq!(identity(&web).await?.map(|identity| identity.token_id), Some(first.id));
     }
-    // The other token was good: what it may not be here is no use, and charges no limit. A check of it changes nothing.
+    // The other token was valid: an attempt that is not allowed here is not a use, and charges no limit. A check of it
+    // changes nothing.
     assert_eq!(common::code(&web, &other.token).await?, "VALID");
     assert_eq!(current_user(&web).await?.as_deref(), Some("one"));
-    // The same token again is looked at again.
+    // The same token is verified again.
     authenticate(&web, &first.token).await?;
     update(&owner, first.id, &serde_json::json!({"scopes": []})).await?;
     authenticate(&web, &first.token).await?;
@@ -588,7 +589,7 @@ async fn a_transaction_authenticates_with_one_token_alone() -> Result<()> {
     assert_bound(&web, &namesake.token).await?;
     web.batch_execute("commit").await?;
 
-    // The secret of a rotated token is another one.
+    // A rotated token has another secret.
     web.batch_execute("begin").await?;
     authenticate(&web, &namesake.token).await?;
     let successor = common::rotate(&owner, namesake.id, "1 hour").await?;
@@ -625,7 +626,7 @@ async fn the_end_of_an_identity_before_its_transactions_frees_nothing() -> Resul
                  raise 'bound to two';
              exception when active_sql_transaction then null;
              end;
-             if tollgate.current_user_id() is not null then raise 'still somebody'; end if;
+             if tollgate.current_user_id() is not null then raise 'still authenticated'; end if;
          end $$"
     );
     web.batch_execute(&block).await?;
@@ -678,7 +679,7 @@ async fn each_top_level_transaction_may_have_another_identity() -> Result<()> {
         assert_bound(&web, &ann).await?;
         web.batch_execute("commit").await?;
     }
-    // By an error, at once and at the COMMIT.
+    // By an error, immediately and at the COMMIT.
     web.batch_execute("begin").await?;
     authenticate(&web, &ann).await?;
     error(web.batch_execute("select 1 / 0").await);
@@ -709,7 +710,7 @@ async fn each_top_level_transaction_may_have_another_identity() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_one_identity_began_is_never_finished_by_another() -> Result<()> {
+async fn work_begun_by_one_identity_is_never_finished_by_another() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     posts(&owner, "mixed", 9).await?;
     owner
@@ -728,7 +729,7 @@ async fn what_one_identity_began_is_never_finished_by_another() -> Result<()> {
     let anna = issue(&owner, "anna", &["posts:*"]).await?.token;
     let bert = issue(&owner, "bert", &[]).await?.token;
 
-    // A cursor, which is asked for its rows one by one.
+    // A cursor whose rows are fetched one by one.
     web.batch_execute("begin").await?;
     authenticate(&web, &anna).await?;
     web.batch_execute("declare mixed no scroll cursor for select id from mixed.posts order by id").await?;
@@ -738,7 +739,7 @@ async fn what_one_identity_began_is_never_finished_by_another() -> Result<()> {
     assert_eq!(rest.iter().map(|row| row.get(0)).collect::<Vec<i32>>(), [6, 9]);
     web.batch_execute("rollback").await?;
 
-    // A held one, whose rows are computed at the COMMIT, and which would authenticate there.
+    // A held cursor, whose rows are computed at the COMMIT, and which would authenticate there.
     web.batch_execute("begin").await?;
     authenticate(&web, &anna).await?;
     web.batch_execute(&format!(
@@ -748,7 +749,7 @@ async fn what_one_identity_began_is_never_finished_by_another() -> Result<()> {
     refused(web.batch_execute("commit").await, &SqlState::ACTIVE_SQL_TRANSACTION);
     assert_eq!(identity(&web).await?, None);
 
-    // One statement, a part of which authenticates. The deletion had gone by anna's scopes and bert's name.
+    // One statement, part of which authenticates. Otherwise the deletion would combine anna's scopes with bert's name.
     for mixing in [
         "with a as materialized (select valid from tollgate.authenticate($1))
              delete from mixed.posts where (select valid from a)",
@@ -763,7 +764,7 @@ async fn what_one_identity_began_is_never_finished_by_another() -> Result<()> {
     }
     assert_eq!(value::<i64>(&owner, "select count(*) from mixed.posts").await?, 9);
 
-    // A function with a SET clause: what it authenticates stays the identity of the transaction.
+    // A function with a SET clause: the identity that it authenticates stays that of the transaction.
     web.batch_execute("begin").await?;
     assert_eq!(web.query_one("select mixed.as_somebody($1)", &[&anna]).await?.get::<_, i64>(0), 3);
     assert_eq!(current_user(&web).await?.as_deref(), Some("anna"));
@@ -772,7 +773,7 @@ async fn what_one_identity_began_is_never_finished_by_another() -> Result<()> {
     Ok(())
 }
 
-/// As PostgREST runs each request in one transaction, over connections that it keeps.
+/// Like PostgREST, which runs each request in one transaction over pooled connections.
 #[tokio::test]
 async fn requests_that_authenticate_before_their_query_have_an_identity_each() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
@@ -823,7 +824,7 @@ async fn a_superuser_may_let_transactions_change_their_identity() -> Result<()> 
         ("narrow", narrow.id, vec!["posts:read".into()])
     );
     assert!(!value::<bool>(&owner, "select tollgate.token_has_scope('users:read')").await?);
-    // Once it is off again, the last one stays.
+    // Once it is off again, the last identity stays.
     owner.batch_execute("set local tollgate.identity_changes = off").await?;
     assert_bound(&owner, &broad.token).await?;
     authenticate(&owner, &narrow.token).await?;
@@ -852,10 +853,10 @@ async fn an_identity_ends_with_its_transaction_however_that_ends() -> Result<()>
     error(web.batch_execute("select 1 / 0").await);
     web.batch_execute("rollback").await?;
     assert_eq!(identity(&web).await?, None);
-    // A statement outside of a transaction is one by itself.
+    // A statement outside a transaction block is its own transaction.
     authenticate(&web, &token.token).await?;
     assert_eq!(identity(&web).await?, None);
-    // Several in one message are one together.
+    // Several in one message are one transaction.
     let together =
         format!("select tollgate.authenticate('{}'); select tollgate.current_user_id()", token.token);
     let answers = web.simple_query(&together).await?;
@@ -865,7 +866,7 @@ async fn an_identity_ends_with_its_transaction_however_that_ends() -> Result<()>
     });
     assert_eq!(answers.last(), Some("ends"));
     assert_eq!(identity(&web).await?, None);
-    // The session's own end leaves nothing for the next that is given its process id.
+    // The end of the session leaves nothing for the next one that gets its process id.
     web.batch_execute("begin").await?;
     authenticate(&web, &token.token).await?;
     drop(web);
@@ -895,7 +896,7 @@ async fn a_pooled_connection_is_handed_on_without_an_identity() -> Result<()> {
             }
         }
         assert_eq!(identity(&web).await?, None, "round {round}");
-        // What poolers send between two clients.
+        // Statements that poolers send between two clients.
         web.batch_execute(["discard all", "reset all", "deallocate all", ""][round % 4]).await?;
     }
     Ok(())
@@ -929,12 +930,12 @@ async fn an_expiry_ends_the_identity_inside_its_transaction() -> Result<()> {
     Ok(())
 }
 
-// ---- Along the transaction
+// ---- Within the transaction
 
 #[tokio::test]
 async fn savepoints_keep_and_restore_the_identity() -> Result<()> {
     let World { owner, cluster, web: _ } = SHARED.world().await?;
-    // Of several identities, as test suites may have them in one transaction.
+    // Several identities, as test suites may have them in one transaction.
     let web = cluster.connect("postgres", DATABASE).await?;
     web.batch_execute("set tollgate.identity_changes = on").await?;
     let a = issue(&owner, "a", &[]).await?.token;
@@ -975,7 +976,7 @@ async fn savepoints_keep_and_restore_the_identity() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_error_caught_in_plpgsql_undoes_what_was_authenticated_in_its_block() -> Result<()> {
+async fn an_error_caught_in_plpgsql_undoes_an_authentication_in_its_block() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     owner
         .batch_execute(
@@ -1093,7 +1094,7 @@ async fn it_stays_after_functions_with_settings_and_owners_of_their_own() -> Res
         web.batch_execute("commit").await?;
         assert_eq!(identity(&web).await?, None);
     }
-    // Before 16 superusers may hide the identity from functions that they alone may call.
+    // Before 16, superusers may hide the identity from functions that only they may call.
     let nameless = "create function wrapped.nameless() returns text language sql
         set tollgate.context = '' as 'select tollgate.current_user_id()'";
     if cluster.major() >= 16 {
@@ -1128,14 +1129,14 @@ async fn it_stays_while_roles_change() -> Result<()> {
         assert_eq!(current_user(&web).await?.as_deref(), Some("constant"), "{change}");
     }
     web.batch_execute("commit").await?;
-    // The role of the session outlives the transaction, the identity does not.
+    // The session's role outlives the transaction, the identity does not.
     assert_eq!(identity(&web).await?, None);
     web.batch_execute("reset role").await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn a_deferred_trigger_still_knows_who_it_was() -> Result<()> {
+async fn a_deferred_trigger_still_sees_the_identity() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     owner
         .batch_execute(
@@ -1163,7 +1164,7 @@ async fn a_deferred_trigger_still_knows_who_it_was() -> Result<()> {
 
 // ---- Row-level security
 
-/// A table of `rows` posts by two users, of which each sees their own.
+/// A table of `rows` posts by two users, each of whom sees their own.
 async fn posts(owner: &Client, schema: &str, rows: u32) -> Result<()> {
     owner
         .batch_execute(&format!(
@@ -1253,7 +1254,7 @@ async fn a_condition_on_a_constant_scope_is_a_one_time_filter() -> Result<()> {
     Ok(())
 }
 
-/// PostgreSQL evaluates a policy where its table is scanned, for each row, unless it is a sub-select.
+/// PostgreSQL evaluates a policy for each scanned row, unless it is a sub-select.
 #[tokio::test]
 async fn a_policy_on_a_constant_scope_in_a_sub_select_is_evaluated_once() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
@@ -1352,7 +1353,7 @@ async fn a_worker_sees_the_identity_of_its_leader_at_that_moment() -> Result<()>
     authenticate(&web, &a.token).await?;
     let seen = in_worker().await?.context("an identity")?;
     assert_eq!((seen.token_id, seen.user_id.as_str()), (a.id, "a, with 'quotes' and ☃"));
-    // The worker has bound nothing, and the leader still is bound.
+    // The worker has bound nothing, and the leader is still bound.
     assert_bound(&web, &b.token).await?;
     assert_eq!(in_worker().await?.map(|identity| identity.token_id), Some(a.id));
     web.batch_execute("rollback; begin; savepoint s").await?;
@@ -1385,7 +1386,7 @@ async fn verifying_is_never_done_in_a_worker() -> Result<()> {
         assert!(!plan.contains("Gather"), "{plan}");
     }
 
-    // Somebody's wrapper that claims otherwise is told so, and the server goes on.
+    // A wrapper that claims otherwise gets an error, and the server goes on.
     owner
         .batch_execute(
             "create function unsafe.wrapper(token text) returns text language plpgsql parallel safe as
@@ -1404,7 +1405,7 @@ async fn verifying_is_never_done_in_a_worker() -> Result<()> {
     Ok(())
 }
 
-/// Workers that a plan shown by EXPLAIN ANALYZE had.
+/// The number of workers in a plan shown by EXPLAIN ANALYZE.
 fn launched(plan: &str) -> u32 {
     plan.lines()
         .filter_map(|line| line.trim().strip_prefix("Workers Launched: "))

@@ -1,4 +1,4 @@
-//! `tollgated run` as a real process, with the privileges of an operator and no others.
+//! `tollgated run` as a real process, with an operator's privileges only.
 
 use crate::web;
 use std::collections::BTreeSet;
@@ -11,8 +11,8 @@ use std::time::Duration;
 use crate::common::{self, Shared, Token, code, issue, issue_with, refused, revoke, value};
 use crate::operator::{Db, OPERATOR, counts, flush_all, issue_many, set, stats, totals, verify_each};
 use crate::running::{
-    EAGER, LAZY, LONG, eventually_counts, eventually_logs, eventually_tells, ids, last_event, lines,
-    logged_after, rounds, run, some_moment, stop, subscribed, told,
+    EAGER, LAZY, LONG, eventually_counts, eventually_logs, eventually_publishes, ids, last_event, lines,
+    logged_after, published, rounds, run, some_moment, stop, subscribed,
 };
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -113,7 +113,7 @@ async fn usage_is_flushed_at_once_on_demand() -> Result<()> {
 }
 
 #[tokio::test]
-async fn expiries_are_recorded_and_told() -> Result<()> {
+async fn expiries_are_recorded_and_published() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "expiries").await?;
     let mut daemon = run(&db.url(), &[EAGER, &["--batch-size=2"]])?;
     subscribed(&db.owner, "log").await;
@@ -123,15 +123,15 @@ async fn expiries_are_recorded_and_told() -> Result<()> {
         expiring.insert(token.id.to_string());
     }
     let expired = || -> Vec<String> {
-        told(&daemon)
+        published(&daemon)
             .iter()
             .filter(|event| event["event"] == "token.expired")
             .filter_map(|event| event["token_id"].as_str().map(str::to_owned))
             .collect()
     };
     eventually_async(LONG, "five expiries", async || expired().len() >= 5).await;
-    let told = expired();
-    assert_eq!((told.len(), told.into_iter().collect()), (5, expiring));
+    let published = expired();
+    assert_eq!((published.len(), published.into_iter().collect()), (5, expiring));
     assert!(stop(&mut daemon)?.success());
     Ok(())
 }
@@ -162,8 +162,8 @@ async fn tokens_that_ended_before_the_retention_are_purged() -> Result<()> {
 }
 
 #[tokio::test]
-async fn every_event_is_told_once_with_its_fields() -> Result<()> {
-    let db = Db::create(&SHARED.cluster()?, "told").await?;
+async fn every_event_is_published_once_with_its_fields() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "published").await?;
     let before = last_event(&db.owner).await?;
     let mut daemon = run(&db.url(), &[EAGER, &["--batch-size=3"]])?;
     subscribed(&db.owner, "log").await;
@@ -176,23 +176,27 @@ async fn every_event_is_told_once_with_its_fields() -> Result<()> {
         db.owner.execute("select tollgate.define_scope($1, 'x')", &[&format!("s:{n}")]).await?;
     }
     let logged = logged_after(&db.owner, before).await?;
-    eventually_tells(&daemon, &logged).await;
+    eventually_publishes(&daemon, &logged).await;
     assert!(stop(&mut daemon)?.success());
-    let told = told(&daemon);
-    assert_eq!(ids(&told), logged.into_iter().collect::<Vec<_>>(), "each once, in their order");
+    let published = published(&daemon);
+    assert_eq!(ids(&published), logged.into_iter().collect::<Vec<_>>(), "each once, in their order");
 
-    let event = &told[1];
+    let event = &published[1];
     assert_eq!(event["event"], "token.revoked");
     assert_eq!((&event["token_id"], &event["user_id"]), (&json!(token.id), &json!("an\"n\n")));
     assert_eq!((&event["actor"], &event["reason"]), (&json!("postgres"), &json!("leaked\u{1b}[2J")));
     assert!(event["at"].is_string() && event["level"] == "INFO", "{event}");
     assert!(event.get("client_addr").is_none(), "{event}");
-    assert!(told[0]["detail"].as_str().is_some_and(|detail| detail.contains("posts:read")), "{:?}", told[0]);
+    assert!(
+        published[0]["detail"].as_str().is_some_and(|detail| detail.contains("posts:read")),
+        "{:?}",
+        published[0]
+    );
     Ok(())
 }
 
 #[tokio::test]
-async fn lost_access_is_told_without_waiting_for_the_period() -> Result<()> {
+async fn lost_access_is_published_without_waiting_for_the_interval() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "woken").await?;
     let token = issue(&db.owner, "a", &[]).await?;
     let before = last_event(&db.owner).await?;
@@ -200,12 +204,12 @@ async fn lost_access_is_told_without_waiting_for_the_period() -> Result<()> {
     eventually_logs(&mut daemon, "listening").await;
     subscribed(&db.owner, "log").await;
     revoke(&db.owner, token.id).await?;
-    eventually_tells(&daemon, &logged_after(&db.owner, before).await?).await;
+    eventually_publishes(&daemon, &logged_after(&db.owner, before).await?).await;
     Ok(())
 }
 
 #[tokio::test]
-async fn events_of_its_downtime_are_told_at_the_next_start() -> Result<()> {
+async fn events_of_its_downtime_are_published_at_the_next_start() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "downtime").await?;
     let mut before = last_event(&db.owner).await?;
     for round in 0..3 {
@@ -214,9 +218,9 @@ async fn events_of_its_downtime_are_told_at_the_next_start() -> Result<()> {
         let running = issue(&db.owner, "a", &[]).await?;
         revoke(&db.owner, running.id).await?;
         let logged = logged_after(&db.owner, before).await?;
-        eventually_tells(&daemon, &logged).await;
+        eventually_publishes(&daemon, &logged).await;
         assert!(stop(&mut daemon)?.success());
-        assert_eq!(ids(&told(&daemon)), logged.into_iter().collect::<Vec<_>>(), "round {round}");
+        assert_eq!(ids(&published(&daemon)), logged.into_iter().collect::<Vec<_>>(), "round {round}");
 
         before = last_event(&db.owner).await?;
         let down = issue(&db.owner, "a", &[]).await?;
@@ -241,21 +245,21 @@ async fn daemons_share_a_subscription_and_others_have_their_own() -> Result<()> 
         revoke(&db.owner, token.id).await?;
     }
     let logged = logged_after(&db.owner, before).await?;
-    let shared = || [ids(&told(&daemons[0])), ids(&told(&daemons[1]))].concat();
-    eventually_async(LONG, "the two to tell of all", async || shared().len() >= logged.len()).await;
-    eventually_tells(&daemons[2], &logged).await;
+    let shared = || [ids(&published(&daemons[0])), ids(&published(&daemons[1]))].concat();
+    eventually_async(LONG, "the two to publish all", async || shared().len() >= logged.len()).await;
+    eventually_publishes(&daemons[2], &logged).await;
     let mut shared = shared();
     shared.sort_unstable();
     let logged: Vec<i64> = logged.into_iter().collect();
-    assert_eq!(shared, logged, "each is told by one of the two");
-    assert_eq!(ids(&told(&daemons[2])), logged);
+    assert_eq!(shared, logged, "each is published by one of the two");
+    assert_eq!(ids(&published(&daemons[2])), logged);
     for daemon in &mut daemons {
         assert!(stop(daemon)?.success());
     }
     Ok(())
 }
 
-/// That run without being asked for.
+/// The tasks that run by default.
 const TASKS: [&str; 10] = [
     "announce_expiries",
     "deliver_webhooks",
@@ -270,7 +274,7 @@ const TASKS: [&str; 10] = [
 ];
 
 #[tokio::test]
-async fn it_tells_the_server_how_its_tasks_fare() -> Result<()> {
+async fn it_reports_the_status_of_its_tasks_to_the_server() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "heartbeat").await?;
     let mut daemon = run(&db.url(), &[EAGER])?;
     let all = "select to_jsonb(d) from tollgate.daemons d";
@@ -300,7 +304,7 @@ async fn it_outlives_crashes_and_restarts_of_the_server() -> Result<()> {
     let token = issue(&db.owner, "a", &[]).await?;
     let mut before = last_event(&db.owner).await?;
     let url = db.url();
-    // Events are told as soon as it is notified, or not at all: so it must listen again after each fault.
+    // Events are published as soon as it is notified, or not at all: so it must listen again after each fault.
     let mut daemon = run(&url, &[&["--flush-interval=100ms", "--publish-interval=24h"]])?;
     eventually_logs(&mut daemon, "listening").await;
     subscribed(&db.owner, "log").await;
@@ -309,7 +313,7 @@ async fn it_outlives_crashes_and_restarts_of_the_server() -> Result<()> {
     let mut uses = 0;
     let mut expected = BTreeSet::new();
     for fault in ["crash", "restart", "disconnection", "crash"] {
-        let server = Arc::get_mut(&mut cluster).context("nobody else has it")?;
+        let server = Arc::get_mut(&mut cluster).context("no other holder")?;
         match fault {
             "crash" => {
                 server.crash()?;
@@ -319,7 +323,7 @@ async fn it_outlives_crashes_and_restarts_of_the_server() -> Result<()> {
             "restart" => server.restart()?,
             _ => server.execute(
                 DATABASE,
-                "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'operator'",
+                "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'tollgated'",
             )?,
         }
         eventually_restarted(&cluster).await;
@@ -330,20 +334,20 @@ async fn it_outlives_crashes_and_restarts_of_the_server() -> Result<()> {
         eventually_counts(&owner, &token, (uses, 0)).await;
         eventually_async(LONG, "the daemon to listen again", async || {
             let listening = "select exists (select from pg_stat_activity
-                 where usename = 'operator' and query ~* '^unlisten tollgate_proof')";
+                 where usename = 'tollgated' and query ~* '^unlisten tollgate_proof')";
             value::<bool>(&owner, listening).await.unwrap()
         })
         .await;
         let gone = issue(&owner, "a", &[]).await?;
         revoke(&owner, gone.id).await?;
         let logged = logged_after(&owner, before).await?;
-        eventually_tells(&daemon, &logged).await;
+        eventually_publishes(&daemon, &logged).await;
         expected.extend(logged);
         before = last_event(&owner).await?;
     }
-    // Some may have been told again: those of which the server did not learn before it went that they were told.
-    let told: BTreeSet<i64> = ids(&told(&daemon)).into_iter().collect();
-    assert_eq!(told, expected);
+    // Some may have been published twice: those whose publication was not committed before the server went down.
+    let published: BTreeSet<i64> = ids(&published(&daemon)).into_iter().collect();
+    assert_eq!(published, expected);
     assert!(stop(&mut daemon)?.success());
     Ok(())
 }
@@ -355,28 +359,28 @@ async fn it_waits_for_a_server_that_is_down_and_stops_without_it() -> Result<()>
     let token = issue(&db.owner, "a", &[]).await?;
     let url = db.url();
     drop(db);
-    Arc::get_mut(&mut cluster).context("nobody else has it")?.stop()?;
+    Arc::get_mut(&mut cluster).context("no other holder")?.stop()?;
 
     let mut daemon = run(&url, &[EAGER])?;
     eventually_logs(&mut daemon, "could not connect").await;
     assert!(daemon.log().contains("start the server"), "{}", daemon.log());
     assert!(daemon.log().contains(&cluster.port().to_string()), "{}", daemon.log());
-    Arc::get_mut(&mut cluster).context("nobody else has it")?.restart()?;
+    Arc::get_mut(&mut cluster).context("no other holder")?.restart()?;
     let web = cluster.connect("web", DATABASE).await?;
     code(&web, &token.token).await?;
     eventually_counts(&cluster.connect("postgres", DATABASE).await?, &token, (1, 0)).await;
     eventually_logs(&mut daemon, "connected to").await;
 
     drop(web);
-    Arc::get_mut(&mut cluster).context("nobody else has it")?.stop()?;
+    Arc::get_mut(&mut cluster).context("no other holder")?.stop()?;
     assert!(stop(&mut daemon)?.success(), "{}", daemon.log());
     Ok(())
 }
 
 #[tokio::test]
-async fn without_extension_or_grants_it_says_what_to_do_and_recovers() -> Result<()> {
+async fn without_extension_or_grants_it_says_how_to_fix_it_and_recovers() -> Result<()> {
     let cluster = Arc::new(Cluster::builder().extension(false).start()?);
-    cluster.execute(DATABASE, "create role web login; create role operator login")?;
+    cluster.execute(DATABASE, "create role web login; create role tollgated login")?;
     let mut daemon = run(&cluster.url(OPERATOR, DATABASE), &[EAGER])?;
     eventually_logs(&mut daemon, "CREATE EXTENSION tollgate").await;
 
@@ -393,8 +397,8 @@ async fn without_extension_or_grants_it_says_what_to_do_and_recovers() -> Result
     subscribed(&db.owner, "log").await;
     let before = last_event(&db.owner).await?;
     revoke(&db.owner, token.id).await?;
-    eventually_tells(&daemon, &logged_after(&db.owner, before).await?).await;
-    // What it complained of is over, and the complaints did not fill the log.
+    eventually_publishes(&daemon, &logged_after(&db.owner, before).await?).await;
+    // The problems are over, and the warnings did not fill the log.
     let complaints = lines(&daemon).iter().filter(|line| line["level"] == "WARN").count();
     assert!(complaints < 25, "{complaints} warnings");
     assert!(stop(&mut daemon)?.success());
@@ -411,7 +415,7 @@ async fn without_preload_it_says_so_and_does_the_rest() -> Result<()> {
     let before = last_event(&db.owner).await?;
     let token = issue(&db.owner, "a", &[]).await?;
     revoke(&db.owner, token.id).await?;
-    eventually_tells(&daemon, &logged_after(&db.owner, before).await?).await;
+    eventually_publishes(&daemon, &logged_after(&db.owner, before).await?).await;
     let said = lines(&daemon).iter().filter(|line| line["level"] == "WARN").count();
     assert_eq!(said, 1, "once, not at every flush:\n{}", daemon.log());
     assert!(stop(&mut daemon)?.success());
@@ -439,12 +443,12 @@ async fn asked_to_stop_it_flushes_a_last_time() -> Result<()> {
     Ok(())
 }
 
-/// What it named as stuck when it ended. Others may have waited behind what really was.
+/// The tasks it named as stuck when it ended. Others may have waited for the one that really was.
 fn stuck(daemon: &Tollgated) -> String {
     lines(daemon).iter().find_map(|line| line["stuck"].as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-/// The daemon and a session that keeps it from flushing. The token has been used twice, and one of the uses is flushed.
+/// The daemon and a session that blocks its flush. The token was used twice, and one of the uses is flushed.
 async fn held_up(db: &Db, token: &Token, arguments: &[&str]) -> Result<(Tollgated, Client)> {
     code(&db.web, &token.token).await?;
     flush_all(&db.operator).await?;
@@ -453,14 +457,14 @@ async fn held_up(db: &Db, token: &Token, arguments: &[&str]) -> Result<(Tollgate
     holder.batch_execute("begin; select from tollgate.token_usage for update").await?;
     let daemon = run(&db.url(), &[EAGER, arguments])?;
     let waits = "select exists (select from pg_stat_activity
-        where usename = 'operator' and wait_event_type = 'Lock' and datname = current_database())";
+        where usename = 'tollgated' and wait_event_type = 'Lock' and datname = current_database())";
     eventually_async(LONG, "the flush to wait", async || value::<bool>(&db.owner, waits).await.unwrap())
         .await;
     Ok((daemon, holder))
 }
 
 #[tokio::test]
-async fn what_does_not_end_within_the_grace_is_named_and_nothing_is_lost() -> Result<()> {
+async fn tasks_that_do_not_end_within_the_grace_are_named_and_nothing_is_lost() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "stuck").await?;
     let token = issue(&db.owner, "a", &[]).await?;
     let (mut daemon, holder) = held_up(&db, &token, &["--shutdown-grace=1s"]).await?;
@@ -496,9 +500,9 @@ async fn asked_twice_it_stops_at_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn sessions_that_it_needs_no_longer_are_closed() -> Result<()> {
+async fn sessions_that_it_no_longer_needs_are_closed() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "idle").await?;
-    // So many tasks wait at once as never again.
+    // Never again will as many tasks wait at once.
     db.owner.batch_execute("begin; lock table tollgate.api_tokens in access exclusive mode").await?;
     let _daemon = run(&db.url(), &[LAZY])?;
     let sessions = async |which: &str| -> i64 {
@@ -509,7 +513,7 @@ async fn sessions_that_it_needs_no_longer_are_closed() -> Result<()> {
         value(&db.owner, &count).await.unwrap()
     };
     eventually_async(LONG, "three tasks to wait for the lock", async || {
-        // Within a transaction it is a snapshot.
+        // Within a transaction the statistics are a snapshot.
         db.owner.batch_execute("select pg_stat_clear_snapshot()").await.unwrap();
         sessions("wait_event_type = 'Lock'").await >= 3
     })
@@ -520,7 +524,7 @@ async fn sessions_that_it_needs_no_longer_are_closed() -> Result<()> {
     Ok(())
 }
 
-/// Nothing comes back at all, as when the machine behind the connection is gone.
+/// Nothing comes back at all, as when the machine at the other end is gone.
 #[tokio::test]
 async fn a_server_that_does_not_answer_cannot_keep_it_from_stopping() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder())?);
@@ -538,7 +542,7 @@ async fn a_server_that_does_not_answer_cannot_keep_it_from_stopping() -> Result<
         .await?;
     let backends: Vec<Pid> = rows.iter().map(|row| Pid::from_raw(row.get(0))).collect();
     assert!(!backends.is_empty());
-    // The postmaster too, which would answer those who connect anew.
+    // The postmaster too, which would accept new connections.
     let postmaster = std::fs::read_to_string(cluster.data_dir().join("postmaster.pid"))?;
     let postmaster = Pid::from_raw(postmaster.lines().next().context("its process id")?.trim().parse()?);
     let signal = |signal| [postmaster].iter().chain(&backends).try_for_each(|&process| kill(process, signal));
@@ -596,7 +600,7 @@ async fn counts_are_exact_although_the_daemon_is_killed_again_and_again() -> Res
     let mut kills = 0;
     while kills < rounds(20) {
         let mut daemon = run(&db.url(), &[EAGER])?;
-        // Killed before it has connected, too; but not always.
+        // Sometimes killed before it has connected, but not always.
         if kills % 3 != 0 {
             let applied = totals(&db.owner).await?;
             eventually_async(LONG, "a flush", async || totals(&db.owner).await.unwrap() != applied).await;
@@ -630,7 +634,7 @@ async fn no_event_is_lost_although_the_daemon_is_killed_again_and_again() -> Res
     let mut first = run(&db.url(), &[EAGER])?;
     subscribed(&db.owner, "log").await;
     first.kill()?;
-    let mut known: BTreeSet<i64> = ids(&told(&first)).into_iter().collect();
+    let mut known: BTreeSet<i64> = ids(&published(&first)).into_iter().collect();
     for round in 0..6 {
         let mut daemon = run(&db.url(), &[EAGER, &["--batch-size=2"]])?;
         for _ in 0..10 {
@@ -638,15 +642,15 @@ async fn no_event_is_lost_although_the_daemon_is_killed_again_and_again() -> Res
             revoke(&db.owner, token.id).await?;
         }
         if round % 2 == 0 {
-            eventually_async(LONG, "a first event", async || !told(&daemon).is_empty()).await;
+            eventually_async(LONG, "a first event", async || !published(&daemon).is_empty()).await;
         }
         daemon.kill()?;
-        known.extend(ids(&told(&daemon)));
+        known.extend(ids(&published(&daemon)));
     }
     let logged = logged_after(&db.owner, before).await?;
     let last = run(&db.url(), &[EAGER])?;
-    eventually_async(LONG, "the rest to be told", async || {
-        known.extend(ids(&told(&last)));
+    eventually_async(LONG, "the rest to be published", async || {
+        known.extend(ids(&published(&last)));
         known.is_superset(&logged)
     })
     .await;
@@ -654,9 +658,10 @@ async fn no_event_is_lost_although_the_daemon_is_killed_again_and_again() -> Res
     Ok(())
 }
 
-/// More events than fit into a pipe: when the first has been read of it, the batch cannot have been told to its end.
+/// More events than fit into a pipe: when the first one is read from it, the batch cannot have been published
+/// completely.
 #[tokio::test]
-async fn no_event_is_lost_when_the_daemon_is_killed_in_the_midst_of_telling() -> Result<()> {
+async fn no_event_is_lost_when_the_daemon_is_killed_while_it_publishes() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "killedtelling").await?;
     let before = last_event(&db.owner).await?;
     let mut first = run(&db.url(), &[EAGER])?;
@@ -679,7 +684,7 @@ async fn no_event_is_lost_when_the_daemon_is_killed_in_the_midst_of_telling() ->
     let mut killed = false;
     loop {
         let mut line = String::new();
-        // What was cut off by the kill is not told.
+        // A line that the kill cut off was not published.
         if pipe.read_line(&mut line)? == 0 || !line.ends_with('\n') {
             break;
         }
@@ -696,17 +701,17 @@ async fn no_event_is_lost_when_the_daemon_is_killed_in_the_midst_of_telling() ->
     assert!(!known.is_empty() && !known.is_superset(&logged), "{} of {}", known.len(), logged.len());
 
     let last = run(&db.url(), &[EAGER])?;
-    eventually_async(LONG, "the rest to be told", async || {
-        known.extend(ids(&told(&last)));
+    eventually_async(LONG, "the rest to be published", async || {
+        known.extend(ids(&published(&last)));
         known.is_superset(&logged)
     })
     .await;
     Ok(())
 }
 
-/// The log is where the events go to: while its disk is full, they must wait for better times.
+/// Events go to the log: while its disk is full, they must wait.
 #[tokio::test]
-async fn events_that_could_not_be_written_are_told_later() -> Result<()> {
+async fn events_that_could_not_be_written_are_published_later() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "diskfull").await?;
     let before = last_event(&db.owner).await?;
     let mut first = run(&db.url(), &[EAGER])?;
@@ -721,7 +726,7 @@ async fn events_that_could_not_be_written_are_told_later() -> Result<()> {
     code(&db.web, &token.token).await?;
     revoke(&db.owner, token.id).await?;
     let logged = logged_after(&db.owner, before).await?;
-    // It works, or has given up; either way it has had its chance to tell.
+    // It works, or has given up; either way it has had its chance to publish.
     let peek = "select exists (select from tollgate.subscriptions s,
                     lateral tollgate.read_events(s.place) b where b.events <> '[]')";
     let end = std::time::Instant::now() + Duration::from_secs(2);
@@ -735,11 +740,11 @@ async fn events_that_could_not_be_written_are_told_later() -> Result<()> {
     mute.wait()?;
 
     let last = run(&db.url(), &[EAGER])?;
-    eventually_tells(&last, &logged).await;
+    eventually_publishes(&last, &logged).await;
     Ok(())
 }
 
-// ---- Settings that the database or the role was given
+// ---- Settings of the database or the role
 
 #[tokio::test]
 async fn no_setting_of_the_database_cuts_its_sessions_or_changes_what_they_do() -> Result<()> {
@@ -790,8 +795,8 @@ async fn no_setting_of_the_database_cuts_its_sessions_or_changes_what_they_do() 
         value::<bool>(&db.owner, &recorded).await.is_ok_and(|recorded| recorded)
     })
     .await;
-    eventually_tells(&daemon, &logged_after(&db.owner, before).await?).await;
-    // By then each session was idle for many times as long as the database would have it.
+    eventually_publishes(&daemon, &logged_after(&db.owner, before).await?).await;
+    // By then each session was idle many times longer than the database allows.
     let warnings: Vec<Value> = lines(&daemon).into_iter().filter(|line| line["level"] != "INFO").collect();
     assert_eq!(warnings, Vec::<Value>::new());
     assert!(stop(&mut daemon)?.success());
@@ -800,7 +805,7 @@ async fn no_setting_of_the_database_cuts_its_sessions_or_changes_what_they_do() 
 
 // ---- Its size
 
-/// How much it takes is measured by the part `soak` of the benchmark; here it must not take more and more.
+/// The part `soak` of the benchmark measures how much it takes; here it must not grow.
 #[tokio::test]
 async fn its_memory_does_not_grow_at_rest() -> Result<()> {
     const GROWTH: u64 = 1_000_000;
@@ -829,16 +834,16 @@ const PASSWORD: &str = "s3cr3t-of-the-daemon";
 async fn neither_the_password_nor_a_token_appears_in_what_it_prints() -> Result<()> {
     let mut cluster = Arc::new(common::start(Cluster::builder())?);
     let db = Db::only(&cluster).await?;
-    cluster.execute(DATABASE, &format!("alter role operator password '{PASSWORD}'"))?;
+    cluster.execute(DATABASE, &format!("alter role tollgated password '{PASSWORD}'"))?;
     let rules = cluster.data_dir().join("pg_hba.conf");
     let trusting = std::fs::read_to_string(&rules)?;
-    std::fs::write(&rules, format!("host all operator 127.0.0.1/32 scram-sha-256\n{trusting}"))?;
+    std::fs::write(&rules, format!("host all tollgated 127.0.0.1/32 scram-sha-256\n{trusting}"))?;
     let wrong = format!("postgres://operator:{PASSWORD}-typo@127.0.0.1:{}/{DATABASE}", cluster.port());
     let right = format!("postgres://operator:{PASSWORD}@127.0.0.1:{}/{DATABASE}", cluster.port());
     let everything = [EAGER, &["--log-level=trace"]];
     let url = db.url();
     drop(db);
-    Arc::get_mut(&mut cluster).context("nobody else has it")?.restart()?;
+    Arc::get_mut(&mut cluster).context("no other holder")?.restart()?;
     let cluster = &cluster;
     let owner = cluster.connect("postgres", DATABASE).await?;
     let web = cluster.connect("web", DATABASE).await?;
@@ -866,12 +871,12 @@ async fn neither_the_password_nor_a_token_appears_in_what_it_prints() -> Result<
         let token = issue(&owner, "a", &[]).await?;
         verify_each(&web, std::slice::from_ref(&token)).await?;
         owner.query_one("select tollgate.revoke_presented_token($1, 'leaked')", &[&token.token]).await?;
-        eventually_tells(&daemon, &logged_after(&owner, before).await?).await;
+        eventually_publishes(&daemon, &logged_after(&owner, before).await?).await;
         eventually_counts(&owner, &token, (1, 0)).await;
-        // The server goes away, which makes it speak of its connections.
+        // The server goes away, which makes it log its connections.
         cluster.execute(
             DATABASE,
-            "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'operator'",
+            "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'tollgated'",
         )?;
         daemon.signal(Signal::SIGUSR1)?;
         eventually_logs(&mut daemon, "SIGUSR1").await;

@@ -1,4 +1,4 @@
-//! Families: a derived token never exceeds its parent, from its first moment on, and falls with it.
+//! Families: a derived token never exceeds its parent, from its first moment on, and ends with it.
 
 use crate::common::{
     self, Request, Shared, Token, World, code, derive, enable, history, issue, issue_with, refused, revoke,
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 static SHARED: Shared = Shared::new(&[]);
 
-/// A grandparent with a child and that one's child, and a second child.
+/// A grandparent with a child and a grandchild, and a second child.
 struct Family {
     root: Token,
     child: Token,
@@ -52,7 +52,7 @@ async fn derive_with(client: &Client, parent: &str, arguments: &str) -> Result<T
 }
 
 #[tokio::test]
-async fn a_derived_token_takes_over_what_it_is_not_given() -> Result<()> {
+async fn a_derived_token_inherits_what_it_is_not_given() -> Result<()> {
     let World { owner, web, cluster } = SHARED.world().await?;
     owner
         .batch_execute(
@@ -127,7 +127,7 @@ async fn nothing_is_derived_that_its_parent_lacks() -> Result<()> {
         );
         assert!(error.hint().is_some(), "{error:?}");
     }
-    // An IPv4 network however it is written.
+    // An IPv4 network, however it is written.
     derive_with(
         &owner,
         &parent.token,
@@ -190,7 +190,7 @@ async fn a_line_has_at_most_eight_generations_below_its_root() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_revoked_token_takes_its_descendants_with_it_and_nobody_else() -> Result<()> {
+async fn revoking_a_token_revokes_its_descendants_and_no_other_token() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let family = Family::of(&owner, "revoked").await?;
     assert_eq!(family.codes(&web).await?, ["VALID"; 4]);
@@ -217,7 +217,7 @@ async fn a_revoked_token_takes_its_descendants_with_it_and_nobody_else() -> Resu
 }
 
 #[tokio::test]
-async fn what_narrows_a_token_narrows_its_descendants_and_what_widens_it_does_not() -> Result<()> {
+async fn narrowing_a_token_narrows_its_descendants_and_widening_does_not() -> Result<()> {
     let World { owner, web: _web, cluster: _cluster } = SHARED.world().await?;
     owner.batch_execute("set timezone = 'UTC'").await?;
     let family = Family::of(&owner, "narrowed").await?;
@@ -259,7 +259,7 @@ async fn what_narrows_a_token_narrows_its_descendants_and_what_widens_it_does_no
         json!(["10.1.0.0/16", "192.0.2.7/32", "::ffff:10.2.0.0/112"])
     );
     assert_eq!(field(&family.other, "allowed_ips").await?, json!(["10.0.0.0/8", "192.0.2.7/32"]));
-    // Nothing in common: from nowhere, which is not from anywhere.
+    // Nothing in common: no address is allowed, rather than any address.
     update(&owner, family.root.id, &json!({"allowed_ips": ["198.51.100.0/24"]})).await?;
     assert_eq!(field(&family.grandchild, "allowed_ips").await?, json!([]));
     for address in ["198.51.100.1", "10.1.0.1"] {
@@ -308,7 +308,7 @@ async fn a_derived_token_is_not_widened_beyond_its_parent() -> Result<()> {
 #[tokio::test]
 async fn limits_are_inherited_and_narrowed_like_the_rest() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
-    // By hand, since an heir may not have more than its parent.
+    // By hand, since a child may not have more than its parent.
     let set = async |token: &Token, limit: &str| {
         let sql =
             format!("update tollgate.api_tokens set (rate_limit, rate_window) = ({limit}) where id = $1");
@@ -347,14 +347,14 @@ async fn limits_are_inherited_and_narrowed_like_the_rest() -> Result<()> {
 }
 
 #[tokio::test]
-async fn enabling_a_token_does_not_enable_what_was_disabled_by_itself() -> Result<()> {
+async fn enabling_a_token_does_not_enable_descendants_that_were_disabled_by_themselves() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let family = Family::of(&owner, "switched").await?;
     let [v, d] = ["VALID", "DISABLED"];
 
     assert!(enable(&owner, family.root.id, false).await?);
     assert_eq!(family.codes(&web).await?, [d; 4]);
-    // Below it nothing can be enabled, and the error says what must be first.
+    // Nothing below it can be enabled, and the error says what to enable first.
     let error = refused(
         enable(&owner, family.grandchild.id, true).await,
         &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
@@ -447,7 +447,7 @@ async fn a_token_is_purged_after_its_descendants_however_small_the_batches_are()
 }
 
 #[tokio::test]
-async fn no_child_slips_past_a_revocation_on_its_way() -> Result<()> {
+async fn no_child_escapes_a_concurrent_revocation() -> Result<()> {
     let World { owner, web, cluster } = SHARED.world().await?;
     // Revoked while the child is being derived.
     let parent = issue(&owner, "slipping", &["admin"]).await?;
@@ -482,7 +482,7 @@ async fn no_child_slips_past_a_revocation_on_its_way() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_child_of_what_was_rotated_while_all_were_being_revoked_falls_too() -> Result<()> {
+async fn a_child_of_a_token_rotated_during_a_revocation_of_all_is_revoked_too() -> Result<()> {
     let World { owner: revoker, web, cluster } = SHARED.world().await?;
     let mut rotator = cluster.connect("postgres", DATABASE).await?;
     let mut holder = cluster.connect("postgres", DATABASE).await?;
@@ -490,8 +490,8 @@ async fn a_child_of_what_was_rotated_while_all_were_being_revoked_falls_too() ->
     let first = issue(&rotator, "rush", &["posts:read"]).await?;
     let last = issue(&rotator, "rush", &[]).await?;
 
-    // The one that revokes waits for the first token, which is being rotated, and then for the last. Meanwhile somebody
-    // derives from the successor, which it did not see when it began.
+    // The revoking session waits for the first token, which is being rotated, and then for the last. Meanwhile another
+    // session derives from the successor, which it did not see when it began.
     let rotation = rotator.transaction().await?;
     let successor = rotate(rotation.client(), first.id, "0").await?;
     let hold = holder.transaction().await?;

@@ -1,5 +1,5 @@
 //! Readers of the audit log keep their place when the database moves to another cluster, and when a standby takes over,
-//! also one that has lost what they were told last.
+//! even one that lost the last events they received.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -15,7 +15,7 @@ use tollgate_tests::{Cluster, DATABASE, eventually_async};
 
 const LONG: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// Logs an event that is one insertion and nothing else.
+/// Logs an event by a single insertion.
 async fn log(client: &Client, name: &str) -> Result<()> {
     client.execute("select tollgate.define_scope($1, 'of the tests')", &[&name]).await?;
     Ok(())
@@ -37,18 +37,18 @@ fn ids(events: &[Value]) -> Vec<i64> {
     events.iter().filter_map(|event| event["id"].as_i64()).collect()
 }
 
-/// The names of the events since a cursor, which moves on.
+/// The names of the events since a cursor, which advances.
 async fn news(client: &Client, cursor: &mut Cursor) -> Result<Vec<String>> {
     let events = read_all(client, cursor, 1000).await?;
     Ok(names(&events).into_iter().map(str::to_owned).collect())
 }
 
-/// The same for the subscription that the database keeps.
+/// The same for a stored subscription.
 async fn delivered(client: &Client, name: &str) -> Result<Vec<String>> {
     client.batch_execute("begin").await?;
     let row = client.query_one("select s::text from tollgate.open_subscription($1) s", &[&name]).await?;
     let mut cursor = Cursor(row.get(0));
-    let told = news(client, &mut cursor).await?;
+    let received = news(client, &mut cursor).await?;
     client
         .execute(
             "select tollgate.advance_subscription($1, $2::text::tollgate.event_cursor)",
@@ -56,7 +56,7 @@ async fn delivered(client: &Client, name: &str) -> Result<Vec<String>> {
         )
         .await?;
     client.batch_execute("commit").await?;
-    Ok(told)
+    Ok(received)
 }
 
 async fn next_xid(client: &Client) -> Result<i64> {
@@ -70,7 +70,7 @@ async fn epoch(client: &Client) -> Result<i32> {
 /// A cluster with an identity of its own, and the roles of the tests.
 fn cluster(extension: bool) -> Result<Arc<Cluster>> {
     let cluster = Cluster::builder().own_identity().extension(extension).start()?;
-    cluster.execute(DATABASE, "create role web login; create role operator login")?;
+    cluster.execute(DATABASE, "create role web login; create role tollgated login")?;
     if extension {
         common::prepare(&cluster, DATABASE)?;
         operator::grant(&cluster, DATABASE)?;
@@ -96,13 +96,13 @@ fn copy(from: (&Cluster, &str), to: (&Cluster, &str)) -> Result<()> {
 // ---- Another cluster
 
 #[tokio::test]
-async fn a_reader_goes_on_in_a_restored_database_and_in_one_that_came_back() -> Result<()> {
+async fn a_reader_continues_in_a_restored_database_and_in_one_that_came_back() -> Result<()> {
     let old = cluster(true)?;
     let owner = old.connect("postgres", DATABASE).await?;
     let operator = old.connect(OPERATOR, DATABASE).await?;
     delivered(&operator, "log").await?;
     let mut slow_reader = position(&operator, None).await?;
-    // So that transaction ids of the old cluster are far above those of a new one.
+    // Makes transaction ids of the old cluster much higher than those of a new one.
     for _ in 0..500 {
         owner.batch_execute("select pg_current_xact_id()").await?;
     }
@@ -117,7 +117,7 @@ async fn a_reader_goes_on_in_a_restored_database_and_in_one_that_came_back() -> 
     log(&owner, "old:2").await?;
     let new = cluster(false)?;
     copy((&old, DATABASE), (&new, DATABASE))?;
-    // Told of by the old one after the dump, and so lost.
+    // Delivered by the old one after the dump, and so lost.
     log_many(&owner, "lost", 20).await?;
     let mut deep_reader = reader.clone();
     assert_eq!(news(&operator, &mut deep_reader).await?.len(), 21);
@@ -151,7 +151,7 @@ async fn a_reader_goes_on_in_a_restored_database_and_in_one_that_came_back() -> 
     assert!(everything.ends_with(&written) && everything.contains(&"new:late".to_owned()), "{everything:?}");
     assert_eq!(everything.iter().filter(|name| name.starts_with("lost")).count(), 0);
 
-    // Back in the older cluster, whose transaction ids are again others.
+    // Back in the older cluster, whose transaction ids differ again.
     old.execute(DATABASE, "create database back")?;
     copy((&new, DATABASE), (&old, "back"))?;
     let back_owner = old.connect("postgres", "back").await?;
@@ -166,7 +166,7 @@ async fn a_reader_goes_on_in_a_restored_database_and_in_one_that_came_back() -> 
     Ok(())
 }
 
-/// Whatever the size of the batches, and wherever in the log they end.
+/// With any batch size, and wherever in the log the batches end.
 #[tokio::test]
 async fn batches_go_across_epochs_without_a_gap() -> Result<()> {
     let old = cluster(true)?;
@@ -185,7 +185,7 @@ async fn batches_go_across_epochs_without_a_gap() -> Result<()> {
     for size in 1..=20 {
         let mut cursor = start.clone();
         assert_eq!(ids(&read_all(&operator, &mut cursor, size).await?), all, "in batches of {size}");
-        // From every place in between, as `tail --since` begins.
+        // From every place in between, as `tail --since` starts.
         let since = all[usize::try_from(size)? % all.len()];
         let mut cursor = position(&operator, Some(since)).await?;
         let rest: Vec<i64> = all.iter().copied().filter(|&id| id > since).collect();
@@ -199,7 +199,7 @@ async fn batches_go_across_epochs_without_a_gap() -> Result<()> {
 // ---- A standby that takes over
 
 #[tokio::test]
-async fn a_reader_goes_on_after_a_promotion_also_with_what_was_prepared_before_it() -> Result<()> {
+async fn a_reader_continues_after_a_promotion_also_with_transactions_prepared_before_it() -> Result<()> {
     let mut primary = Arc::into_inner(cluster(true)?).context("not shared")?;
     let standby = primary.standby()?;
     let owner = primary.connect("postgres", DATABASE).await?;
@@ -212,7 +212,11 @@ async fn a_reader_goes_on_after_a_promotion_also_with_what_was_prepared_before_i
     log(&owner, "p:1").await?;
     standby.catch_up_with(&primary)?;
     let replica = standby.connect(OPERATOR, DATABASE).await?;
-    assert_eq!(news(&replica, &mut reader).await?, [""; 0], "a standby is not told what runs on the primary");
+    assert_eq!(
+        news(&replica, &mut reader).await?,
+        [""; 0],
+        "a standby does not know what runs on the primary"
+    );
     assert_eq!(delivered(&operator, "log").await?, ["p:1"]);
     log(&owner, "p:2").await?;
     standby.catch_up_with(&primary)?;
@@ -221,7 +225,7 @@ async fn a_reader_goes_on_after_a_promotion_also_with_what_was_prepared_before_i
 
     standby.promote()?;
     let owner = standby.connect("postgres", DATABASE).await?;
-    // The session outlived the promotion.
+    // The session survived the promotion.
     assert_eq!(news(&replica, &mut reader).await?, ["p:1", "p:2"]);
     let written = log_many(&owner, "s", 3).await?;
     assert_eq!(epoch(&owner).await?, 2);
@@ -274,7 +278,7 @@ async fn reader_last(owner: &Client) -> Result<i64> {
 }
 
 #[tokio::test]
-async fn a_reader_that_knows_more_than_the_promoted_standby_misses_nothing_of_it() -> Result<()> {
+async fn a_reader_that_is_ahead_of_the_promoted_standby_misses_nothing() -> Result<()> {
     let mut primary = Arc::into_inner(cluster(true)?).context("not shared")?;
     let mut standby = primary.standby()?;
     let owner = primary.connect("postgres", DATABASE).await?;
@@ -284,16 +288,16 @@ async fn a_reader_that_knows_more_than_the_promoted_standby_misses_nothing_of_it
     standby.catch_up_with(&primary)?;
     standby.stop()?;
 
-    // The standby never hears of these; three readers do, one of them while an older transaction was open.
+    // The standby never receives these; three readers do, one of them while an older transaction was open.
     let mut readers = vec![behind.clone(), behind.clone()];
     let open = primary.connect("postgres", DATABASE).await?;
     open.batch_execute("begin").await?;
     log(&open, "lost:open").await?;
     let lost = log_many(&owner, "lost", 100).await?;
     let mut remembering = behind.clone();
-    let told = read_all(&operator, &mut remembering, 1000).await?;
-    let lost_ids = ids(&told);
-    assert!(names(&told).ends_with(&lost.iter().map(String::as_str).collect::<Vec<_>>()));
+    let received = read_all(&operator, &mut remembering, 1000).await?;
+    let lost_ids = ids(&received);
+    assert!(names(&received).ends_with(&lost.iter().map(String::as_str).collect::<Vec<_>>()));
     open.batch_execute("rollback").await?;
     read_all(&operator, &mut readers[1], 1000).await?;
     let horizon = next_xid(&owner).await?;
@@ -342,9 +346,10 @@ async fn a_reader_that_knows_more_than_the_promoted_standby_misses_nothing_of_it
     Ok(())
 }
 
-/// The horizon of the standby lies below that of the reader, who was told of all in between.
+/// The standby's horizon is below that of the reader, which received everything in between.
 #[tokio::test]
-async fn a_promotion_that_undoes_the_end_of_a_prepared_transaction_tells_nothing_else_twice() -> Result<()> {
+async fn a_promotion_that_undoes_the_end_of_a_prepared_transaction_delivers_nothing_else_twice() -> Result<()>
+{
     let mut primary = Arc::into_inner(cluster(true)?).context("not shared")?;
     let mut standby = primary.standby()?;
     let owner = primary.connect("postgres", DATABASE).await?;
@@ -373,14 +378,14 @@ async fn a_promotion_that_undoes_the_end_of_a_prepared_transaction_tells_nothing
     }
     assert_eq!(news(&operator, &mut reader).await?, written);
     owner.batch_execute("commit prepared 'p'").await?;
-    assert_eq!(news(&operator, &mut reader).await?, ["p:prepared"], "committed once more");
+    assert_eq!(news(&operator, &mut reader).await?, ["p:prepared"], "committed again");
     assert_eq!(news(&operator, &mut reader).await?, [""; 0]);
     assert!(reader.is_at_rest(), "{reader:?}");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_cursor_of_a_copy_that_went_its_own_way_is_refused() -> Result<()> {
+async fn a_cursor_of_a_diverged_copy_is_refused() -> Result<()> {
     let mut primary = Arc::into_inner(cluster(true)?).context("not shared")?;
     let (one, other) = (primary.standby()?, primary.standby()?);
     let owner = primary.connect("postgres", DATABASE).await?;
@@ -417,7 +422,7 @@ fn publisher(extension: bool) -> Result<Arc<Cluster>> {
     let cluster =
         Cluster::builder().own_identity().extension(false).setting("wal_level", "logical").start()?;
     cluster
-        .execute(DATABASE, "create role web login; create role operator login; create extension tollgate")?;
+        .execute(DATABASE, "create role web login; create role tollgated login; create extension tollgate")?;
     if extension {
         common::prepare(&cluster, DATABASE)?;
     }
@@ -467,7 +472,7 @@ async fn a_subscriber_reads_each_event_once_as_it_arrives() -> Result<()> {
     let here: i64 = value(&new_owner, "select count(*) from tollgate.audit_log").await?;
     assert_eq!(here, all + i64::try_from(own)?);
 
-    // Four sessions write at once, one commits last what it wrote first, and one gives up.
+    // Four sessions write at once, one commits last what it wrote first, and one rolls back.
     let late = old.connect("postgres", DATABASE).await?;
     late.batch_execute("begin").await?;
     log(&late, "late:0").await?;
@@ -480,10 +485,10 @@ async fn a_subscriber_reads_each_event_once_as_it_arrives() -> Result<()> {
         let writer = old.connect("postgres", DATABASE).await?;
         writers.spawn(async move { log_many(&writer, &format!("w{n}"), 25).await });
     }
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     eventually_async(LONG, "a hundred events", async || {
-        told.extend(news(&new_operator, &mut reader).await.unwrap());
-        told.len() >= 100
+        received.extend(news(&new_operator, &mut reader).await.unwrap());
+        received.len() >= 100
     })
     .await;
     let mut written = Vec::new();
@@ -491,10 +496,10 @@ async fn a_subscriber_reads_each_event_once_as_it_arrives() -> Result<()> {
         written.push(names??);
     }
     for names in &written {
-        let in_order: Vec<&String> = told.iter().filter(|name| names.contains(name)).collect();
+        let in_order: Vec<&String> = received.iter().filter(|name| names.contains(name)).collect();
         assert_eq!(in_order, names.iter().collect::<Vec<_>>());
     }
-    assert_eq!(told.len(), 100);
+    assert_eq!(received.len(), 100);
     late.batch_execute("commit").await?;
     let mut rest = Vec::new();
     eventually_async(LONG, "the late one", async || {
@@ -513,7 +518,7 @@ async fn a_subscriber_reads_each_event_once_as_it_arrives() -> Result<()> {
         );
     }
 
-    // The subscriber seals what it has; a purge of the old log is none of the new one.
+    // The subscriber seals its own log; a purge of the old log does not purge the new one.
     let sealed: i64 = value(&new_owner, "select events from tollgate.seal_audit_log()").await?;
     let here: i64 = value(&new_owner, "select count(*) from tollgate.audit_log").await?;
     assert_eq!(sealed, here);
@@ -536,9 +541,9 @@ async fn a_subscriber_reads_each_event_once_as_it_arrives() -> Result<()> {
             and (select bool_and(role in ('other')) from tollgate.capabilities)",
     )
     .await?;
-    assert!(local, "what is of one cluster was taken over");
+    assert!(local, "data of one cluster was replicated");
 
-    // A dump may be restored by a session in the role that an apply worker has: it keeps the places that it has.
+    // A dump may be restored by a session in an apply worker's role: events keep their places.
     new_owner
         .batch_execute(
             "set session_replication_role = replica;
@@ -559,7 +564,7 @@ async fn a_subscriber_reads_each_event_once_as_it_arrives() -> Result<()> {
     Ok(())
 }
 
-/// Events that [`news`] leaves out: those of the old database that are not of a scope.
+/// Events that [`news`] leaves out: those of the old database that are not about a scope.
 async fn no_scopes(new_owner: &Client) -> Result<usize> {
     let count: i64 = value(
         new_owner,
@@ -572,7 +577,7 @@ async fn no_scopes(new_owner: &Client) -> Result<usize> {
 // ---- The register
 
 #[tokio::test]
-async fn nobody_waits_for_another_to_register_an_epoch_and_all_register_the_same() -> Result<()> {
+async fn no_session_waits_for_another_to_register_an_epoch_and_all_register_the_same() -> Result<()> {
     let cluster = cluster(false)?;
     cluster.execute(DATABASE, "create extension tollgate")?;
     let clients = [

@@ -1,5 +1,5 @@
-//! Errors on their way through the library: a client is told all that PostgreSQL says, and nothing that is for developers. The
-//! servers here run with RUST_BACKTRACE=1.
+//! Errors that pass through the library: a client gets everything that PostgreSQL reports, and nothing meant for
+//! developers. The servers here run with RUST_BACKTRACE=1.
 
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ async fn an_error_of_postgresql_keeps_every_field() -> Result<()> {
     assert!(context.contains("SQL statement"), "{error:?}");
     owner.batch_execute("alter table tollgate.api_tokens drop constraint not_ann").await?;
 
-    // Whatever a trigger says, through two calls of ours, and though another error was caught in between.
+    // A trigger's error, through two calls of ours, although another error was caught in between.
     owner
         .batch_execute(
             "create function public.refuse() returns trigger language plpgsql as $$
@@ -59,7 +59,7 @@ async fn an_error_of_postgresql_keeps_every_field() -> Result<()> {
     assert_eq!(context.matches("PL/pgSQL function public.refuse() line").count(), 1, "{context}");
     owner.batch_execute("drop trigger refuse on tollgate.api_tokens").await?;
 
-    // Of an argument that is evaluated in our plan node.
+    // For an argument that is evaluated in our plan node.
     owner
         .batch_execute("create domain public.narrow as text constraint short check (length(value) < 5)")
         .await?;
@@ -78,9 +78,9 @@ async fn an_error_of_postgresql_keeps_every_field() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_error_that_was_caught_is_not_told_in_place_of_the_next_one() -> Result<()> {
+async fn a_caught_error_is_not_reported_in_place_of_the_next_one() -> Result<()> {
     let (owner, web, _cluster) = start().await?;
-    // The same session, the same call: first an error of PostgreSQL's that is caught, then one of ours.
+    // The same session and call: first a caught error of PostgreSQL, then one of ours.
     owner
         .batch_execute(
             "create function public.caught() returns trigger language plpgsql as $$
@@ -133,9 +133,9 @@ async fn no_error_shows_a_backtrace() -> Result<()> {
         let error = owner.batch_execute(&call).await.err().with_context(|| call.clone())?;
         let error = error.as_db_error().context("an error of the server's")?.clone();
         owner.batch_execute("rollback; reset role").await?;
-        let told = text_of(&error);
-        assert!(!told.contains(".rs") && !told.contains("   0: "), "{call}: {told}");
-        assert!(error.detail().is_none_or(|detail| !detail.contains('\n')), "{call}: {told}");
+        let text = text_of(&error);
+        assert!(!text.contains(".rs") && !text.contains("   0: "), "{call}: {text}");
+        assert!(error.detail().is_none_or(|detail| !detail.contains('\n')), "{call}: {text}");
     }
     let denied = refused(
         web.query("select * from tollgate.create_api_token('ann', 'x')", &[]).await,
@@ -145,7 +145,7 @@ async fn no_error_shows_a_backtrace() -> Result<()> {
     Ok(())
 }
 
-/// Kilobytes that a backend has of its own.
+/// Kilobytes of a backend's private memory.
 fn resident(pid: i32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("RssAnon")?;
@@ -161,7 +161,7 @@ async fn a_cancel_that_comes_while_an_outcome_is_logged_leaves_nothing_behind() 
     )?);
     let owner = cluster.connect("postgres", DATABASE).await?;
     let pid: i32 = value(&owner, "select pg_backend_pid()").await?;
-    // A cancel that is pending when the line is written is noticed there, by errfinish.
+    // A pending cancel is processed when the line is written, by errfinish.
     let canceled =
         "select pg_cancel_backend(pg_backend_pid()), tollgate.verify_api_token('junk', array['x'])";
     let error = refused(owner.batch_execute(canceled).await, &SqlState::QUERY_CANCELED);

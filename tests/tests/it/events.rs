@@ -1,5 +1,5 @@
-//! The audit log as an outbox: what is written to it, that readers miss nothing and are told nothing twice, and what
-//! listeners hear.
+//! The audit log as an outbox: what is written to it, that readers miss nothing and get nothing twice, and what
+//! listeners receive.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -49,12 +49,12 @@ async fn manager(db: &Db) -> Result<Client> {
     db.session(MANAGER).await
 }
 
-/// The events since a cursor, which moves on.
+/// The events since a cursor, which advances.
 async fn news(db: &Db, cursor: &mut Cursor) -> Result<Vec<Value>> {
     read_all(&db.operator, cursor, 1000).await
 }
 
-/// Logs an event that is one insertion and nothing else.
+/// Logs an event by a single insertion.
 async fn log(client: &Client, name: &str) -> Result<()> {
     client.execute("select tollgate.define_scope($1, 'of the tests')", &[&name]).await?;
     Ok(())
@@ -146,9 +146,9 @@ async fn revoking_all_of_a_user_records_each_token() -> Result<()> {
     let row = manager.query_one("select tollgate.revoke_all_api_tokens('ann', 'left')", &[]).await?;
     assert_eq!(row.get::<_, i64>(0), 3);
     let events = news(&db, &mut cursor).await?;
-    let told: BTreeSet<String> =
+    let received: BTreeSet<String> =
         events.iter().filter_map(|event| event["token_id"].as_str().map(str::to_owned)).collect();
-    assert_eq!((events.len(), told), (3, ids));
+    assert_eq!((events.len(), received), (3, ids));
     for event in events {
         assert_eq!(
             (&event["event"], &event["user_id"], &event["reason"]),
@@ -159,7 +159,7 @@ async fn revoking_all_of_a_user_records_each_token() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_changes_nothing_is_not_recorded() -> Result<()> {
+async fn calls_that_change_nothing_are_not_recorded() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "unrecorded").await?;
     let token = issue(&manager, "ann", &[]).await?;
     let kept = issue(&manager, "ann", &["posts:read"]).await?;
@@ -269,7 +269,7 @@ async fn the_log_is_append_only_even_for_its_owner() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_rolled_back_is_neither_recorded_nor_notified() -> Result<()> {
+async fn rolled_back_changes_are_neither_recorded_nor_notified() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "undone").await?;
     let token = issue(&manager, "ann", &[]).await?;
     let mut ears = Ears::listen(&db).await?;
@@ -292,23 +292,23 @@ async fn what_is_rolled_back_is_neither_recorded_nor_notified() -> Result<()> {
     Ok(())
 }
 
-// ---- What listeners hear
+// ---- Notifications
 
-/// Whoever listens for events.
+/// A session that listens for events.
 struct Ears {
     speaker: Client,
     messages: UnboundedReceiver<AsyncMessage>,
 }
 
 impl Ears {
-    /// As a role that has no privilege of ours.
+    /// As a role without any of our privileges.
     async fn listen(db: &Db) -> Result<Self> {
         let (speaker, messages) = db.cluster.listen("web", &db.name).await?;
         speaker.batch_execute("listen tollgate_events").await?;
         Ok(Self { speaker, messages })
     }
 
-    /// All that was notified up to now, as it came. A notification of our own marks the end, since they keep their order.
+    /// All notifications up to now, unparsed. One of our own marks the end, since notifications keep their order.
     async fn payloads(&mut self) -> Result<Vec<String>> {
         self.speaker.batch_execute("notify tollgate_events, 'end'").await?;
         let mut payloads = Vec::new();
@@ -330,7 +330,7 @@ impl Ears {
 }
 
 #[tokio::test]
-async fn listeners_hear_of_lost_access_and_of_nothing_else() -> Result<()> {
+async fn listeners_are_notified_of_lost_access_and_of_nothing_else() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "heard").await?;
     let mut ears = Ears::listen(&db).await?;
     let expire = "select tollgate.expire_tokens()";
@@ -376,7 +376,7 @@ async fn listeners_hear_of_lost_access_and_of_nothing_else() -> Result<()> {
     db.operator.execute(expire, &[]).await?;
     assert_eq!(ears.heard().await?, [json!({"event": "token.expired", "user_id": null, "count": 2})]);
 
-    // It had ended long before: nobody loses anything.
+    // It ended long ago: access is not lost.
     db.owner
         .execute("update tollgate.api_tokens set revoked_at = revoked_at - interval '1 year'", &[])
         .await?;
@@ -391,7 +391,7 @@ async fn a_notification_fits_whatever_the_user_and_the_reason() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "fitting").await?;
     let mut ears = Ears::listen(&db).await?;
     let mut cursor = position(&db.operator, None).await?;
-    // Control characters are six bytes in JSON, the key is four.
+    // Control characters take six bytes in JSON, the key takes four.
     for (user, character) in [("\u{1F511}", "\u{1F511}"), ("\u{1}", "\u{1}"), ("\"", "\\"), ("g", "\u{7f}")] {
         let (user, reason) = (user.repeat(255), character.repeat(1000));
         let token = issue(&manager, &user, &[]).await?;
@@ -401,9 +401,9 @@ async fn a_notification_fits_whatever_the_user_and_the_reason() -> Result<()> {
         assert!(payloads[0].len() < 8000, "{} bytes", payloads[0].len());
         let payload: Value = serde_json::from_str(&payloads[0])?;
         assert_eq!((&payload["token_id"], &payload["user_id"]), (&json!(token.id), &json!(user)));
-        let told = payload["reason"].as_str().context("a reason")?;
-        let length = told.chars().count();
-        assert!(reason.starts_with(told) && (100..500).contains(&length), "cut to {length} characters");
+        let received = payload["reason"].as_str().context("a reason")?;
+        let length = received.chars().count();
+        assert!(reason.starts_with(received) && (100..500).contains(&length), "cut to {length} characters");
 
         issue(&manager, &user, &[]).await?;
         manager.execute("select tollgate.revoke_all_api_tokens($1, $2)", &[&user, &reason]).await?;
@@ -420,7 +420,7 @@ async fn a_notification_fits_whatever_the_user_and_the_reason() -> Result<()> {
     Ok(())
 }
 
-// ---- Reading on from a cursor
+// ---- Reading from a cursor
 
 #[tokio::test]
 async fn a_position_is_from_now_from_the_beginning_or_after_an_event() -> Result<()> {
@@ -455,7 +455,7 @@ async fn a_position_is_from_now_from_the_beginning_or_after_an_event() -> Result
 }
 
 #[tokio::test]
-async fn what_commits_late_is_told_and_holds_nothing_up() -> Result<()> {
+async fn late_commits_are_delivered_and_delay_nothing() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "late").await?;
     let slow = db.session(MANAGER).await?;
     slow.batch_execute("begin").await?;
@@ -508,7 +508,7 @@ async fn a_position_misses_nothing_that_commits_after_it_was_taken() -> Result<(
     for cursor in &mut cursors {
         assert_eq!(names(&news(&db, cursor).await?), ["taken:prepared"]);
     }
-    // Taken only now, it tells of the later id although its transaction is the older one.
+    // Taken only now, it includes the later id although its transaction is the older one.
     let mut after = position(&db.operator, Some(now)).await?;
     assert_eq!(names(&news(&db, &mut after).await?), ["taken:higher"]);
     Ok(())
@@ -533,12 +533,12 @@ async fn batches_of_any_size_go_through_a_transaction_of_many_events() -> Result
         let events = read_all(&db.operator, &mut cursor, size).await?;
         assert_eq!(names(&events), expected, "in batches of {size}");
     }
-    // Not a batch at all: the least is one.
+    // Not a batch at all: the minimum is one.
     for size in [0, -1, i32::MIN] {
         let error = read(&db.operator, &start, size).await.err().map(|error| format!("{error:?}"));
         assert!(error.as_ref().is_some_and(|error| error.contains("max_events")), "{size}: {error:?}");
     }
-    // One that is just full knows that it was the last.
+    // A batch that is exactly full knows that it was the last.
     for size in [12, 13, i32::MAX] {
         assert!(read(&db.operator, &start, size).await?.caught_up, "{size}");
     }
@@ -546,13 +546,13 @@ async fn batches_of_any_size_go_through_a_transaction_of_many_events() -> Result
     Ok(())
 }
 
-/// A cursor that somebody lost on the way must not silently become one from which everything was read.
+/// A lost cursor must not silently become one from which everything was read.
 #[tokio::test]
 async fn a_cursor_of_nulls_does_not_skip_events() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "nullcursor").await?;
     let start = position(&db.operator, None).await?;
     log(&manager, "null:1").await?;
-    // The snapshot that it has is of whatever ran, and may have commas in it.
+    // Its snapshot lists the running transactions, and may contain commas.
     let epoch = start.0.trim_start_matches('(').split(',').next().context("an epoch")?;
     let fields = [epoch, "10:10:", ",,,,"];
     for (case, cursor) in [
@@ -581,7 +581,7 @@ async fn a_cursor_of_nulls_does_not_skip_events() -> Result<()> {
     Ok(())
 }
 
-/// A session with an older snapshot, or a standby that lags, may be asked to read on from a newer cursor.
+/// A session with an older snapshot, or a standby that lags, may read from a newer cursor.
 #[tokio::test]
 async fn an_older_snapshot_does_not_move_a_cursor_back() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "backwards").await?;
@@ -595,7 +595,7 @@ async fn an_older_snapshot_does_not_move_a_cursor_back() -> Result<()> {
     let batch = read(&old, &cursor, 10).await?;
     assert_eq!(batch.events, Vec::<Value>::new());
     let mut next = batch.next;
-    assert_eq!(names(&news(&db, &mut next).await?), Vec::<&str>::new(), "told twice");
+    assert_eq!(names(&news(&db, &mut next).await?), Vec::<&str>::new(), "received twice");
     Ok(())
 }
 
@@ -612,7 +612,7 @@ async fn a_standby_can_be_read_from() -> Result<()> {
     log(&open, "standby:open").await?;
     log(&db.owner, "standby:1").await?;
     standby.catch_up_with(&cluster)?;
-    // A standby is not told what runs on the primary, so it waits for all that began since.
+    // A standby does not know what runs on the primary, so it waits for everything that began since.
     assert_eq!(read_all(&operator, &mut cursor, 10).await?, Vec::<Value>::new());
     open.batch_execute("commit").await?;
     standby.catch_up_with(&cluster)?;
@@ -642,14 +642,14 @@ async fn a_reader_at_the_end_of_a_long_log_reads_none_of_it_again() -> Result<()
     Ok(())
 }
 
-/// Writes so many events in one statement.
+/// Writes a number of events in one statement.
 async fn log_rows(client: &Client, count: usize) -> Result<()> {
     let rows =
         format!("insert into tollgate.audit_log (event) select 'test' from generate_series(1, {count})");
     Ok(client.batch_execute(&rows).await?)
 }
 
-/// Of what one transaction wrote, the last page costs what the first one did, however many lie before it; also without
+/// The last page of one transaction's events costs as much as the first one, however many precede it; also without
 /// statistics, and while another transaction is open.
 #[tokio::test]
 async fn a_page_costs_the_same_wherever_in_a_transaction_it_is() -> Result<()> {
@@ -662,7 +662,7 @@ async fn a_page_costs_the_same_wherever_in_a_transaction_it_is() -> Result<()> {
     for (case, mut cursor) in
         [("from now", start), ("from the beginning", position(&db.operator, Some(0)).await?)]
     {
-        // The first page finds out where the batch begins and ends.
+        // The first page determines where the batch begins and ends.
         let mut batch = read(&db.operator, &cursor, 500).await?;
         let mut read_so_far = batch.events.len();
         while !batch.caught_up && batch.events.len() == 500 {
@@ -680,9 +680,9 @@ async fn a_page_costs_the_same_wherever_in_a_transaction_it_is() -> Result<()> {
     Ok(())
 }
 
-// ---- What no function of ours writes, or much of it
+// ---- Events that our functions do not write, or very many
 
-/// Writes an event as only a superuser can; says which id it has.
+/// Writes an event as only a superuser can, and returns its id.
 async fn by_hand(owner: &Client, event: &str, user: &str, detail: &str) -> Result<i64> {
     let insert = format!(
         "set max_stack_depth = '6MB'; insert into tollgate.audit_log (event, user_id, detail) values ({event}, {user}, {detail})"
@@ -692,12 +692,12 @@ async fn by_hand(owner: &Client, event: &str, user: &str, detail: &str) -> Resul
 }
 
 const LARGE: &str = "jsonb_build_object('k', repeat('x', 20000000))";
-/// Small as it is stored, and beyond what a text can be.
+/// Small when stored, but longer than a text can be.
 const MANY_DIGITS: &str = "('{\"k\": [' || repeat('1e131071,', 10000) || '1]}')::jsonb";
 const DEEP: &str = "(repeat('[', 6000) || repeat(']', 6000))::jsonb";
 
 #[tokio::test]
-async fn whatever_a_superuser_wrote_by_hand_is_delivered_once_and_so_is_what_follows() -> Result<()> {
+async fn events_that_a_superuser_wrote_by_hand_are_delivered_once_and_so_are_later_ones() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "by_hand").await?;
     let start = position(&db.operator, None).await?;
     let token = issue(&db.owner, "ann", &[]).await?;
@@ -725,13 +725,13 @@ async fn whatever_a_superuser_wrote_by_hand_is_delivered_once_and_so_is_what_fol
     log(&manager, "by_hand:last").await?;
     for batch_size in [1, 3, 1000] {
         let mut cursor = start.clone();
-        // The test's own reader of JSON has numbers of 64 bits.
+        // The JSON parser of the tests only has 64-bit numbers.
         let mut seen = BTreeMap::new();
         loop {
             let query = "
-                select (e.told ->> 'id')::bigint, e.told ->> 'event', e.told ->> 'user_id', (e.told -> 'detail')::text, (e.told -> 'reason')::text,
+                select (e.event ->> 'id')::bigint, e.event ->> 'event', e.event ->> 'user_id', (e.event -> 'detail')::text, (e.event -> 'reason')::text,
                        b.next::text, b.caught_up
-                  from tollgate.read_events($1::text::tollgate.event_cursor, $2) b left join jsonb_array_elements(b.events) e (told) on true";
+                  from tollgate.read_events($1::text::tollgate.event_cursor, $2) b left join jsonb_array_elements(b.events) e (event) on true";
             let rows = db.operator.query(query, &[&cursor.0, &batch_size]).await?;
             for row in &rows {
                 if let Some(id) = row.get::<_, Option<i64>>(0) {
@@ -746,11 +746,14 @@ async fn whatever_a_superuser_wrote_by_hand_is_delivered_once_and_so_is_what_fol
             }
         }
         for (id, (event, detail, is_readable)) in &written {
-            let (told, user, told_detail, reason) = &seen[id];
+            let (received, user, told_detail, reason) = &seen[id];
             assert_eq!(told_detail.contains("unreadable"), !is_readable, "{event} {detail}: {told_detail}");
-            assert!(told.len() <= 200 && user.as_ref().is_none_or(|user| user == "ann"), "{told} {user:?}");
+            assert!(
+                received.len() <= 200 && user.as_ref().is_none_or(|user| user == "ann"),
+                "{received} {user:?}"
+            );
             if event.starts_with('\'') {
-                assert_eq!(format!("'{told}'"), *event);
+                assert_eq!(format!("'{received}'"), *event);
             }
             if detail.contains("1e400") {
                 let digits = format!("1{}", "0".repeat(400));
@@ -793,7 +796,7 @@ async fn whatever_a_superuser_wrote_by_hand_is_delivered_once_and_so_is_what_fol
     Ok(())
 }
 
-/// Whatever its number of events, and whatever each has of them.
+/// Whatever the number of events, and whatever their sizes.
 #[tokio::test]
 async fn a_page_has_at_most_four_megabytes_and_always_an_event() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "page_bytes").await?;
@@ -802,20 +805,20 @@ async fn a_page_has_at_most_four_megabytes_and_always_an_event() -> Result<()> {
                  select 'large', jsonb_build_object('n', n, 'k', repeat('\"', 490000)) from generate_series(1, 11) n";
     db.owner.batch_execute(large).await?;
     let mut sizes = Vec::new();
-    let mut told = 0;
+    let mut received = 0;
     loop {
         let query =
             "select octet_length(b.events::text), jsonb_array_length(b.events), b.next::text, b.caught_up
                        from tollgate.read_events($1::text::tollgate.event_cursor, 1000) b";
         let row = db.operator.query_one(query, &[&cursor.0]).await?;
         sizes.push(row.get::<_, i32>(0));
-        told += row.get::<_, i32>(1);
+        received += row.get::<_, i32>(1);
         cursor = Cursor(row.get(2));
         if row.get(3) {
             break;
         }
     }
-    assert_eq!(told, 11);
+    assert_eq!(received, 11);
     assert!(sizes.iter().all(|bytes| *bytes <= 4_000_000) && sizes.len() >= 3, "{sizes:?}");
     log_rows(&db.owner, 5000).await?;
     let batch = read(&db.operator, &cursor, i32::MAX).await?;
@@ -824,7 +827,7 @@ async fn a_page_has_at_most_four_megabytes_and_always_an_event() -> Result<()> {
     Ok(())
 }
 
-/// What is found from the bytes as they are stored is what PostgreSQL prints.
+/// The size computed from the stored bytes is that of PostgreSQL's output.
 #[tokio::test]
 async fn the_size_of_json_is_that_of_its_text() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "json_size").await?;
@@ -860,9 +863,9 @@ async fn the_size_of_json_is_that_of_its_text() -> Result<()> {
     Ok(())
 }
 
-// ---- What it costs
+// ---- Cost
 
-/// What was read in between is not walked over again.
+/// Events that were read in between are not read again.
 #[tokio::test]
 async fn an_early_id_that_commits_late_costs_one_look() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "early").await?;
@@ -901,7 +904,7 @@ async fn the_rest_of_a_batch_waits_for_a_reader_that_sees_it() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_pending_is_estimated_at_a_cost_that_does_not_grow() -> Result<()> {
+async fn pending_events_are_estimated_at_a_cost_that_does_not_grow() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "backlog").await?;
     deliver(&db.operator, "late", "commit").await?;
     log(&manager, "backlog:1").await?;
@@ -921,7 +924,7 @@ async fn what_is_pending_is_estimated_at_a_cost_that_does_not_grow() -> Result<(
     Ok(())
 }
 
-/// Each would make a subscriber miss what commits from then on.
+/// Each would make a subscriber miss later commits.
 #[tokio::test]
 async fn a_cursor_beyond_the_present_is_refused() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "beyond").await?;
@@ -952,7 +955,7 @@ async fn a_cursor_beyond_the_present_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// What does not fit into a cursor waits for older transactions, and comes when they end.
+/// Transactions beyond the size of a cursor wait for older ones, and are read when those end.
 #[tokio::test]
 async fn a_crowd_of_open_transactions_does_not_make_a_cursor_longer() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "crowd").await?;
@@ -974,7 +977,7 @@ async fn a_crowd_of_open_transactions_does_not_make_a_cursor_longer() -> Result<
     Ok(())
 }
 
-// ---- Whatever the interleaving
+// ---- Any interleaving
 
 const WRITERS: usize = 5;
 
@@ -1002,7 +1005,7 @@ enum Step {
     Prepare {
         writer: usize,
     },
-    /// A new reader: from now, or after the event that is so many behind the last one.
+    /// A new reader: from now, or after the event that is this many behind the last one.
     Join {
         back: Option<u8>,
     },
@@ -1042,12 +1045,12 @@ enum State {
 
 struct Reader {
     cursor: Cursor,
-    /// What it was not to be told of: what stood in the log when it took its position, up to the event it named.
+    /// Events it must not receive: those in the log when it took its position, up to the event it named.
     skips: BTreeSet<i64>,
-    told: BTreeSet<i64>,
+    received: BTreeSet<i64>,
 }
 
-/// Writers and readers of one case, and what must come of them.
+/// Writers and readers of one case, and the expected outcome.
 struct Case<'a> {
     owner: &'a Client,
     operator: &'a Client,
@@ -1055,7 +1058,7 @@ struct Case<'a> {
     states: [State; WRITERS],
     readers: Vec<Reader>,
     logged: u32,
-    /// Where the log stood before.
+    /// The log's last id before the case.
     origin: i64,
 }
 
@@ -1085,7 +1088,7 @@ impl<'a> Case<'a> {
         }
         for reader in 0..case.readers.len() {
             case.catch_up(reader, 3).await?;
-            // No transaction is open any more, so there is none to be remembered.
+            // No transaction is open any more, so there is none to remember.
             case.catch_up(reader, 3).await?;
             let cursor = &case.readers[reader].cursor;
             ensure!(cursor.is_at_rest(), "{cursor:?}, although all transactions have ended");
@@ -1167,7 +1170,7 @@ impl<'a> Case<'a> {
             back.map(|back| visible.iter().rev().nth(usize::from(back)).copied().unwrap_or(self.origin));
         let cursor = position(self.operator, since).await?;
         let skips = visible.into_iter().filter(|&id| since.is_none_or(|since| id <= since)).collect();
-        self.readers.push(Reader { cursor, skips, told: BTreeSet::new() });
+        self.readers.push(Reader { cursor, skips, received: BTreeSet::new() });
         Ok(())
     }
 
@@ -1177,8 +1180,8 @@ impl<'a> Case<'a> {
         ensure!(batch.events.len() <= usize::try_from(max_events)?, "more than asked for");
         let ids = batch.ids();
         for &id in &ids {
-            ensure!(!reader.skips.contains(&id), "event {id} stood there before the reader came");
-            ensure!(reader.told.insert(id), "event {id} was told twice");
+            ensure!(!reader.skips.contains(&id), "event {id} was there before the reader came");
+            ensure!(reader.received.insert(id), "event {id} was received twice");
         }
         let ordered: Vec<i64> = self
             .owner
@@ -1187,26 +1190,26 @@ impl<'a> Case<'a> {
             .iter()
             .map(|row| row.get(0))
             .collect();
-        ensure!(ids == ordered, "{ids:?} were told in this order instead of {ordered:?}");
+        ensure!(ids == ordered, "{ids:?} were delivered in this order instead of {ordered:?}");
         reader.cursor = batch.next;
         Ok(batch.caught_up)
     }
 
-    /// A reader that has caught up knows all that is committed, whatever transactions are still open.
+    /// A reader that has caught up knows everything that is committed, whatever transactions are still open.
     async fn catch_up(&mut self, reader: usize, max_events: i32) -> Result<()> {
         while !self.read(reader, max_events).await? {}
         let visible = self.visible().await?;
         let reader = &self.readers[reader];
-        let known: BTreeSet<i64> = reader.told.union(&reader.skips).copied().collect();
-        ensure!(known == visible, "told of {known:?}, but {visible:?} are in the log");
+        let known: BTreeSet<i64> = reader.received.union(&reader.skips).copied().collect();
+        ensure!(known == visible, "received {known:?}, but {visible:?} are in the log");
         Ok(())
     }
 }
 
 #[test]
-fn readers_are_told_of_every_event_once_whatever_the_interleaving() -> Result<()> {
+fn readers_receive_every_event_once_whatever_the_interleaving() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    // A server of its own: what other databases have open would be remembered too.
+    // A separate server: open transactions of other databases would be remembered too.
     let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
     let db = runtime.block_on(Db::only(&cluster))?;
     let mut writers = Vec::new();
@@ -1224,7 +1227,7 @@ fn readers_are_told_of_every_event_once_whatever_the_interleaving() -> Result<()
     TestRunner::new(config)
         .run(&vec(step(), 1..80), |steps| {
             let case = async {
-                // What a failed case left behind.
+                // The transactions that a failed case left open.
                 for (number, writer) in writers.iter().enumerate() {
                     writer.batch_execute("rollback").await?;
                     let left = format!("select count(*) from pg_prepared_xacts where gid = 'case {number}'");
@@ -1239,9 +1242,9 @@ fn readers_are_told_of_every_event_once_whatever_the_interleaving() -> Result<()
         .map_err(|error| anyhow::anyhow!("{error}"))
 }
 
-/// The same with writers and readers that really run at the same time.
+/// The same with writers and readers that really run concurrently.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_are_told_of_every_event_once_while_many_write() -> Result<()> {
+async fn readers_receive_every_event_once_while_many_write() -> Result<()> {
     const TRANSACTIONS: usize = 120;
     let (db, _) = with_manager(&SHARED.cluster()?, "racing").await?;
     let origin = position(&db.operator, None).await?;
@@ -1276,15 +1279,15 @@ async fn readers_are_told_of_every_event_once_while_many_write() -> Result<()> {
     for max_events in [1, 3, 100] {
         let (client, stop, mut cursor) = (db.session(OPERATOR).await?, Arc::clone(&stop), origin.clone());
         readers.push(tokio::spawn(async move {
-            let mut told: BTreeMap<i64, u32> = BTreeMap::new();
+            let mut received: BTreeMap<i64, u32> = BTreeMap::new();
             loop {
-                // Asked before reading, so that the last round begins when all have written.
+                // Checked before reading, so that the last round begins when all have written.
                 let last = stop.load(Ordering::Relaxed);
                 for event in read_all(&client, &mut cursor, max_events).await? {
-                    *told.entry(event["id"].as_i64().context("an id")?).or_default() += 1;
+                    *received.entry(event["id"].as_i64().context("an id")?).or_default() += 1;
                 }
                 if last {
-                    return anyhow::Ok(told);
+                    return anyhow::Ok(received);
                 }
             }
         }));
@@ -1303,8 +1306,8 @@ async fn readers_are_told_of_every_event_once_while_many_write() -> Result<()> {
         .collect();
     assert!(logged.len() > 500, "{} events", logged.len());
     for reader in readers {
-        let told = reader.await??;
-        assert!(told == logged, "{} told, {} logged", told.len(), logged.len());
+        let received = reader.await??;
+        assert!(received == logged, "{} received, {} logged", received.len(), logged.len());
     }
     Ok(())
 }
@@ -1323,10 +1326,10 @@ async fn advance(client: &Client, name: &str, to: &Cursor) -> Result<(), tokio_p
         .map(drop)
 }
 
-/// What a subscriber is told in one transaction, which ends as `end` says.
+/// The events delivered to a subscriber in one transaction, which ends as `end` says.
 async fn deliver(client: &Client, name: &str, end: &str) -> Result<Vec<Value>> {
     client.batch_execute("begin").await?;
-    let mut cursor = open(client, name).await?.context("nobody else delivers")?;
+    let mut cursor = open(client, name).await?.context("no other session delivers")?;
     let events = read_all(client, &mut cursor, 10).await?;
     advance(client, name, &cursor).await?;
     client.batch_execute(end).await?;
@@ -1334,17 +1337,17 @@ async fn deliver(client: &Client, name: &str, end: &str) -> Result<Vec<Value>> {
 }
 
 #[tokio::test]
-async fn a_subscription_begins_now_and_goes_on_where_it_committed() -> Result<()> {
+async fn a_subscription_begins_now_and_continues_where_it_committed() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "subscribed").await?;
     log(&manager, "sub:before").await?;
     assert_eq!(deliver(&db.operator, "one", "commit").await?, Vec::<Value>::new());
     log(&manager, "sub:1").await?;
     log(&manager, "sub:2").await?;
     assert_eq!(names(&deliver(&db.operator, "one", "rollback").await?), ["sub:1", "sub:2"]);
-    // Whoever dies in between is as good as one who rolls back.
+    // A session that dies in between is like one that rolls back.
     let doomed = db.session(OPERATOR).await?;
     doomed.batch_execute("begin").await?;
-    open(&doomed, "one").await?.context("nobody else delivers")?;
+    open(&doomed, "one").await?.context("no other session delivers")?;
     drop(doomed);
     eventually_async(LONG, "the lock of the dead session to be gone", async || {
         db.operator.batch_execute("begin").await.unwrap();
@@ -1365,7 +1368,7 @@ async fn a_subscription_begins_now_and_goes_on_where_it_committed() -> Result<()
 }
 
 #[tokio::test]
-async fn a_subscription_is_delivered_by_one_session_at_a_time_and_nobody_waits() -> Result<()> {
+async fn a_subscription_is_delivered_by_one_session_at_a_time_and_others_do_not_wait() -> Result<()> {
     let (db, manager) = with_manager(&SHARED.cluster()?, "locked").await?;
     deliver(&db.operator, "log", "commit").await?;
     let rival = db.session(OPERATOR).await?;
@@ -1373,7 +1376,7 @@ async fn a_subscription_is_delivered_by_one_session_at_a_time_and_nobody_waits()
     log(&manager, "lock:1").await?;
 
     db.operator.batch_execute("begin").await?;
-    let mut cursor = open(&db.operator, "log").await?.context("nobody else delivers")?;
+    let mut cursor = open(&db.operator, "log").await?.context("no other session delivers")?;
     assert_eq!(open(&rival, "log").await?, None);
     assert!(open(&rival, "other").await?.is_some(), "another name is free");
     assert_eq!(names(&read_all(&db.operator, &mut cursor, 10).await?), ["lock:1"]);
@@ -1408,7 +1411,7 @@ async fn two_sessions_may_begin_the_same_subscription() -> Result<()> {
         })
         .await;
         db.operator.batch_execute(end).await?;
-        // Either it was told that the other delivers, or it came after it.
+        // Either it found that the other delivers, or it came after it.
         if let Some(cursor) = second.await??
             && end == "commit"
         {
@@ -1424,7 +1427,7 @@ async fn two_sessions_may_begin_the_same_subscription() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_subscription_that_nobody_began_cannot_be_advanced() -> Result<()> {
+async fn an_unknown_subscription_cannot_be_advanced() -> Result<()> {
     let (db, _) = with_manager(&SHARED.cluster()?, "unknown").await?;
     let cursor = position(&db.operator, None).await?;
     for name in ["nobody's", ""] {
@@ -1449,9 +1452,9 @@ async fn a_subscription_that_nobody_began_cannot_be_advanced() -> Result<()> {
     Ok(())
 }
 
-// ---- Notifications, which no change may depend on
+// ---- Notifications, on which no change may depend
 
-/// A session that LISTENs and does not end its transaction: the queue of the whole server is kept for it.
+/// A session that LISTENs and does not end its transaction, which retains the queue of the whole server.
 async fn hoard(cluster: &Cluster) -> Result<Client> {
     let hoarder = cluster.connect("web", "postgres").await?;
     hoarder.batch_execute("listen filler").await?;
@@ -1459,10 +1462,10 @@ async fn hoard(cluster: &Cluster) -> Result<Client> {
     Ok(hoarder)
 }
 
-/// An ordinary role fills the queue, until no one can notify any more.
+/// An ordinary role fills the queue, until no role can notify any more.
 async fn fill(cluster: &Cluster) -> Result<()> {
     let filler = cluster.connect("web", "postgres").await?;
-    // Large ones, then such as fit into what is left.
+    // Large ones, then some that fit into the rest.
     for size in [7900, 1] {
         for round in 0..1_000_000 {
             let notify = format!("notify filler, '{round}-{}'", "x".repeat(size));
@@ -1487,7 +1490,7 @@ async fn with_a_small_queue() -> Result<Option<(Arc<Cluster>, Db)>> {
 }
 
 #[tokio::test]
-async fn a_full_notification_queue_prevents_no_revocation_and_the_daemon_tells_of_it() -> Result<()> {
+async fn a_full_notification_queue_prevents_no_revocation_and_the_daemon_publishes_it() -> Result<()> {
     let Some((cluster, db)) = with_a_small_queue().await? else { return Ok(()) };
     db.owner
         .batch_execute(
@@ -1504,7 +1507,7 @@ async fn a_full_notification_queue_prevents_no_revocation_and_the_daemon_tells_o
     ];
     let _hoarder = hoard(&cluster).await?;
     fill(&cluster).await?;
-    // One that begins when the queue is full, too.
+    // Also one that begins when the queue is full.
     let mut daemon = Tollgated::spawn(&db.url(), &["run", "--log-format=json"])?;
     eventually_async(LONG, "the daemon", async || daemon.log().contains("ready")).await;
     for change in [
@@ -1520,13 +1523,13 @@ async fn a_full_notification_queue_prevents_no_revocation_and_the_daemon_tells_o
         assert_ne!(code(&db.web, &token.token).await?, "VALID");
     }
     for token in &tokens {
-        let told = |log: &str| {
+        let received = |log: &str| {
             log.lines().any(|line| {
                 line.contains(&token.id.to_string())
                     && (line.contains("token.revoked") || line.contains("token.disabled"))
             })
         };
-        eventually_async(LONG, "the daemon to tell of it", async || told(&daemon.log())).await;
+        eventually_async(LONG, "the daemon to publish it", async || received(&daemon.log())).await;
     }
     daemon.terminate()?;
     assert!(daemon.wait(LONG)?.success(), "{}", daemon.log());
@@ -1551,8 +1554,8 @@ async fn a_queue_that_fills_before_the_commit_fails_one_attempt_and_not_the_next
 }
 
 #[tokio::test]
-async fn without_notifications_a_revocation_can_be_prepared_and_the_daemon_tells_of_it_all_the_same()
--> Result<()> {
+async fn without_notifications_a_revocation_can_be_prepared_and_the_daemon_still_publishes_it() -> Result<()>
+{
     let cluster = Arc::new(common::start(Cluster::builder().setting("max_prepared_transactions", "5"))?);
     let db = Db::only(&cluster).await?;
     let token = issue(&db.owner, "a", &[]).await?;
@@ -1573,12 +1576,12 @@ async fn without_notifications_a_revocation_can_be_prepared_and_the_daemon_tells
     db.owner.batch_execute("commit prepared 'quiet'").await?;
     assert_eq!(code(&db.web, &token.token).await?, "REVOKED");
     let id = token.id.to_string();
-    eventually_async(LONG, "the daemon to tell of it", async || {
+    eventually_async(LONG, "the daemon to publish it", async || {
         daemon.log().lines().any(|line| line.contains(&id) && line.contains("token.revoked"))
     })
     .await;
 
-    // Nothing was notified; what is heard is what comes after.
+    // Nothing was notified; only later notifications arrive.
     listener.batch_execute("notify tollgate_events, 'the end'").await?;
     let payload = loop {
         if let AsyncMessage::Notification(notification) = heard.recv().await.context("the listener lives")? {

@@ -1,4 +1,4 @@
-//! `token.expiring`: told of ahead of time, once for each expiry.
+//! `token.expiring`: published ahead of time, once for each expiry.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ async fn announced(owner: &Client, token: Uuid) -> Result<usize> {
 }
 
 #[tokio::test]
-async fn a_token_is_announced_once_and_anew_when_its_expiry_changes() -> Result<()> {
+async fn a_token_is_announced_once_and_again_when_its_expiry_changes() -> Result<()> {
     let db = db("once").await?;
     let soon = issue_with(&db.owner, "ann", "expires_in => '2 days'").await?;
     let later = issue_with(&db.owner, "ann", "expires_in => '20 days'").await?;
@@ -51,7 +51,7 @@ async fn a_token_is_announced_once_and_anew_when_its_expiry_changes() -> Result<
 }
 
 #[tokio::test]
-async fn nobody_is_told_of_what_nobody_need_replace() -> Result<()> {
+async fn tokens_that_need_no_replacement_are_not_announced() -> Result<()> {
     let db = db("needless").await?;
     let revoked = issue_with(&db.owner, "ann", "expires_in => '1 day'").await?;
     assert!(revoke(&db.owner, revoked.id).await?);
@@ -64,12 +64,12 @@ async fn nobody_is_told_of_what_nobody_need_replace() -> Result<()> {
             &[&parent.token],
         )
         .await?;
-    // It is dealt with once, so that it is not in the way of others for as long as it lives.
+    // It is handled once, so that it does not slow down others for as long as it lives.
     assert_eq!(announce(&db.operator, "7 days").await?, 1);
     assert_eq!(announce(&db.operator, "7 days").await?, 0);
-    let told: i64 =
+    let recorded: i64 =
         value(&db.owner, "select count(*) from tollgate.audit_log where event = 'token.expiring'").await?;
-    assert_eq!(told, 0);
+    assert_eq!(recorded, 0);
     Ok(())
 }
 
@@ -108,7 +108,7 @@ async fn a_notice_or_batch_that_makes_no_sense_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_daemon_announces_ahead_of_time_unless_told_not_to() -> Result<()> {
+async fn the_daemon_announces_ahead_of_time_unless_switched_off() -> Result<()> {
     let db = db("daemon").await?;
     let token = issue_with(&db.owner, "ann", "expires_in => '3 days'").await?;
     let mut silent = Tollgated::spawn(&db.url(), &["run", "--expiry-notice=0"])?;
@@ -134,8 +134,8 @@ fn memory(pid: &str) -> Option<f64> {
     Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }
 
-/// Verifies until a count is as it should be, or for so long. How long that took, p99 of the verifications in milliseconds, and
-/// the most memory that the daemon and one of its backends had meanwhile.
+/// Verifies until a condition holds, or for a fixed time. Returns how long that took, the p99 of the verifications in
+/// milliseconds, and the peak memory of the daemon and of one of its backends.
 async fn verify_until(
     db: &Db,
     token: &str,
@@ -155,7 +155,7 @@ async fn verify_until(
         }
         if let Some(daemon) = daemon {
             own = own.max(memory(&daemon.pid().to_string()).unwrap_or_default());
-            let sessions = "select coalesce(string_agg(pid::text, ' '), '') from pg_stat_activity where usename = 'operator'";
+            let sessions = "select coalesce(string_agg(pid::text, ' '), '') from pg_stat_activity where usename = 'tollgated'";
             let pids: String = value(&db.owner, sessions).await?;
             of_backends = pids.split(' ').filter_map(memory).fold(of_backends, f64::max);
         }
@@ -177,8 +177,8 @@ async fn verify_until(
     Ok((begun.elapsed(), p99, own, of_backends))
 }
 
-/// Each is recorded once and purged once, and neither the daemon nor its backends hold what would grow with them. How long that
-/// took, and what verifications felt of it, is printed.
+/// Each is recorded once and purged once, and the memory of the daemon and its backends does not grow with them. The
+/// duration, and the effect on verifications, are printed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "long: a quarter of an hour"]
 async fn half_a_million_tokens_that_expire_in_one_second_are_recorded_and_purged() -> Result<()> {
@@ -197,7 +197,7 @@ async fn half_a_million_tokens_that_expire_in_one_second_are_recorded_and_purged
     db.owner.batch_execute(&load).await?;
     db.owner.batch_execute("vacuum analyze tollgate.api_tokens").await?;
     let (_, quiet, ..) = verify_until(&db, &live.token, None, Duration::from_secs(20), None).await?;
-    // What it announces it would do beside this.
+    // It also announces.
     let mut daemon = Tollgated::spawn(&db.url(), &["run", "--expiry-notice=0"])?;
     let expired = "select expires_at < now() from tollgate.api_tokens where expires_at is not null order by expires_at desc limit 1";
     eventually_async(Duration::from_secs(300), "all to expire", async || {

@@ -1,7 +1,7 @@
-//! What holds when things break: servers and daemons killed, disks full, storms. Each test breaks real processes, and
-//! states the invariant that it counts by. `make test-faults` runs them with more rounds.
+//! Behaviour under faults: servers and daemons killed, disks full, storms. Each test breaks real processes, and states
+//! the invariant that it checks. `make test-faults` runs them with more rounds.
 //!
-//! That counts and events outlive kills of the daemon is shown in `daemon.rs`.
+//! `daemon.rs` shows that counts and events survive kills of the daemon.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -12,8 +12,8 @@ use std::time::Instant;
 use crate::common::{self, Shared, Token, code, issue, issue_with, revoke, value};
 use crate::operator::{Db, issue_many, totals, verify_each};
 use crate::running::{
-    EAGER, LONG, eventually_counts, eventually_logs, eventually_tells, last_event, logged_after, rounds, run,
-    stop, subscribed, told,
+    EAGER, LONG, eventually_counts, eventually_logs, eventually_publishes, last_event, logged_after,
+    published, rounds, run, stop, subscribed,
 };
 use anyhow::{Context as _, Result};
 use tokio::task::JoinSet;
@@ -60,7 +60,7 @@ async fn a_killed_server_loses_at_most_what_was_not_flushed_and_counts_nothing_t
         .await;
         let flushed = totals(&owner).await?.0;
         drop(owner);
-        let server = Arc::get_mut(&mut cluster).context("nobody else has it")?;
+        let server = Arc::get_mut(&mut cluster).context("no other holder")?;
         server.crash()?;
         server.restart()?;
         while clients.join_next().await.is_some() {}
@@ -92,7 +92,7 @@ async fn a_killed_server_loses_at_most_what_was_not_flushed_and_counts_nothing_t
 // ---- The daemon is down
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_revocations_while_the_daemon_is_down_are_all_told_and_in_order() -> Result<()> {
+async fn ten_thousand_revocations_while_the_daemon_is_down_are_all_published_in_order() -> Result<()> {
     const SESSIONS: usize = 4;
     const EACH: i32 = 2_500;
     let db = Db::create(&SHARED.cluster()?, "downtime").await?;
@@ -119,23 +119,24 @@ async fn ten_thousand_revocations_while_the_daemon_is_down_are_all_told_and_in_o
     assert_eq!(expected.len(), 2 * SESSIONS * EACH as usize, "each was issued and revoked");
 
     let daemon = run(&db.url(), &[EAGER])?;
-    eventually_tells(&daemon, &expected).await;
-    let told = told(&daemon);
-    assert_eq!(told.len(), expected.len(), "each is told once");
+    eventually_publishes(&daemon, &expected).await;
+    let published = published(&daemon);
+    assert_eq!(published.len(), expected.len(), "each is published once");
     let mut places: HashMap<Uuid, usize> = HashMap::new();
-    for (place, event) in told.iter().enumerate().filter(|(_, event)| event["event"] == "token.revoked") {
+    for (place, event) in published.iter().enumerate().filter(|(_, event)| event["event"] == "token.revoked")
+    {
         places.insert(event["token_id"].as_str().context("a token")?.parse()?, place);
     }
     for order in orders {
         let places: Vec<usize> = order.iter().map(|id| places[id]).collect();
-        assert!(places.is_sorted(), "told in another order than committed");
+        assert!(places.is_sorted(), "published in another order than committed");
     }
     Ok(())
 }
 
 // ---- Storms
 
-/// One thing that was done to a token, with the times around it.
+/// One operation on a token, with the times around it.
 #[derive(Debug)]
 struct Verified {
     token: usize,
@@ -144,7 +145,7 @@ struct Verified {
     valid: bool,
 }
 
-/// Sessions that verify the tokens around the place where others revoke them, in three ways.
+/// Sessions that verify the tokens near the one that others are revoking, in three ways.
 async fn verify_until(
     client: Client,
     tokens: Arc<Vec<Token>>,
@@ -246,7 +247,7 @@ async fn no_verification_begun_after_a_revocation_was_acknowledged_succeeds() ->
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// `None` where one may not be mounted, which is said.
+    /// `None` where mounting is not allowed, which is printed.
     fn mount(size: &str) -> Result<Option<Self>> {
         let directory = tempfile::Builder::new().prefix("tollgate-disk-").tempdir()?.keep();
         let options = format!("size={size}");
@@ -271,7 +272,7 @@ impl SmallDisk {
         self.0.join("ballast")
     }
 
-    /// Until not a byte more can be written.
+    /// Until no byte can be written any more.
     fn fill(&self) -> Result<()> {
         use std::io::Write as _;
         let mut file = std::fs::File::options().create(true).append(true).open(self.ballast())?;
@@ -317,7 +318,7 @@ async fn a_full_disk_gives_clear_errors_stops_no_verification_and_loses_nothing(
     let error = error.downcast::<tokio_postgres::Error>()?;
     assert_eq!(error.code(), Some(&SqlState::DISK_FULL), "{error}");
     assert!(error.as_db_error().is_some_and(|error| error.hint().is_some()), "{error:?}");
-    // Verification writes nothing, so it goes on; and it is counted.
+    // Verification writes nothing, so it continues, and it is counted.
     for token in issued.iter().chain([&limited]) {
         assert_eq!(code(&db.web, &token.token).await?, "VALID");
     }
@@ -336,7 +337,7 @@ async fn a_full_disk_gives_clear_errors_stops_no_verification_and_loses_nothing(
     assert!(stop(&mut daemon)?.success());
     let stored: i64 = value(&db.owner, "select count(*) from tollgate.list_api_tokens('disk')").await?;
     assert_eq!(stored, i64::try_from(issued.len())? + 2);
-    // The file system last of all.
+    // The file system last.
     drop((db, cluster, disk));
     Ok(())
 }

@@ -74,6 +74,6 @@ fn a_dropped_cluster_leaves_neither_a_process_nor_a_file() -> Result<()> {
 
 #[test]
 #[should_panic(expected = "waited 100ms in vain for the impossible")]
-fn a_wait_in_vain_says_what_for() {
+fn a_failed_wait_says_what_it_waited_for() {
     eventually(Duration::from_millis(100), "the impossible", || false);
 }

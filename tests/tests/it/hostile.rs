@@ -1,5 +1,5 @@
-//! Whoever has stolen the daemon's login calls its functions with whatever they take: nothing is erased, nobody is blinded,
-//! nothing is minted, and nothing breaks.
+//! An attacker with the daemon's login calls its functions with any arguments: nothing is erased, no reader misses
+//! events, nothing is minted, and nothing breaks.
 
 use crate::common::{self, Shared, code, issue, value};
 use crate::operator::{self, Db, OPERATOR, counts, flush_all};
@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 
 static SHARED: Shared = Shared::new(&[("tollgate.min_retention", "30d")]);
 
-/// An argument like any, and such as nobody has use for.
+/// A normal argument, and absurd ones.
 fn values(kind: &str, major: u32) -> (&'static str, Vec<&'static str>) {
     let mut endless = vec!["null", "'infinity'", "'-infinity'"];
     match kind {
@@ -81,7 +81,7 @@ fn values(kind: &str, major: u32) -> (&'static str, Vec<&'static str>) {
     }
 }
 
-/// What must stay as it is, or grow at most.
+/// The state that must not change, or may only grow.
 async fn state(owner: &Client) -> Result<Value> {
     value(
         owner,
@@ -109,7 +109,7 @@ async fn no_arguments_of_an_operators_function_erase_blind_or_mint() -> Result<(
     db.owner
         .batch_execute(
             "create view tollgate.known as select id from tollgate.api_tokens where revoked_at is null;
-             grant select on tollgate.known to operator",
+             grant select on tollgate.known to tollgated",
         )
         .await?;
     let events: i64 = value(&db.owner, "select count(*) from tollgate.audit_log").await?;
@@ -121,7 +121,7 @@ async fn no_arguments_of_an_operators_function_erase_blind_or_mint() -> Result<(
         .query(
             "select p.proname::text, array(select format_type(t, null) from unnest(p.proargtypes) with ordinality a (t, n) order by n)
              from pg_proc p
-             where p.pronamespace = 'tollgate'::regnamespace and has_function_privilege('operator', p.oid, 'execute')
+             where p.pronamespace = 'tollgate'::regnamespace and has_function_privilege('tollgated', p.oid, 'execute')
                and not has_function_privilege('web', p.oid, 'execute')
              order by 1",
             &[],
@@ -162,12 +162,12 @@ async fn no_arguments_of_an_operators_function_erase_blind_or_mint() -> Result<(
     }
     let left: i64 = value(&db.owner, "select count(*) from tollgate.audit_log").await?;
     assert!(left >= events, "{left} of {events}");
-    // Nobody is blind: what was counted since is counted, what is sealed holds, and the log can be followed.
+    // Nothing is hidden: later uses are counted, the seals hold, and the log can be followed.
     flush_all(&db.operator).await?;
     assert_eq!(counts(&db.owner, token.id).await?, (uses, 0));
     assert!(value::<bool>(&db.owner, "select whole from tollgate.verify_audit_log()").await?);
     let mut cursor = operator::position(&db.operator, Some(0)).await?;
-    let told = operator::read_all(&db.operator, &mut cursor, 1000).await?;
-    assert!(i64::try_from(told.len())? >= events, "{} of {events}", told.len());
+    let received = operator::read_all(&db.operator, &mut cursor, 1000).await?;
+    assert!(i64::try_from(received.len())? >= events, "{} of {events}", received.len());
     Ok(())
 }

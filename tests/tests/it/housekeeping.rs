@@ -1,4 +1,4 @@
-//! What time does to tokens: expiries are recorded once, ended tokens are deleted, and nobody is kept waiting.
+//! Housekeeping: expiries are recorded once, ended tokens are deleted, and no session has to wait.
 
 use crate::web;
 use std::collections::BTreeSet;
@@ -42,14 +42,14 @@ async fn remaining(db: &Db) -> Result<BTreeSet<Uuid>> {
 }
 
 /// The tokens of the new events, all of which are of this kind.
-async fn told(db: &Db, cursor: &mut Cursor, event: &str) -> Result<Vec<Uuid>> {
+async fn logged(db: &Db, cursor: &mut Cursor, event: &str) -> Result<Vec<Uuid>> {
     let events = read_all(&db.operator, cursor, 1000).await?;
     events
         .iter()
-        .map(|told| {
-            assert_eq!(told["event"], json!(event), "{told}");
-            assert_eq!((&told["actor"], &told["user_id"]), (&json!(OPERATOR), &json!("ann")));
-            told["token_id"].as_str().context("an event of a token")?.parse().context("an id")
+        .map(|logged| {
+            assert_eq!(logged["event"], json!(event), "{logged}");
+            assert_eq!((&logged["actor"], &logged["user_id"]), (&json!(OPERATOR), &json!("ann")));
+            logged["token_id"].as_str().context("an event of a token")?.parse().context("an id")
         })
         .collect()
 }
@@ -82,7 +82,7 @@ async fn an_expiry_is_recorded_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_token_past_its_time_is_refused_before_anybody_records_it() -> Result<()> {
+async fn an_expired_token_is_refused_before_its_expiry_is_recorded() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "refused").await?;
     let token = issue_with(&db.owner, "ann", "expires_in => '200 milliseconds'").await?;
     eventually_async(LONG, "the token to be refused", async || {
@@ -110,7 +110,7 @@ async fn expiries_are_recorded_in_batches_the_earliest_first() -> Result<()> {
     let mut cursor = position(&db.operator, None).await?;
     for batch in in_order.chunks(3) {
         assert_eq!(expire(&db.operator, 3).await?, i64::try_from(batch.len())?);
-        assert_eq!(told(&db, &mut cursor, "token.expired").await?, batch);
+        assert_eq!(logged(&db, &mut cursor, "token.expired").await?, batch);
     }
     assert_eq!(expire(&db.operator, 3).await?, 0);
     Ok(())
@@ -125,9 +125,9 @@ async fn revoked_tokens_do_not_expire_and_disabled_ones_do() -> Result<()> {
     let ancient = token(&db, "expires_at = '-infinity'").await?;
     let mut cursor = position(&db.operator, None).await?;
     assert_eq!(expire(&db.operator, 10).await?, 2);
-    assert_eq!(told(&db, &mut cursor, "token.expired").await?, [ancient.id, disabled.id]);
+    assert_eq!(logged(&db, &mut cursor, "token.expired").await?, [ancient.id, disabled.id]);
 
-    // What expired can still be revoked, which is another event.
+    // An expired token can still be revoked, which is another event.
     let expired = token(&db, "expires_at = now() - interval '1 hour'").await?;
     assert_eq!(expire(&db.operator, 10).await?, 1);
     assert!(revoke(&db.owner, expired.id).await?);
@@ -145,9 +145,9 @@ async fn an_expiry_that_was_rolled_back_is_recorded_later() -> Result<()> {
     db.operator.batch_execute("begin").await?;
     assert_eq!(expire(&db.operator, 10).await?, 1);
     db.operator.batch_execute("rollback").await?;
-    assert_eq!(told(&db, &mut cursor, "token.expired").await?, Vec::<Uuid>::new());
+    assert_eq!(logged(&db, &mut cursor, "token.expired").await?, Vec::<Uuid>::new());
     assert_eq!(expire(&db.operator, 10).await?, 1);
-    assert_eq!(told(&db, &mut cursor, "token.expired").await?, [due.id]);
+    assert_eq!(logged(&db, &mut cursor, "token.expired").await?, [due.id]);
     Ok(())
 }
 
@@ -170,7 +170,7 @@ async fn only_tokens_that_ended_longer_ago_than_the_retention_are_deleted() -> R
         format!("revoked_at = {not_so_long}"),
         format!("expires_at = {not_so_long}, expired_at = {not_so_long}"),
         format!("revoked_at = {not_so_long}, expires_at = now()"),
-        // Nobody was told yet that it expired.
+        // Its expiry is not recorded yet.
         format!("expires_at = {long_ago}"),
         format!("expires_at = {long_ago}, disabled_at = {long_ago}"),
     ] {
@@ -181,7 +181,7 @@ async fn only_tokens_that_ended_longer_ago_than_the_retention_are_deleted() -> R
         format!("revoked_at = {long_ago}"),
         format!("revoked_at = {long_ago}, disabled_at = now()"),
         format!("revoked_at = {long_ago}, expires_at = now() + interval '1 day'"),
-        // Recorded long after it ended, which is what counts.
+        // Recorded long after it ended; the end counts.
         format!("expires_at = {long_ago}, expired_at = now()"),
         format!("expires_at = {long_ago}, expired_at = now(), disabled_at = now()"),
     ] {
@@ -192,11 +192,11 @@ async fn only_tokens_that_ended_longer_ago_than_the_retention_are_deleted() -> R
     let purged: i64 = value(&db.operator, "select tollgate.purge_tokens()").await?;
     assert_eq!(purged, 5, "the default retention is thirty days");
     assert_eq!(remaining(&db).await?, kept);
-    let told = told(&db, &mut cursor, "token.purged").await?;
-    assert_eq!((told.len(), told.into_iter().collect()), (5, deleted));
+    let logged = logged(&db, &mut cursor, "token.purged").await?;
+    assert_eq!((logged.len(), logged.into_iter().collect()), (5, deleted));
     assert_eq!(purge(&db.operator, 100).await?, 0);
 
-    // Once their expiry is recorded, those that had waited for it go as well.
+    // Once their expiry is recorded, the tokens that waited for it are purged as well.
     assert_eq!(expire(&db.operator, 100).await?, 2);
     assert_eq!(purge(&db.operator, 100).await?, 2);
     let purged: i64 = value(&db.operator, "select tollgate.purge_tokens('0 days')").await?;
@@ -228,7 +228,7 @@ async fn a_purged_token_takes_its_usage_with_it_and_leaves_its_events() -> Resul
 }
 
 #[tokio::test]
-async fn tokens_are_purged_in_batches_those_that_ended_first_first() -> Result<()> {
+async fn tokens_are_purged_in_batches_in_the_order_of_their_ends() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "purgebatches").await?;
     let mut in_order = Vec::new();
     for n in 0..7 {
@@ -239,7 +239,7 @@ async fn tokens_are_purged_in_batches_those_that_ended_first_first() -> Result<(
     let mut cursor = position(&db.operator, None).await?;
     for batch in in_order.chunks(3) {
         assert_eq!(purge(&db.operator, 3).await?, i64::try_from(batch.len())?);
-        assert_eq!(told(&db, &mut cursor, "token.purged").await?, batch);
+        assert_eq!(logged(&db, &mut cursor, "token.purged").await?, batch);
     }
     assert_eq!(purge(&db.operator, 3).await?, 0);
     Ok(())
@@ -247,9 +247,9 @@ async fn tokens_are_purged_in_batches_those_that_ended_first_first() -> Result<(
 
 // ---- Both
 
-/// Somebody has a token's row locked, and may keep it so for hours.
+/// A session has a token's row locked, and may keep it so for hours.
 #[tokio::test]
-async fn tokens_that_are_locked_are_left_for_later_and_not_waited_for() -> Result<()> {
+async fn locked_tokens_are_left_for_later_and_not_waited_for() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "locked").await?;
     let ended = "revoked_at = now() - interval '1 year'";
     let mut due = Vec::new();
@@ -266,9 +266,9 @@ async fn tokens_that_are_locked_are_left_for_later_and_not_waited_for() -> Resul
     db.operator.batch_execute("set lock_timeout = '1ms'").await?;
 
     assert_eq!(expire(&db.operator, 10).await?, 2);
-    assert_eq!(told(&db, &mut cursor, "token.expired").await?, due[1..]);
+    assert_eq!(logged(&db, &mut cursor, "token.expired").await?, due[1..]);
     assert_eq!(purge(&db.operator, 10).await?, 2);
-    assert_eq!(told(&db, &mut cursor, "token.purged").await?, old[1..]);
+    assert_eq!(logged(&db, &mut cursor, "token.purged").await?, old[1..]);
     assert_eq!((expire(&db.operator, 10).await?, purge(&db.operator, 10).await?), (0, 0));
 
     holder.batch_execute("rollback").await?;
@@ -309,7 +309,7 @@ async fn several_daemons_at_once_record_and_purge_each_token_once() -> Result<()
         let (expired, purged) = daemon.await??;
         sums = (sums.0 + expired, sums.1 + purged);
     }
-    // Whoever found all the rest locked by the others stopped early.
+    // A session that found all the rest locked by the others stopped early.
     sums.0 += expire(&db.operator, 1000).await?;
     let left: i64 = value(&db.operator, "select tollgate.purge_tokens('0 days', 1000)").await?;
     assert_eq!((sums.0, sums.1 + left), (600, 600));
@@ -352,7 +352,7 @@ async fn arguments_that_make_no_sense_are_refused_by_name() -> Result<()> {
     Ok(())
 }
 
-/// Both run every few seconds for ever, on a table that may hold millions of tokens.
+/// Both run every few seconds for ever, on a table that may have millions of tokens.
 #[tokio::test]
 async fn both_find_their_tokens_by_an_index() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "indexed").await?;
@@ -371,7 +371,7 @@ async fn both_find_their_tokens_by_an_index() -> Result<()> {
         )
         .await?;
     db.owner.batch_execute("vacuum analyze tollgate.api_tokens").await?;
-    // Often enough for a generic plan, which is what a daemon's connection comes to.
+    // Often enough for a generic plan, which a daemon's connection ends up with.
     let mut done = 0;
     for round in 0..8 {
         for (call, index) in [
@@ -384,7 +384,7 @@ async fn both_find_their_tokens_by_an_index() -> Result<()> {
             done += 10;
         }
     }
-    // A run that finds nothing must not look at every token that will ever expire, or ever has.
+    // A run that finds nothing must not read every token that will ever expire, or ever has.
     let rest: i64 = value(&db.operator, "select tollgate.expire_tokens(100000)").await?;
     let gone: i64 = value(&db.operator, "select tollgate.purge_tokens('30 days', 100000)").await?;
     assert!(rest > 0 && gone > 0, "{rest} and {gone} were left");
@@ -392,12 +392,12 @@ async fn both_find_their_tokens_by_an_index() -> Result<()> {
         ("select tollgate.expire_tokens(1000)", "api_tokens_expiring"),
         ("select tollgate.purge_tokens('30 days', 1000)", "api_tokens_ended"),
     ] {
-        // The first may still come by what it did before.
+        // The first may still be included through its earlier work.
         operator::reads(&db.operator, "api_tokens", index, call).await?;
         let reads = reads(&db.operator, "api_tokens", index, call).await?;
         assert_eq!((reads.scanned, reads.fetched, reads.scans_of_index), (0, 0, 1), "{call}");
     }
-    // Each call had its ten tokens.
+    // Each call got its ten tokens.
     let events: i64 = value(
         &db.owner,
         "select count(*) from tollgate.audit_log where event in ('token.expired', 'token.purged')",
@@ -417,7 +417,7 @@ const AGE: &str = "
     alter table tollgate.audit_log enable always trigger append_only;
     commit";
 
-/// Seals all there is, which older transactions, also of other databases, may hold up.
+/// Seals everything, which older transactions, also of other databases, may delay.
 async fn seal(db: &Db) {
     eventually_async(LONG, "all to be sealed", async || {
         db.operator.execute("select tollgate.seal_audit_log()", &[]).await.unwrap();
@@ -429,7 +429,7 @@ async fn seal(db: &Db) {
     .await;
 }
 
-/// A stretch of events of three days ago, two of them of these tokens.
+/// A stretch of events of three days ago, two of them about these tokens.
 async fn old_stretch(db: &Db) -> Result<Vec<Token>> {
     let tokens = issue_many(&db.owner, 2).await?;
     db.owner.batch_execute(AGE).await?;
@@ -464,11 +464,11 @@ fn cleanup(db: &Db, arguments: &[&str]) -> Result<Value> {
 }
 
 #[tokio::test]
-async fn the_daemon_deletes_old_events_that_are_sealed_and_told_to_all_and_no_others() -> Result<()> {
+async fn the_daemon_deletes_old_events_that_are_sealed_and_delivered_to_all_and_no_others() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "audit_retention").await?;
-    let told = old_stretch(&db).await?;
+    let logged = old_stretch(&db).await?;
     db.operator.execute("select tollgate.open_subscription('slow')", &[]).await?;
-    let untold = old_stretch(&db).await?;
+    let unread = old_stretch(&db).await?;
     let new = issue_many(&db.owner, 2).await?;
     let before: i64 = value(&db.owner, "select count(*) from tollgate.audit_log").await?;
 
@@ -476,7 +476,7 @@ async fn the_daemon_deletes_old_events_that_are_sealed_and_told_to_all_and_no_ot
     web::eventually_measures(address, "tollgated_purged_events_total", |count| count >= 2.0).await;
     runs_twice(address, "purge_audit").await?;
     assert_eq!(
-        (events_of(&db, &told).await?, events_of(&db, &untold).await?, events_of(&db, &new).await?),
+        (events_of(&db, &logged).await?, events_of(&db, &unread).await?, events_of(&db, &new).await?),
         (0, 2, 2),
         "{}",
         daemon.log()
@@ -485,12 +485,12 @@ async fn the_daemon_deletes_old_events_that_are_sealed_and_told_to_all_and_no_ot
 
     let dropped = "select tollgate.drop_subscription('slow')";
     assert!(value::<bool>(&db.owner, dropped).await?);
-    eventually_async(LONG, "the rest to be deleted", async || events_of(&db, &untold).await.unwrap() == 0)
+    eventually_async(LONG, "the rest to be deleted", async || events_of(&db, &unread).await.unwrap() == 0)
         .await;
     runs_twice(address, "purge_audit").await?;
     assert_eq!(events_of(&db, &new).await?, 2);
     assert!(log_is_whole(&db).await?);
-    // What it counts is what is gone.
+    // Its counter matches what is gone.
     let added = "select count(*) from tollgate.audit_log
                  where event in ('audit.purged', 'subscription.dropped') or event like 'epoch.%'";
     let added: i64 = value(&db.owner, added).await?;
@@ -529,9 +529,9 @@ async fn cleanup_deletes_old_events_until_none_is_left() -> Result<()> {
     Ok(())
 }
 
-/// Whoever changed it would be glad of it.
+/// An attacker who changed the log would like it deleted.
 #[tokio::test]
-async fn a_log_that_was_tampered_with_is_not_deleted_and_keeps_nothing_else_from_it() -> Result<()> {
+async fn a_log_that_was_tampered_with_is_not_deleted_and_blocks_no_other_deletion() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "audit_tampered").await?;
     let old = old_stretch(&db).await?;
     db.owner.batch_execute(&AGE.replace("'3 days' where at > now() - interval '1 day'", "'1 hour'")).await?;
@@ -545,7 +545,7 @@ async fn a_log_that_was_tampered_with_is_not_deleted_and_keeps_nothing_else_from
         !remaining(&db).await.unwrap().contains(&ended.id)
     })
     .await;
-    assert!(daemon.log().contains("the audit log is not as it was sealed"), "{}", daemon.log());
+    assert!(daemon.log().contains("the audit log was changed since it was sealed"), "{}", daemon.log());
     assert_eq!(events_of(&db, &old).await?, 2);
     Ok(())
 }

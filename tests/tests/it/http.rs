@@ -1,4 +1,4 @@
-//! The daemon's HTTP listeners: whether it lives, whether it is ready, what it measures, and what is refused.
+//! The daemon's HTTP listeners: liveness, readiness, metrics, and refused requests.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -51,11 +51,11 @@ async fn it_is_not_ready_before_it_was_ever_connected() -> Result<()> {
 }
 
 #[tokio::test]
-async fn it_measures_what_happened() -> Result<()> {
+async fn its_metrics_count_what_happened() -> Result<()> {
     let db = db("measured").await?;
     let (_daemon, address) = run(&db.url(), &["--flush-interval=100ms", "--expire-interval=100ms"]).await?;
     eventually_answers(address, "/readyz", 200).await;
-    // Events are logged from the moment that the subscription begins.
+    // Events are logged from the start of the subscription on.
     let pending = "tollgate_subscription_pending_events{subscription=\"log\"}";
     eventually_measures(address, pending, |_| true).await;
     let before = metrics(address).await?;
@@ -67,7 +67,7 @@ async fn it_measures_what_happened() -> Result<()> {
         assert_eq!(common::code(&db.web, &token.token).await?, "VALID");
     }
     assert!(revoke(&db.owner, token.id).await?);
-    // Other tests share the server, whose counters these are.
+    // Other tests share the server, and so its counters.
     eventually_measures(address, valid, |count| count >= before[valid] + 3.0).await;
     eventually_measures(address, "tollgated_expired_tokens_total", |count| count == 1.0).await;
     eventually_measures(address, "tollgated_flushed_tokens_total", |count| count >= 1.0).await;
@@ -93,7 +93,7 @@ async fn it_measures_what_happened() -> Result<()> {
 }
 
 #[tokio::test]
-async fn pending_events_are_counted_while_nobody_is_told() -> Result<()> {
+async fn pending_events_are_counted_while_none_are_published() -> Result<()> {
     let db = db("pending").await?;
     db.operator.execute("select tollgate.open_subscription('elsewhere')", &[]).await?;
     for _ in 0..5 {
@@ -108,7 +108,7 @@ async fn pending_events_are_counted_while_nobody_is_told() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_name_that_leads_here_by_somebody_elses_doing_is_not_served() -> Result<()> {
+async fn a_foreign_host_name_that_resolves_here_is_not_served() -> Result<()> {
     let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
     for host in ["evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example"] {
         for path in ["/metrics", "/nothing", "/livez"] {
@@ -123,7 +123,7 @@ async fn a_name_that_leads_here_by_somebody_elses_doing_is_not_served() -> Resul
 }
 
 #[tokio::test]
-async fn what_can_be_understood_in_two_ways_is_refused() -> Result<()> {
+async fn ambiguous_requests_are_refused() -> Result<()> {
     let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
     for request in [
         "GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
@@ -150,8 +150,8 @@ async fn what_can_be_understood_in_two_ways_is_refused() -> Result<()> {
     Ok(())
 }
 
-/// So many clients that never leave by themselves, each of which sends something again and again, so that none is idle for
-/// long enough to be let go for that. Returns once the daemon has heard of most of them.
+/// Clients that never leave by themselves. Each sends something repeatedly, so that none is closed as idle. Returns
+/// once the daemon has accepted most of them.
 async fn crowd(address: SocketAddr, count: usize, sends: &'static str) -> JoinSet<()> {
     let begun = Arc::new(AtomicUsize::new(0));
     let mut clients = JoinSet::new();
@@ -179,9 +179,9 @@ async fn crowd(address: SocketAddr, count: usize, sends: &'static str) -> JoinSe
 }
 
 #[tokio::test]
-async fn connections_of_others_however_many_keep_nobody_from_an_answer() -> Result<()> {
+async fn any_number_of_other_connections_leaves_room_for_an_answer() -> Result<()> {
     let (mut daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
-    // Whole requests, and heads that go on for ever, of which each byte is new.
+    // Whole requests, and heads that never end, with a new byte each time.
     for sends in ["GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", "G"] {
         let _crowd = crowd(address, 400, sends).await;
         for _ in 0..20 {
@@ -196,7 +196,7 @@ async fn connections_of_others_however_many_keep_nobody_from_an_answer() -> Resu
 }
 
 #[tokio::test]
-async fn what_is_no_request_of_ours_is_refused_and_costs_nothing() -> Result<()> {
+async fn invalid_requests_are_refused_and_cost_nothing() -> Result<()> {
     let (mut daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
     let absent = get(address, "/events", &[]).await?;
     assert_eq!((absent.status, absent.headers["content-type"].as_str()), (404, "application/problem+json"));
@@ -235,7 +235,7 @@ async fn a_port_in_use_is_reported_and_served_once_it_is_free() -> Result<()> {
     eventually_async(LONG, "the second to serve", async || second.address("ops") == Some(address)).await;
     assert_eq!(get(address, "/livez", &[]).await?.status, 200);
     assert_eq!(second.log().matches("the address is in use").count(), 1);
-    // Nothing but another configuration helps with these.
+    // Only another configuration helps with these.
     for wrong in ["localhost:9464", "9464", "192.0.2.1:9464"] {
         let flag = format!("--ops-address={wrong}");
         let refused = Tollgated::run("postgresql://nobody@127.0.0.1:1/nowhere", &["run", &flag])?;

@@ -1,4 +1,4 @@
-//! `tollgated token import`: what a file holds arrives whole, once, and what is refused is told by its line.
+//! `tollgated token import`: a file is imported whole, once, and refused rows are reported by line.
 
 use std::fmt::Write as _;
 
@@ -38,7 +38,7 @@ fn file(directory: &TempDir, name: &str, text: &str) -> Result<String> {
 }
 
 #[tokio::test]
-async fn a_file_is_imported_once_and_each_refused_row_is_told_by_its_line() -> Result<()> {
+async fn a_file_is_imported_once_and_each_refused_row_is_reported_by_its_line() -> Result<()> {
     let (db, url, directory) = world("rows").await?;
     let bad = digest("tgt_bad");
     let csv = format!(
@@ -83,9 +83,9 @@ async fn a_file_is_imported_once_and_each_refused_row_is_told_by_its_line() -> R
 }
 
 #[tokio::test]
-async fn files_of_other_systems_come_with_their_form_and_all_they_knew() -> Result<()> {
+async fn files_of_other_systems_are_imported_with_their_format_and_data() -> Result<()> {
     let (db, url, directory) = world("guides").await?;
-    // As `docs/migrating.md` has them exported.
+    // As `docs/migrating.md` exports them.
     let sanctum = "user_id,name,token_hash,scopes,created_at,last_used_at,expires_at\n\
          7,phone,8d969eef6ecad3c29a3a629280e686cf0c3f5d5a86aff3ca12020c923adc6c92,posts:read,2024-01-02T03:04:05Z,2025-01-02T03:04:05Z,\n\
          7,old,5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5,,2020-01-02T03:04:05Z,,2021-01-02T03:04:05Z\n";
@@ -131,8 +131,7 @@ async fn files_of_other_systems_come_with_their_form_and_all_they_knew() -> Resu
 }
 
 #[tokio::test]
-async fn json_lines_come_on_standard_input_too_and_a_row_that_stands_there_twice_is_one_token() -> Result<()>
-{
+async fn json_lines_are_read_from_standard_input_too_and_a_repeated_row_is_one_token() -> Result<()> {
     let (db, url, _directory) = world("lines").await?;
     let row = |name: &str| {
         format!(
@@ -186,7 +185,7 @@ async fn an_import_that_was_killed_is_begun_again_and_loses_and_doubles_nothing(
     Ok(())
 }
 
-/// Another unique key than that of the digests is none that a row of the file has.
+/// A violation of any other unique key than that of the digests does not mean that the row exists.
 #[tokio::test]
 async fn an_import_that_stores_nothing_for_another_reason_does_not_say_that_it_was_there_already()
 -> Result<()> {
@@ -208,7 +207,7 @@ async fn an_import_that_stores_nothing_for_another_reason_does_not_say_that_it_w
 }
 
 #[tokio::test]
-async fn metadata_arrives_as_it_was_given_or_its_row_is_refused() -> Result<()> {
+async fn metadata_arrives_unchanged_or_its_row_is_refused() -> Result<()> {
     let (db, url, directory) = world("metadata").await?;
     let given = [
         r#"{"account": 12345678901234567890123}"#.to_owned(),
@@ -276,7 +275,7 @@ async fn a_batch_is_bounded_by_its_bytes_too_and_any_number_of_rows_may_be_refus
 }
 
 #[test]
-fn a_file_that_cannot_be_one_of_tokens_is_refused_before_anything_is_tried() -> Result<()> {
+fn a_file_that_cannot_contain_tokens_is_refused_before_anything_is_tried() -> Result<()> {
     let directory = tempfile::tempdir()?;
     Account::unprivileged()?.own(directory.path())?;
     let bare = file(&directory, "bare.csv", &format!("ann,n,{}\n", digest("x")))?;

@@ -1,4 +1,4 @@
-//! Issuing tokens, listing them, taking them away: what is stored, recorded and told, and what is refused.
+//! Issuing, listing and revoking tokens: what is stored, recorded and notified, and what is refused.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -22,7 +22,7 @@ static SHARED: Shared = Shared::new(&[]);
 #[tokio::test]
 async fn each_bad_argument_is_22023_with_a_detail_that_names_it_and_stores_nothing() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
-    // The argument, its value in SQL, what else the detail must name.
+    // The argument, its value in SQL, and what else the detail must name.
     let mut bad = vec![
         ("user_id", "null", ""),
         ("user_id", "''", ""),
@@ -135,18 +135,18 @@ async fn arguments_at_their_limits_are_accepted() -> Result<()> {
     Ok(())
 }
 
-/// A JSON object of so many bytes as text.
+/// A JSON object of this many bytes as text.
 fn object_of(bytes: usize) -> String {
     format!("{{\"k\": \"{}\"}}", "x".repeat(bytes - 9))
 }
 
-/// One that is nested so deep.
+/// An object nested this deep.
 fn nested(depth: usize) -> String {
     format!("{}{{}}{}", "{\"k\": ".repeat(depth - 1), "}".repeat(depth - 1))
 }
 
 #[tokio::test]
-async fn metadata_is_bounded_at_every_door_and_passes_as_it_is_below() -> Result<()> {
+async fn metadata_is_limited_everywhere_and_unchanged_below_the_limit() -> Result<()> {
     let World { owner, web, .. } = SHARED.world().await?;
     owner.batch_execute("set tollgate.max_metadata_size = '1kB'").await?;
     let token = issue(&owner, "doors", &[]).await?;
@@ -190,7 +190,7 @@ async fn metadata_is_bounded_at_every_door_and_passes_as_it_is_below() -> Result
         assert!(error.detail().is_some() && error.hint().is_some(), "{error:?}");
     }
 
-    // What is there stays, and goes on to what comes of it.
+    // Existing metadata stays, and is passed on to derived tokens and successors.
     owner.execute(&update, &[&object_of(1000)]).await?;
     owner.batch_execute("set tollgate.max_metadata_size = 64").await?;
     let child = common::derive(&owner, &token, &[]).await?;
@@ -287,7 +287,7 @@ async fn no_two_tokens_are_alike() -> Result<()> {
         ids.insert(row.get::<_, Uuid>(0));
         let token: &str = row.get(1);
         let parsed = tollgate_core::token::parse(token.as_bytes()).context("a well-formed token")?;
-        // Not the whole alone: no 8 bytes of a good generator repeat in any place.
+        // Not only the whole: no 8 bytes of a good generator repeat in any place.
         for chunk in parsed.body.chunks(16) {
             assert!(chunks.insert(chunk.to_vec()), "a repetition");
         }
@@ -384,7 +384,7 @@ async fn each_change_is_recorded_with_who_did_it() -> Result<()> {
         event("scope.defined", None, "issuer", scope("first"), false),
         event("token.created", Some(by_team.id), "team", created(&by_team, &[]), false),
         event("token.revoked", Some(by_team.id), "team", json!({}), false),
-        // Defining it once more as it is was no change.
+        // Defining it again unchanged was not a change.
         event(
             "scope.defined",
             None,
@@ -449,10 +449,10 @@ async fn a_rollback_leaves_neither_a_token_nor_a_record() -> Result<()> {
     Ok(())
 }
 
-// ---- Taking away
+// ---- Revoking
 
 #[tokio::test]
-async fn revoking_says_whether_it_did_and_does_it_once() -> Result<()> {
+async fn revoking_returns_whether_it_did_and_does_it_once() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token = issue(&owner, "revoker", &[]).await?;
     let ask = async |id: Option<Uuid>, user: Option<&str>| -> Result<bool> {
@@ -461,7 +461,7 @@ async fn revoking_says_whether_it_did_and_does_it_once() -> Result<()> {
     assert!(!ask(Some(Uuid::nil()), None).await?, "unknown");
     assert!(!ask(None, None).await?, "NULL");
     assert!(!ask(Some(token.id), Some("somebody else")).await?, "another user's");
-    assert!(!ask(Some(token.id), Some("")).await?, "nobody's");
+    assert!(!ask(Some(token.id), Some("")).await?, "no user's");
     assert_eq!(code(&web, &token.token).await?, "VALID");
     assert!(ask(Some(token.id), Some("revoker")).await?);
     assert_eq!(code(&web, &token.token).await?, "REVOKED");
@@ -470,7 +470,7 @@ async fn revoking_says_whether_it_did_and_does_it_once() -> Result<()> {
     let events =
         "select count(*) from tollgate.audit_log where user_id = 'revoker' and event = 'token.revoked'";
     assert_eq!(value::<i64>(&owner, events).await?, 1);
-    // One that has expired, or was disabled, is revoked all the same: it might be enabled again.
+    // An expired or disabled token is revoked too: it might be enabled again.
     let expired = issue(&owner, "revoker", &[]).await?;
     expire(&owner, &expired).await?;
     assert!(ask(Some(expired.id), None).await?);
@@ -478,7 +478,7 @@ async fn revoking_says_whether_it_did_and_does_it_once() -> Result<()> {
 }
 
 #[tokio::test]
-async fn of_two_who_revoke_at_the_same_time_one_does() -> Result<()> {
+async fn of_two_sessions_that_revoke_at_the_same_time_one_does() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     let token = issue(&owner, "contended", &[]).await?;
     let other = cluster.connect("postgres", DATABASE).await?;
@@ -495,7 +495,7 @@ async fn of_two_who_revoke_at_the_same_time_one_does() -> Result<()> {
 }
 
 #[tokio::test]
-async fn all_tokens_of_a_user_are_revoked_and_nobody_elses() -> Result<()> {
+async fn all_tokens_of_a_user_are_revoked_and_no_others() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let mut own = Vec::new();
     for _ in 0..3 {
@@ -527,7 +527,7 @@ async fn all_tokens_of_a_user_are_revoked_and_nobody_elses() -> Result<()> {
 }
 
 #[tokio::test]
-async fn whoever_finds_a_token_can_revoke_it() -> Result<()> {
+async fn anyone_who_finds_a_token_can_revoke_it() -> Result<()> {
     let World { owner, web, cluster } = SHARED.world().await?;
     cluster.execute(
         DATABASE,
@@ -559,7 +559,7 @@ async fn whoever_finds_a_token_can_revoke_it() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_token_that_is_pasted_where_texts_are_kept_is_not_kept() -> Result<()> {
+async fn a_token_pasted_into_a_stored_text_is_not_stored() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     for round in 0..4 {
         let token = issue(&owner, "pasted", &[]).await?;
@@ -655,7 +655,7 @@ async fn changes_are_refused_on_a_standby() -> Result<()> {
     Ok(())
 }
 
-/// A call of everything that changes something.
+/// A call of every function that changes something.
 fn changes(token: &Token, user: &str) -> Vec<String> {
     vec![
         format!("select tollgate.create_api_token('{user}', 'n')"),
@@ -720,7 +720,7 @@ async fn a_list_shows_the_users_tokens_oldest_first_with_their_status_and_never_
 }
 
 #[tokio::test]
-async fn who_is_nobody_has_no_tokens_to_list_or_revoke_and_that_is_an_error() -> Result<()> {
+async fn listing_or_revoking_without_a_user_is_an_error() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     issue(&owner, "somebody", &[]).await?;
     for call in [
@@ -731,7 +731,11 @@ async fn who_is_nobody_has_no_tokens_to_list_or_revoke_and_that_is_an_error() ->
     ] {
         for nobody in [None, Some(""), Some(" \t\n")] {
             let error = refused(owner.query(call, &[&nobody]).await, &SqlState::INVALID_PARAMETER_VALUE);
-            assert_eq!(error.detail(), Some("Argument: user_id, which is NULL, empty or blank."), "{call}");
+            let expected = match nobody {
+                None => "Argument: user_id, which is NULL.",
+                Some(_) => "Argument: user_id, which is empty or blank.",
+            };
+            assert_eq!(error.detail(), Some(expected), "{call}");
             assert!(error.hint().is_some(), "{call}");
         }
     }
@@ -739,7 +743,7 @@ async fn who_is_nobody_has_no_tokens_to_list_or_revoke_and_that_is_an_error() ->
 }
 
 #[tokio::test]
-async fn a_token_that_ends_within_two_minutes_is_said_to_however_it_comes_to_be() -> Result<()> {
+async fn a_token_that_ends_within_two_minutes_has_a_notice_however_it_was_issued() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     let (client, mut messages) = cluster.listen("postgres", DATABASE).await?;
     let mut notices = async |call: &str| -> Result<Vec<(String, String)>> {
@@ -760,8 +764,8 @@ async fn a_token_that_ends_within_two_minutes_is_said_to_however_it_comes_to_be(
     };
     let parent = issue_with(&owner, "short", "expires_in => '1 hour'").await?;
     let brief = issue_with(&owner, "short", "expires_in => '110 seconds'").await?;
-    // A call, what the notice says.
-    for (call, told) in [
+    // A call, and the text of the notice.
+    for (call, notified) in [
         ("create_api_token('short', 'a name', expires_in => '90')".to_owned(), Some("90 s")),
         ("create_api_token('short', 'a name', expires_in => '1 second')".to_owned(), Some("1 s")),
         ("import_api_token('short', 'a name', sha256('1'), expires_in => '30')".to_owned(), Some("30 s")),
@@ -776,14 +780,14 @@ async fn a_token_that_ends_within_two_minutes_is_said_to_however_it_comes_to_be(
         ("import_api_token('short', 'a name', sha256('2'))".to_owned(), None),
     ] {
         let notices = notices(&format!("select tollgate.{call}")).await?;
-        assert_eq!(notices.len(), usize::from(told.is_some()), "{call}: {notices:?}");
-        for ((message, hint), told) in notices.iter().zip(told) {
-            assert!(message.starts_with("the token expires in ") && message.ends_with(told), "{message}");
+        assert_eq!(notices.len(), usize::from(notified.is_some()), "{call}: {notices:?}");
+        for ((message, hint), notified) in notices.iter().zip(notified) {
+            assert!(message.starts_with("the token expires in ") && message.ends_with(notified), "{message}");
             assert!(hint.contains("seconds") && hint.contains("'90 days'"), "{hint}");
         }
     }
 
-    for (call, told) in [
+    for (call, notified) in [
         ("create_api_token('laptop', '{posts:read}')", true),
         ("create_api_token('laptop', '{}')", true),
         ("import_api_token('laptop', '{posts:read}', sha256('3'))", true),
@@ -791,7 +795,7 @@ async fn a_token_that_ends_within_two_minutes_is_said_to_however_it_comes_to_be(
         ("create_api_token('ann', '{laptop')", false),
     ] {
         let notices = notices(&format!("select tollgate.{call}")).await?;
-        assert_eq!(notices.len(), usize::from(told), "{call}: {notices:?}");
+        assert_eq!(notices.len(), usize::from(notified), "{call}: {notices:?}");
         for (message, hint) in notices {
             assert!(message.contains("list of scopes") && !message.contains('{'), "{message}");
             assert!(hint.contains("user_id, name, scopes"), "{hint}");
@@ -808,7 +812,7 @@ async fn a_revocation_notifies_once_it_is_committed_and_issuing_does_not() -> Re
     let mut events = Events::listen(&cluster, "notified").await?;
     let first = issue(&owner, "notified", &[]).await?;
     let second = issue(&owner, "notified", &[]).await?;
-    // Undone, so never told.
+    // Rolled back, so never notified.
     owner.batch_execute("begin").await?;
     revoke(&owner, first.id).await?;
     owner.batch_execute("rollback; begin; savepoint s").await?;
@@ -847,16 +851,18 @@ async fn revoking_all_tokens_of_a_user_is_one_notification() -> Result<()> {
 #[tokio::test]
 async fn the_longest_reason_of_the_longest_user_fits_into_a_notification() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
-    // Each of these takes six bytes of JSON, the most that any character takes.
+    // Each of these takes six bytes of JSON, the maximum for any character.
     let user = "\u{1}".repeat(255);
     let mut events = Events::listen(&cluster, &user).await?;
     let token = issue(&owner, &user, &[]).await?;
     let reason = "\u{2}".repeat(1000);
     revoke_because(&owner, token.id, Some(&reason)).await?;
-    let told = events.next().await?;
+    let notified = events.next().await?;
     assert!(
-        told["reason"].as_str().is_some_and(|told| told.len() >= 100 && reason.starts_with(told)),
-        "{told}"
+        notified["reason"]
+            .as_str()
+            .is_some_and(|notified| notified.len() >= 100 && reason.starts_with(notified)),
+        "{notified}"
     );
     let logged: String =
         value(&owner, &format!("select detail ->> 'reason' from tollgate.audit_log where token_id = '{}' and event = 'token.revoked'", token.id)).await?;
@@ -911,7 +917,7 @@ impl Events {
         tokio::time::timeout(Duration::from_secs(10), next).await.context("no notification within 10 s")?
     }
 
-    /// Nothing was told before the event of one more token, which is told after all that came before it.
+    /// Nothing was notified before the event of one more token, which comes after all earlier ones.
     async fn assert_silent(&mut self, owner: &Client) -> Result<()> {
         let fence = issue(owner, &self.user, &[]).await?;
         revoke_because(owner, fence.id, Some("a fence")).await?;
@@ -926,15 +932,15 @@ async fn revoke_because(client: &Client, id: Uuid, reason: Option<&str>) -> Resu
     Ok(client.query_one(call, &[&id, &reason]).await?.get(0))
 }
 
-/// Lets a token's time be over, as its owner, behind Tollgate's back.
+/// Lets a token expire, as its owner, behind Tollgate's back.
 async fn expire(owner: &Client, token: &Token) -> Result<()> {
     owner.execute("update tollgate.api_tokens set expires_at = now() where id = $1", &[&token.id]).await?;
     Ok(())
 }
 
-// ---- What somebody has put on the tables
+// ---- Changes made to our tables
 
-/// A database of the test's own, whose tables the test changes.
+/// A separate database, whose tables the test changes.
 async fn changed(name: &str) -> Result<(Client, std::sync::Arc<Cluster>)> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, name)?;
@@ -980,7 +986,7 @@ async fn a_trigger_on_the_tokens_may_issue_another_token() -> Result<()> {
 }
 
 #[tokio::test]
-async fn every_way_of_issuing_says_the_same_of_the_token() -> Result<()> {
+async fn every_way_of_issuing_logs_the_same_detail() -> Result<()> {
     let (owner, _cluster) = changed("details").await?;
     let more =
         "expires_in => '1 day', allowed_ips => '{10.0.0.0/8}', rate_limit => 10, rate_window => '02:03:04.5'";

@@ -1,5 +1,5 @@
-//! Several daemons on one database: one leads each task that one does for all, another takes over, and a leader that was
-//! frozen does nothing twice.
+//! Several daemons on one database: one leads each exclusive task, another takes over, and a leader that was frozen
+//! does nothing twice.
 
 use crate::commands;
 use crate::web;
@@ -16,9 +16,9 @@ use crate::operator::{self, Db, OPERATOR};
 
 static SHARED: Shared = Shared::new(&[]);
 
-/// Longer than any wait should take, short of a machine that is very busy.
+/// Longer than any wait should take, unless the machine is very busy.
 const SOON: Duration = Duration::from_secs(60);
-/// Within which another daemon must lead after the leader was killed.
+/// The time within which another daemon must lead after the leader was killed.
 const HANDOVER: Duration = Duration::from_secs(5);
 
 const FAST: [&str; 9] = [
@@ -37,7 +37,7 @@ async fn start(name: &str) -> Result<Db> {
     Db::create(&SHARED.cluster()?, name).await
 }
 
-/// The process that holds each lock of ours in the database, by its application_name.
+/// The process that holds each of our locks in the database, by its application_name.
 async fn leaders(db: &Db) -> Vec<i32> {
     db.owner
         .query(
@@ -55,7 +55,7 @@ async fn eventually_leads(daemon: &Tollgated) {
     eventually_async(SOON, "a leader", async || daemon.log().contains("leads")).await;
 }
 
-/// A leader, and another that waits.
+/// A leader, and another daemon that waits.
 async fn two(db: &Db) -> Result<(Tollgated, Tollgated)> {
     let first = Tollgated::spawn(&db.url(), &FAST)?;
     eventually_leads(&first).await;
@@ -92,7 +92,7 @@ async fn another_daemon_takes_over_within_seconds_of_the_leaders_death() -> Resu
 }
 
 #[tokio::test]
-async fn the_status_says_who_leads_what() -> Result<()> {
+async fn the_status_shows_the_leader_of_each_task() -> Result<()> {
     let db = start("leader_status").await?;
     let (_first, _second) = two(&db).await?;
     let led = async || -> Result<Vec<BTreeMap<String, Option<bool>>>> {
@@ -123,8 +123,9 @@ async fn the_status_says_who_leads_what() -> Result<()> {
     Ok(())
 }
 
-/// Each round: the leader is frozen in whatever it is doing, the other takes over and works, the frozen one wakes up into
-/// a world that went on. Counts are exact, each expiry and each revocation is in the log once, the chain of seals holds.
+/// Each round: the leader is frozen at some point, the other takes over and works, then the frozen one wakes up to a
+/// changed state. Counts are exact, each expiry and each revocation is in the log once, and the chain of seals is
+/// intact.
 #[tokio::test]
 async fn a_leader_that_was_frozen_does_nothing_twice() -> Result<()> {
     let db = start("leader_frozen").await?;
@@ -133,7 +134,7 @@ async fn a_leader_that_was_frozen_does_nothing_twice() -> Result<()> {
     let mut daemons = [first, second];
     let mut uses = 0;
     for _ in 0..3 {
-        // Freshly counted, so that there is something to be in the midst of.
+        // Newly counted uses, so that there is work to interrupt.
         for _ in 0..20 {
             assert_eq!(common::code(&db.web, &token.token).await?, "VALID");
             uses += 1;
@@ -156,7 +157,7 @@ async fn a_leader_that_was_frozen_does_nothing_twice() -> Result<()> {
         }
         flushed(&db, token.id, uses).await;
         daemons[0].signal(Signal::SIGCONT)?;
-        // Awake, it notices that it leads no more, and works on as the other's substitute.
+        // After waking up it notices that it no longer leads, and continues as the other's standby.
         eventually_async(SOON, "the loss to be noticed", async || daemons[0].log().contains("leads no more"))
             .await;
         assert_eq!(leaders(&db).await.len(), 1);
@@ -184,13 +185,13 @@ async fn a_leader_that_was_frozen_does_nothing_twice() -> Result<()> {
     Ok(())
 }
 
-/// What an ordinary role can lock, before any daemon is there.
+/// The locks that an ordinary role can take, before any daemon runs.
 #[tokio::test]
-async fn no_role_can_lock_what_the_daemons_lead_by() -> Result<()> {
+async fn no_role_can_take_the_leadership_locks() -> Result<()> {
     let db = start("leader_squatted").await?;
     let tag = "select classid::bigint::int, objid::bigint from pg_locks
                where locktype = 'advisory' and objsubid = 3 and pid = pg_backend_pid()";
-    // Where the daemon's locks are, by what it takes itself.
+    // The daemon's locks, from what it takes itself.
     let mut places = Vec::new();
     let probe = db.session(OPERATOR).await?;
     for task in tasks(&db).await? {
@@ -240,9 +241,9 @@ async fn tasks(db: &Db) -> Result<Vec<String>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Who may lead can hold a lock and do nothing. Each daemon is well then, and the task is not.
+/// A role that may lead can hold a lock and do nothing. Then each daemon is healthy, and the task is not done.
 #[tokio::test]
-async fn a_task_that_nobody_works_at_is_named_by_check_readyz_and_a_metric() -> Result<()> {
+async fn a_task_without_a_working_leader_is_named_by_check_readyz_and_a_metric() -> Result<()> {
     let db = start("leader_idle").await?;
     let idle = db.session(OPERATOR).await?;
     idle.execute("select tollgate.acquire_leadership('seal_audit')", &[]).await?;
@@ -271,7 +272,7 @@ async fn a_statement_of_a_leader_that_was_superseded_does_nothing() -> Result<()
     let second = db.session(OPERATOR).await?;
     assert_eq!(value::<Option<i64>>(&second, lead).await?, None);
     drop(first);
-    // What is rolled back leaves the lock, and gave no fence out.
+    // A rollback keeps the lock, and returned no fence.
     let mut unsure = None;
     eventually_async(SOON, "the lock to be free", async || {
         second.batch_execute("begin").await.unwrap();

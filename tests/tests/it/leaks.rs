@@ -1,5 +1,5 @@
-//! No token, and no part of one, is where it does not belong: whatever is called, with whatever in whichever argument, by
-//! somebody who has the capability for it and binds values, on a server that logs all that it can.
+//! No token, and no part of one, appears where it does not belong: whatever is called, with a token in any argument, by
+//! a role that has the capability and uses bind values, on a server that logs everything it can.
 
 use crate::calls;
 use std::collections::HashSet;
@@ -11,19 +11,19 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client};
 use tollgate_tests::{Cluster, DATABASE};
 
-/// Characters of a token that may not be seen in a row.
+/// Length of a part of a token that must not be visible.
 const PART: usize = 16;
 
-/// Texts that somebody else may read, and where each was found.
+/// Texts that others may read, and where each was found.
 #[derive(Default)]
-struct Told(Vec<(String, String)>);
+struct VisibleTexts(Vec<(String, String)>);
 
-impl Told {
+impl VisibleTexts {
     fn add(&mut self, place: &str, text: impl Into<String>) {
         self.0.push((place.to_owned(), text.into()));
     }
 
-    /// The texts that hold a part of any of these secrets.
+    /// The texts that contain a part of any of these secrets.
     fn leaks(&self, secrets: &[String]) -> Vec<&(String, String)> {
         let parts: HashSet<&[u8]> =
             secrets.iter().flat_map(|secret| secret.as_bytes().windows(PART)).collect();
@@ -38,14 +38,14 @@ impl Told {
 struct Watched {
     client: Client,
     messages: tokio::sync::mpsc::UnboundedReceiver<AsyncMessage>,
-    /// A superuser's.
+    /// A superuser's session.
     watcher: Client,
-    told: Told,
+    visible: VisibleTexts,
     secrets: Vec<String>,
 }
 
 impl Watched {
-    /// Runs a statement and notes what anybody but its caller may see of it. True if it succeeded.
+    /// Runs a statement and records what anyone but its caller may see of it. True if it succeeded.
     async fn run(&mut self, statement: &str, values: &[&(dyn ToSql + Sync)]) -> Result<bool> {
         let answer = self.client.query(statement, values).await;
         let succeeded = answer.is_ok();
@@ -57,17 +57,17 @@ impl Watched {
             }
             Err(error) => {
                 let error = error.as_db_error().with_context(|| format!("{statement}: {error}"))?.clone();
-                self.told.add(statement, text_of(&error));
-                self.told.add(statement, format!("{error:?}"));
+                self.visible.add(statement, text_of(&error));
+                self.visible.add(statement, format!("{error:?}"));
             }
         }
         while let Ok(message) = self.messages.try_recv() {
             if let AsyncMessage::Notice(notice) = message {
-                self.told.add(statement, format!("{notice:?}"));
+                self.visible.add(statement, format!("{notice:?}"));
             }
         }
         let activity = "select coalesce(string_agg(a::text, E'\n'), '') from pg_stat_activity a";
-        self.told.add(
+        self.visible.add(
             &format!("pg_stat_activity, after {statement}"),
             common::value::<String>(&self.watcher, activity).await?,
         );
@@ -81,7 +81,7 @@ impl Watched {
     }
 }
 
-/// One argument of a function, with a value that is in order.
+/// One argument of a function, with a valid value.
 struct Argument {
     name: String,
     data_type: String,
@@ -110,7 +110,7 @@ impl Argument {
         }
     }
 
-    /// The token in whichever way it could be passed here; empty for what no text fits into.
+    /// The token in every form that fits this argument; empty if no text does.
     fn holding(&self, text: &str) -> Vec<Box<dyn ToSql + Sync>> {
         match self.data_type.as_str() {
             "text" | "name" => vec![Box::new(text.to_owned())],
@@ -133,7 +133,7 @@ impl Argument {
     }
 }
 
-/// Every function that is given to somebody, with its arguments.
+/// Every granted function, with its arguments.
 async fn functions(owner: &Client) -> Result<Vec<(String, Vec<Argument>)>> {
     let rows = owner
         .query(
@@ -142,7 +142,7 @@ async fn functions(owner: &Client) -> Result<Vec<(String, Vec<Argument>)>> {
                           from unnest(p.proargtypes) with ordinality a (t, n) order by n)
              from pg_proc p
              where p.oid in (select d.object::regprocedure from tollgate.privilege_decisions d
-                             where d.object_type = 'FUNCTION' and d.given_to <> 'nobody')",
+                             where d.object_type = 'FUNCTION' and d.given_to <> 'internal')",
             &[],
         )
         .await?;
@@ -158,7 +158,7 @@ async fn functions(owner: &Client) -> Result<Vec<(String, Vec<Argument>)>> {
         .collect())
 }
 
-/// Shapes in which a token comes by mistake.
+/// Forms in which a token is passed by mistake.
 fn misshapen(token: &str) -> [String; 6] {
     [
         token.to_owned(),
@@ -171,7 +171,7 @@ fn misshapen(token: &str) -> [String; 6] {
 }
 
 #[tokio::test]
-async fn no_token_and_no_part_of_one_is_told_to_anybody_but_its_caller() -> Result<()> {
+async fn no_token_and_no_part_of_one_is_visible_to_anyone_but_the_caller() -> Result<()> {
     let cluster = common::start(
         Cluster::builder()
             .preload(false)
@@ -198,7 +198,7 @@ async fn no_token_and_no_part_of_one_is_told_to_anybody_but_its_caller() -> Resu
     client.batch_execute(calls::PREPARATION).await?;
     client.batch_execute("set client_min_messages = debug2").await?;
     let mut watched =
-        Watched { client, messages, watcher: owner, told: Told::default(), secrets: Vec::new() };
+        Watched { client, messages, watcher: owner, visible: VisibleTexts::default(), secrets: Vec::new() };
 
     // Each function as it is meant to be called.
     for (function, call) in calls::all(&watched.watcher).await? {
@@ -208,12 +208,12 @@ async fn no_token_and_no_part_of_one_is_told_to_anybody_but_its_caller() -> Resu
         assert!(
             watched.run(&bound, values).await?,
             "{function}: {:?}",
-            watched.told.0.iter().rev().find(|(p, _)| *p == bound)
+            watched.visible.0.iter().rev().find(|(p, _)| *p == bound)
         );
     }
 
-    // Each with a token wherever there is room for one, beside arguments that are in order and beside none. Twice with the
-    // same token, because what one function has stored under it another may show.
+    // Each with a token in every argument that can take one, with valid other arguments and without. Twice with the
+    // same token, because one function may show what another stored under it.
     let token = watched.issue().await?.token;
     watched.secrets.push(token.to_uppercase());
     let functions = functions(&watched.watcher).await?;
@@ -232,7 +232,7 @@ async fn no_token_and_no_part_of_one_is_told_to_anybody_but_its_caller() -> Resu
                         let passed = passed.collect::<Vec<_>>().join(", ");
                         let statement = format!("select * from {function}({passed}) /* {} */", argument.name);
                         refusals += usize::from(!watched.run(&statement, &[&*value]).await?);
-                        // Where nothing can be written, other messages come.
+                        // In a read-only transaction the messages differ.
                         watched.client.batch_execute("begin read only").await?;
                         watched.run(&statement, &[&*value]).await?;
                         watched.client.batch_execute("rollback").await?;
@@ -243,7 +243,7 @@ async fn no_token_and_no_part_of_one_is_told_to_anybody_but_its_caller() -> Resu
     }
     assert!(refusals > 50, "only {refusals} calls were refused");
 
-    // Settings of ours take a value as well, and refuse it with words of PostgreSQL's.
+    // Our settings take a value as well, and PostgreSQL words the refusal.
     for setting in ["tollgate.token_prefix", "tollgate.context", "tollgate.no_such"] {
         let token = watched.issue().await?.token;
         assert!(!watched.run("select set_config($1, $2, false)", &[&setting, &token]).await?);
@@ -255,26 +255,26 @@ async fn no_token_and_no_part_of_one_is_told_to_anybody_but_its_caller() -> Resu
         statements.contains("tollgate.authenticate($1"),
         "pg_stat_statements does not see it: {statements}"
     );
-    watched.told.add("pg_stat_statements", statements);
+    watched.visible.add("pg_stat_statements", statements);
 
-    // Of roles without a capability the log tells all, so this is where tokens would be.
+    // For roles without a capability everything is logged, so tokens would appear here.
     let careless = cluster.connect("careless", DATABASE).await?;
     let decoy = watched.issue().await?.token;
     watched.secrets.pop();
     careless.query("select * from tollgate.verify_api_token($1)", &[&decoy]).await?;
     let log = cluster.log();
-    assert!(log.contains(&decoy), "the log does not tell bind values at all");
-    assert!(log.contains("the token was refused"), "the log does not tell errors");
+    assert!(log.contains(&decoy), "the log shows no bind values at all");
+    assert!(log.contains("the token was refused"), "the log shows no errors");
     for line in log.lines() {
-        watched.told.add("the log", line);
+        watched.visible.add("the log", line);
     }
 
-    let leaks = watched.told.leaks(&watched.secrets);
+    let leaks = watched.visible.leaks(&watched.secrets);
     assert!(
         leaks.is_empty(),
         "{} of {} texts: {:#?}",
         leaks.len(),
-        watched.told.0.len(),
+        watched.visible.0.len(),
         &leaks[..leaks.len().min(20)]
     );
     Ok(())
@@ -282,9 +282,9 @@ async fn no_token_and_no_part_of_one_is_told_to_anybody_but_its_caller() -> Resu
 
 // ---- auto_explain
 
-/// A plan that the planner makes for given bind values has them in it as constants, and auto_explain writes plans.
+/// A plan made for given bind values contains them as constants, and auto_explain logs plans.
 #[tokio::test]
-async fn auto_explain_writes_tokens_where_the_documents_say_and_nowhere_else() -> Result<()> {
+async fn auto_explain_logs_tokens_where_the_documents_say_and_nowhere_else() -> Result<()> {
     let builder = Cluster::builder()
         .preload(false)
         .setting("shared_preload_libraries", "tollgate,auto_explain")
@@ -308,7 +308,7 @@ async fn auto_explain_writes_tokens_where_the_documents_say_and_nowhere_else() -
                  end $$",
         )
         .await?;
-    // What was written of a statement with a fresh token, whether the token is in it, and whether the statement is.
+    // For a statement with a new token: whether the log contains the token, and whether it contains the statement.
     let log_of = async |statement: &str, settings: &str| -> Result<(bool, bool)> {
         let session = cluster.connect("postgres", DATABASE).await?;
         session.batch_execute(calls::PREPARATION).await?;
@@ -319,19 +319,19 @@ async fn auto_explain_writes_tokens_where_the_documents_say_and_nowhere_else() -
         let values: &[&(dyn ToSql + Sync)] = if statement.contains("$1") { &[&token.token] } else { &[] };
         session.query(&statement, values).await.with_context(|| statement.clone())?;
         let log = cluster.log().split_off(before);
-        let mut told = Told::default();
-        told.add(&statement, log.as_str());
-        Ok((!told.leaks(&[token.token]).is_empty(), log.contains(&statement)))
+        let mut visible = VisibleTexts::default();
+        visible.add(&statement, log.as_str());
+        Ok((!visible.leaks(&[token.token]).is_empty(), log.contains(&statement)))
     };
 
-    // Without log_verbose whatever is called shows no token,
+    // Without log_verbose no call shows the token,
     for (function, call) in calls::all(&owner).await? {
         let statement = format!("select * from tollgate.{}", call.replace("'{token}'", "$1"));
         let (leaks, written) = log_of(&statement, "").await?;
         assert!(written, "auto_explain did not write {function}");
         assert!(!leaks, "{function}");
     }
-    // and with it these, which are the forms that the documents show. Within PL/pgSQL an expression has no plan.
+    // and with it these do, which are the forms that the documents show. Within PL/pgSQL an expression has no plan.
     let verbose = "set auto_explain.log_verbose = on";
     for statement in [
         "select * from tollgate.authenticate($1)",
@@ -342,7 +342,7 @@ async fn auto_explain_writes_tokens_where_the_documents_say_and_nowhere_else() -
     ] {
         assert_eq!(log_of(statement, verbose).await?, (false, true), "{statement}");
     }
-    // The plans within our own functions: the token comes to them by a setting, which is in no plan.
+    // The plans within our own functions: the token is passed to them by a setting, which appears in no plan.
     let token = common::issue(&owner, "clerk", &["posts:read"]).await?.token;
     owner.query("select set_config('my.token', $1, false)", &[&token]).await?;
     owner.batch_execute("set auto_explain.log_verbose = on").await?;
@@ -362,11 +362,11 @@ async fn auto_explain_writes_tokens_where_the_documents_say_and_nowhere_else() -
     }
     let nested = cluster.log().split_off(before);
     assert!(nested.contains("tollgate.lock_token"), "the nested statements are not there: {nested}");
-    let mut told = Told::default();
-    nested.lines().for_each(|line| told.add("a nested statement", line));
-    assert!(told.leaks(&[token]).is_empty(), "{nested}");
+    let mut visible = VisibleTexts::default();
+    nested.lines().for_each(|line| visible.add("a nested statement", line));
+    assert!(visible.leaks(&[token]).is_empty(), "{nested}");
 
-    // What the documents warn of.
+    // The cases that the documents warn of.
     for (statement, settings) in [
         ("select from posts where tollgate.token_has_scope($1, 'posts:read')", ""),
         ("select from posts where (tollgate.verify_api_token($1)).valid", ""),

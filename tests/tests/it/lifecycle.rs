@@ -1,5 +1,4 @@
-//! What becomes of a token after it was issued: rotated, changed, disabled, enabled, revoked; and the limits that settings
-//! put on it.
+//! A token after it was issued: rotated, changed, disabled, enabled, revoked; and the limits that settings impose.
 
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ async fn set(owner: &Client, id: Uuid, changes: &str) -> Result<()> {
     Ok(())
 }
 
-/// What of a token's row a rotation must not change.
+/// The parts of a token's row that a rotation must not change.
 async fn substance(owner: &Client, id: Uuid) -> Result<Value> {
     let sql =
         "select to_jsonb(t) - '{id,created_at,token_hash,hint,rotated_from,rotated_to,created_by}'::text[]
@@ -30,21 +29,21 @@ async fn substance(owner: &Client, id: Uuid) -> Result<Value> {
     Ok(owner.query_one(sql, &[&id]).await?.get(0))
 }
 
-/// Detail and hint are there, and the detail says this.
+/// Detail and hint are set, and the detail says this.
 #[track_caller]
 fn assert_explained(error: &DbError, detail: &str) {
     assert!(error.detail().is_some_and(|text| text.contains(detail)), "{error:?}");
     assert!(error.hint().is_some(), "{error:?}");
 }
 
-/// What was told so far of the tokens of one user.
-struct Told {
+/// The notifications so far about the tokens of one user.
+struct Notifications {
     messages: UnboundedReceiver<AsyncMessage>,
     listener: Client,
     user: String,
 }
 
-impl Told {
+impl Notifications {
     async fn listen(cluster: &Cluster, user: &str) -> Result<Self> {
         let (listener, messages) = cluster.listen("web", DATABASE).await?;
         listener.batch_execute("listen tollgate_events").await?;
@@ -52,9 +51,9 @@ impl Told {
     }
 
     async fn all(&mut self) -> Result<Vec<Value>> {
-        // Comes after all that was committed before.
+        // Arrives after everything that was committed before.
         self.listener.batch_execute("notify tollgate_events, '{\"fence\": true}'").await?;
-        let mut told = Vec::new();
+        let mut notified = Vec::new();
         let next = async {
             while let Some(message) = self.messages.recv().await {
                 let AsyncMessage::Notification(notification) = message else { continue };
@@ -63,7 +62,7 @@ impl Told {
                     return anyhow::Ok(());
                 }
                 if payload["user_id"] == self.user.as_str() {
-                    told.push(payload);
+                    notified.push(payload);
                 }
             }
             anyhow::bail!("the connection ended")
@@ -71,7 +70,7 @@ impl Told {
         tokio::time::timeout(Duration::from_secs(10), next)
             .await
             .context("no notification within 10 s")??;
-        Ok(told)
+        Ok(notified)
     }
 }
 
@@ -154,7 +153,7 @@ async fn end_grace(owner: &Client, id: Uuid, ago: &str) -> Result<()> {
     set(owner, id, &format!("expires_at = now() - interval '{ago}'")).await
 }
 
-/// Has what verifications found recorded, as the daemon does.
+/// Records the findings of verifications, like the daemon.
 async fn record(owner: &Client) -> Result<()> {
     owner.batch_execute("select tollgate.apply_findings()").await?;
     Ok(())
@@ -185,13 +184,16 @@ async fn a_rotated_token_that_is_presented_after_its_grace_is_an_event_at_most_o
         assert_eq!(presented(&old).await?, "EXPIRED");
         record(&owner).await?;
     }
-    let told = reuses(&owner, old.id).await?;
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!((&told[0]["client_ip"], &told[0]["rotated_to"]), (&json!("2001:db8::7"), &json!(new.id)));
-    assert!(told[0]["presented_at"].is_string() && told[0].get("revokes").is_none(), "{told:?}");
+    let notified = reuses(&owner, old.id).await?;
+    assert_eq!(notified.len(), 1, "{notified:?}");
+    assert_eq!(
+        (&notified[0]["client_ip"], &notified[0]["rotated_to"]),
+        (&json!("2001:db8::7"), &json!(new.id))
+    );
+    assert!(notified[0]["presented_at"].is_string() && notified[0].get("revokes").is_none(), "{notified:?}");
     assert_eq!(code(&web, &new.token).await?, "VALID", "it is recorded, and no more");
 
-    // A minute later, by whatever it is presented in, and without an address.
+    // A minute later, whichever function it is presented to, and without an address.
     let other = cluster.connect("postgres", DATABASE).await?;
     for (n, call) in
         ["authenticate($1)", "token_has_scope($1, 'posts:read')", "derive_api_token($1, 'n', '{}', null)"]
@@ -202,16 +204,16 @@ async fn a_rotated_token_that_is_presented_after_its_grace_is_an_event_at_most_o
         // Refused or false.
         let _ = other.query(&format!("select from tollgate.{call}"), &[&old.token]).await;
         record(&owner).await?;
-        let told = reuses(&owner, old.id).await?;
-        assert_eq!((told.len(), told[n + 1].get("client_ip")), (n + 2, None), "{call}");
+        let notified = reuses(&owner, old.id).await?;
+        assert_eq!((notified.len(), notified[n + 1].get("client_ip")), (n + 2, None), "{call}");
     }
-    // Who ends it by presenting it found it.
+    // Revoking it by presenting it means that it was found.
     set(&owner, old.id, "reuse_detected_at = null").await?;
     owner.query_one("select tollgate.revoke_presented_token($1)", &[&old.token]).await?;
     assert_eq!(presented(&old).await?, "REVOKED");
     record(&owner).await?;
     assert_eq!(reuses(&owner, old.id).await?.len(), 4);
-    // Nor is there any of one that only expired.
+    // Nor for a token that only expired.
     let brief = issue(&owner, "reused", &[]).await?;
     end_grace(&owner, brief.id, "1 second").await?;
     assert_eq!(presented(&brief).await?, "EXPIRED");
@@ -226,9 +228,9 @@ async fn a_rotated_token_that_is_presented_after_its_grace_is_an_event_at_most_o
 }
 
 #[tokio::test]
-async fn reuse_ends_the_successors_and_what_came_of_them_where_the_rotation_asked_for_it() -> Result<()> {
+async fn reuse_revokes_the_successors_and_their_descendants_where_the_rotation_requested_it() -> Result<()> {
     let World { owner, web, cluster } = SHARED.world().await?;
-    let mut told = Told::listen(&cluster, "thief").await?;
+    let mut notified = Notifications::listen(&cluster, "thief").await?;
     let first = issue(&owner, "thief", &["posts:read"]).await?;
     let row = owner
         .query_one(
@@ -240,7 +242,7 @@ async fn reuse_ends_the_successors_and_what_came_of_them_where_the_rotation_aske
     let third = rotate(&owner, second.id, "1 hour").await?;
     let child = derive(&owner, &third, &["posts:read"]).await?;
     let other = issue(&owner, "thief", &[]).await?;
-    told.all().await?;
+    notified.all().await?;
     assert_eq!(code(&web, &first.token).await?, "EXPIRED");
     record(&owner).await?;
     for token in [&second, &third, &child] {
@@ -250,18 +252,21 @@ async fn reuse_ends_the_successors_and_what_came_of_them_where_the_rotation_aske
         assert_eq!((event.as_str(), &detail["reused"]), ("token.revoked", &json!(first.id)));
     }
     assert_eq!(code(&web, &other.token).await?, "VALID");
-    // A receiver may ask for just this.
+    // A receiver may request just this event.
     owner
         .batch_execute("begin; select tollgate.define_webhook('alarm', 'https://example.com/', '{token.reuse_detected}'); rollback")
         .await?;
     assert_eq!(reuses(&owner, first.id).await?[0]["revokes"], true);
-    let told = told.all().await?;
-    assert_eq!((told.len(), &told[0]["event"], &told[0]["count"]), (1, &json!("token.revoked"), &json!(3)));
+    let notified = notified.all().await?;
+    assert_eq!(
+        (notified.len(), &notified[0]["event"], &notified[0]["count"]),
+        (1, &json!("token.revoked"), &json!(3))
+    );
     Ok(())
 }
 
 #[tokio::test]
-async fn what_an_operator_makes_up_is_no_finding() -> Result<()> {
+async fn findings_made_up_by_an_operator_are_ignored() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let old = issue(&owner, "framed", &[]).await?;
     let row = "select id, token from tollgate.rotate_api_token($1, revoke_on_reuse => true)";
@@ -358,7 +363,7 @@ async fn a_token_that_is_over_or_was_rotated_has_no_successor() -> Result<()> {
 
 #[tokio::test]
 async fn a_successor_is_purged_only_after_the_token_that_names_it() -> Result<()> {
-    // A server of its own: what other tests have let end would be purged, too.
+    // A separate server: tokens that other tests let end would be purged, too.
     let cluster = common::start(Cluster::builder())?;
     let owner = cluster.connect("postgres", DATABASE).await?;
     let first = issue(&owner, "kept", &[]).await?;
@@ -387,10 +392,10 @@ async fn a_successor_is_purged_only_after_the_token_that_names_it() -> Result<()
 }
 
 #[tokio::test]
-async fn a_rotation_is_recorded_with_both_tokens_and_told_once() -> Result<()> {
+async fn a_rotation_is_recorded_with_both_tokens_and_notified_once() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     let old = issue(&owner, "recorded", &["posts:read"]).await?;
-    let mut told = Told::listen(&cluster, "recorded").await?;
+    let mut notified = Notifications::listen(&cluster, "recorded").await?;
     let new = rotate(&owner, old.id, "1 hour").await?;
     let end: Value = value(
         &owner,
@@ -412,7 +417,7 @@ async fn a_rotation_is_recorded_with_both_tokens_and_told_once() -> Result<()> {
         )]
     );
     assert_eq!(
-        told.all().await?,
+        notified.all().await?,
         [json!({"event": "token.rotated", "token_id": old.id, "user_id": "recorded", "reason": null})]
     );
     Ok(())
@@ -465,7 +470,7 @@ async fn each_key_changes_what_it_names_and_null_clears_it() -> Result<()> {
     cleared["scopes"] = json!([]);
     assert_eq!(substance(&owner, token.id).await?, cleared);
 
-    // What is as it was is no event.
+    // An unchanged value is not an event.
     let events = history(&owner, token.id).await?.len();
     for same in [json!({}), json!({"name": "a test's", "scopes": [], "metadata": {}})] {
         update(&owner, token.id, &same).await?;
@@ -475,7 +480,7 @@ async fn each_key_changes_what_it_names_and_null_clears_it() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_change_is_refused_for_what_issuing_refuses_and_its_value_is_not_repeated() -> Result<()> {
+async fn a_change_is_refused_where_issuing_is_refused_and_its_value_is_not_repeated() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     let token = issue(&owner, "unchanged", &["posts:read"]).await?;
     let before = substance(&owner, token.id).await?;
@@ -538,11 +543,12 @@ async fn a_change_is_refused_for_what_issuing_refuses_and_its_value_is_not_repea
 }
 
 #[tokio::test]
-async fn what_takes_access_away_is_told_and_nothing_else() -> Result<()> {
+async fn changes_that_take_access_away_are_notified_and_no_others() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
-    let token = issue_with(&owner, "told", "scopes => '{posts:*}', expires_in => '1 day'").await?;
-    let mut told = Told::listen(&cluster, "told").await?;
-    let narrowed = json!({"event": "token.updated", "token_id": token.id, "user_id": "told", "reason": null});
+    let token = issue_with(&owner, "notified", "scopes => '{posts:*}', expires_in => '1 day'").await?;
+    let mut notified = Notifications::listen(&cluster, "notified").await?;
+    let narrowed =
+        json!({"event": "token.updated", "token_id": token.id, "user_id": "notified", "reason": null});
     for (changes, takes_away) in [
         (json!({"name": "other"}), false),
         (json!({"metadata": {"a": 1}}), false),
@@ -561,7 +567,7 @@ async fn what_takes_access_away_is_told_and_nothing_else() -> Result<()> {
     ] {
         update(&owner, token.id, &changes).await?;
         let expected = if takes_away { vec![narrowed.clone()] } else { vec![] };
-        assert_eq!(told.all().await?, expected, "{changes}");
+        assert_eq!(notified.all().await?, expected, "{changes}");
     }
     Ok(())
 }
@@ -602,18 +608,18 @@ async fn a_later_expiry_brings_a_token_back_whose_next_end_is_recorded_too() -> 
 async fn a_disabled_token_is_refused_until_it_is_enabled() -> Result<()> {
     let World { owner, web, cluster } = SHARED.world().await?;
     let token = issue(&owner, "switched", &[]).await?;
-    let mut told = Told::listen(&cluster, "switched").await?;
+    let mut notified = Notifications::listen(&cluster, "switched").await?;
     assert!(!enable(&owner, token.id, true).await?, "enabled already");
     assert!(enable(&owner, token.id, false).await?);
     assert!(!enable(&owner, token.id, false).await?, "disabled already");
     assert_eq!(code(&web, &token.token).await?, "DISABLED");
     assert_eq!(
-        told.all().await?,
+        notified.all().await?,
         [json!({"event": "token.disabled", "token_id": token.id, "user_id": "switched", "reason": "a test"})]
     );
     assert!(enable(&owner, token.id, true).await?);
     assert_eq!(code(&web, &token.token).await?, "VALID");
-    assert_eq!(told.all().await?, Vec::<Value>::new());
+    assert_eq!(notified.all().await?, Vec::<Value>::new());
     let because = json!({"reason": "a test"});
     assert_eq!(
         history(&owner, token.id).await?[1..],
@@ -641,7 +647,7 @@ async fn a_disabled_token_is_refused_until_it_is_enabled() -> Result<()> {
 // ---- Revocation
 
 #[tokio::test]
-async fn a_revocation_in_an_old_snapshot_does_it_or_asks_to_try_again() -> Result<()> {
+async fn a_revocation_in_an_old_snapshot_succeeds_or_asks_for_a_retry() -> Result<()> {
     let World { owner, web, cluster } = SHARED.world().await?;
     let old = cluster.connect("postgres", DATABASE).await?;
     for isolation in ["repeatable read", "serializable"] {
@@ -667,7 +673,7 @@ async fn a_revocation_in_an_old_snapshot_does_it_or_asks_to_try_again() -> Resul
             assert!(error.hint().is_some(), "{call}: {error:?}");
             old.batch_execute("rollback to s").await?;
         }
-        // What is not there at all is not to be tried again.
+        // A token that does not exist is not worth a retry.
         assert!(!revoke(&old, Uuid::nil()).await?);
         old.batch_execute("rollback").await?;
 
@@ -686,7 +692,7 @@ async fn a_revocation_in_an_old_snapshot_does_it_or_asks_to_try_again() -> Resul
 }
 
 #[tokio::test]
-async fn a_user_who_is_authenticated_revokes_own_tokens_and_nobody_elses() -> Result<()> {
+async fn an_authenticated_user_revokes_own_tokens_and_no_others() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     owner
         .batch_execute(
@@ -758,7 +764,7 @@ async fn no_token_is_given_a_longer_life_than_the_setting_allows() -> Result<()>
         format!("derive_api_token('{}', 'n', '{{}}', '1 hour')", eternal.token),
         format!("derive_api_token('{}', 'n', '{{}}', null)", short.token),
         format!("rotate_api_token('{}')", short.id),
-        // What is as it was stays, and may be changed in all else.
+        // An unchanged expiry stays, and all other fields may be changed.
         format!("update_api_token('{}', '{{\"name\": \"eternal\"}}')", eternal.id),
         format!(
             "update_api_token('{}', jsonb_build_object('expires_at', now() + interval '1 hour'))",
@@ -778,7 +784,7 @@ async fn a_lifetime_is_as_long_in_every_time_zone_and_never_longer_than_the_cap_
     let root = issue(&owner, "zoned", &[]).await?;
     for zone in ["UTC", "Australia/Sydney", "America/New_York", "Europe/Berlin", "Asia/Kathmandu"] {
         session.batch_execute(&format!("set timezone = '{zone}'")).await?;
-        // Some of these end beyond a change of the clocks, whenever it is now.
+        // Some of these end after a daylight-saving change, whenever it is now.
         for days in [1, 30, 90, 150, 180, 240, 300, 365] {
             session.batch_execute(&format!("set tollgate.max_token_lifetime = '{days}d'")).await?;
             for call in [
@@ -798,7 +804,7 @@ async fn a_lifetime_is_as_long_in_every_time_zone_and_never_longer_than_the_cap_
             );
             session.batch_execute(&import).await.with_context(|| format!("{days} days in {zone}"))?;
         }
-        // Months and years are those of UTC's calendar.
+        // Months and years are those of the calendar in UTC.
         session.batch_execute("set tollgate.max_token_lifetime = 0").await?;
         for lifetime in ["1 month", "1 year 2 months 3 days 04:05:06"] {
             let exact = format!(
@@ -894,7 +900,7 @@ async fn a_user_has_no_more_live_tokens_than_the_setting_allows() -> Result<()> 
     assert_full().await;
     let second = rotate(&session, second.id, "1 hour").await?;
     assert_full().await;
-    // An expired one does not, and then has no place to come back to.
+    // An expired one does not, and then cannot come back.
     set(&owner, second.id, "expires_at = now()").await?;
     let third = issue(&session, "many", &[]).await?;
     assert_full().await;
@@ -907,9 +913,9 @@ async fn a_user_has_no_more_live_tokens_than_the_setting_allows() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_number_of_tokens_is_exact_whoever_issues_at_the_same_time() -> Result<()> {
+async fn the_number_of_tokens_is_exact_under_concurrent_issuing() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
-    // Under REPEATABLE READ the very first of a user, of several at the same time, would be a serialization failure.
+    // Under REPEATABLE READ the first token of a user, issued by several at once, would be a serialization failure.
     owner.batch_execute("set tollgate.max_tokens_per_user = 10").await?;
     issue(&owner, "crowd", &[]).await?;
     let mut issuers = Vec::new();
@@ -925,7 +931,7 @@ async fn the_number_of_tokens_is_exact_whoever_issues_at_the_same_time() -> Resu
         issuers.push(tokio::spawn(async move {
             let mut issued = 0;
             for _ in 0..5 {
-                // With a snapshot from before the others are done.
+                // With a snapshot from before the others finished.
                 session.batch_execute("begin; select from tollgate.scopes").await?;
                 match session.batch_execute("select tollgate.create_api_token('crowd', 'n')").await {
                     Ok(()) => {
@@ -951,7 +957,7 @@ async fn the_number_of_tokens_is_exact_whoever_issues_at_the_same_time() -> Resu
 }
 
 #[tokio::test]
-async fn limits_are_not_for_their_subjects_to_lift_and_every_setting_says_why() -> Result<()> {
+async fn limits_cannot_be_raised_by_their_subjects_and_every_setting_says_why() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     for (setting, value) in
         [("max_token_lifetime", "0"), ("max_tokens_per_user", "0"), ("accept_foreign_tokens", "on")]

@@ -1,7 +1,7 @@
-//! Rate limits: of tokens, of users, and of failed attempts from one address. They are exact under concurrency, outlive a
-//! rollback, and refuse where they cannot be kept.
+//! Rate limits: of tokens, of users, and of failed attempts from one address. They are exact under concurrency, survive
+//! a rollback, and refuse where they cannot be kept.
 //!
-//! Windows are a day long, so that no test depends on how fast it runs: what is spent does not come back meanwhile.
+//! Windows are a day long, so that no test depends on how fast it runs: the allowance does not come back meanwhile.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,7 @@ async fn accepted(client: &Client, request: Request<'_>, times: usize) -> Result
     Ok(accepted)
 }
 
-/// A database of its own with settings, and a session of `web` there.
+/// A separate database with settings, and a session of `web` there.
 async fn with_settings(cluster: &Cluster, name: &str, settings: &[(&str, &str)]) -> Result<(Client, Client)> {
     database(cluster, name)?;
     for (setting, value) in settings {
@@ -43,7 +43,7 @@ async fn with_settings(cluster: &Cluster, name: &str, settings: &[(&str, &str)])
     Ok((cluster.connect("postgres", name).await?, cluster.connect("web", name).await?))
 }
 
-/// Uses and denials of a token that are not flushed yet. They are drained, and stay in memory.
+/// Unflushed uses and denials of a token. They are drained, and stay in memory.
 async fn counted(owner: &Client, token: &Token) -> Result<(i64, i64)> {
     let drained = "select uses, denials from tollgate.drain_usage() where token_id = $1";
     let row = owner.query_opt(drained, &[&token.id]).await?.context("the token is not counted")?;
@@ -139,7 +139,7 @@ async fn no_stretch_of_time_sees_more_than_the_limit_and_its_share() -> Result<(
     }
     assert!(admitted.len() > LIMIT, "the allowance came back: {}", admitted.len());
     for (start, _) in &admitted {
-        // Those that surely fell into a stretch that begins here.
+        // Those that certainly fell into a period that begins here.
         let mut ends: Vec<f64> =
             admitted.iter().filter(|(before, _)| before >= start).map(|(_, after)| *after).collect();
         ends.sort_by(f64::total_cmp);
@@ -207,7 +207,7 @@ async fn a_charge_outlives_the_rollback_of_its_transaction() -> Result<()> {
 }
 
 #[tokio::test]
-async fn authenticate_raises_53400_and_says_when_to_come_again() -> Result<()> {
+async fn authenticate_raises_53400_and_says_when_to_retry() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token = issue_with(&owner, "raises", "rate_limit => 1, rate_window => '1 day'").await?;
     web.batch_execute("begin").await?;
@@ -244,7 +244,7 @@ async fn a_changed_limit_holds_at_the_next_verification() -> Result<()> {
 }
 
 #[tokio::test]
-async fn tokens_that_came_of_a_limited_one_have_its_limit_each() -> Result<()> {
+async fn derived_tokens_of_a_limited_one_have_its_limit_each() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token =
         issue_with(&owner, "family", &format!("scopes => '{{posts:*}}', rate_limit => 4, {DAY}")).await?;
@@ -296,7 +296,7 @@ async fn all_tokens_of_a_user_share_the_users_limit() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_a_tokens_own_limit_refuses_is_not_charged_to_its_user() -> Result<()> {
+async fn uses_refused_by_a_tokens_own_limit_are_not_charged_to_its_user() -> Result<()> {
     let cluster = SHARED.cluster()?;
     let settings = [("tollgate.user_rate_limit", "10"), ("tollgate.user_rate_window", "1d")];
     let (owner, web) = with_settings(&cluster, "per_user_and_token", &settings).await?;
@@ -347,7 +347,7 @@ async fn an_address_that_failed_too_often_is_refused_whatever_it_presents() -> R
     revoke(&owner, revoked.id).await?;
     let from = "192.0.2.1";
     let write = [Some("posts:write")];
-    // Successes, and tokens that only lack a scope, are no failed attempts.
+    // Successes, and tokens that only lack a scope, are not failed attempts.
     for _ in 0..5 {
         assert_eq!(Request::of(&good.token).coming_from(from).code(&web).await?, "VALID");
         let scopeless = Request::of(&good.token).requiring(&write).coming_from(from);
@@ -361,7 +361,7 @@ async fn an_address_that_failed_too_often_is_refused_whatever_it_presents() -> R
         assert_eq!(
             (answer.code.as_str(), answer.token_id),
             ("RATE_LIMITED", None),
-            "it tells nothing of the token"
+            "it shows nothing of the token"
         );
         assert_eq!((answer.rate_limit, answer.rate_remaining), (Some(3), Some(0)));
         assert!(answer.retry_after.is_some());
@@ -403,19 +403,19 @@ async fn sixteen_guessers_at_one_address_get_no_more_answers_than_the_limit() ->
     for _ in 0..16 {
         let web = cluster.connect("web", "guessers").await?;
         sessions.spawn(async move {
-            let mut told = 0;
+            let mut answered = 0;
             for _ in 0..50 {
                 let answer = Request::of(UNKNOWN).coming_from("192.0.2.7").code(&web).await?;
-                told += usize::from(answer == "NOT_FOUND");
+                answered += usize::from(answer == "NOT_FOUND");
             }
-            anyhow::Ok(told)
+            anyhow::Ok(answered)
         });
     }
-    let mut told = 0;
+    let mut answered = 0;
     while let Some(of_session) = sessions.join_next().await {
-        told += of_session??;
+        answered += of_session??;
     }
-    assert_eq!(told, 100, "of 800");
+    assert_eq!(answered, 100, "of 800");
     Ok(())
 }
 
@@ -468,7 +468,7 @@ async fn where_the_table_is_full_a_limited_token_is_refused_and_an_unlimited_one
     let limited = issue_with(&owner, "full", &format!("rate_limit => 1000, {DAY}")).await?;
     let kept = issue_with(&owner, "kept", &format!("rate_limit => 5, {DAY}")).await?;
     assert_eq!(accepted(&owner, Request::of(&kept.token), 3).await?, 3);
-    // Uses that nobody flushes.
+    // Uses that are never flushed.
     let fill = "select count(*) from (
             select tollgate.verify_api_token(t.token)
             from generate_series(1, 3000) n, tollgate.create_api_token('full', 'n' || n) t) v";
@@ -482,7 +482,7 @@ async fn where_the_table_is_full_a_limited_token_is_refused_and_an_unlimited_one
     assert_eq!(code(&owner, &free.token).await?, "VALID");
     assert_eq!(accepted(&owner, Request::of(&kept.token), 5).await?, 2, "a limiter in use is never evicted");
 
-    // Once it is flushed there is room.
+    // Once flushed, there is room.
     let flush =
         "with d as materialized (select distinct node, boot, generation from tollgate.drain_usage()),
               a as materialized (select generation, tollgate.apply_usage(node, boot, generation, '{}', tollgate.signature_of_usage(node, boot, generation, '{}')) as applied from d)
@@ -510,13 +510,14 @@ async fn addresses_that_fail_cannot_take_the_room_of_tokens() -> Result<()> {
                 lateral tollgate.create_api_token('u' || n, 'n', rate_limit => 5) t) v";
     assert_eq!(value::<i64>(&owner, issued).await?, 300);
     assert_eq!(value::<i64>(&owner, "select overflowed from tollgate.stats()").await?, 0);
-    // The last that failed are still remembered.
+    // The last addresses that failed are still remembered.
     let last = "select code from tollgate.verify_api_token('junk', null, '10.0.0.0'::inet + 20000)";
     assert_eq!(value::<String>(&owner, last).await?, "RATE_LIMITED");
     Ok(())
 }
 
-/// Who may issue can fill the table, for any number of users, but only at the cost of what the same role issued.
+/// An issuing role can fill the table, for any number of users, but only at the expense of tokens that it issued
+/// itself.
 #[tokio::test]
 async fn an_issuer_changes_neither_counts_nor_limits_of_others_here_or_in_another_database() -> Result<()> {
     let cluster = common::start(Cluster::builder().setting("tollgate.max_tracked_keys", "1024"))?;
@@ -572,7 +573,7 @@ async fn an_issuer_changes_neither_counts_nor_limits_of_others_here_or_in_anothe
             assert_eq!(counted(owner, token).await?, expected);
         }
     }
-    // A window that would hold room for longer cannot be had.
+    // A window that would keep room for longer is refused.
     let longer =
         "select tollgate.create_api_token('u', 'n', rate_limit => 1, rate_window => '1 day 1 microsecond')";
     refused(mallory.query(longer, &[]).await, &SqlState::INVALID_PARAMETER_VALUE);

@@ -1,4 +1,5 @@
-//! Outcomes of verifications in the server's log: what a line says, what it never holds, and how many there may be.
+//! Outcomes of verifications in the server's log: what a line contains, what it never contains, and how many there may
+//! be.
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ fn logging(what: &str) -> Builder {
     Cluster::builder().setting("tollgate.log_verifications", what)
 }
 
-/// The lines about verifications, without what the server puts before them.
+/// The lines about verifications, without the server's line prefix.
 fn lines(cluster: &Cluster) -> Vec<String> {
     const MARK: &str = "LOG:  tollgate: ";
     cluster.log().lines().filter_map(|line| line.split_once(MARK)).map(|(_, line)| line.to_owned()).collect()
@@ -43,7 +44,7 @@ async fn nothing_is_logged_unless_asked_for_and_then_failures_or_all() -> Result
         code(&web, "junk").await?;
         authenticate(&web, &good.token).await?;
         refused(authenticate(&web, &bad.token).await, &SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
-        // A pure check counts no use, but whoever guesses may do it there.
+        // A pure check is not a use, but guesses can be made through it.
         let _: bool =
             web.query_one("select tollgate.token_has_scope($1, 'posts:read')", &[&bad.token]).await?.get(0);
         Ok(())
@@ -105,7 +106,7 @@ async fn a_line_says_which_token_from_where_and_for_what() -> Result<()> {
 
 #[tokio::test]
 async fn a_line_holds_neither_token_nor_statement_nor_anything_that_was_smuggled_in() -> Result<()> {
-    // What is set here makes PostgreSQL add all it can to a line.
+    // These settings make PostgreSQL add everything it can to a line.
     let builder = logging("all")
         .setting("log_min_error_statement", "debug5")
         .setting("log_parameter_max_length_on_error", "-1")
@@ -128,7 +129,7 @@ async fn a_line_holds_neither_token_nor_statement_nor_anything_that_was_smuggled
     owner.execute("do $$ begin perform tollgate.verify_api_token('in a literal'); end $$", &[]).await?;
     let log = cluster.log();
     let about = lines(&cluster);
-    assert_eq!(about.len(), 0, "with verbose errors the SQLSTATE stands in between");
+    assert_eq!(about.len(), 0, "with verbose errors the SQLSTATE comes in between");
     let written: Vec<&str> = log.lines().filter(|line| line.contains("tollgate: verification")).collect();
     assert_eq!(written.len(), 2, "{written:?}");
     assert!(written[0].len() < 1000, "{}", written[0]);
@@ -141,12 +142,12 @@ async fn a_line_holds_neither_token_nor_statement_nor_anything_that_was_smuggled
         assert!(!log.contains(word), "{word} in {log}");
     }
     web.batch_execute("select 1").await?;
-    assert!(notices.try_recv().is_err(), "the client is told nothing");
+    assert!(notices.try_recv().is_err(), "the client gets no message");
     Ok(())
 }
 
 #[tokio::test]
-async fn whoever_presents_tokens_cannot_fill_the_log() -> Result<()> {
+async fn a_client_that_presents_tokens_cannot_fill_the_log() -> Result<()> {
     let (cluster, _, web) =
         start(logging("failures").setting("tollgate.max_logged_verifications", "1")).await?;
     let mut presented = 5000;
@@ -154,7 +155,7 @@ async fn whoever_presents_tokens_cannot_fill_the_log() -> Result<()> {
         "select count(*) from generate_series(1, {presented}) n, tollgate.verify_api_token('junk' || n)"
     );
     assert_eq!(value::<i64>(&web, &many).await?, presented);
-    // The bound is the whole server's: a session more is no allowance more.
+    // The limit is the whole server's: another session does not raise it.
     for _ in 0..30 {
         let session = cluster.connect("web", DATABASE).await?;
         code(&session, "junk").await?;

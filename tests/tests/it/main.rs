@@ -1,7 +1,8 @@
-//! Tests from outside, as users do it: the installed extension on real servers, the daemon, ordinary roles, real drivers.
+//! Tests from outside, as users work: the installed extension on real servers, the daemon, ordinary roles, real
+//! drivers.
 //!
-//! One binary, a module a topic, so that there is one thing to link: `make test ONLY='usage:: events::'` runs some of
-//! them. What is long by nature is marked `#[ignore = "long: why"]` and run by `make test-long`.
+//! One binary with a module per topic, so that only one is linked: `make test ONLY='usage:: events::'` runs some of
+//! them. Long tests are marked `#[ignore = "long: why"]` and run by `make test-long`.
 
 mod activity;
 mod arguments;
@@ -19,6 +20,7 @@ mod context;
 mod daemon;
 mod derive;
 mod document;
+mod drivers;
 mod epochs;
 mod errors;
 mod events;
@@ -36,6 +38,7 @@ mod leaks;
 mod lifecycle;
 mod limits;
 mod log_verifications;
+mod managing;
 mod monitoring;
 mod network;
 mod operations;

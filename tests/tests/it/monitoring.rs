@@ -1,5 +1,5 @@
-//! What Prometheus and Grafana make of the metrics: the page of a live daemon, the alert rules, the dashboard, and that each
-//! names only what is there.
+//! The metrics in Prometheus and Grafana: the page of a live daemon, the alert rules, the dashboard, and that each only names
+//! existing metrics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,7 +20,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/monitoring")
 }
 
-/// Runs promtool in the folder of the rules, and returns what it prints if it is content.
+/// Runs promtool in the folder of the rules, and returns its output if it succeeds.
 fn promtool(arguments: &[&str], input: &str) -> Result<String> {
     let program = dev_dir()?.join("promtool");
     ensure!(program.exists(), "{} is missing: `make promtool` fetches it", program.display());
@@ -74,7 +74,7 @@ fn panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
     dashboard["panels"].as_array().into_iter().flatten().filter(|panel| panel["type"] != "row")
 }
 
-/// Of all panels, as Grafana sends them when everything is selected.
+/// The expressions of all panels, as Grafana sends them when everything is selected.
 fn expressions(dashboard: &Value) -> Vec<String> {
     panels(dashboard)
         .flat_map(|panel| panel["targets"].as_array().into_iter().flatten())
@@ -87,7 +87,7 @@ fn expressions(dashboard: &Value) -> Vec<String> {
         .collect()
 }
 
-/// Names of ours in a text, whatever stands around them.
+/// Our names in a text, whatever surrounds them.
 fn named(text: &str) -> BTreeSet<String> {
     text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'))
         .filter(|word| word.starts_with("tollgate_") || word.starts_with("tollgated_"))
@@ -158,7 +158,7 @@ fn the_dashboard_is_of_expressions_that_parse_with_units_and_variables() -> Resu
         assert!(ids.insert(panel["id"].to_string()), "two panels have the id {}", panel["id"]);
         for target in panel["targets"].as_array().context("targets")? {
             let text = target["expr"].as_str().context("an expression")?;
-            // One of several servers that is selected must be shown without the others.
+            // If one of several servers is selected, it must be shown without the others.
             assert_eq!(text.matches("$cluster").count(), text.matches('{').count(), "{text}");
             for metric in named(text).iter().filter(|name| !text.contains(&format!("\"{name}\""))) {
                 assert!(text.contains(&format!("{metric}{{")), "{metric} of every server: {text}");
@@ -172,7 +172,7 @@ fn the_dashboard_is_of_expressions_that_parse_with_units_and_variables() -> Resu
 }
 
 #[test]
-fn what_every_daemon_reads_from_the_server_is_never_added_up() -> Result<()> {
+fn figures_that_every_daemon_reads_from_the_server_are_never_summed() -> Result<()> {
     let mut all: Vec<String> = expressions(&dashboard()?);
     all.extend(alerts()?.into_values());
     let mut read = 0;
@@ -220,12 +220,12 @@ async fn the_page_of_a_live_daemon_pleases_promtool_and_is_all_that_is_shown_or_
     let (_daemon, address) = run(&db.url(), &["--flush-interval=100ms"]).await?;
     eventually_answers(address, "/readyz", 200).await;
     eventually_measures(address, "tollgate_webhook_enabled{webhook=\"crm\"}", |enabled| enabled == 1.0).await;
-    // Of events that nobody comes for, there is an oldest one.
+    // Events that are never read have an oldest one.
     db.operator.execute("select tollgate.open_subscription('elsewhere')", &[]).await?;
     let token = issue(&db.owner, "ann", &[]).await?;
     let since = "tollgate_subscription_oldest_pending_timestamp_seconds{subscription=\"elsewhere\"}";
     eventually_measures(address, since, |since| since > 0.0).await;
-    // How flushes fare is shown by whoever leads them, and when the last was, once something was flushed.
+    // The leader shows the metrics of flushes, and the time of the last one once something was flushed.
     db.owner.query_one("select code from tollgate.verify_api_token($1)", &[&token.token]).await?;
     eventually_measures(address, "tollgate_last_flush_timestamp_seconds", |at| at > 1.7e9).await;
     eventually_measures(address, "tollgated_task_leader{task=\"flush_usage\"}", |leads| leads == 1.0).await;
@@ -252,7 +252,7 @@ async fn the_page_of_a_live_daemon_pleases_promtool_and_is_all_that_is_shown_or_
         assert!(unknown.is_empty(), "{file} uses {unknown:?}, of {there:#?}");
     }
     let documented = named(include_str!("../../../docs/metrics.md"));
-    // Of a counter, its type is declared without `_total`; of a histogram, there are samples by several names.
+    // The type of a counter is declared without `_total`; a histogram has samples with several names.
     let parts = ["_bucket", "_sum", "_count"];
     let samples = there.iter().filter(|name| {
         !there.contains(&format!("{name}_total"))
@@ -292,7 +292,7 @@ async fn the_histogram_is_of_the_verifications_in_this_database() -> Result<()> 
     let bucket =
         |le: &str| page.get(&format!("tollgate_verification_seconds_bucket{{le=\"{le}\"}}")).copied();
     assert_eq!((bucket("+Inf"), bucket("1.0").is_some()), (Some(3.0), true), "{page:#?}");
-    eventually_async(LONG, "both databases to be told apart", async || {
+    eventually_async(LONG, "both databases to be distinguished", async || {
         let text = get(address, "/metrics", &[]).await.unwrap().body;
         text.contains("tollgate_verification_seconds_count{database=\"timed\"} 3")
     })

@@ -1,5 +1,5 @@
-//! The network fails without a word, and the primary is replaced by its standby: the daemon finds its way back and
-//! neither loses nor skips an event.
+//! The network fails silently, and the primary is replaced by its standby: the daemon recovers and neither loses nor
+//! skips an event.
 
 use crate::common;
 use std::collections::BTreeSet;
@@ -16,7 +16,7 @@ use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually_async};
 
 const SOON: Duration = Duration::from_secs(60);
 const CUT: Duration = Duration::from_secs(30);
-/// Within which the daemon must be back after the mend.
+/// The time within which the daemon must be back after the repair.
 const RECOVERY: Duration = Duration::from_secs(10);
 
 const EAGER: [&str; 6] = [
@@ -28,11 +28,11 @@ const EAGER: [&str; 6] = [
     "--shutdown-grace=5s",
 ];
 
-/// A network path that can go dead: connections stay open, new ones are taken, and not a byte passes. After the mend only
-/// new ones work, as behind a router that was replaced.
+/// A network path that can go dead: connections stay open, new ones are accepted, and no byte passes. After the repair
+/// only new ones work, as behind a replaced router.
 struct Path {
     address: SocketAddr,
-    /// Counts up at every cut; odd while it lasts.
+    /// Incremented at every cut and repair; odd during a cut.
     state: watch::Sender<u64>,
 }
 
@@ -62,12 +62,12 @@ impl Path {
         self.state.send_modify(|state| *state += 1);
     }
 
-    fn mend(&self) {
+    fn repair(&self) {
         self.cut();
     }
 }
 
-/// Passes bytes on until the first cut, then holds both ends open and mute for ever.
+/// Forwards bytes until the first cut, then holds both ends open and silent for ever.
 async fn forward(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -90,9 +90,9 @@ async fn forward(
     std::future::pending::<()>().await;
 }
 
-fn told(daemon: &Tollgated) -> Vec<i64> {
+fn published(daemon: &Tollgated) -> Vec<i64> {
     let log = daemon.log();
-    // A line that is being written is no JSON yet.
+    // A line that is still being written is not JSON yet.
     let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     lines.filter(|line| line["target"] == "tollgate::events").filter_map(|line| line["id"].as_i64()).collect()
 }
@@ -122,7 +122,7 @@ async fn it_recovers_soon_after_a_cut_that_left_connections_half_open() -> Resul
     })
     .await;
     eventually_async(SOON, "LISTEN", async || daemon.log().contains("listening")).await;
-    // A new subscription begins with what happens from then on.
+    // A new subscription starts with what happens from then on.
     eventually_async(SOON, "the subscription", async || subscribed(&db.owner, "cut").await).await;
     let earlier = logged(&db.owner).await?;
     path.cut();
@@ -132,9 +132,9 @@ async fn it_recovers_soon_after_a_cut_that_left_connections_half_open() -> Resul
         let other = common::issue(&db.owner, "bob", &[]).await?;
         assert!(common::revoke(&db.owner, other.id).await?);
     }
-    // The cut itself is what is tested; nothing is waited for meanwhile.
+    // The cut itself is tested; nothing is waited for meanwhile.
     tokio::time::sleep_until(end).await;
-    path.mend();
+    path.repair();
     eventually_async(RECOVERY, "the recovery", async || {
         operator::counts(&db.owner, token.id).await.is_ok_and(|counts| counts == (21, 0))
     })
@@ -142,7 +142,7 @@ async fn it_recovers_soon_after_a_cut_that_left_connections_half_open() -> Resul
     let expected: BTreeSet<i64> = logged(&db.owner).await?.difference(&earlier).copied().collect();
     assert_eq!(expected.len(), 40);
     eventually_async(RECOVERY, "all events", async || {
-        expected.is_subset(&told(&daemon).into_iter().collect())
+        expected.is_subset(&published(&daemon).into_iter().collect())
     })
     .await;
     Ok(())
@@ -161,9 +161,9 @@ async fn it_follows_a_promoted_standby_and_skips_no_event() -> Result<()> {
         standby.port(),
         primary.port()
     );
-    // Although the standby is named first, it is the primary that is served.
+    // Although the standby is listed first, the primary is served.
     let mut daemon = Tollgated::spawn(&url, &[&EAGER[..], &["--subscription=follow"]].concat())?;
-    // A new subscription begins with what happens from then on.
+    // A new subscription starts with what happens from then on.
     eventually_async(SOON, "the subscription", async || subscribed(&owner, "follow").await).await;
     let earlier = logged(&owner).await?;
     for _ in 0..10 {
@@ -183,7 +183,7 @@ async fn it_follows_a_promoted_standby_and_skips_no_event() -> Result<()> {
     assert!(after.len() >= before.len() + 20 && before.is_subset(&after));
     let expected: BTreeSet<i64> = after.difference(&earlier).copied().collect();
     eventually_async(SOON, "all events of both", async || {
-        expected.is_subset(&told(&daemon).into_iter().collect())
+        expected.is_subset(&published(&daemon).into_iter().collect())
     })
     .await;
     daemon.terminate()?;

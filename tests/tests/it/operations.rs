@@ -1,4 +1,4 @@
-//! What operators do to a database with Tollgate in it: dump and restore it, upgrade the server under it, remove Tollgate.
+//! Operators' work on a database with Tollgate: dump and restore it, upgrade the server, remove Tollgate.
 
 use crate::operator;
 use std::io::Write as _;
@@ -11,12 +11,12 @@ use tollgate_tests::{Cluster, DATABASE, Install, eventually_async};
 
 /// Tokens in every state, with usage, events and seals.
 struct Populated {
-    /// With what each is verified as.
+    /// With the expected verification of each.
     tokens: Vec<(Token, &'static str)>,
     state: Value,
 }
 
-/// All that Tollgate keeps, in an order of its own.
+/// All data that Tollgate keeps, in a fixed order.
 const STATE: &str = "
     select jsonb_build_object(
         'tokens', (select jsonb_agg(to_jsonb(t) order by t.id) from tollgate.api_tokens t),
@@ -65,12 +65,12 @@ async fn populate(cluster: &Cluster) -> Result<Populated> {
     }
     operator::flush_all(&owner).await?;
     owner.query("select tollgate.seal_audit_log()", &[]).await?;
-    // After the seal, so that there is an end that is not sealed.
+    // After the seal, so that the end is not sealed.
     owner.query("select tollgate.define_scope('late:scope', 'after the seal')", &[]).await?;
     Ok(Populated { tokens, state: value(&owner, STATE).await? })
 }
 
-/// Everything is there, works, and goes on.
+/// Everything is there, works, and continues.
 async fn assert_whole(cluster: &Cluster, before: &Populated) -> Result<()> {
     let owner = cluster.connect("postgres", DATABASE).await?;
     let after: Value = value(&owner, STATE).await?;
@@ -90,15 +90,15 @@ async fn assert_whole(cluster: &Cluster, before: &Populated) -> Result<()> {
     operator::flush_all(&owner).await?;
     owner.query("select tollgate.seal_audit_log()", &[]).await?;
     assert!(value::<bool>(&owner, "select whole from tollgate.verify_audit_log()").await?);
-    // The subscription goes on behind what there was when it was opened.
-    let told: i64 = value(
+    // The subscription continues after the events that existed when it was opened.
+    let received: i64 = value(
         &owner,
         "select jsonb_array_length((tollgate.read_events(s)).events)::bigint
            from tollgate.open_subscription('reader') s",
     )
     .await?;
     let events: i64 = value(&owner, "select count(*) from tollgate.audit_log where event <> 'scope.defined' and event not like 'capability.%'").await?;
-    assert!(told >= events, "{told} of {events} events are told");
+    assert!(received >= events, "{received} of {events} events are received");
     Ok(())
 }
 
@@ -155,7 +155,7 @@ async fn a_server_is_upgraded_under_its_tokens() -> Result<()> {
 
 #[tokio::test]
 async fn dropping_the_extension_leaves_nothing_and_it_can_be_created_again() -> Result<()> {
-    // What is in the catalogues, by name.
+    // The contents of the catalogues, by name.
     const CATALOGUE: &str = "
         select jsonb_build_object(
             'schemas', (select jsonb_agg(nspname order by nspname) from pg_namespace where nspname !~ '^pg_(toast_)?temp'),
@@ -184,7 +184,7 @@ async fn dropping_the_extension_leaves_nothing_and_it_can_be_created_again() -> 
         owner.batch_execute("drop extension tollgate").await?;
         let after: Value = value(&owner, CATALOGUE).await?;
         assert_eq!(after, before);
-        // The table of the application is its own again.
+        // The application's table no longer has our triggers.
         owner.batch_execute("delete from people; truncate people").await?;
     }
     Ok(())
@@ -192,7 +192,7 @@ async fn dropping_the_extension_leaves_nothing_and_it_can_be_created_again() -> 
 
 // ---- Publications and sequences
 
-/// Of a table without either, UPDATE and DELETE fail as soon as somebody publishes it.
+/// For a table without either, UPDATE and DELETE fail as soon as it is published.
 #[tokio::test]
 async fn all_of_our_tables_can_be_published() -> Result<()> {
     let cluster = common::start(Cluster::builder().setting("wal_level", "logical"))?;
@@ -224,7 +224,7 @@ async fn all_of_our_tables_can_be_published() -> Result<()> {
     Ok(())
 }
 
-/// As after a switch-over by logical replication, which carries no sequences.
+/// As after a switch-over by logical replication, which does not replicate sequences.
 #[tokio::test]
 async fn a_sequence_that_is_behind_its_table_keeps_nothing_from_being_revoked() -> Result<()> {
     let cluster = common::start(Cluster::builder())?;
@@ -243,7 +243,7 @@ async fn a_sequence_that_is_behind_its_table_keeps_nothing_from_being_revoked() 
     assert!(revoke(&fresh, later.id).await?);
     assert!(cluster.log().contains("behind its table"), "{}", cluster.log());
 
-    // New sessions look whether it is behind, which is no conflict between serializable transactions.
+    // New sessions check whether it is behind, without a conflict between serializable transactions.
     let (one, other) =
         (cluster.connect("postgres", DATABASE).await?, cluster.connect("postgres", DATABASE).await?);
     for session in [&one, &other] {
@@ -256,7 +256,7 @@ async fn a_sequence_that_is_behind_its_table_keeps_nothing_from_being_revoked() 
     one.batch_execute("commit").await?;
     other.batch_execute("commit").await?;
 
-    // What another stores beyond the sequence no session can see coming: one attempt fails at most.
+    // A row that another session stores beyond the sequence cannot be foreseen: at most one attempt fails.
     owner
         .batch_execute(
             "insert into tollgate.audit_log (id, event) select s.last_value + g, 'test' from tollgate.audit_log_id_seq s, generate_series(1, 20) g",
@@ -268,7 +268,7 @@ async fn a_sequence_that_is_behind_its_table_keeps_nothing_from_being_revoked() 
         let token = issue(session, "ann", &[]).await?;
         assert!(revoke(session, token.id).await?);
     }
-    // In a savepoint as well, as an import has for each row.
+    // Also in a savepoint, as an import has for each row.
     owner
         .batch_execute(
             "insert into tollgate.audit_log (id, event) select s.last_value + g, 'test' from tollgate.audit_log_id_seq s, generate_series(1, 5) g",
@@ -293,7 +293,7 @@ async fn a_sequence_that_is_behind_its_table_keeps_nothing_from_being_revoked() 
     Ok(())
 }
 
-/// As docs/operations.md says it.
+/// As in docs/operations.md.
 #[tokio::test]
 async fn a_database_moves_to_another_server_by_logical_replication() -> Result<()> {
     const LONG: std::time::Duration = std::time::Duration::from_secs(60);
@@ -322,7 +322,7 @@ async fn a_database_moves_to_another_server_by_logical_replication() -> Result<(
     let unready = "select count(*) from pg_subscription_rel where srsubstate <> 'r'";
     eventually_async(LONG, "the first copy", async || value::<i64>(&target, unready).await.unwrap() == 0)
         .await;
-    // Of all that changes from now on.
+    // Changes that are streamed from now on.
     let streamed = issue(&owner, "ann", &["posts:*"]).await?;
     let child = derive(&owner, &streamed, &["posts:read"]).await?;
     let revoked = issue(&owner, "bob", &[]).await?;
@@ -359,12 +359,12 @@ async fn a_database_moves_to_another_server_by_logical_replication() -> Result<(
     let (was, is): (Value, Value) = (value(&owner, tables).await?, value(&target, tables).await?);
     for part in was.as_object().context("an object")?.keys() {
         assert_eq!(is[part], was[part], "{part}");
-        // The only hour is in the table of usage.
+        // The only hour is in the usage table.
         let empty = is[part].as_array().is_none_or(Vec::is_empty);
         assert_eq!(empty, part == "hours", "{part}");
     }
 
-    // The new one works, and goes on.
+    // The new one works, and continues.
     let shop = new.connect("shop", DATABASE).await?;
     for (token, expected) in [
         (&copied, "VALID"),

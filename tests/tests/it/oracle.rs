@@ -1,9 +1,9 @@
-//! The probe against a query written by hand: whatever was stored, whatever is presented and whenever, both answer the
-//! same.
+//! The probe compared with a hand-written query: whatever was stored, whatever is presented and whenever, both give the
+//! same answer.
 //!
-//! The verifying session may sit in a transaction with an old snapshot; the query runs outside of it and so sees what
-//! is committed now, which is what verification promises to see. A token may expire between the two: the query is asked
-//! about the moments before and after the verification, and one of its two answers must be the one.
+//! The verifying session may be in a transaction with an old snapshot; the query runs outside of it and so sees what is
+//! committed now, which verification promises to see. A token may expire between the two: the query is evaluated for
+//! the moments before and after the verification, and one of its two answers must match.
 
 use crate::common::{self, Verification, World};
 use anyhow::{Context as _, Result, ensure};
@@ -19,10 +19,10 @@ use uuid::Uuid;
 
 static SHARED: common::Shared = common::Shared::new(&[]);
 
-/// Tokens of a run that may exist; a step names one of them.
+/// The number of tokens in a run; each step names one of them.
 const TOKENS: usize = 3;
 
-/// Networks as `Net` of the library reads them: an IPv4-mapped IPv6 address or network is the IPv4 one it stands for.
+/// Networks by the rules of the library's `Net`: an IPv4-mapped IPv6 address or network is the IPv4 one.
 const SET_UP: &str = "
     create schema oracle;
     create function oracle.canonical(n inet) returns inet language sql immutable as $$
@@ -42,7 +42,7 @@ const STORE: &str = "
         expires_at = excluded.expires_at, disabled_at = excluded.disabled_at, revoked_at = excluded.revoked_at,
         allowed_ips = excluded.allowed_ips";
 
-/// `$5` and `$6`: when; `$4`: whether the token's checksum fits; `$7`: whether a digest is asked for.
+/// `$5` and `$6`: when; `$4`: whether the token's checksum is right; `$7`: whether a digest is passed.
 const ORACLE: &str = "
     select j.code = 'VALID' as valid, j.code, t.id as token_id,
            case when j.code = 'VALID' then t.user_id end as user_id,
@@ -167,7 +167,7 @@ fn ask() -> impl Strategy<Value = Ask> {
     })
 }
 
-/// From so few segments that grants are often met.
+/// From few enough segments that grants often match.
 fn scope() -> impl Strategy<Value = String> {
     prop_oneof![
         12 => vec(select(vec!["a", "b", "0"]), 1..4).prop_map(|segments| segments.join(":")),
@@ -185,7 +185,7 @@ fn granted() -> impl Strategy<Value = String> {
     ]
 }
 
-/// An address or a network, from so small a part of the two address spaces that one often lies in another.
+/// An address or a network, from a part of the two address spaces so small that one often contains another.
 fn network() -> impl Strategy<Value = String> {
     let v4 = (0..2u8, select(vec![0u8, 1, 255]), prop_oneof![4 => Just(32u8), 3 => 23..=31u8, 1 => 0..=22u8])
         .prop_map(|(c, d, bits)| (format!("10.0.{c}.{d}"), bits));
@@ -382,7 +382,7 @@ fn verification_answers_as_the_query_by_hand_does() -> Result<()> {
         })
         .map_err(|error| anyhow::anyhow!("{error}"))?;
 
-    // A generator that never reaches a verdict would prove nothing about it.
+    // A generator that never reaches a code would prove nothing about it.
     let counters: serde_json::Value =
         runtime.block_on(common::value(&owner, "select verifications from tollgate.stats()"))?;
     for code in Code::ALL.iter().filter(|&&code| code != Code::RateLimited) {

@@ -1,4 +1,4 @@
-//! The Debian packages, installed with apt into a clean root and started there as systemd would start them.
+//! The Debian packages, installed with apt into a clean root and started there as systemd would.
 //!
 //! That needs root, for chroot, and what `make package clean-roots` makes, which `make test-long` sees to. Without them the
 //! tests say so and are not run.
@@ -20,7 +20,7 @@ use tollgate_tests::{Install, PG_CONFIG_VAR, TOLLGATED_VAR, dev_dir};
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// What a copy of the clean root is made for. Whatever runs in it is stopped at the end.
+/// A copy of the clean root. Everything that runs in it is stopped at the end.
 struct Root {
     directory: TempDir,
     /// Of PostgreSQL.
@@ -36,7 +36,7 @@ impl Root {
         let copied =
             Command::new("cp").args(["-a", "--reflink=auto", "-T"]).arg(clean).arg(root.path()).status()?;
         ensure!(copied.success(), "could not copy {}", clean.display());
-        // Other users live in it.
+        // Other users must be able to enter it.
         std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755))?;
         Ok(root)
     }
@@ -45,7 +45,7 @@ impl Root {
         self.directory.path()
     }
 
-    /// A shell command inside, as this user, with nothing inherited.
+    /// A shell command inside, as this user, without inherited variables.
     fn command(&self, user: &str, script: &str) -> Command {
         let mut command = Command::new("chroot");
         command.arg("--userspec").arg(user).arg(self.path());
@@ -124,7 +124,8 @@ fn packages(suite: &str) -> Result<Option<(PathBuf, PathBuf)>> {
     Ok(None)
 }
 
-/// What a service manager hears. It reads all the time, as systemd does: what is not read blocks the sender.
+/// The notifications that a service manager receives. It reads continuously, like systemd: unread ones would block the
+/// sender.
 struct Manager(Receiver<String>);
 
 impl Manager {
@@ -148,8 +149,8 @@ impl Manager {
         Ok(Self(receiver))
     }
 
-    fn is_told(&self, state: &str) -> Result<()> {
-        while self.0.recv_timeout(LONG).with_context(|| format!("{state} was not told"))? != state {}
+    fn receives(&self, state: &str) -> Result<()> {
+        while self.0.recv_timeout(LONG).with_context(|| format!("{state} was not reported"))? != state {}
         Ok(())
     }
 }
@@ -159,7 +160,7 @@ fn values<'a>(unit: &'a str, key: &str) -> Vec<&'a str> {
     unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
 }
 
-/// Starts the daemon by the command line, as the user that its unit says, with the configuration that the package brings.
+/// Starts the daemon by the command line, as the user in its unit, with the packaged configuration.
 fn start(root: &mut Root, unit: &str) -> Result<Manager> {
     let manager = Manager::listen(&root.path().join("run/notify"))?;
     let [user, exec] = [values(unit, "User"), values(unit, "ExecStart")].map(|values| values[0].to_owned());
@@ -222,7 +223,7 @@ fn install_and_serve(suite: &str, major: u32) -> Result<()> {
     serve(&mut root, &unit, "postgres", "tollgated check")?;
     // A second database, by an instance of the other unit.
     let configuration =
-        "database_url = \"host=/var/run/postgresql user=tollgated dbname=second\"\nhttp_address = \"off\"";
+        "database_url = \"host=/var/run/postgresql user=tollgated dbname=second\"\nops_address = \"off\"";
     root.run(
         "root",
         &format!("umask 027; printf '%s\\n' '{configuration}' >/etc/tollgated/second.toml; chgrp tollgated /etc/tollgated/second.toml"),
@@ -240,8 +241,8 @@ fn install_and_serve(suite: &str, major: u32) -> Result<()> {
 /// The daemon of this unit tells systemd what it should, carries usage, and finds nothing wrong.
 fn serve(root: &mut Root, unit: &str, database: &str, check: &str) -> Result<()> {
     let manager = start(root, unit)?;
-    manager.is_told("READY=1")?;
-    manager.is_told("WATCHDOG=1")?;
+    manager.receives("READY=1")?;
+    manager.receives("WATCHDOG=1")?;
     let token =
         root.sql("postgres", database, "select token from tollgate.create_api_token('ann', 'packaged')")?;
     let code =
@@ -260,7 +261,7 @@ fn serve(root: &mut Root, unit: &str, database: &str, check: &str) -> Result<()>
 
     let mut daemon = root.daemon.take().context("a daemon")?;
     kill(Pid::from_raw(daemon.id().try_into()?), Signal::SIGTERM)?;
-    manager.is_told("STOPPING=1")?;
+    manager.receives("STOPPING=1")?;
     let status = daemon.wait()?;
     assert!(status.success(), "{status}\n{}", root.read("var/log/tollgated")?);
     Ok(())

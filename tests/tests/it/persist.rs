@@ -1,5 +1,5 @@
-//! Counters and the state of limits over the end of the server: a clean one loses nothing, any other only what was not
-//! flushed, and none counts anything twice. And counters that are flushed before there is no room for more.
+//! Counters and the state of limits across the end of the server: a clean shutdown loses nothing, any other only what
+//! was not flushed, and none counts anything twice. And counters that are flushed before the room runs out.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -22,7 +22,7 @@ use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually_async};
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// A server that is stopped and started again, and its connections as long as it runs.
+/// A server that is restarted, and its connections while it runs.
 struct Restarted {
     cluster: Cluster,
     owner: Client,
@@ -54,7 +54,7 @@ impl Restarted {
         self.cluster.data_dir().join("pg_stat/tollgate_usage.stat")
     }
 
-    /// How often the server has logged something.
+    /// How often the server has logged a text.
     fn logged(&self, text: &str) -> usize {
         self.cluster.log().matches(text).count()
     }
@@ -94,7 +94,7 @@ async fn a_clean_restart_loses_nothing() -> Result<()> {
     assert_eq!(file.permissions().mode() & 0o077, 0, "others can read it");
     server.restart().await?;
     assert!(!server.file().exists());
-    // Whatever is counted goes on from there, and over the next restart too.
+    // Counting continues from there, also across the next restart.
     assert_eq!(denied.code(&server.web).await?, "INSUFFICIENT_SCOPE");
     server.restart().await?;
 
@@ -107,7 +107,7 @@ async fn a_clean_restart_loses_nothing() -> Result<()> {
     assert_eq!((stored.uses, stored.last_used_ip), (2, Some("2001:db8::7".parse()?)));
     assert!(stored.last_used_at.is_some());
 
-    // What was flushed is not kept, and a server that has nothing to keep writes no file.
+    // Flushed counters are not kept, and a server that has nothing to keep writes no file.
     server.cluster.stop()?;
     assert!(!server.file().exists());
     server.restart().await?;
@@ -116,9 +116,9 @@ async fn a_clean_restart_loses_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Whoever carries it may have come to any step: what the server hands out again must have the same name.
+/// The carrier may have reached any step: what the server hands out again must have the same name.
 #[tokio::test]
-async fn a_drained_generation_is_counted_once_whichever_of_its_steps_a_restart_comes_between() -> Result<()> {
+async fn a_drained_generation_is_counted_once_at_whichever_step_a_restart_comes() -> Result<()> {
     let mut server = Restarted::start(&[("cluster_name", "east")]).await?;
     let token = issue(&server.owner, "a", &[]).await?;
     let mut uses = 0;
@@ -135,7 +135,7 @@ async fn a_drained_generation_is_counted_once_whichever_of_its_steps_a_restart_c
         uses += 4;
 
         server.restart().await?;
-        // Another name for what begins now is not one for what was handed out.
+        // Renaming the server does not rename a generation that was already handed out.
         server.cluster.configure("cluster_name", if uses % 8 == 0 { "east" } else { "west" })?;
         server.restart().await?;
         if applied_after {
@@ -157,7 +157,7 @@ async fn a_drained_generation_is_counted_once_whichever_of_its_steps_a_restart_c
 }
 
 #[tokio::test]
-async fn each_database_takes_up_what_is_its_own() -> Result<()> {
+async fn each_database_restores_its_own_counters() -> Result<()> {
     let mut server = Restarted::start(&[]).await?;
     common::database(&server.cluster, "other")?;
     operator::grant(&server.cluster, "other")?;
@@ -181,7 +181,7 @@ async fn each_database_takes_up_what_is_its_own() -> Result<()> {
 }
 
 #[tokio::test]
-async fn limits_go_on_over_a_clean_restart() -> Result<()> {
+async fn limits_survive_a_clean_restart() -> Result<()> {
     let mut server = Restarted::start(&[]).await?;
     let token = common::issue_with(&server.owner, "a", "rate_limit => 2, rate_window => '1 day'").await?;
     for expected in ["VALID", "VALID", "RATE_LIMITED"] {
@@ -223,7 +223,7 @@ async fn a_standby_loses_nothing_either() -> Result<()> {
     Ok(())
 }
 
-/// Verifies as fast as it can until told to stop, connecting again when it must; counts what it was told is valid.
+/// Verifies as fast as it can until stopped, reconnecting as needed; counts the answers that said valid.
 async fn verify_until(
     config: tokio_postgres::Config,
     tokens: Arc<Vec<Token>>,
@@ -288,9 +288,12 @@ async fn restarts_under_load_with_a_daemon_at_work_lose_nothing() -> Result<()> 
     daemon.terminate()?;
     assert!(daemon.wait(LONG)?.success(), "{}", daemon.log());
     flush_all(&server.operator).await?;
-    // Of a session that was thrown out, nobody knows whether its last verification came to its end.
-    let (told, counted) = (valid.load(Ordering::Relaxed), totals(&server.owner).await?.0);
-    assert!(told <= counted && counted <= told + CLIENTS * RESTARTS, "told of {told}, counted {counted}");
+    // For a session that was disconnected, it is unknown whether its last verification completed.
+    let (accepted, counted) = (valid.load(Ordering::Relaxed), totals(&server.owner).await?.0);
+    assert!(
+        accepted <= counted && counted <= accepted + CLIENTS * RESTARTS,
+        "accepted of {accepted}, counted {counted}"
+    );
     Ok(())
 }
 
@@ -305,7 +308,7 @@ async fn an_immediate_shutdown_and_a_crash_lose_what_was_not_flushed_and_count_n
         assert_eq!(code(&server.web, &token.token).await?, "VALID");
         flush_all(&server.operator).await?;
         assert_eq!(code(&server.web, &token.token).await?, "VALID");
-        // Taken up from a file, of which nothing may be left for the start after the next.
+        // Restored from a file, which must not be left for the start after the next.
         server.restart().await?;
         let held = drained(&server.operator).await?;
         assert!(apply(&server.operator, &held).await?);
@@ -323,7 +326,7 @@ async fn an_immediate_shutdown_and_a_crash_lose_what_was_not_flushed_and_count_n
 }
 
 #[tokio::test]
-async fn a_file_that_is_not_whole_or_not_of_this_shutdown_is_logged_and_dropped() -> Result<()> {
+async fn a_damaged_file_or_one_of_another_shutdown_is_logged_and_dropped() -> Result<()> {
     type Damage = fn(&mut Vec<u8>);
     let damages: [(&str, Damage); 7] = [
         ("it has 0 bytes", |file| file.clear()),
@@ -331,7 +334,7 @@ async fn a_file_that_is_not_whole_or_not_of_this_shutdown_is_logged_and_dropped(
         ("its checksum is wrong", |file| file[100] ^= 1),
         ("it has format version 99", |file| file[8] = 99),
         ("and should have 18446744073709551615", |file| file[16..24].fill(0xff)),
-        ("it does not begin as such a file does", |file| file.fill(b'x')),
+        ("it does not begin like such a file", |file| file.fill(b'x')),
         ("bytes and should have", |file| file.resize(1_000_000, 0)),
     ];
     let mut server = Restarted::start(&[]).await?;
@@ -351,8 +354,8 @@ async fn a_file_that_is_not_whole_or_not_of_this_shutdown_is_logged_and_dropped(
         assert_eq!(drain(&server.operator).await?, None, "{why}");
     }
 
-    // A whole one, but put back after it was taken up, and the one of another cluster.
-    const ELSEWHERE: &str = "it was written by another cluster, or at another shutdown than the last one";
+    // An intact file, but put back after it was read, and one of another cluster.
+    const ELSEWHERE: &str = "it was written by another cluster, or not at the last shutdown";
     assert_eq!(code(&server.web, &token.token).await?, "VALID");
     server.cluster.stop()?;
     let old = fs::read(server.file())?;
@@ -373,7 +376,7 @@ async fn a_file_that_is_not_whole_or_not_of_this_shutdown_is_logged_and_dropped(
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_written_is_logged_and_the_server_stops_all_the_same() -> Result<()> {
+async fn a_file_that_cannot_be_written_is_logged_and_does_not_keep_the_server_from_stopping() -> Result<()> {
     let mut server = Restarted::start(&[]).await?;
     let token = issue(&server.owner, "a", &[]).await?;
     assert_eq!(code(&server.web, &token.token).await?, "VALID");
@@ -385,7 +388,7 @@ async fn a_file_that_cannot_be_written_is_logged_and_the_server_stops_all_the_sa
 }
 
 #[tokio::test]
-async fn a_smaller_table_keeps_limits_before_counters_and_says_what_was_dropped() -> Result<()> {
+async fn a_smaller_table_keeps_limits_before_counters_and_reports_what_was_dropped() -> Result<()> {
     let mut server = Restarted::start(&[("tollgate.max_tracked_keys", "4096")]).await?;
     let tokens = issue_many(&server.owner, 3_000).await?;
     let limited: Vec<String> = server
@@ -410,7 +413,7 @@ async fn a_smaller_table_keeps_limits_before_counters_and_says_what_was_dropped(
     server.restart().await?;
     let lost = overflowed(&server.operator).await?;
     let said = format!(
-        "the limits of 0 tokens, 0 users and 0 addresses, which begin anew; {lost} uses and denials of {lost} tokens"
+        "the limits of 0 tokens, 0 users and 0 addresses, which start again; {lost} uses and denials of {lost} tokens"
     );
     assert!(lost > 1_000 && server.logged(&said) == 1, "{lost}");
     for token in &limited {
@@ -434,7 +437,7 @@ async fn early_flushes_keep_a_small_table_from_overflowing_however_many_tokens_a
     let db = Db::only(&cluster).await?;
     let tokens = issue_many(&db.owner, TOKENS).await?;
     assert!(pressure(&db.operator).await? == 0.0);
-    // By its period it would flush tomorrow.
+    // By its interval it would flush tomorrow.
     let mut daemon = Tollgated::spawn(&db.url(), &["run", "--flush-interval=24h"])?;
     for tokens in tokens.chunks(100) {
         verify_each(&db.web, tokens).await?;
@@ -480,7 +483,7 @@ async fn the_daemon_warns_of_uses_that_were_not_counted() -> Result<()> {
 async fn backends_killed_while_they_record_leave_a_server_that_recovers_and_counts() -> Result<()> {
     const CLIENTS: usize = 8;
     const KILLS: usize = 20;
-    // Few tokens, so that a backend often waits for the lock that another holds.
+    // Few tokens, so that a backend often waits for a lock that another holds.
     let server = Restarted::start(&[]).await?;
     let tokens = issue_many(&server.owner, 3).await?;
     let presented: Arc<Vec<String>> = Arc::new(tokens.iter().map(|token| token.token.clone()).collect());
@@ -492,7 +495,7 @@ async fn backends_killed_while_they_record_leave_a_server_that_recovers_and_coun
             let web = server.cluster.connect("web", DATABASE).await?;
             processes.push(value(&web, "select pg_backend_pid()").await?);
             let presented = Arc::clone(&presented);
-            // Without a round trip in between they are recording most of the time. Until the server throws them out.
+            // Without a round trip in between they spend most of the time recording. Until the server disconnects them.
             clients.push(tokio::spawn(async move {
                 let statement = "select count(*) from generate_series(1, 20000), unnest($1::text[]) t,
                     lateral tollgate.verify_api_token(t) v where v.valid";
@@ -500,7 +503,7 @@ async fn backends_killed_while_they_record_leave_a_server_that_recovers_and_coun
             }));
         }
         let operator = server.cluster.connect(OPERATOR, DATABASE).await?;
-        // A different moment each time: after a flush or a few, while one is under way.
+        // A different moment each time: after a flush or a few, while one is running.
         for _ in 0..1 + round % 5 {
             eventually_async(LONG, "something to flush", async || flush(&operator).await.unwrap()).await;
         }
@@ -528,9 +531,10 @@ async fn backends_killed_while_they_record_leave_a_server_that_recovers_and_coun
     Ok(())
 }
 
-/// The holder is stopped at some moment of a loop of verifications, which now and then is one at which it holds the lock.
+/// The holder is stopped at some moment in a loop of verifications, which sometimes is one at which it holds the lock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_waits_for_a_spinlock_of_a_stopped_backend_sleeps_and_says_so() -> Result<()> {
+async fn a_backend_that_waits_for_a_spinlock_of_a_stopped_one_sleeps_and_shows_the_wait_event() -> Result<()>
+{
     let cluster = common::start(Cluster::builder())?;
     let owner = cluster.connect("postgres", DATABASE).await?;
     let token = issue(&owner, "hot", &[]).await?.token;
@@ -561,7 +565,7 @@ async fn who_waits_for_a_spinlock_of_a_stopped_backend_sleeps_and_says_so() -> R
             let sleeps = stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'));
             has_slept = match event.as_deref() {
                 Some("SpinDelay") => true,
-                // Not said before version 16.
+                // Not reported before version 16.
                 Some("") => !has_event && sleeps && !waiting.is_finished(),
                 _ => false,
             };
@@ -574,6 +578,6 @@ async fn who_waits_for_a_spinlock_of_a_stopped_backend_sleeps_and_says_so() -> R
     }
     cancel.cancel_query(tokio_postgres::NoTls).await?;
     assert!(busy.await?.is_err());
-    assert!(has_slept, "nobody was seen to wait");
+    assert!(has_slept, "no backend was seen to wait");
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The daemon behind a real PgBouncer: in transaction mode it refuses to serve and says why, as does `check`, in session mode it works.
+//! The daemon behind a real PgBouncer: in transaction mode it refuses to serve and says why, as does `check`; in
+//! session mode it works.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Stdio};
@@ -15,38 +16,42 @@ static SHARED: Shared = Shared::new(&[]);
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Ways to lend sessions by the transaction, and how many sessions to wait for.
+/// Configurations of transaction pooling, and how many sessions to wait for.
 const TRANSACTION_POOLS: [(&str, i64); 4] = [
     ("", 0),
-    // By turns, two sessions for our two: each gets its own again, as from a server.
+    // Alternating between two server sessions for our two: each gets its own again, as without a pooler.
     ("server_round_robin = 1\nmin_pool_size = 2", 2),
     ("server_round_robin = 1\nmin_pool_size = 3", 3),
     ("default_pool_size = 1", 0),
 ];
 
-struct PgBouncer {
+pub(crate) struct PgBouncer {
     child: Child,
-    port: Port,
+    pub(crate) port: Port,
     directory: TempDir,
 }
 
 impl PgBouncer {
     fn start(db: &Db, mode: &str, more: &str) -> Result<Self> {
+        Self::before(db.cluster.port(), OPERATOR, mode, more)
+    }
+
+    /// In front of the server at `server`, for one role.
+    pub(crate) fn before(server: u16, role: &str, mode: &str, more: &str) -> Result<Self> {
         let program = dev_dir()?.join("pgbouncer/run");
         ensure!(program.exists(), "{} is missing: `make pgbouncer` fetches it", program.display());
         let (account, port) = (Account::unprivileged()?, Port::any()?);
         let directory = TempDir::new()?;
         account.private_dir(directory.path())?;
         let users = directory.path().join("users.txt");
-        std::fs::write(&users, format!("\"{OPERATOR}\" \"\"\n"))?;
+        std::fs::write(&users, format!("\"{role}\" \"\"\n"))?;
         let configuration = directory.path().join("pgbouncer.ini");
         std::fs::write(
             &configuration,
             format!(
-                "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\n\
+                "[databases]\n* = host=127.0.0.1 port={server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\n\
                  unix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = {mode}\n\
                  ignore_startup_parameters = extra_float_digits\n{more}\n",
-                db.cluster.port(),
                 port.number,
                 users.display()
             ),
@@ -63,7 +68,7 @@ impl PgBouncer {
         Ok(pooler)
     }
 
-    /// Waits until it keeps this many sessions of the server, which it opens once somebody has come.
+    /// Waits until it has this many server sessions, which it opens once a client has connected.
     async fn fill(&self, db: &Db, sessions: i64) -> Result<()> {
         let (_client, connection) = tokio_postgres::connect(&self.url(db), tokio_postgres::NoTls).await?;
         tokio::spawn(connection);
@@ -93,8 +98,8 @@ impl Drop for PgBouncer {
     }
 }
 
-/// Whoever gets its sessions next finds no lock, no LISTEN, and the settings that the role and the database have.
-async fn left_as_it_was(db: &Db, pooler: &PgBouncer) -> Result<()> {
+/// The next user of its sessions finds no lock, no LISTEN, and the settings of the role and the database.
+async fn assert_left_unchanged(db: &Db, pooler: &PgBouncer) -> Result<()> {
     let locks: i64 = common::value(
         &db.owner,
         "select count(*) from pg_locks where locktype = 'advisory' and classid = x'74676c64'::int::oid
@@ -129,7 +134,7 @@ async fn a_pooler_in_transaction_mode_is_named_at_start_and_left_as_it_was() -> 
             log.contains("pooler in transaction mode") && log.contains("pool_mode=session"),
             "{more}: {log}"
         );
-        left_as_it_was(&db, &pooler).await.context(more)?;
+        assert_left_unchanged(&db, &pooler).await.context(more)?;
     }
     Ok(())
 }
@@ -145,7 +150,7 @@ async fn check_names_a_pooler_in_transaction_mode_and_leaves_it_as_it_was() -> R
         let report: Value = serde_json::from_slice(&output.stdout)?;
         assert_eq!(report["ok"], json!(false), "{more}");
         let findings = report["findings"].as_array().context("findings")?;
-        // What is asked through it might be answered by anybody.
+        // A query through it might be answered by any session.
         assert_eq!(findings.len(), 1, "{more}: {report}");
         let found = &findings[0];
         assert_eq!(
@@ -158,7 +163,7 @@ async fn check_names_a_pooler_in_transaction_mode_and_leaves_it_as_it_was() -> R
             text.contains("pooler in transaction mode") && text.contains("pool_mode=session"),
             "{more}: {text}"
         );
-        left_as_it_was(&db, &pooler).await.context(more)?;
+        assert_left_unchanged(&db, &pooler).await.context(more)?;
     }
     let pooler = PgBouncer::start(&db, "session", "")?;
     let output = Tollgated::run(&pooler.url(&db), &["check", "--json"])?;
@@ -185,7 +190,7 @@ async fn a_pooler_in_session_mode_is_as_good_as_none() -> Result<()> {
     .await;
     eventually_async(SOON, "LISTEN", async || daemon.log().contains("listening")).await;
     assert!(common::revoke(&db.owner, token.id).await?);
-    // Only a notification can have told of it.
+    // Only a notification can have triggered it.
     eventually_async(SOON, "the revocation", async || daemon.log().contains("token.revoked")).await;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Who is kept out, and what every object owes its reader. Who may do what is in capabilities.rs, who attacks in attacks.rs.
+//! Refused access, and the rules for every object. Who may do what is in capabilities.rs, attacks are in attacks.rs.
 
 use crate::calls;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,11 +12,12 @@ use tollgate_tests::DATABASE;
 static SHARED: Shared = Shared::new(&[]);
 
 /// What everyone may call: it discloses nothing but the caller's own context.
-const PUBLIC: [&str; 9] = [
+const PUBLIC: [&str; 10] = [
     "tollgate.client_ip_from(text,cidr[])",
     "tollgate.current_scopes()",
     "tollgate.current_token_id()",
     "tollgate.current_user_id()",
+    "tollgate.list_own_capabilities()",
     "tollgate.require_scope(text)",
     "tollgate.scope_grants(text[],text)",
     "tollgate.token_has_all_scopes(text[])",
@@ -24,8 +25,8 @@ const PUBLIC: [&str; 9] = [
     "tollgate.token_has_scope(text)",
 ];
 
-/// Functions of the schema by signature, with a call that passes NULL for each argument: from a sub-select, since a
-/// strict function of constants would be folded away before anybody asks whether it may be called.
+/// Functions of the schema by signature, with a call that passes NULL for each argument: from a sub-select, since the
+/// planner would fold a strict function of constants before its privilege is checked.
 async fn functions(owner: &Client) -> Result<BTreeMap<String, String>> {
     let rows = owner
         .query(
@@ -40,7 +41,7 @@ async fn functions(owner: &Client) -> Result<BTreeMap<String, String>> {
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Tries everything that there is in the schema as a role that was granted nothing.
+/// Tries everything in the schema as a role without grants.
 async fn assert_locked(owner: &Client, stranger: &Client) -> Result<()> {
     let role: String = value(stranger, "select current_user::text").await?;
     let functions = functions(owner).await?;
@@ -139,7 +140,7 @@ async fn default_privileges_of_the_installing_role_give_nothing_away() -> Result
     let owner = cluster.connect("postgres", "lavish").await?;
     let heir = cluster.connect("heir", "lavish").await?;
     assert_locked(&owner, &heir).await?;
-    // What is public does work, and so is not merely a name.
+    // The public functions do work.
     for (question, answer) in
         [("scope_grants('{posts:*}', 'posts:read')", true), ("token_has_scope('posts:read')", false)]
     {

@@ -1,5 +1,5 @@
-//! Many sessions at the same few tokens and families: whatever the order, the end is a state that one session alone could
-//! have reached, and nobody is a victim of a deadlock.
+//! Many sessions on the same few tokens and families: in any order, the result is a state that a single session could
+//! have reached, and no session is the victim of a deadlock.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ static SHARED: Shared = Shared::new(&[]);
 const SESSIONS: u64 = 8;
 const STEPS: u64 = 400;
 
-/// A generator of the test's own (splitmix64), so that a run can be repeated.
+/// A seeded generator (splitmix64), so that a run can be repeated.
 struct Dice(u64);
 
 impl Dice {
@@ -31,9 +31,9 @@ impl Dice {
     }
 }
 
-/// A change of some token. Plaintexts of all tokens are kept in a table of the test's, by their ids.
+/// A change of some token. The plaintexts of all tokens are in a table of the test, by their ids.
 fn change(dice: &mut Dice) -> String {
-    // A live one mostly, since most soon are not.
+    // Mostly a live one, since most soon are not.
     let any = "(select t.id from tollgate.tokens t where t.status <> 'revoked' or random() < 0.05 order by random() limit 1)";
     let scopes =
         dice.one_of(&["{admin}", "{posts:*}", "{posts:read}", "{posts:read,users:*}", "{users:read}", "{}"]);
@@ -99,7 +99,7 @@ fn change(dice: &mut Dice) -> String {
     }
 }
 
-/// What may be said to a change that comes too late, or asks too much.
+/// The allowed errors of a change that comes too late or exceeds something.
 const REFUSALS: [SqlState; 9] = [
     SqlState::FOREIGN_KEY_VIOLATION,
     SqlState::INVALID_PARAMETER_VALUE,
@@ -115,7 +115,7 @@ const REFUSALS: [SqlState; 9] = [
 /// Each of these must be empty. `t` is a token, `p` its parent.
 const VIOLATIONS: [(&str, &str); 17] = [
     (
-        "of a user who is not there",
+        "of a missing user",
         "t.revoked_at is null and not exists (select from race_users u where u.id = t.user_id)",
     ),
     (
@@ -124,7 +124,7 @@ const VIOLATIONS: [(&str, &str); 17] = [
          and not exists (select from race_users u where u.id = t.user_id and not u.banned)",
     ),
     (
-        "disabled with a user who is active",
+        "disabled with an active user",
         "t.revoked_at is null and t.disabled_with_user
          and exists (select from race_users u where u.id = t.user_id and not u.banned)",
     ),
@@ -209,7 +209,7 @@ async fn whatever_happens_at_once_ends_in_a_legal_state_and_without_deadlock() -
     let mut sessions = Vec::new();
     for n in 0..SESSIONS {
         let session = cluster.connect("postgres", "races").await?;
-        // Half of them take the locks that a limit needs as well.
+        // Half of them also take the locks of a limit.
         let isolation = if n % 4 == 3 { "repeatable read" } else { "read committed" };
         session
             .batch_execute(&format!(
@@ -220,7 +220,7 @@ async fn whatever_happens_at_once_ends_in_a_legal_state_and_without_deadlock() -
             .await?;
         sessions.push(tokio::spawn(race(session, Dice(seed + n))));
     }
-    // Each transaction leaves a legal state, so every snapshot shows one, not the last alone.
+    // Each transaction leaves a legal state, so every snapshot shows one, not only the last.
     while !sessions.iter().all(JoinHandle::is_finished) {
         assert_legal(&owner).await?;
     }

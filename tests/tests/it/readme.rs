@@ -1,27 +1,44 @@
-//! The README keeps its word: its SQL runs, in its order, and says what the README says that it says; and its GRANTs let
-//! each role do what they are for, and no more.
+//! What the README and the documents that go on from it show is true: their SQL runs, in order, and answers as shown; their
+//! GRANTs let each role do what they are for, and no more; their links lead somewhere, and nothing but Cargo.toml states the version.
 
 use crate::document;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tollgate_core::token::{self, ENTROPY_LEN, Prefix};
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually};
 
-const README: &str = include_str!("../../../README.md");
+/// In the order in which they are run, in one session: each goes on from those before it.
+const DOCUMENTS: [(&str, &str); 6] = [
+    ("README.md", include_str!("../../../README.md")),
+    ("docs/row-level-security.md", include_str!("../../../docs/row-level-security.md")),
+    ("docs/usage.md", include_str!("../../../docs/usage.md")),
+    ("docs/security.md", include_str!("../../../docs/security.md")),
+    ("docs/drivers.md", include_str!("../../../docs/drivers.md")),
+    ("docs/tokens.md", include_str!("../../../docs/tokens.md")),
+];
 
-/// A fresh server on which all of the README's SQL has run, and what each block answered.
-fn after_the_readme() -> Result<(Cluster, Vec<Vec<String>>)> {
+fn blocks() -> Vec<&'static str> {
+    DOCUMENTS.iter().flat_map(|(_, text)| document::blocks(text, "sql")).collect()
+}
+
+/// A fresh server on which all of the documents' SQL has run, and what each block answered.
+fn after_the_documents() -> Result<(Cluster, Vec<Vec<String>>)> {
     let cluster = Cluster::start()?;
-    let answers = document::run(&cluster, document::blocks(README, "sql"))?;
+    let answers = document::run(&cluster, blocks())?;
     Ok((cluster, answers))
 }
 
 #[test]
-fn its_sql_runs_in_its_order_and_answers_as_it_shows() -> Result<()> {
-    let (_cluster, answers) = after_the_readme()?;
-    let blocks = document::blocks(README, "sql");
-    assert!(blocks.len() >= 10, "the README's blocks of SQL were not found");
+fn their_sql_runs_in_its_order_and_answers_as_it_shows() -> Result<()> {
+    let (_cluster, answers) = after_the_documents()?;
+    let blocks = blocks();
+    for (name, text) in DOCUMENTS {
+        assert!(!document::blocks(text, "sql").is_empty(), "the SQL of {name} was not found");
+    }
     assert_eq!(answers.len(), blocks.len());
     for (block, answer) in blocks.iter().zip(&answers) {
         document::assert_answered(block, answer);
@@ -29,14 +46,14 @@ fn its_sql_runs_in_its_order_and_answers_as_it_shows() -> Result<()> {
     Ok(())
 }
 
-/// Each guide, on data of the other system's documented shape.
+/// Each guide, on data in the documented form of the other system.
 #[test]
 fn the_guides_to_migrating_run_and_answer_as_they_show() -> Result<()> {
     let cluster = Cluster::start()?;
     let blocks = document::blocks(include_str!("../../../docs/migrating.md"), "sql");
     let answers = document::run(&cluster, blocks.iter().copied())?;
     assert!(blocks.len() >= 8 && answers.len() == blocks.len());
-    // The first answers for the scopes, with nothing to see.
+    // The first one only sets up the scopes.
     for (block, answer) in blocks.iter().zip(&answers).skip(1) {
         document::assert_answered(block, answer);
     }
@@ -45,7 +62,7 @@ fn the_guides_to_migrating_run_and_answer_as_they_show() -> Result<()> {
 
 #[tokio::test]
 async fn its_roles_have_the_capabilities_that_it_says() -> Result<()> {
-    let (cluster, _) = after_the_readme()?;
+    let (cluster, _) = after_the_documents()?;
     let owner = cluster.connect("postgres", DATABASE).await?;
     let rows = owner
         .query(
@@ -66,7 +83,7 @@ async fn its_roles_have_the_capabilities_that_it_says() -> Result<()> {
 
 #[tokio::test]
 async fn its_roles_do_their_work() -> Result<()> {
-    let (cluster, _) = after_the_readme()?;
+    let (cluster, _) = after_the_documents()?;
     let web = cluster.connect("backoffice", DATABASE).await?;
     let row = web
         .query_one("select id, token from tollgate.create_api_token('dan', 'web', '{posts:read}')", &[])
@@ -78,7 +95,7 @@ async fn its_roles_do_their_work() -> Result<()> {
     let app = cluster.connect("app", DATABASE).await?;
     let verified = app.query_one("select code from tollgate.verify_api_token($1)", &[&secret]).await?;
     assert_eq!(verified.get::<_, &str>(0), "VALID");
-    // As PostgREST makes it.
+    // As PostgREST calls it.
     app.batch_execute("begin read only").await?;
     let headers = serde_json::json!({ "x-api-key": secret }).to_string();
     app.query("select set_config('request.headers', $1, true)", &[&headers]).await?;
@@ -113,7 +130,7 @@ async fn its_roles_do_their_work() -> Result<()> {
 
 #[test]
 fn after_its_settings_no_token_of_the_application_reaches_the_log() -> Result<()> {
-    let (mut cluster, _) = after_the_readme()?;
+    let (mut cluster, _) = after_the_documents()?;
     // Everything that can be logged is. Only bind values are at stake: whoever writes a token into a statement logs it.
     cluster.configure("log_statement", "all")?;
     cluster.configure("log_min_duration_statement", "0")?;
@@ -125,7 +142,7 @@ fn after_its_settings_no_token_of_the_application_reaches_the_log() -> Result<()
             .is_ok_and(|value| value.as_deref() == Some("0"))
     });
     cluster.execute(DATABASE, "create role careless login; grant app to careless")?;
-    // Of the right form, and issued by nobody.
+    // In the right format, but never issued.
     let issued = token::issue(&Prefix::default(), &[0x5a; ENTROPY_LEN]);
     let (secret, body) = (issued.token(), "5a".repeat(ENTROPY_LEN));
 
@@ -137,7 +154,7 @@ fn after_its_settings_no_token_of_the_application_reaches_the_log() -> Result<()
             let row = client.query_one("select code from tollgate.verify_api_token($1)", &[&secret]).await?;
             assert_eq!(row.get::<_, &str>(0), "NOT_FOUND");
             let refused = client.query_one("select tollgate.authenticate($1)", &[&secret]).await;
-            assert!(refused.is_err(), "nobody issued this token");
+            assert!(refused.is_err(), "this token was never issued");
             anyhow::Ok(())
         })
     };
@@ -146,5 +163,105 @@ fn after_its_settings_no_token_of_the_application_reaches_the_log() -> Result<()
     assert!(!cluster.log().contains(&body), "the log holds a token");
     present("careless")?;
     assert!(cluster.log().contains(&body), "without the settings it would");
+    Ok(())
+}
+
+/// The folder of the checkout.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The documents for people, in the root and in docs.
+fn documents() -> Result<Vec<(PathBuf, String)>> {
+    let mut documents = Vec::new();
+    for folder in [root(), root().join("docs")] {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                documents.push((path.clone(), fs::read_to_string(path)?));
+            }
+        }
+    }
+    ensure!(documents.len() > 10, "the documents were not found");
+    Ok(documents)
+}
+
+/// What GitHub and GitLab call a heading in a link.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.collect::<String>().to_lowercase().replace(' ', "-")
+}
+
+fn anchors(text: &str) -> Vec<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    headings.map(|line| anchor(line.trim_start_matches('#').trim())).collect()
+}
+
+#[test]
+fn each_link_leads_to_a_file_and_a_heading() -> Result<()> {
+    let mut broken = Vec::new();
+    for (path, text) in documents()? {
+        for target in
+            text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target)
+        {
+            if target.starts_with("http") {
+                continue;
+            }
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let linked = if file.is_empty() { path.clone() } else { path.with_file_name(file) };
+            let there = match fs::read_to_string(&linked) {
+                Ok(text) => heading.is_empty() || anchors(&text).iter().any(|anchor| anchor == heading),
+                Err(_) => heading.is_empty() && linked.exists(),
+            };
+            if !there {
+                broken.push(format!("{}: {target}", path.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+    Ok(())
+}
+
+#[test]
+fn the_readme_is_short() {
+    let lines = DOCUMENTS[0].1.lines().count();
+    assert!(lines <= 220, "{lines} lines: a subject belongs into a document of its own");
+}
+
+/// Files of the repository that are ours, as text.
+fn files() -> Result<Vec<(String, String)>> {
+    let listed = Command::new("git").current_dir(root()).args(["ls-files", "-z"]).output()?;
+    ensure!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
+    let names = String::from_utf8(listed.stdout)?;
+    let names =
+        names.split_terminator('\0').filter(|name| !name.ends_with(".lock") && !name.ends_with("lock.json"));
+    Ok(names
+        .filter_map(|name| Some((name.to_owned(), fs::read_to_string(root().join(name)).ok()?)))
+        .collect())
+}
+
+/// A version beside our name, a key or a macro that states one would be forgotten at the next release.
+#[test]
+fn only_cargo_toml_states_the_version() -> Result<()> {
+    let version = env!("CARGO_PKG_VERSION");
+    let changelog = root().join("CHANGELOG.md");
+    ensure!(
+        fs::read_to_string(&changelog)?.contains(&format!("## [{version}]")),
+        "{} has no section for {version}",
+        changelog.display()
+    );
+    let stating = |(name, text): &(String, String)| {
+        let allowed = ["Cargo.toml", "CHANGELOG.md"].contains(&name.as_str()) || name.contains("/drivers/");
+        let one = |line: &str| {
+            line.match_indices(version).any(|(at, _)| {
+                // No part of another number, such as an address.
+                let around = [line[..at].chars().next_back(), line[at + version.len()..].chars().next()];
+                !around.iter().flatten().any(|c| c.is_ascii_digit() || *c == '.' || *c == '/')
+            })
+        };
+        !allowed && text.lines().any(one)
+    };
+    let stating: Vec<String> = files()?.into_iter().filter(stating).map(|(name, _)| name).collect();
+    assert!(stating.is_empty(), "these state the version {version}, which Cargo.toml states: {stating:?}");
     Ok(())
 }

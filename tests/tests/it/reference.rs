@@ -1,4 +1,4 @@
-//! docs/reference.md is complete, names nothing that is not there, and its examples run and answer as it shows.
+//! docs/reference.md is complete, names nothing that does not exist, and its examples run and answer as shown.
 
 use crate::document;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,23 +15,23 @@ static SHARED: Shared = Shared::new(&[]);
 
 const REFERENCE: &str = include_str!("../../../docs/reference.md");
 
-/// Who may call what, as the reference says it, and the role that its examples run as.
+/// Who may call what, in the reference's words, and the role that runs its examples.
 const READERS: [(&str, &str, &str); 5] = [
     ("public", "everyone", "anyone"),
     ("verifier", "verifier", "web"),
     ("issuer", "issuer", "backend"),
     ("admin", "admin", "boss"),
-    ("operator", "operator", "daemon"),
+    ("operator", "operator", "tollgated"),
 ];
 
-/// Signatures as the reference writes them, of all that is given to somebody.
+/// Signatures, as the reference writes them, of everything that is granted.
 const SIGNATURES: &str = "
     with decided as (
         select d.given_to,
                case d.object_type when 'FUNCTION' then d.object::regprocedure end as function,
                case d.object_type when 'VIEW' then d.object::regclass
                                   when 'TYPE' then (select t.typrelid from pg_type t where t.oid = d.object::regtype) end as relation
-          from tollgate.privilege_decisions d where d.given_to <> 'nobody'
+          from tollgate.privilege_decisions d where d.given_to <> 'internal'
     )
     select d.given_to, p.proname::text as name,
            format('%s(%s) → %s', p.proname, pg_get_function_arguments(p.oid), pg_get_function_result(p.oid)) as signature
@@ -50,15 +50,15 @@ const SIGNATURES: &str = "
                                  when 'superuser' then 'by superusers' when 'user' then 'by anyone' end)
       from pg_settings s where s.name like 'tollgate.%'";
 
-/// What stands under a heading, down to the next.
+/// The text under a heading, up to the next one.
 #[derive(Debug, Default)]
 struct Section<'a> {
     title: &'a str,
-    /// The blocks in no language, each on one line.
+    /// The blocks without a language, each on one line.
     signatures: Vec<String>,
     /// `For: admin · Errors: 22023, 42704`
     facts: BTreeMap<&'a str, Vec<&'a str>>,
-    /// What the first column of its table names.
+    /// The names in the first column of its table.
     rows: Vec<&'a str>,
     text: Vec<&'a str>,
 }
@@ -105,12 +105,12 @@ impl<'a> Section<'a> {
     }
 }
 
-/// Given to, name and signature.
+/// Granted to, name and signature.
 async fn catalogue(owner: &Client) -> Result<Vec<(Option<String>, String, String)>> {
     Ok(owner.query(SIGNATURES, &[]).await?.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
 }
 
-/// The files of the project in a folder, at any depth, but for tests.
+/// The project's files in a folder, at any depth, except tests.
 fn sources(folder: &str) -> Result<String> {
     let mut text = String::new();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder)];
@@ -129,7 +129,7 @@ fn sources(folder: &str) -> Result<String> {
     Ok(text)
 }
 
-/// The words of a text that follow a mark, which end where `is_part` says.
+/// The words that follow a mark in a text, which end where `is_part` says.
 fn words_after<'a>(text: &'a str, mark: &str, is_part: fn(char) -> bool) -> BTreeSet<&'a str> {
     text.split(mark)
         .skip(1)
@@ -142,7 +142,7 @@ fn of_name(c: char) -> bool {
     c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'
 }
 
-/// What stands between backticks outside of blocks.
+/// The text between backticks outside blocks.
 fn code_spans() -> Vec<&'static str> {
     let mut spans = Vec::new();
     let mut in_block = false;
@@ -157,14 +157,14 @@ fn code_spans() -> Vec<&'static str> {
 }
 
 #[tokio::test]
-async fn every_function_view_type_and_setting_stands_there_as_in_the_catalogue() -> Result<()> {
+async fn every_function_view_type_and_setting_is_listed_as_in_the_catalogue() -> Result<()> {
     let world = SHARED.world().await?;
     let there = catalogue(&world.owner).await?;
     let signatures: BTreeSet<String> = there.iter().map(|(_, _, signature)| signature.clone()).collect();
     let sections = Section::all();
     let documented: Vec<String> = sections.iter().flat_map(|section| section.signatures.clone()).collect();
     assert_eq!(documented.iter().cloned().collect::<BTreeSet<_>>(), signatures);
-    assert_eq!(documented.len(), signatures.len(), "each stands there once");
+    assert_eq!(documented.len(), signatures.len(), "each is listed once");
 
     for (_, name, signature) in &there {
         let section = sections.iter().find(|section| section.signatures.contains(signature));
@@ -191,7 +191,7 @@ async fn every_section_says_who_may_call_what_it_is_about() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_not_given_to_anybody_says_so_in_its_comment() -> Result<()> {
+async fn internal_objects_say_so_in_their_comments() -> Result<()> {
     let world = SHARED.world().await?;
     let rows = world
         .owner
@@ -200,7 +200,7 @@ async fn what_is_not_given_to_anybody_says_so_in_its_comment() -> Result<()> {
                     lateral (select case d.object_type when 'FUNCTION' then obj_description(d.object::regprocedure, 'pg_proc')
                                                        when 'VIEW' then obj_description(d.object::regclass, 'pg_class')
                                                        when 'TYPE' then obj_description(d.object::regtype, 'pg_type') end) o (comment)
-              where (d.given_to = 'nobody') is distinct from (o.comment ~ '\\mInternal[.:]')",
+              where (d.given_to = 'internal') is distinct from (o.comment ~ '\\mInternal[.:]')",
             &[],
         )
         .await?;
@@ -223,7 +223,7 @@ async fn it_names_nothing_that_does_not_exist_or_is_internal() -> Result<()> {
         assert!(known.contains(name), "tollgate.{name} is not there, or internal");
     }
 
-    // Arguments, columns, keys of details, other people's settings: what they are called stands in the source.
+    // Arguments, columns, keys of details, settings of PostgreSQL: their names are in the source.
     let source = sources("sql/schema")? + &sources("extension/src")?;
     let words: BTreeSet<&str> = source.split(|c| !of_name(c)).collect();
     for span in code_spans() {
@@ -264,14 +264,14 @@ async fn every_sqlstate_that_we_raise_has_its_row_and_no_other() -> Result<()> {
     let (sql, rust) = (sources("sql/schema")?, sources("extension/src")?);
     let mut conditions: BTreeSet<String> =
         words_after(&sql, "ERRCODE = '", of_name).into_iter().map(str::to_owned).collect();
-    // RAISE condition; but not RAISE EXCEPTION and its kin.
+    // RAISE condition; but not RAISE EXCEPTION and similar forms.
     conditions.extend(words_after(&sql, "RAISE ", of_name).into_iter().map(str::to_owned));
     let of_constant = |c: char| c.is_ascii_uppercase() || c == '_';
     for constant in words_after(&rust, "PgSqlErrorCode::ERRCODE_", of_constant) {
         conditions.insert(constant.trim_start_matches("T_R_").to_lowercase());
     }
     assert!(conditions.len() > 10, "the source was not found");
-    // Of a NOTICE.
+    // Used by a NOTICE.
     conditions.remove("successful_completion");
 
     let mut raised = BTreeSet::new();
@@ -285,11 +285,11 @@ async fn every_sqlstate_that_we_raise_has_its_row_and_no_other() -> Result<()> {
     assert_eq!(documented.iter().map(|&row| row.to_owned()).collect::<BTreeSet<_>>(), raised);
 
     let sections = Section::all();
-    let told: BTreeSet<&str> = sections.iter().flat_map(|section| section.fact("Errors")).collect();
-    // A fault of ours, what CREATE EXTENSION raises, what only the postmaster says, and what a COMMIT warns of.
+    let claimed: BTreeSet<&str> = sections.iter().flat_map(|section| section.fact("Errors")).collect();
+    // An internal error, what CREATE EXTENSION raises, what only the postmaster reports, and a warning at COMMIT.
     let of_functions: BTreeSet<&str> =
         documented.into_iter().filter(|code| !["XX000", "0A000", "58030", "25P01"].contains(code)).collect();
-    assert_eq!(told, of_functions, "what the functions are said to raise");
+    assert_eq!(claimed, of_functions, "what the functions are said to raise");
     Ok(())
 }
 
@@ -309,8 +309,8 @@ fn every_event_has_its_row_and_no_other() -> Result<()> {
     assert_eq!(documented, written);
 
     let sections = Section::all();
-    let told: BTreeSet<&str> = sections.iter().flat_map(|section| section.fact("Events")).collect();
-    assert_eq!(told, documented, "what the functions are said to write");
+    let claimed: BTreeSet<&str> = sections.iter().flat_map(|section| section.fact("Events")).collect();
+    assert_eq!(claimed, documented, "what the functions are said to write");
     Ok(())
 }
 
@@ -354,7 +354,7 @@ fn its_examples_run_and_answer_as_it_shows() -> Result<()> {
 }
 
 #[test]
-fn its_links_lead_somewhere() {
+fn its_links_have_targets() {
     let anchors: BTreeSet<String> = REFERENCE
         .lines()
         .filter(|line| line.starts_with('#'))

@@ -1,5 +1,5 @@
-//! A verification in FROM runs in a plan node of its own, and finds rows where they were last seen. Neither changes
-//! anything but the speed.
+//! A verification in FROM runs in our custom scan, and rows are found where they were last seen. Both only affect the
+//! speed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use tollgate_tests::{Cluster, DATABASE, eventually_async};
 
 static SHARED: Shared = Shared::new(&[]);
 
-/// What EXPLAIN calls the node.
+/// The node's name in EXPLAIN.
 const NODE: &str = "Custom Scan (verify_api_token)";
 const CALL: &str = "tollgate.verify_api_token($1)";
-/// The same call, in a form that PostgreSQL's own function scan runs.
+/// The same call, in a form that PostgreSQL's function scan executes.
 const PLAIN_CALL: &str = "tollgate.verify_api_token($1) with ordinality";
 
 async fn plan(client: &Client, sql: &str) -> Result<String> {
@@ -66,7 +66,7 @@ async fn a_call_in_from_is_planned_as_our_node_and_others_are_not() -> Result<()
         "select (tollgate.verify_api_token('x')).*",
         "select * from generate_series(1, 3)",
     ] {
-        // FOR UPDATE is the owner's to do.
+        // Only the owner may use FOR UPDATE.
         let plan = plan(&owner, theirs).await?;
         assert!(!plan.contains("Custom Scan"), "{theirs}: {plan}");
     }
@@ -74,7 +74,7 @@ async fn a_call_in_from_is_planned_as_our_node_and_others_are_not() -> Result<()
 }
 
 #[tokio::test]
-async fn a_function_of_somebody_elses_is_not_taken_for_ours() -> Result<()> {
+async fn a_foreign_function_is_not_taken_for_ours() -> Result<()> {
     let World { owner, web, cluster } = SHARED.world().await?;
     cluster.execute(DATABASE, "create database without_tollgate")?;
     let other = cluster.connect("postgres", "without_tollgate").await?;
@@ -115,7 +115,7 @@ async fn every_shape_of_query_gives_what_the_function_scan_gives() -> Result<()>
     let tokens = [
         issue_with(&owner, "shapes", "scopes => '{posts:read,users:read}', metadata => '{\"plan\": \"pro\"}'").await?,
         issue_with(&owner, "shapes", "expires_in => '1 hour'").await?,
-        // Out of line, and compressed.
+        // Stored out of line, and compressed.
         issue_with(&owner, "shapes", "metadata => jsonb_build_object('long', (select string_agg(md5(i::text), ' ') from generate_series(1, 450) i))").await?,
         issue_with(&owner, "shapes", "metadata => jsonb_build_object('long', repeat('x', 9000))").await?,
         issue_with(&owner, "shapes", "allowed_ips => '{10.0.0.0/8}'").await?,
@@ -173,7 +173,7 @@ async fn every_shape_of_query_gives_what_the_function_scan_gives() -> Result<()>
     Ok(())
 }
 
-/// Names of the columns and the rows as text, as the executor describes them.
+/// The column names and the rows as text, as the executor describes them.
 async fn shown(client: &Client, sql: &str) -> Result<Vec<Vec<Option<String>>>> {
     let messages = client.simple_query(sql).await.with_context(|| sql.to_owned())?;
     let row = |message: &SimpleQueryMessage| match message {
@@ -213,7 +213,7 @@ async fn where_the_row_is_the_result_its_columns_have_the_names_and_values_of_th
                 format!("select {columns} from {}", call.replace("$1", &format!("'{presented}'")))
             };
             assert_eq!(shown(&web, &from(CALL)).await?, shown(&web, &from(PLAIN_CALL)).await?, "{columns}");
-            // Put into memory and taken out again.
+            // Materialized and read again.
             let sorted = |call: &str| from(call) + " order by 1 limit 1";
             assert_eq!(
                 shown(&web, &sorted(CALL)).await?,
@@ -255,7 +255,7 @@ async fn a_plan_is_explained_the_same_before_and_after_it_has_run_or_failed_to()
         assert_eq!(shown(&client, &explain).await?, before);
         assert_eq!(shown(&client, &execute).await?, result);
     }
-    // Of no column of the function's.
+    // Without any column of the function.
     client
         .batch_execute("prepare constant(text) as select 1 as one from tollgate.verify_api_token($1)")
         .await?;
@@ -326,7 +326,7 @@ async fn an_argument_is_taken_from_wherever_it_comes() -> Result<()> {
                 "select code from tollgate.verify_api_token(left('{token}', 5) || substr('{token}', 6), {scopes})"
             ),
         ] {
-            // Seven times: the plan of a prepared statement is a generic one from the sixth on.
+            // Seven times: a prepared statement uses a generic plan from the sixth execution on.
             for _ in 0..7 {
                 assert_eq!(shown(&web, &call).await?[1][0].as_deref(), Some(expected), "{call}");
             }
@@ -338,7 +338,7 @@ async fn an_argument_is_taken_from_wherever_it_comes() -> Result<()> {
 }
 
 #[tokio::test]
-async fn one_scan_is_one_use_however_often_it_starts_anew() -> Result<()> {
+async fn one_scan_is_one_use_however_often_it_is_rescanned() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token = issue(&owner, "rescans", &[]).await?;
     web.batch_execute("set enable_material = off; set enable_hashjoin = off; set enable_mergejoin = off")
@@ -350,7 +350,7 @@ async fn one_scan_is_one_use_however_often_it_starts_anew() -> Result<()> {
     let correlated = "select count((select v.code from tollgate.verify_api_token($1) v where v.user_id <> g::text)) from generate_series(1, 50) g";
     assert_eq!(web.query_one(correlated, &[&token.token]).await?.get::<_, i64>(0), 50);
     assert_eq!(uses(&owner, &token).await?, 1);
-    // Never asked for a row, it verifies nothing.
+    // If no row is requested, it verifies nothing.
     web.query("select from tollgate.verify_api_token($1) limit 0", &[&token.token]).await?;
     web.query("select from generate_series(1, 0) g, tollgate.verify_api_token($1)", &[&token.token]).await?;
     assert_eq!(uses(&owner, &token).await?, 0);
@@ -358,7 +358,7 @@ async fn one_scan_is_one_use_however_often_it_starts_anew() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_cursor_shows_the_row_as_it_was_when_it_was_fetched_and_scrolls() -> Result<()> {
+async fn a_cursor_shows_the_row_as_of_its_fetch_and_scrolls() -> Result<()> {
     let World { owner, mut web, cluster: _cluster } = SHARED.world().await?;
     let token = issue(&owner, "cursors", &["posts:read"]).await?;
     let transaction = web.transaction().await?;
@@ -368,7 +368,7 @@ async fn a_cursor_shows_the_row_as_it_was_when_it_was_fetched_and_scrolls() -> R
     );
     transaction.batch_execute(&declare).await?;
     let first: String = transaction.query_one("fetch next from c", &[]).await?.get(0);
-    // Changed, dead and vacuumed meanwhile: what was fetched stays as it is.
+    // Updated, deleted and vacuumed meanwhile: the fetched row stays the same.
     owner
         .execute("update tollgate.api_tokens set scopes = '{users:read}' where id = $1", &[&token.id])
         .await?;
@@ -387,7 +387,7 @@ async fn a_cursor_shows_the_row_as_it_was_when_it_was_fetched_and_scrolls() -> R
     Ok(())
 }
 
-/// What each of these fetches gives, of a cursor on a call: the code, or nothing.
+/// The result of each of these fetches from a cursor on a call: the code, or nothing.
 async fn fetched(web: &Client, declare: &str, fetches: &[&str]) -> Result<Vec<Option<String>>> {
     web.batch_execute(&format!("begin; {declare}")).await?;
     let mut found = Vec::new();
@@ -424,7 +424,7 @@ async fn a_cursor_moves_in_both_directions_as_one_on_a_function_scan_does() -> R
             let call = format!("tollgate.verify_api_token('{}')", token.token);
             let declare =
                 |call: &str| format!("declare c {scroll} cursor for select code from {call} {condition}");
-            // A join without SCROLL moves forward alone, whatever is below.
+            // A join without SCROLL only moves forward, whatever is below.
             let fetches = if condition.starts_with("join") && scroll.is_empty() {
                 &["fetch next", "fetch next"][..]
             } else {
@@ -445,7 +445,7 @@ async fn a_cursor_moves_in_both_directions_as_one_on_a_function_scan_does() -> R
     Ok(())
 }
 
-/// Calls that return while their statement goes on.
+/// Calls that return while their statement continues.
 fn open_calls(token: &Token) -> [String; 5] {
     let call = format!("tollgate.verify_api_token('{}')", token.token);
     [
@@ -467,7 +467,7 @@ async fn an_open_cursor_on_a_verification_holds_no_pin_and_no_lock() -> Result<(
     let metadata = "metadata => jsonb_build_object('long', (select string_agg(md5(i::text), ' ') from generate_series(1, 450) i))";
     let token = issue_with(&owner, "held", metadata).await?;
     let pid: i32 = value(&web, "select pg_backend_pid()").await?;
-    // Our hint leads to the row the second time.
+    // The second time our hint leads to the row.
     for call in open_calls(&token).into_iter().cycle().take(10) {
         web.batch_execute(&format!("begin; declare c cursor for {call}; fetch 1 from c")).await?;
         let pins: i64 = value(
@@ -500,7 +500,7 @@ async fn an_open_cursor_on_a_verification_holds_no_pin_and_no_lock() -> Result<(
 }
 
 #[tokio::test]
-async fn what_was_stored_out_of_line_is_still_there_when_its_row_is_gone() -> Result<()> {
+async fn values_stored_out_of_line_survive_their_row() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let metadata = "metadata => jsonb_build_object('long', (select string_agg(md5(i::text), ' ') from generate_series(1, 450) i))";
     let token = issue_with(&owner, "gone", metadata).await?;
@@ -528,7 +528,7 @@ async fn a_verification_on_a_standby_conflicts_with_no_recovery() -> Result<()> 
     let token = issue(&owner, "standby", &["posts:read"]).await?;
     let doomed = issue(&owner, "standby", &[]).await?;
     let standby = primary.standby()?;
-    // Dead to everybody, on the page of the other: pruning it waits for pins of the page and for nothing else.
+    // Dead to all, on the page of the other: pruning it waits only for pins of the page.
     owner.batch_execute(&format!("delete from tollgate.api_tokens where id = '{}'", doomed.id)).await?;
     standby.catch_up_with(&primary)?;
     let web = standby.connect("web", DATABASE).await?;
@@ -614,7 +614,7 @@ async fn a_prepared_plan_outlives_the_extension_that_it_was_made_for() -> Result
     assert_eq!(owner.query_one(&prepared, &[&token.token]).await?.get::<_, String>(0), "VALID");
     let other = cluster.connect("postgres", DATABASE).await?;
     other.batch_execute("drop extension tollgate").await?;
-    // As for any function that is gone.
+    // As for any dropped function.
     assert!(owner.query(&prepared, &[&token.token]).await.is_err());
     other.batch_execute("create extension tollgate").await?;
     let token = issue(&owner, "after", &[]).await?;
@@ -647,7 +647,7 @@ async fn an_error_while_a_row_is_held_leaves_the_session_as_good_as_before() -> 
 
 // ---- Rows are found wherever they are
 
-/// What a token is verified as, and the name that its row has now.
+/// The verification result of a token, and the current name in its row.
 async fn named(client: &Client, token: &Token) -> Result<(String, Option<String>)> {
     let row =
         client.query_one("select code, name from tollgate.verify_api_token($1)", &[&token.token]).await?;
@@ -668,7 +668,7 @@ async fn a_row_is_found_wherever_it_has_moved_since_it_was_last_seen() -> Result
         tokens.push(issue(&owner, "movers", &[]).await?);
     }
     for (n, step) in [
-        // Each on top of the ones before: within the page, to another, away and back, to another file.
+        // Each on top of the previous ones: within the page, to another, away and back, to another file.
         "update tollgate.api_tokens set name = 'a'",
         "update tollgate.api_tokens set name = 'b', metadata = jsonb_build_object('long', repeat('x', 1500))",
         "vacuum tollgate.api_tokens",
@@ -746,7 +746,7 @@ async fn the_same_digest_in_two_databases_is_two_tokens() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_hint_shows_an_older_transaction_what_is_true_now() -> Result<()> {
+async fn a_hint_shows_an_older_transaction_the_current_state() -> Result<()> {
     let World { owner, mut web, cluster: _cluster } = SHARED.world().await?;
     let token = issue(&owner, "hints", &[]).await?;
     assert_eq!(code(&web, &token.token).await?, "VALID");
@@ -775,7 +775,7 @@ async fn a_hint_shows_an_older_transaction_what_is_true_now() -> Result<()> {
     Ok(())
 }
 
-/// Tokens whose rows are updated, moved and vacuumed without a pause are found by each of many verifications.
+/// Tokens whose rows are continuously updated, moved and vacuumed are found by every verification.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn no_verification_misses_a_row_that_is_on_the_move() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder())?);
@@ -799,7 +799,7 @@ async fn no_verification_misses_a_row_that_is_on_the_move() -> Result<()> {
         let mut round = 0;
         loop {
             round += 1;
-            // Every other one leaves its page: expires_at is in an index.
+            // Every other one leaves its page: expires_at is indexed.
             owner
                 .batch_execute("update tollgate.api_tokens set name = name || 'x' where random() < 0.5")
                 .await?;
@@ -823,7 +823,7 @@ async fn no_verification_misses_a_row_that_is_on_the_move() -> Result<()> {
 async fn lookups_by_hints_leave_nothing_pinned_and_no_memory_behind() -> Result<()> {
     let World { owner, web, cluster } = SHARED.world().await?;
     let token = issue(&owner, "pins", &[]).await?;
-    // A page that stays pinned keeps VACUUM FREEZE from its work for ever; a pin that is not released warns at commit.
+    // A page that stays pinned blocks VACUUM FREEZE for ever; a pin that is not released warns at commit.
     for _ in 0..200 {
         web.query("select v.code, v.name from tollgate.verify_api_token($1) v", &[&token.token]).await?;
     }

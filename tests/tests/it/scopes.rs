@@ -1,4 +1,4 @@
-//! The scope grammar through SQL, and the catalogue: what may be granted, and that nothing granted loses its meaning.
+//! The scope grammar in SQL, and the catalogue: what may be granted, and that nothing granted loses its meaning.
 
 use crate::common::{self, Shared, World, code, error, issue, issue_with, refused, revoke, value};
 use anyhow::Result;
@@ -36,7 +36,7 @@ async fn a_scope_grants_what_the_grammar_says() -> Result<()> {
         (&["Admin"], "posts:read", false),
         (&["users:read", "posts:*"], "posts:read", true),
         (&[], "posts:read", false),
-        // A letter case, a language and a blank are a different scope, or none.
+        // Another case, alphabet or a blank makes a different scope, or none.
         (&["posts:read"], "posts:Read", false),
         (&["posts:Read"], "posts:Read", false),
         (&["posts:read"], " posts:read", false),
@@ -66,7 +66,7 @@ async fn a_scope_grants_what_the_grammar_says() -> Result<()> {
     for (carried, required, expected) in cases {
         let answer: bool = web.query_one(granted, &[carried, required]).await?.get(0);
         assert_eq!(answer, *expected, "{carried:?} grants {required}");
-        // A NULL among the granted scopes grants nothing and spoils nothing.
+        // A NULL among the granted scopes grants nothing and breaks nothing.
         let with_null = web
             .query_one("select tollgate.scope_grants($1 || array[null]::text[], $2)", &[carried, required])
             .await?;
@@ -104,7 +104,7 @@ async fn a_scope_is_defined_under_a_well_formed_name_with_a_description() -> Res
         assert_eq!(error.detail(), Some("Argument: name."), "{name:?}: {error:?}");
         assert!(error.hint().is_some(), "{name:?}: {error:?}");
     }
-    // What looks like a token is kept out of the log, where nothing is ever erased.
+    // A name that looks like a token is kept out of the log, where nothing is ever erased.
     for name in ["0123456789abcdef", "posts:0123456789abcdef0123:read"] {
         let error = refused(owner.query(define, &[&name, &"d"]).await, &SqlState::INVALID_PARAMETER_VALUE);
         assert!(!common::text_of(&error).contains("0123456789abcdef"), "{error:?}");
@@ -122,7 +122,7 @@ async fn a_scope_is_defined_under_a_well_formed_name_with_a_description() -> Res
 }
 
 #[tokio::test]
-async fn a_token_carries_what_the_catalogue_holds_or_a_wildcard_over_it_or_admin() -> Result<()> {
+async fn a_token_has_scopes_of_the_catalogue_or_a_wildcard_over_them_or_admin() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "catalogue")?;
     let owner = cluster.connect("postgres", "catalogue").await?;
@@ -140,7 +140,7 @@ async fn a_token_carries_what_the_catalogue_holds_or_a_wildcard_over_it_or_admin
     for good in ["a:b", "a:*", "x:*", "x:y:*", "x:y:z", "p_q:*", "solo"] {
         issue(&owner, "u", &[good]).await?;
     }
-    // The last ones only look like what is defined: "_" is no pattern, and "x:y" is not a scope by itself.
+    // The last ones only resemble defined ones: "_" is not a pattern, and "x:y" is not a scope by itself.
     for bad in ["a:b:*", "a", "b:*", "solo:*", "x:y", "x:y:z:*", "pxq:*", "xx:*", "admin:*"] {
         let call = format!("select tollgate.create_api_token('u', 'n', '{{a:b,{bad}}}')");
         let error = refused(owner.batch_execute(&call).await, &SqlState::INVALID_PARAMETER_VALUE);
@@ -151,7 +151,7 @@ async fn a_token_carries_what_the_catalogue_holds_or_a_wildcard_over_it_or_admin
 }
 
 #[tokio::test]
-async fn a_scope_is_not_dropped_while_a_live_token_carries_it() -> Result<()> {
+async fn a_scope_is_not_dropped_while_a_live_token_has_it() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     let define = "select tollgate.define_scope('carried:scope', 'd')";
     let drop = "select tollgate.drop_scope('carried:scope')";
@@ -167,13 +167,13 @@ async fn a_scope_is_not_dropped_while_a_live_token_carries_it() -> Result<()> {
     in_use().await?;
     revoke(&owner, first.id).await?;
     in_use().await?;
-    // Disabled is not over: it may be enabled again.
+    // A disabled token has not ended: it may be enabled again.
     owner.execute("update tollgate.api_tokens set disabled_at = now() where id = $1", &[&second.id]).await?;
     in_use().await?;
     owner.execute("update tollgate.api_tokens set expires_at = now() where id = $1", &[&second.id]).await?;
     owner.batch_execute(drop).await?;
 
-    // Neither wildcards nor admin are about this one scope.
+    // Wildcards and admin do not refer to this one scope.
     owner.batch_execute(define).await?;
     issue(&owner, "carrier", &["carried:*", "admin"]).await?;
     owner.batch_execute(drop).await?;
@@ -183,9 +183,9 @@ async fn a_scope_is_not_dropped_while_a_live_token_carries_it() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_the_catalogue_does_not_hold_cannot_be_dropped_from_it() -> Result<()> {
+async fn an_undefined_scope_cannot_be_dropped() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
-    // Nobody must be told to revoke every token of an administrator first.
+    // Dropping a scope must not require revoking every administrator's tokens first.
     issue(&owner, "administrator", &["admin", "posts:*"]).await?;
     for name in ["admin", "posts:*", "no:such"] {
         refused(owner.query("select tollgate.drop_scope($1)", &[&name]).await, &SqlState::UNDEFINED_OBJECT);
@@ -194,7 +194,7 @@ async fn what_the_catalogue_does_not_hold_cannot_be_dropped_from_it() -> Result<
 }
 
 #[tokio::test]
-async fn a_token_on_its_way_holds_up_the_drop_of_its_scope() -> Result<()> {
+async fn a_token_being_issued_blocks_the_drop_of_its_scope() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     for (level, end) in
         [("read committed", "commit"), ("repeatable read", "commit"), ("read committed", "rollback")]
@@ -223,13 +223,13 @@ async fn a_token_on_its_way_holds_up_the_drop_of_its_scope() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_drop_on_its_way_holds_up_the_issue_of_tokens_with_scopes() -> Result<()> {
+async fn a_drop_in_progress_blocks_issuing_tokens_with_scopes() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     for end in ["commit", "rollback"] {
         owner.batch_execute("select tollgate.define_scope('race:two', 'd')").await?;
         owner.batch_execute("begin; select tollgate.drop_scope('race:two')").await?;
         let issuer = cluster.connect("postgres", DATABASE).await?;
-        // Verification and tokens without scopes have nothing to do with the catalogue.
+        // Verification and tokens without scopes do not use the catalogue.
         let free = issue(&issuer, "racer", &[]).await?;
         assert_eq!(code(&issuer, &free.token).await?, "VALID");
         let call = "select tollgate.create_api_token('racer', 'n', '{race:two}')";

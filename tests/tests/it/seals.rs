@@ -1,4 +1,4 @@
-//! The seals of the audit log: what is changed behind Tollgate's back is found and placed; what is old can go, and the
+//! The seals of the audit log: changes behind Tollgate's back are found and located; old events can be purged, and the
 //! rest stays verifiable.
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client};
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually, eventually_async};
 
-/// What the tests make is a moment old.
+/// The tests' events are only a moment old.
 static SHARED: Shared = Shared::new(&[("tollgate.min_audit_retention", "0")]);
 
 const LONG: Duration = Duration::from_secs(30);
@@ -26,7 +26,7 @@ async fn log(client: &Client, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits until all that is in the log may be sealed: transactions in other databases, those of other tests too, hold it up.
+/// Waits until the whole log may be sealed: transactions in other databases, including those of other tests, delay it.
 async fn settle(owner: &Client) -> Result<()> {
     let settled = "select not exists (select from tollgate.audit_log a, tollgate.final_place() f
                                       where (a.epoch, a.xid) >= (f.epoch, f.xid))";
@@ -34,12 +34,12 @@ async fn settle(owner: &Client) -> Result<()> {
     Ok(())
 }
 
-/// How many events the next seal holds; 0 if there is none.
+/// The number of events in the next seal; 0 if there is none.
 async fn seal(client: &Client, max_events: i32) -> Result<i64> {
     Ok(client.query_one("select events from tollgate.seal_audit_log($1)", &[&max_events]).await?.get(0))
 }
 
-/// Seals each of so many new events by itself; says how many seals there are then. What stood in the log is the first.
+/// Seals each of a number of new events by itself; returns the number of seals. Earlier events are in the first.
 async fn sealed(db: &Db, count: usize) -> Result<i64> {
     settle(&db.owner).await?;
     seal(&db.operator, 10_000).await?;
@@ -59,14 +59,14 @@ async fn verify(client: &Client) -> Result<Value> {
     value(client, "select to_jsonb(v) from tollgate.verify_audit_log() v").await
 }
 
-/// The first seal that does not hold, and why.
+/// The first bad seal, and why.
 async fn fault(client: &Client) -> Result<Option<(i64, String)>> {
     let answer = verify(client).await?;
     assert_eq!(answer["whole"], json!(answer["fault"].is_null()));
     Ok(answer["seal"].as_i64().zip(answer["fault"].as_str().map(str::to_owned)))
 }
 
-/// Runs statements with all triggers off, which an owner who is set on it can do.
+/// Runs statements with all triggers off, as a malicious owner can.
 async fn tamper(db: &Db, statements: &str) -> Result<()> {
     let tables = ["audit_log", "audit_seals"];
     let switch = |how: &str| {
@@ -77,7 +77,7 @@ async fn tamper(db: &Db, statements: &str) -> Result<()> {
     Ok(())
 }
 
-/// Of the middle event under a seal that [`sealed`] made.
+/// The middle event under a seal that [`sealed`] created.
 fn event_of(seal: i64) -> String {
     format!(
         "(select a.id from tollgate.audit_log a, tollgate.audit_seals s, tollgate.audit_seals p
@@ -90,7 +90,7 @@ fn event_of(seal: i64) -> String {
 // ---- Sealing
 
 #[tokio::test]
-async fn a_log_that_nobody_touched_is_whole() -> Result<()> {
+async fn an_untouched_log_is_intact() -> Result<()> {
     let db = db("untouched").await?;
     let empty = verify(&db.owner).await?;
     assert_eq!(
@@ -138,7 +138,7 @@ async fn a_call_seals_so_many_events_and_never_half_a_transaction() -> Result<()
     Ok(())
 }
 
-/// Such as only a superuser can write: its text would be longer than a text can be.
+/// An event that only a superuser can write: its text would be longer than a text can be.
 #[tokio::test]
 async fn an_event_of_any_size_and_depth_is_sealed_and_a_change_of_it_found() -> Result<()> {
     let db = db("odd").await?;
@@ -158,7 +158,7 @@ async fn an_event_of_any_size_and_depth_is_sealed_and_a_change_of_it_found() -> 
     Ok(())
 }
 
-/// Its digests are joined by pieces.
+/// Its digests are joined in chunks.
 #[tokio::test]
 async fn a_transaction_of_many_events_is_sealed_as_one_and_a_change_is_found_in_any_of_its_pieces()
 -> Result<()> {
@@ -196,8 +196,8 @@ async fn a_transaction_of_many_events_is_sealed_as_one_and_a_change_is_found_in_
 }
 
 #[tokio::test]
-async fn what_may_still_be_added_is_not_sealed_and_what_is_written_does_not_wait() -> Result<()> {
-    // A server of its own: what other databases have open would hold the seals back too.
+async fn transactions_that_may_still_write_are_not_sealed_and_writers_do_not_wait() -> Result<()> {
+    // A separate server: open transactions of other databases would delay the seals too.
     let cluster = Arc::new(common::start(Cluster::builder().setting("autovacuum", "off"))?);
     let db = Db::only(&cluster).await?;
     while seal(&db.operator, 10_000).await? > 0 {}
@@ -209,7 +209,7 @@ async fn what_may_still_be_added_is_not_sealed_and_what_is_written_does_not_wait
 
     db.operator.batch_execute("begin").await?;
     assert_eq!(seal(&db.operator, 10_000).await?, 0);
-    // Sealing is under way; writers go on.
+    // Sealing is in progress; writers continue.
     db.owner.batch_execute("set lock_timeout = '10ms'").await?;
     log(&db.owner, "fast:2").await?;
     slow.batch_execute("commit").await?;
@@ -279,7 +279,7 @@ async fn seals_hold_whatever_the_settings() -> Result<()> {
 }
 
 #[tokio::test]
-async fn several_daemons_seal_and_log_what_proves_it_elsewhere() -> Result<()> {
+async fn several_daemons_seal_and_log_the_seals_as_proof_elsewhere() -> Result<()> {
     let db = db("daemons").await?;
     let arguments = ["run", "--seal-interval", "100ms", "--subscription", "seals", "--batch-size", "2"];
     let daemons = [Tollgated::spawn(&db.url(), &arguments)?, Tollgated::spawn(&db.url(), &arguments)?];
@@ -312,7 +312,7 @@ async fn several_daemons_seal_and_log_what_proves_it_elsewhere() -> Result<()> {
 // ---- Tampering
 
 #[tokio::test]
-async fn whatever_is_done_to_sealed_events_is_found_and_placed() -> Result<()> {
+async fn every_change_of_sealed_events_is_found_and_located() -> Result<()> {
     let cases: &[(&str, &str, &str)] = &[
         ("changed", "update tollgate.audit_log set actor = 'nobody' where id = @3", "events changed"),
         ("movedtime", "update tollgate.audit_log set at = at + interval '1 microsecond' where id = @3", "events changed"),
@@ -368,7 +368,7 @@ async fn whatever_is_done_to_sealed_events_is_found_and_placed() -> Result<()> {
     Ok(())
 }
 
-/// Also one that a later version may add, and forget to seal.
+/// Also a column that a later version may add, and forget to seal.
 #[tokio::test]
 async fn no_column_of_an_event_can_be_changed_unnoticed() -> Result<()> {
     let db = db("columns").await?;
@@ -410,7 +410,7 @@ async fn no_column_of_an_event_can_be_changed_unnoticed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_answer_says_when_the_events_were_that_do_not_hold() -> Result<()> {
+async fn the_result_says_when_the_bad_events_were() -> Result<()> {
     let db = db("placed").await?;
     sealed(&db, 3).await?;
     let id: i64 = value(&db.owner, &format!("select {}", event_of(2))).await?;
@@ -427,9 +427,9 @@ async fn the_answer_says_when_the_events_were_that_do_not_hold() -> Result<()> {
     Ok(())
 }
 
-/// What the chain alone cannot tell, whoever keeps a seal elsewhere can.
+/// A seal that was kept elsewhere reveals what the chain alone cannot.
 #[tokio::test]
-async fn a_seal_that_was_kept_elsewhere_tells_of_a_chain_that_was_cut_or_forged() -> Result<()> {
+async fn a_seal_that_was_kept_elsewhere_reveals_a_cut_or_forged_chain() -> Result<()> {
     let db = db("kept").await?;
     sealed(&db, 3).await?;
     let (kept, hash): (i64, Vec<u8>) = {
@@ -446,14 +446,14 @@ async fn a_seal_that_was_kept_elsewhere_tells_of_a_chain_that_was_cut_or_forged(
     };
     assert_eq!(known().await?, None);
     tamper(&db, &format!("delete from tollgate.audit_seals where seal = {kept}")).await?;
-    assert_eq!(fault(&db.owner).await?, None, "nothing in the database tells that there was one more");
+    assert_eq!(fault(&db.owner).await?, None, "nothing in the database shows that there was one more");
     assert_eq!(known().await?, Some((kept, "seal removed".to_owned())));
 
     let id: i64 = value(&db.owner, "select max(id) from tollgate.audit_log").await?;
     tamper(&db, &format!("update tollgate.audit_log set event = 'x' where id = {id}")).await?;
     settle(&db.owner).await?;
     assert_eq!(seal(&db.operator, 10_000).await?, 3);
-    assert_eq!(fault(&db.owner).await?, None, "it was sealed anew");
+    assert_eq!(fault(&db.owner).await?, None, "it was sealed again");
     assert_eq!(known().await?, Some((kept, "seal changed".to_owned())));
     for half in ["1, null", "null, '\\x00'"] {
         let call = format!("select tollgate.verify_audit_log({half})");
@@ -479,7 +479,7 @@ async fn seals_are_append_only_even_for_their_owner() -> Result<()> {
 
 // ---- Purging
 
-/// What [`sealed`] makes takes no time, so the past is up to the moment after a seal.
+/// [`sealed`] takes no time, so the past is everything up to the moment after a seal.
 async fn purge(client: &Client, through: i64, max_events: i32) -> Result<i64> {
     let before: String = value(
         client,
@@ -520,7 +520,7 @@ async fn a_purge_removes_whole_old_stretches_and_leaves_an_event_and_a_log_that_
     assert_eq!((&answer["whole"], &answer["seals"]), (&json!(true), &json!(6)), "one of them the purge's");
     assert_eq!((&answer["events"], &answer["purged"]), (&json!(6), &json!(3)));
 
-    // The event of the purge is itself sealed and one day purged; the next one tells of all before it.
+    // The event of the purge is itself sealed and one day purged; the next one covers all before it.
     settle(&db.owner).await?;
     assert_eq!(seal(&db.operator, 10_000).await?, 1);
     log(&db.owner, "after:purge").await?;
@@ -551,7 +551,7 @@ async fn a_purge_goes_in_bounded_steps() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_purge_waits_for_every_subscriber_and_names_the_one_that_holds_it_up() -> Result<()> {
+async fn a_purge_waits_for_every_subscriber_and_names_the_one_that_blocks_it() -> Result<()> {
     let db = db("heldup").await?;
     let mut cluster_cursor = position(&db.operator, Some(0)).await?;
     sealed(&db, 1).await?;
@@ -588,7 +588,7 @@ async fn a_purge_waits_for_every_subscriber_and_names_the_one_that_holds_it_up()
 }
 
 #[tokio::test]
-async fn a_purge_does_not_wipe_away_the_traces_of_tampering() -> Result<()> {
+async fn a_purge_does_not_remove_the_evidence_of_tampering() -> Result<()> {
     let db = db("traces").await?;
     sealed(&db, 3).await?;
     let id: i64 = value(&db.owner, &format!("select {}", event_of(2))).await?;
@@ -603,8 +603,8 @@ async fn a_purge_does_not_wipe_away_the_traces_of_tampering() -> Result<()> {
     Ok(())
 }
 
-/// The flag that lets a purge through the trigger is of the library: nothing in SQL sets it, and it does not outlive a
-/// purge, also one that fails.
+/// The flag that lets a purge through the trigger is internal to the library: nothing in SQL sets it, and it is reset
+/// after a purge, even one that fails.
 #[tokio::test]
 async fn nothing_but_a_purge_gets_past_the_trigger() -> Result<()> {
     let db = db("nobypass").await?;
@@ -637,7 +637,7 @@ async fn nothing_but_a_purge_gets_past_the_trigger() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_purge_waits_for_who_seals() -> Result<()> {
+async fn a_purge_waits_for_a_session_that_seals() -> Result<()> {
     let db = db("queue").await?;
     sealed(&db, 2).await?;
     log(&db.owner, "queue:1").await?;
@@ -653,9 +653,9 @@ async fn a_purge_waits_for_who_seals() -> Result<()> {
     Ok(())
 }
 
-/// Who purges is not who says how long the log is kept.
+/// The role that purges does not decide how long the log is kept.
 #[tokio::test]
-async fn nothing_younger_than_the_owner_says_is_purged() -> Result<()> {
+async fn nothing_younger_than_the_owners_setting_is_purged() -> Result<()> {
     let db = db("retention").await?;
     db.owner.batch_execute("alter database retention set tollgate.min_audit_retention = '30d'").await?;
     sealed(&db, 2).await?;
@@ -695,7 +695,7 @@ async fn last_seal(db: &Db) -> Result<(i64, String)> {
 }
 
 #[tokio::test]
-async fn a_purge_that_was_written_by_hand_is_found() -> Result<()> {
+async fn a_forged_purge_is_found() -> Result<()> {
     let db = db("byhand").await?;
     assert_eq!(sealed(&db, 3).await?, 4);
     let kept = last_seal(&db).await?;
@@ -711,7 +711,7 @@ async fn a_purge_that_was_written_by_hand_is_found() -> Result<()> {
     assert_eq!(fault(&db.owner).await?, Some(removed.clone()), "an event is no proof");
     assert_eq!(verdict(&db, &kept).await?, (Some(removed.1), Some(removed.0)));
 
-    // A link that fits the chain: whoever can write there can make one.
+    // A link that fits the chain: anyone who can write to the table can create one.
     for (purged_to, before, found) in [
         (2, "now()", "purge not proven"),
         (2, "now() - interval '31 days'", "purge not proven"),
@@ -739,7 +739,7 @@ async fn a_purge_that_was_written_by_hand_is_found() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_purge_is_proven_by_a_seal_that_was_kept_since() -> Result<()> {
+async fn a_purge_is_proven_by_a_seal_that_was_kept_later() -> Result<()> {
     let db = db("proven").await?;
     assert_eq!(sealed(&db, 3).await?, 4);
     let before = last_seal(&db).await?;
@@ -781,7 +781,7 @@ async fn seals_hold_in_a_restored_database_and_on_a_standby() -> Result<()> {
     assert_eq!(verify(&copy).await?, verify(&db.owner).await?);
     assert_eq!(fault(&copy).await?, None);
     settle(&copy).await?;
-    assert!(seal(&copy, 10_000).await? > 0, "the chain goes on");
+    assert!(seal(&copy, 10_000).await? > 0, "the chain continues");
     assert_eq!(fault(&copy).await?, None);
 
     let standby = db.cluster.standby()?;

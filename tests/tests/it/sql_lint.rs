@@ -1,5 +1,5 @@
-//! The rules that every object of the extension keeps, read from the catalogue after installing it. `make lint` runs this
-//! on its own.
+//! The rules for every object of the extension, read from the catalogue after installing it. `make lint` runs this
+//! alone.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::common::Shared;
 
 static SHARED: Shared = Shared::new(&[]);
 
-/// Tables that a dump leaves out: they tell of this very cluster, and would be wrong in another.
+/// Tables that a dump leaves out: their content applies to this cluster only.
 const NOT_DUMPED: &[&str] = &[
     "carrying_secret",
     "daemon_reports",
@@ -40,7 +40,7 @@ async fn names(query: &str) -> Result<(Arc<Cluster>, Vec<String>)> {
     Ok((cluster, names))
 }
 
-/// None of the objects that a query looks at may be among those that it returns.
+/// A query must return no objects, but must look at some.
 async fn none(query: &str, what_is_wrong: &str) -> Result<()> {
     let (_, offenders) = names(query).await?;
     assert!(offenders.is_empty(), "{what_is_wrong}: {offenders:#?}");
@@ -50,7 +50,7 @@ async fn none(query: &str, what_is_wrong: &str) -> Result<()> {
 #[tokio::test]
 async fn every_object_has_a_comment() -> Result<()> {
     none(
-        // Left out are the types that a table or another type brings along, and the sequences of serial columns.
+        // Excludes the types that belong to a table or another type, and the sequences of serial columns.
         "select pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid)
            from pg_catalog.pg_depend as d
            join pg_catalog.pg_extension as e on e.oid = d.refobjid and e.extname = 'tollgate'
@@ -69,7 +69,7 @@ async fn every_object_has_a_comment() -> Result<()> {
 }
 
 #[tokio::test]
-async fn everyone_may_use_the_schema_and_nobody_else_create_in_it() -> Result<()> {
+async fn everyone_may_use_the_schema_and_only_the_owner_creates_in_it() -> Result<()> {
     let (_, grants) = names(
         "select pg_catalog.concat_ws(' ', case acl.grantee when 0 then 'PUBLIC' else acl.grantee::pg_catalog.regrole::text end, acl.privilege_type)
            from pg_catalog.pg_namespace as n, pg_catalog.aclexplode(n.nspacl) as acl
@@ -93,7 +93,7 @@ async fn every_function_that_runs_as_the_owner_or_is_written_in_sql_pins_its_sea
     .await
 }
 
-/// `enable_sort = off` and its like add ten thousand million to a plan's estimated cost, so no plan is too cheap for JIT then.
+/// `enable_sort = off` and similar settings add ten billion to a plan's estimated cost, so no plan is too cheap for JIT then.
 #[tokio::test]
 async fn a_function_that_restricts_the_planner_is_not_compiled_for_each_call() -> Result<()> {
     none(
@@ -150,7 +150,7 @@ async fn every_argument_of_every_function_has_a_name() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_dump_keeps_every_table_but_those_that_tell_of_this_cluster() -> Result<()> {
+async fn a_dump_includes_every_table_except_those_about_this_cluster() -> Result<()> {
     let (_, left_out) = names(
         "select r.relname::text
            from pg_catalog.pg_class as r
@@ -164,7 +164,7 @@ async fn a_dump_keeps_every_table_but_those_that_tell_of_this_cluster() -> Resul
 }
 
 #[tokio::test]
-async fn everything_lies_in_our_schema() -> Result<()> {
+async fn everything_is_in_our_schema() -> Result<()> {
     none(
         "select pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid)
            from pg_catalog.pg_depend as d

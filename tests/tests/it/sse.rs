@@ -1,5 +1,5 @@
-//! `/events`: every event once its transaction has committed, to whoever may read them, through every break of the
-//! connection; and whoever does not read harms nobody.
+//! `/events`: every event once its transaction has committed, to every authorised reader, across broken connections;
+//! and a reader that does not read harms no other.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use tollgate_tests::{Tollgated, eventually_async};
 
 static SHARED: Shared = Shared::new(&[]);
 
-/// A few intervals of the scan, and much less than after which the daemon looks whatever it remembers.
+/// A few intervals of the scan, and much less than the time after which the daemon scans in any case.
 const SOON: Duration = Duration::from_secs(10);
 
 async fn db(name: &str) -> Result<Db> {
@@ -33,17 +33,17 @@ async fn reader(owner: &Client) -> Result<Token> {
     issue(owner, "reader", &["tollgate:events"]).await
 }
 
-/// One event as it came.
+/// One received event.
 #[derive(Clone, Debug)]
-struct Told {
+struct StreamEvent {
     id: String,
     event: String,
     data: Value,
-    /// As it came.
+    /// The raw text.
     text: String,
 }
 
-impl Told {
+impl StreamEvent {
     fn number(&self) -> i64 {
         self.data["id"].as_i64().unwrap_or_default()
     }
@@ -65,8 +65,8 @@ impl Stream {
         Ok(Self { lines })
     }
 
-    /// The next event; `None` at the end of the stream. Sizes of chunks and comments are passed over.
-    async fn next(&mut self) -> Result<Option<Told>> {
+    /// The next event; `None` at the end of the stream. Chunk sizes and comments are skipped.
+    async fn next(&mut self) -> Result<Option<StreamEvent>> {
         let (mut id, mut event) = (None, None);
         loop {
             let mut line = String::new();
@@ -79,7 +79,7 @@ impl Stream {
                 Some(("event", text)) => event = Some(text.to_owned()),
                 Some(("data", text)) => {
                     let (id, event) = (id.context("an id")?, event.context("a name")?);
-                    return Ok(Some(Told {
+                    return Ok(Some(StreamEvent {
                         id,
                         event,
                         data: serde_json::from_str(text)?,
@@ -91,7 +91,7 @@ impl Stream {
         }
     }
 
-    async fn take(&mut self, count: usize) -> Result<Vec<Told>> {
+    async fn take(&mut self, count: usize) -> Result<Vec<StreamEvent>> {
         let mut all = Vec::new();
         while all.len() < count {
             all.push(self.next().await?.context("the stream ended")?);
@@ -100,8 +100,8 @@ impl Stream {
     }
 }
 
-fn numbers(told: &[Told]) -> Vec<i64> {
-    told.iter().map(Told::number).collect()
+fn numbers(received: &[StreamEvent]) -> Vec<i64> {
+    received.iter().map(StreamEvent::number).collect()
 }
 
 async fn logged(owner: &Client) -> Result<Vec<i64>> {
@@ -109,9 +109,9 @@ async fn logged(owner: &Client) -> Result<Vec<i64>> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// By its scan, with the interval that it has by default: nothing wakes it.
+/// By its scan, at the default interval: nothing wakes it.
 #[tokio::test]
-async fn a_revocation_that_notifies_nobody_reaches_the_log_and_the_streams_all_the_same() -> Result<()> {
+async fn a_revocation_without_notification_still_reaches_the_log_and_the_streams() -> Result<()> {
     let db = db("unnotified").await?;
     let token = reader(&db.owner).await?;
     let mut command = Tollgated::command(&db.url())?;
@@ -125,9 +125,10 @@ async fn a_revocation_that_notifies_nobody_reaches_the_log_and_the_streams_all_t
         let phone = issue(&db.owner, "ann", &[]).await?;
         assert!(revoke(&db.owner, phone.id).await?);
         let id = phone.id.to_string();
-        let told = tokio::time::timeout(SOON, stream.take(2)).await.context("the stream is too late")??;
-        assert_eq!(told[1].event, "token.revoked");
-        assert_eq!(told[1].data["token_id"], id.as_str());
+        let received =
+            tokio::time::timeout(SOON, stream.take(2)).await.context("the stream is too late")??;
+        assert_eq!(received[1].event, "token.revoked");
+        assert_eq!(received[1].data["token_id"], id.as_str());
         eventually_async(SOON, "the daemon to log it", async || {
             daemon.log().lines().any(|line| line.contains(&id) && line.contains("token.revoked"))
         })
@@ -137,28 +138,29 @@ async fn a_revocation_that_notifies_nobody_reaches_the_log_and_the_streams_all_t
 }
 
 #[tokio::test]
-async fn a_reader_is_told_of_what_happens_from_now_on() -> Result<()> {
+async fn a_reader_receives_what_happens_from_now_on() -> Result<()> {
     let db = db("from_now").await?;
     let token = reader(&db.owner).await?;
     let (_daemon, ops, api) = run_api(&db.url(), &[]).await?;
     let mut stream = Stream::open(api, &token.token, "", None).await?;
     let phone = issue(&db.owner, "ann", &["posts:read"]).await?;
     assert!(revoke(&db.owner, phone.id).await?);
-    let told = stream.take(2).await?;
-    assert_eq!([told[0].event.as_str(), told[1].event.as_str()], ["token.created", "token.revoked"]);
-    assert_eq!(told[1].data["event"], "token.revoked");
-    assert_eq!(told[1].data["token_id"], phone.id.to_string());
-    assert_eq!(told[1].data["user_id"], "ann");
-    assert!(told[1].data["epoch"].is_i64(), "{:?}", told[1].data);
+    let received = stream.take(2).await?;
+    assert_eq!([received[0].event.as_str(), received[1].event.as_str()], ["token.created", "token.revoked"]);
+    assert_eq!(received[1].data["event"], "token.revoked");
+    assert_eq!(received[1].data["token_id"], phone.id.to_string());
+    assert_eq!(received[1].data["user_id"], "ann");
+    assert!(received[1].data["epoch"].is_i64(), "{:?}", received[1].data);
     eventually_measures(ops, "tollgated_event_streams", |count| count == 1.0).await;
     drop(stream);
     eventually_measures(ops, "tollgated_event_streams", |count| count == 0.0).await;
     Ok(())
 }
 
-/// What a superuser wrote by hand: numbers beyond those of 64 bits, a name that would be a line of the stream, too much of it.
+/// Events that a superuser wrote by hand: numbers beyond 64 bits, a name that would be a line of the stream, too much
+/// data.
 #[tokio::test]
-async fn an_odd_event_is_sent_as_it_is_or_as_one_that_says_so_and_the_next_one_comes() -> Result<()> {
+async fn an_odd_event_is_sent_unchanged_or_marked_and_the_next_one_follows() -> Result<()> {
     let db = db("odd").await?;
     let token = reader(&db.owner).await?;
     let (_daemon, _, api) = run_api(&db.url(), &[]).await?;
@@ -167,17 +169,17 @@ async fn an_odd_event_is_sent_as_it_is_or_as_one_that_says_so_and_the_next_one_c
         (e'odd\\nid: 1\\nevent: token.revoked', '{}'), ('odd', (repeat('[', 200) || repeat(']', 200))::jsonb), ('odd', '{\"n\": 12345678901234567890123}')";
     db.owner.batch_execute(write).await?;
     revoke(&db.owner, issue(&db.owner, "ann", &[]).await?.id).await?;
-    let told = stream.take(5).await?;
-    let names: Vec<&str> = told.iter().map(|told| told.event.as_str()).collect();
+    let received = stream.take(5).await?;
+    let names: Vec<&str> = received.iter().map(|received| received.event.as_str()).collect();
     assert_eq!(names, ["message", "odd", "odd", "token.created", "token.revoked"]);
-    assert!(told[1].data["detail"]["unreadable"].is_string(), "{:?}", told[1]);
-    assert!(told[1].data["id"].is_i64());
-    assert!(told[2].text.contains("\"n\": 12345678901234567890123"), "{}", told[2].text);
+    assert!(received[1].data["detail"]["unreadable"].is_string(), "{:?}", received[1]);
+    assert!(received[1].data["id"].is_i64());
+    assert!(received[2].text.contains("\"n\": 12345678901234567890123"), "{}", received[2].text);
     Ok(())
 }
 
 #[tokio::test]
-async fn only_a_token_with_the_scope_reads_and_only_while_it_is_good() -> Result<()> {
+async fn only_a_token_with_the_scope_reads_and_only_while_it_is_valid() -> Result<()> {
     let db = db("scope").await?;
     let (good, other) = (reader(&db.owner).await?, issue(&db.owner, "ann", &["posts:read"]).await?);
     let (daemon, ops, api) = run_api(&db.url(), &[]).await?;
@@ -203,7 +205,7 @@ async fn only_a_token_with_the_scope_reads_and_only_while_it_is_good() -> Result
 
     let mut stream = Stream::open(api, &good.token, "", None).await?;
     assert!(revoke(&db.owner, good.id).await?);
-    // The stream ends, whether or not it told of that.
+    // The stream ends, whether or not it delivered that event.
     while stream.next().await?.is_some() {}
     assert_eq!(asked(Some(&format!("Bearer {}", good.token))).await?, 401);
     for token in [&good, &other] {
@@ -213,11 +215,11 @@ async fn only_a_token_with_the_scope_reads_and_only_while_it_is_good() -> Result
 }
 
 #[tokio::test]
-async fn whoever_comes_back_with_the_last_id_misses_nothing_not_even_what_committed_late() -> Result<()> {
+async fn a_reader_that_returns_with_the_last_id_misses_nothing_not_even_late_commits() -> Result<()> {
     let db = db("late").await?;
     let token = reader(&db.owner).await?;
     let (_daemon, _, api) = run_api(&db.url(), &[]).await?;
-    // Its row has the lower number, and commits after the others were told.
+    // Its row has the lower number, and commits after the others were delivered.
     let mut late = db.session("postgres").await?;
     let transaction = late.transaction().await?;
     let hidden: i64 = transaction
@@ -230,49 +232,49 @@ async fn whoever_comes_back_with_the_last_id_misses_nothing_not_even_what_commit
     for _ in 0..5 {
         issue(&db.owner, "ann", &[]).await?;
     }
-    let mut told = stream.take(3).await?;
-    all.extend(numbers(&told));
+    let mut received = stream.take(3).await?;
+    all.extend(numbers(&received));
     drop(stream);
     transaction.commit().await?;
 
-    let last = told.pop().context("an event")?.id;
+    let last = received.pop().context("an event")?.id;
     let mut stream = Stream::open(api, &token.token, "", Some(&last)).await?;
     let rest = numbers(&stream.take(3).await?);
     assert!(rest.contains(&hidden), "{hidden} is not among {rest:?}");
     all.extend(rest);
     let unique: BTreeSet<i64> = all.iter().copied().collect();
-    assert_eq!(unique.len(), all.len(), "told twice: {all:?}");
+    assert_eq!(unique.len(), all.len(), "received twice: {all:?}");
     assert_eq!(unique, logged(&db.owner).await?.into_iter().collect());
     Ok(())
 }
 
 #[tokio::test]
-async fn a_daemon_that_is_killed_loses_no_event_and_another_one_goes_on() -> Result<()> {
+async fn a_killed_daemon_loses_no_event_and_another_one_continues() -> Result<()> {
     let db = db("killed").await?;
     let token = reader(&db.owner).await?;
-    let mut told: Vec<Told> = Vec::new();
+    let mut received: Vec<StreamEvent> = Vec::new();
     for round in 0..3 {
         let (mut daemon, ops, api) = run_api(&db.url(), &[]).await?;
         eventually_answers(ops, "/readyz", 200).await;
-        let last = told.last().map(|event| event.id.clone());
+        let last = received.last().map(|event| event.id.clone());
         let mut stream = Stream::open(api, &token.token, "?since=0", last.as_deref()).await?;
         for _ in 0..20 {
             let one = issue(&db.owner, "ann", &[]).await?;
             revoke(&db.owner, one.id).await?;
         }
-        told.extend(stream.take(20 + round).await?);
+        received.extend(stream.take(20 + round).await?);
         daemon.kill()?;
     }
     let (_daemon, _, api) = run_api(&db.url(), &[]).await?;
-    let last = told.last().map(|event| event.id.clone());
+    let last = received.last().map(|event| event.id.clone());
     let mut stream = Stream::open(api, &token.token, "", last.as_deref()).await?;
     let there = logged(&db.owner).await?;
-    while numbers(&told).into_iter().collect::<BTreeSet<_>>() != there.iter().copied().collect() {
-        told.push(stream.next().await?.context("the stream ended")?);
-        ensure!(told.len() <= 2 * there.len(), "not all of {there:?} in {:?}", numbers(&told));
+    while numbers(&received).into_iter().collect::<BTreeSet<_>>() != there.iter().copied().collect() {
+        received.push(stream.next().await?.context("the stream ended")?);
+        ensure!(received.len() <= 2 * there.len(), "not all of {there:?} in {:?}", numbers(&received));
     }
-    // One reader by itself, without late commits: once each, and in order.
-    assert_eq!(numbers(&told), there);
+    // A single reader, without late commits: once each, and in order.
+    assert_eq!(numbers(&received), there);
     Ok(())
 }
 
@@ -298,7 +300,7 @@ async fn an_id_that_cannot_be_followed_is_refused_and_says_what_to_do() -> Resul
 }
 
 #[tokio::test]
-async fn a_reader_that_never_reads_delays_nobody_and_is_cut_off() -> Result<()> {
+async fn a_reader_that_never_reads_delays_no_other_and_is_cut_off() -> Result<()> {
     let db = db("stalled").await?;
     let token = reader(&db.owner).await?;
     // Much more than sockets hold.
@@ -330,12 +332,12 @@ async fn a_reader_that_never_reads_delays_nobody_and_is_cut_off() -> Result<()> 
     for _ in 0..50 {
         let one = issue(&db.owner, "ann", &[]).await?;
         assert!(revoke(&db.owner, one.id).await?);
-        let told = lively.take(2).await?;
-        assert_eq!(told[1].data["token_id"], one.id.to_string());
+        let received = lively.take(2).await?;
+        assert_eq!(received[1].data["token_id"], one.id.to_string());
     }
     let after = metrics(ops).await?["tollgated_resident_memory_bytes"];
     assert!(after - before < 60e6, "from {before} to {after} bytes");
-    // Those that take nothing are let go; the one that reads stays.
+    // Readers that take nothing are disconnected; the one that reads stays.
     eventually_measures(ops, "tollgated_event_streams", |count| count == 1.0).await;
     let mut rest = Vec::new();
     let mut one = stalled.pop().context("a socket")?;
@@ -345,7 +347,7 @@ async fn a_reader_that_never_reads_delays_nobody_and_is_cut_off() -> Result<()> 
     Ok(())
 }
 
-/// Tokens for as many readers as there is room for, and one more.
+/// Tokens for the maximum number of readers, and one more.
 async fn readers(owner: &Client) -> Result<Vec<Token>> {
     let mut tokens = Vec::new();
     for _ in 0..9 {
@@ -354,7 +356,7 @@ async fn readers(owner: &Client) -> Result<Vec<Token>> {
     Ok(tokens)
 }
 
-/// As many streams as there may be: eight for each of eight tokens.
+/// The maximum number of streams: eight for each of eight tokens.
 async fn fill(api: SocketAddr, tokens: &[Token]) -> Result<Vec<Stream>> {
     let mut streams = Vec::new();
     for token in &tokens[..8] {
@@ -366,7 +368,7 @@ async fn fill(api: SocketAddr, tokens: &[Token]) -> Result<Vec<Stream>> {
 }
 
 #[tokio::test]
-async fn there_is_room_for_so_many_readers_and_the_next_one_is_told_to_come_later() -> Result<()> {
+async fn the_number_of_readers_is_limited_and_the_next_one_is_asked_to_retry_later() -> Result<()> {
     let db = db("crowd").await?;
     let tokens = readers(&db.owner).await?;
     let (_daemon, ops, api) = run_api(&db.url(), &[]).await?;
@@ -403,7 +405,7 @@ async fn one_token_has_eight_streams_at_most_and_leaves_the_rest_to_others() -> 
     for stream in &mut streams {
         assert_eq!(stream.take(1).await?[0].event, "token.created");
     }
-    // A place that is left can be had again.
+    // A freed place can be used again.
     drop(streams.remove(0));
     eventually_measures(ops, "tollgated_event_streams", |count| count == 8.0).await;
     Stream::open(api, &greedy.token, "", None).await?;
@@ -411,7 +413,7 @@ async fn one_token_has_eight_streams_at_most_and_leaves_the_rest_to_others() -> 
 }
 
 #[tokio::test]
-async fn junk_however_much_shuts_no_reader_out_and_ends_no_stream() -> Result<()> {
+async fn junk_of_any_amount_shuts_no_reader_out_and_ends_no_stream() -> Result<()> {
     let db = db("junk").await?;
     let tokens = readers(&db.owner).await?;
     let (_daemon, ops, api) = run_api(&db.url(), &[]).await?;
@@ -434,7 +436,7 @@ async fn junk_however_much_shuts_no_reader_out_and_ends_no_stream() -> Result<()
     for stream in &mut streams {
         assert_eq!(stream.take(1).await?[0].event, "token.created");
     }
-    assert!(junk.try_join_next().is_none(), "they go on");
+    assert!(junk.try_join_next().is_none(), "they continue");
     Ok(())
 }
 
@@ -455,7 +457,7 @@ async fn idle_connections_end_no_stream() -> Result<()> {
 }
 
 #[tokio::test]
-async fn failures_of_an_address_neither_end_its_streams_nor_stop_a_good_token() -> Result<()> {
+async fn failures_of_an_address_neither_end_its_streams_nor_block_a_valid_token() -> Result<()> {
     let db = db("proxy").await?;
     db.cluster.execute(
         &db.name,
@@ -481,15 +483,15 @@ async fn failures_of_an_address_neither_end_its_streams_nor_stop_a_good_token() 
     for _ in 0..3 {
         assert_eq!(asked("nonsense").await?, 401);
     }
-    assert_eq!(asked("nonsense").await?, 429, "whoever guesses has used it up");
+    assert_eq!(asked("nonsense").await?, 429, "guesses have used it up");
     for (token, stream) in [&good, &bound].into_iter().zip(&mut streams) {
-        // What concerns its token has a stream look at it again.
+        // An event about its token makes a stream check the token again.
         let sql = "select tollgate.update_api_token($1, '{\"name\": \"renamed\"}')";
         db.owner.execute(sql, &[&token.id]).await?;
         while stream.take(1).await?[0].data["token_id"] != token.id.to_string() {}
         issue(&db.owner, "ann", &[]).await?;
         while stream.take(1).await?[0].data["user_id"] != "ann" {}
-        // And another reader with it is let in.
+        // And another reader with it is admitted.
         Stream::open(api, &token.token, "", None).await?;
     }
     assert_eq!(asked(&elsewhere.token).await?, 401);
@@ -503,7 +505,7 @@ async fn failures_of_an_address_neither_end_its_streams_nor_stop_a_good_token() 
 }
 
 #[tokio::test]
-async fn a_stream_goes_on_when_its_token_has_used_up_its_limit() -> Result<()> {
+async fn a_stream_continues_when_its_token_has_used_up_its_limit() -> Result<()> {
     let db = db("used_up").await?;
     let limited = "scopes => '{tollgate:events}', rate_limit => 1, rate_window => '1 day'";
     let token = issue_with(&db.owner, "reader", limited).await?;
@@ -521,7 +523,7 @@ async fn a_stream_goes_on_when_its_token_has_used_up_its_limit() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_token_that_expires_is_no_longer_told_anything() -> Result<()> {
+async fn an_expired_token_receives_nothing_more() -> Result<()> {
     let db = db("expires").await?;
     let token =
         issue_with(&db.owner, "reader", "scopes => '{tollgate:events}', expires_in => '2 seconds'").await?;
@@ -536,7 +538,7 @@ async fn a_token_that_expires_is_no_longer_told_anything() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_stream_ends_when_the_daemon_is_told_to_stop() -> Result<()> {
+async fn a_stream_ends_when_the_daemon_is_stopped() -> Result<()> {
     let db = db("ends").await?;
     let token = reader(&db.owner).await?;
     let (mut daemon, _, api) = run_api(&db.url(), &[]).await?;

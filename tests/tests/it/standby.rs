@@ -1,5 +1,5 @@
-//! Tokens verified on hot standbys: their usage reaches the tables of the primary exactly once, whatever dies or takes over
-//! on the way. Every standby here streams for real.
+//! Tokens verified on hot standbys: their usage reaches the tables of the primary exactly once, whatever fails or takes
+//! over on the way. Every standby here really streams.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn primary() -> Result<Arc<Cluster>> {
     Ok(Arc::new(common::start(Cluster::builder())?))
 }
 
-/// Of the operator.
+/// As the operator.
 fn url(cluster: &Cluster) -> String {
     cluster.url(OPERATOR, DATABASE)
 }
@@ -41,7 +41,7 @@ fn run(database_url: &str, standbys: &[&str]) -> Result<Tollgated> {
     Tollgated::spawn(database_url, &arguments)
 }
 
-/// Verifies there that often, each time with success.
+/// Verifies there this many times, each time with success.
 async fn use_on(cluster: &Cluster, token: &Token, times: i64) -> Result<()> {
     let web = cluster.connect("web", DATABASE).await?;
     for _ in 0..times {
@@ -57,7 +57,7 @@ async fn eventually_counts(owner: &Client, token: &Token, uses: i64) {
     .await;
 }
 
-/// What the daemon reports of a task, `None` as long as it does not.
+/// The daemon's report of a task, `None` until it reports.
 async fn task(owner: &Client, name: &str) -> Option<Value> {
     let tasks: Option<Value> =
         value(owner, "select (select d.tasks from tollgate.daemons d order by d.last_seen_at desc limit 1)")
@@ -67,11 +67,11 @@ async fn task(owner: &Client, name: &str) -> Option<Value> {
 }
 
 fn task_of(standby: &Cluster) -> String {
-    format!("flush_standby operator@127.0.0.1:{}/{DATABASE}", standby.port())
+    format!("flush_standby tollgated@127.0.0.1:{}/{DATABASE}", standby.port())
 }
 
 #[tokio::test]
-async fn uses_on_every_standby_are_carried_to_the_primary_with_those_of_the_primary() -> Result<()> {
+async fn uses_on_every_standby_reach_the_primary_with_its_own() -> Result<()> {
     let db = Db::only(&primary()?).await?;
     let token = issue(&db.owner, "a", &[]).await?;
     // Both have the name and the identifier of the primary.
@@ -98,7 +98,7 @@ async fn uses_on_every_standby_are_carried_to_the_primary_with_those_of_the_prim
 }
 
 #[tokio::test]
-async fn what_is_reused_on_a_standby_is_recorded_by_the_primary_and_then_forgotten() -> Result<()> {
+async fn reuse_on_a_standby_is_recorded_by_the_primary_and_then_forgotten() -> Result<()> {
     let db = Db::only(&primary()?).await?;
     let old = issue(&db.owner, "a", &[]).await?;
     let rotate = "select (tollgate.rotate_api_token($1, revoke_on_reuse => true)).token";
@@ -114,20 +114,22 @@ async fn what_is_reused_on_a_standby_is_recorded_by_the_primary_and_then_forgott
     let found: i64 = value(&there, "select count(*) from tollgate.found()").await?;
     assert_eq!(found, 1, "a digest is only taken on the primary");
     let _daemon = run(&db.url(), &[&url(&standby)])?;
-    let told = "select count(*) from tollgate.audit_log where event = 'token.reuse_detected'";
-    eventually_async(LONG, "the event", async || value::<i64>(&db.owner, told).await.is_ok_and(|n| n == 1))
-        .await;
+    let recorded = "select count(*) from tollgate.audit_log where event = 'token.reuse_detected'";
+    eventually_async(LONG, "the event", async || {
+        value::<i64>(&db.owner, recorded).await.is_ok_and(|n| n == 1)
+    })
+    .await;
     assert_eq!(code(&db.web, &new).await?, "REVOKED");
     eventually_async(LONG, "the standby to forget it", async || {
         value::<i64>(&there, "select count(*) from tollgate.found()").await.is_ok_and(|n| n == 0)
     })
     .await;
-    assert_eq!(value::<i64>(&db.owner, told).await?, 1);
+    assert_eq!(value::<i64>(&db.owner, recorded).await?, 1);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_standby_that_is_down_holds_up_nobody_and_is_named_until_it_is_back() -> Result<()> {
+async fn a_standby_that_is_down_delays_no_other_and_is_named_until_it_is_back() -> Result<()> {
     let db = Db::only(&primary()?).await?;
     let token = issue(&db.owner, "a", &[]).await?;
     let (mut down, up) = (db.cluster.standby()?, db.cluster.standby()?);
@@ -172,7 +174,7 @@ async fn counts_are_exact_however_often_the_daemon_is_killed() -> Result<()> {
         };
         let before = flushes().await?;
         let mut daemon = run(&db.url(), &[&url(&standby)])?;
-        // At another point each time, and not before it does something, unless there is nothing left to do.
+        // At a different point each time, and not before it does something, unless nothing is left to do.
         eventually_async(LONG, "a flush", async || {
             flushes().await.unwrap() > before + kills % 3
                 || users.iter().all(tokio::task::JoinHandle::is_finished)
@@ -191,7 +193,7 @@ async fn counts_are_exact_however_often_the_daemon_is_killed() -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_a_standby_counted_survives_restarts_and_crashes_of_the_primary() -> Result<()> {
+async fn counts_of_a_standby_survive_restarts_and_crashes_of_the_primary() -> Result<()> {
     let mut primary = common::start(Cluster::builder())?;
     operator::grant(&primary, DATABASE)?;
     let token = issue(&primary.connect("postgres", DATABASE).await?, "a", &[]).await?;
@@ -215,16 +217,16 @@ async fn what_a_standby_counted_survives_restarts_and_crashes_of_the_primary() -
     Ok(())
 }
 
-/// The worst moment: the primary has the flush and is lost with it, before the standby that takes over had it.
+/// The worst case: the primary has the flush and is lost with it, before the standby that takes over received it.
 #[tokio::test]
-async fn a_promoted_standby_still_counts_what_only_the_lost_primary_was_told() -> Result<()> {
+async fn a_promoted_standby_still_counts_usage_that_only_the_lost_primary_had() -> Result<()> {
     let mut primary = common::start(Cluster::builder())?;
     operator::grant(&primary, DATABASE)?;
     let owner = primary.connect("postgres", DATABASE).await?;
     let token = issue(&owner, "a", &[]).await?;
     let standby = primary.standby()?;
     standby.catch_up_with(&primary)?;
-    // The daemon follows whichever takes writes.
+    // The daemon follows whichever accepts writes.
     let both = format!(
         "postgres://{OPERATOR}@127.0.0.1:{},127.0.0.1:{}/{DATABASE}?target_session_attrs=read-write",
         primary.port(),
@@ -235,7 +237,7 @@ async fn a_promoted_standby_still_counts_what_only_the_lost_primary_was_told() -
     eventually_counts(&owner, &token, 4).await;
     standby.catch_up_with(&primary)?;
 
-    // From now on it learns of nothing. Being cut off, it cannot say so, but it goes on counting.
+    // From now on it receives nothing. Being cut off, it cannot report that, but it continues to count.
     let receiver = standby.connect("postgres", DATABASE).await?;
     for statement in ["alter system set primary_conninfo = ''", "select pg_reload_conf()"] {
         receiver.batch_execute(statement).await?;
@@ -245,7 +247,7 @@ async fn a_promoted_standby_still_counts_what_only_the_lost_primary_was_told() -
     })
     .await;
     use_on(&standby, &token, 3).await?;
-    // Of the three perhaps not all: those that came after the first of them was drained wait behind it.
+    // Perhaps not all three: uses after the first drain wait for the next one.
     eventually_async(LONG, "a flush that only the primary has", async || {
         counts(&owner, token.id).await.unwrap().0 > 4
     })
@@ -262,7 +264,7 @@ async fn a_promoted_standby_still_counts_what_only_the_lost_primary_was_told() -
     standby.promote()?;
     let owner = standby.connect("postgres", DATABASE).await?;
     eventually_counts(&owner, &token, 7).await;
-    // The daemon has it as its primary and as its standby now.
+    // The daemon now has it as its primary and as its standby.
     use_on(&standby, &token, 50).await?;
     eventually_counts(&owner, &token, 57).await;
     let operator = standby.connect(OPERATOR, DATABASE).await?;
@@ -298,7 +300,7 @@ async fn a_promoted_standby_does_not_add_again_what_it_had_replayed() -> Result<
 }
 
 #[tokio::test]
-async fn what_came_from_a_standby_is_told_of_there_once_it_is_replayed() -> Result<()> {
+async fn usage_of_a_standby_is_visible_there_once_it_is_replayed() -> Result<()> {
     let db = Db::only(&primary()?).await?;
     let token = issue(&db.owner, "a", &[]).await?;
     let standby = db.cluster.standby()?;
@@ -330,7 +332,7 @@ async fn what_came_from_a_standby_is_told_of_there_once_it_is_replayed() -> Resu
     Ok(())
 }
 
-/// A standby has memory of its own, in which the room for counters ends.
+/// A standby has its own shared memory, where room for counters may run out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn early_flushes_keep_a_standby_from_overflowing_however_many_tokens_are_used() -> Result<()> {
     const TOKENS: i32 = 4_000;
@@ -340,7 +342,7 @@ async fn early_flushes_keep_a_standby_from_overflowing_however_many_tokens_are_u
     let tokens = issue_many(&db.owner, TOKENS).await?;
     let standby = db.cluster.standby()?;
     standby.catch_up_with(&db.cluster)?;
-    // By its period it would flush tomorrow.
+    // By its interval it would flush tomorrow.
     let mut arguments = FLUSHING.to_vec();
     arguments[2] = "--flush-interval=24h";
     let on_standby = format!("--standby={}", url(&standby));

@@ -1,7 +1,8 @@
-//! TLS to the server, with a certificate authority made here: what each sslmode accepts and what it refuses, in words.
+//! TLS to the server, with a certificate authority created here: what each sslmode accepts and refuses, and the
+//! messages.
 //!
-//! Not every build of PostgreSQL speaks TLS, so it is a front before the server that does; where the server under test
-//! can do it itself, the last test has it do so, with a password that is bound to the channel.
+//! Not every build of PostgreSQL supports TLS, so a proxy in front of the server does it; where the server under test
+//! supports it, the last test uses it directly, with a password that is bound to the channel.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -72,7 +73,7 @@ impl Authority {
     }
 }
 
-/// Speaks TLS for a server that does not, or refuses to if it has no certificate.
+/// Terminates TLS for a server, or refuses TLS if it has no certificate.
 struct Front {
     address: SocketAddr,
     encrypted: Arc<AtomicU64>,
@@ -101,7 +102,7 @@ impl Front {
         Ok(front)
     }
 
-    /// How many connections came encrypted, and how many plain.
+    /// How many connections were encrypted, and how many plain.
     fn count(&self) -> (u64, u64) {
         (self.encrypted.load(Ordering::SeqCst), self.plain.load(Ordering::SeqCst))
     }
@@ -159,14 +160,14 @@ async fn serve(
     Ok(())
 }
 
-/// `tollgated status` through a front, which needs nothing but a connection.
+/// `tollgated status` through the proxy, which only needs a connection.
 async fn connect(db: &Db, front: &Front, host: &str, options: &str) -> Result<Output> {
     let url = format!(
         "host={host} hostaddr=127.0.0.1 port={} user={OPERATOR} dbname={} {options}",
         front.address.port(),
         db.name
     );
-    // The front runs on this thread's runtime.
+    // The proxy runs on this thread's runtime.
     tokio::task::spawn_blocking(move || Tollgated::run(&url, &["status", "--json"])).await?
 }
 
@@ -174,7 +175,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// No daemon runs, so that an answer is exit status 1; without a connection it is 69.
+/// No daemon runs, so an answer is exit status 1; without a connection it is 69.
 #[track_caller]
 fn connected(output: &Output) {
     assert_eq!(output.status.code(), Some(1), "{}", text(output));
@@ -220,7 +221,7 @@ async fn each_sslmode_accepts_what_it_says_and_no_less() -> Result<()> {
     let namesake = Authority::new("one")?;
     let options = format!("sslmode=verify-ca sslrootcert={}", namesake.path("ca.pem").display());
     refused(&connect(&db, &good, "db.test", &options).await?, "not trusted here");
-    // As libpq has it: with an authority given, `require` looks at the certificate.
+    // Like libpq: with an authority given, `require` checks the certificate.
     refused(
         &connect(&db, &good, "db.test", &format!("sslmode=require {other_ca}")).await?,
         "not trusted here",
@@ -299,7 +300,7 @@ async fn a_server_that_speaks_tls_itself_binds_the_password_to_the_channel() -> 
     connected(&Tollgated::run_command(
         Tollgated::command(&full)?.env("PGPASSWORD", "correct horse").arg("status"),
     )?);
-    // A server that takes only what is encrypted is reached with sslmode=allow too, at the second attempt.
+    // A server that only accepts encrypted connections is reached with sslmode=allow too, at the second attempt.
     let allow = format!("{} sslmode=allow", base.replace("channel_binding=require", ""));
     connected(&Tollgated::run(&allow, &["status", &file(&password)])?);
     std::fs::set_permissions(&passfile, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;

@@ -1,6 +1,6 @@
-//! Upgrades. `make freeze` keeps the install script of a release in sql/install, and each release brings the way from the
-//! one before it in sql/upgrade: updating leads to the same objects as a fresh installation does. Before the first release
-//! there is nothing to compare; so that the comparison is known to work, it is tried on a release that the test makes up.
+//! Upgrades. `make freeze` keeps the install script of a release in sql/install, and each release adds the upgrade from
+//! the previous one in sql/upgrade: updating leads to the same objects as a fresh installation. Before the first
+//! release there is nothing to compare; to show that the comparison works, it is tried on a made-up release.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,10 +14,10 @@ use tollgate_tests::{Cluster, DATABASE, Install};
 
 const CURRENT: &str = env!("CARGO_PKG_VERSION");
 
-/// The first PostgreSQL that looks for extensions elsewhere than among its own files.
+/// The first PostgreSQL with `extension_control_path`.
 const HAS_CONTROL_PATH: u32 = 18;
 
-/// What the next release of the tests' adds: statements, each with the name that it makes for later ones, if any.
+/// The additions of the made-up next release: statements, each with the name that it creates for later ones, if any.
 const ADDITIONS: &[(Option<&str>, &str)] = &[
     (
         Some("gates"),
@@ -46,7 +46,7 @@ const ADDITIONS: &[(Option<&str>, &str)] = &[
     (None, "ALTER SEQUENCE tollgate.numbers MAXVALUE 9"),
 ];
 
-/// Every object of the extension, under a name, with all that can be told of it.
+/// Every object of the extension, by name, with all of its properties.
 const OBJECTS: &str = "
     with member as (
         select d.classid, d.objid from pg_depend d join pg_extension e on e.oid = d.refobjid
@@ -103,7 +103,7 @@ async fn objects(client: &Client) -> Result<BTreeMap<String, String>> {
     Ok(rows.iter().map(|row| (row.get(0), row.get::<_, Option<String>>(1).unwrap_or_default())).collect())
 }
 
-/// Both as lines, so that a difference is one line of the failure.
+/// Both as lines, so that each difference is one line of the failure.
 fn differences(ours: &BTreeMap<String, String>, theirs: &BTreeMap<String, String>) -> Vec<String> {
     ours.keys()
         .chain(theirs.keys())
@@ -112,7 +112,7 @@ fn differences(ours: &BTreeMap<String, String>, theirs: &BTreeMap<String, String
         .collect()
 }
 
-/// A database with the extension of this version, or of the one that is installed unless another is named.
+/// A database with the extension in the installed version, unless another is given.
 async fn database(cluster: &Cluster, name: &str, version: Option<&str>) -> Result<Client> {
     cluster.execute(DATABASE, &format!("create database {name}"))?;
     let version = version.map(|version| format!("version '{version}'")).unwrap_or_default();
@@ -127,7 +127,7 @@ async fn update(client: &Client, version: &str) -> Result<()> {
     Ok(())
 }
 
-/// The releases whose install scripts are kept, with these.
+/// The releases whose install scripts are kept, with the scripts.
 fn releases() -> Result<Vec<(String, String)>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sql/install");
     let Ok(entries) = fs::read_dir(folder) else { return Ok(Vec::new()) };
@@ -174,13 +174,13 @@ fn the_install_script_of_this_release_is_frozen() -> Result<()> {
     Ok(())
 }
 
-/// A folder of extensions with this version, the next one, the way there, and for each addition a way that forgets it.
+/// A folder of extensions with this version, the next one, the upgrade, and for each addition an upgrade that omits it.
 fn made_up_releases() -> Result<tempfile::TempDir> {
     let scratch = tempfile::tempdir()?;
     let folder = scratch.path().join("extension");
     fs::create_dir(&folder)?;
     for directory in [scratch.path(), &folder] {
-        // The server is another user.
+        // The server runs as another user.
         fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
     }
     let present = install_script()?;
@@ -231,7 +231,7 @@ async fn whatever_an_upgrade_script_forgets_is_found() -> Result<()> {
     Ok(())
 }
 
-/// The generated script without what says where in the sources it is from.
+/// The generated script without comments about its sources.
 fn statements(script: &str) -> String {
     let mut text = String::new();
     let mut rest = script;

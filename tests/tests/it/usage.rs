@@ -1,4 +1,4 @@
-//! Metering: what is counted, and that it reaches the tables exactly once whoever dies on the way.
+//! Metering: what is counted, and that it reaches the tables exactly once, whatever fails on the way.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -101,7 +101,7 @@ async fn every_way_to_verify_counts() -> Result<()> {
 }
 
 #[tokio::test]
-async fn each_refusal_of_a_known_token_is_a_denial_and_no_use() -> Result<()> {
+async fn each_refusal_of_a_known_token_is_a_denial_and_not_a_use() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "denials").await?;
     let token = issue(&db.owner, "a", &[]).await?;
     for (fault, expected) in [
@@ -122,7 +122,7 @@ async fn each_refusal_of_a_known_token_is_a_denial_and_no_use() -> Result<()> {
     }
     assert_eq!(usage(&db.owner, token.id).await?, Some(Usage { denials: 5, ..Usage::default() }));
 
-    // A denial afterwards does not touch when and from where it was last used.
+    // A later denial does not change when and from where it was last used.
     assert_eq!(Request::of(&token.token).coming_from("10.0.0.1").code(&db.web).await?, "VALID");
     let request = Request::of(&token.token).requiring(&[Some("posts:read")]).coming_from("192.0.2.1");
     assert_eq!(request.code(&db.web).await?, "INSUFFICIENT_SCOPE");
@@ -152,7 +152,7 @@ async fn authenticate_counts_its_refusals_although_it_raises() -> Result<()> {
 }
 
 #[tokio::test]
-async fn asking_for_a_scope_is_an_outcome_and_no_use() -> Result<()> {
+async fn checking_a_scope_is_an_outcome_and_not_a_use() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder())?);
     let db = Db::only(&cluster).await?;
     let token = issue(&db.owner, "a", &["posts:read"]).await?;
@@ -163,7 +163,7 @@ async fn asking_for_a_scope_is_an_outcome_and_no_use() -> Result<()> {
         }
     }
     assert_eq!(drain(&db.operator).await?, None);
-    // Who guesses is seen here as at any other door.
+    // Guesses are counted here as in any other function.
     let outcomes = stats(&db.operator).await?["verifications"].clone();
     for (code, count) in [("VALID", 1), ("INSUFFICIENT_SCOPE", 1), ("MALFORMED", 2)] {
         assert_eq!(outcomes[code], json!(count), "{code}: {outcomes}");
@@ -200,7 +200,7 @@ async fn unknown_and_malformed_tokens_are_counted_by_their_code_alone() -> Resul
     Ok(())
 }
 
-/// Whoever guesses scopes or addresses with a stolen token must not be able to undo the traces.
+/// A thief who tries scopes or addresses with a stolen token must not be able to undo the traces.
 #[tokio::test]
 async fn usage_is_not_rolled_back_with_the_transaction_that_caused_it() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "rolledback").await?;
@@ -264,7 +264,7 @@ async fn the_same_rows_are_handed_out_until_acknowledged_while_counting_goes_on(
     code(&db.web, &two.token).await?;
     assert_eq!(sums(&drained(&db.operator).await?), sums(&first));
     let elsewhere = drained(&db.session(OPERATOR).await?).await?;
-    assert_eq!(sums(&elsewhere), sums(&first), "another session is told the same");
+    assert_eq!(sums(&elsewhere), sums(&first), "another session gets the same");
     assert!(apply(&db.operator, &first).await?);
     assert_eq!(sums(&drained(&db.operator).await?), sums(&first), "applied is not acknowledged");
     code(&db.web, &one.token).await?;
@@ -298,7 +298,7 @@ async fn acknowledging_what_was_not_handed_out_does_nothing() -> Result<()> {
     assert!(apply(&db.operator, &first).await? && ack(&db.operator, first.number).await?);
     assert!(!ack(&db.operator, first.number).await?, "acknowledged already");
     code(&db.web, &token.token).await?;
-    // The open generation is not the closed one, and a late acknowledgement of the one before frees nothing.
+    // The open generation is not the closed one, and a late acknowledgement of the previous one frees nothing.
     assert!(!ack(&db.operator, first.number + 1).await?);
     let second = drained(&db.operator).await?;
     assert!(!ack(&db.operator, first.number).await?);
@@ -322,7 +322,7 @@ async fn a_generation_counts_once_however_often_it_is_applied() -> Result<()> {
     code(&db.web, &token.token).await?;
     let second = drained(&db.operator).await?;
     assert!(apply(&db.operator, &second).await?);
-    // A carrier that had hung since the generation before.
+    // A carrier that had hung since the previous generation.
     assert!(!apply(&db.operator, &first).await?);
     assert!(!apply(&db.operator, &second).await?);
     assert_eq!(counts(&db.owner, token.id).await?, (3, 0));
@@ -345,7 +345,7 @@ async fn an_apply_that_is_rolled_back_can_be_repeated() -> Result<()> {
 }
 
 #[tokio::test]
-async fn server_starts_and_nodes_are_told_apart() -> Result<()> {
+async fn server_starts_and_nodes_are_distinguished() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "nodes").await?;
     let token = issue(&db.owner, "a", &[]).await?;
     code(&db.web, &token.token).await?;
@@ -356,7 +356,7 @@ async fn server_starts_and_nodes_are_told_apart() -> Result<()> {
         assert!(apply(&db.operator, generation).await?);
         assert!(!apply(&db.operator, generation).await?);
     }
-    // What one server start has reached says nothing of another: numbers are compared within one only.
+    // The generations of one server start say nothing about another: numbers are compared within one only.
     let low_number = signed(&db.owner, &own.node, Uuid::new_v4(), 5, &own.rows).await?;
     assert!(apply(&db.operator, &low_number).await?);
     assert_eq!(counts(&db.owner, token.id).await?, (4, 0));
@@ -413,7 +413,7 @@ async fn apply_takes_no_null() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_row_that_cannot_be_true_is_skipped_and_the_others_are_applied() -> Result<()> {
+async fn an_impossible_row_is_skipped_and_the_others_are_applied() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "skipped").await?;
     let (good, bad) = (issue(&db.owner, "a", &[]).await?, issue(&db.owner, "b", &[]).await?);
     let (owner, mut notices) = db.cluster.listen("postgres", &db.name).await?;
@@ -514,10 +514,10 @@ async fn refused_to_apply(operator: &Client, generation: &Generation) {
     );
 }
 
-/// Whoever carries counters can change nothing of them: neither count a use that was none, nor leave one out, nor have what a
-/// server, a standby too, hands out later taken for applied.
+/// The carrier of counters cannot change them: it can neither invent a use, nor leave one out, nor make what a server
+/// or a standby hands out later count as applied.
 #[tokio::test]
-async fn what_no_server_handed_out_is_not_applied() -> Result<()> {
+async fn counters_that_no_server_handed_out_are_not_applied() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "madeup").await?;
     let [used, unused] = [issue(&db.owner, "a", &[]).await?, issue(&db.owner, "b", &[]).await?];
     code(&db.web, &used.token).await?;
@@ -559,7 +559,7 @@ async fn what_no_server_handed_out_is_not_applied() -> Result<()> {
     // Neither does it count in another database of the same server.
     let other = Db::create(&SHARED.cluster()?, "madeup_too").await?;
     refused_to_apply(&other.operator, &own).await;
-    // In whatever order it comes.
+    // In any order.
     let mut reversed = own.clone();
     reversed.rows.reverse();
     assert!(apply(&db.operator, &reversed).await?);
@@ -570,14 +570,14 @@ async fn what_no_server_handed_out_is_not_applied() -> Result<()> {
     Ok(())
 }
 
-/// Whatever else is known of it.
+/// Whatever else the row says.
 #[tokio::test]
 async fn only_a_generation_that_was_handed_out_is_applied_or_acknowledged() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "handedout").await?;
     let token = issue(&db.owner, "a", &[]).await?;
     code(&db.web, &token.token).await?;
     let own = drained(&db.operator).await?;
-    // Not even with a signature, as of a state of the server that was restored.
+    // Not even with a signature, such as one from a restored state of the server.
     let unknown = async |number| signed(&db.owner, &own.node, own.boot, number, &[]).await;
     for number in [own.number + 1, own.number + 1000, i64::MAX, own.number - 1, 0, -1, i64::MIN] {
         refused_to_apply(&db.operator, &unknown(number).await?).await;
@@ -591,7 +591,7 @@ async fn only_a_generation_that_was_handed_out_is_applied_or_acknowledged() -> R
     flush_all(&db.operator).await?;
     assert_eq!(counts(&db.owner, token.id).await?, (2, 0));
 
-    // A record that says what cannot be, however it came there, loses nothing either.
+    // An impossible record, however it got there, loses nothing either.
     code(&db.web, &token.token).await?;
     db.owner.batch_execute("update tollgate.usage_flushes set generation = generation + 1000000").await?;
     let next = drained(&db.operator).await?;
@@ -603,7 +603,7 @@ async fn only_a_generation_that_was_handed_out_is_applied_or_acknowledged() -> R
 }
 
 #[tokio::test]
-async fn a_carrier_may_die_at_any_step() -> Result<()> {
+async fn a_carrier_may_fail_at_any_step() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "dying").await?;
     let token = issue(&db.owner, "a", &[]).await?;
     let mut uses = 0;
@@ -650,7 +650,7 @@ async fn usage_of_deleted_tokens_is_dropped() -> Result<()> {
     Ok(())
 }
 
-/// The daemon's tasks run side by side: a token that is still presented may be purged while its denials are applied.
+/// The daemon's tasks run concurrently: a token that is still presented may be purged while its denials are applied.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flush_that_meets_a_purge_leaves_no_usage_of_a_token_that_is_gone() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "orphans").await?;
@@ -681,7 +681,7 @@ async fn a_flush_that_meets_a_purge_leaves_no_usage_of_a_token_that_is_gone() ->
     .await;
     purging.batch_execute("commit").await?;
     assert!(flushing.await??);
-    assert_eq!(usage(&db.owner, token.id).await?, None, "nobody will ever delete this row");
+    assert_eq!(usage(&db.owner, token.id).await?, None, "this row would never be deleted");
     Ok(())
 }
 
@@ -738,7 +738,7 @@ async fn servers_that_are_flushed_at_once_do_not_deadlock() -> Result<()> {
         async |node: &str, rows: &[UsageRow]| signed(&db.owner, node, Uuid::new_v4(), 1, rows).await;
     assert!(apply(&db.operator, &generation("first", &rows).await?).await?);
 
-    // Both come to the token in the middle and wait there: if each had begun at its own end, neither could go on.
+    // Both reach the token in the middle and wait there: if each had started at a different end, they would deadlock.
     let holder = db.session("postgres").await?;
     let middle = rows[1].token_id;
     holder.batch_execute("begin").await?;
@@ -746,7 +746,7 @@ async fn servers_that_are_flushed_at_once_do_not_deadlock() -> Result<()> {
     let mut carriers = Vec::new();
     for node in ["primary", "standby"] {
         let (operator, generation) = (db.session(OPERATOR).await?, generation(node, &rows).await?);
-        // Other joins might bring the rows into an order of their own.
+        // Other joins might return the rows in another order.
         operator.batch_execute("set enable_hashjoin = off; set enable_mergejoin = off").await?;
         carriers.push(tokio::spawn(async move { apply(&operator, &generation).await }));
         rows.reverse();
@@ -767,7 +767,7 @@ async fn servers_that_are_flushed_at_once_do_not_deadlock() -> Result<()> {
     Ok(())
 }
 
-/// Verifies on a connection of its own: each token equally often, every tenth time with a scope that none has.
+/// Verifies on a separate connection: each token equally often, every tenth time with a scope that none has.
 async fn load(client: &Client, tokens: &[Token], verifications: usize) -> Result<()> {
     let statement = client.prepare("select v.valid from tollgate.verify_api_token($1, $2) v").await?;
     for n in 0..verifications {
@@ -827,11 +827,7 @@ async fn tokens_beyond_the_room_are_verified_and_reported_as_overflow() -> Resul
     assert!(!before["metering_detail"].as_str().unwrap_or_default().contains("max_tracked_keys"));
 
     for _ in 0..2 {
-        assert_eq!(
-            verify_each(&db.web, &tokens).await?,
-            3_000,
-            "what finds no room is verified all the same"
-        );
+        assert_eq!(verify_each(&db.web, &tokens).await?, 3_000, "tokens without room are still verified");
     }
     let full = stats(&db.operator).await?;
     let overflowed = full["overflowed"].as_i64().context("a number")?;
@@ -843,7 +839,7 @@ async fn tokens_beyond_the_room_are_verified_and_reported_as_overflow() -> Resul
     flush_all(&db.operator).await?;
     assert_eq!(totals(&db.owner).await?, (6_000 - overflowed, 0));
 
-    // What was flushed makes room for others.
+    // Flushed counters make room for others.
     let others = issue_many(&db.owner, 256).await?;
     assert_eq!(verify_each(&db.web, &others).await?, 256);
     let after = stats(&db.operator).await?["overflowed"].as_i64().context("a number")? - overflowed;
@@ -857,9 +853,9 @@ async fn tokens_beyond_the_room_are_verified_and_reported_as_overflow() -> Resul
     Ok(())
 }
 
-/// An entry that was closed and is not acknowledged yet holds counts as much as one that counts.
+/// An entry that is closed and not acknowledged holds counts just like an open one.
 #[tokio::test]
-async fn what_is_not_flushed_makes_no_room() -> Result<()> {
+async fn unflushed_counters_make_no_room() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder().setting("tollgate.max_tracked_keys", "1024"))?);
     let db = Db::only(&cluster).await?;
     let tokens = issue_many(&db.owner, 3_000).await?;
@@ -874,7 +870,7 @@ async fn what_is_not_flushed_makes_no_room() -> Result<()> {
 
     let next = drained(&db.operator).await?;
     assert!(next.rows.iter().all(|row| fits.contains_key(&row.token_id) && row.uses == 1));
-    assert_eq!(next.rows.len(), fits.len(), "those that have an entry went on being counted");
+    assert_eq!(next.rows.len(), fits.len(), "tokens with an entry are still counted");
     Ok(())
 }
 
@@ -886,7 +882,7 @@ async fn databases_of_a_server_have_their_counters_to_themselves() -> Result<()>
     let original = Db::create(&cluster, "original").await?;
     let token = issue(&original.owner, "a", &[]).await?;
     drop(original);
-    // A copy has the very same tokens, with the same ids. Nobody may be connected to what is copied.
+    // A copy has the same tokens, with the same ids. There must be no connections to the copied database.
     eventually_async(LONG, "a copy to be made", async || {
         cluster.execute(DATABASE, "create database copied template original").is_ok()
     })
@@ -971,7 +967,7 @@ async fn a_standby_counts_and_is_drained_while_the_primary_keeps_the_books() -> 
     assert_eq!(code(&web, &token.token).await?, "VALID");
     standby.catch_up_with(&cluster)?;
     drop(db);
-    Arc::get_mut(&mut cluster).context("nobody else has it")?.stop()?;
+    Arc::get_mut(&mut cluster).context("no other holder")?.stop()?;
     standby.promote()?;
     flush_all(&operator).await?;
     assert_eq!(counts(&standby.connect("postgres", DATABASE).await?, token.id).await?, (5, 1));
@@ -1008,7 +1004,7 @@ async fn without_preload_tokens_are_verified_and_metering_says_why_it_is_off() -
     }
     assert_eq!(stats["flushes"], json!(0));
 
-    // The books can be kept all the same: for a standby that is preloaded.
+    // Usage can still be applied: for a standby that is preloaded.
     let row = UsageRow { token_id: token.id, uses: 2, denials: 0, last_used_at: None, last_used_ip: None };
     let generation = signed(&db.owner, "standby", Uuid::new_v4(), 1, &[row]).await?;
     assert!(apply(&db.operator, &generation).await?);
@@ -1030,7 +1026,7 @@ async fn the_number_of_tokens_is_counted_while_they_are_few_and_else_unknown_bef
     assert_eq!(estimate().await?, Value::Null);
     db.owner.batch_execute("analyze tollgate.api_tokens").await?;
     assert_eq!(estimate().await?, json!(10_003));
-    // By the size that it has grown to since.
+    // By its current size.
     db.owner.batch_execute(more).await?;
     let twice = estimate().await?.as_i64().context("a number")?;
     assert!((19_000..=21_000).contains(&twice), "{twice}");
@@ -1038,7 +1034,7 @@ async fn the_number_of_tokens_is_counted_while_they_are_few_and_else_unknown_bef
 }
 
 #[tokio::test]
-async fn stats_tells_how_the_server_fares() -> Result<()> {
+async fn stats_shows_the_status_of_the_server() -> Result<()> {
     let cluster = Arc::new(common::start(Cluster::builder())?);
     let db = Db::only(&cluster).await?;
     let tokens = issue_many(&db.owner, 30).await?;
@@ -1092,7 +1088,7 @@ async fn stats_tells_how_the_server_fares() -> Result<()> {
 
 // ---- A crash of the server
 
-/// A backend that is killed may have held one of our locks: PostgreSQL then starts all of them anew, with fresh memory.
+/// A backend that is killed may have held one of our locks: PostgreSQL then restarts all of them, with fresh memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_killed_backend_counting_begins_anew_and_what_was_drained_can_still_be_applied() -> Result<()>
 {
@@ -1158,7 +1154,7 @@ async fn after_a_crash_of_the_whole_server_the_books_are_as_they_were_at_the_las
     code(&db.web, &token.token).await?;
     let lost = drained(&db.operator).await?;
     drop(db);
-    let server = Arc::get_mut(&mut cluster).context("nobody else has it")?;
+    let server = Arc::get_mut(&mut cluster).context("no other holder")?;
     server.crash()?;
     server.restart()?;
 

@@ -1,4 +1,4 @@
-//! A table of users that is attached: whoever is not in it any more has no token, however the row went.
+//! An attached users table: a user who is no longer in it has no token, however the row was removed.
 
 use crate::common::{self, Shared, Token, World, code, derive, history, issue, refused, value};
 use anyhow::{Context as _, Result};
@@ -11,7 +11,7 @@ static SHARED: Shared = Shared::new(&[]);
 
 const TRIGGERS: &str = "select count(*) from pg_trigger where tgname like 'tollgate%' and tgrelid = ";
 
-/// Without asking for users to be there: what becomes of tokens whose users leave is the same.
+/// Without requiring users: what happens to the tokens of removed users is the same.
 async fn attach(client: &Client, table: &str, key: &str) -> Result<(), tokio_postgres::Error> {
     client.batch_execute(&format!("select tollgate.attach_users_table('{table}', '{key}', false)")).await
 }
@@ -101,19 +101,19 @@ async fn many_users_at_once_are_one_notification() -> Result<()> {
     attach(&bulk, "users", "id").await?;
     let (listener, mut messages) = cluster.listen("web", "bulk").await?;
     listener.batch_execute("listen tollgate_events").await?;
-    // Nobody is told of a change that is undone, or that concerns no token.
+    // A change that is rolled back, or that affects no token, is not notified.
     bulk.batch_execute(
         "begin; delete from users; rollback; insert into users values (0); delete from users where id = 0",
     )
     .await?;
     bulk.batch_execute("delete from users where id <= 1500").await?;
     bulk.batch_execute("truncate users").await?;
-    let mut told = Vec::new();
+    let mut notified = Vec::new();
     let next = async {
-        while told.len() < 2 {
+        while notified.len() < 2 {
             let message = messages.recv().await.context("the connection ended")?;
             if let AsyncMessage::Notification(notification) = message {
-                told.push(serde_json::from_str::<Value>(notification.payload())?);
+                notified.push(serde_json::from_str::<Value>(notification.payload())?);
             }
         }
         anyhow::Ok(())
@@ -122,14 +122,14 @@ async fn many_users_at_once_are_one_notification() -> Result<()> {
         .await
         .context("too few notifications")??;
     let of = |count: i32| json!({"event": "token.revoked", "user_id": null, "count": count});
-    assert_eq!(told, [of(1500), of(500)]);
+    assert_eq!(notified, [of(1500), of(500)]);
     assert_eq!(value::<i64>(&bulk, "select count(*) from tollgate.tokens where status = 'active'").await?, 0);
     drop(owner);
     Ok(())
 }
 
 #[tokio::test]
-async fn only_who_is_gone_loses_tokens() -> Result<()> {
+async fn only_removed_users_lose_tokens() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     owner
         .batch_execute(
@@ -139,7 +139,7 @@ async fn only_who_is_gone_loses_tokens() -> Result<()> {
         .await?;
     attach(&owner, "gone", "id").await?;
     let tokens = tokens(&owner, &["g1", "g2", "g3", "g4", "g9"]).await?;
-    // Still there in another row; or put back in the same statement.
+    // Still there in another row, or put back in the same statement.
     owner.batch_execute("delete from gone where name = 'b'").await?;
     owner
         .batch_execute(
@@ -148,7 +148,7 @@ async fn only_who_is_gone_loses_tokens() -> Result<()> {
         .await?;
     owner.batch_execute("update gone set name = 'c'; update gone set id = id").await?;
     assert_eq!(live(&owner, &tokens).await?, [true; 5]);
-    // Another key is another user; two who change places both stay.
+    // Another key is another user; two who swap keys both stay.
     owner
         .batch_execute(
             "update gone set id = case id when 'g3' then 'g4' else 'g3' end where id in ('g3', 'g4')",
@@ -215,7 +215,7 @@ async fn a_partitioned_table_is_watched_in_every_partition() -> Result<()> {
 }
 
 #[tokio::test]
-async fn only_the_owner_attaches_a_table_and_whoever_deletes_needs_no_right_here() -> Result<()> {
+async fn only_the_owner_attaches_a_table_and_deleting_needs_no_privilege_here() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     owner
         .batch_execute(
@@ -262,7 +262,7 @@ async fn only_the_owner_attaches_a_table_and_whoever_deletes_needs_no_right_here
     .await?;
     assert_eq!(actor, "clerk");
 
-    // Nobody makes a trigger of our function, on a table of theirs, to have others' tokens revoked.
+    // A role cannot create a trigger with our function, on its own table, to have others' tokens revoked.
     app.batch_execute("create table bait (id text)").await?;
     for event in ["after delete on bait referencing old table as departed", "before truncate on bait"] {
         let trigger = format!(
@@ -312,7 +312,7 @@ async fn a_key_whose_type_could_run_code_of_its_owner_is_never_read() -> Result<
     for (key, state) in [("nothing", SqlState::UNDEFINED_COLUMN), ("ctid", SqlState::UNDEFINED_COLUMN)] {
         refused(attach(&typer, "typed", key).await, &state);
     }
-    // Nor is one that was given such a type later; what is deleted then is not deleted.
+    // Nor is one that was given such a type later; then the delete fails.
     typer.batch_execute("create table later (id text); insert into later values ('x')").await?;
     attach(&typer, "later", "id").await?;
     typer.batch_execute("alter table later alter id type mood using id::mood").await?;
@@ -325,7 +325,7 @@ async fn a_key_whose_type_could_run_code_of_its_owner_is_never_read() -> Result<
 }
 
 #[tokio::test]
-async fn attaching_once_more_does_nothing_and_by_another_column_is_refused() -> Result<()> {
+async fn attaching_again_does_nothing_and_by_another_column_is_refused() -> Result<()> {
     let World { owner, cluster, .. } = SHARED.world().await?;
     owner
         .batch_execute(
@@ -345,7 +345,7 @@ async fn attaching_once_more_does_nothing_and_by_another_column_is_refused() -> 
         assert!(common::error(owner.batch_execute(&call).await).detail().is_some(), "{nulls}");
     }
 
-    // The table is its owner's, and the extension goes without it.
+    // The table is its owner's, and remains when the extension is dropped.
     common::database(&cluster, "dropped")?;
     let dropped = cluster.connect("postgres", "dropped").await?;
     dropped.batch_execute("create table users (id int); insert into users values (1)").await?;
@@ -378,7 +378,7 @@ async fn no_token_is_overlooked_in_an_old_snapshot() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_key_is_stored_and_a_table_shares_no_rows_or_it_is_not_attached() -> Result<()> {
+async fn a_table_with_a_virtual_key_or_shared_rows_is_not_attached() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
     owner
         .batch_execute(
@@ -433,7 +433,7 @@ async fn a_key_is_stored_and_a_table_shares_no_rows_or_it_is_not_attached() -> R
         .await?;
     for statement in ["delete from turned", "truncate turned"] {
         let error = refused(owner.batch_execute(statement).await, &SqlState::UNDEFINED_COLUMN);
-        assert!(error.hint().is_some_and(|hint| hint.contains("Attach it once more")), "{error:?}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("Attach it again")), "{error:?}");
     }
     assert_eq!(live(&owner, &later).await?, [true]);
     Ok(())
@@ -441,7 +441,7 @@ async fn a_key_is_stored_and_a_table_shares_no_rows_or_it_is_not_attached() -> R
 
 // ---- As strong as a foreign key
 
-/// Each way to issue a token for a user, of which `live` has one already.
+/// Each way to issue a token for a user; `live` already has one.
 fn issuing(user: &str, live: &Token) -> [String; 4] {
     [
         format!("select tollgate.create_api_token('{user}', 'n')"),
@@ -460,7 +460,7 @@ async fn count(owner: &Client) -> Result<i64> {
 }
 
 #[tokio::test]
-async fn a_token_is_issued_for_a_user_who_is_there_and_for_no_other() -> Result<()> {
+async fn a_token_is_issued_for_an_existing_user_and_for_no_other() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "required")?;
     let owner = cluster.connect("postgres", "required").await?;
@@ -471,7 +471,7 @@ async fn a_token_is_issued_for_a_user_who_is_there_and_for_no_other() -> Result<
         )
         .await?;
     attach_with(&owner, "app.users", "id", "").await?;
-    // Of a token that was there before nothing changes, but it gives life to no other.
+    // An existing token does not change, but no other can come from it.
     assert_eq!(code(&owner, &early.token).await?, "VALID");
     let before = count(&owner).await?;
     for call in issuing("early", &early) {
@@ -488,7 +488,7 @@ async fn a_token_is_issued_for_a_user_who_is_there_and_for_no_other() -> Result<
         .batch_execute("begin; insert into app.users values ('new'); select tollgate.create_api_token('new', 'n'); commit")
         .await?;
 
-    // In several tables: a user is in one of them.
+    // With several tables, a user must be in one of them.
     owner
         .batch_execute("create table robots (\"the id\" int primary key); insert into robots values (7)")
         .await?;
@@ -512,7 +512,7 @@ async fn a_token_is_issued_for_a_user_who_is_there_and_for_no_other() -> Result<
         .await?,
         "app.users id t|robots \"the id\" t"
     );
-    // One that does not ask is asked all the same while another does, and no more afterwards.
+    // A table that does not require users is also checked while another does, and no longer after that.
     attach_with(&owner, "robots", "the id", ", require_user => false").await?;
     issue(&owner, "7", &[]).await?;
     refused(
@@ -522,7 +522,7 @@ async fn a_token_is_issued_for_a_user_who_is_there_and_for_no_other() -> Result<
     assert!(value::<bool>(&owner, "select tollgate.detach_users_table('app.users')").await?);
     assert!(!value::<bool>(&owner, "select tollgate.detach_users_table('app.users')").await?);
     issue(&owner, "8", &[]).await?;
-    // Attaching once more leaves what is not given as it was.
+    // Attaching again leaves arguments that are not given unchanged.
     attach_with(&owner, "robots", "the id", "").await?;
     issue(&owner, "9", &[]).await?;
     owner.batch_execute("drop table robots, app.users").await?;
@@ -531,7 +531,7 @@ async fn a_token_is_issued_for_a_user_who_is_there_and_for_no_other() -> Result<
 }
 
 #[tokio::test]
-async fn no_token_outlives_a_user_who_leaves_while_it_is_issued() -> Result<()> {
+async fn no_token_outlives_a_user_who_is_deleted_while_it_is_issued() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "leaving")?;
     let owner = cluster.connect("postgres", "leaving").await?;
@@ -577,7 +577,7 @@ async fn no_token_outlives_a_user_who_leaves_while_it_is_issued() -> Result<()> 
             let alive = "select count(*) from tollgate.api_tokens where revoked_at is null";
             assert_eq!(value::<i64>(&owner, alive).await?, 0, "{what}");
 
-            // The other way round: who leaves comes first.
+            // The other way round: the deletion comes first.
             if n < 2 && way < 2 {
                 other.batch_execute("truncate users; insert into users values ('ann')").await?;
                 for (level, refusal) in [
@@ -624,7 +624,7 @@ async fn a_table_is_attached_before_a_token_is_issued_or_after_it_is_committed()
     let live = "select count(*) from tollgate.api_tokens where revoked_at is null";
     assert_eq!(value::<i64>(&owner, live).await?, 0);
 
-    // Whoever issues meanwhile waits, and then goes by what was attached.
+    // A session that issues meanwhile waits, and then follows the attached table.
     other
         .batch_execute("select tollgate.detach_users_table('users'); begin; select tollgate.attach_users_table('users', 'id')")
         .await?;
@@ -653,7 +653,7 @@ async fn issuing_does_not_wait_for_changes_that_do_not_concern_it() -> Result<()
         .await?;
     owner.batch_execute("set lock_timeout = '5s'; select tollgate.create_api_token('1', 'n')").await?;
     other.batch_execute("commit").await?;
-    // A snapshot that is older than the user does not show them, as to a foreign key.
+    // A snapshot that is older than the user does not show them, as for a foreign key.
     owner.batch_execute("begin isolation level repeatable read; select").await?;
     other.batch_execute("insert into users values (3)").await?;
     refused(
@@ -692,7 +692,7 @@ async fn a_key_is_compared_byte_for_byte_whatever_its_collation_says() -> Result
     owner.batch_execute("truncate users").await?;
     assert_eq!(live(&owner, &tokens).await?, [false; 3]);
 
-    // Padding is no part of the text; a domain is what it is made of, and its checks are not asked.
+    // Padding is not part of the text; a domain counts as its base type, and its checks are not evaluated.
     owner
         .batch_execute(
             "create domain id as int check (value < 100); create domain person as id;
@@ -746,7 +746,7 @@ async fn an_attached_table_goes_through_its_migrations() -> Result<()> {
         }
         owner.batch_execute(&format!("delete from {table} where id = 1")).await?;
         assert_eq!(live(&owner, &tokens).await?, [false, true, true, true, true, true]);
-        // The trigger goes on with the column, whatever it is called, and whatever has its old name.
+        // The trigger follows the column, whatever it is called, and whatever has its old name.
         owner
             .batch_execute(&format!(
                 "alter table {table} rename id to uid; alter table {table} add column id text;
@@ -761,7 +761,7 @@ async fn an_attached_table_goes_through_its_migrations() -> Result<()> {
         );
         let error = refused(attach_with(&owner, &table, "id", "").await, &SqlState::DUPLICATE_OBJECT);
         assert!(error.detail().is_some_and(|detail| detail.contains("uid")), "{error:?}");
-        // Attaching once more takes down the name that the column has now, which is what a dump carries.
+        // Attaching again records the column's current name, which a dump includes.
         attach_with(&owner, &table, "uid", "").await?;
         let named = format!(
             "select count(*) from pg_trigger where tgrelid = '{table}'::regclass and tgargs::text not like '%\\x756964%'"
@@ -775,7 +775,7 @@ async fn an_attached_table_goes_through_its_migrations() -> Result<()> {
                 .await?;
             assert_eq!(live(&owner, &tokens[4..5]).await?, [false]);
         }
-        // Without its column nothing can be said of a user: that is refused, with the way out.
+        // Without its column nothing is known about a user: that is refused, with a hint.
         if n == 0 {
             owner.batch_execute("alter table users_0 drop column uid").await?;
             for statement in [
@@ -784,7 +784,7 @@ async fn an_attached_table_goes_through_its_migrations() -> Result<()> {
                 "select tollgate.create_api_token('6', 'n')",
             ] {
                 let error = refused(owner.batch_execute(statement).await, &SqlState::UNDEFINED_COLUMN);
-                assert!(error.hint().is_some_and(|hint| hint.contains("Attach it once more")), "{error:?}");
+                assert!(error.hint().is_some_and(|hint| hint.contains("Attach it again")), "{error:?}");
             }
             owner
                 .batch_execute("select tollgate.detach_users_table('users_0'); update users_0 set id = '6'")
@@ -796,7 +796,7 @@ async fn an_attached_table_goes_through_its_migrations() -> Result<()> {
         owner.batch_execute(&format!("drop table {table}")).await?;
     }
 
-    // As a dump of another cluster restores it: numbers mean nothing there.
+    // As restored from a dump of another cluster: numbers have no meaning there.
     owner
         .batch_execute(
             "create table restored (other text, id int); insert into restored values ('ann', 1);
@@ -814,7 +814,7 @@ async fn an_attached_table_goes_through_its_migrations() -> Result<()> {
     Ok(())
 }
 
-// ---- Users who are switched off
+// ---- Inactive users
 
 #[tokio::test]
 async fn users_whose_deleted_at_is_set_are_inactive_unless_a_condition_says_otherwise() -> Result<()> {
@@ -831,7 +831,7 @@ async fn users_whose_deleted_at_is_set_are_inactive_unless_a_condition_says_othe
     owner.batch_execute("update users set deleted_at = now()").await?;
     assert_eq!(code(&owner, &token).await?, "DISABLED");
     attach(&owner, "users", "id").await?;
-    assert_eq!(code(&owner, &token).await?, "DISABLED", "attached once more");
+    assert_eq!(code(&owner, &token).await?, "DISABLED", "attached again");
     attach_with(&owner, "users", "id", ", active => 'true'").await?;
     assert_eq!(code(&owner, &token).await?, "VALID");
     attach(&owner, "users", "id").await?;
@@ -840,7 +840,7 @@ async fn users_whose_deleted_at_is_set_are_inactive_unless_a_condition_says_othe
 }
 
 #[tokio::test]
-async fn the_tokens_of_a_user_who_is_switched_off_are_refused_until_the_user_is_back() -> Result<()> {
+async fn the_tokens_of_a_deactivated_user_are_refused_until_the_user_is_active_again() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "switched")?;
     let owner = cluster.connect("postgres", "switched").await?;
@@ -872,7 +872,7 @@ async fn the_tokens_of_a_user_who_is_switched_off_are_refused_until_the_user_is_
     let reason = json!({"reason": "the user is not active", "users_table": "public.users"});
     assert_eq!(history(&owner, child.id).await?[1..], [("token.disabled".to_owned(), reason)]);
 
-    // Nothing brings a token of such a user to life.
+    // Nothing enables a token of such a user.
     let before = count(&owner).await?;
     let [create, import, rotate, derived] = issuing("ann", &ann);
     for (call, state) in [
@@ -896,7 +896,7 @@ async fn the_tokens_of_a_user_who_is_switched_off_are_refused_until_the_user_is_
     let imported = "select status from tollgate.tokens where hint = 'imported'";
     assert_eq!(value::<String>(&owner, imported).await?, "disabled");
 
-    // What an operator disables meanwhile, or disabled before, stays so.
+    // A token that an operator disables meanwhile, or disabled before, stays disabled.
     assert!(common::enable(&owner, child.id, false).await?);
     assert!(!common::enable(&owner, child.id, false).await?);
     owner.batch_execute("update users set deleted_at = null").await?;
@@ -906,7 +906,7 @@ async fn the_tokens_of_a_user_who_is_switched_off_are_refused_until_the_user_is_
     let reason = json!({"reason": "the user is active again", "users_table": "public.users"});
     assert_eq!(history(&owner, ann.id).await?.last(), Some(&("token.enabled".to_owned(), reason)));
     assert!(common::enable(&owner, child.id, true).await? && common::enable(&owner, blocked.id, true).await?);
-    // Disabled through a parent while the user was away.
+    // Disabled through a parent while the user was inactive.
     owner.batch_execute("update users set deleted_at = now()").await?;
     assert!(common::enable(&owner, ann.id, false).await?);
     owner.batch_execute("update users set deleted_at = null").await?;
@@ -914,7 +914,7 @@ async fn the_tokens_of_a_user_who_is_switched_off_are_refused_until_the_user_is_
     assert!(common::enable(&owner, ann.id, true).await?);
     assert_eq!(codes().await?, ["VALID"; 3]);
 
-    // In two tables: who is not active in one is not active.
+    // In two tables: a user who is inactive in one is inactive.
     owner
         .batch_execute(
             "create table bans (id text primary key, banned boolean); insert into bans values ('ann', true)",
@@ -926,7 +926,7 @@ async fn the_tokens_of_a_user_who_is_switched_off_are_refused_until_the_user_is_
     assert_eq!(codes().await?, ["DISABLED"; 3]);
     owner.batch_execute("update bans set banned = false").await?;
     assert_eq!(codes().await?, ["VALID"; 3]);
-    // A token that was disabled with its user can be enabled once nothing says so any more.
+    // A token that was disabled with its user can be enabled once no table says so any more.
     owner.batch_execute("update bans set banned = true; select tollgate.detach_users_table('bans')").await?;
     assert_eq!(codes().await?, ["DISABLED"; 3]);
     assert!(common::enable(&owner, ann.id, true).await?);
@@ -935,7 +935,7 @@ async fn the_tokens_of_a_user_who_is_switched_off_are_refused_until_the_user_is_
 }
 
 #[tokio::test]
-async fn the_tokens_of_a_user_who_is_switched_off_are_revoked_where_that_is_asked_for() -> Result<()> {
+async fn the_tokens_of_a_deactivated_user_are_revoked_where_that_is_configured() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "revoking")?;
     let owner = cluster.connect("postgres", "revoking").await?;
@@ -956,7 +956,7 @@ async fn the_tokens_of_a_user_who_is_switched_off_are_revoked_where_that_is_aske
     assert_eq!(history(&owner, tokens[0].id).await?[1].1["reason"], "the user is not active");
     owner.batch_execute("update users set active = true").await?;
     assert_eq!(live(&owner, &tokens).await?, [false, false, true, true]);
-    // Another row of the same key keeps a user active, and one that comes makes them active.
+    // Another row with the same key keeps a user active, and a new one makes them active.
     attach_with(&owner, "users", "id", ", on_inactive => 'refuse'").await?;
     owner.batch_execute("insert into users values (3, true, 'a'); update users_b set active = false").await?;
     assert_eq!(live(&owner, &tokens[2..]).await?, [true, true]);
@@ -1023,7 +1023,7 @@ async fn a_condition_is_one_immutable_expression_over_the_row() -> Result<()> {
 }
 
 #[tokio::test]
-async fn attaching_a_table_names_a_switch_that_was_not_given() -> Result<()> {
+async fn attaching_a_table_names_a_column_that_seems_to_deactivate_users() -> Result<()> {
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "advised")?;
     let (owner, mut messages) = cluster.listen("postgres", "advised").await?;
@@ -1048,7 +1048,7 @@ async fn attaching_a_table_names_a_switch_that_was_not_given() -> Result<()> {
             }
             hints.push(notice.hint().unwrap_or_default().to_owned());
         }
-        let expected = format!("Attach it once more with active => '{condition}'.");
+        let expected = format!("Attach it again with active => '{condition}'.");
         assert_eq!(hints, if condition.is_empty() { vec![] } else { vec![expected] }, "{column}");
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Verification: what it answers, where it works, and that it leaves nothing behind.
+//! Verification: its answers, where it works, and that it leaves nothing behind.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -77,7 +77,7 @@ async fn a_changed_character_is_malformed_or_unknown_and_never_valid() -> Result
         let mut changed = token.clone().into_bytes();
         changed[at] = if changed[at] == b'a' { b'b' } else { b'a' };
         let changed = String::from_utf8(changed)?;
-        // The prefix is not under the checksum, only under the digest.
+        // The checksum does not cover the prefix, only the digest does.
         let expected = if at < 3 { "NOT_FOUND" } else { "MALFORMED" };
         assert_eq!(code(&web, &changed).await?, expected, "character {at}");
     }
@@ -101,7 +101,7 @@ async fn there_is_always_exactly_one_row() -> Result<()> {
         } else {
             "MALFORMED"
         };
-        // `verify` itself insists on one row.
+        // `verify` itself requires one row.
         assert_eq!(Request { token, ..Request::default() }.code(&web).await?, expected);
     }
 
@@ -114,7 +114,7 @@ async fn there_is_always_exactly_one_row() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_valid_token_tells_all_that_was_stored() -> Result<()> {
+async fn a_valid_token_returns_all_that_was_stored() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token = issue_with(
         &owner,
@@ -141,7 +141,7 @@ async fn a_valid_token_tells_all_that_was_stored() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_refused_token_tells_nothing_but_its_id_and_expiry() -> Result<()> {
+async fn a_refused_token_returns_only_its_id_and_expiry() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token = issue_with(&owner, "refused", r#"scopes => '{posts:read}', metadata => '{"a": 1}'"#).await?;
     let faults = [
@@ -192,7 +192,7 @@ async fn required_scopes_are_all_required() -> Result<()> {
         &[Some("posts")],
         &[Some("")],
         &[Some("Posts:read")],
-        // Whoever requires NULL has lost a value on the way, and must not be let in for it.
+        // A required NULL is a value that was lost on the way, and must not be granted.
         &[None],
         &[Some("posts:read"), None],
     ];
@@ -235,7 +235,7 @@ async fn networks_are_matched_by_the_address_that_the_application_saw() -> Resul
         "::ffff:10.1.2.3",
         "::ffff:192.0.2.7",
         "::ffff:198.51.100.200",
-        // A network of clients that lies within an allowed one.
+        // A network of clients within an allowed one.
         "10.1.0.0/16",
     ];
     for client in allowed {
@@ -303,13 +303,13 @@ async fn a_digest_verifies_as_its_token_does() -> Result<()> {
         assert_eq!(code_of(Some(&wrong), &[]).await?, "MALFORMED", "{length} bytes");
     }
     assert_eq!(code_of(None, &[]).await?, "MALFORMED");
-    // The token itself, sent where its digest belongs.
+    // The token itself, sent in place of its digest.
     assert_eq!(code_of(Some(token.token.as_bytes()), &[]).await?, "MALFORMED");
     Ok(())
 }
 
 #[tokio::test]
-async fn a_presented_token_can_be_asked_for_one_scope() -> Result<()> {
+async fn a_presented_token_can_be_checked_for_one_scope() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token = issue(&owner, "asked", &["posts:*"]).await?;
     let bound = issue_with(&owner, "asked", "scopes => '{posts:*}', allowed_ips => '{0.0.0.0/0}'").await?;
@@ -346,7 +346,7 @@ async fn metadata_and_scopes_stored_out_of_line_come_back_whole() -> Result<()> 
     let row =
         owner.query_one("select id, token from tollgate.create_api_token('large', 'large')", &[]).await?;
     let (id, token): (uuid::Uuid, String) = (row.get(0), row.get(1));
-    // By hand: no function takes as much.
+    // By hand: no function accepts as much.
     owner
         .execute(
             "update tollgate.api_tokens set scopes = $2, metadata = $3 where id = $1",
@@ -600,7 +600,7 @@ async fn it_works_without_being_preloaded() -> Result<()> {
     Ok(())
 }
 
-// ---- Whose truth it tells
+// ---- Which state it sees
 
 #[tokio::test]
 async fn a_revoked_token_is_refused_inside_an_older_snapshot() -> Result<()> {
@@ -617,7 +617,7 @@ async fn a_revoked_token_is_refused_inside_an_older_snapshot() -> Result<()> {
         assert!(revoke(&owner, token.id).await?);
         assert_eq!(code(&web, &token.token).await?, "REVOKED", "{level}");
         assert_eq!(code(&older, &token.token).await?, "REVOKED", "{level}");
-        // The snapshot is as old as it was: an ordinary query there still sees the token as good.
+        // The snapshot is still old: an ordinary query there still sees the token as valid.
         assert!(older.query_one(seen, &[&token.id]).await?.get::<_, bool>(0), "{level}");
         web.batch_execute("commit").await?;
         older.batch_execute("commit").await?;
@@ -652,7 +652,7 @@ async fn a_revocation_is_seen_at_once_by_its_own_transaction_and_undone_with_it(
         owner.batch_execute(&format!("begin isolation level {level}; select 1; savepoint s")).await?;
         revoke(&owner, token.id).await?;
         assert_eq!(code(&owner, &token.token).await?, "REVOKED");
-        // Others go on undisturbed, and without waiting, until it is committed.
+        // Others continue undisturbed, and without waiting, until it is committed.
         assert_eq!(code(&web, &token.token).await?, "VALID");
         owner.batch_execute("rollback to s").await?;
         assert_eq!(code(&owner, &token.token).await?, "VALID");
@@ -781,7 +781,7 @@ async fn it_writes_no_wal() -> Result<()> {
         "select v.code, count(*) from generate_series(1, 500), unnest(array[{presented}]) t,
              lateral tollgate.verify_api_token(t) v group by 1 order by 1"
     );
-    // Reading a page for the first time may settle it (hint bits, pruning), which is what VACUUM does here.
+    // Reading a page for the first time may write to it (hint bits, pruning); VACUUM does that here in advance.
     owner.batch_execute("vacuum (freeze) tollgate.api_tokens").await?;
     owner.batch_execute("checkpoint").await?;
     let codes = web.query(&many, &[]).await?;
@@ -850,16 +850,16 @@ async fn an_error_in_the_middle_of_a_verification_leaks_nothing() -> Result<()> 
     Ok(())
 }
 
-// ---- While the ground moves
+// ---- During changes of the table
 
-/// Sessions that verify without pause while something else happens.
+/// Sessions that verify continuously while something else happens.
 struct Busy {
     stop: Arc<AtomicBool>,
     verified: Arc<AtomicU64>,
     sessions: Vec<tokio::task::JoinHandle<Vec<String>>>,
 }
 
-/// A test that fails in between must not wait for them for ever.
+/// A failing test must not wait for them for ever.
 impl Drop for Busy {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -867,8 +867,8 @@ impl Drop for Busy {
 }
 
 impl Busy {
-    /// `expected` judges each answer: a code, or the SQLSTATE and message of an error. What it does not accept is
-    /// handed out by [`Busy::stop`].
+    /// `expected` judges each answer: a code, or the SQLSTATE and message of an error. [`Busy::stop`] returns those
+    /// that it does not accept.
     async fn start(
         cluster: &Cluster,
         database: &str,
@@ -925,10 +925,10 @@ impl Busy {
         Ok(busy)
     }
 
-    /// Waits until each session has been through a good many more verifications.
+    /// Waits until each session has done many more verifications.
     async fn go_on(&self) {
         let target = self.verified.load(Ordering::Relaxed) + 60;
-        eventually_async(Duration::from_secs(20), "the sessions to go on verifying", async || {
+        eventually_async(Duration::from_secs(20), "the sessions to continue verifying", async || {
             self.verified.load(Ordering::Relaxed) > target
         })
         .await;
@@ -963,7 +963,7 @@ async fn rebuilding_the_table_or_its_indexes_disturbs_no_verification() -> Resul
         "vacuum full tollgate.api_tokens",
         "cluster tollgate.api_tokens using api_tokens_pkey",
         "vacuum (freeze, analyze) tollgate.api_tokens",
-        // Whoever waits for this finds another index behind the name.
+        // A session that waits for this finds another index under the name.
         "drop index tollgate.api_tokens_token_hash;
          create unique index api_tokens_token_hash on tollgate.api_tokens (token_hash)",
         // An upgrade of the extension may append columns.
@@ -1001,8 +1001,8 @@ async fn a_session_survives_the_extension_being_dropped_and_created_again() -> R
         assert_eq!(code(&web, &token.token).await?, "VALID", "round {round}");
         let answer = web.query_one(&prepared, &[&token.token]).await?;
         assert_eq!(answer.get::<_, &str>(0), "VALID", "round {round}");
-        // Whoever verifies meanwhile is told that the token, or the function, is gone: never that the token is good
-        // when it is not, and nothing that looks like a fault of the server.
+        // Meanwhile a verification reports that the token, or the function, is gone: never that a token is valid when
+        // it is not, and nothing that looks like a fault of the server.
         let busy = Busy::start(&cluster, "recreated", &token.token, |answer| {
             ["VALID", "NOT_FOUND"].contains(&answer)
                 || ["3F000", "42883", "42501", "42P01", "25P02", "55000"].contains(&&answer[..5])
@@ -1099,7 +1099,7 @@ async fn the_last_refusal_says_what_exactly_was_wrong_and_never_repeats_it() -> 
         assert_eq!(row.get::<_, &str>(0), "MALFORMED");
         let expected = json!({"code": "MALFORMED", "reason": reason});
         assert_eq!(last().await?, Some(expected.clone()), "{presented:?}");
-        // What authenticate raises says the same, and the transaction that it ends does not take it away.
+        // The error of authenticate says the same, and aborting its transaction does not reset it.
         web.batch_execute("begin").await?;
         let raised = web.query("select valid from tollgate.authenticate($1)", &[presented]).await;
         let error = refused(raised, &SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
@@ -1107,7 +1107,7 @@ async fn the_last_refusal_says_what_exactly_was_wrong_and_never_repeats_it() -> 
         web.batch_execute("rollback").await?;
         assert_eq!(last().await?, Some(expected), "{presented:?}");
     }
-    // Each way to verify says it, in FROM as well as elsewhere, and a success takes it away.
+    // Each way to verify sets it, in FROM as well as elsewhere, and a success clears it.
     for call in [
         "select * from tollgate.verify_api_token($1, '{posts:read,posts:write,users:read}')",
         "select tollgate.verify_api_token_hash(sha256($1::text::bytea), '{posts:read,posts:write,users:read}')",
@@ -1121,19 +1121,19 @@ async fn the_last_refusal_says_what_exactly_was_wrong_and_never_repeats_it() -> 
     }
     web.query_one("select tollgate.token_has_scope($1, $2)", &[&good, &"posts:write"]).await?;
     assert_eq!(last().await?, Some(json!({"code": "INSUFFICIENT_SCOPE", "missing_scopes": ["posts:write"]})));
-    // A required scope may be anything, a token too, and there may be many.
+    // A required scope may be anything, even a token, and there may be many.
     let many: Vec<&str> = std::iter::once(good).chain(["\"}\u{1b}"; 30]).collect();
     web.query_one("select * from tollgate.verify_api_token($1, $2)", &[&good, &many]).await?;
-    let told = last().await?.context("a refusal")?;
-    assert_eq!(told["missing_scopes"].as_array().map(Vec::len), Some(8), "{told}");
-    assert!(!told.to_string().contains(&good[4..20]), "{told}");
+    let refusal = last().await?.context("a refusal")?;
+    assert_eq!(refusal["missing_scopes"].as_array().map(Vec::len), Some(8), "{refusal}");
+    assert!(!refusal.to_string().contains(&good[4..20]), "{refusal}");
     web.query_one("select * from tollgate.verify_api_token_hash('')", &[]).await?;
     assert_eq!(last().await?, Some(json!({"code": "MALFORMED", "reason": "length"})));
     Ok(())
 }
 
 #[tokio::test]
-async fn a_refusal_by_authenticate_tells_programs_the_code_the_scopes_and_the_time() -> Result<()> {
+async fn a_refusal_by_authenticate_has_the_code_the_scopes_and_the_time_for_programs() -> Result<()> {
     let World { owner, web, cluster: _cluster } = SHARED.world().await?;
     let token =
         issue_with(&owner, "programs", "scopes => '{posts:read}', rate_limit => 1, rate_window => '1 hour'")
@@ -1171,7 +1171,7 @@ async fn a_refusal_by_authenticate_tells_programs_the_code_the_scopes_and_the_ti
 }
 
 #[tokio::test]
-async fn the_clients_address_is_the_last_hop_that_is_no_trusted_proxy() -> Result<()> {
+async fn the_clients_address_is_the_last_hop_that_is_not_a_trusted_proxy() -> Result<()> {
     let World { web, cluster: _cluster, .. } = SHARED.world().await?;
     let of = async |forwarded: Option<&str>, trusted: Option<&str>| -> Result<Option<String>> {
         let call = match trusted {
@@ -1188,7 +1188,7 @@ async fn the_clients_address_is_the_last_hop_that_is_no_trusted_proxy() -> Resul
         ("\"[2001:db8::7]:443\"", Some("2001:db8::7")),
         ("::ffff:203.0.113.7", Some("203.0.113.7")),
         ("203.0.113.7, 10.0.0.1, 127.0.0.1", Some("203.0.113.7")),
-        // What the client made up stands before what a proxy saw.
+        // Addresses that the client made up come before those that a proxy saw.
         ("192.0.2.1, 203.0.113.7, 10.0.0.1", Some("203.0.113.7")),
         ("testclient, 203.0.113.7", Some("203.0.113.7")),
         (" , 203.0.113.7 ,, ", Some("203.0.113.7")),
@@ -1227,7 +1227,7 @@ async fn set(owner: &Client, token: &Token, changes: &str) -> Result<()> {
     Ok(())
 }
 
-/// A token in perfect shape that nobody has issued.
+/// A well-formed token that was never issued.
 fn unknown_token() -> String {
     let entropy = std::array::from_fn(|n| u8::try_from(n).unwrap_or_default());
     tollgate_core::token::issue(&tollgate_core::token::Prefix::default(), &entropy).token().to_owned()

@@ -1,4 +1,4 @@
-//! Webhooks against real receivers: signed, retried, bounded, and never sent to where they must not go.
+//! Webhooks with real receivers: signed, retried, bounded, and never sent to forbidden addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -35,14 +35,14 @@ async fn db(name: &str) -> Result<Db> {
     Db::create(&SHARED.cluster()?, name).await
 }
 
-/// What a receiver does with a request.
+/// How a receiver handles a request.
 #[derive(Clone, Debug)]
 enum Reply {
     Status(u16),
     Redirect(String),
     /// Reads it all, and never answers.
     Hang,
-    /// A byte of the head a second.
+    /// Sends a byte of the head per second.
     Drip,
     /// A head that never ends.
     HugeHead,
@@ -69,7 +69,7 @@ impl Received {
         serde_json::from_str(&self.body).unwrap_or_default()
     }
 
-    /// Whether one of its signatures was made with this secret; reckoned here, not by what is tested.
+    /// Whether one of its signatures was made with this secret; computed here, not by the code under test.
     fn is_signed_with(&self, secret: &str) -> bool {
         let key = STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or_default()).unwrap();
         let mut hmac = Hmac::<Sha256>::new_from_slice(&key).unwrap();
@@ -79,14 +79,14 @@ impl Received {
     }
 }
 
-/// A server that records what it is sent.
+/// A server that records the requests it receives.
 struct Receiver {
     address: SocketAddr,
     received: Arc<Mutex<Vec<Received>>>,
     reply: Arc<Mutex<Reply>>,
-    /// How many have waited for an answer in vain, and left.
+    /// How many clients gave up waiting for an answer.
     left: Arc<AtomicUsize>,
-    /// How many bytes of informational answers were taken.
+    /// How many bytes of informational answers were read.
     sent: Arc<AtomicUsize>,
 }
 
@@ -216,13 +216,13 @@ async fn define(owner: &Client, name: &str, url: &str, events: &str) -> Result<S
     Ok(owner.query_one(&sql, &[&name, &url]).await?.get(0))
 }
 
-/// State, attempts and error of what waits or was given up.
+/// State, attempts and error of messages that wait or were given up.
 async fn deliveries(owner: &Client) -> Result<Vec<(String, i32, Option<String>)>> {
     let sql = "select state, attempts, last_error from tollgate.webhook_deliveries order by id";
     Ok(owner.query(sql, &[]).await?.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
 }
 
-/// Time passes for what waits.
+/// Makes waiting messages due.
 async fn make_due(owner: &Client) -> Result<()> {
     let sql =
         "update tollgate.webhook_queue set next_attempt_at = now() where dead_at is null and lease is null";
@@ -244,7 +244,7 @@ async fn events_arrive_in_order_signed_and_only_those_that_are_wanted() -> Resul
     }
     db.owner.execute("select tollgate.define_scope('x:y', 'Not wanted')", &[]).await?;
     let all = receiver.eventually_has(20).await;
-    let told: Vec<(String, String)> = all
+    let recorded: Vec<(String, String)> = all
         .iter()
         .map(|one| {
             let json = one.json();
@@ -258,7 +258,7 @@ async fn events_arrive_in_order_signed_and_only_those_that_are_wanted() -> Resul
         .collect();
     let expected: Vec<(String, String)> =
         expected.into_iter().map(|(event, id)| (event.to_owned(), id)).collect();
-    assert_eq!(told, expected);
+    assert_eq!(recorded, expected);
     for one in &all {
         assert!(one.is_signed_with(&secret), "{one:?}");
         assert!(!one.is_signed_with("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"));
@@ -297,7 +297,7 @@ async fn during_a_rotation_both_secrets_sign_and_afterwards_the_new_one_alone() 
 }
 
 #[tokio::test]
-async fn what_fails_is_tried_again_with_the_same_id_then_dead_and_can_be_replayed() -> Result<()> {
+async fn failed_messages_are_retried_with_the_same_id_then_dead_and_can_be_replayed() -> Result<()> {
     let db = db("retried").await?;
     let receiver = Receiver::start(Reply::Status(500)).await?;
     define(&db.owner, "crm", &receiver.url(), "'{token.created}'").await?;
@@ -345,7 +345,7 @@ async fn what_fails_is_tried_again_with_the_same_id_then_dead_and_can_be_replaye
 }
 
 #[tokio::test]
-async fn a_receiver_that_is_gone_is_not_asked_again() -> Result<()> {
+async fn a_receiver_that_is_gone_is_not_called_again() -> Result<()> {
     let db = db("gone").await?;
     let receiver = Receiver::start(Reply::Status(410)).await?;
     define(&db.owner, "crm", &receiver.url(), "null").await?;
@@ -353,14 +353,14 @@ async fn a_receiver_that_is_gone_is_not_asked_again() -> Result<()> {
     eventually_measures(address, "tollgate_webhook_enabled{webhook=\"crm\"}", |enabled| enabled == 0.0).await;
     let reason: String = value(&db.owner, "select disabled_reason from tollgate.webhooks").await?;
     assert!(reason.contains("410"), "{reason}");
-    let told: String = value(
+    let recorded: String = value(
         &db.owner,
         "select detail ->> 'reason' from tollgate.audit_log where event = 'webhook.disabled'",
     )
     .await?;
-    assert!(told.contains("410"), "{told}");
+    assert!(recorded.contains("410"), "{recorded}");
     issue(&db.owner, "ann", &[]).await?;
-    // Of the wait for another event that it would have been sent before: that of a second webhook.
+    // Waits for another event that would have been sent before: that of a second webhook.
     let second = Receiver::start(Reply::Status(200)).await?;
     define(&db.owner, "other", &second.url(), "'{token.created}'").await?;
     issue(&db.owner, "ann", &[]).await?;
@@ -370,7 +370,7 @@ async fn a_receiver_that_is_gone_is_not_asked_again() -> Result<()> {
 }
 
 #[tokio::test]
-async fn receivers_that_misbehave_are_given_up_in_time_and_delay_nobody() -> Result<()> {
+async fn misbehaving_receivers_are_given_up_in_time_and_delay_no_other() -> Result<()> {
     let db = db("misbehave").await?;
     let elsewhere = Receiver::start(Reply::Status(200)).await?;
     let cases = [
@@ -402,7 +402,7 @@ async fn receivers_that_misbehave_are_given_up_in_time_and_delay_nobody() -> Res
         issue(&db.owner, "ann", &[]).await?;
         well.eventually_has(count).await;
     }
-    // All of these were made and have arrived while the daemon was waiting for the answer to the first one here.
+    // All of these were created and have arrived while the daemon was waiting for the answer to the first one here.
     let hangs = &receivers[0];
     assert_eq!((hangs.received().len(), hangs.left.load(Ordering::SeqCst)), (1, 0));
     for (name, _, error) in &cases {
@@ -413,12 +413,12 @@ async fn receivers_that_misbehave_are_given_up_in_time_and_delay_nobody() -> Res
         .await;
     }
     huge.eventually_has(5).await;
-    // What is not read still fits into the buffers of two sockets, of each attempt.
+    // Unread data still fits into the buffers of two sockets, for each attempt.
     let informational = receivers[3].sent.load(Ordering::SeqCst) / receivers[3].received().len();
     assert!(informational < 20_000_000, "{informational} bytes of informational answers were read");
     assert!(elsewhere.received().is_empty(), "a redirect was followed");
-    eventually_async(LONG, "nobody to wait for it", async || hangs.left.load(Ordering::SeqCst) >= 1).await;
-    // At its height: what it let go of again counts too.
+    eventually_async(LONG, "no client to wait for it", async || hangs.left.load(Ordering::SeqCst) >= 1).await;
+    // At its peak: memory that it freed again counts too.
     let most = web::memory(&daemon, "VmHWM")?;
     assert!(most < before + 30_000_000, "from {before} to {most} bytes");
     assert!(daemon.is_running());
@@ -440,7 +440,7 @@ async fn nothing_is_sent_inside_unless_it_was_allowed() -> Result<()> {
     ] {
         define(&db.owner, name, &format!("http://{host}:{port}/hook?x=1"), "'{token.created}'").await?;
     }
-    // Not by `define_webhook`, which refuses it; the daemon looks again.
+    // Not by `define_webhook`, which refuses it; the daemon checks again.
     db.owner
         .execute(
             "update tollgate.webhook_endpoints set url = replace(url, '127.0.0.2', '2130706433') where name = 'decimal'",
@@ -536,7 +536,7 @@ async fn daemons_that_are_killed_lose_nothing_and_repeat_only_with_the_same_id()
             value::<i64>(&db.owner, alive).await.unwrap() == 0
         })
         .await;
-        // What was leased to the dead is free now, as it would be in a minute.
+        // Leases of the killed daemons are made free now, as they would be in a minute.
         let free = "update tollgate.webhook_queue set next_attempt_at = now() where lease is not null";
         db.owner.execute(free, &[]).await?;
     }
@@ -552,12 +552,12 @@ async fn daemons_that_are_killed_lose_nothing_and_repeat_only_with_the_same_id()
         bodies.entry(one.id().to_owned()).or_default().insert(one.body.clone());
     }
     assert_eq!(bodies.len(), expected.len(), "one id for each event");
-    assert!(bodies.values().all(|bodies| bodies.len() == 1), "an id stands for one message");
+    assert!(bodies.values().all(|bodies| bodies.len() == 1), "an id identifies one message");
     Ok(())
 }
 
 #[tokio::test]
-async fn nothing_shows_a_secret_a_second_time_and_nobody_but_administrators_may_define() -> Result<()> {
+async fn no_secret_is_shown_twice_and_only_administrators_may_define() -> Result<()> {
     let db = db("secrets").await?;
     let secret = define(&db.owner, "crm", "https://example.com/hooks/s3cr3t", "null").await?;
     let secret = secret.trim_start_matches("whsec_").to_owned();
@@ -586,7 +586,7 @@ async fn nothing_shows_a_secret_a_second_time_and_nobody_but_administrators_may_
 }
 
 #[tokio::test]
-async fn an_address_is_kept_in_one_form() -> Result<()> {
+async fn an_address_is_stored_in_normalised_form() -> Result<()> {
     let db = db("one_form").await?;
     for (number, (given, kept)) in [
         ("https://Example.COM", "https://example.com/"),
@@ -680,6 +680,30 @@ async fn names_addresses_and_events_that_make_no_sense_are_refused_without_being
     Ok(())
 }
 
+/// An operator who moves the cursor forward would have receivers miss what happened, and one who moves it back have it sent anew.
+#[tokio::test]
+async fn nobody_moves_the_cursor_of_the_webhooks_past_what_was_queued() -> Result<()> {
+    let db = db("moved_cursor").await?;
+    define(&db.owner, "crm", "https://example.com/", "'{token.created}'").await?;
+    issue(&db.owner, "ann", &[]).await?;
+    for place in ["tollgate.event_position()", "tollgate.event_position(0)"] {
+        let call = format!("select tollgate.advance_subscription('tollgate:webhooks', {place})");
+        refused(db.operator.execute(&call, &[]).await, &SqlState::INSUFFICIENT_PRIVILEGE);
+    }
+    db.operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
+    let pending = "select pending from tollgate.webhooks";
+    assert_eq!(value::<i64>(&db.owner, pending).await?, 1);
+    db.operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
+    assert_eq!(value::<i64>(&db.owner, pending).await?, 1);
+    // Nor are there more subscriptions than an administrator can look through.
+    let open = "select count(o) from generate_series(1, 99) n, tollgate.open_subscription('s' || n) o";
+    db.operator.execute(open, &[]).await?;
+    let one_more = db.operator.execute("select tollgate.open_subscription('one more')", &[]).await;
+    refused(one_more, &SqlState::PROGRAM_LIMIT_EXCEEDED);
+    db.operator.execute("select tollgate.open_subscription('s1')", &[]).await?;
+    Ok(())
+}
+
 /// Messages of each webhook, counted by the trigger and by looking.
 async fn assert_counted(owner: &Client) -> Result<()> {
     let sql = "select string_agg(concat_ws(' ', w.name, w.pending, w.dead, b.sending), ',' order by w.name),
@@ -709,7 +733,7 @@ async fn a_webhook_whose_queue_is_full_is_disabled_and_old_messages_are_purged()
     }
     let enabled = "select enabled from tollgate.webhooks where name = 'crm'";
     assert!(value::<bool>(&db.owner, enabled).await?);
-    // With the events that the webhooks themselves are.
+    // Including the events about the webhooks themselves.
     db.owner.batch_execute(write).await?;
     operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
     issue(&db.owner, "ann", &[]).await?;
@@ -723,7 +747,7 @@ async fn a_webhook_whose_queue_is_full_is_disabled_and_old_messages_are_purged()
     assert!((FULL..FULL + 10).contains(&queued), "{queued}: nothing more was queued");
     let of_other: i64 =
         value(&db.owner, "select pending from tollgate.webhooks where name = 'other'").await?;
-    assert_eq!(of_other, 1, "another webhook goes on");
+    assert_eq!(of_other, 1, "another webhook continues");
     assert_counted(&db.owner).await?;
 
     db.owner
@@ -787,7 +811,7 @@ async fn the_numbers_of_messages_are_right_however_the_queue_is_changed() -> Res
 }
 
 #[tokio::test]
-async fn what_waits_after_an_outage_is_brought_forward() -> Result<()> {
+async fn waiting_messages_are_brought_forward_after_an_outage() -> Result<()> {
     let db = db("forward").await?;
     define(&db.owner, "crm", "https://example.com/", "'{token.created}'").await?;
     for _ in 0..4 {
@@ -818,12 +842,12 @@ async fn what_waits_after_an_outage_is_brought_forward() -> Result<()> {
     )
     .await?;
     assert_eq!(due, 3);
-    let told: i64 = value(
+    let recorded: i64 = value(
         &db.owner,
         "select sum((detail ->> 'messages')::bigint)::bigint from tollgate.audit_log where event = 'webhook.replayed'",
     )
     .await?;
-    assert_eq!(told, 3);
+    assert_eq!(recorded, 3);
     Ok(())
 }
 
@@ -865,14 +889,14 @@ async fn a_webhook_that_is_paused_moved_and_given_a_new_secret_loses_nothing() -
     let all = second.eventually_has(3).await;
     assert!(all.iter().all(|one| one.is_signed_with(&new) && !one.is_signed_with(&old)));
     assert_eq!((first.received().len(), all.len()), (1, 3));
-    let told: String = value(
+    let recorded: String = value(
         &db.owner,
         "select string_agg(event || coalesce(' ' || (detail ->> 'to'), ''), ', ' order by id) from tollgate.audit_log
           where event in ('webhook.paused', 'webhook.moved', 'webhook.rotated', 'webhook.resumed')",
     )
     .await?;
     assert_eq!(
-        told,
+        recorded,
         format!("webhook.paused, webhook.moved {}, webhook.rotated, webhook.resumed", second.address)
     );
     assert!(!daemon.log().contains("/hook"), "a path may be a secret");
@@ -954,7 +978,7 @@ async fn each_webhook_has_its_share_of_a_claim_and_all_of_it_has_a_bound() -> Re
     fill("leased", 100, 10, "now() - interval '2 hours'").await?;
     let first = claim(8).await?;
     assert_eq!((first.len(), of(&first, "busy"), of(&first, "leased")), (16, 8, 8));
-    // The others are being sent to, which takes nothing from this one.
+    // The others are being sent to, which does not affect this one.
     fill("late", 10, 10, "now()").await?;
     let second = claim(8).await?;
     assert_eq!((second.len(), of(&second, "late")), (8, 8));
@@ -962,7 +986,7 @@ async fn each_webhook_has_its_share_of_a_claim_and_all_of_it_has_a_bound() -> Re
 
     db.owner.batch_execute("delete from tollgate.webhook_queue").await?;
     for name in ["busy", "gone", "late"] {
-        // One by one larger than a share, and together than all that a call returns.
+        // Each is larger than a share, and together they exceed what a call returns.
         fill(name, 3, 1_500_000, "now()").await?;
     }
     let large = claim(8).await?;

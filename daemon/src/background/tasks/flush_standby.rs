@@ -62,7 +62,7 @@ impl Task for FlushStandby {
         if self.lags {
             report.note = Some(format!(
                 "the standby is more than {} behind the primary: it keeps what it counted until it has replayed the flush of it",
-                humantime::format_duration(REPLAY_PATIENCE)
+                crate::process::duration::text(REPLAY_PATIENCE)
             ));
         }
         Ok(report)

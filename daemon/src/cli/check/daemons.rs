@@ -31,7 +31,7 @@ pub(super) fn findings(daemons: &[Value]) -> Vec<Finding> {
             NAME,
             format!(
                 "no daemon has led the task {task} for {}, so nobody does its work",
-                humantime::format_duration(Duration::from_secs(lasting.as_secs()))
+                crate::process::duration::text(Duration::from_secs(lasting.as_secs()))
             ),
             "SELECT pg_terminate_backend(l.pid) FROM pg_locks l, tollgate.leaderships t WHERE l.locktype = 'advisory' AND \
              l.objsubid = 3 AND l.pid = t.pid; (as a superuser: ends the sessions that hold these locks; daemons connect anew)",

@@ -1,4 +1,4 @@
-//! What `check` finds: a verdict on one aspect of a deployment, and the command that mends it.
+//! What `check` finds: a verdict on one aspect of a deployment, and the command that fixes it.
 
 use std::borrow::Cow;
 
@@ -24,26 +24,26 @@ pub(super) struct Finding {
     pub(super) name: Cow<'static, str>,
     pub(super) verdict: Verdict,
     pub(super) detail: String,
-    /// The command that mends it.
-    pub(super) mend: Option<String>,
+    /// The command that fixes it.
+    pub(super) remedy: Option<String>,
 }
 
 impl Finding {
     pub(super) fn ok(name: &'static str, detail: impl Into<String>) -> Self {
-        Self { name: name.into(), verdict: Verdict::Ok, detail: detail.into(), mend: None }
+        Self { name: name.into(), verdict: Verdict::Ok, detail: detail.into(), remedy: None }
     }
 
-    pub(super) fn warn(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name: name.into(), verdict: Verdict::Warn, detail: detail.into(), mend: Some(mend.into()) }
+    pub(super) fn warn(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name: name.into(), verdict: Verdict::Warn, detail: detail.into(), remedy: Some(remedy.into()) }
     }
 
-    pub(super) fn fail(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name: name.into(), verdict: Verdict::Fail, detail: detail.into(), mend: Some(mend.into()) }
+    pub(super) fn fail(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name: name.into(), verdict: Verdict::Fail, detail: detail.into(), remedy: Some(remedy.into()) }
     }
 
     pub(super) fn error(name: &'static str, error: &Error) -> Self {
-        let mend = error.remedy().or(error.hint()).map(str::to_owned);
-        Self { name: name.into(), verdict: Verdict::Fail, detail: error.message().to_owned(), mend }
+        let remedy = error.remedy().or(error.hint()).map(str::to_owned);
+        Self { name: name.into(), verdict: Verdict::Fail, detail: error.message().to_owned(), remedy }
     }
 }
 
@@ -55,7 +55,7 @@ impl From<Health> for Finding {
             // A severity of a later version is one that we cannot weigh, and better told than not.
             _ => Verdict::Warn,
         };
-        Self { name: health.aspect.into(), verdict, detail: health.detail, mend: health.mend }
+        Self { name: health.aspect.into(), verdict, detail: health.detail, remedy: health.remedy }
     }
 }
 
@@ -67,8 +67,8 @@ pub(super) fn describe(finding: &Finding) -> Text {
         Verdict::Fail => output::painted("FAIL", Tone::Bad),
     };
     let first = verdict.and(format!("  {:13}  {}", finding.name, finding.detail));
-    let commands = finding.mend.iter().flat_map(|mend| mend.lines());
-    commands.fold(first, |text, line| text.then(format!("      {:13}  to mend it: {line}", "")))
+    let commands = finding.remedy.iter().flat_map(|remedy| remedy.lines());
+    commands.fold(first, |text, line| text.then(format!("      {:13}  to fix it: {line}", "")))
 }
 
 #[cfg(test)]
@@ -81,6 +81,6 @@ mod tests {
         assert_eq!(anstream::adapter::strip_str(line.as_str()).to_string(), "ok    server         fine");
         let text = describe(&Finding::fail("role", "bad", "one;\ntwo;"));
         assert_eq!(text.as_str().lines().count(), 3);
-        assert!(text.as_str().lines().skip(1).all(|line| line.contains("to mend it: ")));
+        assert!(text.as_str().lines().skip(1).all(|line| line.contains("to fix it: ")));
     }
 }

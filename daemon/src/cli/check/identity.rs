@@ -8,7 +8,7 @@ use crate::error::{Doing as _, Result};
 /// For whom it is on, and what ends it there.
 struct Allowed {
     whom: String,
-    mend: String,
+    remedy: String,
 }
 
 pub(super) async fn identity_changes(client: &Client) -> Result<Finding> {
@@ -37,7 +37,7 @@ pub(super) async fn identity_changes(client: &Client) -> Result<Finding> {
         .doing(DOING)?;
     let allowed = rows
         .iter()
-        .map(|row| Ok(Allowed { whom: row.try_get(0).doing(DOING)?, mend: row.try_get(1).doing(DOING)? }))
+        .map(|row| Ok(Allowed { whom: row.try_get(0).doing(DOING)?, remedy: row.try_get(1).doing(DOING)? }))
         .collect::<Result<Vec<_>>>()?;
     Ok(finding(&allowed))
 }
@@ -56,7 +56,7 @@ fn finding(allowed: &[Allowed]) -> Finding {
             "tollgate.identity_changes is on for {}: what one identity began in a transaction goes on as another",
             join(|one| &one.whom, ", ")
         ),
-        join(|one| &one.mend, "\n"),
+        join(|one| &one.remedy, "\n"),
     )
 }
 
@@ -68,10 +68,10 @@ mod tests {
     #[test]
     fn each_place_where_it_is_on_is_named_with_its_end() {
         assert_eq!(finding(&[]).verdict, Verdict::Ok);
-        let of = |whom: &str, mend: &str| Allowed { whom: whom.to_owned(), mend: mend.to_owned() };
+        let of = |whom: &str, remedy: &str| Allowed { whom: whom.to_owned(), remedy: remedy.to_owned() };
         let found = finding(&[of("role web", "one;"), of("this database", "two;")]);
         assert_eq!(found.verdict, Verdict::Warn);
         assert!(found.detail.contains("for role web, this database:"), "{}", found.detail);
-        assert_eq!(found.mend.as_deref(), Some("one;\ntwo;"));
+        assert_eq!(found.remedy.as_deref(), Some("one;\ntwo;"));
     }
 }

@@ -421,7 +421,7 @@ mod tests {
     #[test]
     fn each_setting_that_has_bind_values_logged_is_named_with_its_end() {
         assert_eq!(bind_values(&[handler("app", &[])], "db").verdict, Verdict::Ok);
-        for (changed, mended) in [
+        for (changed, fixed) in [
             (&[("log_statement", "ALL")][..], "log_parameter_max_length = 0"),
             (&[("log_statement", "mod")], "log_parameter_max_length = 0"),
             (&[("log_min_duration_statement", "0")], "log_parameter_max_length = 0"),
@@ -440,8 +440,8 @@ mod tests {
                 finding.detail
             );
             assert_eq!(
-                finding.mend.as_deref(),
-                Some(format!("ALTER ROLE app IN DATABASE \"My db\" SET {mended};").as_str())
+                finding.remedy.as_deref(),
+                Some(format!("ALTER ROLE app IN DATABASE \"My db\" SET {fixed};").as_str())
             );
         }
         for hidden in ["0", "0kB"] {
@@ -465,7 +465,7 @@ mod tests {
         assert_eq!(by_default.verdict, Verdict::Warn);
         assert!(by_default.detail.contains("log_min_error_statement = error (app)"), "{}", by_default.detail);
         assert_eq!(
-            by_default.mend.as_deref(),
+            by_default.remedy.as_deref(),
             Some("ALTER ROLE app IN DATABASE db SET log_min_error_statement = panic;")
         );
         assert_eq!(texts(&[handler("app", &[QUIET])], "db").verdict, Verdict::Ok);
@@ -487,7 +487,7 @@ mod tests {
             assert_eq!(finding.verdict, Verdict::Warn, "{setting} = {value}");
             let off = SETTINGS.iter().find(|(name, _)| *name == setting).unwrap().1;
             let command = format!("ALTER ROLE app IN DATABASE db SET {setting} = {off};");
-            assert_eq!(finding.mend.as_deref(), Some(command.as_str()));
+            assert_eq!(finding.remedy.as_deref(), Some(command.as_str()));
             assert_eq!(
                 texts(&[handler("app", &[QUIET, (setting, off)])], "db").verdict,
                 Verdict::Ok,
@@ -503,7 +503,7 @@ mod tests {
         let with =
             |value| statistics(&[handler("app", &[("pg_stat_statements.track_utility", value)])], "db");
         assert_eq!(with("on").verdict, Verdict::Warn);
-        assert!(with("on").mend.unwrap().contains("SET pg_stat_statements.track_utility = off;"));
+        assert!(with("on").remedy.unwrap().contains("SET pg_stat_statements.track_utility = off;"));
         assert_eq!(with("off").verdict, Verdict::Ok);
         assert_eq!(statistics(&[handler("app", &[])], "db").verdict, Verdict::Ok);
     }
@@ -513,7 +513,7 @@ mod tests {
         let handlers: Vec<Handler> = (0..25).map(|n| handler(&format!("app{n}"), &[])).collect();
         let finding = texts(&handlers, "db");
         assert!(finding.detail.contains("and 5 more"), "{}", finding.detail);
-        assert_eq!(finding.mend.as_deref(), Some("ALTER DATABASE db SET log_min_error_statement = panic;"));
+        assert_eq!(finding.remedy.as_deref(), Some("ALTER DATABASE db SET log_min_error_statement = panic;"));
     }
 
     #[test]
@@ -538,9 +538,9 @@ mod tests {
         assert!(mixed.detail.contains("of web, job, with log_verbose"), "{}", mixed.detail);
         assert!(mixed.detail.contains("of \"My web\", job, with log_parameter"), "{}", mixed.detail);
         assert_eq!(
-            plain.mend.as_deref(),
+            plain.remedy.as_deref(),
             Some("ALTER ROLE web IN DATABASE \"My app\" SET auto_explain.log_min_duration = -1;")
         );
-        assert_eq!(mixed.mend.map(|mend| mend.lines().count()), Some(3));
+        assert_eq!(mixed.remedy.map(|remedy| remedy.lines().count()), Some(3));
     }
 }

@@ -1,4 +1,4 @@
-//! `tollgated check`: goes through everything that a deployment needs, and prints the command that mends what is amiss.
+//! `tollgated check`: goes through everything that a deployment needs, and prints the command that fixes each problem.
 //!
 //! What can be seen from inside the database is judged there, by `tollgate.deployment_health()`; here is judged what shows
 //! only to a client, and what is to be said where that function cannot be called.
@@ -23,7 +23,7 @@ use crate::error::{Doing as _, Kind, Result};
 use crate::postgres::pool::Session;
 use crate::postgres::pooler_probe;
 use crate::postgres::target::Target;
-use crate::process::exit;
+use crate::process::{duration, exit};
 use finding::{Finding, Verdict, describe};
 use privileges::Privileges;
 
@@ -223,7 +223,7 @@ fn role(server: &Server) -> Finding {
         return Finding::warn(
             "role",
             format!("{role} is a superuser, and the daemon needs a few functions only"),
-            "create role tollgate_daemon login; select tollgate.grant_capability('tollgate_daemon', 'operator')",
+            "create role tollgated login; select tollgate.grant_capability('tollgated', 'operator')",
         );
     }
     Finding::ok("role", format!("{role} is an ordinary role"))
@@ -325,7 +325,7 @@ fn skew(sent: Timestamp, took: Duration, server: Timestamp) -> Finding {
         "clock",
         format!(
             "the server's clock is {} {direction} this machine's; tokens expire by the server's",
-            humantime::format_duration(Duration::from_secs(off.as_secs()))
+            duration::text(Duration::from_secs(off.as_secs()))
         ),
         "timedatectl set-ntp true (on the machine whose clock is wrong), and see timedatectl timesync-status",
     )
@@ -398,10 +398,10 @@ mod tests {
             })
         };
         assert_eq!(finding(None, None).verdict, Verdict::Fail);
-        assert!(finding(None, Some("0.1.0")).mend.unwrap().contains("CREATE EXTENSION tollgate"));
+        assert!(finding(None, Some("0.1.0")).remedy.unwrap().contains("CREATE EXTENSION tollgate"));
         let old = finding(Some("0.1.0"), Some("0.2.0"));
         assert_eq!(old.verdict, Verdict::Warn);
-        assert!(old.mend.unwrap().contains("ALTER EXTENSION tollgate UPDATE"));
+        assert!(old.remedy.unwrap().contains("ALTER EXTENSION tollgate UPDATE"));
         assert_eq!(finding(Some("0.1.0"), Some("0.1.0")).verdict, Verdict::Ok);
     }
 

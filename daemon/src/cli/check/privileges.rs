@@ -14,8 +14,6 @@ const NAME: &str = "privileges";
 
 pub(super) struct Privileges {
     schema: bool,
-    /// Of the functions that the daemon calls: name, may execute.
-    functions: Vec<(String, bool)>,
     /// `None`: there is no such view.
     daemons_view: Option<bool>,
     /// `None` where they cannot be asked for, without the schema or in an older one.
@@ -39,47 +37,33 @@ impl Privileges {
             )
             .await
             .doing(DOING)?;
-        let names: Vec<&str> = contract::OPERATOR_FUNCTIONS.to_vec();
-        let functions = client
-            .query(
-                "select p.proname::text, has_function_privilege(p.oid, 'execute') \
-                 from pg_proc p join pg_namespace n on n.oid = p.pronamespace \
-                 where n.nspname = 'tollgate' and p.proname::text = any ($1) order by 1",
-                &[&names],
-            )
-            .await
-            .doing(DOING)?;
         let schema = row.try_get(0).doing(DOING)?;
         let capabilities = match schema && row.try_get(2).doing(DOING)? {
             true => Some(contract::own_capabilities(client).await?),
             false => None,
         };
-        Ok(Self {
-            schema,
-            daemons_view: row.try_get(1).doing(DOING)?,
-            functions: functions
-                .iter()
-                .map(|row| Ok((row.try_get(0).doing(DOING)?, row.try_get(1).doing(DOING)?)))
-                .collect::<Result<_>>()?,
-            capabilities,
-        })
+        Ok(Self { schema, daemons_view: row.try_get(1).doing(DOING)?, capabilities })
     }
 
     /// Whether the role may do all that the daemon does, as far as the extension in this database has it.
     pub(super) fn are_those_of_the_daemon(&self) -> bool {
-        self.schema && self.functions.iter().all(|(_, may)| *may) && self.daemons_view != Some(false)
+        self.schema && self.of("operator").is_some_and(|operator| operator.held == Held::Whole)
     }
 
     /// The functions and views that the extension in this database does not have.
     fn absent(&self) -> Vec<&str> {
-        let mut absent: Vec<&str> = contract::OPERATOR_FUNCTIONS
-            .into_iter()
-            .filter(|name| !self.functions.iter().any(|(known, _)| known == name))
-            .collect();
+        let mut absent = Vec::new();
+        if self.schema && self.capabilities.is_none() {
+            absent.push("list_own_capabilities()");
+        }
         if self.daemons_view.is_none() {
             absent.push("daemons");
         }
         absent
+    }
+
+    fn of(&self, name: &str) -> Option<&OwnCapability> {
+        self.capabilities.iter().flatten().find(|capability| capability.name == name)
     }
 
     /// The names of the capabilities of which the role has so much, but for the daemon's.
@@ -121,7 +105,7 @@ impl Privileges {
                 if whole.is_empty() { String::new() } else { format!("; it has {} too", whole.join(", ")) };
             return Finding::ok(NAME, format!("{role} may do all that the daemon does (operator){more}"));
         }
-        let operator = self.capabilities.iter().flatten().find(|capability| capability.name == "operator");
+        let operator = self.of("operator");
         let is_an_applications = operator.is_some_and(|operator| operator.held == Held::Not)
             && !(whole.is_empty() && self.others(Held::Partly).is_empty());
         if is_an_applications {
@@ -138,7 +122,7 @@ impl Privileges {
         if !self.schema {
             grants.push(format!("GRANT USAGE ON SCHEMA tollgate TO {role};"));
         }
-        if self.functions.iter().any(|(_, may)| !may) || self.daemons_view == Some(false) {
+        if operator.map_or(!self.schema, |operator| operator.held != Held::Whole) {
             grants.push(grant(role, "operator"));
         }
         let detail = match operator {
@@ -165,10 +149,6 @@ mod tests {
 
     const ROLE: &str = "\"My role\"";
 
-    fn functions(may: bool) -> Vec<(String, bool)> {
-        contract::OPERATOR_FUNCTIONS.iter().map(|name| ((*name).to_owned(), may)).collect()
-    }
-
     /// A role that may use the schema, and has so much of verifier, issuer, admin and operator.
     fn with(held: [Held; 4]) -> Privileges {
         let names = ["verifier", "issuer", "admin", "operator"];
@@ -179,7 +159,7 @@ mod tests {
         });
         let capabilities = Some(capabilities.collect());
         let may = held[3] == Held::Whole;
-        Privileges { schema: true, functions: functions(may), daemons_view: Some(may), capabilities }
+        Privileges { schema: true, daemons_view: Some(may), capabilities }
     }
 
     fn only(privileges: &Privileges) -> Finding {
@@ -190,16 +170,11 @@ mod tests {
 
     #[test]
     fn missing_privileges_are_printed_as_the_statements_that_give_them() {
-        let privileges = Privileges {
-            schema: false,
-            functions: functions(false),
-            daemons_view: Some(false),
-            capabilities: None,
-        };
+        let privileges = Privileges { schema: false, daemons_view: Some(false), capabilities: None };
         let finding = only(&privileges);
         assert_eq!(finding.verdict, Verdict::Fail);
         assert_eq!(
-            finding.mend.as_deref().unwrap().lines().collect::<Vec<_>>(),
+            finding.remedy.as_deref().unwrap().lines().collect::<Vec<_>>(),
             [
                 "GRANT USAGE ON SCHEMA tollgate TO \"My role\";",
                 "SELECT tollgate.grant_capability('\"My role\"', 'operator');",
@@ -210,10 +185,11 @@ mod tests {
 
     #[test]
     fn functions_that_the_extension_does_not_have_are_named() {
-        let functions = functions(true).split_off(1);
-        let privileges = Privileges { schema: true, functions, daemons_view: None, capabilities: None };
+        let privileges = Privileges { schema: true, daemons_view: None, capabilities: None };
         let findings = privileges.findings("d");
-        assert!(findings[0].detail.contains("ack_usage") && findings[0].detail.contains("daemons"));
+        assert!(
+            findings[0].detail.contains("list_own_capabilities") && findings[0].detail.contains("daemons")
+        );
         assert_eq!(findings[0].verdict, Verdict::Fail);
     }
 
@@ -244,19 +220,19 @@ mod tests {
                 finding.detail.contains(&format!("{name} only in part: it may not use tollgate.of_{name}()"))
             );
             assert_eq!(
-                finding.mend.as_deref(),
+                finding.remedy.as_deref(),
                 Some(format!("SELECT tollgate.grant_capability('\"My role\"', '{name}');").as_str())
             );
             // An application's role is not asked to be an operator.
             assert!(
-                !findings[0].mend.as_deref().unwrap_or_default().contains("grant_capability"),
+                !findings[0].remedy.as_deref().unwrap_or_default().contains("grant_capability"),
                 "{findings:?}"
             );
         }
         let finding = only(&with([Not, Not, Not, Partly]));
         assert_eq!(finding.verdict, Verdict::Fail);
         assert!(finding.detail.contains("tollgate.of_operator()"), "{}", finding.detail);
-        assert!(finding.mend.unwrap().contains("'operator'"));
+        assert!(finding.remedy.unwrap().contains("'operator'"));
     }
 
     #[test]

@@ -321,9 +321,11 @@ impl Page<'_> {
     fn try_histogram(&mut self, name: &str, help: &str, latency: &Latency) -> fmt::Result {
         let (stem, unit) = unit_of(name);
         let mut metric = self.encoder.encode_descriptor(stem, help, unit.as_ref(), MetricType::Histogram)?;
-        // The largest number is written as +Inf.
-        let buckets: Vec<(f64, u64)> =
-            latency.buckets.iter().map(|bucket| (bucket.up_to.unwrap_or(f64::MAX), bucket.count)).collect();
+        let buckets: Vec<(f64, u64)> = latency
+            .buckets
+            .iter()
+            .map(|bucket| (bucket.up_to.unwrap_or(f64::INFINITY), bucket.count))
+            .collect();
         metric.encode_histogram::<NoLabelSet>(latency.sum, latency.count, &buckets, None)
     }
 

@@ -1,5 +1,5 @@
-//! Holds the scope grammar to the plain reference implementation, on the two sides of the input's first newline and on
-//! pairs derived from them that have more to do with each other. How to run it: `fuzz/Cargo.toml`.
+//! Compares the scope grammar with the reference implementation, on the two sides of the input's first newline and on
+//! related pairs derived from them. How to run it: `fuzz/Cargo.toml`.
 
 #![no_main]
 

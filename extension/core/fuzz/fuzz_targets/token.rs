@@ -1,4 +1,4 @@
-//! Holds the token parser to the plain reference parser: on raw bytes, which rarely get past the length, and on a
+//! Compares the token parser with the reference parser: on raw bytes, which rarely have the right length, and on a
 //! token made from them and then damaged, which reaches every later check. How to run it: `fuzz/Cargo.toml`.
 
 #![no_main]

@@ -1,6 +1,6 @@
-//! No file makes reading it panic, or take more memory than its length accounts for; and what is read is what was
-//! written, byte for byte. On raw bytes, and on bytes that were given the checksum without which little is looked at. How
-//! to run it: `fuzz/Cargo.toml`.
+//! Reading never panics and never takes more memory than the file's length justifies; and the data read is the data
+//! written, byte for byte. Tried on raw bytes, and on bytes with a valid checksum, without which most checks are not
+//! reached. How to run it: `fuzz/Cargo.toml`.
 
 #![no_main]
 
@@ -11,10 +11,10 @@ use tollgate_core::usage_file::{Reader, Record, write};
 fn read(bytes: &[u8]) {
     let Ok(mut reader) = Reader::open(Cursor::new(bytes)) else { return };
     let head = reader.head().clone();
-    let records: Vec<Record> = reader.by_ref().map(|record| record.expect("it was read before")).collect();
+    let records: Vec<Record> = reader.by_ref().map(|record| record.expect("it was readable before")).collect();
     assert_eq!(records.len() as u64, head.records);
     let mut again = Vec::new();
-    write(&mut again, &head, records.iter().copied()).expect("memory takes it");
+    write(&mut again, &head, records.iter().copied()).expect("writing to memory succeeds");
     assert_eq!(again.len(), bytes.len());
     let reader = Reader::open(Cursor::new(&again)).expect("just written");
     assert_eq!(reader.head(), &head);

@@ -1,5 +1,5 @@
-//! The scope grammar a second time: slow, allocating, and plain enough to be checked by eye. Tests and fuzz targets
-//! hold the real one to it.
+//! A second implementation of the scope grammar: slow, allocating, and simple enough to be checked by eye. Tests and
+//! fuzz targets compare the real one with it.
 
 pub(crate) fn is_scope(s: &[u8]) -> bool {
     let Ok(text) = String::from_utf8(s.to_vec()) else { return false };

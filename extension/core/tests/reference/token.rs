@@ -1,5 +1,5 @@
-//! The token format a second time: slow, allocating, and plain enough to be checked by eye. Tests and fuzz targets
-//! hold the real parser to it.
+//! A second implementation of the token format: slow, allocating, and simple enough to be checked by eye. Tests and
+//! fuzz targets compare the real parser with it.
 
 /// Prefix, body and checksum of a well-formed token.
 pub(crate) fn parse(token: &[u8]) -> Option<(String, String, String)> {

@@ -1,5 +1,5 @@
-//! Execution: the function is called at the first row that is asked for, and the columns that are wanted are copied. From then on
-//! the node holds nothing but memory of the executor's.
+//! Execution: the function is called when the first row is requested, and the needed columns are copied. From then on
+//! the node holds only memory of the executor.
 #![allow(unsafe_code)]
 
 use crate::pg::fmgr::Call;
@@ -10,26 +10,26 @@ use crate::verify::verdict::Verdict;
 use core::ptr;
 use pgrx::pg_sys::{self, Datum, NodeTag, NullableDatum};
 
-/// Arguments of the widest of our functions.
+/// The largest number of arguments of our functions.
 const MAX_ARGUMENTS: usize = 3;
 
-/// PostgreSQL sees the beginning of it.
+/// PostgreSQL accesses the first field only.
 #[repr(C)]
 struct State {
     node: pg_sys::CustomScanState,
     function: Function,
-    /// For each column of the scan's row, which of the function's it is, counted from 0.
+    /// For each column of the scan's row, its column in the function's result, counted from 0.
     columns: [usize; Verdict::COLUMNS],
-    /// Of those arguments whose value is not known from the start.
+    /// The arguments whose values are not known at the start.
     expressions: [*mut pg_sys::ExprState; MAX_ARGUMENTS],
     /// The call's frame: the header, then the arguments.
-    call: Frame,
-    /// The scan's row, once the function was called: a scan from the beginning returns the same row and counts no second use.
+    call: CallFrame,
+    /// The scan's row, once the function was called: a rescan returns the same row and counts no second use.
     row: Option<[Option<Datum>; Verdict::COLUMNS]>,
     position: Position,
 }
 
-/// Where the scan is, whose only row may be fetched in both directions.
+/// The position of the scan, whose only row may be fetched in both directions.
 #[derive(Clone, Copy)]
 enum Position {
     Before,
@@ -38,7 +38,7 @@ enum Position {
 }
 
 #[repr(C)]
-struct Frame {
+struct CallFrame {
     header: pg_sys::FunctionCallInfoBaseData,
     arguments: [NullableDatum; MAX_ARGUMENTS],
 }
@@ -75,7 +75,7 @@ pub(super) unsafe extern "C-unwind" fn create_state<const F: usize>(
             {
                 let entry = list_nth((*plan).custom_scan_tlist, n).cast::<pg_sys::TargetEntry>();
                 let number = (*(*entry).expr.cast::<pg_sys::Var>()).varattno;
-                *column = usize::try_from(number - 1).expect("columns only, as the planner was told");
+                *column = usize::try_from(number - 1).expect("columns only, as the scan's flags say");
             }
             state.cast()
         })
@@ -110,10 +110,10 @@ unsafe extern "C-unwind" fn begin(
     }
 }
 
-/// The value of a constant, or of a statement's parameter that came with it: an expression state would take longer to make
-/// than to evaluate. Anything else is evaluated by the executor.
+/// The value of a constant or of an external parameter: creating an expression state would take longer than evaluating
+/// it. The executor evaluates any other expression.
 unsafe fn known(argument: *const pg_sys::Expr, parameters: pg_sys::ParamListInfo) -> Option<NullableDatum> {
-    // SAFETY: an expression of the planner's; the statement's parameters, or NULL if it has none. They stay as they are
+    // SAFETY: an expression of the planner's; the statement's parameters, or NULL if it has none. They do not change
     // while it runs.
     unsafe {
         match (*argument).type_ {
@@ -125,7 +125,7 @@ unsafe fn known(argument: *const pg_sys::Expr, parameters: pg_sys::ParamListInfo
                 let parameter = argument.cast::<pg_sys::Param>();
                 let all = parameters.as_ref().filter(|all| all.paramFetch.is_none())?;
                 let number = usize::try_from((*parameter).paramid).ok()?.checked_sub(1)?;
-                // Not of another type, of which the executor complains.
+                // A parameter of another type is left to the executor, which reports the error.
                 let given = all.params.as_slice(usize::try_from(all.numParams).ok()?).get(number)?;
                 let as_planned = (*parameter).paramkind == pg_sys::ParamKind::PARAM_EXTERN
                     && given.ptype == (*parameter).paramtype;
@@ -142,10 +142,10 @@ unsafe extern "C-unwind" fn next(node: *mut pg_sys::CustomScanState) -> *mut pg_
     unsafe { sys::ExecScan(&raw mut (*node).ss, Some(row), Some(recheck)) }
 }
 
-/// `ExecScanAccessMtd`, as `FunctionNext` is one.
+/// The `ExecScanAccessMtd`, like `FunctionNext`.
 unsafe extern "C-unwind" fn row(node: *mut pg_sys::ScanState) -> *mut pg_sys::TupleTableSlot {
-    // SAFETY: ExecScan passes on the state of `next`. The slot has a value for each entry of `columns` that is set, since
-    // its descriptor was made from the list that they were read from.
+    // SAFETY: ExecScan passes on the state of `next`. The slot has a value for each entry of `columns` that is set,
+    // since its descriptor was made from the same list.
     unsafe {
         guard::entry(|| {
             let state = &mut *node.cast::<State>();
@@ -177,9 +177,9 @@ unsafe extern "C-unwind" fn row(node: *mut pg_sys::ScanState) -> *mut pg_sys::Tu
     }
 }
 
-/// Calls the function, and copies the columns that are wanted to memory that lives as long as the node.
+/// Calls the function, and copies the needed columns to memory that lives as long as the node.
 unsafe fn call(state: &mut State, width: usize) -> [Option<Datum>; Verdict::COLUMNS] {
-    // SAFETY: expressions that `begin` made; the frame has room for every argument there is. The guarded closures hold nothing
+    // SAFETY: expressions that `begin` made; the frame has room for every argument. The guarded closures hold nothing
     // that needs dropping. The values are of their columns' types, and stay in place until the verdict is closed.
     unsafe {
         let previous = pg_sys::MemoryContextSwitchTo((*state.node.ss.ps.state).es_query_cxt);
@@ -193,7 +193,7 @@ unsafe fn call(state: &mut State, width: usize) -> [Option<Datum>; Verdict::COLU
                 }
             });
         }
-        let verdict = Verdict::of(state.function, &Call::new(&raw mut state.call.header));
+        let verdict = Verdict::of_call(state.function, &Call::new(&raw mut state.call.header));
         let values = verdict.columns();
         let mut row = [None; Verdict::COLUMNS];
         let wanted = &state.columns[..width];
@@ -208,7 +208,7 @@ unsafe fn call(state: &mut State, width: usize) -> [Option<Datum>; Verdict::COLU
     }
 }
 
-/// Only of interest to EvalPlanQual, which such a node is never part of.
+/// Called only by EvalPlanQual, which such a node is never part of.
 unsafe extern "C-unwind" fn recheck(
     _node: *mut pg_sys::ScanState,
     _slot: *mut pg_sys::TupleTableSlot,
@@ -216,7 +216,7 @@ unsafe extern "C-unwind" fn recheck(
     true
 }
 
-/// Not guarded, as `next`.
+/// Not guarded, like `next`.
 unsafe extern "C-unwind" fn rescan(node: *mut pg_sys::CustomScanState) {
     // SAFETY: the executor passes a state that has begun. The arguments cannot have changed.
     unsafe {
@@ -229,7 +229,7 @@ unsafe extern "C-unwind" fn rescan(node: *mut pg_sys::CustomScanState) {
 /// The executor frees the memory.
 unsafe extern "C-unwind" fn end(_node: *mut pg_sys::CustomScanState) {}
 
-/// PostgreSQL's table of methods holds pointers, to a name and functions that never change.
+/// PostgreSQL's table of methods holds pointers to a name and functions that never change.
 struct Methods(pg_sys::CustomExecMethods);
-// SAFETY: as said; it is only read.
+// SAFETY: as above; it is only read.
 unsafe impl Sync for Methods {}

@@ -1,4 +1,4 @@
-//! Planning: which calls the custom scan takes over, and the node that carries them to the executor.
+//! Planning: which calls the custom scan replaces, and the plan node for the executor.
 #![allow(unsafe_code)]
 
 use super::exec;
@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 static NEXT_HOOK: OnceLock<pg_sys::set_rel_pathlist_hook_type> = OnceLock::new();
 
 pub(crate) fn init() {
-    // SAFETY: called once per process, while it loads libraries; whoever had set the hook before is called by ours.
+    // SAFETY: called once per process, while it loads libraries; our hook calls the previous one.
     unsafe {
         let _ = NEXT_HOOK.set(pg_sys::set_rel_pathlist_hook);
         pg_sys::set_rel_pathlist_hook = Some(set_rel_pathlist);
@@ -25,8 +25,8 @@ unsafe extern "C-unwind" fn set_rel_pathlist(
     rti: Index,
     rte: *mut pg_sys::RangeTblEntry,
 ) {
-    // SAFETY: the planner passes valid nodes, to the one before us as to us. An ERROR of theirs jumps over a frame that owns
-    // nothing.
+    // SAFETY: the planner passes valid nodes, to the previous hook and to ours. An ERROR of the previous hook jumps
+    // over a frame that owns nothing.
     unsafe {
         if let Some(next) = NEXT_HOOK.get().copied().flatten() {
             next(root, rel, rti, rte);
@@ -42,13 +42,13 @@ unsafe extern "C-unwind" fn set_rel_pathlist(
     }
 }
 
-/// The call, if this entry of FROM is one of our functions and nothing but it, needs no value from the rest of the query,
-/// and no one wants its row as a composite value (EvalPlanQual is among those who do).
+/// The function call, if this range table entry consists of one of our functions only, needs no value from the rest of
+/// the query, and its row is not used as a composite value (EvalPlanQual would use it so).
 unsafe fn simple_call(
     rel: *mut pg_sys::RelOptInfo,
     rte: *mut pg_sys::RangeTblEntry,
 ) -> Option<(Function, *mut pg_sys::FuncExpr)> {
-    // SAFETY: valid nodes of the types that the parser puts into an entry for functions.
+    // SAFETY: valid nodes of the types that the parser puts into a function's range table entry.
     unsafe {
         if (*rte).funcordinality || list_len((*rte).functions) != 1 {
             return None;
@@ -67,7 +67,7 @@ unsafe fn simple_call(
     }
 }
 
-/// Which of our functions it is. One of the same name in a schema of the same name is not enough.
+/// Which of our functions it is. A function of the same name in a schema of the same name does not count.
 unsafe fn our_function(oid: Oid) -> Option<Function> {
     // SAFETY: look-ups in the system catalogue; names are palloc'ed C strings or NULL.
     unsafe {
@@ -83,7 +83,7 @@ unsafe fn our_function(oid: Oid) -> Option<Function> {
     }
 }
 
-/// Whether an expression could have another value when the node is scanned again.
+/// Whether an expression could change its value between rescans.
 unsafe extern "C-unwind" fn varies(node: *mut Node, context: *mut c_void) -> bool {
     // SAFETY: the walker passes valid nodes or NULL.
     unsafe {
@@ -103,7 +103,7 @@ unsafe extern "C-unwind" fn varies(node: *mut Node, context: *mut c_void) -> boo
     }
 }
 
-/// Replaces the function scan, which is the only path there is.
+/// Replaces the function scan, which is the only path.
 unsafe fn offer(rel: *mut pg_sys::RelOptInfo, function: Function, call: *mut pg_sys::FuncExpr) {
     // SAFETY: a valid relation of the planner's; the new path is allocated in its memory context.
     unsafe {
@@ -118,7 +118,7 @@ unsafe fn offer(rel: *mut pg_sys::RelOptInfo, function: Function, call: *mut pg_
         (*path).path = *scan;
         (*path).path.type_ = NodeTag::T_CustomPath;
         (*path).path.pathtype = NodeTag::T_CustomScan;
-        // No tuplestore: less than what the planner reckons for one, so that this path is preferred.
+        // Without a tuplestore it costs less than a function scan, so the planner prefers this path.
         (*path).path.startup_cost = 0.0;
         (*path).path.total_cost /= 2.0;
         (*path).flags = pg_sys::CUSTOMPATH_SUPPORT_PROJECTION | pg_sys::CUSTOMPATH_SUPPORT_BACKWARD_SCAN;
@@ -128,9 +128,9 @@ unsafe fn offer(rel: *mut pg_sys::RelOptInfo, function: Function, call: *mut pg_
     }
 }
 
-/// PostgreSQL's tables of methods hold pointers, to names and functions that never change.
+/// PostgreSQL's tables of methods hold pointers to names and functions that never change.
 struct Methods<T>(T);
-// SAFETY: as said; they are only read.
+// SAFETY: as above; they are only read.
 unsafe impl<T> Sync for Methods<T> {}
 
 static PATH_METHODS: [Methods<pg_sys::CustomPathMethods>; Function::ALL.len()] = {
@@ -180,10 +180,10 @@ unsafe fn custom_scan(
         (*node).scan.plan.targetlist = targets;
         (*node).scan.plan.qual = quals;
         (*node).flags = (*path).flags;
-        // As an expression of the node, so that the plan is known to depend on the function.
+        // In custom_exprs, so that the plan records its dependency on the function.
         (*node).custom_exprs = (*path).custom_private;
-        // The columns that are wanted, in the order in which they are first named: where that is all that is wanted, there is
-        // nothing to project. The targets may be replaced by others that are made of the relation's own.
+        // The needed columns, in the order in which they are first referenced: if the targets are just these columns,
+        // no projection is needed. The planner may later replace the targets by others over the same columns.
         let targets_to_be = (*(*rel).reltarget).exprs;
         let wanted =
             own_columns(rel, targets).chain(own_columns(rel, quals)).chain(own_columns(rel, targets_to_be));
@@ -205,7 +205,7 @@ unsafe fn custom_scan(
     }
 }
 
-/// The variables in a list of expressions that are columns of this relation.
+/// The Vars in a list of expressions that are columns of this relation.
 unsafe fn own_columns(
     rel: *mut pg_sys::RelOptInfo,
     expressions: *mut List,

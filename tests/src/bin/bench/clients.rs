@@ -1,4 +1,4 @@
-//! Connections at work: a statement again and again, with a random token each time.
+//! Connections under load: one statement repeatedly, with a random token each time.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use crate::measure::histogram;
 use crate::tokens::{Random, Tokens};
 use crate::wire::Connection;
 
-/// The scope that every verification asks for, and the address that it comes from.
+/// The scope that every verification requires, and the client address.
 pub(crate) const REQUIRED: &str = "{posts:read}";
 pub(crate) const ADDRESS: &str = "203.0.113.7";
 
@@ -29,12 +29,12 @@ pub(crate) enum Takes {
 pub(crate) struct Statement {
     pub(crate) sql: &'static str,
     pub(crate) takes: Takes,
-    /// What the first column of its one row is.
+    /// The expected first column of its one row.
     pub(crate) expected: &'static [u8],
 }
 
-/// Connected once, as a pool's connections are. A new backend takes a page fault for each page of the shared memory that
-/// it touches first, which at random among a million tokens would be most of what is measured.
+/// Connected once, like the connections of a pool. A new backend takes a page fault for each page of shared memory that
+/// it touches first, which with random ones of a million tokens would be most of what is measured.
 pub(crate) struct Clients<'a> {
     connections: Vec<Connection>,
     statements: &'a [Statement],
@@ -53,7 +53,7 @@ impl Done {
         self.executions as f64 / self.seconds
     }
 
-    /// Microseconds of the server's processors that one execution takes.
+    /// Microseconds of the server's processor time per execution.
     pub(crate) fn cost(&self) -> f64 {
         self.backend_cpu.map_or(f64::NAN, |cpu| cpu as f64 / self.executions as f64 / 1000.0)
     }
@@ -79,7 +79,7 @@ impl<'a> Clients<'a> {
         self.connections.iter_mut().try_for_each(|connection| connection.simple(sql).map(drop))
     }
 
-    /// Runs a statement with each of the tokens once.
+    /// Runs a statement once with each of the tokens.
     pub(crate) fn warm_up(
         &mut self,
         statement: usize,
@@ -137,9 +137,9 @@ impl<'a> Clients<'a> {
         })
     }
 
-    /// How long each execution takes, in nanoseconds, of so many a second on all connections together, until `stop`. One
-    /// that cannot begin at its time, because the one before it still runs, is counted from then on. `None` is as many as
-    /// there can be.
+    /// The latency of each execution, in nanoseconds, at a total rate per second on all connections together, until
+    /// `stop`. An execution that cannot start on time, because the previous one still runs, is measured from its actual
+    /// start. With `None` the rate is unlimited.
     pub(crate) fn latencies(
         &mut self,
         rate: Option<f64>,
@@ -151,7 +151,7 @@ impl<'a> Clients<'a> {
         let name = statement.to_string();
         let pause = rate.map(|rate| Duration::from_secs_f64(self.connections.len() as f64 / rate));
         let shares = self.all(|_, connection| {
-            // A tail is about what else runs there, which on a processor of its own nobody would wait for.
+            // Tail latency depends on what else runs on the processor, and on a dedicated one nothing would.
             connection.leave_to_scheduler();
             let mut random = Random::new();
             let mut times = histogram();
@@ -179,7 +179,7 @@ impl<'a> Clients<'a> {
         Ok(all)
     }
 
-    /// [`Clients::latencies`] for so long.
+    /// [`Clients::latencies`] for a fixed time.
     pub(crate) fn latencies_for(
         &mut self,
         length: Duration,
@@ -214,7 +214,10 @@ impl<'a> Clients<'a> {
                     scope.spawn(move || work(number, connection))
                 })
                 .collect();
-            workers.into_iter().map(|worker| worker.join().expect("a client that fails says so")).collect()
+            workers
+                .into_iter()
+                .map(|worker| worker.join().expect("a failing client returns an error"))
+                .collect()
         })
     }
 }
@@ -223,7 +226,7 @@ pub(crate) fn socket(cluster: &Cluster) -> std::path::PathBuf {
     cluster.socket_dir().join(format!(".s.PGSQL.{}", cluster.port()))
 }
 
-/// The first so many of these, so that nothing is allocated for an execution.
+/// The first `n` of these, so that nothing is allocated per execution.
 struct Parameters<'a>([&'a str; 3], usize);
 
 impl Parameters<'_> {

@@ -1,8 +1,8 @@
-//! `make bench`: what Tollgate costs beside what people would use instead, and whether that grows.
+//! `make bench`: the cost of Tollgate compared with the alternatives, and whether that cost grows.
 //!
 //! Each part is a file in `parts/`, with a server of its own, and can be run by itself (`--only`, `--list`). All figures
 //! are of turns that alternate within one run (`measure.rs`); most are ratios. What it is compared with is written here
-//! from its public description. `report` turns the JSON of a run into the README's section.
+//! from its public description. `report` turns the JSON of a run into the results in docs/performance.md.
 
 mod clients;
 mod measure;
@@ -26,7 +26,7 @@ use crate::parts::{PARTS, Part, Run};
 use crate::report::{Machine, Measured, Report, Version};
 
 #[derive(Parser)]
-#[command(about = "Measures Tollgate beside what people would use instead")]
+#[command(about = "Measures Tollgate against the alternatives")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -36,13 +36,13 @@ struct Arguments {
 enum Command {
     /// Measure
     Run(Options),
-    /// Rewrite the README's section on performance from what a run wrote with --json
+    /// Rewrite the results in docs/performance.md from what a run wrote with --json
     Report {
-        /// What the run wrote
+        /// The JSON file of a run
         #[arg(long)]
         json: PathBuf,
-        #[arg(long, default_value = "README.md")]
-        readme: PathBuf,
+        #[arg(long, default_value = "docs/performance.md")]
+        document: PathBuf,
     },
 }
 
@@ -54,51 +54,51 @@ struct Options {
     /// Only these parts, with commas between them
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Name the parts and end
+    /// List the parts and exit
     #[arg(long)]
     list: bool,
-    /// Sizes so small that it takes seconds and measures nothing: to see that each part works
+    /// Use very small sizes, to check within seconds that each part works; the figures are meaningless
     #[arg(long)]
     quick: bool,
-    /// Write everything there, for `report` and other programs
+    /// Write all results to a file, for `report` and other programs
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Tokens in the table [default: 1000000]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     tokens: Option<u32>,
-    /// Connections at work at the same time
+    /// Number of concurrent connections
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=100))]
     clients: u8,
-    /// How often each thing that is compared has its turn [default: 7]
+    /// Number of rounds, in each of which every compared thing has a turn [default: 7]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// How long a turn is, in seconds [default: 2]
+    /// Length of a turn, in seconds [default: 2]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: Option<u64>,
-    /// How long the full load of `soak` is, in seconds [default: 600]
+    /// Length of the full load of `soak`, in seconds [default: 600]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     soak: Option<u64>,
 }
 
-/// How much of everything.
+/// The sizes of a run.
 pub(crate) struct Scale {
     pub(crate) tokens: u32,
-    /// Between which growth is measured.
+    /// The smaller table, for measuring growth.
     pub(crate) few: u32,
     pub(crate) many: u32,
     pub(crate) clients: usize,
     pub(crate) rounds: u32,
     pub(crate) turn: Duration,
     pub(crate) soak: Duration,
-    /// Between the daemon's flushes.
+    /// The daemon's flush interval.
     pub(crate) flush_interval: Duration,
-    /// Calls in one statement, for what is measured inside a backend.
+    /// Calls per statement, for measurements inside a backend.
     pub(crate) calls: u32,
-    /// Rows of the table that policies guard.
+    /// Rows of the table with policies.
     pub(crate) rows: u32,
-    /// Tokens that one flush carries.
+    /// Tokens in one flush.
     pub(crate) flushed: u32,
-    /// Tokens that have ended and are deleted.
+    /// Ended tokens that are deleted.
     pub(crate) ended: u32,
 }
 
@@ -161,7 +161,7 @@ fn main() -> Result<ExitCode> {
             }
         }
         Command::Run(options) => run(&options)?,
-        Command::Report { json, readme } => write_section(&json, &readme)?,
+        Command::Report { json, document } => write_section(&json, &document)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -201,7 +201,7 @@ fn run(options: &Options) -> Result<()> {
         }
         report::print(&version);
         report.versions.push(version);
-        // After each version, so that an hour's work is not lost to the last minute's fault.
+        // After each version, so that an error at the end does not lose an hour's work.
         if let Some(path) = &options.json {
             fs::write(path, serde_json::to_vec_pretty(&report)?)
                 .with_context(|| format!("cannot write {}", path.display()))?;
@@ -210,7 +210,7 @@ fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The command that a reader would repeat the run with.
+/// The command with which a reader can repeat the run.
 fn command(options: &Options) -> String {
     let mut arguments = Vec::new();
     if !options.only.is_empty() {
@@ -236,12 +236,12 @@ fn command(options: &Options) -> String {
     }
 }
 
-fn write_section(json: &Path, readme: &Path) -> Result<()> {
+fn write_section(json: &Path, document: &Path) -> Result<()> {
     let read =
         |path: &Path| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
     let report: Report = serde_json::from_str(&read(json)?)
         .with_context(|| format!("{} is not what a run wrote", json.display()))?;
-    let text = report::rewrite(&read(readme)?, &report::section(&report)?)
-        .with_context(|| readme.display().to_string())?;
-    fs::write(readme, text).with_context(|| format!("cannot write {}", readme.display()))
+    let text = report::rewrite(&read(document)?, &report::section(&report)?)
+        .with_context(|| document.display().to_string())?;
+    fs::write(document, text).with_context(|| format!("cannot write {}", document.display()))
 }

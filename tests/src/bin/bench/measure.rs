@@ -1,5 +1,5 @@
 //! How everything is measured: in turns that alternate within one run, because a machine's speed drifts, and as ratios
-//! of turns that lie next to each other.
+//! of adjacent turns.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use hdrhistogram::Histogram;
 
-/// The measurements of one thing, one a round.
+/// The measurements of one thing, one per round.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Series(pub(crate) Vec<f64>);
 
 impl Series {
-    /// The ratios round by round: what slows the machine for a while slows both.
+    /// The ratios round by round: a temporary slowdown of the machine affects both.
     pub(crate) fn over(&self, other: &Self) -> Self {
         self.with(other, |ours, theirs| ours / theirs)
     }
@@ -55,8 +55,8 @@ impl FromIterator<f64> for Series {
     }
 }
 
-/// Has each of the `turns` taken once a round, and returns what they measured, by turn. The first round warms caches up
-/// and is not counted. Every second one goes backwards, so that a machine that slows down or speeds up favours nothing.
+/// Takes each of the `turns` once per round, and returns the measurements by turn. The first round warms caches up and
+/// is not counted. Every second round runs backwards, so that a machine that slows down or speeds up favours nothing.
 pub(crate) fn alternate<T>(
     what: &str,
     rounds: u32,
@@ -78,7 +78,7 @@ pub(crate) fn alternate<T>(
     Ok(measured)
 }
 
-/// [`alternate`], for turns that measure a number each.
+/// [`alternate`], for turns that each measure a number.
 pub(crate) fn alternate_numbers(
     what: &str,
     rounds: u32,
@@ -88,24 +88,24 @@ pub(crate) fn alternate_numbers(
     Ok(alternate(what, rounds, turns, take)?.into_iter().map(Series).collect())
 }
 
-/// How long it takes.
+/// Measures how long `work` takes.
 pub(crate) fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
     let begin = Instant::now();
     let value = work()?;
     Ok((value, begin.elapsed()))
 }
 
-/// Times in nanoseconds, to three digits.
+/// A histogram of nanoseconds, with three digits.
 pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new(3).expect("three digits are allowed")
 }
 
-/// Of a histogram of nanoseconds, in microseconds.
+/// A percentile in microseconds of a histogram of nanoseconds.
 pub(crate) fn percentile(times: &Histogram<u64>, quantile: f64) -> f64 {
     times.value_at_quantile(quantile) as f64 / 1000.0
 }
 
-/// A line that says how far it is, where somebody watches.
+/// A progress line on a terminal.
 pub(crate) struct Progress {
     what: String,
     done: usize,
@@ -122,7 +122,7 @@ impl Progress {
         let mut terminal = std::io::stderr();
         if terminal.is_terminal() {
             let end = if self.done == self.all { "\r\x1b[K" } else { "" };
-            // Nothing depends on it.
+            // Failing to print it is harmless.
             let _ = write!(terminal, "\r  {}: {} of {}{end}", self.what, self.done, self.all);
         }
     }

@@ -1,5 +1,5 @@
-//! What people would use instead: the query that one writes by hand, the same in a function, and the design that notes
-//! each use in the token's row. All get what a verification gets, and return the same columns.
+//! The alternatives: the query that one writes by hand, the same in a function, and the design that records each use in
+//! the token's row. All take the arguments of a verification, and return the same columns.
 
 use anyhow::Result;
 use tollgate_tests::{Cluster, DATABASE};
@@ -10,8 +10,8 @@ use crate::service::WEB;
 /// The ceiling: a round trip that does nothing.
 pub(crate) const NOTHING: Statement = Statement { sql: "select 1", takes: Takes::Nothing, expected: b"1" };
 
-/// What any answer of a verification's eleven columns costs: values of the same types and about the same sizes, read from
-/// nowhere.
+/// The cost of any answer with a verification's eleven columns: values of the same types and about the same sizes,
+/// without reading a table.
 pub(crate) const CONSTANTS: Statement = Statement {
     sql: "select true as valid, 'VALID'::text as code, '01920000-0000-7000-8000-000000000000'::uuid as token_id,
                  'user-12345'::text as user_id, 'key'::text as name, '{posts:read,posts:write}'::text[] as scopes,
@@ -46,7 +46,7 @@ pub(crate) const CHECKED: Statement = Statement {
 pub(crate) const FUNCTION: Statement =
     Statement { sql: "select * from bench.verify($1, $2, $3)", takes: Takes::TokenAndChecks, expected: b"t" };
 
-/// The same, and the use is noted in the row.
+/// The same, with the use recorded in the row.
 pub(crate) const WRITE: Statement = Statement {
     sql: "update bench.written set last_used_at = now()
           where token_hash = sha256($1) and revoked_at is null and disabled_at is null
@@ -58,8 +58,8 @@ pub(crate) const WRITE: Statement = Statement {
     expected: b"t",
 };
 
-/// The function, which says what is wrong with a token, as such functions do. It runs with its caller's rights: most would
-/// make it SECURITY DEFINER, so that callers cannot read the table, which takes longer.
+/// The function, which says what is wrong with a token, as such functions do. It runs with its caller's rights: most
+/// would make it SECURITY DEFINER, so that callers cannot read the table, which is slower.
 pub(crate) fn create_function(cluster: &Cluster) -> Result<()> {
     cluster.execute(
         DATABASE,
@@ -94,7 +94,7 @@ pub(crate) fn create_function(cluster: &Cluster) -> Result<()> {
     )
 }
 
-/// A table of its own for the design that writes, with the indexes that it needs and room for HOT updates, which is more
+/// A separate table for the design that writes, with the indexes that it needs and room for HOT updates, which is more
 /// than most would give it.
 pub(crate) fn create_written(cluster: &Cluster) -> Result<()> {
     cluster.execute(

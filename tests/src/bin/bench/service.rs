@@ -1,4 +1,4 @@
-//! A server with tokens in it, set up as one in production would be, and what the daemon does to it.
+//! A server with tokens, set up as in production, and the daemon's work on it.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
@@ -14,26 +14,27 @@ use crate::clients::{ADDRESS, REQUIRED, Statement, Takes, socket};
 use crate::tokens::{Tokens, hash, id};
 use crate::wire::Connection;
 
-/// An ordinary role: a superuser would be spared the checks of privileges.
+/// An ordinary role: a superuser would skip the privilege checks.
 pub(crate) const WEB: &str = "web";
-/// The daemon's.
+/// The daemon's role.
 pub(crate) const OPERATOR: &str = "tollgated";
 
-/// All that a verification can check: revoked, disabled, expired, networks, scopes; and the limit and the metering.
+/// Every check of a verification: revoked, disabled, expired, networks, scopes; and the limit and the metering.
 pub(crate) const VERIFY: Statement = Statement {
     sql: "select * from tollgate.verify_api_token($1, $2, $3)",
     takes: Takes::TokenAndChecks,
     expected: b"t",
 };
 
-/// Tokens that are copied in one go.
+/// Number of tokens per COPY.
 const CHUNK: u32 = 250_000;
 
-/// Good for a long time, and under a limit that is never reached: a billion at once.
+/// Long-lived, and with a limit that is never reached: a billion at once.
 const COLUMNS: &str =
     "id, token_hash, user_id, name, scopes, metadata, hint, created_by, expires_at, rate_limit, rate_window";
 
-/// As in production: durable, vacuumed, and with memory that holds table and indexes. `tokens` are all that will be in use.
+/// As in production: durable, vacuumed, and with memory for table and indexes. `tokens` is the number that will be in
+/// use.
 pub(crate) fn builder(install: &Install, tokens: u32) -> Builder {
     let megabytes = (u64::from(tokens) * 600 / 1_000_000).max(256);
     Cluster::builder()
@@ -47,13 +48,13 @@ pub(crate) fn builder(install: &Install, tokens: u32) -> Builder {
         .setting("tollgate.max_tracked_keys", &tracked_keys(tokens).to_string())
 }
 
-/// Room for each token, as a service would have whose tokens are all in use, and then some: partitions fill unevenly, and a
-/// token under a limit is refused where there is no room for it.
+/// Room for each token, as for a service whose tokens are all in use, and some more: groups fill unevenly, and a token
+/// with a limit is refused where there is no room for it.
 fn tracked_keys(tokens: u32) -> u64 {
     u64::from(tokens) * 5 / 4 + 131_072
 }
 
-/// What every part says of its server.
+/// The server's settings, for the conditions of every part.
 pub(crate) fn conditions(cluster: &Cluster) -> Result<String> {
     let settings =
         ["shared_buffers", "tollgate.max_tracked_keys", "fsync", "synchronous_commit", "autovacuum"]
@@ -66,7 +67,7 @@ pub(crate) fn conditions(cluster: &Cluster) -> Result<String> {
     Ok(settings.join(", "))
 }
 
-/// Roles, and the schema for what the benchmark adds.
+/// Creates the roles, and the schema for the benchmark's own objects.
 pub(crate) fn prepare(cluster: &Cluster, database: &str) -> Result<()> {
     cluster.execute(
         database,
@@ -89,8 +90,8 @@ pub(crate) fn prepare(cluster: &Cluster, database: &str) -> Result<()> {
     )
 }
 
-/// Puts these tokens into the table, as its owner: `create_api_token` would take an hour for ten million, and keeps their
-/// plaintext to itself. Indexes are built afterwards.
+/// Inserts these tokens as the owner: `create_api_token` would take an hour for ten million, and does not keep their
+/// plaintext. Indexes are built afterwards.
 pub(crate) fn load(cluster: &Cluster, database: &str, tokens: &Tokens) -> Result<()> {
     let indexes = "pg_catalog.pg_index set indisready = false, indisvalid = false";
     let mut owner = Connection::prepare(&socket(cluster), "postgres", database, &[])?;
@@ -118,9 +119,9 @@ pub(crate) fn load(cluster: &Cluster, database: &str, tokens: &Tokens) -> Result
                 })
             })
             .collect();
-        workers.into_iter().try_for_each(|worker| worker.join().expect("a loader that fails says so"))
+        workers.into_iter().try_for_each(|worker| worker.join().expect("a failing loader returns an error"))
     })?;
-    // Makes the indexes valid again, too.
+    // Also makes the indexes valid again.
     owner.simple("reindex table tollgate.api_tokens")?;
     owner.simple("vacuum (freeze, analyze) tollgate.api_tokens")?;
     owner.simple("checkpoint")?;
@@ -151,14 +152,14 @@ pub(crate) fn with_tokens(builder: Builder, tokens: &Tokens) -> Result<Cluster> 
     Ok(cluster)
 }
 
-/// That limits are counted: the speed of a server that does less is not worth knowing.
+/// Checks that limits are counted: otherwise the server would do less than is measured.
 fn check_limited(cluster: &Cluster, tokens: &Tokens) -> Result<()> {
     let sql = "select code || ' ' || rate_remaining from tollgate.verify_api_token($1, $2, $3)";
     let mut owner = Connection::prepare(&socket(cluster), "postgres", DATABASE, &[sql])?;
     owner.execute("0", &[tokens.get(0), REQUIRED, ADDRESS], b"VALID 999999999")
 }
 
-/// What the daemon does every few seconds, as often as there is something. Between the turns, so that it costs none of them.
+/// What the daemon does every few seconds. Called between the turns, so that it does not slow them.
 pub(crate) fn flush(cluster: &Cluster, database: &str) -> Result<()> {
     let mut owner = Connection::prepare(&socket(cluster), "postgres", database, &[])?;
     loop {
@@ -177,7 +178,7 @@ pub(crate) fn flush(cluster: &Cluster, database: &str) -> Result<()> {
     }
 }
 
-/// That every verification was counted.
+/// Checks that every verification was counted.
 pub(crate) fn check_metering(cluster: &Cluster, verified: u64) -> Result<()> {
     let counted = cluster.value(DATABASE, "select coalesce(sum(use_count), 0) from tollgate.token_usage")?;
     ensure!(

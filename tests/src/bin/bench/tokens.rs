@@ -1,5 +1,4 @@
-//! Tokens that are made from their numbers, so that the client knows them; `create_api_token` would be the only other
-//! place that does.
+//! Tokens derived from their numbers, so that the client knows them.
 
 use std::ops::Range;
 use std::thread;
@@ -9,19 +8,19 @@ use sha2::{Digest as _, Sha256};
 use tollgate_core::token::{ENTROPY_LEN, Issued, Prefix, issue};
 use uuid::Uuid;
 
-/// One after the other without a separator: ten million strings of their own would take twice the memory.
+/// Concatenated without a separator: ten million separate strings would take twice the memory.
 pub(crate) struct Tokens {
     text: String,
     length: usize,
 }
 
 impl Tokens {
-    /// The first so many.
+    /// The first `count` tokens.
     pub(crate) fn new(count: u32) -> Result<Self> {
         Self::of(0..count)
     }
 
-    /// The tokens of these numbers.
+    /// The tokens with these numbers.
     pub(crate) fn of(numbers: Range<u32>) -> Result<Self> {
         let length = token(0).token().len();
         let workers = u32::try_from(thread::available_parallelism()?.get())?;
@@ -43,7 +42,7 @@ impl Tokens {
         Ok(Self { text, length })
     }
 
-    /// Each with another last character, so that only the checksum tells.
+    /// The same tokens with another last character, so that only the checksum is wrong.
     pub(crate) fn malformed(&self) -> Self {
         let spoil = |token: &str| {
             let (rest, last) = token.split_at(token.len() - 1);
@@ -78,7 +77,7 @@ pub(crate) fn id(number: u32) -> Uuid {
     Uuid::from_bytes(entropy(number, "id"))
 }
 
-/// As the server's tables have it.
+/// As stored by the server.
 pub(crate) fn hash(token: &str) -> String {
     Sha256::digest(token.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -91,7 +90,7 @@ fn entropy(number: u32, part: &str) -> [u8; 16] {
     bytes
 }
 
-/// SplitMix64: a few instructions a number, which is all that is asked of it.
+/// SplitMix64: a few instructions per number.
 pub(crate) struct Random(u64);
 
 impl Random {

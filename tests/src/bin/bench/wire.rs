@@ -1,9 +1,9 @@
-//! One connection that runs prepared statements again and again, as cheaply as a client can.
+//! A connection that runs prepared statements repeatedly, as cheaply as a client can.
 //!
-//! The client shares the machine with the server it measures, so a driver's own work would be counted as the server's.
-//! What is sent for an execution is what libpq's `PQsendQueryPrepared`, and so `pgbench -M prepared`, sends: Bind,
+//! The client shares the machine with the server that it measures, so a driver's own work would be counted as the
+//! server's. For an execution it sends what libpq's `PQsendQueryPrepared`, and so `pgbench -M prepared`, sends: Bind,
 //! Describe, Execute and Sync, with parameters and results as text. (pgbench itself cannot bind a random text without
-//! asking the server for it.)
+//! querying the server for it.)
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -48,14 +48,14 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Nanoseconds that the backend has spent on a processor so far, where the system tells (Linux).
+    /// Nanoseconds of processor time that the backend has used so far, where the system reports it (Linux).
     pub(crate) fn backend_cpu(&self) -> Option<u64> {
         let times = std::fs::read_to_string(format!("/proc/{}/schedstat", self.backend)).ok()?;
         times.split_whitespace().next()?.parse().ok()
     }
 
-    /// Keeps the calling thread and the backend on one processor, where the system can and we may (Linux). Left to itself
-    /// the scheduler moves them together and apart, which changes the time of a round trip more than any statement does.
+    /// Pins the calling thread and the backend to one processor, where the system and our privileges allow it (Linux).
+    /// Otherwise the scheduler moves them together and apart, which affects a round trip more than any statement does.
     pub(crate) fn share_processor(&self, number: usize) {
         #[cfg(target_os = "linux")]
         {
@@ -69,12 +69,12 @@ impl Connection {
                 .set(ours[number % ours.len()])
                 .and_then(|()| sched_setaffinity(Pid::from_raw(self.backend), &one))
                 .and_then(|()| sched_setaffinity(this_thread, &one));
-            // Without it the figures are less steady, not wrong.
+            // Without pinning the figures are less steady, not wrong.
             let _ = pinned;
         }
     }
 
-    /// Has the backend run wherever the calling thread may, after [`Connection::share_processor`].
+    /// Lets the backend run wherever the calling thread may, after [`Connection::share_processor`].
     pub(crate) fn leave_to_scheduler(&self) {
         #[cfg(target_os = "linux")]
         {
@@ -118,7 +118,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Runs SQL that takes no parameters, several statements if need be. Returns the first column of the last row.
+    /// Runs SQL without parameters, possibly several statements. Returns the first column of the last row.
     pub(crate) fn simple(&mut self, sql: &str) -> Result<Option<String>> {
         frontend::query(sql, &mut self.sent)?;
         let mut value = None;
@@ -132,7 +132,7 @@ impl Connection {
         Ok(value)
     }
 
-    /// Sends what was written, and takes everything up to the next ReadyForQuery.
+    /// Sends what was written, and reads everything up to the next ReadyForQuery.
     fn exchange(&mut self, take: &mut dyn FnMut(&Message) -> Result<()>) -> Result<()> {
         self.stream.write_all(&self.sent)?;
         self.sent.clear();

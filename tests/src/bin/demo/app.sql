@@ -1,4 +1,4 @@
--- The application of the walk: users, their posts, and the two roles it connects as. Made anew by every run.
+-- The application of the demo: users, their posts, and the two roles it connects as. Created again by every run.
 
 DROP SCHEMA IF EXISTS tollgate_demo CASCADE;
 
@@ -11,7 +11,8 @@ BEGIN
             EXECUTE format('CREATE ROLE %I', role);
         END IF;
         EXECUTE format('ALTER ROLE %I LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS', role);
-        -- Tokens travel as bind values, which a server logs with a slow or a failed statement unless told not to.
+        -- Tokens are sent as bind values, which a server logs with a slow or failed statement unless configured
+        -- otherwise.
         EXECUTE format('ALTER ROLE %I SET log_parameter_max_length = 0', role);
         EXECUTE format('ALTER ROLE %I SET log_parameter_max_length_on_error = 0', role);
     END LOOP;
@@ -19,7 +20,7 @@ END
 $$;
 
 CREATE SCHEMA tollgate_demo;
-COMMENT ON SCHEMA tollgate_demo IS 'The application that `make demo` walks through; made anew by every run';
+COMMENT ON SCHEMA tollgate_demo IS 'The application that `make demo` walks through; created again by every run';
 
 CREATE TABLE tollgate_demo.users (
     id        text PRIMARY KEY,
@@ -52,7 +53,7 @@ CREATE POLICY moderate ON tollgate_demo.posts FOR SELECT USING (
 CREATE POLICY write ON tollgate_demo.posts FOR INSERT WITH CHECK (
     (SELECT tollgate.token_has_scope('demo:posts:write')) AND author = (SELECT tollgate.current_user_id()));
 
--- The application verifies tokens and works on its own tables. It can neither issue a token nor read one.
+-- The application verifies tokens and works on its own tables. It can neither issue a token nor read the stored ones.
 GRANT USAGE ON SCHEMA tollgate_demo TO tollgate_demo_app;
 GRANT SELECT ON tollgate_demo.users TO tollgate_demo_app;
 GRANT SELECT, INSERT ON tollgate_demo.posts TO tollgate_demo_app;
@@ -67,5 +68,5 @@ GRANT EXECUTE ON FUNCTION
     tollgate.revoke_api_token(uuid, text, text)
 TO tollgate_demo_issuer;
 
--- What an earlier run left alive.
+-- Tokens that an earlier run left.
 SELECT tollgate.revoke_all_api_tokens(id, 'a new run of the demo begins') FROM tollgate_demo.users;

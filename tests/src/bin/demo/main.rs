@@ -1,8 +1,8 @@
-//! The walk of `make demo`: what Tollgate does, end to end, on the server and with the daemon that `make up` left running.
+//! The walk of `make demo`: what Tollgate does, end to end, on the server and with the daemon that `make up` started.
 //!
-//! It needs DATABASE_URL (a superuser) and `tollgated` on the PATH; `.dev/env` sets both. Everything it makes is named
-//! after it (schema `tollgate_demo`, roles `tollgate_demo_*`, users and scopes `demo:*`), so it can be run again, and
-//! leaves alone whatever else is in the database. The exit status is 0 only if all of it held.
+//! It needs DATABASE_URL (a superuser) and `tollgated` on the PATH; `.dev/env` sets both. Everything it creates is
+//! named after it (schema `tollgate_demo`, roles `tollgate_demo_*`, users and scopes `demo:*`), so it can be run again,
+//! and does not touch anything else in the database. The exit status is 0 only if every check passed.
 
 mod report;
 mod tail;
@@ -39,7 +39,7 @@ async fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Takes DATABASE_URL from the environment that it inherits.
+/// Takes DATABASE_URL from the inherited environment.
 fn tollgated() -> Command {
     Command::new("tollgated")
 }
@@ -47,7 +47,7 @@ fn tollgated() -> Command {
 fn owner() -> Result<Config> {
     let url = std::env::var("DATABASE_URL")
         .context("DATABASE_URL is not set: run `make demo`, or `. .dev/env` first")?;
-    // The text is not repeated: it may hold a password.
+    // The text is not repeated: it may contain a password.
     let mut config: Config = url.parse().context("DATABASE_URL is not a connection string")?;
     config.application_name("tollgate demo");
     Ok(config)
@@ -58,7 +58,7 @@ async fn connect(config: &Config) -> Result<Client> {
         .connect(NoTls)
         .await
         .with_context(|| format!("cannot connect as {}", config.get_user().unwrap_or("the default user")))?;
-    // A connection that fails shows in its client.
+    // The client reports a failed connection.
     tokio::spawn(connection);
     Ok(client)
 }

@@ -1,4 +1,4 @@
-//! What the walk prints: numbered steps, and under each what was done, what was expected and what came.
+//! The output of the walk: numbered steps, and under each what was done, what was expected and what happened.
 
 use std::fmt::{self, Display};
 use std::io::IsTerminal as _;
@@ -13,7 +13,7 @@ pub(crate) struct Report {
     steps: u32,
     held: u32,
     broken: u32,
-    /// Whether the step's table has its head already.
+    /// Whether the step's table already has its header.
     headed: bool,
 }
 
@@ -65,7 +65,7 @@ impl Report {
         println!("{}  {about}", self.paint(Ink::Bold, title));
     }
 
-    /// Begins a step. The statements are those that it sends, for whoever wants to do the same.
+    /// Begins a step. The statements are those that it sends, so that a reader can repeat them.
     pub(crate) fn step(&mut self, title: &str, statements: &[&str]) {
         self.steps += 1;
         println!("\n{}", self.paint(Ink::Bold, format_args!("{:>2}  {title}", self.steps)));
@@ -75,8 +75,7 @@ impl Report {
         self.headed = false;
     }
 
-    /// Compares what came with what was expected. A walk goes on after a check that did not hold: what follows may show
-    /// why.
+    /// Compares the result with the expected one. The walk continues after a failed check: later steps may show why.
     pub(crate) fn check(&mut self, done: &str, expected: impl Display, came: impl Display) {
         if !self.headed {
             let head = format!("{:<DONE_WIDTH$}  {:<EXPECTED_WIDTH$}  came", "done", "expected");
@@ -105,13 +104,13 @@ impl Report {
         println!("      {}", self.paint(Ink::Dim, text));
     }
 
-    /// The walk cannot go on.
+    /// Reports that the walk cannot continue.
     pub(crate) fn stopped(&mut self, error: &anyhow::Error) {
         self.broken += 1;
         println!("    {} the walk stopped here: {error:#}", self.paint(Ink::Red, "✗"));
     }
 
-    /// Says how it went; true if every step held.
+    /// Prints the summary; true if every check passed.
     pub(crate) fn conclude(&self) -> bool {
         let (steps, held, broken) = (self.steps, self.held, self.broken);
         let time = seconds(self.began.elapsed());

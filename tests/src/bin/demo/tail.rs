@@ -1,4 +1,4 @@
-//! `tollgated tail --follow` as a child process, its lines read as they come.
+//! `tollgated tail --follow` as a child process whose lines are read as they arrive.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
@@ -10,7 +10,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-/// Ends with this value.
+/// The child process ends when this is dropped.
 pub(crate) struct Tail {
     child: Child,
     lines: UnboundedReceiver<String>,
@@ -27,7 +27,7 @@ impl Tail {
             .context(crate::NO_TOLLGATED)?;
         let stdout = child.stdout.take().context("standard output is a pipe")?;
         let (sender, lines) = unbounded_channel();
-        // Ends when the child does, or when nobody wants its lines any more.
+        // Ends when the child does, or when the receiver was dropped.
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 if sender.send(line).is_err() {
@@ -38,7 +38,7 @@ impl Tail {
         Ok(Self { child, lines })
     }
 
-    /// The next event of this kind about this token, with the line that told of it.
+    /// The next event of this kind about this token, with its line.
     pub(crate) async fn event(
         &mut self,
         kind: &str,
@@ -63,7 +63,7 @@ impl Tail {
 
 impl Drop for Tail {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

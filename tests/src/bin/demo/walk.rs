@@ -34,16 +34,16 @@ const REVOKE: &str = "select tollgate.revoke_api_token($1, user_id => $2, reason
 
 const CONNECTIONS: i64 = 4;
 const CALLS: i64 = 1000;
-/// One call in so many asks for a scope that the token lacks.
+/// One call out of this many requires a scope that the token lacks.
 const REFUSED_EVERY: i64 = 9;
 
-/// Addresses that an application might have seen its clients at: ranges reserved for documentation (RFC 5737).
+/// Addresses at which an application might see its clients: ranges reserved for documentation (RFC 5737).
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
 const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7));
 const OFFICE: &str = "203.0.113.0/24";
 
 const LIFETIME: Duration = Duration::from_secs(2);
-// The daemon reports every 10 s, flushes and records expiries every 5 s, and tells of events within one.
+// The daemon reports every 10 s, flushes and records expiries every 5 s, and publishes events within one.
 const DAEMON_DEADLINE: Duration = Duration::from_secs(30);
 const EVENT_DEADLINE: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -112,7 +112,7 @@ struct Ordinary {
 }
 
 impl Ordinary {
-    /// A password for this walk, which nobody can use a while after it.
+    /// A password for this walk only, which expires soon after it.
     async fn passwords(superuser: &Config, owner: &Client) -> Result<Self> {
         let password = Uuid::new_v4().simple().to_string();
         let until: String =
@@ -153,7 +153,7 @@ struct Token {
     id: Uuid,
     secret: String,
     hint: String,
-    /// Whose it is, and its hint.
+    /// Its user and its hint.
     label: String,
     uses: i64,
     denials: i64,
@@ -202,7 +202,7 @@ async fn answer(
     Ok((code, shown))
 }
 
-/// How a statement went, as the SQLSTATE tells it.
+/// The outcome of a statement, from its SQLSTATE.
 fn outcome<T>(result: &Result<T, tokio_postgres::Error>) -> String {
     match result {
         Ok(_) => "accepted".to_owned(),
@@ -369,7 +369,7 @@ impl Walk<'_> {
         self.report.check(&done, "MALFORMED", came);
         let stranger = token::issue(&Prefix::default(), &[0xa5; ENTROPY_LEN]);
         let (_, came) = answer(&self.app, stranger.token(), &Request::default()).await?;
-        self.report.check("a well-formed token that nobody issued", "NOT_FOUND", came);
+        self.report.check("a well-formed token that was never issued", "NOT_FOUND", came);
 
         let transaction = self
             .app
@@ -474,7 +474,8 @@ impl Walk<'_> {
         let superuser = connect(&self.superuser).await?;
         let escaped = stolen.replace('\'', "''");
         let set = format!("set tollgate.context = '{escaped}'");
-        // A setting that only superusers may change refuses others as such (42501), and a superuser for its value (22023).
+        // PostgreSQL refuses this setting to other roles because only superusers may change it (42501), and to a
+        // superuser because of its value (22023).
         for (who, client, expected) in [
             ("the application's role", &app, "refused, 42501, nobody"),
             ("a superuser", &superuser, "refused, 22023, nobody"),
@@ -564,7 +565,10 @@ impl Walk<'_> {
     }
 
     async fn revoke(&mut self, tokens: &Tokens, tail: &mut Tail) -> Result<()> {
-        self.report.step("Revoke: at once, and everyone hears of it", &[REVOKE, "$ tollgated tail --follow"]);
+        self.report.step(
+            "Revoke: at once, and published to all subscribers",
+            &[REVOKE, "$ tollgated tail --follow"],
+        );
         let ben = &tokens.ben;
         let mut other = self.ordinary.connect(APP).await?;
         let older = other.build_transaction().isolation_level(IsolationLevel::RepeatableRead).start().await?;
@@ -645,10 +649,10 @@ impl Walk<'_> {
     }
 }
 
-/// What one connection of the load sends, and the uses and denials it caused: of Ann's token, and of Ben's.
+/// The statements of one connection of the load, and the uses and denials they cause, of Ann's token and of Ben's.
 async fn load(client: Client, ann: String, ben: String) -> Result<((i64, i64), (i64, i64))> {
     let verify = client.prepare(VERIFY).await?;
-    let mut told = [(0, 0), (0, 0)];
+    let mut counts = [(0, 0), (0, 0)];
     for call in 0..CALLS {
         let whose = usize::try_from(call % 2)?;
         let refused = call % REFUSED_EVERY == 0;
@@ -657,10 +661,10 @@ async fn load(client: Client, ann: String, ben: String) -> Result<((i64, i64), (
         let row = client.query_one(&verify, &[secret, &Some(required), &Some(CLIENT)]).await?;
         let code: &str = row.try_get("code")?;
         match code {
-            "VALID" => told[whose].0 += 1,
-            "INSUFFICIENT_SCOPE" => told[whose].1 += 1,
+            "VALID" => counts[whose].0 += 1,
+            "INSUFFICIENT_SCOPE" => counts[whose].1 += 1,
             other => anyhow::bail!("a verification of the load came back as {other}"),
         }
     }
-    Ok((told[0], told[1]))
+    Ok((counts[0], counts[1]))
 }

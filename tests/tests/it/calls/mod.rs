@@ -1,15 +1,15 @@
-//! A call of each function that is given to somebody, which succeeds for whoever may make it: for the tests that try all
-//! of them. A function that is missing here fails those tests by its name.
+//! A successful call of each granted function, for tests that try all of them. A function that is missing here fails
+//! those tests by its name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use tokio_postgres::Client;
 
-use crate::common::Token;
+use crate::common::{Token, value};
 
-/// In the calls, `{token}` stands for the text of a live token of `clerk` with the scope `posts:read`, `{id}` for its id,
-/// and `{role}` for the name of an ordinary role. In this order each finds what it needs.
+/// In the calls, `{token}` is the text of a live token of `clerk` with the scope `posts:read`, `{id}` its id, and
+/// `{role}` the name of an ordinary role. In this order each call finds what it needs.
 const CALLS: &[(&str, &str)] = &[
     (
         "tollgate.create_api_token(text,text,text[],interval,jsonb,cidr[],integer,interval,text,timestamp with time zone)",
@@ -25,6 +25,10 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.last_refusal()", "last_refusal()"),
     ("tollgate.client_ip_from(text,cidr[])", "client_ip_from('203.0.113.7, 10.0.0.1')"),
     ("tollgate.list_api_tokens(text,integer,uuid)", "list_api_tokens('clerk', 10, '{id}')"),
+    (
+        "tollgate.find_api_tokens(text,text,text,text,integer,uuid)",
+        "find_api_tokens(hint => 'tgt_1a2b', status => 'active')",
+    ),
     ("tollgate.token_activity(uuid,timestamp with time zone)", "token_activity('{id}', 'yesterday')"),
     ("tollgate.revoke_api_token(uuid,text,text)", "revoke_api_token('{id}', 'clerk', 'over')"),
     (
@@ -52,7 +56,7 @@ const CALLS: &[(&str, &str)] = &[
         "tollgate.revoke_own_api_token(uuid,text)",
         "authenticate('{token}') a, lateral tollgate.revoke_own_api_token(a.token_id, 'over')",
     ),
-    // Of a table that each caller has: see `PREPARATION`.
+    // For a table that each caller has: see `PREPARATION`.
     (
         "tollgate.attach_users_table(regclass,name,boolean,text,text)",
         "attach_users_table('pg_temp.clerks_users', 'id', false)",
@@ -73,7 +77,7 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.drain_usage()", "drain_usage()"),
     (
         "tollgate.apply_usage(text,uuid,bigint,tollgate.usage_row[],bytea)",
-        "apply_usage('node', '00000000-0000-0000-0000-000000000001', 1, '{\"({id},1,2,,)\"}', '')",
+        "apply_usage('node', '00000000-0000-0000-0000-000000000001', 1, '{}', pg_catalog.decode('{signature}', 'hex'))",
     ),
     (
         "tollgate.usage_applied(text,uuid,bigint)",
@@ -155,21 +159,30 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.scope_grants(text[],text)", "scope_grants('{posts:*}', 'posts:read')"),
 ];
 
-/// What a session does once, before it makes these calls.
+/// Statements that a session runs once before these calls.
 pub(crate) const PREPARATION: &str = "create temporary table clerks_users (id int)";
 
-/// Function and call, for each function that a decision gives to somebody, in the order of the list above.
+/// Function and call, for each granted function, in the order of the list above.
 pub(crate) async fn all(owner: &Client) -> Result<Vec<(&'static str, &'static str)>> {
     let given = "select distinct d.object::regprocedure::text from tollgate.privilege_decisions d
-                 where d.object_type = 'FUNCTION' and d.given_to <> 'nobody'";
+                 where d.object_type = 'FUNCTION' and d.given_to <> 'internal'";
     let given: BTreeSet<String> = owner.query(given, &[]).await?.iter().map(|row| row.get(0)).collect();
     let calls: BTreeMap<&str, &str> = CALLS.iter().copied().collect();
     assert_eq!(
         given.iter().map(String::as_str).collect::<Vec<_>>(),
         calls.keys().copied().collect::<Vec<_>>(),
-        "each function that is given to somebody has a call in tests/calls/mod.rs"
+        "each granted function has a call in tests/tests/it/calls/mod.rs"
     );
-    Ok(CALLS.to_vec())
+    let signature: String = value(
+        owner,
+        "select encode(tollgate.signature_of_usage('node', '00000000-0000-0000-0000-000000000001', 1, '{}'), 'hex')",
+    )
+    .await?;
+    let signed = |call: &'static str| match call.contains("{signature}") {
+        true => call.replace("{signature}", &signature).leak(),
+        false => call,
+    };
+    Ok(CALLS.iter().map(|&(function, call)| (function, signed(call))).collect())
 }
 
 /// A call as a statement.

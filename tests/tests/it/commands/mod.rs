@@ -1,4 +1,4 @@
-//! The one-shot commands of `tollgated`, run as people, cron and pipes run them.
+//! The one-shot commands of `tollgated`, run as users, cron and pipes run them.
 
 use std::io::Write as _;
 use std::process::{Child, Output, Stdio};
@@ -16,7 +16,7 @@ pub(crate) const NO: i32 = 1;
 pub(crate) const USAGE: i32 = 64;
 pub(crate) const UNAVAILABLE: i32 = 69;
 
-/// Runs a command, which is to end with this code, and returns what it printed on standard output.
+/// Runs a command that must exit with this code, and returns its standard output.
 #[track_caller]
 pub(crate) fn printed(url: &str, arguments: &[&str], code: i32) -> String {
     let output = Tollgated::run(url, arguments).expect("a command that ends");
@@ -31,7 +31,7 @@ pub(crate) fn json_of(url: &str, arguments: &[&str], code: i32) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
 }
 
-/// What it complained of on standard error before it ended with this code.
+/// Its standard error, when it exits with this code.
 #[track_caller]
 pub(crate) fn complaint(url: &str, arguments: &[&str], code: i32) -> String {
     let output = Tollgated::run(url, arguments).expect("a command that ends");
@@ -51,20 +51,20 @@ pub(crate) fn expect(output: &Output, arguments: &[&str], code: i32) {
     );
 }
 
-/// Runs a command with something on its standard input.
+/// Runs a command with some standard input.
 pub(crate) fn fed(url: &str, arguments: &[&str], input: &[u8]) -> Result<Output> {
     let mut command = Tollgated::command(url)?;
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn()?;
     let mut stdin = child.stdin.take().context("a pipe")?;
-    // A command that does not want to read all of it has closed its end.
+    // A command that does not read all of it has closed its end.
     let _ = stdin.write_all(input);
     drop(stdin);
     ended(&mut child)?;
     Ok(child.wait_with_output()?)
 }
 
-/// Waits for a process that prints less than a pipe holds.
+/// Waits for a process whose output fits into a pipe.
 pub(crate) fn ended(child: &mut Child) -> Result<()> {
     let end = std::time::Instant::now() + LONG;
     while child.try_wait()?.is_none() {
@@ -78,7 +78,7 @@ pub(crate) fn ended(child: &mut Child) -> Result<()> {
 }
 
 pub(crate) fn lines(text: &str) -> Vec<Value> {
-    // A line that is being written is not there yet.
+    // A line that is still being written is left out.
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     whole
         .lines()

@@ -1,5 +1,5 @@
-//! What the tests of the extension share: one cluster for a file, an ordinary role, tokens, and what SQL returns as
-//! Rust values.
+//! Shared by the tests of the extension: one cluster per file, an ordinary role, tokens, and SQL results as Rust
+//! values.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -11,8 +11,8 @@ use tokio_postgres::{Client, Row};
 use tollgate_tests::{Builder, Cluster, DATABASE, eventually_async};
 use uuid::Uuid;
 
-/// A cluster that the tests of a file share while any of them runs. The last one to end stops it, for which a plain
-/// `static` would leave nobody.
+/// A cluster that the tests of a file share while any of them runs. The last one to end stops it, which a plain
+/// `static` could not do.
 pub(crate) struct Shared {
     running: Mutex<Weak<Cluster>>,
     settings: &'static [(&'static str, &'static str)],
@@ -47,7 +47,7 @@ impl Shared {
 
 /// The connections that nearly every test needs.
 pub(crate) struct World {
-    /// The superuser, who owns the extension.
+    /// The superuser, which owns the extension.
     pub(crate) owner: Client,
     /// An application's ordinary role: it verifies and authenticates, and may do nothing else.
     pub(crate) web: Client,
@@ -62,14 +62,14 @@ pub(crate) fn start(builder: Builder) -> Result<Cluster> {
     Ok(cluster)
 }
 
-/// A database of a test's own, for what changes the extension or the catalogue itself.
+/// A separate database, for tests that change the extension or the catalogue.
 pub(crate) fn database(cluster: &Cluster, name: &str) -> Result<()> {
     cluster.execute(DATABASE, &format!("create database {name}"))?;
     cluster.execute(name, "create extension tollgate")?;
     prepare(cluster, name)
 }
 
-/// Grants what an application that verifies needs, and defines the scopes that the tests issue tokens with.
+/// Grants what a verifying application needs, and defines the scopes that the tests use.
 pub(crate) fn prepare(cluster: &Cluster, database: &str) -> Result<()> {
     cluster.execute(
         database,
@@ -92,7 +92,7 @@ impl Token {
     }
 }
 
-/// Issues a token as whoever is connected.
+/// Issues a token through the given connection.
 pub(crate) async fn issue(client: &Client, user: &str, scopes: &[&str]) -> Result<Token> {
     let row = client
         .query_one("select id, token from tollgate.create_api_token($1, 'a test''s', $2)", &[&user, &scopes])
@@ -125,7 +125,7 @@ pub(crate) struct Verification {
 }
 
 impl Verification {
-    /// What [`Verification::of`] reads of a row `v`.
+    /// The columns of a row `v` that [`Verification::of`] reads.
     pub(crate) const COLUMNS: &str = "v.valid, v.code, v.token_id, v.user_id, v.name, v.scopes, \
         v.expires_at::text, v.metadata, v.rate_limit, v.rate_remaining, v.retry_after::text";
 
@@ -146,7 +146,7 @@ impl Verification {
     }
 }
 
-/// What a caller passes to `verify_api_token`.
+/// The arguments of `verify_api_token`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Request<'a> {
     pub(crate) token: Option<&'a str>,
@@ -182,7 +182,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The code alone, for a token that is presented without scopes and address.
+/// The code only, for a token that is presented without scopes and address.
 pub(crate) async fn code(client: &Client, token: &str) -> Result<String> {
     Request::of(token).code(client).await
 }
@@ -216,7 +216,7 @@ pub(crate) async fn identity(client: &Client) -> Result<Option<Identity>> {
     )
 }
 
-/// The user of the context, which is what most tests ask for.
+/// The user of the context, which most tests check.
 pub(crate) async fn current_user(client: &Client) -> Result<Option<String>> {
     Ok(identity(client).await?.map(|identity| identity.user_id))
 }
@@ -237,7 +237,7 @@ where
     Ok(client.query_one(sql, &[]).await.with_context(|| format!("in: {sql}"))?.try_get(0)?)
 }
 
-/// Waits until another session waits for a lock that this one holds.
+/// Waits until another session waits for a lock of this one.
 pub(crate) async fn wait_until_blocked(holder: &Client) -> Result<()> {
     let own: i32 = value(holder, "select pg_backend_pid()").await?;
     let blocked = format!("select count(*) from pg_stat_activity where {own} = any (pg_blocking_pids(pid))");
@@ -265,7 +265,7 @@ pub(crate) fn refused<T>(result: Result<T, tokio_postgres::Error>, code: &SqlSta
     error
 }
 
-/// Everything that a client is told of an error.
+/// Everything that a client sees of an error.
 pub(crate) fn text_of(error: &DbError) -> String {
     [Some(error.message()), error.detail(), error.hint(), error.where_()]
         .into_iter()

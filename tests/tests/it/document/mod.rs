@@ -1,4 +1,4 @@
-//! Documents whose SQL is run: their blocks, and whether psql answers what they show.
+//! Documents whose SQL is run: their blocks, and whether psql's answers match.
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, ensure};
 use tollgate_tests::{Cluster, DATABASE, TOLLGATED_VAR};
 
-/// Begins a line of a block that shows a line of the answer. In it, `…` stands for anything.
+/// Starts a line of a block that shows a line of the answer. In it, `…` matches anything.
 const ANSWER: &str = "--> ";
 /// Printed by psql before the answers to each script.
 const BLOCK: &str = "-- block";
@@ -24,8 +24,8 @@ pub(crate) fn blocks<'a>(document: &'a str, language: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// Runs the scripts in their order, in one session of psql as `make psql` opens it, and says which lines each answered, as
-/// documents show them.
+/// Runs the scripts in order, in one psql session as `make psql` opens it, and returns the lines that each answered, in
+/// the form that documents show.
 pub(crate) fn run<'a>(
     cluster: &Cluster,
     scripts: impl IntoIterator<Item = &'a str>,
@@ -42,7 +42,7 @@ pub(crate) fn run<'a>(
             .into_iter()
             .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
     )?;
-    // One pipe, so that errors stand where they happened.
+    // One pipe, so that errors appear where they occurred.
     let (mut reader, writer) = std::io::pipe()?;
     let mut psql = cluster.program("psql");
     psql.args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--field-separator", " | "])
@@ -71,7 +71,7 @@ pub(crate) fn run<'a>(
         .collect())
 }
 
-/// Panics unless a block was answered with the lines that it shows.
+/// Panics unless the answer of a block has the lines that it shows.
 #[track_caller]
 pub(crate) fn assert_answered(block: &str, answer: &[String]) {
     let shown: Vec<&str> = block.lines().filter_map(|line| line.strip_prefix(ANSWER)).collect();
@@ -80,7 +80,7 @@ pub(crate) fn assert_answered(block: &str, answer: &[String]) {
     assert!(same, "this block:\n{block}\n\nanswers:\n{}", answer.join("\n"));
 }
 
-/// Whether a line is the one shown, both without spaces at their ends.
+/// Whether a line matches the shown one, ignoring spaces at both ends.
 fn is_as_shown(line: &str, shown: &str) -> bool {
     let mut parts = shown.trim().split('…');
     let Some(mut rest) = line.trim().strip_prefix(parts.next().unwrap_or_default()) else { return false };

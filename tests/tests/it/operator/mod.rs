@@ -1,5 +1,5 @@
-//! What the tests of usage, events and the daemon share: the role that the daemon has, a database for each test, and
-//! the daemon's protocols spoken by hand.
+//! Shared by the tests of usage, events and the daemon: the daemon's role, a database per test, and the daemon's
+//! protocols by hand.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -16,27 +16,22 @@ use uuid::Uuid;
 use crate::common;
 
 /// An ordinary role that may do what the daemon needs, and nothing else.
-pub(crate) const OPERATOR: &str = "operator";
+pub(crate) const OPERATOR: &str = "tollgated";
 
+/// What the capability gives, as the database says it, without the event that granting it leaves.
 pub(crate) const GRANTS: &str = "
-    grant execute on function
-        tollgate.drain_usage, tollgate.apply_usage, tollgate.ack_usage, tollgate.expire_tokens, tollgate.purge_tokens, tollgate.purge_tokens_after,
-        tollgate.expire_tokens_after, tollgate.announce_expiries_after, tollgate.purge_usage_after,
-        tollgate.event_position, tollgate.read_events, tollgate.has_events, tollgate.open_subscription, tollgate.advance_subscription,
-        tollgate.report_daemon, tollgate.seal_audit_log, tollgate.stats, tollgate.announce_expiries,
-        tollgate.subscription_backlogs, tollgate.queue_webhook_deliveries, tollgate.claim_webhook_deliveries,
-        tollgate.finish_webhook_delivery, tollgate.purge_webhook_deliveries, tollgate.admit_event_reader,
-        tollgate.purge_usage, tollgate.usage_applied, tollgate.usage_pressure, tollgate.deployment_health,
-        tollgate.purge_audit_log, tollgate.acquire_leadership, tollgate.check_leadership, tollgate.drain_findings,
-        tollgate.apply_findings
-    to operator;
-    grant select on tollgate.daemons, tollgate.webhooks to operator";
+    do $$ declare given record; begin
+        for given in select * from tollgate.capability_objects('operator') loop
+            execute format('grant %s on %s %s to tollgated', given.privilege,
+                           case given.object_type when 'VIEW' then 'TABLE' else given.object_type end, given.object);
+        end loop;
+    end $$";
 
-/// A database of a test's own, so that tests can share a server and yet have its counters and its log to themselves.
+/// A database per test, so that tests can share a server and still have their own counters and log.
 pub(crate) struct Db {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) name: String,
-    /// The superuser, who owns the extension.
+    /// The superuser, which owns the extension.
     pub(crate) owner: Client,
     /// An application's ordinary role: it verifies and authenticates.
     pub(crate) web: Client,
@@ -51,7 +46,7 @@ impl Db {
         Self::connect(cluster, name).await
     }
 
-    /// Of a cluster that [`common::start`] made for one test alone.
+    /// For a cluster that [`common::start`] created for one test.
     pub(crate) async fn only(cluster: &Arc<Cluster>) -> Result<Self> {
         grant(cluster, DATABASE)?;
         Self::connect(cluster, DATABASE).await
@@ -78,12 +73,12 @@ impl Db {
     }
 }
 
-/// Gives the operator, who is created at the first call, what the daemon needs in a database.
+/// Grants the operator, which is created at the first call, what the daemon needs in a database.
 pub(crate) fn grant(cluster: &Cluster, database: &str) -> Result<()> {
     cluster.execute(
         database,
         "do $$ begin
-             create role operator login;
+             create role tollgated login;
          exception when duplicate_object or unique_violation then
              -- Another test was faster.
          end $$",
@@ -102,7 +97,7 @@ pub(crate) struct UsageRow {
     pub(crate) last_used_ip: Option<IpAddr>,
 }
 
-/// What `drain_usage()` handed out.
+/// The result of `drain_usage()`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Generation {
     pub(crate) node: String,
@@ -124,14 +119,14 @@ impl Generation {
     }
 }
 
-/// What is the same however often a generation is handed out: node, boot and number, and per token uses and denials. The
-/// last use may be a later one each time.
+/// The part of a generation that is the same whenever it is drained: node, boot and number, and per token uses and
+/// denials. The last use may be later each time.
 pub(crate) fn sums(generation: &Generation) -> (&str, Uuid, i64, Vec<(Uuid, i64, i64)>) {
     let rows = generation.rows.iter().map(|row| (row.token_id, row.uses, row.denials)).collect();
     (&generation.node, generation.boot, generation.number, rows)
 }
 
-/// `None` for nothing to flush. Fails unless all rows are of one generation and each token has but one.
+/// `None` if there is nothing to flush. Fails unless all rows are of one generation and each token has only one.
 pub(crate) async fn drain(client: &Client) -> Result<Option<Generation>> {
     let rows = client
         .query(
@@ -185,7 +180,7 @@ pub(crate) async fn apply(client: &Client, generation: &Generation) -> Result<bo
     Ok(row.get(0))
 }
 
-/// A generation that no server handed out, with a signature all the same.
+/// A generation that no server handed out, but with a valid signature.
 pub(crate) async fn signed(
     owner: &Client,
     node: &str,
@@ -276,7 +271,7 @@ pub(crate) async fn issue_many(owner: &Client, count: i32) -> Result<Vec<common:
     Ok(rows.iter().map(|row| common::Token { id: row.get(0), token: row.get(1) }).collect())
 }
 
-/// Verifies each of these once, in one statement, and says how many were valid.
+/// Verifies each of these once, in one statement, and returns how many were valid.
 pub(crate) async fn verify_each(client: &Client, tokens: &[common::Token]) -> Result<i64> {
     let tokens: Vec<&str> = tokens.iter().map(|token| token.token.as_str()).collect();
     let row = client
@@ -303,11 +298,11 @@ pub(crate) struct Reads {
     pub(crate) scanned: i64,
     /// Rows fetched through any index.
     pub(crate) fetched: i64,
-    /// Scans of the index that was asked about.
+    /// Scans of the given index.
     pub(crate) scans_of_index: i64,
 }
 
-/// What a statement reads of one of our tables. Within a transaction, whose own counters are exact at once.
+/// What a statement reads of one of our tables. Within a transaction, whose own counters are exact immediately.
 pub(crate) async fn reads(client: &Client, table: &str, index: &str, statement: &str) -> Result<Reads> {
     let counters = format!(
         "select pg_stat_get_xact_tuples_returned(t.oid),
@@ -326,18 +321,18 @@ pub(crate) async fn reads(client: &Client, table: &str, index: &str, statement: 
     Ok(Reads { scanned: count(0), fetched: count(1), scans_of_index: count(2) })
 }
 
-/// A place in the event log.
+/// A position in the event log.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Cursor(pub(crate) String);
 
 impl Cursor {
-    /// Whether nothing is left to be remembered: no transaction ran, and no batch is under way.
+    /// Whether it remembers nothing: no transaction was running, and no batch is in progress.
     pub(crate) fn is_at_rest(&self) -> bool {
         self.0.ends_with(":,,,,,)")
     }
 }
 
-/// What `read_events` returned.
+/// The result of `read_events`.
 #[derive(Clone, Debug)]
 pub(crate) struct Batch {
     pub(crate) events: Vec<Value>,
@@ -371,15 +366,15 @@ pub(crate) async fn read(client: &Client, after: &Cursor, max_events: i32) -> Re
     })
 }
 
-/// Reads on until it is told that there is nothing more; the cursor ends up there.
+/// Reads until there is nothing more; the cursor ends up there.
 pub(crate) async fn read_all(client: &Client, cursor: &mut Cursor, batch_size: i32) -> Result<Vec<Value>> {
     let mut events = Vec::new();
-    let mut told = BTreeSet::new();
+    let mut received = BTreeSet::new();
     loop {
         let batch = read(client, cursor, batch_size).await?;
         ensure!(batch.events.len() <= usize::try_from(batch_size)?, "more than asked for");
-        // Without this, a cursor that does not move would be read from for ever.
-        ensure!(batch.ids().into_iter().all(|id| told.insert(id)), "told twice: {:?}", batch.ids());
+        // Without this, a cursor that does not advance would be read from for ever.
+        ensure!(batch.ids().into_iter().all(|id| received.insert(id)), "received twice: {:?}", batch.ids());
         events.extend(batch.events);
         *cursor = batch.next;
         if batch.caught_up {

@@ -1,4 +1,4 @@
-//! What tests see of a running daemon: its log line by line, the events it told of, what it did to the tables.
+//! What tests observe of a running daemon: its log line by line, the events it published, its effects on the tables.
 
 use std::collections::BTreeSet;
 use std::process::ExitStatus;
@@ -15,13 +15,13 @@ use crate::operator::counts;
 
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
-/// How often a test that breaks things does so: `TOLLGATE_TEST_ROUNDS` times as often as usual.
+/// How often a test that breaks things does so: `TOLLGATE_TEST_ROUNDS` times the usual number.
 pub(crate) fn rounds(usual: usize) -> usize {
     let factor = std::env::var("TOLLGATE_TEST_ROUNDS").ok().and_then(|factor| factor.parse().ok());
     usual * factor.unwrap_or(1)
 }
 
-/// A daemon that works off all its tasks several times a second.
+/// A daemon that runs all its tasks several times a second.
 pub(crate) const EAGER: &[&str] = &[
     "--flush-interval=100ms",
     "--expire-interval=100ms",
@@ -29,7 +29,7 @@ pub(crate) const EAGER: &[&str] = &[
     "--publish-interval=100ms",
 ];
 
-/// A daemon that after its start does nothing by itself for as long as a test lasts.
+/// A daemon that does nothing by itself after its start, for as long as a test lasts.
 pub(crate) const LAZY: &[&str] =
     &["--flush-interval=24h", "--expire-interval=24h", "--purge-interval=24h", "--publish-interval=24h"];
 
@@ -38,10 +38,10 @@ pub(crate) fn run(url: &str, arguments: &[&[&str]]) -> Result<Tollgated> {
     Tollgated::spawn(url, &all)
 }
 
-/// The daemon's log, line by line. Fails if a line is no JSON.
+/// The daemon's log, line by line. Fails if a line is not JSON.
 pub(crate) fn lines(daemon: &Tollgated) -> Vec<Value> {
     let log = daemon.log();
-    // A line that is being written is not there yet.
+    // A line that is still being written is left out.
     let whole = log.rfind('\n').map_or("", |end| &log[..end]);
     whole
         .lines()
@@ -51,8 +51,8 @@ pub(crate) fn lines(daemon: &Tollgated) -> Vec<Value> {
         .collect()
 }
 
-/// The events it told of, in its order.
-pub(crate) fn told(daemon: &Tollgated) -> Vec<Value> {
+/// The events it published, in its order.
+pub(crate) fn published(daemon: &Tollgated) -> Vec<Value> {
     lines(daemon).into_iter().filter(|line| line["target"] == "tollgate::events").collect()
 }
 
@@ -75,14 +75,14 @@ pub(crate) async fn eventually_counts(owner: &Client, token: &Token, expected: (
     .await;
 }
 
-pub(crate) async fn eventually_tells(daemon: &Tollgated, expected: &BTreeSet<i64>) {
-    eventually_async(LONG, "the daemon to tell of the events", async || {
-        ids(&told(daemon)).into_iter().collect::<BTreeSet<_>>().is_superset(expected)
+pub(crate) async fn eventually_publishes(daemon: &Tollgated, expected: &BTreeSet<i64>) {
+    eventually_async(LONG, "the daemon to publish the events", async || {
+        ids(&published(daemon)).into_iter().collect::<BTreeSet<_>>().is_superset(expected)
     })
     .await;
 }
 
-/// Until its subscription exists, it may still be about to begin "now".
+/// Until its subscription exists, it may still be about to start "now".
 pub(crate) async fn subscribed(owner: &Client, name: &str) {
     eventually_async(LONG, "the subscription", async || {
         value::<bool>(

@@ -1,4 +1,4 @@
-//! HTTP spoken by hand, so that nothing stands between a test and what the daemon sends.
+//! HTTP by hand, so that nothing comes between a test and what the daemon sends.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ pub(crate) async fn run(url: &str, arguments: &[&str]) -> Result<(Tollgated, Soc
     start(command.args(arguments)).await
 }
 
-/// The same, and its api listener.
+/// The same, with its api listener.
 pub(crate) async fn run_api(url: &str, arguments: &[&str]) -> Result<(Tollgated, SocketAddr, SocketAddr)> {
     let (daemon, ops) = run(url, &[arguments, &["--api-address=127.0.0.1:0"]].concat()).await?;
     let api = api_of(&daemon).await;
@@ -66,7 +66,7 @@ pub(crate) async fn begin(address: SocketAddr, request: &str) -> Result<(Answer,
     Ok((answer, socket))
 }
 
-/// `headers` are lines without their ends.
+/// `headers` are lines without line ends.
 pub(crate) fn request(path: &str, headers: &[&str]) -> String {
     let mut text = format!("GET {path} HTTP/1.1\r\n");
     if !headers.iter().any(|header| header.starts_with("Host:")) {
@@ -93,7 +93,7 @@ pub(crate) async fn eventually_answers(address: SocketAddr, path: &str, status: 
     .await;
 }
 
-/// The samples of a page of metrics: name with labels, without that of the database which each has, and value.
+/// The samples of a metrics page: name with labels, except that of the database, and value.
 pub(crate) async fn metrics(address: SocketAddr) -> Result<BTreeMap<String, f64>> {
     let page = get(address, "/metrics", &[]).await?;
     ensure!(page.status == 200, "{page:?}");
@@ -117,7 +117,7 @@ fn without_database(name: &str) -> Result<String> {
     })
 }
 
-/// What a line of the daemon's `/proc/PID/status` says, in bytes.
+/// A value from the daemon's `/proc/PID/status`, in bytes.
 pub(crate) fn memory(daemon: &Tollgated, name: &str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));

@@ -1,4 +1,4 @@
-//! What a verification costs inside a backend, without the round trip: many calls in one statement, less as many of a
+//! The cost of a verification inside a backend, without the round trip: many calls in one statement, minus as many of a
 //! function that is declared alike and does nothing.
 
 use anyhow::{Result, ensure};
@@ -15,7 +15,7 @@ use crate::wire::Connection;
 pub(super) const PART: Part =
     part("backend", "calls inside a backend: of a hot, an unknown, a malformed token", run);
 
-/// A verification of what is no token, or none of ours.
+/// Verifications of malformed and unknown tokens.
 const REFUSED: Statement = Statement { expected: b"f", ..VERIFY };
 
 fn run(run: &Run<'_>) -> Result<Outcome> {
@@ -34,7 +34,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     ];
     let mut web = Connection::prepare(&socket(&cluster), WEB, DATABASE, &[])?;
     web.share_processor(0);
-    // The numbers stay in memory.
+    // Keeps the generated numbers in memory.
     web.simple("set work_mem = '256MB'")?;
     for (function, token, code) in turns {
         let call = format!("{function}('{token}', '{REQUIRED}', '{ADDRESS}')");

@@ -1,4 +1,5 @@
-//! What is done to very many rows at once: whether a row gets dearer as they get more, and what verifications feel of it.
+//! Operations on very many rows: whether the cost per row grows with their number, and how much verifications slow down
+//! meanwhile.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -21,7 +22,7 @@ pub(super) const PART: Part =
 const STATEMENTS: [Statement; 1] = [VERIFY];
 const DEADLINE: Duration = Duration::from_mins(10);
 
-/// One kind of bulk. `:n` stands for the number of rows.
+/// One kind of bulk operation. `:n` stands for the number of rows.
 struct Shape {
     name: &'static str,
     prepare: &'static str,
@@ -34,8 +35,8 @@ enum Work {
     Cleanup,
 }
 
-/// A session that touches nothing of ours: with as many processors as clients have, any session that computes takes from
-/// them, and this tells how much of what verifications feel is that.
+/// A session that touches none of our tables: with as many processors as clients, any computing session takes time from
+/// them, and this measures how much of the slowdown of verifications is due to that.
 const COMPUTES: &str = "select sum(sqrt(g)) from generate_series(1, 20000000) g";
 
 const SHAPES: [Shape; 7] = [
@@ -81,7 +82,7 @@ const SHAPES: [Shape; 7] = [
     },
     Shape {
         name: "sealing the log",
-        // What the others left behind is not measured.
+        // Seals what the other shapes left unsealed, which is not measured.
         prepare: "select tollgate.seal_audit_log(1000000);
                   select count(tollgate.create_api_token('s' || g, 'k')) from generate_series(1, :n) g",
         work: Work::Sql("select tollgate.seal_audit_log(1000000)"),
@@ -101,7 +102,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     let rate = clients.run(run.scale.turn, 0, &tokens)?.rate() / 4.0;
 
     let quiet = percentile(&clients.latencies_for(run.scale.turn, Some(rate), 0, &tokens)?, 0.99);
-    let (times, _) = beside(&mut clients, rate, &tokens, || cluster.execute(DATABASE, COMPUTES))?;
+    let (times, _) = latencies_during(&mut clients, rate, &tokens, || cluster.execute(DATABASE, COMPUTES))?;
     let beside_computing = percentile(&times, 0.99);
     let series = |value: f64| Series(vec![value]);
     let mut figures = vec![Figure::new(
@@ -114,7 +115,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
         let (mut cost_of_few, mut cost_of_many) = (0.0, 0.0);
         let (mut meanwhile, mut meanwhile_over_quiet) = (0.0, 0.0);
         for n in [few, many] {
-            // A statement each, so that each is a transaction.
+            // One statement each, so that each is a transaction.
             for statement in shape.prepare.split(';').filter(|statement| !statement.trim().is_empty()) {
                 cluster.execute(DATABASE, &statement.replace(":n", &n.to_string()))?;
             }
@@ -126,7 +127,8 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
                 continue;
             }
             let quiet = clients.latencies_for(run.scale.turn, Some(rate), 0, &tokens)?;
-            let (times, time) = beside(&mut clients, rate, &tokens, || shape.work.run(&cluster, n))?;
+            let (times, time) =
+                latencies_during(&mut clients, rate, &tokens, || shape.work.run(&cluster, n))?;
             cost_of_many = time.as_secs_f64() * 1e6 / f64::from(n);
             meanwhile = percentile(&times, 0.99);
             meanwhile_over_quiet = meanwhile / percentile(&quiet, 0.99);
@@ -164,8 +166,8 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     })
 }
 
-/// What verifications took while work was done, and what that took.
-fn beside(
+/// The latencies of verifications during some work, and the time that the work took.
+fn latencies_during(
     clients: &mut Clients<'_>,
     rate: f64,
     tokens: &Tokens,
@@ -175,12 +177,12 @@ fn beside(
     thread::scope(|scope| {
         let work = scope.spawn(|| {
             let ran = timed(work);
-            // Also when it failed: the clients would go on for ever.
+            // Even if it failed: the clients would run for ever.
             stop.store(true, Ordering::Relaxed);
             ran
         });
         let times = clients.latencies(Some(rate), &stop, 0, tokens)?;
-        let ((), time) = work.join().expect("work that fails says so")?;
+        let ((), time) = work.join().expect("failing work returns an error")?;
         Ok((times, time))
     })
 }

@@ -1,4 +1,5 @@
-//! What verifications feel of a large cleanup: the daemon deletes tokens that ended long ago while others are verified.
+//! How much a large cleanup slows verifications down: the daemon deletes tokens that ended long ago while others are
+//! verified.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -19,12 +20,12 @@ pub(super) const PART: Part =
     part_with_daemon("cleanup", "p99 of verification while 1,000,000 ended tokens are deleted", run);
 
 const STATEMENTS: [Statement; 1] = [VERIFY];
-/// A cleanup that takes longer hangs.
+/// A cleanup that takes longer has hung.
 const DEADLINE: Duration = Duration::from_mins(10);
-/// At least so many, whatever else is asked for: one cleanup says little of a tail.
+/// At least this many, whatever is requested: one cleanup is not enough for a tail.
 const ROUNDS: u32 = 5;
 
-/// The tail of one quiet stretch, and of the cleanup after it; how many tokens that deleted in a second.
+/// The tail of one quiet period and of the cleanup after it, and how many tokens per second the cleanup deleted.
 struct Pair {
     quiet: f64,
     meanwhile: f64,
@@ -34,7 +35,7 @@ struct Pair {
 fn run(run: &Run<'_>) -> Result<Outcome> {
     let tokens = Tokens::new(run.scale.tokens)?;
     let cluster = service::with_tokens(service::builder(run.install, run.scale.tokens * 2), &tokens)?;
-    // A tenth of them is for the load that has no target, beside which a cleanup takes long.
+    // A tenth of them is for the load without a target, during which a cleanup takes long.
     let shares = [run.scale.ended / 10 / ROUNDS, run.scale.ended * 9 / 10 / ROUNDS];
     let groups = shares.map(|share| std::iter::repeat_n(share, ROUNDS as usize)).into_iter().flatten();
     let groups: Vec<u32> = groups.collect();
@@ -50,7 +51,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     let mut pairs = |rate: Option<f64>| -> Result<Vec<Pair>> {
         (0..ROUNDS)
             .map(|_| {
-                // What the cleanup before it left for the disk to do is not of a quiet time.
+                // Finishes the disk writes of the previous cleanup, which do not belong to a quiet period.
                 cluster.execute(DATABASE, "checkpoint")?;
                 let quiet = clients.latencies_for(run.scale.turn * 10, rate, 0, &tokens)?;
                 let share = left.pop().context("a group for each")?;
@@ -103,8 +104,8 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     })
 }
 
-/// Runs `tollgated cleanup` for the groups from this one on, of which one is left, with the clients at work, and returns how long
-/// verifications took meanwhile.
+/// Runs `tollgated cleanup` for all groups from this one on, with the clients under load, and returns the latencies of
+/// verifications meanwhile. One group is left to delete.
 fn while_cleaning(
     cluster: &Cluster,
     clients: &mut Clients<'_>,
@@ -127,12 +128,12 @@ fn while_cleaning(
                 ensure!(status.success(), "tollgated cleanup: {status}\n{}", daemon.log());
                 Ok(())
             });
-            // Also when it failed: the clients would go on for ever.
+            // Even if it failed: the clients would run for ever.
             stop.store(true, Ordering::Relaxed);
             ran
         });
         let times = clients.latencies(rate, &stop, 0, tokens)?;
-        let ((), time) = cleanup.join().expect("the cleanup that fails says so")?;
+        let ((), time) = cleanup.join().expect("a failing cleanup returns an error")?;
         anyhow::Ok((times, time))
     })?;
     let after: u32 = count()?.context("a count")?.parse()?;
@@ -140,12 +141,12 @@ fn while_cleaning(
     Ok(measured)
 }
 
-/// More than a year, and each group ten days more than the one before it.
+/// More than a year, and each group ten days more than the previous one.
 fn ended_days_ago(group: usize) -> usize {
     365 + 10 * group
 }
 
-/// Tokens that ended, so many in each group, mixed, their expiries recorded.
+/// Ended tokens, a number in each group, in random order, with their expiries recorded.
 fn load_ended(cluster: &Cluster, live: usize, groups: &[u32]) -> Result<()> {
     use std::io::Write as _;
     let path = cluster.socket_dir().join("ended");

@@ -1,5 +1,5 @@
-//! The design that writes at each request, on a disk that takes its time: where data has to cross a network to be durable,
-//! that is what a commit costs. A verification writes nothing and waits for no disk.
+//! The design that writes on every request, on a slow disk: where durable data has to cross a network, a commit costs
+//! that much. A verification writes nothing and waits for no disk.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,7 +19,7 @@ use crate::service::{self, VERIFY, WEB};
 use crate::tokens::Tokens;
 
 pub(super) const PART: Part =
-    part("durable", "beside a design that writes at each request, where an fsync takes 2 ms", run);
+    part("durable", "compared with a design that writes at each request, where an fsync takes 2 ms", run);
 
 const STATEMENTS: [Statement; 2] = [VERIFY, WRITE];
 
@@ -61,7 +61,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     })
 }
 
-/// Compiles the library that stands in for the disk, where the server's user can read it.
+/// Compiles the library that simulates the disk, where the server's user can read it.
 fn slow_disk() -> Result<(TempDir, PathBuf)> {
     let parent = dev_dir()?.join("tmp");
     fs::create_dir_all(&parent)?;
@@ -78,8 +78,8 @@ fn slow_disk() -> Result<(TempDir, PathBuf)> {
     Ok((directory, library))
 }
 
-/// A server that did not load the library would make the design that writes look better than it is. Commits share a
-/// flush, and a second one may have begun: no client has more than one commit in 2 ms.
+/// If the server did not load the library, the design that writes would look better than it is. Commits share a flush,
+/// and a second one may have begun: no client has more than one commit in 2 ms.
 fn ensure_slow(write: &Series, clients: usize) -> Result<()> {
     let most = clients as f64 / 0.002;
     ensure!(write.max() <= most * 1.05, "{} commits a second with an fsync of 2 ms", write.max());

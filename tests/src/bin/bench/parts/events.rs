@@ -1,5 +1,5 @@
-//! Reading the event log as an outbox: what an event costs its readers, in small transactions and in huge ones, and what a
-//! backlog costs those who look at it.
+//! Reading the event log as an outbox: the cost of an event for its readers, in small transactions and in huge ones,
+//! and the cost of measuring a backlog.
 
 use std::time::Duration;
 
@@ -16,9 +16,9 @@ use crate::wire::Connection;
 pub(super) const PART: Part =
     part("events", "events of one transaction that readers and webhook queues take in a second", run);
 
-/// As the daemon asks for them.
+/// The daemon's page size.
 const PAGE: u32 = 1000;
-/// After so many waiting messages a webhook is disabled, so the queue is emptied before.
+/// At more waiting messages a webhook is disabled, so the queue is emptied before that.
 const QUEUED: u32 = 50_000;
 
 struct Reader {
@@ -34,7 +34,7 @@ impl Reader {
         })
     }
 
-    /// Reads so many events as the daemon does, page by page from the subscription; returns microseconds an event.
+    /// Reads a number of events like the daemon, page by page from the subscription; returns microseconds per event.
     fn read(&mut self, events: u32) -> Result<f64> {
         let (read, time) = timed(|| {
             let mut read = 0;
@@ -45,7 +45,7 @@ impl Reader {
                      from (select r.* from (select s from tollgate.open_subscription('bench') s offset 0) as o,
                                   lateral tollgate.read_events(o.s, 1000) as r offset 0) as page",
                 )?;
-                let answer = answer.context("nobody else reads")?;
+                let answer = answer.context("no other reader")?;
                 let fields: Vec<&str> = answer.split(' ').collect();
                 read += fields[0].parse::<u32>()?;
                 self.longest_cursor = self.longest_cursor.max(fields[2].parse()?);

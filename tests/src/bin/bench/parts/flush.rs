@@ -1,4 +1,4 @@
-//! How fast counters are carried into the tables: the first time, when each token's row is new, and from then on.
+//! How fast counters are moved into the tables: the first time, when each token's row is new, and after that.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::wire::Connection;
 pub(super) const PART: Part =
     part("flush", "distinct tokens whose counts apply_usage writes in a second", run);
 
-/// So many tokens at most the server hands to the daemon at once.
+/// The maximum number of tokens that the server hands to the daemon at once.
 const GENERATION: u32 = 16_384;
 
 fn run(run: &Run<'_>) -> Result<Outcome> {
@@ -29,7 +29,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
         if first {
             owner.simple("truncate tollgate.token_usage")?;
         }
-        // Of other tokens each time, as drained: in no order. In a table, so that making them costs nothing that counts.
+        // Different tokens each time, in random order, as drained. In a table, so that generating them is not measured.
         owner.simple(&format!(
             "drop table if exists drained;
              create temporary table drained as
@@ -54,7 +54,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     };
     let sizes = [flushed, GENERATION];
     let first = alternate_numbers("flush, the first", run.scale.rounds, 2, |turn| apply(true, sizes[turn]))?;
-    // Once all tokens have rows, or nearly.
+    // After this all tokens have rows, or nearly all.
     owner_fills_up(&cluster)?;
     let steady = alternate_numbers("flush, steady", run.scale.rounds, 2, |turn| apply(false, sizes[turn]))?;
     let per_second = |what: &str, series: &Series| Figure::new(what, Unit::PerSecond, series);
@@ -73,7 +73,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     })
 }
 
-/// A row for each token that has none yet, as a service has that is up for a while.
+/// Adds a row for each token that has none yet, as in a service that has been up for a while.
 fn owner_fills_up(cluster: &tollgate_tests::Cluster) -> Result<()> {
     cluster.execute(
         DATABASE,

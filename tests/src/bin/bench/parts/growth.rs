@@ -1,4 +1,4 @@
-//! Whether a verification gets dearer as tokens get more: a database with few and one with many, on one server.
+//! Whether a verification costs more with more tokens: a database with few and one with many, on one server.
 
 use anyhow::Result;
 use tollgate_tests::{Cluster, DATABASE};
@@ -11,10 +11,11 @@ use crate::service::{self, VERIFY, WEB};
 use crate::tokens::{Random, Tokens};
 use crate::wire::Connection;
 
-pub(super) const PART: Part = part("growth", "the cost at 10,000,000 tokens beside that at 10,000", run);
+pub(super) const PART: Part =
+    part("growth", "the cost at 10,000,000 tokens compared with that at 10,000", run);
 
 const STATEMENTS: [Statement; 1] = [VERIFY];
-/// The database that has few.
+/// The database with few tokens.
 const FEW: &str = "few";
 
 /// One of the two databases.
@@ -40,7 +41,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     })?;
     let [of_few, of_many] = &costs[..] else { unreachable!() };
 
-    // A call that does nothing first, then one that verifies, each with all tokens of the sample.
+    // First a call that does nothing, then one that verifies, each with all tokens of the sample.
     let functions = ["bench.empty", "tollgate.verify_api_token"];
     let sample = run.scale.calls;
     let inside = alternate_numbers("growth, inside a backend", run.scale.rounds, 4, |turn| {
@@ -82,18 +83,18 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
 fn side<'a>(run: &Run<'_>, cluster: &Cluster, name: &str, number: u32) -> Result<Side<'a>> {
     let tokens = Tokens::new(number)?;
     service::prepare(cluster, name)?;
-    // It is only read. Ten million rows and their indexes in the write-ahead log would be minutes of waiting for the disk.
+    // The tables are only read. Writing ten million rows and their indexes to the WAL would take minutes.
     cluster.execute(name, UNLOGGED)?;
     service::load(cluster, name, &tokens)?;
-    // So many that hardly a page of shared memory is left that none of them is counted in.
+    // So many that nearly every page of shared memory holds the counters of one of them.
     let presented = 3 * run.scale.calls;
     present(cluster, name, &tokens, presented)?;
     let mut clients = Clients::connect(cluster, WEB, name, run.scale.clients, &STATEMENTS)?;
     let mut backend = Connection::prepare(&crate::clients::socket(cluster), WEB, name, &[])?;
     clients.each(TOUCH)?;
     backend.simple(TOUCH)?;
-    // And what is in shared memory of each token: the first touch of a page is a page fault, which takes as long as several
-    // verifications, and comes once in a connection's life.
+    // Also touches each token's shared memory: the first touch of a page is a page fault, which takes as long as
+    // several verifications, and happens once in a connection's life.
     let all = calling("tollgate.verify_api_token", presented);
     clients.each(&all)?;
     backend.simple(&all)?;
@@ -102,7 +103,7 @@ fn side<'a>(run: &Run<'_>, cluster: &Cluster, name: &str, number: u32) -> Result
     Ok(Side { tokens, clients, backend })
 }
 
-/// So many calls of a function in one statement, with the tokens of the sample.
+/// A number of calls of a function in one statement, with the tokens of the sample.
 fn calling(function: &str, calls: u32) -> String {
     format!(
         "select count({function}(token, '{REQUIRED}', '{ADDRESS}'))
@@ -110,7 +111,7 @@ fn calling(function: &str, calls: u32) -> String {
     )
 }
 
-/// Those first that refer to it, as PostgreSQL demands.
+/// Referencing tables first, as PostgreSQL requires.
 const UNLOGGED: &str = "do $$
     declare
         referring regclass;
@@ -123,15 +124,15 @@ const UNLOGGED: &str = "do $$
         alter table tollgate.api_tokens set unlogged;
     end $$";
 
-/// Has a backend see each page of the table and of the index once: by a bitmap, because a sequential scan of a large table
-/// would leave nothing of it in memory.
+/// Makes a backend read each page of the table and of the index once: by a bitmap scan, because a sequential scan of a
+/// large table would not leave it in shared buffers.
 const TOUCH: &str = "set enable_seqscan = off; set enable_indexscan = off; set work_mem = '256MB';
     set max_parallel_workers_per_gather = 0;
     select count(metadata) from tollgate.api_tokens where user_id >= '';
     select count(*) from tollgate.api_tokens where token_hash >= '';
     reset all";
 
-/// A table of random tokens, for statements that verify one a row.
+/// A table of random tokens, for statements that verify one per row.
 fn present(cluster: &Cluster, database: &str, tokens: &Tokens, sample: u32) -> Result<()> {
     let mut random = Random::new();
     let rows: String = (0..sample).map(|_| format!("{}\n", tokens.random(&mut random))).collect();

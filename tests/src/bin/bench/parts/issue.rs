@@ -1,4 +1,4 @@
-//! Issuing a token, with its event in the audit log, beside an INSERT of the bare row into the same table.
+//! Issuing a token, with its event in the audit log, compared with an INSERT of the bare row into the same table.
 
 use anyhow::Result;
 use tollgate_tests::DATABASE;
@@ -10,7 +10,7 @@ use crate::report::{Figure, Unit};
 use crate::service;
 use crate::tokens::Tokens;
 
-pub(super) const PART: Part = part("issue", "create_api_token beside an INSERT of the bare row", run);
+pub(super) const PART: Part = part("issue", "create_api_token compared with an INSERT of the bare row", run);
 
 const BACKOFFICE: &str = "backoffice";
 

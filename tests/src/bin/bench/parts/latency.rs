@@ -1,4 +1,4 @@
-//! How soon others hear of a revocation: from its commit to whoever listens, at hundreds of revocations a second.
+//! How soon a revocation reaches others: from its commit to the listeners, at hundreds of revocations a second.
 
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -26,9 +26,9 @@ pub(super) const PART: Part =
 
 /// Revocations a second, of all sessions together.
 const RATE: u32 = 500;
-/// One alone waits for the disk at each.
+/// A single session would wait for the disk at each.
 const SESSIONS: u32 = 4;
-/// Whoever has not heard by then never will.
+/// A subscriber that has not received it by then never will.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// When each revocation's commit was acknowledged, or when a subscriber received it.
@@ -39,7 +39,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     let in_a_round = ((f64::from(RATE) * seconds) as u32).max(SESSIONS);
     let tokens = Tokens::new((run.scale.rounds + 1) * in_a_round)?;
     let cluster = service::with_tokens(
-        // NOTIFY has commits queue for one another: waiting for a disk of 2 ms each, there could be no 500 in a second.
+        // NOTIFY serialises commits: waiting 2 ms for a disk each, there could be no 500 in a second.
         service::builder(run.install, 1).setting("synchronous_commit", "off"),
         &tokens,
     )?;
@@ -57,7 +57,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
             )
         })
         .collect::<Result<Vec<_>>>()?;
-    // Of each subscriber.
+    // For each subscriber.
     let (mut median, mut tail) =
         ([Series::default(), Series::default()], [Series::default(), Series::default()]);
     let mut made = Series::default();
@@ -88,14 +88,13 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
             Figure::new("revocation to event stream, p99", Unit::Milliseconds, &tail[1]).at_most(20.0),
             Figure::new("revocation to SQL listener, p50", Unit::Milliseconds, &median[0]),
             Figure::new("revocation to event stream, p50", Unit::Milliseconds, &median[1]),
-            // Else the latency is that of a lesser load.
+            // Otherwise the latency is that of a lower load.
             Figure::new("revocations made", Unit::PerSecond, &made).at_least(f64::from(RATE) * 0.95),
         ],
     })
 }
 
-/// Revokes these tokens at [`RATE`], and returns when each was acknowledged, and how many a second
-/// there were indeed.
+/// Revokes these tokens at [`RATE`], and returns when each was acknowledged, and the actual rate.
 fn revoke(revokers: &mut [Connection], numbers: &[u32]) -> Result<(Moments, f64)> {
     let begin = Instant::now();
     let sessions = revokers.len();
@@ -119,7 +118,7 @@ fn revoke(revokers: &mut [Connection], numbers: &[u32]) -> Result<(Moments, f64)
             .collect();
         let mut moments = Moments::new();
         for worker in workers {
-            moments.extend(worker.join().expect("a session that fails says so")?);
+            moments.extend(worker.join().expect("a failing session returns an error")?);
         }
         Ok((moments, numbers.len() as f64 / begin.elapsed().as_secs_f64()))
     })
@@ -130,19 +129,19 @@ fn delays(committed: &Moments, received: &Moments) -> Result<Histogram<u64>> {
     let mut times = histogram();
     for (token, committed) in committed {
         let received =
-            received.get(token).with_context(|| format!("the revocation of {token} was not heard of"))?;
+            received.get(token).with_context(|| format!("the revocation of {token} was not received"))?;
         times.record(u64::try_from(received.saturating_duration_since(*committed).as_nanos())?)?;
     }
     Ok(times)
 }
 
-/// Whoever is to hear of revocations, and when it did.
+/// A subscriber to revocations, and when it received each.
 struct Subscriber {
     heard: Receiver<(String, Instant)>,
 }
 
 impl Subscriber {
-    /// Waits for so many.
+    /// Waits for a number of events.
     fn receive(&self, count: usize) -> Result<Moments> {
         let mut moments = Moments::new();
         while moments.len() < count {
@@ -188,7 +187,7 @@ fn read_stream(cluster: &Cluster, daemon: &Tollgated) -> Result<Subscriber> {
     let mut line = String::new();
     lines.read_line(&mut line)?;
     ensure!(line.starts_with("HTTP/1.1 200 "), "/events answered {line:?}");
-    // The first that the stream says, once it has its place in the log.
+    // The first line of the stream, sent once it has its place in the log.
     while !line.starts_with("retry: ") {
         line.clear();
         ensure!(lines.read_line(&mut line)? > 0, "the stream ended");

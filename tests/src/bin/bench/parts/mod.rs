@@ -1,4 +1,4 @@
-//! What is measured, a part a file.
+//! The parts of the benchmark, one file each.
 
 mod backend;
 mod bulk;
@@ -26,14 +26,14 @@ pub(crate) struct Part {
     pub(crate) run: fn(&Run<'_>) -> Result<Outcome>,
 }
 
-/// What a part is to be measured on.
+/// What a part needs to run.
 pub(crate) struct Run<'a> {
     pub(crate) install: &'a Install,
     pub(crate) scale: &'a Scale,
 }
 
 pub(crate) struct Outcome {
-    /// Under which the figures were measured: what somebody needs to judge them.
+    /// The conditions under which the figures were measured.
     pub(crate) conditions: Vec<String>,
     pub(crate) figures: Vec<Figure>,
 }
@@ -53,12 +53,12 @@ pub(crate) const PARTS: &[Part] = &[
     soak::PART,
 ];
 
-/// A part that needs nothing but a server.
+/// A part that needs only a server.
 const fn part(name: &'static str, about: &'static str, run: fn(&Run<'_>) -> Result<Outcome>) -> Part {
     Part { name, about, needs_daemon: false, run }
 }
 
-/// A part in which the daemon is at work.
+/// A part that needs the daemon.
 const fn part_with_daemon(
     name: &'static str,
     about: &'static str,

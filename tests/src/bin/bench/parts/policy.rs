@@ -1,4 +1,4 @@
-//! Row-level security: what a policy costs that asks once for a statement, and one that asks for each row.
+//! Row-level security: the cost of a policy that is evaluated once per statement, and of one evaluated per row.
 
 use anyhow::{Result, ensure};
 use tollgate_tests::DATABASE;
@@ -13,7 +13,7 @@ use crate::wire::Connection;
 
 pub(super) const PART: Part = part("policy", "row-level security: count(*) with and without a policy", run);
 
-/// Counts of all rows in a turn: one alone is a matter of milliseconds.
+/// Number of counts in a turn: a single one takes only milliseconds.
 const COUNTS: u32 = 10;
 
 const COUNT: &str = "select count(*) from bench.posts";
@@ -66,7 +66,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     ];
     let per_row = alternate_numbers("policy", run.scale.rounds, turns.len(), |turn| {
         let (policy, sql) = turns[turn];
-        // The same table and the same session, so that nothing differs but the policy.
+        // The same table and the same session, so that only the policy differs.
         let switch = if policy { "enable" } else { "disable" };
         cluster.execute(DATABASE, &format!("alter table bench.posts {switch} row level security"))?;
         count_all(sql)

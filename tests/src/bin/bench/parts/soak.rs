@@ -1,4 +1,4 @@
-//! Full load for minutes, with the daemon flushing: what of it is left behind in tables and in memory.
+//! Full load for minutes, with the daemon flushing: what remains of it in tables and in memory.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,9 +23,9 @@ const STATEMENTS: [Statement; 1] = [VERIFY];
 /// Bytes of memory at one moment.
 #[derive(Clone, Copy)]
 struct Memory {
-    /// Of the server's processes, each its own.
+    /// The private memory of the server's processes.
     private: f64,
-    /// That the server's processes have in common, as far as it was ever used.
+    /// The shared memory of the server's processes, as far as it was ever used.
     shared: f64,
     daemon: f64,
 }
@@ -38,7 +38,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     // Any port: there may be another daemon on this machine.
     let mut daemon = Tollgated::spawn_command(command.env("TOLLGATED_OPS_ADDRESS", "127.0.0.1:0"))?;
     let mut clients = Clients::connect(&cluster, WEB, DATABASE, run.scale.clients, &STATEMENTS)?;
-    // Twice each: its row of usage is there, and was updated, so that what comes is more of the same.
+    // Each token twice: its row of usage then exists and was updated, so that the load only repeats that.
     let mut verified = 1;
     for _ in 0..2 {
         clients.warm_up(0, &tokens, 0..tokens.len())?;
@@ -59,7 +59,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
         });
         let done = clients.run(run.scale.soak, 0, &tokens);
         stop.store(true, Ordering::Relaxed);
-        let samples = sampler.join().expect("the sampler that fails says so");
+        let samples = sampler.join().expect("a failing sampler returns an error");
         anyhow::Ok((done?, samples?))
     })?;
     ensure!(daemon.is_running(), "the daemon ended:\n{}", daemon.log());
@@ -68,14 +68,15 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     daemon.terminate()?;
     daemon.wait(Duration::from_secs(60))?;
     drop(clients);
-    // A session reports what it did to tables when it ends, at the latest.
+    // A session reports its table statistics when it ends, at the latest.
     let others = "select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()";
     eventually(Duration::from_secs(60), "all sessions to end", || {
         cluster.value(DATABASE, others).is_ok_and(|count| count.as_deref() == Some("0"))
     });
     let after = Tables::look(&cluster)?;
 
-    // The first minute of ten, beside the last. The least of each: a flush takes memory while it runs, and gives it back.
+    // The first tenth of the time, compared with the last. The minimum of each: a flush allocates memory while it runs,
+    // and frees it.
     let tenth = (samples.len() / 10).max(1);
     let growth = |of: fn(&Memory) -> f64| {
         let least = |samples: &[Memory]| samples.iter().map(of).collect::<Series>().min();
@@ -118,22 +119,22 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     })
 }
 
-/// Growth that is none: a few pages that the allocator of some process happens to hold at one moment and not at another.
+/// Growth that is ignored: a few pages that some allocator happens to hold at one moment and not at another.
 const SLACK: f64 = 1_048_576.0;
 
-/// Sampled some hundred times.
+/// Gives some hundred samples.
 fn pause(soak: Duration) -> Duration {
     (soak / 300).clamp(Duration::from_millis(50), Duration::from_secs(2))
 }
 
-/// Waits until the daemon has flushed all that was verified.
+/// Waits until the daemon has flushed all verifications.
 fn catch_up(cluster: &Cluster, verified: u64) {
     eventually(Duration::from_secs(60), "the daemon to flush all verifications", || {
         service::check_metering(cluster, verified).is_ok()
     });
 }
 
-/// Sizes in bytes, counts of rows.
+/// Sizes in bytes, and numbers of rows.
 struct Tables {
     tokens: f64,
     dead: f64,
@@ -179,7 +180,7 @@ fn sample(cluster: &Cluster, daemon: &Tollgated) -> Result<Memory> {
         if pid != postmaster && parent_of(&pid).as_deref() != Some(&postmaster) {
             continue;
         }
-        // Gone, if they cannot be read: that is what these processes do.
+        // A process whose files cannot be read has ended, as backends do.
         let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         if !title.contains("autovacuum worker") {
             let (its_own, its_part) = memory_of(&pid).unwrap_or_default();
@@ -192,7 +193,7 @@ fn sample(cluster: &Cluster, daemon: &Tollgated) -> Result<Memory> {
     Ok(Memory { private, shared, daemon })
 }
 
-/// A process's private pages, and its part of those that it shares with others.
+/// A process's private pages, and its proportional part of shared ones.
 fn memory_of(pid: &str) -> Option<(f64, f64)> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     Some((kilobytes(&rollup, "Pss_Anon:")? * 1024.0, kilobytes(&rollup, "Pss_Shmem:")? * 1024.0))

@@ -1,4 +1,4 @@
-//! A verification's round trip, beside those that one would make instead.
+//! The round trip of a verification, compared with the alternatives.
 
 use anyhow::Result;
 use tollgate_tests::{Cluster, DATABASE};
@@ -12,7 +12,7 @@ use crate::service::{self, VERIFY, WEB};
 use crate::tokens::Tokens;
 
 pub(super) const PART: Part =
-    part("verify", "a verification's round trip beside what one would do instead", run);
+    part("verify", "a verification's round trip compared with the alternatives", run);
 
 const TOKEN_ALONE: Statement =
     Statement { sql: "select * from tollgate.verify_api_token($1)", takes: Takes::Token, expected: b"t" };
@@ -36,7 +36,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     ];
 
     let mut clients = Clients::connect(&cluster, WEB, DATABASE, run.scale.clients, &STATEMENTS)?;
-    // For the design that writes, if it does without durability.
+    // For the design that writes, if it gives up durability.
     let mut relaxed = Clients::connect(&cluster, WEB, DATABASE, run.scale.clients, &STATEMENTS)?;
     relaxed.each("set synchronous_commit = off")?;
     relaxed.warm_up(WRITING, &tokens, 0..tokens.len())?;
@@ -90,7 +90,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     ];
     for (name, (rate, cost)) in names.iter().zip(rates.iter().zip(&costs)) {
         figures.push(Figure::new(&format!("{name}: executions"), Unit::PerSecond, rate));
-        // Where the system tells it.
+        // Where the operating system reports it.
         if cost.median().is_finite() {
             let what = format!("{name}: processor time of the server");
             figures.push(Figure::new(&what, Unit::Microseconds, cost));
@@ -99,7 +99,8 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     Ok(Outcome { conditions, figures })
 }
 
-/// Each token once: what is of interest is a service that has been up for a while. Returns how many verifications it took.
+/// Verifies each token once: the figures are for a service that has been up for a while. Returns the number of
+/// verifications.
 fn warm_up(cluster: &Cluster, clients: &mut Clients<'_>, tokens: &Tokens) -> Result<u64> {
     clients.warm_up(CHECKING, tokens, 0..tokens.len())?;
     let quarter = tokens.len().div_ceil(4);

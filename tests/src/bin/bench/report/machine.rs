@@ -1,4 +1,4 @@
-//! The machine that figures are of.
+//! The machine on which the figures were measured.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -13,12 +13,12 @@ use crate::measure::Series;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) processor: String,
-    /// That this process may use.
+    /// The number of processors that this process may use.
     pub(crate) processors: usize,
     /// In bytes.
     pub(crate) memory: u64,
     pub(crate) system: String,
-    /// Microseconds that it takes to write 8 KiB and have them on the disk of the clusters.
+    /// Microseconds to write 8 KiB durably to the disk of the clusters.
     pub(crate) fdatasync: f64,
 }
 

@@ -1,30 +1,30 @@
-//! What was measured: as a table for people, as JSON, and as a section of the README.
+//! What was measured: as a table for people, as JSON, and as a section of docs/performance.md.
 
+mod document;
 mod machine;
-mod readme;
 mod table;
 
 use serde::{Deserialize, Serialize};
 
 use crate::measure::Series;
 
+pub(crate) use document::{rewrite, section};
 pub(crate) use machine::Machine;
-pub(crate) use readme::{rewrite, section};
 pub(crate) use table::{count, print};
 
-/// All that one run measured.
+/// The results of one run.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// What was run, as one would type it.
+    /// The command line of the run.
     pub(crate) command: String,
     pub(crate) began_at: jiff::Timestamp,
-    /// Sizes so small that the figures mean nothing.
+    /// Whether the sizes were so small that the figures mean nothing.
     pub(crate) quick: bool,
     pub(crate) machine: Machine,
     pub(crate) versions: Vec<Version>,
 }
 
-/// On one PostgreSQL.
+/// The results on one PostgreSQL.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Version {
     pub(crate) postgres: String,
@@ -32,7 +32,7 @@ pub(crate) struct Version {
     pub(crate) parts: Vec<Measured>,
 }
 
-/// By one part.
+/// The results of one part.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Measured {
     pub(crate) part: String,
@@ -49,7 +49,7 @@ pub(crate) struct Figure {
     pub(crate) median: f64,
     pub(crate) min: f64,
     pub(crate) max: f64,
-    /// One a round.
+    /// One per round.
     pub(crate) values: Vec<f64>,
 }
 
@@ -96,7 +96,7 @@ impl Figure {
         self
     }
 
-    /// Whether the median reaches the target, if there is one. What could not be measured does not.
+    /// Whether the median reaches the target, if there is one. A value that could not be measured does not.
     pub(crate) fn met(&self) -> Option<bool> {
         Some(match self.target? {
             Target::AtLeast(target) => self.median >= target,
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_measured_meets_nothing() {
+    fn a_value_that_could_not_be_measured_meets_no_target() {
         let nothing = Figure::new("x", Unit::Ratio, &Series::default());
         assert_eq!(nothing.clone().at_least(0.0).met(), Some(false));
         assert_eq!(nothing.at_most(9.9).met(), Some(false));

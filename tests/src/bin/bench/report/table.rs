@@ -1,4 +1,4 @@
-//! For people at a terminal.
+//! Output for a terminal.
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 
@@ -52,7 +52,7 @@ pub(crate) fn bound(target: Target, unit: Unit) -> String {
     }
 }
 
-/// A measured number, with as many digits as mean something.
+/// A measured number, with its significant digits.
 pub(crate) fn show(value: f64, unit: Unit) -> String {
     if !value.is_finite() {
         return "unknown".to_owned();
@@ -67,7 +67,7 @@ pub(crate) fn show(value: f64, unit: Unit) -> String {
     with_unit(&grouped(value, decimals), unit)
 }
 
-/// A number that somebody set.
+/// A configured number.
 fn plain(value: f64, unit: Unit) -> String {
     with_unit(&if value >= 1000.0 { grouped(value, 0) } else { value.to_string() }, unit)
 }
@@ -86,12 +86,12 @@ fn with_unit(number: &str, unit: Unit) -> String {
     format!("{number}{symbol}")
 }
 
-/// A number of things, for a sentence.
+/// A count, for a sentence.
 pub(crate) fn count(value: u32) -> String {
     grouped(value.into(), 0)
 }
 
-/// With a comma at each three digits.
+/// With a comma every three digits.
 fn grouped(value: f64, decimals: usize) -> String {
     let text = format!("{:.decimals$}", value.abs());
     let (whole, rest) = text.split_once('.').unwrap_or((&text, ""));

@@ -1,4 +1,4 @@
-//! The README's section on performance, made from a run between two markers. No number in it is anyone's but the run's.
+//! The results in docs/performance.md, made from a run between two markers. No number in them is from anywhere else.
 
 use std::fmt::Write as _;
 
@@ -10,9 +10,6 @@ use super::{Figure, Report};
 const BEGIN: &str = "<!-- Written by make bench-report; what is changed by hand here is lost. -->";
 const END: &str = "<!-- End of what make bench-report writes. -->";
 
-/// Where what is not met is explained, which a run does not overwrite.
-const ANALYSIS: &str = "docs/performance.md";
-
 /// `text` with the section between the markers replaced.
 pub(crate) fn rewrite(text: &str, section: &str) -> Result<String> {
     let (before, rest) = text.split_once(BEGIN).with_context(|| format!("there is no line {BEGIN}"))?;
@@ -23,7 +20,7 @@ pub(crate) fn rewrite(text: &str, section: &str) -> Result<String> {
 
 /// The section itself.
 pub(crate) fn section(report: &Report) -> Result<String> {
-    ensure!(!report.quick, "a quick run measures nothing that a README could say");
+    ensure!(!report.quick, "a quick run measures nothing that a document could say");
     let (machine, day) = (&report.machine, report.began_at.strftime("%Y-%m-%d"));
     let versions: Vec<&str> = report.versions.iter().map(|version| version.postgres.as_str()).collect();
     let mut text = format!(
@@ -45,7 +42,7 @@ pub(crate) fn section(report: &Report) -> Result<String> {
     text.push_str("\n|---|---|");
     text.push_str(&"---|".repeat(report.versions.len()));
     text.push('\n');
-    let mut missed = Vec::new();
+    let mut missed = false;
     for (what, target, figures) in rows(report) {
         write!(text, "| {what} | {target} |")?;
         for figure in &figures {
@@ -55,26 +52,17 @@ pub(crate) fn section(report: &Report) -> Result<String> {
             }
         }
         text.push('\n');
-        if figures.iter().flatten().any(|figure| figure.met() == Some(false)) {
-            missed.push(what);
-        }
+        missed |= figures.iter().flatten().any(|figure| figure.met() == Some(false));
     }
-    text.push('\n');
-    if missed.is_empty() {
-        writeln!(
-            text,
-            "All targets are met. [{ANALYSIS}]({ANALYSIS}) says what each figure is, and where the time goes.\n"
-        )?;
+    text.push_str(if missed {
+        "\nFigures in bold miss their target. The parts below say why, and what it would take.\n\n"
     } else {
-        writeln!(
-            text,
-            "Figures in bold miss their target. [{ANALYSIS}]({ANALYSIS}) says why, and what it would take.\n"
-        )?;
-    }
+        "\nAll targets are met. The parts below say what each figure is, and where the time goes.\n\n"
+    });
     Ok(text)
 }
 
-/// Those with a target, as the first version that has them orders them, with the figure of each version.
+/// The figures with a target, in the order of the first version that has them, with the figure of each version.
 fn rows(report: &Report) -> Vec<(&str, String, Vec<Option<&Figure>>)> {
     let figures = |version: usize| report.versions[version].parts.iter().flat_map(|part| &part.figures);
     let mut rows: Vec<(&str, String, Vec<Option<&Figure>>)> = Vec::new();
@@ -158,9 +146,9 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_has_a_place_for_it() {
-        let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
-        let text = std::fs::read_to_string(readme).expect("a README");
+    fn the_document_has_a_place_for_it() {
+        let document = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/performance.md");
+        let text = std::fs::read_to_string(document).expect("a document");
         rewrite(&text, "new\n").expect("rewritten");
     }
 

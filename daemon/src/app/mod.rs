@@ -1,0 +1,13 @@
+//! The use cases, each once. The command line is a thin face of them, as the HTTP API will be: it reads what it was given, calls
+//! a function here, and prints what came of it.
+//!
+//! A function here takes a session and plain values, and returns values. It prints nothing and knows no options.
+
+pub mod audit;
+pub mod capabilities;
+pub mod cleanup;
+pub mod flush;
+pub mod import;
+pub mod scopes;
+pub mod tokens;
+pub mod webhooks;
