@@ -83,7 +83,7 @@ suite=${IMAGE_SUITE:-forky}
 image tollgate-postgresql-18 "$suite" postgres "$packages"/postgresql-18-tollgate_"$version"-1_*.deb postgresql-18,adduser \
     --customize-hook="upload packaging/image/entrypoint.sh /usr/local/bin/entrypoint" \
     --customize-hook='chmod 755 "$1/usr/local/bin/entrypoint"; install -d -o 999 -g 999 -m 750 "$1/var/lib/postgresql"' \
-    --customize-hook='install -d -o 999 -g 999 -m 2775 "$1/var/run/postgresql"'
+    --customize-hook='install -d -o 999 -g 999 -m 2775 "$1/run/postgresql"'
 inside=$("$work/tollgate-postgresql-18/usr/lib/postgresql/18/bin/postgres" --version 2>/dev/null ||
     chroot "$work/tollgate-postgresql-18" /usr/lib/postgresql/18/bin/postgres --version)
 configure tollgate-postgresql-18 --config.entrypoint /usr/local/bin/entrypoint \

@@ -13,7 +13,9 @@ running=()
 finish() {
     for process in "${running[@]}"; do kill -INT "$process" 2>/dev/null || true; done
     wait
-    # What a container still had mounted is gone with it.
+    for mounted in "$work"/*/rootfs/run/postgresql; do
+        while umount --lazy "$mounted" 2>/dev/null; do :; done
+    done
     rm -rf --one-file-system "$work"
 }
 trap finish EXIT
@@ -23,7 +25,7 @@ mkdir "$work/sockets"
 chmod 2777 "$work/sockets"
 for name in tollgate-postgresql-18 tollgated; do
     umoci unpack --image "$images/$name:$version" "$work/$name" >/dev/null
-    mkdir -p "$work/$name/rootfs/var/run/postgresql"
+    mkdir -p "$work/$name/rootfs/run/postgresql"
 done
 
 # bundle NAME VARIABLE=VALUE…: has the bundle's configuration, which umoci derived from the image's, run without a terminal, with
@@ -51,7 +53,7 @@ start() {
     read -r user args <<<"$(bundle "$name" "$@")"
     [ "$user" = 999 ] || { echo "the image $name runs as the user $user" >&2 && exit 1; }
     if [ "$how" = crun ]; then
-        (cd "$work/$name" && exec crun --root "$work/crun" run "try-$$-$name") >"$work/$name.log" 2>&1 &
+        (cd "$work/$name" && exec crun --root "$work/crun" --cgroup-manager=disabled run "try-$$-$name") >"$work/$name.log" 2>&1 &
     else
         mount --bind "$work/sockets" "$work/$name/rootfs/run/postgresql" 2>/dev/null || true
         (exec chroot --userspec=999:999 "$work/$name/rootfs" /usr/bin/env -i PATH=/usr/lib/postgresql/18/bin:/usr/bin:/bin LC_ALL=C.UTF-8 \
@@ -65,6 +67,9 @@ sql() {
     chroot --userspec=999:999 "$work/tollgate-postgresql-18/rootfs" /usr/bin/env -i PATH=/usr/lib/postgresql/18/bin:/usr/bin:/bin \
         PGHOST="$1" PGUSER=postgres PGPASSWORD=secret PGDATABASE=app psql -XqAtw -v ON_ERROR_STOP=1 -c "$2"
 }
+
+# Not the server that only makes the cluster, which listens to no network.
+started() { [ "$(sql /run/postgresql 'show listen_addresses')" = '*' ]; }
 
 # until_true WHAT COMMAND…: within a minute.
 until_true() {
@@ -88,12 +93,12 @@ server=(tollgate-postgresql-18 POSTGRES_PASSWORD=secret POSTGRES_DB=app)
 start "${server[@]}"
 # The client comes from outside of the container, so its root needs the socket's directory too.
 mount --bind "$work/sockets" "$work/tollgate-postgresql-18/rootfs/run/postgresql" 2>/dev/null || true
-if ! until_true 'the start of the server' sql /run/postgresql 'select 1'; then
+if ! until_true 'the start of the server' started; then
     [ "$how" = crun ] || exit 1
     echo '==> crun could not run it on this kernel, see above: trying in a chroot'
     how=chroot running=()
     start "${server[@]}"
-    until_true 'the start of the server' sql /run/postgresql 'select 1'
+    until_true 'the start of the server' started
 fi
 sql /run/postgresql "create role tollgated login password 'daemon'" >/dev/null
 sql /run/postgresql "select tollgate.grant_capability('tollgated', 'operator')" >/dev/null
@@ -103,4 +108,3 @@ token=$(sql /run/postgresql "select token from tollgate.create_api_token('ann', 
 flushed() { [ "$(sql /run/postgresql 'select coalesce(sum(use_count), 0) from tollgate.token_usage')" = 1 ]; }
 until_true 'the flush of a use' flushed
 echo "==> the images ran by $how as user 999, with $(sql /run/postgresql 'show server_version'), and carried a use of a token"
-umount "$work"/*/rootfs/run/postgresql 2>/dev/null || true

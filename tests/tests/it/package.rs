@@ -9,6 +9,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -129,6 +130,9 @@ struct Manager(Receiver<String>);
 
 impl Manager {
     fn listen(path: &Path) -> Result<Self> {
+        if path.exists() {
+            std::fs::remove_file(path)?;
+        }
         let socket = UnixDatagram::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777))?;
         let (sender, receiver) = channel();
@@ -168,7 +172,11 @@ fn start(root: &mut Root, unit: &str) -> Result<Manager> {
     Ok(manager)
 }
 
+/// The daemons of all roots listen on the same port.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 fn install_and_serve(suite: &str, major: u32) -> Result<()> {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let Some((packages, clean)) = packages(suite)? else { return Ok(()) };
     let mut root = Root::copy_of(&clean, major)?;
     let mut debs = Vec::new();
@@ -294,7 +302,7 @@ fn the_packages_have_what_debian_wants_of_them() -> Result<()> {
     let built = Command::new(repository().join("packaging/build.sh"))
         .args([directory.path().as_os_str(), &pg_config])
         .env("TOLLGATED", std::env::var_os(TOLLGATED_VAR).context(TOLLGATED_VAR)?)
-        .env("COMPRESSION", "none")
+        .env("COMPRESSION", "gzip")
         .output()?;
     ensure!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let major = Install::under_test()?.major;
