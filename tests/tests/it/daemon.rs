@@ -834,12 +834,12 @@ const PASSWORD: &str = "s3cr3t-of-the-daemon";
 async fn neither_the_password_nor_a_token_appears_in_what_it_prints() -> Result<()> {
     let mut cluster = Arc::new(common::start(Cluster::builder())?);
     let db = Db::only(&cluster).await?;
-    cluster.execute(DATABASE, &format!("alter role tollgated password '{PASSWORD}'"))?;
+    cluster.execute(DATABASE, &format!("alter role {OPERATOR} password '{PASSWORD}'"))?;
     let rules = cluster.data_dir().join("pg_hba.conf");
     let trusting = std::fs::read_to_string(&rules)?;
-    std::fs::write(&rules, format!("host all tollgated 127.0.0.1/32 scram-sha-256\n{trusting}"))?;
-    let wrong = format!("postgres://operator:{PASSWORD}-typo@127.0.0.1:{}/{DATABASE}", cluster.port());
-    let right = format!("postgres://operator:{PASSWORD}@127.0.0.1:{}/{DATABASE}", cluster.port());
+    std::fs::write(&rules, format!("host all {OPERATOR} 127.0.0.1/32 scram-sha-256\n{trusting}"))?;
+    let wrong = format!("postgres://{OPERATOR}:{PASSWORD}-typo@127.0.0.1:{}/{DATABASE}", cluster.port());
+    let right = format!("postgres://{OPERATOR}:{PASSWORD}@127.0.0.1:{}/{DATABASE}", cluster.port());
     let everything = [EAGER, &["--log-level=trace"]];
     let url = db.url();
     drop(db);

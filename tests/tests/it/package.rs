@@ -293,6 +293,7 @@ fn output_of(program: &str, arguments: &[&OsStr]) -> Result<Option<Output>> {
 
 /// Of the PostgreSQL and the daemon that the tests run with.
 #[test]
+#[ignore = "long: builds the packages, 15 to 50 s"]
 fn the_packages_have_what_debian_wants_of_them() -> Result<()> {
     if output_of("dpkg-deb", &["--version".as_ref()])?.is_none() {
         return Ok(());
