@@ -131,7 +131,7 @@ async fn its_roles_do_their_work() -> Result<()> {
 #[test]
 fn after_its_settings_no_token_of_the_application_reaches_the_log() -> Result<()> {
     let (mut cluster, _) = after_the_documents()?;
-    // Everything that can be logged is. Only bind values are at stake: whoever writes a token into a statement logs it.
+    // Everything that can be logged is. Only bind values are at stake: a token written into a statement is logged.
     cluster.configure("log_statement", "all")?;
     cluster.configure("log_min_duration_statement", "0")?;
     cluster.configure("log_parameter_max_length", "-1")?;

@@ -11,7 +11,7 @@ use crate::contract::Due;
 use crate::error::Result;
 use crate::postgres::pool::Database;
 
-/// Nobody waits for the record of an expiry that a transaction kept from being found at its time.
+/// An expiry that a concurrent transaction hid from the walk is found by the next one; the record may be that late.
 const LATE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]

@@ -30,7 +30,7 @@ pub(super) fn findings(daemons: &[Value]) -> Vec<Finding> {
         findings.push(Finding::fail(
             NAME,
             format!(
-                "no daemon has led the task {task} for {}, so nobody does its work",
+                "no daemon has led the task {task} for {}, so its work is not done",
                 crate::process::duration::text(Duration::from_secs(lasting.as_secs()))
             ),
             "SELECT pg_terminate_backend(l.pid) FROM pg_locks l, tollgate.leaderships t WHERE l.locktype = 'advisory' AND \

@@ -206,7 +206,7 @@ fn statistics(handlers: &[Handler], database: &str) -> Finding {
             NAME,
             format!(
                 "it keeps statements such as DO and COPY with what is written into them, by {causes}: a token there is shown to \
-                 whoever may read it. Bind tokens, or have it leave these statements out"
+                 every role that may read it. Bind tokens, or have it leave these statements out"
             ),
             commands,
         ),
