@@ -210,7 +210,9 @@ async fn standby_finding(standby: &Target) -> Finding {
         ),
         Ok((false, _)) => Finding::warn(
             NAME,
-            format!("{place} is no standby: its usage is flushed by the daemon that names it in --database-url"),
+            format!(
+                "{place} is no standby: its usage is flushed by the daemon that names it in --database-url"
+            ),
             "if it was promoted, name it in --database-url; else name its standbys in --standby",
         ),
         Ok((true, _)) => Finding::ok(NAME, format!("{place} is a standby that counts usage")),
