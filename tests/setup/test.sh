@@ -113,7 +113,7 @@ export TOLLGATE_TEST_TOLLGATED=$DEV/bin/tollgated
 for major in "${majors[@]}"; do make --no-print-directory install PG="$major"; done
 echo "==> building the client tests"
 binary=$(cargo test --quiet --no-run --message-format=json --package tollgate-tests --test it |
-    sed -nE 's:.*"executable":"([^"]+/it-[^"]+)".*:\1:p')
+    sed -nE 's|.*"executable":"([^"]+/it-[^"]+)".*|\1|p')
 cd tests
 for major in "${majors[@]}"; do
     TOLLGATE_TEST_PG_CONFIG=$(pg_config "$major")
