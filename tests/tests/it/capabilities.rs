@@ -313,9 +313,12 @@ fn contract() -> Result<String> {
 
 #[tokio::test]
 async fn everyone_may_ask_what_they_hold_of_each_capability() -> Result<()> {
-    let World { owner, cluster, .. } = SHARED.world().await?;
+    // A database of its own: plain GRANTs of two sessions on one function fail with "tuple concurrently updated".
+    let cluster = SHARED.cluster()?;
+    common::database(&cluster, "held")?;
+    let owner = cluster.connect("postgres", "held").await?;
     let held = async |role: &str| -> Result<String> {
-        let client = cluster.connect(role, DATABASE).await?;
+        let client = cluster.connect(role, "held").await?;
         value(&client, "select string_agg(held, ' ') from tollgate.list_own_capabilities()").await
     };
     for (role, expected) in [
@@ -345,7 +348,7 @@ async fn everyone_may_ask_what_they_hold_of_each_capability() -> Result<()> {
     owner.batch_execute("revoke execute on function tollgate.create_api_token from holds_issuer").await?;
     assert_eq!(held("holds_issuer").await?, "whole partly not not");
     let missing = "select array_to_string(missing, '; ') from tollgate.list_own_capabilities() where capability = 'issuer'";
-    let issuer = cluster.connect("holds_issuer", DATABASE).await?;
+    let issuer = cluster.connect("holds_issuer", "held").await?;
     let missing: String = value(&issuer, missing).await?;
     assert!(missing.starts_with("tollgate.create_api_token(") && !missing.contains(';'), "{missing}");
     owner.batch_execute("grant execute on function tollgate.list_scopes to holds_none").await?;
