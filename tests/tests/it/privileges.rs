@@ -1,6 +1,7 @@
 //! Refused access, and the rules for every object. Who may do what is in capabilities.rs, attacks are in attacks.rs.
 
 use crate::calls;
+use crate::capabilities::PUBLIC;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::common::{self, Shared, World, error, issue, refused, value};
@@ -10,20 +11,6 @@ use tokio_postgres::error::{DbError, SqlState};
 use tollgate_tests::DATABASE;
 
 static SHARED: Shared = Shared::new(&[]);
-
-/// What everyone may call: it discloses nothing but the caller's own context.
-const PUBLIC: [&str; 10] = [
-    "tollgate.client_ip_from(text,cidr[])",
-    "tollgate.current_scopes()",
-    "tollgate.current_token_id()",
-    "tollgate.current_user_id()",
-    "tollgate.list_own_capabilities()",
-    "tollgate.require_scope(text)",
-    "tollgate.scope_grants(text[],text)",
-    "tollgate.token_has_all_scopes(text[])",
-    "tollgate.token_has_any_scope(text[])",
-    "tollgate.token_has_scope(text)",
-];
 
 /// Functions of the schema by signature, with a call that passes NULL for each argument: from a sub-select, since the
 /// planner would fold a strict function of constants before its privilege is checked.
