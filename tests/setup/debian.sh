@@ -21,6 +21,18 @@ debian_keyring() {
     echo $keyring
 }
 
+# download DIR PACKAGE…: downloads packages of this machine's own release into DIR. Installs nothing.
+download() {
+    local dir=$1
+    shift
+    command -v apt-get >/dev/null || unavailable "there is no apt-get."
+    mkdir -p "$dir"
+    chmod 777 "$dir" # apt's own unprivileged user writes here
+    fetch() { (cd "$dir" && apt-get download -q "$@" 2>&1); }
+    fetch "$@" >/dev/null || { [ "$(id -u)" = 0 ] && apt-get update -q >&2 && fetch "$@" >&2; } ||
+        unavailable "apt-get could not download $*."
+}
+
 # private_apt DIR SUITE…: makes DIR hold what apt knows of these suites of Debian and nothing of this machine, and sets the
 # array `apt_options` so that `apt-get "${apt_options[@]}"` works there. Needs no root, and installs nothing.
 private_apt() {
@@ -45,11 +57,7 @@ private_apt() {
 # has none.
 debian_mmdebstrap() {
     if command -v mmdebstrap; then return; fi
-    mkdir -p "$1/mmdebstrap"
-    chmod 777 "$1/mmdebstrap" # apt's own unprivileged user writes here
-    fetch() { (cd "$1/mmdebstrap" && apt-get download -q mmdebstrap 2>&1); }
-    fetch "$1" >/dev/null || { [ "$(id -u)" = 0 ] && apt-get update -q >&2 && fetch "$1" >&2; } ||
-        unavailable "apt-get could not download mmdebstrap."
+    download "$1/mmdebstrap" mmdebstrap
     dpkg-deb -x "$1"/mmdebstrap/mmdebstrap_*.deb "$1/mmdebstrap"
     echo "$1/mmdebstrap/usr/bin/mmdebstrap"
 }

@@ -16,19 +16,13 @@ unavailable() {
     exit 3
 }
 
-apt_lists_are_fresh=
-as_root_update() {
-    if [ "$(id -u)" = 0 ] && [ -z "$apt_lists_are_fresh" ]; then
-        apt-get update -q
-        apt_lists_are_fresh=yes
-    fi
-}
+. "$(dirname "$0")/debian.sh"
 
 if [ ! -x $bin/postgres ] || [ ! -x $bin/pgbench ]; then
     command -v apt-get >/dev/null || unavailable "there is no $bin/postgres (the layout of Debian's packages), and no apt-get."
     [ "$(id -u)" = 0 ] || unavailable "the package postgresql-15 is not installed, and only root can install it."
     echo "==> installing the package postgresql-15"
-    as_root_update
+    apt-get update -q
     DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends postgresql-15 ||
         unavailable "apt-get could not install postgresql-15."
 fi
@@ -45,11 +39,7 @@ if [ -e $headers/postgres.h ]; then
 else
     # Unpacked rather than installed: the package depends on LLVM, and only its headers are needed.
     echo "==> downloading the headers (package postgresql-server-dev-15)"
-    mkdir "$work/deb"
-    chmod 777 "$work/deb" # apt's own unprivileged user writes here
-    fetch() { (cd "$work/deb" && apt-get download -q postgresql-server-dev-15 2>&1); }
-    fetch >/dev/null || { as_root_update && fetch; } ||
-        unavailable "apt-get could not download postgresql-server-dev-15, and $headers is not there."
+    download "$work/deb" postgresql-server-dev-15
     dpkg-deb -x "$work"/deb/postgresql-server-dev-15_*.deb "$work/deb/files"
     cp -a "$work/deb/files/usr/include/postgresql" "$work/usr/include/"
     rm -rf "$work/deb"

@@ -6,6 +6,7 @@
 set -euo pipefail
 umask 022
 dir=$1
+here=$(cd "$(dirname "$0")" && pwd)
 
 if [ -e "$dir" ]; then exit 0; fi
 
@@ -13,15 +14,12 @@ unavailable() {
     echo "PgBouncer is not available here: $1" >&2
     exit 3
 }
+. "$here/debian.sh"
 
-command -v apt-get >/dev/null || unavailable "there is no apt-get."
 echo "==> downloading Debian's PgBouncer"
 work=$dir.part
 rm -rf "$work"
-mkdir -p "$work/deb"
-chmod 777 "$work/deb" # apt's own unprivileged user writes here
-fetch() { (cd "$work/deb" && apt-get download -q pgbouncer libevent-2.1-7 libc-ares2 2>&1); }
-fetch >/dev/null || { [ "$(id -u)" = 0 ] && apt-get update -q && fetch; } || unavailable "apt-get could not download it."
+download "$work/deb" pgbouncer libevent-2.1-7 libc-ares2
 for deb in "$work"/deb/*.deb; do dpkg-deb -x "$deb" "$work"; done
 rm -rf "$work/deb"
 cat >"$work/run" <<'RUN'

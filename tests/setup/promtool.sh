@@ -6,6 +6,7 @@
 set -euo pipefail
 umask 022
 file=$1
+here=$(cd "$(dirname "$0")" && pwd)
 
 if [ -e "$file" ]; then exit 0; fi
 
@@ -13,20 +14,17 @@ unavailable() {
     echo "promtool is not available here: $1" >&2
     exit 3
 }
+. "$here/debian.sh"
 
 mkdir -p "$(dirname "$file")"
 if own=$(command -v promtool); then
     ln -s "$own" "$file"
     exit 0
 fi
-command -v apt-get >/dev/null || unavailable "there is no apt-get."
 echo "==> downloading Debian's Prometheus, for its promtool"
 work=$file.part
 rm -rf "$work"
-mkdir -p "$work/deb"
-chmod 777 "$work/deb" # apt's own unprivileged user writes here
-fetch() { (cd "$work/deb" && apt-get download -q prometheus 2>&1); }
-fetch >/dev/null || { [ "$(id -u)" = 0 ] && apt-get update -q && fetch; } || unavailable "apt-get could not download it."
+download "$work/deb" prometheus
 dpkg-deb --fsys-tarfile "$work"/deb/*.deb | tar -x -C "$work" ./usr/bin/promtool
 "$work/usr/bin/promtool" --version >/dev/null || unavailable "it does not start."
 mv "$work/usr/bin/promtool" "$file"
