@@ -47,7 +47,7 @@ impl Problem {
         self
     }
 
-    /// As `tollgate.verify_token` returns it.
+    /// As `tollgate.verification` has it.
     pub(super) fn code(mut self, code: impl Into<String>) -> Self {
         self.code = Some(code.into());
         self

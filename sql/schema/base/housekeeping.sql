@@ -47,7 +47,7 @@ BEGIN
     IF $1 IS NULL OR $1 < interval '0' OR $1 > interval '1000 years' THEN
         RAISE EXCEPTION 'a retention is from nothing to 1000 years'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: retention, of %s.', coalesce($1::text, 'NULL')),
-                  HINT = 'Give how long ended tokens are kept, such as 30 days.';
+                  HINT = 'Give how long ended data is kept, such as 30 days.';
     END IF;
     -- The role that may purge does not decide how long data is kept. The call loads the library, which defines the setting.
     PERFORM tollgate.system_identifier();
