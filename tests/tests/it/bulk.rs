@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::common::{self, Shared, database, value};
+use crate::operator::QUEUE_ALL;
 use anyhow::{Context as _, Result};
 use tokio_postgres::Client;
 use tollgate_tests::Cluster;
@@ -462,6 +463,7 @@ async fn messages_for_receivers_that_are_gone_cost_nothing_per_second_or_event()
     let mut counted: Vec<Vec<(&str, f64)>> = Vec::new();
     for n in [FEW, 10 * FEW] {
         let owner = prepared(&cluster, "backlog", n, BACKLOG).await?;
+        owner.batch_execute(QUEUE_ALL).await?;
         let mut costs = Vec::new();
         // The first round fills the session's caches.
         for _ in 0..2 {
@@ -471,6 +473,7 @@ async fn messages_for_receivers_that_are_gone_cost_nothing_per_second_or_event()
             owner.batch_execute(ISSUE).await?;
             let queue = "select tollgate.queue_webhook_deliveries(1000)";
             costs.push(("queueing an event", pages(&owner, queue).await?));
+            owner.batch_execute(QUEUE_ALL).await?;
             owner
                 .batch_execute(
                     "update tollgate.webhook_queue set next_attempt_at = now() + interval '2 hours'

@@ -10,7 +10,7 @@ use tollgate_tests::{Tollgated, eventually_async};
 
 use crate::commands::{NO, OK, USAGE, complaint, expect, fed, json_of, printed};
 use crate::common::{Shared, code, issue, issue_with, value};
-use crate::operator::Db;
+use crate::operator::{Db, QUEUE_ALL};
 
 static SHARED: Shared = Shared::new(&[]);
 
@@ -177,7 +177,7 @@ async fn webhooks_are_managed_from_the_command_line() -> Result<()> {
 
     // Messages that were given up are listed and sent again.
     issue(&db.owner, "ann", &[]).await?;
-    db.owner.batch_execute("select tollgate.queue_webhook_deliveries(1000)").await?;
+    db.owner.batch_execute(QUEUE_ALL).await?;
     let messages = json_of(&url, &["webhook", "messages", "audit"], OK);
     assert_eq!(column(&messages, "event"), ["token.created"]);
     let id = messages[0]["id"].to_string();

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::common::{self, Shared, issue, refused, revoke, value};
-use crate::operator::{self, Db};
+use crate::operator::{self, Db, QUEUE_ALL};
 use crate::web::{self, LONG, eventually_answers, eventually_measures, metrics, run};
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
@@ -690,10 +690,10 @@ async fn nobody_moves_the_cursor_of_the_webhooks_past_what_was_queued() -> Resul
         let call = format!("select tollgate.advance_subscription('tollgate:webhooks', {place})");
         refused(db.operator.execute(&call, &[]).await, &SqlState::INSUFFICIENT_PRIVILEGE);
     }
-    db.operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
+    db.operator.batch_execute(QUEUE_ALL).await?;
     let pending = "select pending from tollgate.webhooks";
     assert_eq!(value::<i64>(&db.owner, pending).await?, 1);
-    db.operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
+    db.operator.batch_execute(QUEUE_ALL).await?;
     assert_eq!(value::<i64>(&db.owner, pending).await?, 1);
     // Nor are there more subscriptions than an administrator can look through.
     let open = "select count(o) from generate_series(1, 99) n, tollgate.open_subscription('s' || n) o";
@@ -729,15 +729,15 @@ async fn a_webhook_whose_queue_is_full_is_disabled_and_old_messages_are_purged()
     let write = "insert into tollgate.audit_log (event, detail) select 'test.event', '{}' from generate_series(1, 100)";
     for _ in 0..9 {
         db.owner.batch_execute(write).await?;
-        operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
+        operator.batch_execute(QUEUE_ALL).await?;
     }
     let enabled = "select enabled from tollgate.webhooks where name = 'crm'";
     assert!(value::<bool>(&db.owner, enabled).await?);
     // Including the events about the webhooks themselves.
     db.owner.batch_execute(write).await?;
-    operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
+    operator.batch_execute(QUEUE_ALL).await?;
     issue(&db.owner, "ann", &[]).await?;
-    operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
+    operator.batch_execute(QUEUE_ALL).await?;
     assert!(!value::<bool>(&db.owner, enabled).await?);
     let reason: String =
         value(&db.owner, "select disabled_reason from tollgate.webhooks where name = 'crm'").await?;
@@ -784,7 +784,7 @@ async fn the_numbers_of_messages_are_right_however_the_queue_is_changed() -> Res
         "select tollgate.drop_webhook('b')",
         "begin; truncate tollgate.webhook_queue; rollback",
         "begin; savepoint s; delete from tollgate.webhook_queue; rollback to s; commit",
-        "select tollgate.queue_webhook_deliveries()",
+        QUEUE_ALL,
         "select tollgate.claim_webhook_deliveries()",
         "select tollgate.finish_webhook_delivery(id, lease, 200) from tollgate.webhook_queue where lease is not null and webhook = 'a'",
         "truncate tollgate.webhook_queue",
@@ -817,7 +817,7 @@ async fn waiting_messages_are_brought_forward_after_an_outage() -> Result<()> {
     for _ in 0..4 {
         issue(&db.owner, "ann", &[]).await?;
     }
-    db.operator.execute("select tollgate.queue_webhook_deliveries()", &[]).await?;
+    db.operator.batch_execute(QUEUE_ALL).await?;
     let fail = "select count(tollgate.finish_webhook_delivery(c.id, c.lease, 503, 'busy', '20 hours'))
                   from tollgate.claim_webhook_deliveries($1) c";
     db.operator.execute(fail, &[&3]).await?;
@@ -916,15 +916,11 @@ async fn a_webhook_can_be_dropped_while_messages_of_it_are_queued_and_sent() -> 
             "select tollgate.finish_webhook_delivery(id, lease, 200) from tollgate.webhook_queue where lease is not null",
             "select tollgate.drop_webhook('w')",
         ),
-        ("select tollgate.drop_webhook('w')", "select tollgate.queue_webhook_deliveries()"),
-        ("select tollgate.queue_webhook_deliveries()", "select tollgate.drop_webhook('w')"),
+        ("select tollgate.drop_webhook('w')", QUEUE_ALL),
+        (QUEUE_ALL, "select tollgate.drop_webhook('w')"),
     ] {
         define(&db.owner, "w", "https://example.com/", "null").await?;
-        db.owner
-            .batch_execute(
-                "select tollgate.queue_webhook_deliveries(); select tollgate.claim_webhook_deliveries(1)",
-            )
-            .await?;
+        db.owner.batch_execute(&format!("{QUEUE_ALL}; select tollgate.claim_webhook_deliveries(1)")).await?;
         issue(&db.owner, "ann", &[]).await?;
         db.owner.batch_execute(&format!("begin; {first}")).await?;
         let waits = "select exists (select from pg_stat_activity where wait_event_type = 'Lock' and datname = 'dropped')";

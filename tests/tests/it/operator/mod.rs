@@ -366,6 +366,11 @@ pub(crate) async fn read(client: &Client, after: &Cursor, max_events: i32) -> Re
     })
 }
 
+/// Queues the messages of all events. One call may end in the middle, where an event's transaction was still running
+/// beside others when the batch before it was read.
+pub(crate) const QUEUE_ALL: &str =
+    "do $$ begin while not (select caught_up from tollgate.queue_webhook_deliveries()) loop end loop; end $$";
+
 /// Reads until there is nothing more; the cursor ends up there.
 pub(crate) async fn read_all(client: &Client, cursor: &mut Cursor, batch_size: i32) -> Result<Vec<Value>> {
     let mut events = Vec::new();
