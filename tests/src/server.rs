@@ -1,6 +1,6 @@
 //! One PostgreSQL server with its own data directory: initialised, configured, started, stopped, crashed.
 //!
-//! Used by the tests, whose servers live as long as a [`crate::Cluster`], and by `make up`, whose server outlives the
+//! Used by the tests, whose servers live as long as a `Cluster`, and by `make up`, whose server outlives the
 //! process that started it: so a running server is always identified by its `postmaster.pid`, never only by a handle.
 
 use std::collections::BTreeMap;
@@ -15,8 +15,9 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::account::Account;
+use crate::install::Install;
 use crate::wait::holds_within;
-use crate::{Account, Install};
 
 /// Longest path of a Unix socket that every platform takes, less the terminating zero.
 const SOCKET_PATH_MAX: usize = 103;

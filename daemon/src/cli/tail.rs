@@ -18,7 +18,7 @@ use crate::config::TailOptions;
 use crate::contract;
 use crate::contract::{Cursor, Event};
 use crate::error::{Error, Kind, Result};
-use crate::postgres::pool::Session;
+use crate::postgres::session::Session;
 use crate::postgres::target::Target;
 use crate::process::exit;
 use crate::process::failure_log::FailureLog;

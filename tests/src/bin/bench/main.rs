@@ -9,6 +9,7 @@ mod measure;
 mod parts;
 mod peers;
 mod report;
+mod scale;
 mod service;
 mod tokens;
 mod wire;
@@ -24,6 +25,7 @@ use tollgate_tests::{Install, TOLLGATED_VAR, dev_dir};
 
 use crate::parts::{PARTS, Part, Run};
 use crate::report::{Machine, Measured, Report, Version};
+use crate::scale::Scale;
 
 #[derive(Parser)]
 #[command(about = "Measures Tollgate against the alternatives")]
@@ -78,28 +80,6 @@ struct Options {
     /// Length of the full load of `soak`, in seconds [default: 600]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     soak: Option<u64>,
-}
-
-/// The sizes of a run.
-pub(crate) struct Scale {
-    pub(crate) tokens: u32,
-    /// The smaller table, for measuring growth.
-    pub(crate) few: u32,
-    pub(crate) many: u32,
-    pub(crate) clients: usize,
-    pub(crate) rounds: u32,
-    pub(crate) turn: Duration,
-    pub(crate) soak: Duration,
-    /// The daemon's flush interval.
-    pub(crate) flush_interval: Duration,
-    /// Calls per statement, for measurements inside a backend.
-    pub(crate) calls: u32,
-    /// Rows of the table with policies.
-    pub(crate) rows: u32,
-    /// Tokens in one flush.
-    pub(crate) flushed: u32,
-    /// Ended tokens that are deleted.
-    pub(crate) ended: u32,
 }
 
 impl Options {

@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use tollgate_tests::DATABASE;
 
-use super::{Outcome, Part, Run, part};
+use super::part::{Outcome, Part, Run, part};
 use crate::clients::{ADDRESS, Clients, REQUIRED, Statement, socket};
 use crate::measure::{Series, alternate_numbers, timed};
 use crate::report::{Figure, Unit};

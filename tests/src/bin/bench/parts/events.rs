@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use tollgate_tests::{Cluster, DATABASE};
 
-use super::{Outcome, Part, Run, part};
+use super::part::{Outcome, Part, Run, part};
 use crate::clients::socket;
 use crate::measure::{Progress, Series, timed};
 use crate::report::{Figure, Unit, count};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually};
 
-use super::{Outcome, Part, Run, part_with_daemon};
+use super::part::{Outcome, Part, Run, part_with_daemon};
 use crate::clients::{Clients, Statement};
 use crate::measure::Series;
 use crate::report::{Figure, Unit};

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::results::{Figure, Report};
 use super::table::{bound, show};
-use super::{Figure, Report};
 
 const BEGIN: &str = "<!-- Written by make bench-report; what is changed by hand here is lost. -->";
 const END: &str = "<!-- End of what make bench-report writes. -->";
