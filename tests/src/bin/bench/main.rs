@@ -6,6 +6,7 @@
 
 mod clients;
 mod measure;
+mod memory;
 mod parts;
 mod peers;
 mod report;
