@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # test.sh [--long] MAJOR…: every tier of tests, on these versions of PostgreSQL. Called by `make test` and `make test-long`.
 #
-#   unit       tollgate-core and tollgated, no server
+#   unit       tollgate-core, tollgated and the benchmark, no server
 #   in-server  #[pg_test]: functions that run inside a backend, by cargo-pgrx, in copies of the PostgreSQLs
 #   client     tests/tests/it: clients, daemons, standbys and crashes, on real servers
 #
@@ -80,6 +80,8 @@ done
 if [ -z "$long${ONLY-}" ]; then
     what="unit tests"
     count cargo test --package tollgate-core --package tollgated
+    what="unit tests of the benchmark"
+    count cargo test --package tollgate-tests --bin bench
 
     for major in "${majors[@]}"; do
         # A test build has functions and a schema that other servers must not have.

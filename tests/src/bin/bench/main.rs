@@ -41,9 +41,9 @@ enum Command {
     Run(Options),
     /// Rewrite the results in docs/performance.md from what a run wrote with --json
     Report {
-        /// The JSON file of a run
-        #[arg(long)]
-        json: PathBuf,
+        /// The JSON file of a run; of several, a later one's parts replace those of the same name
+        #[arg(long, required = true)]
+        json: Vec<PathBuf>,
         #[arg(long, default_value = "docs/performance.md")]
         document: PathBuf,
     },
@@ -217,11 +217,17 @@ fn command(options: &Options) -> String {
     }
 }
 
-fn write_section(json: &Path, document: &Path) -> Result<()> {
+fn write_section(json: &[PathBuf], document: &Path) -> Result<()> {
     let read =
         |path: &Path| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
-    let report: Report = serde_json::from_str(&read(json)?)
-        .with_context(|| format!("{} is not what a run wrote", json.display()))?;
+    let mut runs = json.iter().map(|json| -> Result<Report> {
+        serde_json::from_str(&read(json)?)
+            .with_context(|| format!("{} is not what a run wrote", json.display()))
+    });
+    let mut report = runs.next().context("no run")??;
+    for run in runs {
+        report.add(run?);
+    }
     let text = report::rewrite(&read(document)?, &report::section(&report)?)
         .with_context(|| document.display().to_string())?;
     fs::write(document, text).with_context(|| format!("cannot write {}", document.display()))

@@ -141,6 +141,24 @@ mod tests {
     }
 
     #[test]
+    fn parts_that_were_measured_again_replace_the_first_ones() {
+        let mut both = report(false);
+        let mut again = report(false);
+        again.command = "make bench ARGS='--only verify'".into();
+        again.versions[1].major = 16;
+        again.versions[0].parts[0].figures[0].median = 1.5;
+        both.add(again);
+        let text = section(&both).expect("a section");
+        for part in [
+            "by `make bench` and `make bench ARGS='--only verify'` on",
+            "| what | target | PostgreSQL 18 | PostgreSQL 15 | PostgreSQL 16 |",
+            "| fast ÷ slow | ≥ 1.15 | 1.500 (1.150 to 1.350) | **1.100** (1.000 to 1.200) | **1.100** (1.000 to 1.200) |",
+        ] {
+            assert!(text.contains(part), "no {part:?} in:\n{text}");
+        }
+    }
+
+    #[test]
     fn a_quick_run_writes_nothing() {
         section(&report(true)).expect_err("refused");
     }

@@ -8,13 +8,33 @@ use crate::measure::Series;
 /// The results of one run.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// The command line of the run.
+    /// The command line of the run; of several, with "` and `" between them.
     pub(crate) command: String,
     pub(crate) began_at: jiff::Timestamp,
     /// Whether the sizes were so small that the figures mean nothing.
     pub(crate) quick: bool,
     pub(crate) machine: Machine,
     pub(crate) versions: Vec<Version>,
+}
+
+impl Report {
+    /// Adds what another run measured. Parts that both have are the other's.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.command = format!("{}` and `{}", self.command, other.command);
+        self.quick |= other.quick;
+        for version in other.versions {
+            let Some(mine) = self.versions.iter_mut().find(|mine| mine.major == version.major) else {
+                self.versions.push(version);
+                continue;
+            };
+            for part in version.parts {
+                match mine.parts.iter_mut().find(|mine| mine.part == part.part) {
+                    Some(mine) => *mine = part,
+                    None => mine.parts.push(part),
+                }
+            }
+        }
+    }
 }
 
 /// The results on one PostgreSQL.
