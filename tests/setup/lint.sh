@@ -3,7 +3,7 @@
 set -euo pipefail
 
 # As in test.sh, so that the bindings to PostgreSQL are made once.
-export PROFILE=testing
+export PROFILE=dev FEATURES=testing
 
 step() { echo "==> $*"; }
 
@@ -23,9 +23,9 @@ for major in 18 15 17 16; do
     pg_config=${!name}
     step "clippy: extension, PostgreSQL $major"
     clippy=(tests/setup/pgrx.sh "$pg_config" cargo clippy --quiet --profile "$PROFILE" --package tollgate --no-default-features)
-    "${clippy[@]}" --lib --features pg$major -- -D warnings
+    "${clippy[@]}" --lib --features "pg$major $FEATURES" -- -D warnings
     # The tests are the same for each.
-    if [ $major = 18 ]; then "${clippy[@]}" --all-targets --features "pg$major pg_test" -- -D warnings; fi
+    if [ $major = 18 ]; then "${clippy[@]}" --all-targets --features "pg$major pg_test $FEATURES" -- -D warnings; fi
 done
 
 step "the rules for our SQL"

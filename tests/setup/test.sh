@@ -16,8 +16,8 @@
 set -euo pipefail
 umask 022
 
-# Of the extension, for all tiers.
-export PROFILE=testing
+# Of the extension, for all tiers: with the checks of a debug build, and compiled in a third of the time.
+export PROFILE=dev FEATURES=testing
 # A failing test prints enough; a backtrace of the harness adds nothing.
 export RUST_LIB_BACKTRACE=0
 # Tests mostly wait for a server, so more of them run at once than there are processors.
@@ -98,7 +98,7 @@ if [ -z "$long${ONLY-}" ]; then
         if [ "$(id -u)" = 0 ]; then chown "$RUN_AS" "$data"; fi
         what="in-server tests, PostgreSQL $major"
         USER=$(id -un) count tests/setup/pgrx.sh "$copy" test "pg$major" --profile "$PROFILE" --package tollgate \
-            --no-default-features --pgdata "$data" "${as[@]}"
+            --no-default-features --features "$FEATURES" --pgdata "$data" "${as[@]}"
     done
 fi
 

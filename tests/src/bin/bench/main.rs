@@ -163,8 +163,11 @@ fn run(options: &Options) -> Result<()> {
         versions: Vec::new(),
     };
     for install in &installs {
-        let mut version =
-            Version { postgres: install.version.clone(), major: install.major, parts: Vec::new() };
+        report.versions.push(Version {
+            postgres: install.version.clone(),
+            major: install.major,
+            parts: Vec::new(),
+        });
         for part in &parts {
             eprintln!("==> {}: {}: {}", install.version, part.name, part.about);
             let begin = Instant::now();
@@ -173,20 +176,20 @@ fn run(options: &Options) -> Result<()> {
             let unknown = outcome.figures.iter().find(|figure| !figure.median.is_finite());
             ensure!(unknown.is_none(), "{} was not measured", unknown.map_or("", |figure| &figure.what));
             eprintln!("    {:.0} s", begin.elapsed().as_secs_f64());
-            version.parts.push(Measured {
+            let measured = Measured {
                 part: part.name.to_owned(),
                 seconds: begin.elapsed().as_secs_f64(),
                 conditions: outcome.conditions,
                 figures: outcome.figures,
-            });
+            };
+            report.versions.last_mut().expect("one was added").parts.push(measured);
+            // After each part, so that an error in a later one does not lose an hour's work.
+            if let Some(path) = &options.json {
+                fs::write(path, serde_json::to_vec_pretty(&report)?)
+                    .with_context(|| format!("cannot write {}", path.display()))?;
+            }
         }
-        report::print(&version);
-        report.versions.push(version);
-        // After each version, so that an error at the end does not lose an hour's work.
-        if let Some(path) = &options.json {
-            fs::write(path, serde_json::to_vec_pretty(&report)?)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-        }
+        report::print(report.versions.last().expect("one was added"));
     }
     Ok(())
 }
