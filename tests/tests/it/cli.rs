@@ -626,7 +626,7 @@ async fn a_found_token_is_revoked_by_presenting_it() -> Result<()> {
 #[tokio::test]
 async fn input_that_is_not_a_token_is_refused_before_anything_is_tried() -> Result<()> {
     // Nothing listens there: a command that tried to connect would exit with another code.
-    let url = "postgres://nobody@127.0.0.1:1/nowhere";
+    let url = "postgres://unused@127.0.0.1:1/nowhere";
     let book = "x".repeat(5000);
     for input in ["", "\n  \n", &book] {
         for command in [&["token", "verify"][..], &["token", "revoke", "--presented"]] {
@@ -658,7 +658,7 @@ async fn a_token_given_as_an_argument_is_refused_and_not_repeated() -> Result<()
         &["token", token],
         &[token],
     ] {
-        let complaint = complaint("postgres://nobody@127.0.0.1:1/nowhere", arguments, USAGE);
+        let complaint = complaint("postgres://unused@127.0.0.1:1/nowhere", arguments, USAGE);
         if complaint.contains(&token[8..]) {
             offenders.push(arguments.join(" ").replace(token, "TOKEN"));
         }
@@ -861,7 +861,7 @@ fn completions_and_the_manual_page_know_every_command() {
 
 #[test]
 fn a_wrong_command_line_says_what_is_wrong_and_tries_nothing() -> Result<()> {
-    let url = "postgres://nobody@127.0.0.1:1/nowhere";
+    let url = "postgres://unused@127.0.0.1:1/nowhere";
     for (arguments, words) in [
         (&["frobnicate"][..], &["frobnicate"][..]),
         (&[], &["Usage"]),

@@ -280,7 +280,7 @@ fn a_file_that_cannot_contain_tokens_is_refused_before_anything_is_tried() -> Re
     Account::unprivileged()?.own(directory.path())?;
     let bare = file(&directory, "bare.csv", &format!("ann,n,{}\n", digest("x")))?;
     let nameless = file(&directory, "tokens", "")?;
-    let url = "postgres://nobody@127.0.0.1:1/nowhere";
+    let url = "postgres://unused@127.0.0.1:1/nowhere";
     for (path, words) in
         [(bare.as_str(), "user_id"), (&nameless, "--format"), ("/nonexistent/tokens.csv", "/nonexistent")]
     {
