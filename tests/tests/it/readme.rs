@@ -249,8 +249,11 @@ fn each_message_that_operations_quotes_is_raised_in_these_words() -> Result<()> 
         ["sql/", "extension/", "daemon/"].iter().any(|folder| name.starts_with(folder))
             && [".sql", ".rs"].iter().any(|kind| name.ends_with(kind))
     };
-    let sources: String =
-        files()?.into_iter().filter(|(name, _)| ours(name)).map(|(_, text)| text.replace("\\\n", "")).collect();
+    let sources: String = files()?
+        .into_iter()
+        .filter(|(name, _)| ours(name))
+        .map(|(_, text)| text.replace("\\\n", ""))
+        .collect();
     let sources = sources.split_whitespace().collect::<Vec<_>>().join(" ");
 
     let text = fs::read_to_string(root().join("docs/operations.md"))?;
