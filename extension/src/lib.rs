@@ -70,13 +70,13 @@ extension_sql_file!("../../sql/schema/usage/stats.sql", name = "stats", requires
 extension_sql_file!("../../sql/schema/base/health.sql", name = "health", requires = ["stats"]);
 extension_sql_file!(
     "../../sql/schema/base/privilege_decisions.sql",
-    name = "decisions",
+    name = "privilege_decisions",
     requires = ["health"]
 );
 extension_sql_file!(
     "../../sql/schema/base/capabilities.sql",
     name = "capabilities",
-    requires = ["decisions"]
+    requires = ["privilege_decisions"]
 );
 extension_sql_file!(
     "../../sql/schema/base/privileges.sql",

@@ -143,7 +143,7 @@ async fn every_function_view_and_type_has_a_privilege_decision() -> Result<()> {
     )
     .await?;
     let undecided: Vec<_> = there.difference(&decided).collect();
-    assert!(undecided.is_empty(), "not in sql/schema/decisions.sql: {undecided:#?}");
+    assert!(undecided.is_empty(), "not in sql/schema/base/privilege_decisions.sql: {undecided:#?}");
     assert_eq!(decided, there, "a decision about a missing object");
 
     let unclear = "

@@ -367,8 +367,8 @@ fn the_units_are_understood_by_systemd_which_finds_them_hardened() -> Result<()>
         // It also looks for what only the package brings.
         let verified = output_of("systemd-analyze", &["verify".as_ref(), unit.as_os_str()])?
             .context("systemd-analyze")?;
-        let complaints = String::from_utf8_lossy(&verified.stderr).into_owned();
-        let others: Vec<&str> = complaints
+        let warnings = String::from_utf8_lossy(&verified.stderr).into_owned();
+        let others: Vec<&str> = warnings
             .lines()
             .filter(|line| {
                 !line.contains("/usr/bin/tollgated is not executable") && !line.contains("'man tollgated(8)'")
