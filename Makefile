@@ -1,4 +1,4 @@
-# Tollgate's tools. `make help` lists what there is; `make demo` is the place to start.
+# Tollgate's tools. `make help` lists the targets; `make demo` is the place to start.
 #
 # Everything that is downloaded, built for local use or run lives under .dev/ (git-ignored); nothing is installed into
 # the system's directories. Needed: cargo, a C compiler, make, python3, git.
@@ -98,7 +98,7 @@ psql: ## open a shell on the running cluster
 	exec psql
 
 .PHONY: test
-test: toolchain ## run all tests, on PostgreSQL 18, 15, 17 and 16 (or on one: make test PG=18)
+test: toolchain ## run the tests: all on PostgreSQL 18, all but the daemon's own on 15, a smoke set on 17 and 16 (or on one: PG=18)
 	@tests/setup/test.sh $(VERSIONS)
 
 .PHONY: test-long

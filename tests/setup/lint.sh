@@ -32,3 +32,12 @@ step "the rules for our SQL"
 make --no-print-directory install PG=18
 TOLLGATE_TEST_PG_CONFIG=$PG18 \
     cargo test --quiet --package tollgate-tests --test it -- sql_lint::
+
+step "plain English: words that our texts, comments and names do without"
+words='whoever|nobody|somebody|amiss|mend(s|ed|ing)?|fares?|told|(tell|tells|telling) of'
+# The Unix account nobody is what root runs PostgreSQL as where there is no postgres.
+if git grep -IniE "(^|[^a-z])($words)([^a-z]|\$)" -- ':!*.lock' ':!*lock.json' ':!tests/setup/lint.sh' ':!tests/src/account.rs' |
+    grep -vE '^Makefile:[0-9]+:export RUN_AS '; then
+    echo "Say it in other words: who, none, one, wrong, fix, do, reported, distinguished, publish." >&2
+    exit 1
+fi

@@ -123,12 +123,12 @@ impl Server {
             if self.wait_until_ready(deadline)? {
                 return Ok(());
             }
-            let complaint = self.log_from(log_length)?;
+            let output = self.log_from(log_length)?;
             // The leftovers of a crashed postmaster are gone once the last of its children has exited.
-            let temporary = complaint.contains("pre-existing shared memory block")
-                || complaint.contains("lock file \"postmaster.pid\" already exists");
+            let temporary = output.contains("pre-existing shared memory block")
+                || output.contains("lock file \"postmaster.pid\" already exists");
             if !temporary || Instant::now() > deadline {
-                bail!("PostgreSQL did not start from {}:\n{complaint}", self.data.display());
+                bail!("PostgreSQL did not start from {}:\n{output}", self.data.display());
             }
             std::thread::sleep(Duration::from_millis(50));
         }

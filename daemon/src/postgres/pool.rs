@@ -51,7 +51,7 @@ impl Database {
     pub fn new(target: Target) -> Result<Self> {
         let connector = Arc::new(Connector {
             target,
-            complaint: Mutex::default(),
+            failures: Mutex::default(),
             trusted: Mutex::default(),
             attempts: Mutex::default(),
             restored: watch::Sender::new(0),
@@ -154,7 +154,7 @@ impl OwnSession {
 #[derive(Debug)]
 struct Connector {
     target: Target,
-    complaint: Mutex<FailureLog>,
+    failures: Mutex<FailureLog>,
     /// Cancelled when the connections made with it are to be cut.
     trusted: Mutex<CancellationToken>,
     /// Cancelled when an attempt that hangs is better begun anew.
@@ -173,11 +173,11 @@ impl Connector {
             () = cut.cancelled() => return Err(Error::new(Kind::Unreachable, "the network failed meanwhile")),
             () = anew.cancelled() => return Err(Error::new(Kind::Unreachable, "the network came back meanwhile")),
         };
-        let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         match &result {
             Ok(_) => {
                 self.made.fetch_add(1, Ordering::Relaxed);
-                if let Some(tally) = complaint.recovered() {
+                if let Some(tally) = failures.recovered() {
                     tracing::info!(
                         attempts = tally.failures,
                         "connected to {} after {}",
@@ -188,7 +188,7 @@ impl Connector {
             }
             Err(error) => {
                 counters::CONNECT_FAILURES.add(1);
-                if let Some(tally) = complaint.failed(&error.to_string()) {
+                if let Some(tally) = failures.failed(&error.to_string()) {
                     tracing::warn!(
                         attempts = tally.failures,
                         "{error}; trying again, for as long as it takes"
