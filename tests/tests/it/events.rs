@@ -174,7 +174,7 @@ async fn calls_that_change_nothing_are_not_recorded() -> Result<()> {
     assert!(!manager.query_one(not_bobs, &[&kept.id]).await?.get::<_, bool>(0));
     let presented = "select tollgate.revoke_presented_token($1)";
     assert!(!manager.query_one(presented, &[&token.token]).await?.get::<_, bool>(0));
-    manager.execute("select tollgate.revoke_all_api_tokens('nobody')", &[]).await?;
+    manager.execute("select tollgate.revoke_all_api_tokens('unknown')", &[]).await?;
     manager.execute("select tollgate.define_scope('posts:read', 'of the tests')", &[]).await?;
     let in_use = manager.execute("select tollgate.drop_scope('posts:read')", &[]).await;
     refused(in_use, &SqlState::DEPENDENT_OBJECTS_STILL_EXIST);
@@ -749,8 +749,8 @@ async fn events_that_a_superuser_wrote_by_hand_are_delivered_once_and_so_are_lat
             }
         }
         for (id, (event, detail, is_readable)) in &written {
-            let (received, user, told_detail, reason) = &seen[id];
-            assert_eq!(told_detail.contains("unreadable"), !is_readable, "{event} {detail}: {told_detail}");
+            let (received, user, read_detail, reason) = &seen[id];
+            assert_eq!(read_detail.contains("unreadable"), !is_readable, "{event} {detail}: {read_detail}");
             assert!(
                 received.len() <= 200 && user.as_ref().is_none_or(|user| user == "ann"),
                 "{received} {user:?}"
@@ -760,13 +760,13 @@ async fn events_that_a_superuser_wrote_by_hand_are_delivered_once_and_so_are_lat
             }
             if detail.contains("1e400") {
                 let digits = format!("1{}", "0".repeat(400));
-                assert_eq!(*told_detail, format!("{{\"m\": 12345678901234567890123, \"n\": {digits}}}"));
+                assert_eq!(*read_detail, format!("{{\"m\": 12345678901234567890123, \"n\": {digits}}}"));
                 assert_eq!(reason, "[1.10]");
             } else {
                 assert_eq!(reason, "null");
             }
             if ["'5'", "'[\"reason\", null]'"].contains(detail) {
-                assert_eq!(format!("'{told_detail}'"), *detail);
+                assert_eq!(format!("'{read_detail}'"), *detail);
             }
         }
         // Issued, revoked, and a scope.
@@ -1478,7 +1478,7 @@ async fn a_subscription_moves_only_to_the_end_of_a_page_that_was_read_from_it() 
 async fn an_unknown_subscription_cannot_be_advanced() -> Result<()> {
     let (db, _) = with_manager(&SHARED.cluster()?, "unknown").await?;
     let batch = read(&db.operator, &position(&db.operator, None).await?, 1).await?;
-    for name in ["nobody's", ""] {
+    for name in ["unknown's", ""] {
         let error = refused(advance(&db.operator, name, &batch).await, &SqlState::UNDEFINED_OBJECT);
         assert!(error.hint().is_some_and(|hint| hint.contains("open_subscription")), "{error:?}");
     }
