@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::common::not_run_here;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -119,8 +120,8 @@ fn packages(suite: &str) -> Result<Option<(PathBuf, PathBuf)>> {
     if nix::unistd::geteuid().is_root() && packages.exists() && root.exists() {
         return Ok(Some((packages, root)));
     }
-    ensure!(std::env::var_os("CI").is_none(), "there is no {} or no {}", packages.display(), root.display());
-    eprintln!("NOT RUN: this needs root, and what `make package clean-roots` makes");
+    let missing = format!("{} and {}", packages.display(), root.display());
+    not_run_here(&format!("it needs root, and {missing}, which `make package clean-roots` makes"))?;
     Ok(None)
 }
 
@@ -279,12 +280,12 @@ fn the_packages_install_on_a_clean_debian_13_and_serve_two_databases() -> Result
     install_and_serve("trixie", 17)
 }
 
-/// The output of a program; `None`, after saying so, where there is none.
+/// The output of a program; `None` where there is none, which only a person's machine may say.
 fn output_of(program: &str, arguments: &[&OsStr]) -> Result<Option<Output>> {
     match Command::new(program).args(arguments).output() {
         Ok(output) => Ok(Some(output)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("NOT RUN: there is no {program} here");
+            not_run_here(&format!("there is no {program} here"))?;
             Ok(None)
         }
         Err(error) => Err(error.into()),
