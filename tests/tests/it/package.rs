@@ -1,7 +1,7 @@
 //! The Debian packages, installed with apt into a clean root and started there as systemd would.
 //!
 //! That needs root, for chroot, and what `make package clean-roots` makes, which `make test-long` sees to. Without them the
-//! tests say so and are not run.
+//! tests say so and are not run, and in CI they fail. The images are made of the packages, and run.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::common::not_run_here;
+use crate::common::{not_run, not_run_here};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -20,6 +20,9 @@ use tempfile::TempDir;
 use tollgate_tests::{Install, PG_CONFIG_VAR, TOLLGATED_VAR, dev_dir};
 
 const LONG: Duration = Duration::from_secs(60);
+
+/// The exit status by which a script in packaging says so, with the reason in its last line.
+const CANNOT_BE_RUN_HERE: i32 = 3;
 
 /// A copy of the clean root. Everything that runs in it is stopped at the end.
 struct Root {
@@ -344,6 +347,37 @@ fn the_packages_have_what_debian_wants_of_them() -> Result<()> {
     if let Some(lintian) = output_of("lintian", &arguments)? {
         let said = String::from_utf8_lossy(&lintian.stdout).into_owned();
         ensure!(lintian.status.success(), "{said}{}", String::from_utf8_lossy(&lintian.stderr));
+    }
+    Ok(())
+}
+
+/// They have PostgreSQL 18, so they are tried when that is tested.
+#[test]
+#[ignore = "long: makes images of Debian, some minutes"]
+fn the_images_are_made_and_run_and_carry_the_use_of_a_token() -> Result<()> {
+    if Install::under_test()?.major != 18 {
+        not_run("the images have PostgreSQL 18: they are tried when that is tested");
+        return Ok(());
+    }
+    let (packages, images) = (dev_dir()?.join("package"), dev_dir()?.join("images"));
+    if !packages.exists() {
+        return not_run_here(&format!("there is no {}, which `make package` makes", packages.display()));
+    }
+    for (script, arguments) in
+        [("images.sh", vec![packages.as_path(), images.as_path()]), ("try-images.sh", vec![&images])]
+    {
+        let run = Command::new(repository().join("packaging").join(script)).args(arguments).output()?;
+        let said = String::from_utf8_lossy(&run.stderr);
+        if run.status.code() == Some(CANNOT_BE_RUN_HERE) {
+            not_run(said.lines().last().context("the reason")?);
+            return Ok(());
+        }
+        ensure!(
+            run.status.success(),
+            "{script}: {}\n{}{said}",
+            run.status,
+            String::from_utf8_lossy(&run.stdout)
+        );
     }
     Ok(())
 }
