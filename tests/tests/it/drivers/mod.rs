@@ -122,6 +122,24 @@ fn succeed(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// What the packages whose tokens docs/migrating.md takes over store: of each its name, a token, and what it stores of it.
+pub(crate) fn print_stored() -> Result<String> {
+    let (python, node) = (fetched("python")?, fetched("node")?);
+    let directory = tempfile::tempdir()?;
+    fs::copy(source("node/stored.mjs"), directory.path().join("stored.mjs"))?;
+    symlink(node.join("node_modules"), directory.path().join("node_modules"))?;
+    let mut printed = String::new();
+    for (program, script) in [
+        (python.join("bin/python"), source("python/stored.py")),
+        (node.join("node"), directory.path().join("stored.mjs")),
+    ] {
+        let output = Command::new(program).arg(script).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        printed += &String::from_utf8(output.stdout)?;
+    }
+    Ok(printed)
+}
+
 /// Where a warned-about way puts the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leak {
