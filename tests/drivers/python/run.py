@@ -25,7 +25,7 @@ async def result(value):
 async def attempt(name, refusal, call):
     try:
         print(name, json.dumps(await result(call())))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (each driver has its own)
         traceback.print_exc()
         print(repr(error), error.args, file=sys.stderr)
         refused = refusal(error)
@@ -34,7 +34,7 @@ async def attempt(name, refusal, call):
 
 async def check(posts, refusal, wait, lose):
     for name in ["good", "revoked", "narrow", "limited", "limited"]:
-        await attempt(name, refusal, lambda: posts(os.environ[name.upper()]))
+        await attempt(name, refusal, lambda name=name: posts(os.environ[name.upper()]))
     retry_after, seconds = await result(wait(os.environ["LIMITED"]))
     print("retry_after", type(retry_after).__name__, type(seconds).__name__, seconds)
     await attempt("lost", refusal, lose)
@@ -125,9 +125,8 @@ def in_django(careless):
     from urllib.parse import urlsplit
 
     import django
-    from django.conf import settings
-
     import settings as shown
+    from django.conf import settings
 
     url = urlsplit(URL)
     database = shown.DATABASES["default"]
@@ -136,9 +135,8 @@ def in_django(careless):
         del database["OPTIONS"]["server_side_binding"]
     settings.configure(DATABASES=shown.DATABASES)
     django.setup()
-    from django.db import connection
-
     import example
+    from django.db import connection
 
     def wait(token):
         with connection.cursor() as cursor:
