@@ -513,7 +513,7 @@ fn of_ecdsa(key: &SigningKey, add: &mut Add<'_>) {
     let integer = |number: &[u8; 32]| [&[2, 33, 0], &number[..]].concat();
     let der = [vec![0x30, 70], integer(r), integer(&s)].concat();
     add("ES256: a signature in DER", with(&der), Verdict::BadSignature);
-    // ECDSA is malleable: whoever has a token can make another signature for it. So a denied token is not recognised by
+    // ECDSA is malleable: one who has a token can make another signature for it. So a denied token is not recognised by
     // its bytes, but by what was signed.
     let twin = with(&[*r, subtract(ORDER, s)].concat());
     add("ES256: the twin of a signature, n - s", twin, Verdict::Accepted);
