@@ -2,20 +2,26 @@
 //! an address, and the order in which a token is checked.
 //!
 //! Everything here is a pure function of its arguments. Nothing reads a clock, a setting or a random source: the caller
-//! passes them in, so that each rule can be tested at its boundaries. The functions that verification calls
+//! passes them in, so that each rule can be tested at its boundaries. Only [`signature`] draws random numbers, for keys
+//! and signatures, from its library's generator. The functions that verification calls
 //! ([`token::parse`], [`token::digest`], [`scope::grants`], [`net::Net::contains`], [`status::decide`]) neither
 //! allocate nor panic.
 
 #![forbid(unsafe_code)]
 
+pub mod claims;
 pub mod foreign;
 pub mod hints;
+pub mod json;
 pub mod jsonb;
+pub mod jwk;
+pub mod jws;
 pub mod latency;
 pub mod limit;
 pub mod net;
 pub mod scope;
 pub mod seal;
+pub mod signature;
 pub mod status;
 pub mod throttle;
 pub mod token;

@@ -8,11 +8,21 @@ pub enum Code {
     Valid,
     /// Not in the format of a token, or its checksum is wrong.
     Malformed,
+    /// A signed token of an issuer that is not trusted.
+    UntrustedIssuer,
+    /// A signed token by a key that its issuer does not have, or no longer.
+    UnknownKey,
+    /// The key did not make this signature.
+    BadSignature,
     /// In the format of a token, but not stored.
     NotFound,
     Revoked,
     Disabled,
     Expired,
+    /// A signed token from the future.
+    NotYetValid,
+    /// A signed token that is for others, or no audience is configured.
+    WrongAudience,
     /// The token is bound to networks, and the client's address is in none of them or unknown.
     IpNotAllowed,
     InsufficientScope,
@@ -21,13 +31,18 @@ pub enum Code {
 
 impl Code {
     /// Every code, at the position that [`Code::index`] returns.
-    pub const ALL: [Code; 9] = [
+    pub const ALL: [Code; 14] = [
         Code::Valid,
         Code::Malformed,
+        Code::UntrustedIssuer,
+        Code::UnknownKey,
+        Code::BadSignature,
         Code::NotFound,
         Code::Revoked,
         Code::Disabled,
         Code::Expired,
+        Code::NotYetValid,
+        Code::WrongAudience,
         Code::IpNotAllowed,
         Code::InsufficientScope,
         Code::RateLimited,
@@ -38,10 +53,15 @@ impl Code {
         match self {
             Code::Valid => "VALID",
             Code::Malformed => "MALFORMED",
+            Code::UntrustedIssuer => "UNTRUSTED_ISSUER",
+            Code::UnknownKey => "UNKNOWN_KEY",
+            Code::BadSignature => "BAD_SIGNATURE",
             Code::NotFound => "NOT_FOUND",
             Code::Revoked => "REVOKED",
             Code::Disabled => "DISABLED",
             Code::Expired => "EXPIRED",
+            Code::NotYetValid => "NOT_YET_VALID",
+            Code::WrongAudience => "WRONG_AUDIENCE",
             Code::IpNotAllowed => "IP_NOT_ALLOWED",
             Code::InsufficientScope => "INSUFFICIENT_SCOPE",
             Code::RateLimited => "RATE_LIMITED",

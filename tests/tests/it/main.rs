@@ -33,6 +33,7 @@ mod http;
 mod import;
 mod import_cli;
 mod issue;
+mod jwt_libraries;
 mod layout;
 mod leadership;
 mod leaks;

@@ -101,7 +101,7 @@ fn code(heading: &str, fences: &[&str]) -> Result<String> {
 }
 
 /// Where `make drivers` and `make drivers-long` put a part.
-fn fetched(part: &str) -> Result<PathBuf> {
+pub(crate) fn fetched(part: &str) -> Result<PathBuf> {
     let directory = dev_dir()?.join("drivers").join(part);
     ensure!(
         directory.join("pins").exists(),
@@ -112,7 +112,7 @@ fn fetched(part: &str) -> Result<PathBuf> {
 }
 
 /// Beside the tests.
-fn source(name: &str) -> PathBuf {
+pub(crate) fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("drivers").join(name)
 }
 
