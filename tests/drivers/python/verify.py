@@ -57,7 +57,7 @@ def with_pyjwt_bare(token, algorithm):
 def attempt(library, name, verify, token, algorithm):
     try:
         return verify(token, algorithm)["sub"]
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (each library has its own)
         print(library, name, repr(error)[:200], file=sys.stderr)
         return None
 
