@@ -31,6 +31,7 @@ pub(crate) struct Stricter {
     pub(crate) why: &'static str,
 }
 
+#[allow(dead_code, reason = "not every list has both")]
 pub(crate) enum Of {
     /// Cases that are refused for this.
     Fault(Fault),
