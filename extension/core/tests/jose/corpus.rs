@@ -353,7 +353,8 @@ fn of_the_encoding(key: &SigningKey, add: &mut Add<'_>) {
     add("a good token of the length", good.clone(), Verdict::Accepted);
     let signature = good.rsplit_once('.').unwrap().1;
     // The signature covers what was changed, so that only the encoding is left to refuse.
-    let changes: [(&str, &dyn Fn(&str) -> String); 13] = [
+    type Change<'a> = &'a dyn Fn(&str) -> String;
+    let changes: [(&str, Change<'_>); 13] = [
         ("padding", &|part| format!("{part}=")),
         ("more padding", &|part| format!("{part}==")),
         ("a space at the end", &|part| format!("{part} ")),
