@@ -24,9 +24,6 @@ pub(crate) struct Case {
     pub(crate) verdict: Verdict,
 }
 
-/// What is done to a part of a token, and its name.
-type Change<'c> = (&'c str, &'c dyn Fn(&str) -> String);
-
 /// What another library accepts and we refuse.
 pub(crate) struct Stricter {
     pub(crate) of: Of,
@@ -34,11 +31,11 @@ pub(crate) struct Stricter {
     pub(crate) why: &'static str,
 }
 
+#[allow(dead_code, reason = "not every list has both")]
 pub(crate) enum Of {
     /// Cases that are refused for this.
     Fault(Fault),
     /// The case of this name.
-    #[allow(dead_code, reason = "not every library needs one")]
     Case(&'static str),
 }
 
@@ -356,7 +353,8 @@ fn of_the_encoding(key: &SigningKey, add: &mut Add<'_>) {
     add("a good token of the length", good.clone(), Verdict::Accepted);
     let signature = good.rsplit_once('.').unwrap().1;
     // The signature covers what was changed, so that only the encoding is left to refuse.
-    let changes: [Change<'_>; 13] = [
+    type Change<'a> = &'a dyn Fn(&str) -> String;
+    let changes: [(&str, Change<'_>); 13] = [
         ("padding", &|part| format!("{part}=")),
         ("more padding", &|part| format!("{part}==")),
         ("a space at the end", &|part| format!("{part} ")),
