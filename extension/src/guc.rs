@@ -6,6 +6,7 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::prelude::*;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_sys};
+use std::ffi::CString;
 use tollgate_core::limit::Limit;
 use tollgate_core::token::{DEFAULT_PREFIX, Prefix};
 
@@ -26,6 +27,8 @@ static NOTIFY: GucSetting<bool> = GucSetting::<bool>::new(true);
 static MIN_AUDIT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 86_400);
 static MIN_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 86_400);
 static MAX_WEBHOOK_BACKLOG: GucSetting<i32> = GucSetting::<i32>::new(100_000);
+static MASTER_KEY_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+static MASTER_KEY_COMMAND: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static TOKEN_PREFIX: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Which verification outcomes are logged. The names are the values of the setting.
@@ -187,6 +190,39 @@ pub(crate) fn init() {
         GucFlags::default(),
     );
     define_identity_changes();
+    define_master_keys();
+}
+
+fn define_master_keys() {
+    GucRegistry::define_string_guc(
+        c"tollgate.master_key_file",
+        c"File with the master keys that private keys are sealed with.",
+        c"An absolute path outside of the data directory, so that no backup contains it. One key a line, as `tollgated key init` \
+          writes it: the first one seals, all open. As a TLS key, it must not be accessible to others. Empty by default: without a \
+          master key nothing is signed, and everything else works.",
+        &MASTER_KEY_FILE,
+        GucContext::Sighup,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"tollgate.master_key_command",
+        c"Shell command that prints the master keys, instead of tollgate.master_key_file.",
+        c"For keys that a key management service keeps: run at server start and at a reload, for at most a minute. It prints what \
+          the file would contain, and exits with status 0. Empty by default.",
+        &MASTER_KEY_COMMAND,
+        GucContext::Sighup,
+        GucFlags::SUPERUSER_ONLY,
+    );
+}
+
+/// `None` if it is empty.
+pub(crate) fn master_key_file() -> Option<CString> {
+    MASTER_KEY_FILE.get().filter(|path| !path.is_empty())
+}
+
+/// `None` if it is empty.
+pub(crate) fn master_key_command() -> Option<CString> {
+    MASTER_KEY_COMMAND.get().filter(|command| !command.is_empty())
 }
 
 fn define_identity_changes() {

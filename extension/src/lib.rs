@@ -1,8 +1,8 @@
 //! Tollgate: API tokens inside PostgreSQL. This file only wires the modules together.
 //!
 //! Where to find things: the functions that users call are in `api`, under the name that SQL gives them; the decision
-//! about a credential in `verify`; the identity of a transaction in `identity`; issuing in `tokens`; access to our
-//! tables in `store`; shared memory in `shmem`; calls to PostgreSQL and its errors in `pg`; the rules themselves,
+//! about a credential in `verify`; the identity of a transaction in `identity`; issuing in `tokens`; signing keys in
+//! `keys`; access to our tables in `store`; shared memory in `shmem`; calls to PostgreSQL and its errors in `pg`; the rules themselves,
 //! independent of PostgreSQL, in the crate `tollgate-core`. Code that needs secrecy, hashing or speed is written in
 //! Rust; statements over sets of rows are written in SQL, in `sql/schema`, where every object has its comment.
 
@@ -12,6 +12,7 @@ mod api;
 mod error;
 mod guc;
 mod identity;
+mod keys;
 mod pg;
 mod shmem;
 mod store;
@@ -35,6 +36,7 @@ pub extern "C-unwind" fn _PG_init() {
             guc::init();
             identity::init();
             shmem::init();
+            keys::init();
             guc::reserve_prefix();
             store::init();
             verify::init();
@@ -65,7 +67,8 @@ extension_sql_file!(
     requires = ["users_table"]
 );
 extension_sql_file!("../../sql/schema/delivery/webhooks.sql", name = "webhooks", requires = ["housekeeping"]);
-extension_sql_file!("../../sql/schema/base/leadership.sql", name = "leadership", requires = ["webhooks"]);
+extension_sql_file!("../../sql/schema/keys/keys.sql", name = "keys", requires = ["webhooks"]);
+extension_sql_file!("../../sql/schema/base/leadership.sql", name = "leadership", requires = ["keys"]);
 extension_sql_file!("../../sql/schema/usage/stats.sql", name = "stats", requires = ["leadership"]);
 extension_sql_file!("../../sql/schema/base/health.sql", name = "health", requires = ["stats"]);
 extension_sql_file!("../../sql/schema/verify/decisions.sql", name = "decisions", requires = ["health"]);

@@ -40,7 +40,7 @@ mod tollgated;
 mod wait;
 
 pub use account::Account;
-pub use cluster::{Builder, Cluster, DATABASE};
+pub use cluster::{Builder, Cluster, DATABASE, MASTER_KEY};
 pub use install::{Install, OLDER_PG_CONFIG_VAR, PG_CONFIG_VAR};
 pub use port::Port;
 pub use server::{Server, Shutdown, is_alive, stop_data_dir};

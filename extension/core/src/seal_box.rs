@@ -60,7 +60,9 @@ impl MasterKey {
         let mut line = Zeroizing::new(String::with_capacity(LINE_PREFIX.len() + 2 * KEY_LEN));
         line.push_str(LINE_PREFIX);
         for byte in self.key.iter() {
-            line.extend([byte >> 4, byte & 15].map(|half| char::from(b"0123456789abcdef"[usize::from(half)])));
+            line.extend(
+                [byte >> 4, byte & 15].map(|half| char::from(b"0123456789abcdef"[usize::from(half)])),
+            );
         }
         line
     }
@@ -143,11 +145,7 @@ pub fn sealed_by(sealed: &[u8]) -> Option<KeyId> {
 }
 
 /// Opens a value that one of these master keys sealed for the same context.
-pub fn open(
-    keys: &[MasterKey],
-    sealed: &[u8],
-    context: &Context<'_>,
-) -> Result<Zeroizing<Vec<u8>>, Refusal> {
+pub fn open(keys: &[MasterKey], sealed: &[u8], context: &Context<'_>) -> Result<Zeroizing<Vec<u8>>, Refusal> {
     let id = sealed_by(sealed).ok_or(Refusal::Damaged)?;
     let nonce: [u8; NONCE_LEN] =
         sealed.get(1 + ID_LEN..HEADER).and_then(|nonce| nonce.try_into().ok()).ok_or(Refusal::Damaged)?;

@@ -7,6 +7,7 @@ mod findings;
 mod identity;
 mod internal;
 mod issue;
+mod keys;
 mod leadership;
 mod replication;
 mod rotate;

@@ -35,6 +35,9 @@ pub(crate) struct Relations {
     pub(crate) foreign_hash_index: Oid,
     pub(crate) scopes: Oid,
     pub(crate) scopes_index: Oid,
+    pub(crate) sealed_keys: Oid,
+    pub(crate) sealed_keys_index: Oid,
+    pub(crate) sealed_keys_signing_index: Oid,
     /// Indexed by `Composite`.
     pub(crate) composites: [Oid; Composite::COUNT],
 }
@@ -67,6 +70,9 @@ pub(crate) fn relations() -> Relations {
             foreign_hash_index: in_schema(schema, c"api_tokens_foreign_hash"),
             scopes: in_schema(schema, c"scopes"),
             scopes_index: in_schema(schema, c"scopes_pkey"),
+            sealed_keys: in_schema(schema, c"sealed_keys"),
+            sealed_keys_index: in_schema(schema, c"sealed_keys_pkey"),
+            sealed_keys_signing_index: in_schema(schema, c"sealed_keys_signing"),
             composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
         };
         // The look-ups themselves may have processed an invalidation.
@@ -139,6 +145,9 @@ unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
             cached.foreign_hash_index,
             cached.scopes,
             cached.scopes_index,
+            cached.sealed_keys,
+            cached.sealed_keys_index,
+            cached.sealed_keys_signing_index,
         ];
         tables.contains(&relation) || cached.composites.contains(&relation)
     };

@@ -18,6 +18,7 @@ CREATE VIEW tollgate.privilege_decisions AS
 
         -- Verifies, acts for a token, and revokes presented tokens.
         ('FUNCTION', 'authenticate(text, text[], inet)',                      'verifier'),
+        ('FUNCTION', 'jwks()',                                                'verifier'),
         ('FUNCTION', 'last_refusal()',                                        'verifier'),
         ('FUNCTION', 'revoke_own_api_token(uuid, text)',                      'verifier'),
         ('FUNCTION', 'revoke_presented_token(text, text, inet)',              'verifier'),
@@ -72,6 +73,16 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('VIEW',     'webhook_deliveries',                                    'admin'),
         ('VIEW',     'webhooks',                                              'admin'),
 
+        -- Manages signing keys.
+        ('FUNCTION', 'create_signing_key(text, interval)',                    'admin'),
+        ('FUNCTION', 'import_signing_key(text, interval)',                    'admin'),
+        ('FUNCTION', 'list_master_keys()',                                    'admin'),
+        ('FUNCTION', 'list_signing_keys()',                                   'admin'),
+        ('FUNCTION', 'reseal_signing_keys()',                                 'admin'),
+        ('FUNCTION', 'rotate_signing_key(interval)',                          'admin'),
+        ('FUNCTION', 'withdraw_signing_key(text, text)',                      'admin'),
+        ('VIEW',     'signing_keys',                                          'admin'),
+
         -- What the daemon needs, and nothing else.
         ('FUNCTION', 'ack_usage(bigint)',                                     'operator'),
         ('FUNCTION', 'acquire_leadership(text)',                              'operator'),
@@ -101,6 +112,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'purge_usage_after(interval, integer, timestamptz, uuid)', 'operator'),
         ('FUNCTION', 'read_events(tollgate.event_cursor, integer)',           'operator'),
         ('FUNCTION', 'report_daemon(uuid, text, integer, text, timestamptz, jsonb)', 'operator'),
+        ('FUNCTION', 'rotate_due_signing_key(interval)',                      'operator'),
         ('FUNCTION', 'seal_audit_log(integer)',                               'operator'),
         ('FUNCTION', 'stats()',                                               'operator'),
         ('FUNCTION', 'subscription_backlogs(integer)',                        'operator'),
@@ -257,6 +269,19 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'webhook_backlog(text)',                                 'internal'),
         ('FUNCTION', 'webhook_url(text)',                                     'internal'),
         ('FUNCTION', 'without_token(text, text)',                             'internal'),
+        ('FUNCTION', 'add_key(text[], text, interval, text)',                 'internal'),
+        ('FUNCTION', 'chain_keys(text, timestamptz)',                         'internal'),
+        ('FUNCTION', 'check_signs_in(interval)',                              'internal'),
+        ('FUNCTION', 'key_faults()',                                          'internal'),
+        ('FUNCTION', 'key_state(timestamptz, timestamptz, timestamptz, timestamptz)', 'internal'),
+        ('FUNCTION', 'lock_keys()',                                           'internal'),
+        ('FUNCTION', 'make_key(text, text)',                                  'internal'),
+        ('FUNCTION', 'master_key_fault()',                                    'internal'),
+        ('FUNCTION', 'master_key_ids()',                                      'internal'),
+        ('FUNCTION', 'master_key_of(bytea)',                                  'internal'),
+        ('FUNCTION', 'read_key(text, text)',                                  'internal'),
+        ('FUNCTION', 'reseal_key(bytea, text, text, text)',                   'internal'),
+        ('FUNCTION', 'test_signing_key(text)',                                'internal'),
         ('TYPE',     'audit_place',                                           'internal'),
         ('TYPE',     'memory_stats',                                          'internal'),
         ('VIEW',     'object_privileges',                                     'internal'),
@@ -274,7 +299,7 @@ CREATE VIEW tollgate.capability_privileges AS
                  ('admin',    'admin'),  ('admin',  'issuer'), ('admin', 'verifier'),
                  ('operator', 'operator')) i (capability, includes) ON i.includes = d.given_to;
 COMMENT ON VIEW tollgate.capability_privileges IS
-    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs';
+    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, signing keys, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs';
 
 -- Names and signatures are resolved in the search path of these functions, whatever the caller's is.
 CREATE FUNCTION tollgate.capability_objects(capability text) RETURNS TABLE (object_id oid, object_type text, object text, privilege text)
