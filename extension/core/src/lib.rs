@@ -23,6 +23,7 @@ pub mod scope;
 pub mod seal;
 pub mod seal_box;
 pub mod signature;
+pub mod signature_table;
 pub mod status;
 pub mod throttle;
 pub mod token;
