@@ -75,6 +75,26 @@ impl Error {
                 "the token was refused",
                 "Pass the whole token as it was issued, without \"Bearer \", quotes or spaces around it.",
             ),
+            Code::UntrustedIssuer => (
+                PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+                "the token was refused",
+                "Present a token of the issuer that tollgate.issuer names.",
+            ),
+            Code::UnknownKey | Code::BadSignature => (
+                PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+                "the token was refused",
+                "Pass the whole token as it was issued, and log in again if its key was withdrawn.",
+            ),
+            Code::NotYetValid => (
+                PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+                "the token was refused",
+                "Present it once it is valid, and check that the clocks of your servers agree.",
+            ),
+            Code::WrongAudience => (
+                PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+                "the token was refused",
+                "Present a token that was issued for this service, whose name is in the setting tollgate.audience or the argument audience.",
+            ),
             _ => (
                 PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
                 "the token was refused",
@@ -214,6 +234,26 @@ impl Error {
         Error::new(PgSqlErrorCode::ERRCODE_UNIQUE_VIOLATION, "a token with this digest is already stored")
             .detail("Argument: token_hash.")
             .hint("It was imported before, or two tokens of the other system are the same.")
+    }
+
+    /// Access tokens name their issuer.
+    pub(crate) fn no_issuer() -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "this database issues no access tokens",
+        )
+        .detail("The setting tollgate.issuer is empty.")
+        .hint("A superuser sets it with ALTER DATABASE … SET tollgate.issuer = 'https://…'.")
+    }
+
+    /// The claims that an identity would keep.
+    pub(crate) fn too_many_claims(bytes: usize, most: usize) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            format!("an identity keeps at most {most} bytes of claims"),
+        )
+        .detail(format!("Those that tollgate.identity_claims names have {bytes} bytes in this token."))
+        .hint("Name fewer or smaller claims there.")
     }
 
     pub(crate) fn too_deep(limit: i32) -> Self {

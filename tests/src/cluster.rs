@@ -34,6 +34,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("wal_retrieve_retry_interval", "100ms"),
     // Tokens that tests purge ended only a moment ago.
     ("tollgate.min_retention", "0"),
+    ("tollgate.issuer", "https://tollgate.test"),
+    ("tollgate.audience", "https://api.test"),
 ];
 
 const INITDB: &[&str] = &["--auth=trust", "--no-sync", "--no-instructions"];

@@ -1,6 +1,7 @@
 //! The functions that users call. Each is thin: it reads its arguments, calls the inner modules and forms a result. Its
 //! `CREATE FUNCTION`, comment and grants are in `sql/schema`, under the same name.
 
+mod access;
 mod audit;
 mod derive;
 mod findings;

@@ -4,7 +4,8 @@
 //! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in
 //! the crate `tollgate-core` (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those
 //! slices; this file is what the rest calls. The segment also holds hints at where tokens are stored, `findings` to be
-//! recorded, `latency`, the histogram of verifications, and `master_keys`; `restart` carries counters and limits over a clean restart
+//! recorded, `latency`, the histogram of verifications, `master_keys`, and the table of good signatures, which needs no
+//! lock; `restart` carries counters and limits over a clean restart
 //! of the server.
 //!
 //! Locking rules:
@@ -42,6 +43,7 @@ pub(crate) use tollgate_core::hints::Location;
 use tollgate_core::latency::Measured;
 use tollgate_core::limit::{Charge, Limit};
 use tollgate_core::seal_box::MasterKey;
+use tollgate_core::signature_table;
 use tollgate_core::status::Code;
 use tollgate_core::throttle::Throttle;
 use tollgate_core::token::Digest;
@@ -130,6 +132,24 @@ pub(crate) fn note_hint(digest: &Digest, token: &[u8; 16], location: Location) {
         let group = segment.table.group_of(database(), token) as u32;
         segment.hints.note(digest, Location { group, ..location });
     }
+}
+
+/// Whether this database has checked the signature of a token with this key and found it good. Without shared memory, or
+/// once it was replaced, it is checked again.
+pub(crate) fn knows_signature(key: &Digest) -> bool {
+    segment().is_some_and(|segment| segment.signatures.contains(key))
+}
+
+/// Notes that a signature was checked and is good.
+pub(crate) fn note_signature(key: &Digest) {
+    if let Some(segment) = segment() {
+        segment.signatures.note(key);
+    }
+}
+
+/// The key of a token's entry in the table of good signatures.
+pub(crate) fn signature_key(algorithm: &str, public_key: &Digest, token: &[u8]) -> Digest {
+    signature_table::key(database(), algorithm, public_key, token)
 }
 
 /// Call this some time before a use of the token is counted or charged.

@@ -14,6 +14,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::pg_sys;
 use tollgate_core::hints::{self, Bucket, Hints};
 use tollgate_core::latency::Latencies;
+use tollgate_core::signature_table::{self, SignatureTable};
 use tollgate_core::throttle::Throttle;
 use tollgate_core::usage_table::{self, Control, Header};
 
@@ -32,6 +33,7 @@ pub(super) struct Segment {
     pub(super) findings: &'static Findings,
     pub(super) latencies: &'static Latencies,
     master_keys: &'static MasterKeys,
+    pub(super) signatures: SignatureTable<'static>,
     locks: *mut pg_sys::LWLockPadded,
 }
 
@@ -67,6 +69,8 @@ struct Plan {
     log_throttle_at: usize,
     findings_at: usize,
     latencies_at: usize,
+    signatures: usize,
+    signatures_at: usize,
     total: Layout,
 }
 
@@ -80,8 +84,22 @@ fn plan() -> Plan {
     let (layout, log_throttle_at) = layout.extend(Layout::new::<Throttle>()).expect(FITS);
     let (layout, findings_at) = layout.extend(Layout::new::<Findings>()).expect(FITS);
     let (layout, latencies_at) = layout.extend(Layout::new::<Latencies>()).expect(FITS);
+    let signatures = signature_table::buckets_for(guc::signature_table_size());
+    let (layout, signatures_at) =
+        layout.extend(Layout::array::<signature_table::Bucket>(signatures).expect(FITS)).expect(FITS);
     let total = layout.pad_to_align();
-    Plan { groups, groups_at, buckets, buckets_at, log_throttle_at, findings_at, latencies_at, total }
+    Plan {
+        groups,
+        groups_at,
+        buckets,
+        buckets_at,
+        log_throttle_at,
+        findings_at,
+        latencies_at,
+        signatures,
+        signatures_at,
+        total,
+    }
 }
 
 /// ShmemInitStruct aligns to a cache line of 128 bytes (`PG_CACHE_LINE_SIZE`), which is enough for each part.
@@ -150,6 +168,11 @@ fn set_up() {
         let log_throttle = &*base.add(plan.log_throttle_at).cast::<Throttle>();
         let findings = &*base.add(plan.findings_at).cast::<Findings>();
         let latencies = &*base.add(plan.latencies_at).cast::<Latencies>();
+        let signatures = core::slice::from_raw_parts(
+            base.add(plan.signatures_at).cast::<signature_table::Bucket>(),
+            plan.signatures,
+        );
+        let signatures = SignatureTable::new(signatures);
         if !found {
             findings.start();
         }
@@ -162,6 +185,7 @@ fn set_up() {
             findings,
             latencies,
             master_keys,
+            signatures,
             locks,
         }));
         SEGMENT.store(core::ptr::from_ref(segment).cast_mut(), Ordering::Release);
