@@ -8,6 +8,7 @@ pub mod capabilities;
 pub mod cleanup;
 pub mod flush;
 pub mod import;
+pub mod keys;
 pub mod scopes;
 pub mod tokens;
 pub mod webhooks;

@@ -16,6 +16,7 @@ use tollgate_core::token;
 
 use super::command_options::{CompletionsOptions, ScopeCommand, TokenCommand};
 use super::common_options::{BatchOptions, OutputOptions};
+use super::key_options::{KeyCommand, KeyRotation};
 use super::management_options::{AuditCommand, CapabilityCommand, UserCommand, WebhookCommand};
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
@@ -120,6 +121,9 @@ pub enum Command {
     /// Check the audit log
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Make, rotate, withdraw and reseal signing keys
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Say which database role may do what
     #[command(subcommand)]
     Capability(CapabilityCommand),
@@ -315,6 +319,11 @@ pub struct RunOptions {
         value_parser = interval)]
     pub seal_interval: Duration,
 
+    /// How long a key signs until the next one does, which is made a day earlier; or off. Without a signing key none is
+    /// made
+    #[arg(long, value_name = "TIME", env = "TOLLGATED_KEY_ROTATION", default_value = "90d")]
+    pub key_rotation: KeyRotation,
+
     /// How long before its end a token is announced, as token.expiring; 0 for never
     #[arg(long, value_name = "TIME", env = "TOLLGATED_EXPIRY_NOTICE", default_value = "7d",
         value_parser = notice)]
@@ -482,7 +491,7 @@ fn patience(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::ZERO, Duration::from_hours(24 * 365))
 }
 
-fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+pub(super) fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let value = humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 5s or 1h"))?;
     let shown = duration::text;
     if value < least {

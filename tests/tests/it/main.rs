@@ -33,6 +33,7 @@ mod http;
 mod import;
 mod import_cli;
 mod issue;
+mod keys;
 mod leadership;
 mod leaks;
 mod lifecycle;
