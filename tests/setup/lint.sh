@@ -3,7 +3,7 @@
 set -euo pipefail
 
 # As in test.sh, so that the bindings to PostgreSQL are made once.
-export PROFILE=testing
+export PROFILE=dev FEATURES=testing
 
 step() { echo "==> $*"; }
 
@@ -23,12 +23,21 @@ for major in 18 15 17 16; do
     pg_config=${!name}
     step "clippy: extension, PostgreSQL $major"
     clippy=(tests/setup/pgrx.sh "$pg_config" cargo clippy --quiet --profile "$PROFILE" --package tollgate --no-default-features)
-    "${clippy[@]}" --lib --features pg$major -- -D warnings
+    "${clippy[@]}" --lib --features "pg$major $FEATURES" -- -D warnings
     # The tests are the same for each.
-    if [ $major = 18 ]; then "${clippy[@]}" --all-targets --features "pg$major pg_test" -- -D warnings; fi
+    if [ $major = 18 ]; then "${clippy[@]}" --all-targets --features "pg$major pg_test $FEATURES" -- -D warnings; fi
 done
 
 step "the rules for our SQL"
 make --no-print-directory install PG=18
 TOLLGATE_TEST_PG_CONFIG=$PG18 \
     cargo test --quiet --package tollgate-tests --test it -- sql_lint::
+
+step "plain English: words that our texts, comments and names do without"
+words='whoever|nobody|somebody|amiss|mend(s|ed|ing)?|fares?|told|(tell|tells|telling) of'
+# The Unix account nobody is what root runs PostgreSQL as where there is no postgres.
+if git grep -IniE "(^|[^a-z])($words)([^a-z]|\$)" -- ':!*.lock' ':!*lock.json' ':!tests/setup/lint.sh' ':!tests/src/account.rs' |
+    grep -vE '^Makefile:[0-9]+:export RUN_AS '; then
+    echo "Say it in other words: who, none, one, wrong, fix, do, reported, distinguished, publish." >&2
+    exit 1
+fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # test.sh [--long] MAJOR…: every tier of tests, on these versions of PostgreSQL. Called by `make test` and `make test-long`.
 #
-#   unit       tollgate-core and tollgated, no server
+#   unit       tollgate-core, tollgated and the benchmark, no server
 #   in-server  #[pg_test]: functions that run inside a backend, by cargo-pgrx, in copies of the PostgreSQLs
 #   client     tests/tests/it: clients, daemons, standbys and crashes, on real servers
 #
@@ -16,8 +16,8 @@
 set -euo pipefail
 umask 022
 
-# Of the extension, for all tiers.
-export PROFILE=testing
+# Of the extension, for all tiers: with the checks of a debug build, and compiled in a third of the time.
+export PROFILE=dev FEATURES=testing
 # A failing test prints enough; a backtrace of the harness adds nothing.
 export RUST_LIB_BACKTRACE=0
 # Tests mostly wait for a server, so more of them run at once than there are processors.
@@ -80,6 +80,8 @@ done
 if [ -z "$long${ONLY-}" ]; then
     what="unit tests"
     count cargo test --package tollgate-core --package tollgated
+    what="unit tests of the benchmark"
+    count cargo test --package tollgate-tests --bin bench
 
     for major in "${majors[@]}"; do
         # A test build has functions and a schema that other servers must not have.
@@ -96,7 +98,7 @@ if [ -z "$long${ONLY-}" ]; then
         if [ "$(id -u)" = 0 ]; then chown "$RUN_AS" "$data"; fi
         what="in-server tests, PostgreSQL $major"
         USER=$(id -un) count tests/setup/pgrx.sh "$copy" test "pg$major" --profile "$PROFILE" --package tollgate \
-            --no-default-features --pgdata "$data" "${as[@]}"
+            --no-default-features --features "$FEATURES" --pgdata "$data" "${as[@]}"
     done
 fi
 

@@ -16,7 +16,8 @@ use tollgate_core::foreign::Format;
 use crate::contract;
 pub use crate::contract::Imported;
 use crate::error::{Doing as _, Error, Result};
-use crate::postgres::pool::{Session, hide_bind_values};
+use crate::postgres::pool::hide_bind_values;
+use crate::postgres::session::Session;
 
 /// The unique index on the digests of tokens.
 const DIGESTS: &str = "api_tokens_token_hash";

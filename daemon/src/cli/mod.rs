@@ -13,13 +13,13 @@ pub mod output;
 mod progress;
 mod run;
 mod scope;
+mod server_errors;
 mod shell;
 mod status;
 mod tail;
 mod token;
 mod user;
 mod webhook;
-mod words;
 
 use std::future::Future;
 
@@ -93,7 +93,7 @@ pub fn run(configuration: Configuration) -> Result<u8> {
             Ok(exit::OK)
         }
     }
-    .or_else(|error| block_on(async { Err(words::explained(error, &asked, command_name).await) }))
+    .or_else(|error| block_on(async { Err(server_errors::explained(error, &asked, command_name).await) }))
 }
 
 /// The command as it is typed, and as pg_stat_activity shows it.

@@ -18,7 +18,7 @@ use crate::config::TailOptions;
 use crate::contract;
 use crate::contract::{Cursor, Event};
 use crate::error::{Error, Kind, Result};
-use crate::postgres::pool::Session;
+use crate::postgres::session::Session;
 use crate::postgres::target::Target;
 use crate::process::exit;
 use crate::process::failure_log::FailureLog;
@@ -40,20 +40,20 @@ async fn print(target: &Target, options: &TailOptions) -> Result<()> {
         while !print_batch(&session, &mut cursor, options.batch.batch_size).await? {}
         return Ok(());
     }
-    let mut complaint = FailureLog::default();
+    let mut failures = FailureLog::default();
     let mut retries = backoff::delays();
     loop {
-        let error = match follow(&mut session, &mut cursor, options.batch.batch_size, &mut complaint).await {
+        let error = match follow(&mut session, &mut cursor, options.batch.batch_size, &mut failures).await {
             Err(error) if error.kind() == Kind::ConnectionLost => error,
             Err(error) => return Err(error),
             Ok(never) => match never {},
         };
-        complain(&mut complaint, &error);
+        log_failure(&mut failures, &error);
         session = loop {
             tokio::time::sleep(retries.next_delay()).await;
             match target.connect().await {
                 Ok(session) => break session,
-                Err(error) => complain(&mut complaint, &error),
+                Err(error) => log_failure(&mut failures, &error),
             }
         };
         retries = backoff::delays();
@@ -69,8 +69,8 @@ fn begin(options: &TailOptions) -> Option<i64> {
     }
 }
 
-fn complain(complaint: &mut FailureLog, error: &Error) {
-    if let Some(tally) = complaint.failed(&error.to_string()) {
+fn log_failure(failures: &mut FailureLog, error: &Error) {
+    if let Some(tally) = failures.failed(&error.to_string()) {
         tracing::warn!(failures = tally.failures, "{error}; trying again, and continuing where it stopped");
     }
 }
@@ -80,7 +80,7 @@ async fn follow(
     session: &mut Session,
     cursor: &mut Cursor,
     batch_size: i32,
-    complaint: &mut FailureLog,
+    failures: &mut FailureLog,
 ) -> Result<std::convert::Infallible> {
     let mut listens = match listener::begin(session).await {
         Ok(()) => true,
@@ -90,7 +90,7 @@ async fn follow(
             false
         }
     };
-    if let Some(tally) = complaint.recovered() {
+    if let Some(tally) = failures.recovered() {
         tracing::info!(failures = tally.failures, "connected again");
     }
     loop {

@@ -616,8 +616,8 @@ mod tests {
         for argument in
             ["postgresql://u:hunter2@h/d", "--databse-url=postgresql://u:hunter2@h/d", "password=hunter2"]
         {
-            let complaint = parse(&["status", argument]).unwrap_err().render().to_string();
-            let masked = mask_arguments(&complaint, [argument]);
+            let message = parse(&["status", argument]).unwrap_err().render().to_string();
+            let masked = mask_arguments(&message, [argument]);
             assert!(!masked.contains("hunter2"), "{masked}");
         }
     }

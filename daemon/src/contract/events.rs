@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::query::one;
 use crate::error::{Doing as _, Error, Result};
 
-/// The channel on which the extension tells that access was taken away.
+/// The channel on which the extension notifies that access was taken away.
 pub const CHANNEL: &str = "tollgate_events";
 
 /// A place in the event log, as the server writes it. What is in it is the server's business; we keep it and hand it back.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::commands::{LONG, NO, OK, complaint, json_of, printed};
+use crate::commands::{LONG, NO, OK, failure, json_of, printed};
 use crate::common::{self, Shared, issue, refused, value};
 use crate::operator::{Db, OPERATOR};
 use anyhow::{Context as _, Result};
@@ -164,8 +164,8 @@ async fn check_finds_a_missing_extension_and_says_how_to_create_it() -> Result<(
     assert_eq!(extension["verdict"], json!("fail"), "{report}");
     assert!(extension["remedy"].as_str().is_some_and(|remedy| remedy.contains("CREATE EXTENSION tollgate")));
     for command in [&["status"][..], &["flush"], &["cleanup"], &["tail"]] {
-        let complaint = complaint(&url, command, NO);
-        assert!(complaint.contains("CREATE EXTENSION tollgate"), "{command:?}: {complaint}");
+        let failure = failure(&url, command, NO);
+        assert!(failure.contains("CREATE EXTENSION tollgate"), "{command:?}: {failure}");
     }
     Ok(())
 }

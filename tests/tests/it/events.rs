@@ -172,7 +172,7 @@ async fn calls_that_change_nothing_are_not_recorded() -> Result<()> {
     assert!(!manager.query_one(not_bobs, &[&kept.id]).await?.get::<_, bool>(0));
     let presented = "select tollgate.revoke_presented_token($1)";
     assert!(!manager.query_one(presented, &[&token.token]).await?.get::<_, bool>(0));
-    manager.execute("select tollgate.revoke_all_api_tokens('nobody')", &[]).await?;
+    manager.execute("select tollgate.revoke_all_api_tokens('unknown')", &[]).await?;
     manager.execute("select tollgate.define_scope('posts:read', 'of the tests')", &[]).await?;
     let in_use = manager.execute("select tollgate.drop_scope('posts:read')", &[]).await;
     refused(in_use, &SqlState::DEPENDENT_OBJECTS_STILL_EXIST);
@@ -747,8 +747,8 @@ async fn events_that_a_superuser_wrote_by_hand_are_delivered_once_and_so_are_lat
             }
         }
         for (id, (event, detail, is_readable)) in &written {
-            let (received, user, told_detail, reason) = &seen[id];
-            assert_eq!(told_detail.contains("unreadable"), !is_readable, "{event} {detail}: {told_detail}");
+            let (received, user, read_detail, reason) = &seen[id];
+            assert_eq!(read_detail.contains("unreadable"), !is_readable, "{event} {detail}: {read_detail}");
             assert!(
                 received.len() <= 200 && user.as_ref().is_none_or(|user| user == "ann"),
                 "{received} {user:?}"
@@ -758,13 +758,13 @@ async fn events_that_a_superuser_wrote_by_hand_are_delivered_once_and_so_are_lat
             }
             if detail.contains("1e400") {
                 let digits = format!("1{}", "0".repeat(400));
-                assert_eq!(*told_detail, format!("{{\"m\": 12345678901234567890123, \"n\": {digits}}}"));
+                assert_eq!(*read_detail, format!("{{\"m\": 12345678901234567890123, \"n\": {digits}}}"));
                 assert_eq!(reason, "[1.10]");
             } else {
                 assert_eq!(reason, "null");
             }
             if ["'5'", "'[\"reason\", null]'"].contains(detail) {
-                assert_eq!(format!("'{told_detail}'"), *detail);
+                assert_eq!(format!("'{read_detail}'"), *detail);
             }
         }
         // Issued, revoked, and a scope.
@@ -1431,7 +1431,7 @@ async fn two_sessions_may_begin_the_same_subscription() -> Result<()> {
 async fn an_unknown_subscription_cannot_be_advanced() -> Result<()> {
     let (db, _) = with_manager(&SHARED.cluster()?, "unknown").await?;
     let cursor = position(&db.operator, None).await?;
-    for name in ["nobody's", ""] {
+    for name in ["unknown's", ""] {
         let error = refused(advance(&db.operator, name, &cursor).await, &SqlState::UNDEFINED_OBJECT);
         assert!(error.hint().is_some_and(|hint| hint.contains("open_subscription")), "{error:?}");
     }

@@ -28,10 +28,11 @@ use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use super::auth;
+use super::connections::Client;
 use super::connections::Held;
 use super::problem::Problem;
 use super::request_checks::LAST_EVENT_ID;
-use super::server::Client;
+use super::server::MAX_API_CONNECTIONS;
 use crate::background::signal::Signal;
 use crate::contract;
 use crate::contract::Cursor;
@@ -40,11 +41,13 @@ use crate::postgres::pool::Database;
 use crate::process::counters;
 
 /// Of all tokens together, and of each.
-pub(super) const MAX_STREAMS: usize = 64;
+const MAX_STREAMS: usize = 64;
 const MAX_STREAMS_PER_TOKEN: usize = 8;
 /// Requests whose token is being verified, in the order in which they came. More of them wait before that, on connections that
 /// may be closed to make room for others.
-pub(super) const MAX_VERIFYING: usize = 128;
+const MAX_VERIFYING: usize = 128;
+// Their connections stay open, and others need some.
+const _: () = assert!(MAX_STREAMS + MAX_VERIFYING <= MAX_API_CONNECTIONS * 3 / 4);
 /// From the request to the first look at the log.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Small, since this many events of each reader may be in memory.
