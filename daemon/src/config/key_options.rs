@@ -1,15 +1,11 @@
 //! Options of the commands for keys.
 
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::common_options::OutputOptions;
-use super::options::{StandbyOptions, bounded};
-use crate::process::duration;
+use super::common_options::{OutputOptions, StandbyOptions};
 
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
@@ -117,46 +113,12 @@ pub struct ResealOptions {
     pub output: OutputOptions,
 }
 
-/// How long a key signs; not at all by itself without one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeyRotation(pub Option<Duration>);
-
-impl FromStr for KeyRotation {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "off" {
-            return Ok(Self(None));
-        }
-        bounded(text, Duration::from_hours(48), Duration::from_hours(24 * 3650))
-            .map(|time| Self(Some(time)))
-            .map_err(|fault| format!("{fault}; or as off, to rotate by hand"))
-    }
-}
-
-impl fmt::Display for KeyRotation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(time) => f.write_str(&duration::text(time)),
-            None => f.write_str("off"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
 
     use super::*;
     use crate::config::{Cli, Command};
-
-    #[test]
-    fn keys_are_rotated_every_2_days_or_more_seldom_or_not_at_all() {
-        assert_eq!("off".parse(), Ok(KeyRotation(None)));
-        assert_eq!("2d".parse(), Ok(KeyRotation(Some(Duration::from_hours(48)))));
-        assert!("47h".parse::<KeyRotation>().is_err_and(|fault| fault.contains("at least 2d")));
-        assert!("11years".parse::<KeyRotation>().is_err_and(|fault| fault.contains("at most")));
-    }
 
     #[test]
     fn a_kid_may_begin_with_a_hyphen() {

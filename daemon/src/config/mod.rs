@@ -9,7 +9,7 @@ mod options;
 pub mod sources;
 
 pub use command_options::*;
-pub use common_options::{BatchOptions, OutputOptions};
+pub use common_options::{BatchOptions, OutputOptions, StandbyOptions};
 pub use key_options::*;
 pub use management_options::*;
 pub use options::*;

@@ -1,6 +1,6 @@
 //! Private keys that this backend has opened, and the master keys that it opens them with.
 
-use super::Purpose;
+use super::purpose::Purpose;
 use crate::error::Error;
 use crate::pg::wait;
 use crate::shmem;

@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tollgate_tests::{Account, Cluster, DATABASE, MASTER_KEY, Tollgated, eventually_async};
 
-use crate::commands::{NO, OK, complaint, expect, fed, json_of, printed};
+use crate::commands::{NO, OK, failure, expect, fed, json_of, printed};
 use crate::common::{self, Shared, error, refused, value};
 use crate::operator::Db;
 
@@ -203,7 +203,7 @@ async fn no_use_fails_while_keys_rotate() -> Result<()> {
         for _ in 0..30 {
             db.owner.execute("select tollgate.rotate_signing_key('0')", &[]).await?;
         }
-        Ok(())
+        Ok::<_, tokio_postgres::Error>(())
     };
     let uses = async |client: &Client| {
         for _ in 0..200 {
@@ -740,9 +740,9 @@ async fn keys_are_managed_from_the_command_line() -> Result<()> {
     let made = json_of("postgres://nowhere.invalid/x", &["key", "init", &file], OK);
     assert_eq!(made["master_key"].as_str().map(str::len), Some(16));
     assert_eq!(fs::metadata(&file)?.permissions().mode() & 0o777, 0o600);
-    assert!(complaint(&url, &["key", "init", &file], 64).contains("could not create"));
+    assert!(failure(&url, &["key", "init", &file], 64).contains("could not create"));
     assert!(printed(&url, &["key", "list"], OK).contains("there are no signing keys"));
-    assert!(complaint(&url, &["key", "rotate"], NO).contains("key init"));
+    assert!(failure(&url, &["key", "rotate"], NO).contains("key init"));
 
     cluster.configure("tollgate.master_key_file", &file)?;
     let owner = cluster.connect("postgres", DATABASE).await?;
@@ -770,7 +770,7 @@ async fn keys_are_managed_from_the_command_line() -> Result<()> {
     fs::write(&new, both)?;
     cluster.configure("tollgate.master_key_file", &new)?;
     eventually_loaded(&owner, "both master keys", |ids| ids.len() == 2).await;
-    let early = complaint(&url, &["key", "reseal", "--standby", &there], NO);
+    let early = failure(&url, &["key", "reseal", "--standby", &there], NO);
     assert!(early.contains("has not loaded master key"), "{early}");
     assert_eq!(json_of(&url, &["key", "reseal"], OK)["resealed"], 1);
     assert_eq!(json_of(&url, &["key", "reseal"], OK)["resealed"], 0);
