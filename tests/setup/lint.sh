@@ -10,6 +10,26 @@ step() { echo "==> $*"; }
 step "formatting"
 cargo fmt --all --check
 
+step "shell scripts"
+make --no-print-directory shellcheck
+mapfile -t scripts < <(git ls-files '*.sh' .ci tests/setup/bin)
+# SC2016: programs in single quotes are meant for other shells.
+"$DEV/shellcheck/bin/shellcheck" --external-sources --source-path=SCRIPTDIR --exclude=SC2016 "${scripts[@]}"
+
+step "Python"
+make --no-print-directory ruff
+"$DEV/ruff/bin/ruff" check --quiet
+"$DEV/ruff/bin/ruff" format --quiet --check
+
+step "plain English: words that our texts, comments and names do without"
+words='whoever|nobody|somebody|amiss|mend(s|ed|ing)?|fares?|told|(tell|tells|telling) of'
+# The Unix account nobody is what root runs PostgreSQL as where there is no postgres.
+if git grep -IniE "(^|[^a-z])($words)([^a-z]|\$)" -- ':!*.lock' ':!*lock.json' ':!tests/setup/lint.sh' ':!tests/src/account.rs' |
+    grep -vE '^Makefile:[0-9]+:export RUN_AS '; then
+    echo "Say it in other words: who, none, one, wrong, fix, do, reported, distinguished, publish." >&2
+    exit 1
+fi
+
 step "clippy: core, daemon, tests"
 cargo clippy --quiet --package tollgate-core --package tollgated --package tollgate-tests --all-targets -- -D warnings
 
@@ -32,12 +52,3 @@ step "the rules for our SQL"
 make --no-print-directory install PG=18
 TOLLGATE_TEST_PG_CONFIG=$PG18 \
     cargo test --quiet --package tollgate-tests --test it -- sql_lint::
-
-step "plain English: words that our texts, comments and names do without"
-words='whoever|nobody|somebody|amiss|mend(s|ed|ing)?|fares?|told|(tell|tells|telling) of'
-# The Unix account nobody is what root runs PostgreSQL as where there is no postgres.
-if git grep -IniE "(^|[^a-z])($words)([^a-z]|\$)" -- ':!*.lock' ':!*lock.json' ':!tests/setup/lint.sh' ':!tests/src/account.rs' |
-    grep -vE '^Makefile:[0-9]+:export RUN_AS '; then
-    echo "Say it in other words: who, none, one, wrong, fix, do, reported, distinguished, publish." >&2
-    exit 1
-fi

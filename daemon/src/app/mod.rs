@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod capabilities;
 pub mod cleanup;
+pub mod events;
 pub mod flush;
 pub mod import;
 pub mod keys;

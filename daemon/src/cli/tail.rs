@@ -1,7 +1,6 @@
 //! `tollgated tail`: prints events, one JSON object a line.
 //!
-//! The cursor moves after a batch is printed and lives as long as the process, so a lost connection neither loses nor
-//! repeats an event.
+//! The place in the log lives as long as the process, so a lost connection neither loses nor repeats an event.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -11,12 +10,12 @@ use rustix::io::Errno;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::app::events::Follower;
 use crate::background::backoff;
 use crate::background::listener;
 use crate::cli::output;
 use crate::config::TailOptions;
-use crate::contract;
-use crate::contract::{Cursor, Event};
+use crate::contract::Event;
 use crate::error::{Error, Kind, Result};
 use crate::postgres::session::Session;
 use crate::postgres::target::Target;
@@ -35,15 +34,15 @@ pub(super) async fn tail(target: Target, options: TailOptions) -> Result<u8> {
 
 async fn print(target: &Target, options: &TailOptions) -> Result<()> {
     let mut session = target.connect().await?;
-    let mut cursor = contract::event_position(&*session, begin(options)).await?;
+    let mut log = Follower::begin(&*session, begin(options), options.batch.batch_size).await?;
     if !options.follow {
-        while !print_batch(&session, &mut cursor, options.batch.batch_size).await? {}
+        while !print_page(&session, &mut log).await? {}
         return Ok(());
     }
     let mut failures = FailureLog::default();
     let mut retries = backoff::delays();
     loop {
-        let error = match follow(&mut session, &mut cursor, options.batch.batch_size, &mut failures).await {
+        let error = match follow(&mut session, &mut log, &mut failures).await {
             Err(error) if error.kind() == Kind::ConnectionLost => error,
             Err(error) => return Err(error),
             Ok(never) => match never {},
@@ -78,8 +77,7 @@ fn log_failure(failures: &mut FailureLog, error: &Error) {
 /// Prints what comes until the connection is lost.
 async fn follow(
     session: &mut Session,
-    cursor: &mut Cursor,
-    batch_size: i32,
+    log: &mut Follower,
     failures: &mut FailureLog,
 ) -> Result<std::convert::Infallible> {
     let mut listens = match listener::begin(session).await {
@@ -94,7 +92,7 @@ async fn follow(
         tracing::info!(failures = tally.failures, "connected again");
     }
     loop {
-        while !print_batch(session, cursor, batch_size).await? {}
+        while !print_page(session, log).await? {}
         tokio::select! {
             notification = session.notification(), if listens => listens = notification.is_some(),
             () = tokio::time::sleep(POLL_PERIOD) => {}
@@ -103,11 +101,10 @@ async fn follow(
 }
 
 /// True once there is nothing more.
-async fn print_batch(session: &Session, cursor: &mut Cursor, batch_size: i32) -> Result<bool> {
-    let batch = contract::read_events(&**session, cursor, batch_size).await?;
-    write_lines(io::stdout().lock(), &batch.events)?;
-    *cursor = batch.next;
-    Ok(batch.caught_up)
+async fn print_page(session: &Session, log: &mut Follower) -> Result<bool> {
+    let page = log.read(&**session).await?;
+    write_lines(io::stdout().lock(), &page.events)?;
+    Ok(log.pass(page))
 }
 
 /// The documented keys, in the documented order.

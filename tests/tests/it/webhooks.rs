@@ -687,7 +687,7 @@ async fn the_cursor_of_the_webhooks_cannot_be_moved_past_what_was_queued() -> Re
     define(&db.owner, "crm", "https://example.com/", "'{token.created}'").await?;
     issue(&db.owner, "ann", &[]).await?;
     for place in ["tollgate.event_position()", "tollgate.event_position(0)"] {
-        let call = format!("select tollgate.advance_subscription('tollgate:webhooks', {place})");
+        let call = format!("select tollgate.advance_subscription('tollgate:webhooks', {place}, null)");
         refused(db.operator.execute(&call, &[]).await, &SqlState::INSUFFICIENT_PRIVILEGE);
     }
     db.operator.batch_execute(QUEUE_ALL).await?;

@@ -77,7 +77,7 @@ impl Task for PublishEvents {
             publish(event);
         }
         if batch.next != cursor {
-            contract::advance_subscription(&transaction, &self.subscription, &batch.next).await?;
+            contract::advance_subscription(&transaction, &self.subscription, &batch).await?;
         }
         transaction.commit().await.doing("commit the place in the event log")?;
         self.left = Some((batch.next, Instant::now()));

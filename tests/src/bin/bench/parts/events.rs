@@ -55,7 +55,7 @@ impl Reader {
             loop {
                 let answer = self.connection.simple(
                     "select concat_ws(' ', jsonb_array_length(page.events), page.caught_up, length(page.next::text),
-                                      length(page.events::text), tollgate.advance_subscription('bench', page.next))
+                                      length(page.events::text), tollgate.advance_subscription('bench', page.next, page.proof))
                      from (select r.* from (select s from tollgate.open_subscription('bench') s offset 0) as o,
                                   lateral tollgate.read_events(o.s, 1000) as r offset 0) as page",
                 )?;
