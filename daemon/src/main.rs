@@ -13,7 +13,7 @@ use tollgated::process::printable;
 fn main() -> ExitCode {
     let result = match sources::load(std::env::args_os()) {
         Ok(configuration) => cli::run(configuration),
-        Err(Refusal::CommandLine(error)) => return complain(&error),
+        Err(Refusal::CommandLine(error)) => return print_clap_error(&error),
         Err(Refusal::Faults(error)) => Err(error),
     };
     match result {
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 }
 
 /// Prints what clap has to say, which is also how help and version come out.
-fn complain(error: &clap::Error) -> ExitCode {
+fn print_clap_error(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         // If this fails there is nowhere left to report it.
         let _ = error.print();

@@ -297,15 +297,15 @@ impl Error {
             .hint("Nothing is lost: the next flush carries them. Free memory, or lower tollgate.max_tracked_keys.")
     }
 
-    /// `fault` says why none could be read, if the server is configured to have one.
-    pub(crate) fn no_master_key(fault: Option<String>) -> Self {
+    /// `why` there is none, if the server is configured to have one.
+    pub(crate) fn no_master_key(why: Option<&str>) -> Self {
         Error::new(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "this server has no master key, so nothing can be signed",
         )
-        .detail(fault.unwrap_or_else(|| {
-            "The settings tollgate.master_key_file and tollgate.master_key_command are both empty.".to_owned()
-        }))
+        .detail(why.unwrap_or(
+            "The settings tollgate.master_key_file and tollgate.master_key_command are both empty.",
+        ))
         .hint(MASTER_KEY_HINT)
     }
 

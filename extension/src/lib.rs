@@ -73,11 +73,15 @@ extension_sql_file!("../../sql/schema/keys/keys.sql", name = "keys", requires = 
 extension_sql_file!("../../sql/schema/base/leadership.sql", name = "leadership", requires = ["keys"]);
 extension_sql_file!("../../sql/schema/usage/stats.sql", name = "stats", requires = ["leadership"]);
 extension_sql_file!("../../sql/schema/base/health.sql", name = "health", requires = ["stats"]);
-extension_sql_file!("../../sql/schema/verify/decisions.sql", name = "decisions", requires = ["health"]);
+extension_sql_file!(
+    "../../sql/schema/base/privilege_decisions.sql",
+    name = "privilege_decisions",
+    requires = ["health"]
+);
 extension_sql_file!(
     "../../sql/schema/base/capabilities.sql",
     name = "capabilities",
-    requires = ["decisions"]
+    requires = ["privilege_decisions"]
 );
 extension_sql_file!(
     "../../sql/schema/base/privileges.sql",

@@ -31,6 +31,7 @@ private_apt "$work/apt" "$suite"
 packages=$(apt-get "${apt_options[@]}" install --simulate --no-install-recommends "postgresql-$major" |
     sed -nE "s/^Inst (postgresql-(client-)?$major|zlib1g|lib[^ ]*) .*/\\1/p" | grep -vE '^lib.*perl|^libllvm')
 # The headers' package would bring the whole of LLVM along: unpacked on its own.
+# shellcheck disable=SC2086
 (cd "$work/deb" && apt-get "${apt_options[@]}" download $packages "postgresql-server-dev-$major") >>"$work/apt/log" 2>&1 || {
     tail -5 "$work/apt/log" >&2
     unavailable "apt-get could not download it."

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts that take packages from Debian. They define `unavailable MESSAGE`, which ends the script.
 
 # Prints the Debian mirror that this machine's apt uses, or the one that DEBIAN_MIRROR names.

@@ -3,12 +3,32 @@
 set -euo pipefail
 
 # As in test.sh, so that the bindings to PostgreSQL are made once.
-export PROFILE=testing
+export PROFILE=dev FEATURES=testing
 
 step() { echo "==> $*"; }
 
 step "formatting"
 cargo fmt --all --check
+
+step "shell scripts"
+make --no-print-directory shellcheck
+mapfile -t scripts < <(git ls-files '*.sh' .ci tests/setup/bin)
+# SC2016: programs in single quotes are meant for other shells.
+"$DEV/shellcheck/bin/shellcheck" --external-sources --source-path=SCRIPTDIR --exclude=SC2016 "${scripts[@]}"
+
+step "Python"
+make --no-print-directory ruff
+"$DEV/ruff/bin/ruff" check --quiet
+"$DEV/ruff/bin/ruff" format --quiet --check
+
+step "plain English: words that our texts, comments and names do without"
+words='whoever|nobody|somebody|amiss|mend(s|ed|ing)?|fares?|told|(tell|tells|telling) of'
+# The Unix account nobody is what root runs PostgreSQL as where there is no postgres.
+if git grep -IniE "(^|[^a-z])($words)([^a-z]|\$)" -- ':!*.lock' ':!*lock.json' ':!tests/setup/lint.sh' ':!tests/src/account.rs' |
+    grep -vE '^Makefile:[0-9]+:export RUN_AS '; then
+    echo "Say it in other words: who, none, one, wrong, fix, do, reported, distinguished, publish." >&2
+    exit 1
+fi
 
 step "clippy: core, daemon, tests"
 cargo clippy --quiet --package tollgate-core --package tollgated --package tollgate-tests --all-targets -- -D warnings
@@ -23,9 +43,9 @@ for major in 18 15 17 16; do
     pg_config=${!name}
     step "clippy: extension, PostgreSQL $major"
     clippy=(tests/setup/pgrx.sh "$pg_config" cargo clippy --quiet --profile "$PROFILE" --package tollgate --no-default-features)
-    "${clippy[@]}" --lib --features pg$major -- -D warnings
+    "${clippy[@]}" --lib --features "pg$major $FEATURES" -- -D warnings
     # The tests are the same for each.
-    if [ $major = 18 ]; then "${clippy[@]}" --all-targets --features "pg$major pg_test" -- -D warnings; fi
+    if [ $major = 18 ]; then "${clippy[@]}" --all-targets --features "pg$major pg_test $FEATURES" -- -D warnings; fi
 done
 
 step "the rules for our SQL"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # test.sh [--long] MAJOR…: every tier of tests, on these versions of PostgreSQL. Called by `make test` and `make test-long`.
 #
-#   unit       tollgate-core and tollgated, no server
+#   unit       tollgate-core, tollgated and the benchmark, no server
 #   in-server  #[pg_test]: functions that run inside a backend, by cargo-pgrx, in copies of the PostgreSQLs
 #   client     tests/tests/it: clients, daemons, standbys and crashes, on real servers
 #
@@ -11,18 +11,19 @@
 #
 # ONLY='verify:: usage::' runs the client tests whose names contain one of these, and nothing else.
 #
+# What the others need is built, and their in-server tests run, while the client tests run on the first.
+#
 # With --long, what takes long by nature: the tests marked `#[ignore = "long: …"]`, and those that break servers and
 # daemons, ten times over.
 set -euo pipefail
 umask 022
 
-# Of the extension, for all tiers.
-export PROFILE=testing
+# Of the extension, for all tiers: with the checks of a debug build, and compiled in a third of the time.
+export PROFILE=dev FEATURES=testing
 # A failing test prints enough; a backtrace of the harness adds nothing.
 export RUST_LIB_BACKTRACE=0
 # Tests mostly wait for a server, so more of them run at once than there are processors.
-threads=${TEST_THREADS:-$(($(nproc 2>/dev/null || echo 2) * 2))}
-passed=0
+threads=${TEST_THREADS:-$(($(nproc 2>/dev/null || echo 2) * 3))}
 # About the daemon alone.
 daemon_side=(bench:: cli:: config:: daemon:: drivers:: http:: import_cli:: leadership:: network:: package:: readme:: sse:: tls::)
 
@@ -34,7 +35,8 @@ stages=$DEV/tmp/test-stages
 
 # Runs a command whose last lines report how many tests ran, and fails if none did.
 count() {
-    local output=$DEV/tmp/test-output from=$SECONDS n
+    local output from=$SECONDS n
+    output=$(mktemp "$DEV/tmp/test-output-XXXXXX")
     echo "==> $what"
     "$@" 2>&1 | tee "$output"
     n=$(awk '/^test result: ok\. / { n += $4 } END { print n + 0 }' "$output")
@@ -42,9 +44,9 @@ count() {
         echo "No test ran: $what" >&2
         exit 1
     fi
-    passed=$((passed + n))
     sed -nE "s/^test (.*) \.\.\. ok <([0-9.]+)s>$/\2 s  \1, $what/p" "$output" >>"$durations"
     printf '%5d s  %5d tests  %s\n' $((SECONDS - from)) "$n" "$what" >>"$stages"
+    rm "$output"
 }
 
 pg_config() {
@@ -56,7 +58,7 @@ pg_config() {
 # Runs the client tests. The time of each is only printed by an unstable option of Rust's test harness, which is read when
 # the tests run and changes nothing of how they are built.
 client_tests() {
-    RUSTC_BOOTSTRAP=1 "$binary" -Z unstable-options --report-time --test-threads "$threads" "$@"
+    (cd tests && RUSTC_BOOTSTRAP=1 "$binary" -Z unstable-options --report-time --test-threads "$threads" "$@")
 }
 
 long=
@@ -77,27 +79,34 @@ for major in "$@"; do
     fi
 done
 
+# Runs #[pg_test] functions in a copy of a PostgreSQL: a test build has functions and a schema that others must not have.
+in_server_tests() {
+    local major=$1 copy data=$DEV/tmp/pgrx as=()
+    rm -rf "$DEV/pg$major-test"
+    cp -a "$DEV/pg$major" "$DEV/pg$major-test"
+    copy=$(pg_config "$major" | sed "s:/pg$major/:/pg$major-test/:")
+    mkdir -p "$data"
+    if [ "$(id -u)" = 0 ]; then
+        PATH=$PWD/tests/setup/bin:$PATH
+        as=(--runas "$RUN_AS")
+        chown "$RUN_AS" "$data"
+    fi
+    what="in-server tests, PostgreSQL $major"
+    USER=$(id -un) count tests/setup/pgrx.sh "$copy" test "pg$major" --profile "$PROFILE" --package tollgate \
+        --no-default-features --features "$FEATURES" --pgdata "$data" "${as[@]}"
+}
+
+# All that comes before the client tests on a PostgreSQL.
+prepare() {
+    if [ -z "$long${ONLY-}" ]; then in_server_tests "$1"; fi
+    make --no-print-directory install PG="$1"
+}
+
 if [ -z "$long${ONLY-}" ]; then
     what="unit tests"
     count cargo test --package tollgate-core --package tollgated
-
-    for major in "${majors[@]}"; do
-        # A test build has functions and a schema that other servers must not have.
-        rm -rf "$DEV/pg$major-test"
-        cp -a "$DEV/pg$major" "$DEV/pg$major-test"
-        copy=$(pg_config "$major" | sed "s:/pg$major/:/pg$major-test/:")
-        as=()
-        if [ "$(id -u)" = 0 ]; then
-            PATH=$PWD/tests/setup/bin:$PATH
-            as=(--runas "$RUN_AS")
-        fi
-        data=$DEV/tmp/pgrx
-        mkdir -p "$data"
-        if [ "$(id -u)" = 0 ]; then chown "$RUN_AS" "$data"; fi
-        what="in-server tests, PostgreSQL $major"
-        USER=$(id -un) count tests/setup/pgrx.sh "$copy" test "pg$major" --profile "$PROFILE" --package tollgate \
-            --no-default-features --pgdata "$data" "${as[@]}"
-    done
+    what="unit tests of the benchmark"
+    count cargo test --package tollgate-tests --bin bench
 fi
 
 if [ -n "$long" ]; then
@@ -110,12 +119,29 @@ fi
 make --no-print-directory pgbouncer promtool drivers binaries
 if [ -n "$long" ]; then make --no-print-directory drivers-long; fi
 export TOLLGATE_TEST_TOLLGATED=$DEV/bin/tollgated
-for major in "${majors[@]}"; do make --no-print-directory install PG="$major"; done
+others=
+if [ -n "$long" ]; then
+    # A test of these upgrades from another version.
+    for major in "${majors[@]}"; do prepare "$major"; done
+else
+    prepare "${majors[0]}"
+fi
 echo "==> building the client tests"
 binary=$(cargo test --quiet --no-run --message-format=json --package tollgate-tests --test it |
     sed -nE 's|.*"executable":"([^"]+/it-[^"]+)".*|\1|p')
-cd tests
+if [ -z "$long" ]; then
+    (for major in "${majors[@]:1}"; do prepare "$major"; done) >"$DEV/tmp/prepare.log" 2>&1 &
+    others=$!
+    trap 'if [ -n "$others" ]; then kill "$others" 2>/dev/null || true; fi' EXIT
+fi
 for major in "${majors[@]}"; do
+    if [ "$major" != "${majors[0]}" ] && [ -n "$others" ]; then
+        prepared=0
+        wait "$others" || prepared=$?
+        cat "$DEV/tmp/prepare.log"
+        if [ $prepared != 0 ]; then exit $prepared; fi
+        others=
+    fi
     TOLLGATE_TEST_PG_CONFIG=$(pg_config "$major")
     export TOLLGATE_TEST_PG_CONFIG
     unset TOLLGATE_TEST_OLDER_PG_CONFIG
@@ -150,4 +176,4 @@ sort -rn "$durations" | head -10
 echo "==> how long each part took"
 cat "$stages"
 echo "==> PostgreSQL ${majors[*]}:"
-echo "$passed passed, 0 failed"
+awk '{ passed += $3 } END { print passed " passed, 0 failed" }' "$stages"

@@ -11,8 +11,11 @@ use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls, SimpleQueryMessage};
 
-use crate::server::{self, Server, Shutdown};
-use crate::{Account, Install, Port, dev_dir, is_alive};
+use crate::account::Account;
+use crate::dev_dir::dev_dir;
+use crate::install::Install;
+use crate::port::Port;
+use crate::server::{self, Server, Shutdown, is_alive};
 
 /// The database that tests use unless they need another.
 pub const DATABASE: &str = "postgres";

@@ -33,6 +33,7 @@
 
 mod account;
 mod cluster;
+mod dev_dir;
 mod install;
 mod port;
 mod server;
@@ -41,27 +42,9 @@ mod wait;
 
 pub use account::Account;
 pub use cluster::{Builder, Cluster, DATABASE, MASTER_KEY};
+pub use dev_dir::{DEV_DIR_VAR, dev_dir};
 pub use install::{Install, OLDER_PG_CONFIG_VAR, PG_CONFIG_VAR};
 pub use port::Port;
 pub use server::{Server, Shutdown, is_alive, stop_data_dir};
 pub use tollgated::{TOLLGATED_VAR, Tollgated};
 pub use wait::{eventually, eventually_async};
-
-use std::path::{Path, PathBuf};
-
-/// The directory where `make` keeps what it downloads and runs. It may be outside the checkout.
-pub const DEV_DIR_VAR: &str = "TOLLGATE_DEV_DIR";
-
-/// The checkout's `.dev`, with symbolic links resolved: the unprivileged user may be unable to follow them.
-pub fn dev_dir() -> anyhow::Result<PathBuf> {
-    use anyhow::Context as _;
-    let dev = match std::env::var_os(DEV_DIR_VAR) {
-        Some(dev) => PathBuf::from(dev),
-        None => Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .context("this crate is in the workspace")?
-            .join(".dev"),
-    };
-    std::fs::create_dir_all(&dev).with_context(|| format!("cannot make {}", dev.display()))?;
-    Ok(dev.canonicalize()?)
-}

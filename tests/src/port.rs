@@ -22,7 +22,7 @@ pub struct Port {
 impl Port {
     /// A free port, `preferred` if it is free.
     pub fn lease(preferred: u16) -> Result<Self> {
-        let leases = crate::dev_dir()?.join("tmp/ports");
+        let leases = crate::dev_dir::dev_dir()?.join("tmp/ports");
         std::fs::create_dir_all(&leases)?;
         let preferred = preferred.clamp(FIRST, LAST);
         for number in (preferred..=LAST).chain(FIRST..preferred) {

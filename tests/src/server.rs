@@ -1,6 +1,6 @@
 //! One PostgreSQL server with its own data directory: initialised, configured, started, stopped, crashed.
 //!
-//! Used by the tests, whose servers live as long as a [`crate::Cluster`], and by `make up`, whose server outlives the
+//! Used by the tests, whose servers live as long as a `Cluster`, and by `make up`, whose server outlives the
 //! process that started it: so a running server is always identified by its `postmaster.pid`, never only by a handle.
 
 use std::collections::BTreeMap;
@@ -15,8 +15,9 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::account::Account;
+use crate::install::Install;
 use crate::wait::holds_within;
-use crate::{Account, Install};
 
 /// Longest path of a Unix socket that every platform takes, less the terminating zero.
 const SOCKET_PATH_MAX: usize = 103;
@@ -122,12 +123,12 @@ impl Server {
             if self.wait_until_ready(deadline)? {
                 return Ok(());
             }
-            let complaint = self.log_from(log_length)?;
+            let output = self.log_from(log_length)?;
             // The leftovers of a crashed postmaster are gone once the last of its children has exited.
-            let temporary = complaint.contains("pre-existing shared memory block")
-                || complaint.contains("lock file \"postmaster.pid\" already exists");
+            let temporary = output.contains("pre-existing shared memory block")
+                || output.contains("lock file \"postmaster.pid\" already exists");
             if !temporary || Instant::now() > deadline {
-                bail!("PostgreSQL did not start from {}:\n{complaint}", self.data.display());
+                bail!("PostgreSQL did not start from {}:\n{output}", self.data.display());
             }
             std::thread::sleep(Duration::from_millis(50));
         }

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::Account;
+use crate::account::Account;
 use crate::wait::holds_within;
 
 /// Names the daemon's binary.

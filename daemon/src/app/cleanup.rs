@@ -11,7 +11,7 @@ use crate::background::tasks::steps::{Batch, Round};
 use crate::contract;
 use crate::contract::Due;
 use crate::error::Result;
-use crate::postgres::pool::Session;
+use crate::postgres::session::Session;
 
 /// How long what is over is kept.
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,7 @@
 use crate::background::tasks::flush_usage::{Round, go_on};
 use crate::background::tasks::{flush_standby, flush_usage};
 use crate::error::Result;
-use crate::postgres::pool::Session;
+use crate::postgres::session::Session;
 use crate::postgres::target::Target;
 
 /// Two carry all that was counted before the command began.

@@ -16,10 +16,15 @@ use tollgate_core::foreign::Format;
 use crate::contract;
 pub use crate::contract::Imported;
 use crate::error::{Doing as _, Error, Result};
-use crate::postgres::pool::{Session, hide_bind_values};
+use crate::postgres::pool::hide_bind_values;
+use crate::postgres::session::Session;
 
 /// The unique index on the digests of tokens.
 const DIGESTS: &str = "api_tokens_token_hash";
+
+/// How many digests a dry run remembers, some 100 MB of them at most: a row that repeats one which came after these counts as
+/// imported, as no later batch finds it.
+const REMEMBERED: usize = 1_000_000;
 
 /// A row that was not taken over, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -45,7 +50,31 @@ pub struct Import {
     format: Format,
     dry_run: bool,
     /// What a dry run has "imported" is not there when a later batch has it again.
-    seen: HashSet<Vec<u8>>,
+    seen: Seen,
+}
+
+/// The first digests of a file, up to a number of them.
+#[derive(Debug)]
+struct Seen {
+    digests: HashSet<Vec<u8>>,
+    at_most: usize,
+}
+
+impl Seen {
+    fn new(at_most: usize) -> Self {
+        Self { digests: HashSet::new(), at_most }
+    }
+
+    /// False for one that is remembered already.
+    fn is_new(&mut self, digest: &[u8]) -> bool {
+        if self.digests.contains(digest) {
+            return false;
+        }
+        if self.digests.len() < self.at_most {
+            self.digests.insert(digest.to_vec());
+        }
+        true
+    }
 }
 
 impl Import {
@@ -53,7 +82,7 @@ impl Import {
     pub async fn begin(session: Session, format: Format, dry_run: bool) -> Result<Self> {
         hide_bind_values(&session).await?;
         let statement = contract::prepare_import(&*session).await?;
-        Ok(Self { session, statement, format, dry_run, seen: HashSet::new() })
+        Ok(Self { session, statement, format, dry_run, seen: Seen::new(REMEMBERED) })
     }
 
     /// Imports rows, each with its line.
@@ -61,7 +90,7 @@ impl Import {
         let mut outcome = Outcome::default();
         if self.dry_run {
             let before = rows.len();
-            rows.retain(|(_, token)| self.seen.insert(token.token_hash.clone()));
+            rows.retain(|(_, token)| self.seen.is_new(&token.token_hash));
             outcome.present += (before - rows.len()) as u64;
         }
         if rows.is_empty() {
@@ -158,4 +187,17 @@ fn refusal(error: &Error) -> String {
     let message = error.message();
     let message = message.split_once(": ").map_or(message, |(_, said)| said);
     error.detail().map_or_else(|| message.to_owned(), |detail| format!("{message} ({detail})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Seen;
+
+    #[test]
+    fn a_dry_run_remembers_so_many_digests_and_no_more() {
+        let mut seen = Seen::new(2);
+        let new = [b"a", b"b", b"a", b"c", b"c", b"b"].map(|digest| seen.is_new(digest));
+        assert_eq!(new, [true, true, false, true, true, false]);
+        assert_eq!(seen.digests.len(), 2);
+    }
 }

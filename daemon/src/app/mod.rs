@@ -6,8 +6,10 @@
 pub mod audit;
 pub mod capabilities;
 pub mod cleanup;
+pub mod events;
 pub mod flush;
 pub mod import;
+pub mod keys;
 pub mod scopes;
 pub mod tokens;
 pub mod webhooks;

@@ -27,7 +27,8 @@ use tokio_util::sync::CancellationToken;
 use crate::background::signal::Signal;
 use crate::contract::{self, Fence};
 use crate::error::{Doing as _, Error, Kind, Result};
-use crate::postgres::pool::{Database, Session};
+use crate::postgres::pool::Database;
+use crate::postgres::session::Session;
 use crate::process::failure_log::FailureLog;
 
 /// How often the locks are asked for, those that are held included.

@@ -16,7 +16,8 @@ use crate::background::signal::Signal;
 use crate::background::tasks::observe::LatestObservation;
 use crate::contract::CHANNEL;
 use crate::error::{Doing as _, Error, Kind, Result};
-use crate::postgres::pool::{Database, Session};
+use crate::postgres::pool::Database;
+use crate::postgres::session::Session;
 use crate::process::counters;
 use crate::process::failure_log::{FailureLog, round};
 

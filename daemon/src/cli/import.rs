@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_format_is_told_by_the_name_or_asked_for() {
+    fn the_format_follows_from_the_name_or_is_asked_for() {
         assert_eq!(format_of(Path::new("a/b.CSV")).unwrap(), ImportFormat::Csv);
         for name in ["a.json", "a.jsonl", "a.ndjson"] {
             assert_eq!(format_of(Path::new(name)).unwrap(), ImportFormat::Jsonl);

@@ -1,7 +1,6 @@
 //! `tollgated tail`: prints events, one JSON object a line.
 //!
-//! The cursor moves after a batch is printed and lives as long as the process, so a lost connection neither loses nor
-//! repeats an event.
+//! The place in the log lives as long as the process, so a lost connection neither loses nor repeats an event.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -11,14 +10,14 @@ use rustix::io::Errno;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::app::events::Follower;
 use crate::background::backoff;
 use crate::background::listener;
 use crate::cli::output;
 use crate::config::TailOptions;
-use crate::contract;
-use crate::contract::{Cursor, Event};
+use crate::contract::Event;
 use crate::error::{Error, Kind, Result};
-use crate::postgres::pool::Session;
+use crate::postgres::session::Session;
 use crate::postgres::target::Target;
 use crate::process::exit;
 use crate::process::failure_log::FailureLog;
@@ -35,25 +34,25 @@ pub(super) async fn tail(target: Target, options: TailOptions) -> Result<u8> {
 
 async fn print(target: &Target, options: &TailOptions) -> Result<()> {
     let mut session = target.connect().await?;
-    let mut cursor = contract::event_position(&*session, begin(options)).await?;
+    let mut log = Follower::begin(&*session, begin(options), options.batch.batch_size).await?;
     if !options.follow {
-        while !print_batch(&session, &mut cursor, options.batch.batch_size).await? {}
+        while !print_page(&session, &mut log).await? {}
         return Ok(());
     }
-    let mut complaint = FailureLog::default();
+    let mut failures = FailureLog::default();
     let mut retries = backoff::delays();
     loop {
-        let error = match follow(&mut session, &mut cursor, options.batch.batch_size, &mut complaint).await {
+        let error = match follow(&mut session, &mut log, &mut failures).await {
             Err(error) if error.kind() == Kind::ConnectionLost => error,
             Err(error) => return Err(error),
             Ok(never) => match never {},
         };
-        complain(&mut complaint, &error);
+        log_failure(&mut failures, &error);
         session = loop {
             tokio::time::sleep(retries.next_delay()).await;
             match target.connect().await {
                 Ok(session) => break session,
-                Err(error) => complain(&mut complaint, &error),
+                Err(error) => log_failure(&mut failures, &error),
             }
         };
         retries = backoff::delays();
@@ -69,8 +68,8 @@ fn begin(options: &TailOptions) -> Option<i64> {
     }
 }
 
-fn complain(complaint: &mut FailureLog, error: &Error) {
-    if let Some(tally) = complaint.failed(&error.to_string()) {
+fn log_failure(failures: &mut FailureLog, error: &Error) {
+    if let Some(tally) = failures.failed(&error.to_string()) {
         tracing::warn!(failures = tally.failures, "{error}; trying again, and continuing where it stopped");
     }
 }
@@ -78,9 +77,8 @@ fn complain(complaint: &mut FailureLog, error: &Error) {
 /// Prints what comes until the connection is lost.
 async fn follow(
     session: &mut Session,
-    cursor: &mut Cursor,
-    batch_size: i32,
-    complaint: &mut FailureLog,
+    log: &mut Follower,
+    failures: &mut FailureLog,
 ) -> Result<std::convert::Infallible> {
     let mut listens = match listener::begin(session).await {
         Ok(()) => true,
@@ -90,11 +88,11 @@ async fn follow(
             false
         }
     };
-    if let Some(tally) = complaint.recovered() {
+    if let Some(tally) = failures.recovered() {
         tracing::info!(failures = tally.failures, "connected again");
     }
     loop {
-        while !print_batch(session, cursor, batch_size).await? {}
+        while !print_page(session, log).await? {}
         tokio::select! {
             notification = session.notification(), if listens => listens = notification.is_some(),
             () = tokio::time::sleep(POLL_PERIOD) => {}
@@ -103,11 +101,10 @@ async fn follow(
 }
 
 /// True once there is nothing more.
-async fn print_batch(session: &Session, cursor: &mut Cursor, batch_size: i32) -> Result<bool> {
-    let batch = contract::read_events(&**session, cursor, batch_size).await?;
-    write_lines(io::stdout().lock(), &batch.events)?;
-    *cursor = batch.next;
-    Ok(batch.caught_up)
+async fn print_page(session: &Session, log: &mut Follower) -> Result<bool> {
+    let page = log.read(&**session).await?;
+    write_lines(io::stdout().lock(), &page.events)?;
+    Ok(log.pass(page))
 }
 
 /// The documented keys, in the documented order.

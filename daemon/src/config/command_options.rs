@@ -379,7 +379,8 @@ pub struct ImportOptions {
     #[arg(long, value_name = "FORMAT", default_value = "sha256", value_parser = token_format)]
     pub token_format: Format,
 
-    /// Have the server check every row, and import none
+    /// Have the server check every row, and import none; of the file's own rows, only those that repeat one of the first million
+    /// count as there already
     #[arg(long)]
     pub dry_run: bool,
 

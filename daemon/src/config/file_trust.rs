@@ -31,17 +31,17 @@ fn weakness(file: &Path) -> Option<String> {
     let real = fs::canonicalize(file).ok()?;
     let named = std::path::absolute(file).ok()?;
     // Where the name is a link, its directory counts too.
-    let places = real.ancestors().chain(named.ancestors().skip(1));
-    places.into_iter().find_map(|place| {
-        let metadata = fs::metadata(place).ok()?;
+    let paths = real.ancestors().chain(named.ancestors().skip(1));
+    paths.into_iter().find_map(|path| {
+        let metadata = fs::metadata(path).ok()?;
         let mode = metadata.permissions().mode();
-        let place = place.display();
+        let path = path.display();
         if metadata.uid() != 0 && metadata.uid() != geteuid().as_raw() {
-            return Some(format!("{place} belongs to user {}; run: chown root {place}", metadata.uid()));
+            return Some(format!("{path} belongs to user {}; run: chown root {path}", metadata.uid()));
         }
         let shared = metadata.is_dir() && mode & STICKY != 0;
         (mode & WRITABLE_BY_OTHERS != 0 && !shared)
-            .then(|| format!("{place} has mode {:04o}; run: chmod go-w {place}", mode & 0o7777))
+            .then(|| format!("{path} has mode {:04o}; run: chmod go-w {path}", mode & 0o7777))
     })
 }
 

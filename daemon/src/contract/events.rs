@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::query::one;
 use crate::error::{Doing as _, Error, Result};
 
-/// The channel on which the extension tells that access was taken away.
+/// The channel on which the extension notifies that access was taken away.
 pub const CHANNEL: &str = "tollgate_events";
 
 /// A place in the event log, as the server writes it. What is in it is the server's business; we keep it and hand it back.
@@ -59,6 +59,8 @@ pub struct Batch {
     pub next: Cursor,
     /// There were no more of them.
     pub caught_up: bool,
+    /// That reading ended at `next`.
+    pub proof: Vec<u8>,
 }
 
 /// The cursor from now on (`None`), from the first event that the log has (0), after the event with that id, or at the last events of
@@ -84,7 +86,7 @@ pub async fn read_events(client: &impl GenericClient, after: &Cursor, max_events
     const DOING: &str = "read events";
     let row = client
         .query_one(
-            "select b.events::text, b.cursor::text, b.next::text, b.caught_up \
+            "select b.events::text, b.cursor::text, b.next::text, b.caught_up, b.proof \
              from tollgate.read_events($1::text::tollgate.event_cursor, $2) b",
             &[&after.0, &max_events],
         )
@@ -95,6 +97,7 @@ pub async fn read_events(client: &impl GenericClient, after: &Cursor, max_events
         start: Cursor(row.try_get(1).doing(DOING)?),
         next: Cursor(row.try_get(2).doing(DOING)?),
         caught_up: row.try_get(3).doing(DOING)?,
+        proof: row.try_get(4).doing(DOING)?,
     })
 }
 
@@ -118,14 +121,17 @@ pub async fn open_subscription(
     row.map(|row| row.try_get(0).doing(DOING).map(Cursor)).transpose()
 }
 
-/// Moves the cursor kept under this name; in the transaction that opened it.
+/// Moves the cursor kept under this name to the end of a batch that was read from it; in the transaction that opened it.
 pub async fn advance_subscription(
     transaction: &tokio_postgres::Transaction<'_>,
     name: &str,
-    to: &Cursor,
+    batch: &Batch,
 ) -> Result<()> {
     transaction
-        .execute("select tollgate.advance_subscription($1, $2::text::tollgate.event_cursor)", &[&name, &to.0])
+        .execute(
+            "select tollgate.advance_subscription($1, $2::text::tollgate.event_cursor, $3)",
+            &[&name, &batch.next.0, &batch.proof],
+        )
         .await
         .doing("advance the subscription")
         .map(drop)

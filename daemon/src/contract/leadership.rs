@@ -6,7 +6,7 @@ use tokio_postgres::GenericClient;
 
 use crate::error::{Doing as _, Result};
 
-/// By what the server tells the present leader of a task from those before.
+/// By what the server distinguishes the present leader of a task from those before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fence {
     pub task: &'static str,

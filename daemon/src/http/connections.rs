@@ -6,10 +6,20 @@
 //! connections, however many, never keep a client from its response.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+/// The sender of a request; an extension of each.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    pub(super) connection: Arc<Connection>,
+    pub(super) peer: SocketAddr,
+    /// Whether the listener is on a loopback address.
+    pub(super) is_loopback: bool,
+}
 
 #[derive(Debug)]
 pub(super) struct Connections {

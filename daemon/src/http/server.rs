@@ -19,16 +19,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
-use super::connections::{Connection, Connections};
-use super::events;
+use super::connections::{Client, Connections};
 use crate::background::backoff;
 use crate::error::{Error, Result};
 
 /// Far more than scrapers need, and more than event streams need. Beyond it, the connection that has been idle for the longest
 /// is closed. Connections of running and requested event streams stay open, so there are fewer of these.
 const MAX_OPS_CONNECTIONS: usize = 64;
-const MAX_API_CONNECTIONS: usize = 256;
-const _: () = assert!(events::MAX_STREAMS + events::MAX_VERIFYING <= MAX_API_CONNECTIONS * 3 / 4);
+pub(super) const MAX_API_CONNECTIONS: usize = 256;
 /// The head of a request must have arrived within this time.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that takes nothing for this long is gone, or as good as gone.
@@ -145,15 +143,6 @@ async fn bind(listener: Listener, address: SocketAddr) -> Result<Option<TcpListe
             )))
         }
     }
-}
-
-/// The sender of a request; an extension of each.
-#[derive(Clone, Debug)]
-pub(super) struct Client {
-    pub(super) connection: Arc<Connection>,
-    pub(super) peer: SocketAddr,
-    /// Whether the listener is on a loopback address.
-    pub(super) is_loopback: bool,
 }
 
 async fn serve(socket: TcpStream, client: Client, router: Router, stop: CancellationToken) {

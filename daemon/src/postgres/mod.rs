@@ -3,5 +3,6 @@
 pub mod conninfo;
 pub mod pool;
 pub mod pooler_probe;
+pub mod session;
 pub mod target;
 pub mod tls;

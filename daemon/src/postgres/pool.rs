@@ -4,19 +4,18 @@
 //! that is an error which the caller's own schedule retries, with jittered backoff. That the server is out of
 //! reach is logged here, once for all tasks.
 
-use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, Pool, PoolError, RecycleError, RecycleResult, Timeouts};
-use tokio::sync::{mpsc, watch};
-use tokio_postgres::error::{DbError, Severity};
-use tokio_postgres::{AsyncMessage, Client, Notification};
+use tokio::sync::watch;
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Doing as _, Error, Kind, Result};
-pub use crate::postgres::target::Target;
+use crate::postgres::session::Session;
+use crate::postgres::target::Target;
 use crate::process::counters;
 use crate::process::failure_log::{FailureLog, round};
 
@@ -39,92 +38,6 @@ pub async fn hide_bind_values(client: &Client) -> Result<()> {
         .doing("keep bind values out of the server's log")
 }
 
-/// A connection that is set up.
-#[derive(Debug)]
-pub struct Session {
-    client: Client,
-    notifications: mpsc::Receiver<Notification>,
-}
-
-impl Session {
-    pub(crate) fn new(client: Client, notifications: mpsc::Receiver<Notification>) -> Self {
-        Self { client, notifications }
-    }
-
-    /// The next notification on any channel that this session listens on; `None` once the connection is gone.
-    pub async fn notification(&mut self) -> Option<Notification> {
-        self.notifications.recv().await
-    }
-
-    /// The client, and its notifications beside it.
-    pub fn split(&mut self) -> (&mut Client, &mut mpsc::Receiver<Notification>) {
-        (&mut self.client, &mut self.notifications)
-    }
-}
-
-impl Deref for Session {
-    type Target = Client;
-
-    fn deref(&self) -> &Client {
-        &self.client
-    }
-}
-
-impl DerefMut for Session {
-    fn deref_mut(&mut self) -> &mut Client {
-        &mut self.client
-    }
-}
-
-/// Moves the bytes of a connection until it ends or is cut, and hands on its notifications.
-pub(crate) async fn pump<S, T>(
-    mut connection: tokio_postgres::Connection<S, T>,
-    notifications: mpsc::Sender<Notification>,
-    cut: CancellationToken,
-) where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-{
-    loop {
-        let message = tokio::select! {
-            biased;
-            // Dropping the connection fails whatever waits for an answer on it.
-            () = cut.cancelled() => return,
-            message = std::future::poll_fn(|cx| connection.poll_message(cx)) => message,
-        };
-        match message {
-            Some(Ok(AsyncMessage::Notification(notification))) => {
-                // Full or closed: a wake-up is pending already, or none is waited for.
-                let _ = notifications.try_send(notification);
-            }
-            Some(Ok(AsyncMessage::Notice(notice))) => {
-                say(&notice);
-            }
-            Some(Ok(_)) => {}
-            Some(Err(error)) => {
-                tracing::debug!(%error, "a connection broke");
-                return;
-            }
-            None => return,
-        }
-    }
-}
-
-/// Logs what the server remarks on a statement. Warnings and notices have a target of their own, so that a command shows them to the
-/// person who runs it.
-fn say(notice: &DbError) {
-    match notice.parsed_severity() {
-        Some(Severity::Warning | Severity::Notice) => {
-            let more = [notice.detail(), notice.hint()]
-                .into_iter()
-                .flatten()
-                .fold(String::new(), |text, part| text + " " + part);
-            tracing::info!(target: "tollgated::notice", "{}.{more}", notice.message());
-        }
-        _ => tracing::debug!(severity = notice.severity(), "the server says: {}", notice.message()),
-    }
-}
-
 /// The database that the daemon serves.
 #[derive(Clone, Debug)]
 pub struct Database {
@@ -138,7 +51,7 @@ impl Database {
     pub fn new(target: Target) -> Result<Self> {
         let connector = Arc::new(Connector {
             target,
-            complaint: Mutex::default(),
+            failures: Mutex::default(),
             trusted: Mutex::default(),
             attempts: Mutex::default(),
             restored: watch::Sender::new(0),
@@ -241,7 +154,7 @@ impl OwnSession {
 #[derive(Debug)]
 struct Connector {
     target: Target,
-    complaint: Mutex<FailureLog>,
+    failures: Mutex<FailureLog>,
     /// Cancelled when the connections made with it are to be cut.
     trusted: Mutex<CancellationToken>,
     /// Cancelled when an attempt that hangs is better begun anew.
@@ -260,11 +173,11 @@ impl Connector {
             () = cut.cancelled() => return Err(Error::new(Kind::Unreachable, "the network failed meanwhile")),
             () = anew.cancelled() => return Err(Error::new(Kind::Unreachable, "the network came back meanwhile")),
         };
-        let mut complaint = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         match &result {
             Ok(_) => {
                 self.made.fetch_add(1, Ordering::Relaxed);
-                if let Some(tally) = complaint.recovered() {
+                if let Some(tally) = failures.recovered() {
                     tracing::info!(
                         attempts = tally.failures,
                         "connected to {} after {}",
@@ -275,7 +188,7 @@ impl Connector {
             }
             Err(error) => {
                 counters::CONNECT_FAILURES.add(1);
-                if let Some(tally) = complaint.failed(&error.to_string()) {
+                if let Some(tally) = failures.failed(&error.to_string()) {
                     tracing::warn!(
                         attempts = tally.failures,
                         "{error}; trying again, for as long as it takes"

@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::background::backoff;
 use crate::error::{Doing as _, Error, Kind, Result};
-use crate::postgres::pool::{Database, Session};
+use crate::postgres::pool::Database;
+use crate::postgres::session::Session;
 use crate::postgres::target::Target;
 
 /// A pooler without a free session keeps us waiting.

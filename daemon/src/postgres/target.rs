@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use crate::error::{Doing as _, Error, Kind, Result};
 use crate::postgres::conninfo::{Login, Options};
-use crate::postgres::pool::{Session, pump};
+use crate::postgres::session::{Session, pump};
 use crate::postgres::{conninfo, tls};
 use crate::secret::Secret;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long the same complaint is held back.
+/// How long the same message is held back.
 const REPEAT_AFTER: Duration = Duration::from_secs(60);
 
 /// A condition that may fail again and again: it is said when it begins, when it changes, once a minute while it lasts
@@ -64,32 +64,32 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_same_failure_is_said_once_a_minute() {
-        let mut complaint = FailureLog::default();
-        assert!(complaint.failed("down").is_some());
+        let mut log = FailureLog::default();
+        assert!(log.failed("down").is_some());
         let mut said = 0;
         for _ in 0..180 {
             tokio::time::advance(Duration::from_secs(1)).await;
-            said += u32::from(complaint.failed("down").is_some());
+            said += u32::from(log.failed("down").is_some());
         }
         assert_eq!(said, 3);
     }
 
     #[tokio::test(start_paused = true)]
     async fn another_failure_is_said_at_once() {
-        let mut complaint = FailureLog::default();
-        assert!(complaint.failed("down").is_some());
-        assert!(complaint.failed("down").is_none());
-        assert_eq!(complaint.failed("refused"), Some(Tally { failures: 3, lasting: Duration::ZERO }));
+        let mut log = FailureLog::default();
+        assert!(log.failed("down").is_some());
+        assert!(log.failed("down").is_none());
+        assert_eq!(log.failed("refused"), Some(Tally { failures: 3, lasting: Duration::ZERO }));
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_end_is_said_once_and_counts_what_was_not_said() {
-        let mut complaint = FailureLog::default();
-        assert_eq!(complaint.recovered(), None);
-        complaint.failed("down");
-        complaint.failed("down");
+        let mut log = FailureLog::default();
+        assert_eq!(log.recovered(), None);
+        log.failed("down");
+        log.failed("down");
         tokio::time::advance(Duration::from_secs(7)).await;
-        assert_eq!(complaint.recovered(), Some(Tally { failures: 2, lasting: Duration::from_secs(7) }));
-        assert_eq!(complaint.recovered(), None);
+        assert_eq!(log.recovered(), Some(Tally { failures: 2, lasting: Duration::from_secs(7) }));
+        assert_eq!(log.recovered(), None);
     }
 }

@@ -95,13 +95,13 @@ impl<W: io::Write> io::Write for Line<W> {
 
 /// The colours are those of `tracing-subscriber`, which escapes what others would add.
 fn escape_but_colours(line: &str) -> String {
-    let mut pieces = line.split("\u{1b}[");
-    let mut text = printable::escape(pieces.next().unwrap_or_default());
-    for piece in pieces {
-        let end = piece.find(|c: char| !(c.is_ascii_digit() || c == ';')).unwrap_or(piece.len());
-        let colour = piece[end..].starts_with('m');
+    let mut parts = line.split("\u{1b}[");
+    let mut text = printable::escape(parts.next().unwrap_or_default());
+    for part in parts {
+        let end = part.find(|c: char| !(c.is_ascii_digit() || c == ';')).unwrap_or(part.len());
+        let colour = part[end..].starts_with('m');
         text.push_str(if colour { "\u{1b}[" } else { "\\u{1b}[" });
-        text.push_str(&printable::escape(piece));
+        text.push_str(&printable::escape(part));
     }
     text
 }

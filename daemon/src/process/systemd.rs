@@ -10,19 +10,19 @@ use tokio::task::JoinHandle;
 
 /// To be called once everything runs. The sign of life is given by the loop that everything else runs on, and ends with it.
 pub fn ready(status: &str) -> Watchdog {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
     let Some(limit) = sd_notify::watchdog_enabled() else { return Watchdog(None) };
     Watchdog(Some(tokio::spawn(async move {
         let mut ticks = tokio::time::interval(period(limit));
         loop {
             ticks.tick().await;
-            tell(&[NotifyState::Watchdog]);
+            notify(&[NotifyState::Watchdog]);
         }
     })))
 }
 
 pub fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("finishing what was begun, and flushing usage")]);
+    notify(&[NotifyState::Stopping, NotifyState::Status("finishing what was begun, and flushing usage")]);
 }
 
 /// Gives signs of life until it is dropped.
@@ -43,7 +43,7 @@ fn period(limit: Duration) -> Duration {
 }
 
 /// A failure is only logged: the service manager notices by itself when nothing comes.
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "could not notify the service manager");
     }

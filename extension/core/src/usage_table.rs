@@ -50,7 +50,7 @@ pub const INSERT_LOCKS: usize = 32;
 const MOST_ROWS: usize = 16_384;
 /// Groups that are sampled to estimate how full the table is: keys are spread evenly over all of them.
 const SAMPLE: usize = 4096;
-/// Entries that are looked at to tell how many limits are in use.
+/// Entries that are looked at to estimate how many limits are in use.
 const SAMPLE_OF_LIMITS: u64 = 65_536;
 
 /// The kind of key that an entry counts for.

@@ -5,6 +5,7 @@
 //! same. Without a master key nothing is signed; verifying needs none.
 
 mod opened;
+mod purpose;
 mod source;
 mod worker;
 
@@ -14,24 +15,7 @@ use crate::store::keys;
 use tollgate_core::signature::{Algorithm, PublicKey, SigningKey};
 
 pub(crate) use opened::{reseal, seal};
-
-/// What a key is for. A key that is sealed for one purpose does not open for another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Purpose {
-    AccessToken,
-}
-
-impl Purpose {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Purpose::AccessToken => "access_token",
-        }
-    }
-
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        (text == Purpose::AccessToken.as_str()).then_some(Purpose::AccessToken)
-    }
-}
+pub(crate) use purpose::Purpose;
 
 /// Signs with the key that signs for this purpose now; with an algorithm, only if it is one of that. The row is read
 /// each time, by the latest snapshot: a key that was withdrawn signs nothing more.

@@ -1,6 +1,6 @@
 //! Private keys that this backend has opened, and the master keys that it opens them with.
 
-use super::Purpose;
+use super::purpose::Purpose;
 use crate::error::Error;
 use crate::pg::wait;
 use crate::shmem;
@@ -68,7 +68,9 @@ pub(crate) fn loaded() -> Result<(u64, Vec<MasterKey>), Error> {
     wait_for_keys()?;
     let (generation, masters) = shmem::master_keys();
     if masters.is_empty() {
-        return Err(Error::no_master_key(shmem::master_key_fault()));
+        // Not what is wrong: it names the file, which is shown to superusers and those who may run a check.
+        let unread = shmem::master_key_fault().map(|_| "They could not be read; the server's log says why.");
+        return Err(Error::no_master_key(unread));
     }
     Ok((generation, masters))
 }
@@ -84,7 +86,7 @@ fn wait_for_keys() -> Result<u64, Error> {
     }
     match generation() {
         0 => Err(Error::no_master_key(Some(
-            "The background worker that reads them has not started yet; it needs one of max_worker_processes.".into(),
+            "The background worker that reads them has not started; it needs one of max_worker_processes.",
         ))),
         generation => Ok(generation),
     }

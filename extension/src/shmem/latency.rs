@@ -1,7 +1,8 @@
 //! Times a sample of verifications, from the call to the moment when its outcome is counted. Two clock readings and two
 //! additions in shared memory are too expensive for each, and a few thousand give the same result.
 
-use super::{database, database_exists, process, segment};
+use super::backend::{database, database_exists, process};
+use super::segment::segment;
 use std::sync::OnceLock;
 use std::time::Instant;
 use tollgate_core::latency::{Countdown, Histogram};

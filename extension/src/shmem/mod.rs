@@ -25,6 +25,7 @@
 //!
 //! Usage and charges are never rolled back with the transaction that caused it.
 
+mod backend;
 mod findings;
 mod latency;
 mod master_keys;
@@ -35,9 +36,9 @@ mod spin;
 use crate::error::Error;
 use crate::pg::prefetch::prefetch;
 use crate::pg::sys;
+use backend::{database, database_exists, process};
 pub(crate) use findings::{Finding, Found};
 pub(crate) use latency::Timer;
-use pgrx::pg_sys::{self, Datum, Oid};
 use segment::segment;
 pub(crate) use tollgate_core::hints::Location;
 use tollgate_core::latency::Measured;
@@ -178,20 +179,6 @@ pub(crate) fn drain() -> Result<Drained, Error> {
     })
 }
 
-#[allow(unsafe_code)]
-fn database_exists(database: u32) -> bool {
-    // SAFETY: a look-up in the system catalogue.
-    unsafe {
-        pg_sys::SearchSysCacheExists(
-            pg_sys::SysCacheIdentifier::DATABASEOID as i32,
-            Datum::from(Oid::from(database)),
-            Datum::null(),
-            Datum::null(),
-            Datum::null(),
-        )
-    }
-}
-
 /// Frees the closed counters of this database if their generation matches.
 pub(crate) fn acknowledge(generation: u64) -> Result<bool, Error> {
     let segment = segment().ok_or_else(|| Error::needs_preload("usage metering"))?;
@@ -274,16 +261,4 @@ pub(crate) fn set_master_keys(read: Result<&[MasterKey], &str>) {
             Err(fault) => keys.store_fault(fault),
         });
     }
-}
-
-#[allow(unsafe_code)]
-fn process() -> usize {
-    // SAFETY: a plain variable of this process.
-    unsafe { pg_sys::MyProcPid }.cast_unsigned() as usize
-}
-
-#[allow(unsafe_code)]
-fn database() -> u32 {
-    // SAFETY: a plain variable of this process.
-    unsafe { pg_sys::MyDatabaseId.to_u32() }
 }

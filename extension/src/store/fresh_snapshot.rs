@@ -27,7 +27,7 @@ impl Query {
     /// The value of the first row as text.
     pub(crate) fn text<const N: usize>(
         &self,
-        sight: Snapshot,
+        snapshot: Snapshot,
         arguments: [(Oid, Option<Datum>); N],
     ) -> Result<Option<String>, Error> {
         let mut types = arguments.map(|(oid, _)| oid);
@@ -45,7 +45,7 @@ impl Query {
                 }
                 self.plan.set(plan);
             }
-            let snapshot = pg_sys::RegisterSnapshot(match sight {
+            let registered = pg_sys::RegisterSnapshot(match snapshot {
                 Snapshot::Latest | Snapshot::LatestToWrite => pg_sys::GetLatestSnapshot(),
                 Snapshot::OfTransaction => pg_sys::GetTransactionSnapshot(),
             });
@@ -53,13 +53,13 @@ impl Query {
                 self.plan.get(),
                 values.as_mut_ptr(),
                 nulls.as_ptr(),
-                snapshot,
+                registered,
                 core::ptr::null_mut(),
-                !matches!(sight, Snapshot::LatestToWrite),
+                !matches!(snapshot, Snapshot::LatestToWrite),
                 false,
                 1,
             );
-            pg_sys::UnregisterSnapshot(snapshot);
+            pg_sys::UnregisterSnapshot(registered);
             if outcome != pg_sys::SPI_OK_SELECT.cast_signed() || pg_sys::SPI_processed != 1 {
                 return Err(Error::internal("could not query the tokens"));
             }
@@ -97,7 +97,8 @@ pub(crate) fn check_snapshot(token_id: Option<Datum>, user_ids: Option<Datum>) -
     if !transaction_keeps_its_snapshot() {
         return Ok(());
     }
-    let seen = |sight| TOKENS.text(sight, [(pg_sys::UUIDOID, token_id), (pg_sys::TEXTARRAYOID, user_ids)]);
+    let seen =
+        |snapshot| TOKENS.text(snapshot, [(pg_sys::UUIDOID, token_id), (pg_sys::TEXTARRAYOID, user_ids)]);
     if seen(Snapshot::Latest)? == seen(Snapshot::OfTransaction)? {
         Ok(())
     } else {

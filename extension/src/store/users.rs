@@ -22,8 +22,12 @@ use std::rc::Rc;
 
 /// The triggers of an attached table, all with the same arguments. Without the first it does not count as attached, but
 /// the others still have the arguments.
-const TRIGGERS: [&CStr; 3] =
-    [c"tollgate_user_changed", c"tollgate_user_deleted", c"tollgate_users_truncated"];
+const TRIGGERS: [&CStr; 4] = [
+    c"tollgate_user_changed",
+    c"tollgate_user_deleted",
+    c"tollgate_user_deletion_applied",
+    c"tollgate_users_truncated",
+];
 const FUNCTIONS: [&CStr; 2] = [c"users_row_changed", c"revoke_departed_users"];
 
 /// The arguments of each trigger that `attach_users_table` creates.

@@ -21,9 +21,10 @@ CREATE TYPE tollgate.event_cursor AS (
     older_epoch uuid, older pg_snapshot, newer_epoch uuid, newer pg_snapshot, dense_id bigint, last_id bigint, next_id bigint);
 COMMENT ON TYPE tollgate.event_cursor IS 'A position in the audit log, of at most 8 kB; opaque, to be stored and passed back';
 
-CREATE TYPE tollgate.event_batch AS (events jsonb, cursor tollgate.event_cursor, next tollgate.event_cursor, caught_up boolean);
+CREATE TYPE tollgate.event_batch AS (
+    events jsonb, cursor tollgate.event_cursor, next tollgate.event_cursor, caught_up boolean, proof bytea);
 COMMENT ON TYPE tollgate.event_batch IS
-    'Events as a JSON array, the cursor before them (after one of them, it is the same with next_id set to one above its id), the cursor after all of them, and whether there are no more';
+    'Events as a JSON array, the cursor before them (after one of them, it is the same with next_id set to one above its id), the cursor after all of them, whether there are no more, and the proof that they were read, for advance_subscription';
 
 CREATE FUNCTION tollgate.epoch_identity(epoch integer) RETURNS uuid
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -259,6 +260,20 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION tollgate.end_batch(tollgate.event_cursor) IS 'The cursor after its current batch. Internal.';
 
+-- Signed like drained counters (usage.sql): a login that may read and advance cannot skip what it did not read. A standby
+-- has the secret of its primary, also once it is promoted. A restored dump has another; there a subscriber opens its
+-- subscription and reads on.
+CREATE FUNCTION tollgate.signature_of_page(cursor tollgate.event_cursor, next tollgate.event_cursor) RETURNS bytea
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN tollgate.carrying_signature('events', ARRAY[record_send($1), record_send($2)]);
+END
+$$;
+COMMENT ON FUNCTION tollgate.signature_of_page(tollgate.event_cursor, tollgate.event_cursor) IS
+    'The signature that proves that reading from the first cursor ended at the second. Internal.';
+
 CREATE FUNCTION tollgate.read_events(cursor tollgate.event_cursor, max_events integer DEFAULT 1000) RETURNS tollgate.event_batch
     LANGUAGE plpgsql STABLE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -275,6 +290,7 @@ DECLARE
     newer_epoch integer;
     older_lineage integer;
     newer_lineage integer;
+    given       constant tollgate.event_cursor := $1;
     fresh       boolean;
     -- A page is limited in events and in their bytes as text; one event always fits.
     most        constant integer := least($2, 2000);
@@ -306,6 +322,7 @@ BEGIN
        AND NOT tollgate.snapshot_contains(tollgate.readable_snapshot(1000000000), ($1).newer) THEN
         -- A standby that lags, or a transaction with an older snapshot: the rest of the batch is not visible yet.
         batch.caught_up := true;
+        batch.proof := tollgate.signature_of_page(given, batch.next);
         RETURN batch;
     END IF;
 
@@ -375,6 +392,7 @@ BEGIN
         -- Events that were committed while the batch was read are in the next one.
         batch.caught_up := fresh;
     END IF;
+    batch.proof := tollgate.signature_of_page(given, batch.next);
     RETURN batch;
 END
 $$;
@@ -475,15 +493,14 @@ $$;
 COMMENT ON FUNCTION tollgate.open_subscription(text) IS
     'The cursor of a named subscriber, locked until the transaction ends; no row while another session holds it. A new one starts now, and is kept only if the transaction commits';
 
-CREATE FUNCTION tollgate.advance_subscription(name text, cursor tollgate.event_cursor) RETURNS void
+CREATE FUNCTION tollgate.advance_subscription(name text, cursor tollgate.event_cursor, proof bytea) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    newest   integer := (SELECT max(e.epoch) FROM tollgate.audit_epochs e);
-    reached  pg_snapshot := tollgate.readable_snapshot(1000000000);
-    before   tollgate.event_cursor;
-    backward boolean;
+    newest  integer := (SELECT max(e.epoch) FROM tollgate.audit_epochs e);
+    reached pg_snapshot := tollgate.readable_snapshot(1000000000);
+    before  tollgate.event_cursor;
 BEGIN
     PERFORM tollgate.without_token('name', $1);
     PERFORM tollgate.check_cursor($2);
@@ -498,7 +515,12 @@ BEGIN
             USING ERRCODE = 'undefined_object', DETAIL = 'Argument: name.',
                   HINT = 'tollgate.open_subscription(name) creates one.';
     END IF;
-    -- Events that are not committed yet were not read; a cursor beyond them would skip them for ever.
+    IF (tollgate.signature_of_page(before, $2) = $3) IS NOT TRUE THEN
+        RAISE EXCEPTION 'a subscription cannot be moved past events that were not read from it'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Arguments: cursor and proof, which are not of a page that was read from where the subscription is.',
+                  HINT = 'Read from the cursor that open_subscription returns, and advance by next and proof of each page, in order.';
+    END IF;
+    -- A database that was restored from an older state does not have all that was read.
     IF before.older_epoch = ($2).older_epoch THEN
         reached := tollgate.unite_snapshots(reached, before.older);
     END IF;
@@ -509,14 +531,14 @@ BEGIN
        OR tollgate.epoch_of_cursor(coalesce(($2).newer_epoch, ($2).older_epoch)) = newest
           AND NOT tollgate.snapshot_contains(reached, coalesce(($2).newer, ($2).older)) THEN
         RAISE EXCEPTION 'a subscription cannot be moved beyond events that were read'
-            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: cursor, which includes transactions that have not ended.',
-                  HINT = 'Pass the cursor that read_events returned.';
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: cursor, which includes transactions that this database does not have.',
+                  HINT = 'Read from the cursor that open_subscription returns.';
     END IF;
     UPDATE tollgate.subscriptions s SET place = $2, advanced_at = now() WHERE s.name = $1;
 END
 $$;
-COMMENT ON FUNCTION tollgate.advance_subscription(text, tollgate.event_cursor) IS
-    'Moves a subscriber''s cursor, never beyond committed events; in the same transaction as open_subscription';
+COMMENT ON FUNCTION tollgate.advance_subscription(text, tollgate.event_cursor, bytea) IS
+    'Moves a subscriber''s cursor to the end of a page that was read from where it is; in the same transaction as open_subscription';
 
 CREATE FUNCTION tollgate.drop_subscription(name text) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER

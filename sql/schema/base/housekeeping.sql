@@ -7,22 +7,22 @@
 -- take that place as an argument and return the next one, the others store it in a row. A walk that reaches the end
 -- starts again at the front, and finds tokens there that were locked, committed late or given another end meanwhile.
 
-CREATE TABLE tollgate.housekeeping_places (
+CREATE TABLE tollgate.housekeeping_cursors (
     task     text        PRIMARY KEY,
     at       timestamptz,
     id       text,
     begun_at timestamptz
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE tollgate.housekeeping_places IS
+COMMENT ON TABLE tollgate.housekeeping_cursors IS
     'Where the last batch of each task ended, and when it was last at the front; NULL at the front. A hint: a wrong or missing place only costs time. Not dumped';
-INSERT INTO tollgate.housekeeping_places (task)
+INSERT INTO tollgate.housekeeping_cursors (task)
     VALUES ('announce_expiries'), ('expire_tokens'), ('purge_denied'), ('purge_disabled'), ('purge_given_up'), ('purge_revoked_users'),
            ('purge_tokens'), ('purge_usage');
 
 -- Each cluster does its own housekeeping.
-CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.housekeeping_places
+CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.housekeeping_cursors
     FOR EACH ROW WHEN (tollgate.is_logical_worker()) EXECUTE FUNCTION tollgate.leave_out();
-ALTER TABLE tollgate.housekeeping_places ENABLE REPLICA TRIGGER leave_out;
+ALTER TABLE tollgate.housekeeping_cursors ENABLE REPLICA TRIGGER leave_out;
 
 CREATE FUNCTION tollgate.check_batch_size(batch_size integer, most integer DEFAULT 100000) RETURNS void
     LANGUAGE plpgsql IMMUTABLE
@@ -77,7 +77,7 @@ DECLARE
     affected bigint := 0;
 BEGIN
     PERFORM tollgate.check_batch_size($4);
-    SELECT p.at, p.id, p.begun_at INTO place_at, last, begun FROM tollgate.housekeeping_places p WHERE p.task = $1;
+    SELECT p.at, p.id, p.begun_at INTO place_at, last, begun FROM tollgate.housekeeping_cursors p WHERE p.task = $1;
     IF place_at IS NULL THEN
         begun := clock_timestamp();
     END IF;
@@ -96,8 +96,8 @@ BEGIN
         END IF;
     END LOOP;
     -- Does not wait for another session that does the same: either place is good.
-    UPDATE tollgate.housekeeping_places p SET at = place_at, id = last, begun_at = begun
-        WHERE p.task = (SELECT o.task FROM tollgate.housekeeping_places o
+    UPDATE tollgate.housekeeping_cursors p SET at = place_at, id = last, begun_at = begun
+        WHERE p.task = (SELECT o.task FROM tollgate.housekeeping_cursors o
                         WHERE o.task = $1 AND (o.at, o.id) IS DISTINCT FROM (place_at, last) FOR UPDATE SKIP LOCKED);
     RETURN affected;
 END

@@ -232,6 +232,8 @@ BEGIN
                   HINT = 'Give how long a key signs, such as 90 days.';
     END IF;
     PERFORM tollgate.lock_keys();
+    -- Also erases the private half of a key that is gone by now.
+    PERFORM tollgate.chain_keys('access_token', clock_timestamp());
     SELECT k.* INTO latest FROM tollgate.sealed_keys k
         WHERE k.purpose = 'access_token' AND k.withdrawn_at IS NULL ORDER BY k.signs_from DESC LIMIT 1;
     -- The first key is not made by the daemon: without one, nothing is to be signed here.

@@ -84,15 +84,17 @@ BEGIN
     END IF;
     -- A partition may be written to directly, which the partitioned table's statement triggers do not see.
     IF (SELECT c.relkind = 'p' FROM pg_class c WHERE c.oid = $1) THEN
-        PERFORM tollgate.attach_trigger($1, 'tollgate_user_deleted', 'AFTER DELETE', 'FOR EACH ROW', 'users_row_changed', wanted);
+        PERFORM tollgate.attach_trigger($1, 'tollgate_user_deleted', 'AFTER DELETE', 'FOR EACH ROW', 'users_row_changed', wanted, 'ALWAYS');
     ELSE
         PERFORM tollgate.attach_trigger($1, 'tollgate_user_deleted', 'AFTER DELETE',
-                                        'REFERENCING OLD TABLE AS departed FOR EACH STATEMENT', 'revoke_departed_users', wanted);
+                                        'REFERENCING OLD TABLE AS departed FOR EACH STATEMENT', 'revoke_departed_users', wanted, '');
+        -- A subscription applies rows, and fires no trigger of a statement but that of TRUNCATE.
+        PERFORM tollgate.attach_trigger($1, 'tollgate_user_deletion_applied', 'AFTER DELETE', 'FOR EACH ROW', 'users_row_changed', wanted, 'REPLICA');
     END IF;
     PERFORM tollgate.attach_trigger($1, 'tollgate_user_changed', CASE WHEN $4 IS NULL THEN 'AFTER UPDATE' ELSE 'AFTER INSERT OR UPDATE' END,
-                                    'FOR EACH ROW', 'users_row_changed', wanted);
+                                    'FOR EACH ROW', 'users_row_changed', wanted, 'ALWAYS');
     FOR branch IN SELECT $1 UNION SELECT p.relid FROM pg_partition_tree($1) p LOOP
-        PERFORM tollgate.attach_trigger(branch, 'tollgate_users_truncated', 'BEFORE TRUNCATE', 'FOR EACH STATEMENT', 'revoke_departed_users', wanted);
+        PERFORM tollgate.attach_trigger(branch, 'tollgate_users_truncated', 'BEFORE TRUNCATE', 'FOR EACH STATEMENT', 'revoke_departed_users', wanted, 'ALWAYS');
     END LOOP;
 
     IF $4 IS NOT NULL THEN
@@ -201,7 +203,15 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION tollgate.list_users_tables() IS 'The attached users tables, with their current key columns';
 
-CREATE FUNCTION tollgate.attach_trigger(users regclass, trigger_name name, event text, firing text, function_name name, arguments text[]) RETURNS void
+CREATE FUNCTION tollgate.attach_trigger(
+    users         regclass,
+    trigger_name  name,
+    event         text,
+    firing        text,
+    function_name name,
+    arguments     text[],
+    enabled       text
+) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -212,10 +222,12 @@ BEGIN
         -- DROP EXTENSION drops it, and leaves the table alone.
         EXECUTE format('ALTER TRIGGER %I ON %s DEPENDS ON EXTENSION tollgate', $2, $1);
     END IF;
+    -- Also of an existing one: pg_restore --disable-triggers leaves all of a table as ordinary ones.
+    EXECUTE format('ALTER TABLE %s ENABLE %s TRIGGER %I', $1, $7, $2);
 END
 $$;
-COMMENT ON FUNCTION tollgate.attach_trigger(regclass, name, text, text, name, text[]) IS
-    'Creates a trigger of attach_users_table on a table, unless it exists. Internal.';
+COMMENT ON FUNCTION tollgate.attach_trigger(regclass, name, text, text, name, text[], text) IS
+    'Creates a trigger of attach_users_table on a table, unless it exists, and enables it: always, for the replica role, or for all others. Internal.';
 
 CREATE FUNCTION tollgate.drop_users_triggers(users regclass) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -228,7 +240,7 @@ BEGIN
     FOR trigger IN
         SELECT t.tgname AS name, t.tgrelid::regclass AS of FROM pg_trigger t
         WHERE t.tgrelid IN (SELECT $1 UNION SELECT p.relid FROM pg_partition_tree($1) p) AND t.tgparentid = 0
-          AND t.tgname IN ('tollgate_user_deleted', 'tollgate_user_changed', 'tollgate_users_truncated')
+          AND t.tgname IN ('tollgate_user_deleted', 'tollgate_user_deletion_applied', 'tollgate_user_changed', 'tollgate_users_truncated')
           AND t.tgfoid IN (SELECT p.oid FROM pg_proc p WHERE p.pronamespace = 'tollgate'::regnamespace)
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', trigger.name, trigger.of);
@@ -309,25 +321,22 @@ BEGIN
                        CASE WHEN w.of = users THEN '' ELSE format(' of its partition %s', w.of) END), again
             FROM (SELECT users AS of, n AS name FROM unnest('{tollgate_user_deleted,tollgate_user_changed,tollgate_users_truncated}'::text[]) n
                   UNION ALL
+                  SELECT users, 'tollgate_user_deletion_applied' FROM pg_class c WHERE c.oid = users AND c.relkind = 'r'
+                  UNION ALL
                   -- A partition that is attached later gets the row triggers, and not this one.
                   SELECT p.relid, 'tollgate_users_truncated' FROM pg_partition_tree(users) p WHERE p.relid <> users) w
             WHERE NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = w.of AND t.tgname = w.name)
             ORDER BY w.of <> users, w.of, w.name;
-        RETURN QUERY SELECT 'fail',
-                format('the trigger %I of %s is disabled: tokens of removed users stay valid', t.tgname, t.tgrelid::regclass),
-                format('ALTER TABLE %s ENABLE TRIGGER %I; and revoke the tokens of users who were removed meanwhile', t.tgrelid::regclass, t.tgname)
+        RETURN QUERY SELECT CASE WHEN t.tgenabled = 'O' THEN 'warn' ELSE 'fail' END,
+                format('the trigger %I of %s is disabled%s: tokens of removed users stay valid', t.tgname, t.tgrelid::regclass,
+                       CASE WHEN t.tgenabled = 'O' THEN ' for changes that a subscription applies, and for session_replication_role = replica' ELSE '' END),
+                again || ' and revoke the tokens of users who were removed meanwhile'
             FROM pg_trigger t
-            WHERE t.tgrelid IN (SELECT users UNION SELECT p.relid FROM pg_partition_tree(users) p) AND t.tgenabled IN ('D', 'R')
-              AND t.tgname IN ('tollgate_user_deleted', 'tollgate_user_changed', 'tollgate_users_truncated')
+            WHERE t.tgrelid IN (SELECT users UNION SELECT p.relid FROM pg_partition_tree(users) p)
+              AND CASE WHEN t.tgname = 'tollgate_user_deletion_applied' THEN t.tgenabled IN ('D', 'O')
+                       WHEN t.tgname = 'tollgate_user_deleted' AND t.tgoldtable IS NOT NULL THEN t.tgenabled IN ('D', 'R')
+                       WHEN t.tgname IN ('tollgate_user_deleted', 'tollgate_user_changed', 'tollgate_users_truncated') THEN t.tgenabled <> 'A' END
             ORDER BY t.tgrelid, t.tgname;
-        -- The worker that applies a publisher's changes fires no triggers. If it also replicates the tokens, it
-        -- replicates their end.
-        RETURN QUERY SELECT 'warn',
-                format('%s receives its rows by the subscription %I: tokens of users who are deleted by it stay valid', r.srrelid::regclass, s.subname),
-                'keep the tokens in the publisher''s database too, or revoke them with tollgate.revoke_all_api_tokens(user_id)'
-            FROM pg_subscription_rel r JOIN pg_subscription s ON s.oid = r.srsubid
-            WHERE r.srrelid IN (SELECT users UNION SELECT p.relid FROM pg_partition_tree(users) p)
-              AND NOT EXISTS (SELECT FROM pg_subscription_rel o WHERE o.srrelid = 'tollgate.api_tokens'::regclass);
     END LOOP;
 END
 $$;
@@ -525,6 +534,17 @@ $$;
 COMMENT ON FUNCTION tollgate.settle_users(regclass, text[], text[], text) IS
     'Applies a table''s state to the tokens of some users: revokes those of users who are no longer in it, and disables, revokes or enables as its condition says; returns how many it revoked and disabled. Ends the access tokens of both. Internal.';
 
+CREATE FUNCTION tollgate.tokens_are_received() RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    -- What the publisher did to the tokens of its users arrives as rows, and so do the events: nothing is done twice.
+    SELECT tollgate.is_logical_worker()
+           AND EXISTS (SELECT FROM pg_subscription_rel r WHERE r.srrelid = 'tollgate.api_tokens'::regclass);
+END;
+COMMENT ON FUNCTION tollgate.tokens_are_received() IS
+    'Whether this process applies the changes of a subscription in a database that subscribes to tokens. Internal.';
+
 CREATE FUNCTION tollgate.settle_and_notify(users oid, arguments text[], user_ids text[], operation text) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
@@ -532,6 +552,9 @@ AS $$
 DECLARE
     settled record;
 BEGIN
+    IF tollgate.tokens_are_received() THEN
+        RETURN;
+    END IF;
     SELECT s.* INTO settled FROM tollgate.settle_users($1, $2, $3, $4) s;
     PERFORM tollgate.notify_of_users(settled.revoked, settled.disabled, $3[1]);
 END
@@ -626,6 +649,9 @@ DECLARE
     disabled  bigint := 0;
     n         bigint := 0;
 BEGIN
+    IF tollgate.tokens_are_received() THEN
+        RETURN NULL;
+    END IF;
     IF TG_OP = 'TRUNCATE' THEN
         -- TRUNCATE removes rows that an old snapshot does not show.
         IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN

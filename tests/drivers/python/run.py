@@ -24,7 +24,7 @@ async def result(value):
 async def attempt(name, refusal, call):
     try:
         print(name, json.dumps(await result(call())))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (each driver has its own)
         traceback.print_exc()
         print(repr(error), error.args, file=sys.stderr)
         refused = refusal(error)
@@ -33,7 +33,7 @@ async def attempt(name, refusal, call):
 
 async def check(posts, refusal, lose):
     for name in ["good", "revoked", "narrow", "limited", "limited"]:
-        await attempt(name, refusal, lambda: posts(os.environ[name.upper()]))
+        await attempt(name, refusal, lambda name=name: posts(os.environ[name.upper()]))
     await attempt("lost", refusal, lose)
 
 
@@ -99,9 +99,8 @@ def in_django(careless):
     from urllib.parse import urlsplit
 
     import django
-    from django.conf import settings
-
     import settings as shown
+    from django.conf import settings
 
     url = urlsplit(URL)
     database = shown.DATABASES["default"]
@@ -110,9 +109,8 @@ def in_django(careless):
         del database["OPTIONS"]["server_side_binding"]
     settings.configure(DATABASES=shown.DATABASES)
     django.setup()
-    from django.db import connection
-
     import example
+    from django.db import connection
 
     def lose():
         with connection.cursor() as cursor:

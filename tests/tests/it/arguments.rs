@@ -52,8 +52,12 @@ const ASKED: [(&str, &str); 14] = [
 ];
 
 /// Digests that are no token's plaintext, and of 32 bytes.
-const DIGESTS: [(&str, &str); 3] =
-    [("apply_usage", "signature"), ("import_api_token", "token_hash"), ("verify_audit_log", "known_hash")];
+const DIGESTS: [(&str, &str); 4] = [
+    ("advance_subscription", "proof"),
+    ("apply_usage", "signature"),
+    ("import_api_token", "token_hash"),
+    ("verify_audit_log", "known_hash"),
+];
 
 struct Argument {
     name: String,

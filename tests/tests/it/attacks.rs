@@ -214,7 +214,7 @@ async fn hostile_objects_are_never_run_nor_read_whatever_the_search_path() -> Re
             ("expire_tokens(0)", SqlState::INVALID_PARAMETER_VALUE),
             ("purge_tokens('-1 day')", SqlState::INVALID_PARAMETER_VALUE),
             (
-                "advance_subscription('nobody', '(00000000-0000-0000-0000-000000000000,1:1:,,,,,)')",
+                "advance_subscription('unknown', '(00000000-0000-0000-0000-000000000000,1:1:,,,,,)', null)",
                 SqlState::UNDEFINED_OBJECT,
             ),
             (

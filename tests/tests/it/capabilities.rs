@@ -147,7 +147,7 @@ async fn every_function_view_and_type_has_a_privilege_decision() -> Result<()> {
     )
     .await?;
     let undecided: Vec<_> = there.difference(&decided).collect();
-    assert!(undecided.is_empty(), "not in sql/schema/decisions.sql: {undecided:#?}");
+    assert!(undecided.is_empty(), "not in sql/schema/base/privilege_decisions.sql: {undecided:#?}");
     assert_eq!(decided, there, "a decision about a missing object");
 
     let unclear = "
@@ -527,7 +527,7 @@ async fn nothing_is_granted_to_a_missing_role_or_for_an_unknown_capability() -> 
         assert!(refusal.hint().is_some(), "{call}: no hint");
         assert!(!common::text_of(&refusal).contains(&hex[..16]), "{call}: {refusal:?}");
     }
-    for role in ["public", "nobody_of_that_name"] {
+    for role in ["public", "no_role_of_that_name"] {
         refused(grant(&careful, role, "verifier").await, &SqlState::UNDEFINED_OBJECT);
     }
     for isolation in ["repeatable read", "serializable"] {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::commands::{LONG, NO, OK, complaint, json_of, printed};
+use crate::commands::{LONG, NO, OK, failure, json_of, printed};
 use crate::common::{self, Shared, issue, refused, value};
 use crate::operator::{Db, OPERATOR};
 use anyhow::{Context as _, Result};
@@ -164,8 +164,8 @@ async fn check_finds_a_missing_extension_and_says_how_to_create_it() -> Result<(
     assert_eq!(extension["verdict"], json!("fail"), "{report}");
     assert!(extension["remedy"].as_str().is_some_and(|remedy| remedy.contains("CREATE EXTENSION tollgate")));
     for command in [&["status"][..], &["flush"], &["cleanup"], &["tail"]] {
-        let complaint = complaint(&url, command, NO);
-        assert!(complaint.contains("CREATE EXTENSION tollgate"), "{command:?}: {complaint}");
+        let failure = failure(&url, command, NO);
+        assert!(failure.contains("CREATE EXTENSION tollgate"), "{command:?}: {failure}");
     }
     Ok(())
 }
@@ -731,6 +731,21 @@ async fn an_attached_table_that_ends_no_tokens_fails_the_check_until_what_it_pri
         assert!(health(&db, "users tables", "0").await?.is_empty(), "{change}");
         assert_eq!(value::<String>(&db.owner, listed).await?, before, "{change}");
     }
+    // As pg_restore --disable-triggers leaves them.
+    db.owner
+        .batch_execute("alter table people enable trigger all; alter table parts enable trigger all")
+        .await?;
+    let found = health(&db, "users tables", "0").await?;
+    for trigger in
+        ["deletion_applied of public.people", "changed of public.people", "deleted of public.parts"]
+    {
+        let finding = found.iter().find(|finding| finding.detail.contains(trigger));
+        let finding = finding.with_context(|| format!("{trigger}: {found:?}"))?;
+        assert_eq!(finding.severity, "warn", "{finding:?}");
+        let remedy = finding.remedy.split("; and").next().unwrap_or_default();
+        db.owner.batch_execute(remedy).await.with_context(|| remedy.to_owned())?;
+    }
+    assert!(health(&db, "users tables", "0").await?.is_empty());
     // A column that can no longer be the key, or a condition that is no longer valid.
     db.owner
         .batch_execute("alter table people rename id to login; alter table people drop column gone")

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use crate::commands::{
-    LONG, NO, OK, UNAVAILABLE, USAGE, complaint, ended, expect, fed, json_of, lines, printed,
+    LONG, NO, OK, UNAVAILABLE, USAGE, ended, expect, failure, fed, json_of, lines, printed,
 };
 use crate::common::{self, Shared, code, issue, issue_with, revoke, value};
 use crate::operator::{self, Db, OPERATOR, counts, issue_many, set, totals};
@@ -313,7 +313,7 @@ async fn cleanup_deletes_in_short_transactions_and_what_they_deleted_stays_delet
         ))
         .await?;
     let cleanup = ["cleanup", "--retention=1h"];
-    let text = complaint(&db.url(), &cleanup, NO);
+    let text = failure(&db.url(), &cleanup, NO);
     assert!(text.contains("not this one"), "{text}");
     let left: i64 = value(&db.owner, "select count(*) from tollgate.api_tokens").await?;
     assert_eq!(left, 30, "two transactions of fifty are done");
@@ -626,7 +626,7 @@ async fn a_found_token_is_revoked_by_presenting_it() -> Result<()> {
 #[tokio::test]
 async fn input_that_is_not_a_token_is_refused_before_anything_is_tried() -> Result<()> {
     // Nothing listens there: a command that tried to connect would exit with another code.
-    let url = "postgres://nobody@127.0.0.1:1/nowhere";
+    let url = "postgres://unused@127.0.0.1:1/nowhere";
     let book = "x".repeat(5000);
     for input in ["", "\n  \n", &book] {
         for command in [&["token", "verify"][..], &["token", "revoke", "--presented"]] {
@@ -634,8 +634,8 @@ async fn input_that_is_not_a_token_is_refused_before_anything_is_tried() -> Resu
             expect(&output, command, USAGE);
         }
     }
-    let complaint = complaint(url, &["token", "verify", "/nonexistent/token"], USAGE);
-    assert!(complaint.contains("/nonexistent/token"), "{complaint}");
+    let failure = failure(url, &["token", "verify", "/nonexistent/token"], USAGE);
+    assert!(failure.contains("/nonexistent/token"), "{failure}");
     Ok(())
 }
 
@@ -658,8 +658,8 @@ async fn a_token_given_as_an_argument_is_refused_and_not_repeated() -> Result<()
         &["token", token],
         &[token],
     ] {
-        let complaint = complaint("postgres://nobody@127.0.0.1:1/nowhere", arguments, USAGE);
-        if complaint.contains(&token[8..]) {
+        let failure = failure("postgres://unused@127.0.0.1:1/nowhere", arguments, USAGE);
+        if failure.contains(&token[8..]) {
             offenders.push(arguments.join(" ").replace(token, "TOKEN"));
         }
     }
@@ -705,18 +705,18 @@ async fn errors_of_the_server_are_shown_with_detail_and_hint() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "refusals").await?;
     let url = url_of_manager(&db)?;
     let create = ["token", "create", "--user=ann", "--name=n", "--scope=posts:read,nonsense,more:nonsense"];
-    let complaint_ = complaint(&url, &create, NO);
+    let text = failure(&url, &create, NO);
     for word in ["22023", "Option: --scope", "nonsense", "more:nonsense", "`tollgated scope define`"] {
-        assert!(complaint_.contains(word), "{word} in {complaint_}");
+        assert!(text.contains(word), "{word} in {text}");
     }
     // The operator may not create tokens.
-    let complaint_ = complaint(&db.url(), &["token", "create", "--user=a", "--name=n"], NO);
-    assert!(complaint_.contains("42501") && complaint_.contains("permission denied"), "{complaint_}");
-    assert!(complaint_.contains("SELECT tollgate.grant_capability('tollgated', 'issuer');"), "{complaint_}");
+    let text = failure(&db.url(), &["token", "create", "--user=a", "--name=n"], NO);
+    assert!(text.contains("42501") && text.contains("permission denied"), "{text}");
+    assert!(text.contains("SELECT tollgate.grant_capability('tollgated', 'issuer');"), "{text}");
     let expired = issue_with(&db.owner, "ann", "expires_in => '1 day'").await?;
     let id = expired.id.to_string();
-    let complaint_ = complaint(&db.url(), &["token", "revoke", &id], NO);
-    assert!(complaint_.contains("42501"), "{complaint_}");
+    let text = failure(&db.url(), &["token", "revoke", &id], NO);
+    assert!(text.contains("42501"), "{text}");
     Ok(())
 }
 
@@ -788,8 +788,8 @@ async fn scopes_are_listed_defined_and_dropped() -> Result<()> {
     let names = printed(&url, &["scope", "list", "--quiet"], OK);
     assert!(names.lines().any(|line| line == "reports:read"), "{names}");
     assert_eq!(printed(&url, &["scope", "drop", "reports:read", "--quiet"], OK), "");
-    let complaint_ = complaint(&url, &["scope", "drop", "reports:read"], NO);
-    assert!(complaint_.contains("42704") && complaint_.contains("`tollgated scope list`"), "{complaint_}");
+    let text = failure(&url, &["scope", "drop", "reports:read"], NO);
+    assert!(text.contains("42704") && text.contains("`tollgated scope list`"), "{text}");
     Ok(())
 }
 
@@ -861,7 +861,7 @@ fn completions_and_the_manual_page_know_every_command() {
 
 #[test]
 fn a_wrong_command_line_says_what_is_wrong_and_tries_nothing() -> Result<()> {
-    let url = "postgres://nobody@127.0.0.1:1/nowhere";
+    let url = "postgres://unused@127.0.0.1:1/nowhere";
     for (arguments, words) in [
         (&["frobnicate"][..], &["frobnicate"][..]),
         (&[], &["Usage"]),
@@ -891,9 +891,9 @@ fn a_wrong_command_line_says_what_is_wrong_and_tries_nothing() -> Result<()> {
         (&["status", "--log-level=loud,=x"], &["--log-level"]),
         (&["status", "--statement-timeout=1us"], &["--statement-timeout"]),
     ] {
-        let complaint = complaint(url, arguments, USAGE);
+        let failure = failure(url, arguments, USAGE);
         for word in words {
-            assert!(complaint.contains(word), "{arguments:?}: {word} in {complaint}");
+            assert!(failure.contains(word), "{arguments:?}: {word} in {failure}");
         }
     }
     Ok(())
@@ -910,9 +910,9 @@ fn a_wrong_address_is_refused_without_repeating_the_password() -> Result<()> {
         ("host=h password=s3cr3t nonsense=1", "connection string"),
     ] {
         for command in ["status", "run", "tail"] {
-            let complaint = complaint(url, &[command], USAGE);
-            assert!(complaint.contains(words), "{command}: {words} in {complaint}");
-            assert!(!complaint.contains("s3cr3t"), "{complaint}");
+            let failure = failure(url, &[command], USAGE);
+            assert!(failure.contains(words), "{command}: {words} in {failure}");
+            assert!(!failure.contains("s3cr3t"), "{failure}");
         }
     }
     Ok(())
@@ -931,8 +931,8 @@ fn an_unreachable_server_is_distinguished_from_wrong_usage() -> Result<()> {
         &["token", "list", "--user=a"],
         &["token", "create", "--user=a", "--name=n"],
     ] {
-        let complaint = complaint(url, command, UNAVAILABLE);
-        assert!(complaint.contains("127.0.0.1:1") && !complaint.contains("s3cr3t"), "{complaint}");
+        let failure = failure(url, command, UNAVAILABLE);
+        assert!(failure.contains("127.0.0.1:1") && !failure.contains("s3cr3t"), "{failure}");
     }
     Ok(())
 }

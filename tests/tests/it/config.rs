@@ -154,7 +154,7 @@ fn every_fault_is_reported_at_once_before_connecting_and_without_a_password() ->
     command.args(["run", "--config", &file, "--purge-interval", "3days"]);
     let output = Tollgated::run_command(&mut command)?;
     assert_eq!(output.status.code(), Some(64));
-    let complaint = text(&output.stderr);
+    let failure = text(&output.stderr);
     for words in [
         "wrong in 9 places",
         "line 1: there is no option flush_intervl, but there is flush_interval",
@@ -167,9 +167,9 @@ fn every_fault_is_reported_at_once_before_connecting_and_without_a_password() ->
         "a bad value for the option port",
         "an sslmode that does not exist",
     ] {
-        assert!(complaint.contains(words), "{words:?} in {complaint}");
+        assert!(failure.contains(words), "{words:?} in {failure}");
     }
-    assert!(!complaint.contains("hunter2"), "{complaint}");
+    assert!(!failure.contains("hunter2"), "{failure}");
     Ok(())
 }
 
@@ -179,9 +179,9 @@ fn a_file_that_cannot_be_read_is_named_and_not_quoted() -> Result<()> {
     let file = place.file().display().to_string();
     let output = run(NOWHERE, &[], &["run", "--config", &file])?;
     assert_eq!(output.status.code(), Some(64));
-    let complaint = text(&output.stderr);
-    assert!(complaint.contains(&format!("{file}, line 1: this is not TOML")), "{complaint}");
-    assert!(!complaint.contains("hunter2"), "{complaint}");
+    let failure = text(&output.stderr);
+    assert!(failure.contains(&format!("{file}, line 1: this is not TOML")), "{failure}");
+    assert!(!failure.contains("hunter2"), "{failure}");
     let output = run(NOWHERE, &[], &["run", "--config", "/nonexistent.toml"])?;
     assert_eq!(output.status.code(), Some(64));
     assert!(text(&output.stderr).contains("/nonexistent.toml"), "{}", text(&output.stderr));
@@ -222,16 +222,16 @@ fn files_that_others_may_write_are_named_once_with_the_command_against_it() -> R
     assert!(!warned()?.contains("others may change"), "{}", warned()?);
     set(&place.file(), 0o664)?;
     set(&password, 0o646)?;
-    let complaint = warned()?;
+    let warning = warned()?;
     for path in [&config, &password_file] {
-        assert_eq!(complaint.matches(&format!("chmod go-w {path}")).count(), 1, "{path} in {complaint}");
+        assert_eq!(warning.matches(&format!("chmod go-w {path}")).count(), 1, "{path} in {warning}");
     }
     set(&place.file(), 0o644)?;
     set(&password, 0o644)?;
     set(place.directory.path(), 0o777)?;
-    let complaint = warned()?;
-    assert!(complaint.contains(&format!("chmod go-w {}", place.directory.path().display())), "{complaint}");
-    assert!(!complaint.contains("hunter2"), "{complaint}");
+    let warning = warned()?;
+    assert!(warning.contains(&format!("chmod go-w {}", place.directory.path().display())), "{warning}");
+    assert!(!warning.contains("hunter2"), "{warning}");
     // And a file of passwords by login.
     set(place.directory.path(), 0o755)?;
     std::fs::write(file("pgpass"), "*:*:*:*:hunter2\n")?;

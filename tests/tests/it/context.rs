@@ -718,7 +718,7 @@ async fn work_begun_by_one_identity_is_never_finished_by_another() -> Result<()>
             "grant delete on mixed.posts to web;
              create policy own_deletes on mixed.posts for delete to web using
                  ((select tollgate.token_has_scope('posts:write')) and author = tollgate.current_user_id());
-             create function mixed.as_somebody(token text) returns bigint language plpgsql
+             create function mixed.as_user(token text) returns bigint language plpgsql
                  set search_path = pg_catalog, pg_temp as $$
                  begin
                      perform from tollgate.authenticate(token);
@@ -754,7 +754,7 @@ async fn work_begun_by_one_identity_is_never_finished_by_another() -> Result<()>
         "with a as materialized (select valid from tollgate.authenticate($1))
              delete from mixed.posts where (select valid from a)",
         "delete from mixed.posts where (select (tollgate.authenticate($1)).valid)",
-        "select mixed.as_somebody($1), count(*) from mixed.posts",
+        "select mixed.as_user($1), count(*) from mixed.posts",
         "select p.id from mixed.posts p, tollgate.authenticate($1) a where p.author = a.user_id",
     ] {
         web.batch_execute("begin").await?;
@@ -766,7 +766,7 @@ async fn work_begun_by_one_identity_is_never_finished_by_another() -> Result<()>
 
     // A function with a SET clause: the identity that it authenticates stays that of the transaction.
     web.batch_execute("begin").await?;
-    assert_eq!(web.query_one("select mixed.as_somebody($1)", &[&anna]).await?.get::<_, i64>(0), 3);
+    assert_eq!(web.query_one("select mixed.as_user($1)", &[&anna]).await?.get::<_, i64>(0), 3);
     assert_eq!(current_user(&web).await?.as_deref(), Some("anna"));
     assert_bound(&web, &bert).await?;
     web.batch_execute("commit").await?;

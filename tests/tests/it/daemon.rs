@@ -399,8 +399,8 @@ async fn without_extension_or_grants_it_says_how_to_fix_it_and_recovers() -> Res
     revoke(&db.owner, token.id).await?;
     eventually_publishes(&daemon, &logged_after(&db.owner, before).await?).await;
     // The problems are over, and the warnings did not fill the log.
-    let complaints = lines(&daemon).iter().filter(|line| line["level"] == "WARN").count();
-    assert!(complaints < 25, "{complaints} warnings");
+    let warnings = lines(&daemon).iter().filter(|line| line["level"] == "WARN").count();
+    assert!(warnings < 25, "{warnings} warnings");
     assert!(stop(&mut daemon)?.success());
     Ok(())
 }

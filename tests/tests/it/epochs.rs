@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use crate::common::{self, refused, value};
-use crate::operator::{self, Cursor, OPERATOR, position, read, read_all, reads};
+use crate::operator::{self, Batch, Cursor, OPERATOR, position, read, read_all, reads};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tokio_postgres::Client;
@@ -45,18 +45,14 @@ async fn news(client: &Client, cursor: &mut Cursor) -> Result<Vec<String>> {
 
 /// The same for a stored subscription.
 async fn delivered(client: &Client, name: &str) -> Result<Vec<String>> {
-    client.batch_execute("begin").await?;
-    let row = client.query_one("select s::text from tollgate.open_subscription($1) s", &[&name]).await?;
-    let mut cursor = Cursor(row.get(0));
-    let received = news(client, &mut cursor).await?;
-    client
-        .execute(
-            "select tollgate.advance_subscription($1, $2::text::tollgate.event_cursor)",
-            &[&name, &cursor.0],
-        )
-        .await?;
-    client.batch_execute("commit").await?;
-    Ok(received)
+    let events = operator::deliver(client, name, 1000, "commit").await?;
+    Ok(names(&events).into_iter().map(str::to_owned).collect())
+}
+
+/// A page of a stored subscription, which does not advance.
+async fn page(owner: &Client, name: &str) -> Result<Batch> {
+    let place = format!("select place::text from tollgate.subscriptions where name = '{name}'");
+    read(owner, &Cursor(value(owner, &place).await?), 1000).await
 }
 
 async fn next_xid(client: &Client) -> Result<i64> {
@@ -115,6 +111,7 @@ async fn a_reader_continues_in_a_restored_database_and_in_one_that_came_back() -
     assert_eq!(delivered(&operator, "log").await?, ["old:1"]);
     assert!(!reader.is_at_rest(), "an older transaction is open");
     log(&owner, "old:2").await?;
+    let unacknowledged = page(&owner, "log").await?;
     let new = cluster(false)?;
     copy((&old, DATABASE), (&new, DATABASE))?;
     // Delivered by the old one after the dump, and so lost.
@@ -128,6 +125,12 @@ async fn a_reader_continues_in_a_restored_database_and_in_one_that_came_back() -
     assert_eq!(news(&new_operator, &mut slow_reader).await?, ["old:1", "old:2"]);
     assert_eq!(news(&new_operator, &mut reader).await?, ["old:2"]);
     assert_eq!(news(&new_operator, &mut reader).await?, [""; 0]);
+    // It is read again: the new database has another secret.
+    assert_eq!(names(&unacknowledged.events), ["old:2"]);
+    refused(
+        operator::advance(&new_operator, "log", &unacknowledged).await,
+        &SqlState::INVALID_PARAMETER_VALUE,
+    );
     assert_eq!(delivered(&new_operator, "log").await?, ["old:2"]);
     let mut newcomer = position(&new_operator, None).await?;
     let mut from_start = position(&new_operator, Some(0)).await?;
@@ -219,6 +222,8 @@ async fn a_reader_continues_after_a_promotion_also_with_transactions_prepared_be
     );
     assert_eq!(delivered(&operator, "log").await?, ["p:1"]);
     log(&owner, "p:2").await?;
+    let unacknowledged = page(&owner, "log").await?;
+    assert_eq!(names(&unacknowledged.events), ["p:2"]);
     standby.catch_up_with(&primary)?;
     drop((owner, operator));
     primary.stop()?;
@@ -230,6 +235,10 @@ async fn a_reader_continues_after_a_promotion_also_with_transactions_prepared_be
     let written = log_many(&owner, "s", 3).await?;
     assert_eq!(epoch(&owner).await?, 2);
     assert_eq!(news(&replica, &mut reader).await?, written);
+    // What was read of the primary can be acknowledged here.
+    replica.batch_execute("begin").await?;
+    operator::advance(&replica, "log", &unacknowledged).await?;
+    replica.batch_execute("rollback").await?;
     let sealed: i64 = value(&owner, "select events from tollgate.seal_audit_log()").await?;
     let unsealed: Vec<String> = owner
         .query(

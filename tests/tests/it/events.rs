@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::common::{self, Shared, code, issue, issue_with, refused, revoke, value};
-use crate::operator::{Cursor, Db, OPERATOR, position, read, read_all, reads, set};
+use crate::operator::{
+    self, Batch, Cursor, Db, OPERATOR, advance, open, position, read, read_all, reads, set,
+};
 use anyhow::{Context as _, Result, ensure};
 use proptest::collection::vec;
 use proptest::option;
@@ -172,7 +174,7 @@ async fn calls_that_change_nothing_are_not_recorded() -> Result<()> {
     assert!(!manager.query_one(not_bobs, &[&kept.id]).await?.get::<_, bool>(0));
     let presented = "select tollgate.revoke_presented_token($1)";
     assert!(!manager.query_one(presented, &[&token.token]).await?.get::<_, bool>(0));
-    manager.execute("select tollgate.revoke_all_api_tokens('nobody')", &[]).await?;
+    manager.execute("select tollgate.revoke_all_api_tokens('unknown')", &[]).await?;
     manager.execute("select tollgate.define_scope('posts:read', 'of the tests')", &[]).await?;
     let in_use = manager.execute("select tollgate.drop_scope('posts:read')", &[]).await;
     refused(in_use, &SqlState::DEPENDENT_OBJECTS_STILL_EXIST);
@@ -747,8 +749,8 @@ async fn events_that_a_superuser_wrote_by_hand_are_delivered_once_and_so_are_lat
             }
         }
         for (id, (event, detail, is_readable)) in &written {
-            let (received, user, told_detail, reason) = &seen[id];
-            assert_eq!(told_detail.contains("unreadable"), !is_readable, "{event} {detail}: {told_detail}");
+            let (received, user, read_detail, reason) = &seen[id];
+            assert_eq!(read_detail.contains("unreadable"), !is_readable, "{event} {detail}: {read_detail}");
             assert!(
                 received.len() <= 200 && user.as_ref().is_none_or(|user| user == "ann"),
                 "{received} {user:?}"
@@ -758,13 +760,13 @@ async fn events_that_a_superuser_wrote_by_hand_are_delivered_once_and_so_are_lat
             }
             if detail.contains("1e400") {
                 let digits = format!("1{}", "0".repeat(400));
-                assert_eq!(*told_detail, format!("{{\"m\": 12345678901234567890123, \"n\": {digits}}}"));
+                assert_eq!(*read_detail, format!("{{\"m\": 12345678901234567890123, \"n\": {digits}}}"));
                 assert_eq!(reason, "[1.10]");
             } else {
                 assert_eq!(reason, "null");
             }
             if ["'5'", "'[\"reason\", null]'"].contains(detail) {
-                assert_eq!(format!("'{told_detail}'"), *detail);
+                assert_eq!(format!("'{read_detail}'"), *detail);
             }
         }
         // Issued, revoked, and a scope.
@@ -934,6 +936,13 @@ async fn a_cursor_beyond_the_present_is_refused() -> Result<()> {
     open.batch_execute("begin").await?;
     log(&open, "beyond:open").await?;
     let now = position(&db.operator, None).await?;
+    // With a proof, as if that had been read.
+    let signed = async |next: &str| -> Result<Batch> {
+        let sign = "select tollgate.signature_of_page(s.place, $1::text::tollgate.event_cursor)
+                    from tollgate.subscriptions s where s.name = 'log'";
+        let proof = db.owner.query_one(sign, &[&next]).await?.get(0);
+        Ok(Batch { events: Vec::new(), next: Cursor(next.to_owned()), caught_up: true, proof })
+    };
     let epoch = now.0.trim_start_matches('(').split(',').next().context("an epoch")?.to_owned();
     let all = "9223372036854775807:9223372036854775807:";
     let next: i64 = value(&open, "select pg_current_xact_id()::text::bigint + 1").await?;
@@ -943,13 +952,11 @@ async fn a_cursor_beyond_the_present_is_refused() -> Result<()> {
         format!("({epoch},1:1:,{epoch},{all},1,1,1)"),
         format!("(00000000-0000-0000-0000-000000000000,1:1:,{epoch},{all},1,1,9223372036854775807)"),
     ] {
-        let error = refused(
-            advance(&db.operator, "log", &Cursor(forged.clone())).await,
-            &SqlState::INVALID_PARAMETER_VALUE,
-        );
+        let moved = advance(&db.operator, "log", &signed(&forged).await?).await;
+        let error = refused(moved, &SqlState::INVALID_PARAMETER_VALUE);
         assert!(error.message().contains("beyond"), "{forged}: {error:?}");
     }
-    advance(&db.operator, "log", &now).await?;
+    advance(&db.operator, "log", &signed(&now.0).await?).await?;
     open.batch_execute("commit").await?;
     log(&manager, "beyond:later").await?;
     assert_eq!(names(&deliver(&db.operator, "log", "commit").await?), ["beyond:open", "beyond:later"]);
@@ -1315,26 +1322,8 @@ async fn readers_receive_every_event_once_while_many_write() -> Result<()> {
 
 // ---- Subscriptions
 
-async fn open(client: &Client, name: &str) -> Result<Option<Cursor>> {
-    let row = client.query_opt("select s::text from tollgate.open_subscription($1) s", &[&name]).await?;
-    Ok(row.map(|row| Cursor(row.get(0))))
-}
-
-async fn advance(client: &Client, name: &str, to: &Cursor) -> Result<(), tokio_postgres::Error> {
-    client
-        .execute("select tollgate.advance_subscription($1, $2::text::tollgate.event_cursor)", &[&name, &to.0])
-        .await
-        .map(drop)
-}
-
-/// The events delivered to a subscriber in one transaction, which ends as `end` says.
 async fn deliver(client: &Client, name: &str, end: &str) -> Result<Vec<Value>> {
-    client.batch_execute("begin").await?;
-    let mut cursor = open(client, name).await?.context("no other session delivers")?;
-    let events = read_all(client, &mut cursor, 10).await?;
-    advance(client, name, &cursor).await?;
-    client.batch_execute(end).await?;
-    Ok(events)
+    operator::deliver(client, name, 10, end).await
 }
 
 #[tokio::test]
@@ -1377,14 +1366,15 @@ async fn a_subscription_is_delivered_by_one_session_at_a_time_and_others_do_not_
     log(&manager, "lock:1").await?;
 
     db.operator.batch_execute("begin").await?;
-    let mut cursor = open(&db.operator, "log").await?.context("no other session delivers")?;
+    let cursor = open(&db.operator, "log").await?.context("no other session delivers")?;
     assert_eq!(open(&rival, "log").await?, None);
     assert!(open(&rival, "other").await?.is_some(), "another name is free");
-    assert_eq!(names(&read_all(&db.operator, &mut cursor, 10).await?), ["lock:1"]);
-    advance(&db.operator, "log", &cursor).await?;
+    let batch = read(&db.operator, &cursor, 10).await?;
+    assert_eq!(names(&batch.events), ["lock:1"]);
+    advance(&db.operator, "log", &batch).await?;
     assert_eq!(open(&rival, "log").await?, None);
     db.operator.batch_execute("commit").await?;
-    assert_eq!(open(&rival, "log").await?, Some(cursor));
+    assert_eq!(open(&rival, "log").await?, Some(batch.next));
     assert_eq!(deliver(&rival, "log", "commit").await?, Vec::<Value>::new());
     Ok(())
 }
@@ -1428,18 +1418,75 @@ async fn two_sessions_may_begin_the_same_subscription() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_subscription_moves_only_to_the_end_of_a_page_that_was_read_from_it() -> Result<()> {
+    let (db, manager) = with_manager(&SHARED.cluster()?, "unread").await?;
+    deliver(&db.operator, "log", "commit").await?;
+    for n in 0..5 {
+        log(&manager, &format!("unread:{n}")).await?;
+    }
+    let place = open(&db.operator, "log").await?.context("no other session delivers")?;
+    let page = read(&db.operator, &place, 2).await?;
+    let second = read(&db.operator, &page.next, 2).await?;
+    let later = read(&db.operator, &position(&db.operator, None).await?, 1000).await?;
+    let earlier = read(&db.operator, &position(&db.operator, Some(0)).await?, 1).await?;
+    // A cursor that was written by hand begins at the place, and has nothing left to read.
+    let (place_only, _) = place.0.split_once(",,").context("a place at rest")?;
+    let (_, end) = later.next.0.trim_matches(['(', ')']).split_once(',').context("a cursor")?;
+    let epoch = place_only.trim_start_matches('(').split(',').next().context("an epoch")?;
+    let snapshot = end.trim_end_matches(',');
+    let forged = Cursor(format!("{place_only},{epoch},{snapshot},0,-1,0)"));
+    let forged = read(&db.operator, &forged, 1000).await?;
+    assert_eq!(forged.events, Vec::<Value>::new());
+    let with =
+        |next: &Cursor, proof: &[u8]| Batch { next: next.clone(), proof: proof.to_vec(), ..page.clone() };
+    for (what, batch) in [
+        ("past everything", with(&position(&db.operator, None).await?, b"")),
+        ("past everything, by another page's proof", with(&later.next, &page.proof)),
+        ("to where other reading ended", later.clone()),
+        ("to where reading of a forged cursor ended", forged),
+        ("back", earlier),
+        ("past a page", second.clone()),
+        ("to another end of the page", with(&second.next, &page.proof)),
+        ("without a proof", with(&page.next, b"")),
+    ] {
+        let error = refused(advance(&db.operator, "log", &batch).await, &SqlState::INVALID_PARAMETER_VALUE);
+        assert!(error.hint().is_some_and(|hint| hint.contains("open_subscription")), "{what}: {error:?}");
+        assert_eq!(open(&db.operator, "log").await?.as_ref(), Some(&place), "{what}");
+    }
+    let none = "select tollgate.advance_subscription('log', $1::text::tollgate.event_cursor, null)";
+    refused(db.operator.execute(none, &[&page.next.0]).await, &SqlState::INVALID_PARAMETER_VALUE);
+
+    // Page by page, each once.
+    advance(&db.operator, "log", &page).await?;
+    refused(advance(&db.operator, "log", &page).await, &SqlState::INVALID_PARAMETER_VALUE);
+    advance(&db.operator, "log", &second).await?;
+    assert_eq!(names(&page.events), ["unread:0", "unread:1"]);
+    assert_eq!(names(&second.events), ["unread:2", "unread:3"]);
+    assert_eq!(names(&deliver(&db.operator, "log", "commit").await?), ["unread:4"]);
+
+    // An administrator can have a subscriber begin anew, which the log shows.
+    log(&manager, "unread:skipped").await?;
+    let skip = "select tollgate.drop_subscription('log')";
+    refused(db.operator.execute(skip, &[]).await, &SqlState::INSUFFICIENT_PRIVILEGE);
+    db.owner.execute(skip, &[]).await?;
+    let received = deliver(&db.operator, "log", "commit").await?;
+    assert_eq!(names(&received), [""; 0], "{received:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_unknown_subscription_cannot_be_advanced() -> Result<()> {
     let (db, _) = with_manager(&SHARED.cluster()?, "unknown").await?;
-    let cursor = position(&db.operator, None).await?;
-    for name in ["nobody's", ""] {
-        let error = refused(advance(&db.operator, name, &cursor).await, &SqlState::UNDEFINED_OBJECT);
+    let batch = read(&db.operator, &position(&db.operator, None).await?, 1).await?;
+    for name in ["unknown's", ""] {
+        let error = refused(advance(&db.operator, name, &batch).await, &SqlState::UNDEFINED_OBJECT);
         assert!(error.hint().is_some_and(|hint| hint.contains("open_subscription")), "{error:?}");
     }
     let error = refused(
         db.operator
             .execute(
-                "select tollgate.advance_subscription(null, $1::text::tollgate.event_cursor)",
-                &[&cursor.0],
+                "select tollgate.advance_subscription(null, $1::text::tollgate.event_cursor, $2)",
+                &[&batch.next.0, &batch.proof],
             )
             .await,
         &SqlState::UNDEFINED_OBJECT,

@@ -1,5 +1,5 @@
 //! Behaviour under faults: servers and daemons killed, disks full, storms. Each test breaks real processes, and states
-//! the invariant that it checks. `make test-faults` runs them with more rounds.
+//! the invariant that it checks. `make test-long` runs them with more rounds.
 //!
 //! `daemon.rs` shows that counts and events survive kills of the daemon.
 

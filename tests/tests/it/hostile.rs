@@ -27,13 +27,31 @@ fn values(kind: &str, major: u32) -> (&'static str, Vec<&'static str>) {
             ("now() - interval '1 year'", endless)
         }
         "text" => {
-            ("'x'", vec!["null", "''", "repeat('x', 100000)", "repeat('a', 80)", "E'\\x01\\n'", "'%s%n'"])
+            let mut hostile =
+                vec!["null", "''", "repeat('x', 100000)", "repeat('a', 80)", "E'\\x01\\n'", "'%s%n'"];
+            // Tasks, and the subscription that only one function moves.
+            hostile.extend([
+                "'purge'",
+                "'purge_audit'",
+                "'seal_audit'",
+                "'flush_usage'",
+                "'tollgate:webhooks'",
+            ]);
+            ("'x'", hostile)
         }
         "uuid" => (
             "'00000000-0000-0000-0000-000000000001'",
             vec!["null", "'00000000-0000-0000-0000-000000000000'", "'ffffffff-ffff-ffff-ffff-ffffffffffff'"],
         ),
-        "bytea" => ("'x'", vec!["null", "''", "decode(repeat('00', 100000), 'hex')"]),
+        "bytea" => (
+            "'x'",
+            vec![
+                "null",
+                "''",
+                "decode(repeat('00', 100000), 'hex')",
+                "(select proof from tollgate.read_events(tollgate.event_position()))",
+            ],
+        ),
         "inet" => ("'10.0.0.1'", vec!["null", "'::/0'", "'0.0.0.0/0'"]),
         "jsonb" => (
             "'{}'",
@@ -50,6 +68,9 @@ fn values(kind: &str, major: u32) -> (&'static str, Vec<&'static str>) {
             "'(00000000-0000-0000-0000-000000000000,1:1:,,,,,)'",
             vec![
                 "null",
+                "tollgate.event_position()",
+                "(select next from tollgate.read_events(tollgate.event_position()))",
+                "(select next from tollgate.read_events(tollgate.event_position(0), 1))",
                 "'(,,,,,,)'",
                 "'(00000000-0000-0000-0000-000000000001,1:1:,,,,,)'",
                 "'(00000000-0000-0000-0000-000000000000,9223372036854775807:9223372036854775807:,,,,,)'",
@@ -93,6 +114,7 @@ async fn state(owner: &Client) -> Result<Value> {
             'usage', (select jsonb_agg(to_jsonb(u) order by u.token_id) from tollgate.token_usage u),
             'purged', tollgate.last_purged_seal(),
             'first event', (select min(id) from tollgate.audit_log),
+            'subscriber', (select s.place::text from tollgate.subscriptions s where s.name = 'x'),
             'many daemons', (select count(*) > 110 from tollgate.daemon_reports))",
     )
     .await
@@ -101,6 +123,9 @@ async fn state(owner: &Client) -> Result<Value> {
 #[tokio::test]
 async fn no_arguments_of_an_operators_function_erase_blind_or_mint() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "hostile").await?;
+    // Named as the functions name what they are about.
+    operator::deliver(&db.operator, "x", 1000, "commit").await?;
+    let delivered: i64 = value(&db.owner, "select max(id) from tollgate.audit_log").await?;
     let token = issue(&db.owner, "ann", &[]).await?;
     let ended = issue(&db.owner, "ann", &[]).await?;
     common::revoke(&db.owner, ended.id).await?;
@@ -169,5 +194,11 @@ async fn no_arguments_of_an_operators_function_erase_blind_or_mint() -> Result<(
     let mut cursor = operator::position(&db.operator, Some(0)).await?;
     let received = operator::read_all(&db.operator, &mut cursor, 1000).await?;
     assert!(i64::try_from(received.len())? >= events, "{} of {events}", received.len());
+    // The subscriber whose name they had receives all that happened since.
+    let received = operator::deliver(&db.operator, "x", 1000, "commit").await?;
+    let received: Vec<i64> = received.iter().filter_map(|event| event["id"].as_i64()).collect();
+    let since = format!("select array_agg(id order by id) from tollgate.audit_log where id > {delivered}");
+    let happened: Vec<i64> = value(&db.owner, &since).await?;
+    assert!(happened.len() >= 3 && received == happened, "{received:?} of {happened:?}");
     Ok(())
 }

@@ -43,7 +43,7 @@ async fn it_is_alive_at_once_and_ready_while_the_database_answers() -> Result<()
 
 #[tokio::test]
 async fn it_is_not_ready_before_it_was_ever_connected() -> Result<()> {
-    let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    let (_daemon, address) = run("postgresql://unused@127.0.0.1:1/nowhere", &[]).await?;
     eventually_measures(address, "tollgated_connect_failures_total", |count| count >= 1.0).await;
     assert_eq!(get(address, "/readyz", &[]).await?.status, 503);
     assert_eq!(get(address, "/livez", &[]).await?.status, 200);
@@ -109,7 +109,7 @@ async fn pending_events_are_counted_while_none_are_published() -> Result<()> {
 
 #[tokio::test]
 async fn a_foreign_host_name_that_resolves_here_is_not_served() -> Result<()> {
-    let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    let (_daemon, address) = run("postgresql://unused@127.0.0.1:1/nowhere", &[]).await?;
     for host in ["evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example"] {
         for path in ["/metrics", "/nothing", "/livez"] {
             let answer = get(address, path, &[&format!("Host: {host}")]).await?;
@@ -124,7 +124,7 @@ async fn a_foreign_host_name_that_resolves_here_is_not_served() -> Result<()> {
 
 #[tokio::test]
 async fn ambiguous_requests_are_refused() -> Result<()> {
-    let (_daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    let (_daemon, address) = run("postgresql://unused@127.0.0.1:1/nowhere", &[]).await?;
     for request in [
         "GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n",
         "GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
@@ -180,7 +180,7 @@ async fn crowd(address: SocketAddr, count: usize, sends: &'static str) -> JoinSe
 
 #[tokio::test]
 async fn any_number_of_other_connections_leaves_room_for_an_answer() -> Result<()> {
-    let (mut daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    let (mut daemon, address) = run("postgresql://unused@127.0.0.1:1/nowhere", &[]).await?;
     // Whole requests, and heads that never end, with a new byte each time.
     for sends in ["GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", "G"] {
         let _crowd = crowd(address, 400, sends).await;
@@ -197,7 +197,7 @@ async fn any_number_of_other_connections_leaves_room_for_an_answer() -> Result<(
 
 #[tokio::test]
 async fn invalid_requests_are_refused_and_cost_nothing() -> Result<()> {
-    let (mut daemon, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    let (mut daemon, address) = run("postgresql://unused@127.0.0.1:1/nowhere", &[]).await?;
     let absent = get(address, "/events", &[]).await?;
     assert_eq!((absent.status, absent.headers["content-type"].as_str()), (404, "application/problem+json"));
     let head = request("/metrics", &["Connection: close"]).replace("GET", "HEAD");
@@ -222,9 +222,9 @@ async fn invalid_requests_are_refused_and_cost_nothing() -> Result<()> {
 
 #[tokio::test]
 async fn a_port_in_use_is_reported_and_served_once_it_is_free() -> Result<()> {
-    let (mut first, address) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    let (mut first, address) = run("postgresql://unused@127.0.0.1:1/nowhere", &[]).await?;
     let flag = format!("--ops-address={address}");
-    let mut command = Tollgated::command("postgresql://nobody@127.0.0.1:1/nowhere")?;
+    let mut command = Tollgated::command("postgresql://unused@127.0.0.1:1/nowhere")?;
     let mut second = Tollgated::spawn_command(command.args(["run", "--log-format=json", &flag]))?;
     eventually_async(LONG, "the second to report it", async || {
         assert!(second.is_running(), "{}", second.log());
@@ -238,7 +238,7 @@ async fn a_port_in_use_is_reported_and_served_once_it_is_free() -> Result<()> {
     // Only another configuration helps with these.
     for wrong in ["localhost:9464", "9464", "192.0.2.1:9464"] {
         let flag = format!("--ops-address={wrong}");
-        let refused = Tollgated::run("postgresql://nobody@127.0.0.1:1/nowhere", &["run", &flag])?;
+        let refused = Tollgated::run("postgresql://unused@127.0.0.1:1/nowhere", &["run", &flag])?;
         assert_eq!(refused.status.code(), Some(64), "{wrong}");
         let error = String::from_utf8(refused.stderr)?;
         assert!(error.contains("--ops-address") && error.contains("off"), "{error}");
@@ -248,9 +248,9 @@ async fn a_port_in_use_is_reported_and_served_once_it_is_free() -> Result<()> {
 
 #[tokio::test]
 async fn the_api_listener_is_off_by_default_and_serves_no_metrics() -> Result<()> {
-    let (daemon, ops) = run("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    let (daemon, ops) = run("postgresql://unused@127.0.0.1:1/nowhere", &[]).await?;
     assert_eq!((daemon.address("ops"), daemon.address("api")), (Some(ops), None));
-    let (_daemon, _, api) = run_api("postgresql://nobody@127.0.0.1:1/nowhere", &[]).await?;
+    let (_daemon, _, api) = run_api("postgresql://unused@127.0.0.1:1/nowhere", &[]).await?;
     for path in ["/metrics", "/livez", "/readyz"] {
         assert_eq!(get(api, path, &[]).await?.status, 404, "{path}");
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::commands::{LONG, NO, OK, USAGE, complaint, expect, fed, json_of, printed};
+use crate::commands::{LONG, NO, OK, USAGE, expect, failure, fed, json_of, printed};
 use crate::common::{self, Shared, code, value};
 use crate::operator::Db;
 use anyhow::{Context as _, Result};
@@ -122,8 +122,8 @@ async fn files_of_other_systems_are_imported_with_their_format_and_data() -> Res
     );
     assert_eq!(code(&db.web, "knx_abc").await?, "DISABLED");
 
-    let complaint = complaint(&url, &["token", "import", &path, "--token-format=bcrypt"], USAGE);
-    assert!(complaint.contains("sha512-of-hex") && complaint.contains("salt"), "{complaint}");
+    let failure = failure(&url, &["token", "import", &path, "--token-format=bcrypt"], USAGE);
+    assert!(failure.contains("sha512-of-hex") && failure.contains("salt"), "{failure}");
     for (command, code) in [(&["token", "verify", "--foreign"][..], OK), (&["token", "verify"], NO)] {
         expect(&fed(&url, command, b"1|123456")?, command, code);
     }
@@ -197,8 +197,8 @@ async fn an_import_that_stores_nothing_for_another_reason_does_not_say_that_it_w
             "create unique index by_name on tollgate.audit_log (actor) where event = 'token.imported'",
         )
         .await?;
-    let complaint = complaint(&url, &["token", "import", &path], NO);
-    assert!(complaint.contains("23505") && complaint.contains("by_name"), "{complaint}");
+    let failure = failure(&url, &["token", "import", &path], NO);
+    assert!(failure.contains("23505") && failure.contains("by_name"), "{failure}");
     assert_eq!(value::<i64>(&db.owner, "select count(*) from tollgate.api_tokens").await?, 0);
     db.owner.batch_execute("drop index tollgate.by_name").await?;
     assert_eq!(json_of(&url, &["token", "import", &path], OK)["imported"], json!(2));
@@ -280,13 +280,13 @@ fn a_file_that_cannot_contain_tokens_is_refused_before_anything_is_tried() -> Re
     Account::unprivileged()?.own(directory.path())?;
     let bare = file(&directory, "bare.csv", &format!("ann,n,{}\n", digest("x")))?;
     let nameless = file(&directory, "tokens", "")?;
-    let url = "postgres://nobody@127.0.0.1:1/nowhere";
+    let url = "postgres://unused@127.0.0.1:1/nowhere";
     for (path, words) in
         [(bare.as_str(), "user_id"), (&nameless, "--format"), ("/nonexistent/tokens.csv", "/nonexistent")]
     {
-        let complaint = complaint(url, &["token", "import", path], USAGE);
-        assert!(complaint.contains(words), "{words} in {complaint}");
-        assert!(!complaint.contains(&digest("x")[..16]), "{complaint}");
+        let failure = failure(url, &["token", "import", path], USAGE);
+        assert!(failure.contains(words), "{words} in {failure}");
+        assert!(!failure.contains(&digest("x")[..16]), "{failure}");
     }
     Ok(())
 }

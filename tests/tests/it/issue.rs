@@ -37,7 +37,7 @@ async fn each_bad_argument_is_22023_with_a_detail_that_names_it_and_stores_nothi
         ("scopes", "array['posts:read', null]", "NULL"),
         ("scopes", "array[['posts:read'], ['posts:write']]", "dimension"),
         ("scopes", "'{posts:none}'", r#""posts:none""#),
-        ("scopes", "'{posts:none,posts:read,none:*,nobody}'", r#""posts:none", "none:*", "nobody""#),
+        ("scopes", "'{posts:none,posts:read,none:*,undefined}'", r#""posts:none", "none:*", "undefined""#),
         (
             "scopes",
             "'{Posts:read,posts:read,*,posts:,:a,a::b,\"a b\",posts:*:read}'",
@@ -460,7 +460,7 @@ async fn revoking_returns_whether_it_did_and_does_it_once() -> Result<()> {
     };
     assert!(!ask(Some(Uuid::nil()), None).await?, "unknown");
     assert!(!ask(None, None).await?, "NULL");
-    assert!(!ask(Some(token.id), Some("somebody else")).await?, "another user's");
+    assert!(!ask(Some(token.id), Some("another user")).await?, "another user's");
     assert!(!ask(Some(token.id), Some("")).await?, "no user's");
     assert_eq!(code(&web, &token.token).await?, "VALID");
     assert!(ask(Some(token.id), Some("revoker")).await?);
@@ -504,7 +504,7 @@ async fn all_tokens_of_a_user_are_revoked_and_no_others() -> Result<()> {
     revoke(&owner, own[0].id).await?;
     let others = issue(&owner, "everything else", &[]).await?;
     let all = "select tollgate.revoke_all_api_tokens($1, 'left the company')";
-    for (user, expected) in [("everything", 2), ("everything", 0), ("nobody", 0)] {
+    for (user, expected) in [("everything", 2), ("everything", 0), ("unknown", 0)] {
         assert_eq!(owner.query_one(all, &[&user]).await?.get::<_, i64>(0), expected, "{user:?}");
     }
     for token in &own {
@@ -715,23 +715,23 @@ async fn a_list_shows_the_users_tokens_oldest_first_with_their_status_and_never_
         let text: &str = row.get(5);
         assert!(!text.contains(&digest) && !text.contains(&token.token[4..20]), "{text}");
     }
-    assert!(lister.query("select from tollgate.list_api_tokens('nobody')", &[]).await?.is_empty());
+    assert!(lister.query("select from tollgate.list_api_tokens('unknown')", &[]).await?.is_empty());
     Ok(())
 }
 
 #[tokio::test]
 async fn listing_or_revoking_without_a_user_is_an_error() -> Result<()> {
     let World { owner, cluster: _cluster, .. } = SHARED.world().await?;
-    issue(&owner, "somebody", &[]).await?;
+    issue(&owner, "ann", &[]).await?;
     for call in [
         "select * from tollgate.list_api_tokens($1)",
         "select tollgate.revoke_all_api_tokens($1)",
         "select * from tollgate.create_api_token($1, 'a name')",
         "select tollgate.import_api_token($1, 'a name', sha256('x'))",
     ] {
-        for nobody in [None, Some(""), Some(" \t\n")] {
-            let error = refused(owner.query(call, &[&nobody]).await, &SqlState::INVALID_PARAMETER_VALUE);
-            let expected = match nobody {
+        for user in [None, Some(""), Some(" \t\n")] {
+            let error = refused(owner.query(call, &[&user]).await, &SqlState::INVALID_PARAMETER_VALUE);
+            let expected = match user {
                 None => "Argument: user_id, which is NULL.",
                 Some(_) => "Argument: user_id, which is empty or blank.",
             };

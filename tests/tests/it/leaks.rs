@@ -106,7 +106,7 @@ impl Argument {
             "regclass" => "'pg_class'",
             "tollgate.usage_row[]" => "'{}'",
             "tollgate.event_cursor" => "'(00000000-0000-0000-0000-000000000000,1:1:,,,,,)'",
-            other => panic!("say in tests/leaks.rs what to pass for an argument of type {other}"),
+            other => panic!("say in leaks.rs what to pass for an argument of type {other}"),
         }
     }
 

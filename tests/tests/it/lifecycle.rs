@@ -704,7 +704,7 @@ async fn an_authenticated_user_revokes_own_tokens_and_no_others() -> Result<()> 
     let [mine, second, others] = [
         issue(&owner, "own", &[]).await?,
         issue(&owner, "own", &[]).await?,
-        issue(&owner, "somebody else", &[]).await?,
+        issue(&owner, "another user", &[]).await?,
     ];
     let ask = async |id: Option<Uuid>| {
         own.query_one("select tollgate.revoke_own_api_token($1, 'mine')", &[&id]).await

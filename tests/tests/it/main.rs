@@ -34,6 +34,8 @@ mod http;
 mod import;
 mod import_cli;
 mod issue;
+mod keys;
+mod layout;
 mod leadership;
 mod leaks;
 mod lifecycle;

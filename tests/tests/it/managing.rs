@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use tollgate_tests::{Tollgated, eventually_async};
 
-use crate::commands::{NO, OK, USAGE, complaint, expect, fed, json_of, printed};
+use crate::commands::{NO, OK, USAGE, expect, failure, fed, json_of, printed};
 use crate::common::{Shared, code, issue, issue_with, value};
 use crate::operator::{Db, QUEUE_ALL};
 
@@ -66,7 +66,7 @@ async fn tokens_of_all_users_are_searched_and_listed_page_by_page() -> Result<()
     // A user's own list needs no more than before; a search of all users does.
     let (_issuers, issuer) = db_of("searcher", "issuer").await?;
     json_of(&issuer, &["token", "list", "--user=ann"], OK);
-    let refused = complaint(&issuer, &["token", "list"], NO);
+    let refused = failure(&issuer, &["token", "list"], NO);
     assert!(refused.contains("'admin'"), "{refused}");
     Ok(())
 }
@@ -113,7 +113,7 @@ async fn a_token_is_changed_in_what_is_named_and_in_nothing_else() -> Result<()>
         assert_eq!(cleared[key], left, "{key}");
     }
     assert_eq!(code(&db.web, token).await?, "VALID");
-    let both = complaint(&url, &["token", "update", id, "--expires-in=1d", "--clear=expiry"], USAGE);
+    let both = failure(&url, &["token", "update", id, "--expires-in=1d", "--clear=expiry"], USAGE);
     assert!(both.contains("expires at"), "{both}");
     Ok(())
 }
@@ -193,7 +193,7 @@ async fn webhooks_are_managed_from_the_command_line() -> Result<()> {
 
     assert_eq!(json_of(&url, &["webhook", "delete", "audit"], OK), json!({"deleted": true}));
     assert_eq!(json_of(&url, &["webhook", "delete", "audit"], NO), json!({"deleted": false}));
-    let unknown = complaint(&url, &["webhook", "pause", "audit"], NO);
+    let unknown = failure(&url, &["webhook", "pause", "audit"], NO);
     assert!(unknown.contains("`tollgated webhook list`") && unknown.contains("42704"), "{unknown}");
     Ok(())
 }
@@ -249,7 +249,7 @@ async fn capabilities_are_granted_listed_and_revoked() -> Result<()> {
         printed(&url, &["capability", "revoke", "Odd name", "issuer"], OK).trim_end(),
         "revoked issuer from Odd name"
     );
-    let unknown = complaint(&url, &["capability", "grant", "no_such_role", "issuer"], NO);
+    let unknown = failure(&url, &["capability", "grant", "no_such_role", "issuer"], NO);
     assert!(unknown.contains("42704") && unknown.contains("CREATE ROLE"), "{unknown}");
     assert!(!unknown.contains("CREATE EXTENSION"), "{unknown}");
     Ok(())
@@ -361,7 +361,7 @@ async fn no_command_answers_bad_input_in_the_words_of_sql() -> Result<()> {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     db.owner.batch_execute("alter database worded set tollgate.max_token_lifetime = '90d'").await?;
     for command in [&create[..], &[&create[..], &["--expires-in=91d"]].concat()] {
-        let text = complaint(&url, command, NO);
+        let text = failure(&url, command, NO);
         assert_eq!(sql_advice(&text), BTreeSet::new(), "{command:?}: {text}");
         assert!(text.contains("90 days"), "{text}");
     }
@@ -391,7 +391,7 @@ async fn what_is_missing_is_not_taken_for_a_missing_extension() -> Result<()> {
         (&["token", "update", &none, "--name=n"], "`tollgated token list`"),
         (&["webhook", "replay", "nope"], "`tollgated webhook list`"),
     ] {
-        let text = complaint(&url, command, NO);
+        let text = failure(&url, command, NO);
         assert!(text.contains("to fix it: ") && text.contains(remedy), "{command:?}: {text}");
         assert!(!text.contains("EXTENSION"), "{command:?}: {text}");
     }

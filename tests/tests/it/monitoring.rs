@@ -233,8 +233,8 @@ async fn the_page_of_a_live_daemon_pleases_promtool_and_is_all_that_is_shown_or_
     let page = get(address, "/metrics", &[]).await?.body;
     let text = promtool(&["check", "metrics"], &classic(&page))?;
     assert_eq!(text, "");
-    let complaint = promtool(&["check", "metrics"], "# TYPE x counter\nx 1\n").expect_err("it complains");
-    assert!(complaint.to_string().contains("_total"), "{complaint}");
+    let failure = promtool(&["check", "metrics"], "# TYPE x counter\nx 1\n").expect_err("it is refused");
+    assert!(failure.to_string().contains("_total"), "{failure}");
 
     let mut there: BTreeSet<String> = metrics(address)
         .await?

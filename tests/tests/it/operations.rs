@@ -1,6 +1,8 @@
 //! Operators' work on a database with Tollgate: dump and restore it, upgrade the server, remove Tollgate.
 
+use crate::calls;
 use crate::operator::{self, QUEUE_ALL};
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::Stdio;
 
@@ -192,9 +194,9 @@ async fn dropping_the_extension_leaves_nothing_and_it_can_be_created_again() -> 
 
 // ---- Publications and sequences
 
-/// For a table without either, UPDATE and DELETE fail as soon as it is published.
+/// For a table without a key or a replica identity, UPDATE and DELETE fail as soon as it is published.
 #[tokio::test]
-async fn all_of_our_tables_can_be_published() -> Result<()> {
+async fn every_function_works_while_all_tables_are_published_and_what_it_writes_is_decoded() -> Result<()> {
     let cluster = common::start(Cluster::builder().setting("wal_level", "logical"))?;
     let owner = cluster.connect("postgres", DATABASE).await?;
     let keyless: Option<String> = value(
@@ -207,7 +209,17 @@ async fn all_of_our_tables_can_be_published() -> Result<()> {
     )
     .await?;
     assert_eq!(keyless, None, "tables without a key or a replica identity");
-    owner.batch_execute("create publication everything for all tables; create role shop").await?;
+    owner
+        .batch_execute(
+            "create publication everything for all tables; create role shop; create role colleague",
+        )
+        .await?;
+    owner.batch_execute("select pg_create_logical_replication_slot('capture', 'pgoutput')").await?;
+    owner.batch_execute(calls::PREPARATION).await?;
+    for (function, call) in calls::all(&owner).await? {
+        let token = issue(&owner, "clerk", &["posts:read"]).await?;
+        owner.batch_execute(&calls::filled(call, &token, "colleague")).await.context(function)?;
+    }
     let token = issue(&owner, "ann", &[]).await?;
     let second = rotate(&owner, token.id, "0").await?;
     assert!(revoke(&owner, second.id).await?);
@@ -225,6 +237,45 @@ async fn all_of_our_tables_can_be_published() -> Result<()> {
              select tollgate.report_daemon(gen_random_uuid(), 'h', 1, '1', now(), '[]'), tollgate.seal_audit_log()",
         )
         .await?;
+    operator::flush_all(&owner).await?;
+
+    let changes = owner
+        .query(
+            "select data from pg_logical_slot_get_binary_changes('capture', null, null,
+                 'proto_version', '1', 'publication_names', 'everything')",
+            &[],
+        )
+        .await?;
+    // Messages of the protocol begin with their kind; a relation (R) has its oid, schema and name, a change of a row that oid.
+    let mut names = BTreeMap::new();
+    let mut decoded: BTreeMap<String, String> = BTreeMap::new();
+    for row in &changes {
+        let message: &[u8] = row.get(0);
+        let (kind, relation) = (char::from(message[0]), message.get(1..5));
+        if kind == 'R' {
+            let mut texts = message[5..].split(|byte| *byte == 0).map(String::from_utf8_lossy);
+            let name = format!("{}.{}", texts.next().context("a schema")?, texts.next().context("a name")?);
+            names.insert(relation, name);
+        } else if ['I', 'U', 'D'].contains(&kind) {
+            let kinds = decoded.entry(names.get(&relation).context("a relation")?.clone()).or_default();
+            if !kinds.contains(kind) {
+                kinds.push(kind);
+            }
+        }
+    }
+    let ours: Vec<String> = value(
+        &owner,
+        "select array_agg(c.oid::regclass::text order by c.relname) from pg_class c
+         where c.relnamespace = 'tollgate'::regnamespace and c.relkind = 'r' and c.relpersistence = 'p'",
+    )
+    .await?;
+    let unwritten: Vec<&String> = ours.iter().filter(|table| !decoded.contains_key(*table)).collect();
+    // Written at installation, hourly, or only where limits or long tables need them.
+    let expected = ["audit_epochs", "carrying_secret", "housekeeping_cursors", "token_slots", "usage_hourly"];
+    let expected = expected.map(|table| format!("tollgate.{table}"));
+    assert_eq!(unwritten, expected.iter().collect::<Vec<_>>(), "{decoded:?}");
+    assert_eq!(decoded["tollgate.api_tokens"], "IU");
+    assert_eq!(decoded["tollgate.audit_log"], "I", "events are only ever added");
     Ok(())
 }
 
@@ -314,6 +365,14 @@ async fn a_database_moves_to_another_server_by_logical_replication() -> Result<(
     assert_eq!(code(&owner, &copied.token).await?, "VALID");
     operator::flush_all(&owner).await?;
     owner.batch_execute("select tollgate.define_webhook('crm', 'https://example.com/', '{token.*}')").await?;
+    // A users table moves with the tokens.
+    const PEOPLE: &str = "create table people (id text primary key, banned boolean not null default false);
+         select tollgate.attach_users_table('people', 'id', false, active => 'not banned')";
+    for database in [&owner, &target] {
+        database.batch_execute(PEOPLE).await?;
+    }
+    owner.batch_execute("insert into people values ('eve'), ('fay')").await?;
+    let (eves, fays) = (issue(&owner, "eve", &[]).await?, issue(&owner, "fay", &[]).await?);
     issue(&owner, "bob", &[]).await?;
     owner.batch_execute(QUEUE_ALL).await?;
 
@@ -338,6 +397,12 @@ async fn a_database_moves_to_another_server_by_logical_replication() -> Result<(
         .batch_execute(
             "select tollgate.define_scope('late:scope', 'streamed');
              select tollgate.finish_webhook_delivery(c.id, c.lease, 503, 'busy') from tollgate.claim_webhook_deliveries(2) c",
+        )
+        .await?;
+    owner
+        .batch_execute(
+            "delete from people where id = 'eve'; insert into people values ('guy', true);
+             update people set banned = true where id = 'fay'",
         )
         .await?;
     for token in [&copied, &streamed] {
@@ -378,6 +443,8 @@ async fn a_database_moves_to_another_server_by_logical_replication() -> Result<(
         (&revoked, "REVOKED"),
         (&rotated, "EXPIRED"),
         (&successor, "VALID"),
+        (&eves, "REVOKED"),
+        (&fays, "DISABLED"),
     ] {
         assert_eq!(code(&shop, &token.token).await?, expected);
     }
@@ -398,5 +465,53 @@ async fn a_database_moves_to_another_server_by_logical_replication() -> Result<(
     )
     .await?;
     assert_eq!(failures, None);
+
+    // Tokens that are issued here for users who are kept there.
+    const STAFF: &str = "create table staff (id text primary key, banned boolean not null default false)";
+    owner.batch_execute(STAFF).await?;
+    owner
+        .batch_execute(
+            "insert into staff values ('hal', true), ('ida', false), ('joe', false), ('kim', false);
+             create publication only_staff for table staff",
+        )
+        .await?;
+    target.batch_execute(STAFF).await?;
+    target
+        .batch_execute("select tollgate.attach_users_table('staff', 'id', false, active => 'not banned')")
+        .await?;
+    let mut staff = Vec::new();
+    for name in ["hal", "ida", "joe", "kim"] {
+        staff.push(issue(&target, name, &[]).await?);
+    }
+    let turn_into = async |expected: &str| {
+        eventually_async(LONG, expected, async || {
+            let mut codes = Vec::new();
+            for token in &staff {
+                codes.push(code(&target, &token.token).await.unwrap());
+            }
+            codes.join(" ") == expected
+        })
+        .await;
+    };
+    let subscribe = subscribe.replace("from_old", "staff_of_old").replace("everything", "only_staff");
+    target.batch_execute(&subscribe).await?;
+    turn_into("DISABLED VALID VALID VALID").await;
+    owner
+        .batch_execute(
+            "delete from staff where id = 'ida'; update staff set banned = true where id = 'joe';
+             update staff set banned = false where id = 'hal'",
+        )
+        .await?;
+    turn_into("VALID REVOKED DISABLED VALID").await;
+    owner.batch_execute("truncate staff").await?;
+    turn_into("REVOKED REVOKED REVOKED REVOKED").await;
+    assert!(
+        value::<bool>(
+            &target,
+            "select not exists (select from tollgate.deployment_health('0') where aspect = 'users tables' and severity <> 'ok')"
+        )
+        .await?
+    );
+    target.batch_execute("drop subscription staff_of_old").await?;
     Ok(())
 }

@@ -238,7 +238,7 @@ fn install_and_serve(suite: &str, major: u32) -> Result<()> {
     Ok(())
 }
 
-/// The daemon of this unit tells systemd what it should, carries usage, and finds nothing wrong.
+/// The daemon of this unit notifies systemd, carries usage, and finds nothing wrong.
 fn serve(root: &mut Root, unit: &str, database: &str, check: &str) -> Result<()> {
     let manager = start(root, unit)?;
     manager.receives("READY=1")?;
@@ -367,8 +367,8 @@ fn the_units_are_understood_by_systemd_which_finds_them_hardened() -> Result<()>
         // It also looks for what only the package brings.
         let verified = output_of("systemd-analyze", &["verify".as_ref(), unit.as_os_str()])?
             .context("systemd-analyze")?;
-        let complaints = String::from_utf8_lossy(&verified.stderr).into_owned();
-        let others: Vec<&str> = complaints
+        let warnings = String::from_utf8_lossy(&verified.stderr).into_owned();
+        let others: Vec<&str> = warnings
             .lines()
             .filter(|line| {
                 !line.contains("/usr/bin/tollgated is not executable") && !line.contains("'man tollgated(8)'")
@@ -379,7 +379,7 @@ fn the_units_are_understood_by_systemd_which_finds_them_hardened() -> Result<()>
     Ok(())
 }
 
-/// One that is hardened later, and the other not, would be noticed by no one.
+/// If only one of them were hardened later, it would go unnoticed.
 #[test]
 fn the_units_for_one_database_and_for_several_differ_in_the_configuration_alone() -> Result<()> {
     let lines = |name: &str| -> Result<Vec<String>> {

@@ -231,7 +231,7 @@ async fn the_audit_log_refuses_every_change_even_to_a_superuser() -> Result<()> 
     for role in ["origin", "replica", "local"] {
         owner.batch_execute(&format!("set session_replication_role = {role}")).await?;
         for change in [
-            "update tollgate.audit_log set actor = 'nobody'".to_owned(),
+            "update tollgate.audit_log set actor = 'forged'".to_owned(),
             format!("update tollgate.audit_log set detail = '{{}}' where token_id = '{}'", token.id),
             "update tollgate.audit_log set event = event where false".to_owned(),
             "delete from tollgate.audit_log".to_owned(),

@@ -1,5 +1,6 @@
 //! What the README and the documents that go on from it show is true: their SQL runs, in order, and answers as shown; their
-//! GRANTs let each role do what they are for, and no more; their links lead somewhere, and nothing but Cargo.toml states the version.
+//! GRANTs let each role do what they are for, and no more; their links lead somewhere, the messages that they quote exist, and
+//! nothing but Cargo.toml states the version.
 
 use crate::document;
 use std::fs;
@@ -238,6 +239,40 @@ fn files() -> Result<Vec<(String, String)>> {
     Ok(names
         .filter_map(|name| Some((name.to_owned(), fs::read_to_string(root().join(name)).ok()?)))
         .collect())
+}
+
+/// A person searches the document for what the log says.
+#[test]
+fn each_message_that_operations_quotes_is_raised_in_these_words() -> Result<()> {
+    const OF_POSTGRESQL: [&str; 2] = ["permission denied for function", "stuck spinlock detected"];
+    let ours = |name: &str| {
+        ["sql/", "extension/", "daemon/"].iter().any(|folder| name.starts_with(folder))
+            && [".sql", ".rs"].iter().any(|kind| name.ends_with(kind))
+    };
+    let sources: String = files()?
+        .into_iter()
+        .filter(|(name, _)| ours(name))
+        .map(|(_, text)| text.replace("\\\n", ""))
+        .collect();
+    let sources = sources.split_whitespace().collect::<Vec<_>>().join(" ");
+
+    let text = fs::read_to_string(root().join("docs/operations.md"))?;
+    // Without code, whose quotes are of the shell or of a language.
+    let prose: String = text.split('`').step_by(2).collect();
+    let mut quoted = 0;
+    for paragraph in prose.split("\n\n") {
+        for message in paragraph.split('"').skip(1).step_by(2) {
+            quoted += 1;
+            // What differs each time is shown as `…`.
+            for part in message.split('…') {
+                let part = part.split_whitespace().collect::<Vec<_>>().join(" ");
+                let exists = sources.contains(&part) || OF_POSTGRESQL.contains(&part.as_str());
+                assert!(exists, "no source has the message {message:?}");
+            }
+        }
+    }
+    assert!(quoted >= 6, "the messages were not found");
+    Ok(())
 }
 
 /// A version beside our name, a key or a macro that states one would be forgotten at the next release.

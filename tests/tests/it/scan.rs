@@ -464,7 +464,7 @@ const PINNED: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn an_open_cursor_on_a_verification_holds_no_pin_and_no_lock() -> Result<()> {
-    // Its own database: what it finds pinned is nobody else's.
+    // Its own database: no other test pins its pages.
     let cluster = SHARED.cluster()?;
     common::database(&cluster, "unpinned")?;
     let owner = cluster.connect("postgres", "unpinned").await?;

@@ -314,7 +314,7 @@ async fn several_daemons_seal_and_log_the_seals_as_proof_elsewhere() -> Result<(
 #[tokio::test]
 async fn every_change_of_sealed_events_is_found_and_located() -> Result<()> {
     let cases: &[(&str, &str, &str)] = &[
-        ("changed", "update tollgate.audit_log set actor = 'nobody' where id = @3", "events changed"),
+        ("changed", "update tollgate.audit_log set actor = 'forged' where id = @3", "events changed"),
         ("movedtime", "update tollgate.audit_log set at = at + interval '1 microsecond' where id = @3", "events changed"),
         ("shifted", "update tollgate.audit_log set user_id = event, event = '' where id = @3", "events changed"),
         ("nulled", "update tollgate.audit_log set user_id = '' where id = @3 and user_id is null", "events changed"),
@@ -592,7 +592,7 @@ async fn a_purge_does_not_remove_the_evidence_of_tampering() -> Result<()> {
     let db = db("traces").await?;
     sealed(&db, 3).await?;
     let id: i64 = value(&db.owner, &format!("select {}", event_of(2))).await?;
-    tamper(&db, &format!("update tollgate.audit_log set actor = 'nobody' where id = {id}")).await?;
+    tamper(&db, &format!("update tollgate.audit_log set actor = 'forged' where id = {id}")).await?;
     let before: i64 = value(&db.owner, "select count(*) from tollgate.audit_log").await?;
     let error = purge(&db.owner, 3, 100_000).await.err().context("refused")?;
     let error = error

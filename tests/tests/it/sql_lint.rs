@@ -14,7 +14,7 @@ static SHARED: Shared = Shared::new(&[]);
 const NOT_DUMPED: &[&str] = &[
     "carrying_secret",
     "daemon_reports",
-    "housekeeping_places",
+    "housekeeping_cursors",
     "leaderships",
     "token_slots",
     "usage_flushes",

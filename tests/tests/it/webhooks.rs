@@ -661,12 +661,12 @@ async fn names_addresses_and_events_that_make_no_sense_are_refused_without_being
         assert!(!common::text_of(&error).to_lowercase().contains("hunter2"), "{error:?}");
     }
     for sql in [
-        "select tollgate.rotate_webhook_secret('nobody')",
-        "select tollgate.set_webhook_enabled('nobody', true)",
-        "select tollgate.replay_webhook('nobody')",
-        "select tollgate.pause_webhook('nobody')",
-        "select tollgate.resume_webhook('nobody')",
-        "select tollgate.set_webhook_url('nobody', 'https://example.com/')",
+        "select tollgate.rotate_webhook_secret('unknown')",
+        "select tollgate.set_webhook_enabled('unknown', true)",
+        "select tollgate.replay_webhook('unknown')",
+        "select tollgate.pause_webhook('unknown')",
+        "select tollgate.resume_webhook('unknown')",
+        "select tollgate.set_webhook_url('unknown', 'https://example.com/')",
     ] {
         refused(db.owner.query(sql, &[]).await, &SqlState::UNDEFINED_OBJECT);
     }
@@ -682,12 +682,12 @@ async fn names_addresses_and_events_that_make_no_sense_are_refused_without_being
 
 /// An operator who moves the cursor forward would have receivers miss what happened, and one who moves it back have it sent anew.
 #[tokio::test]
-async fn nobody_moves_the_cursor_of_the_webhooks_past_what_was_queued() -> Result<()> {
+async fn the_cursor_of_the_webhooks_cannot_be_moved_past_what_was_queued() -> Result<()> {
     let db = db("moved_cursor").await?;
     define(&db.owner, "crm", "https://example.com/", "'{token.created}'").await?;
     issue(&db.owner, "ann", &[]).await?;
     for place in ["tollgate.event_position()", "tollgate.event_position(0)"] {
-        let call = format!("select tollgate.advance_subscription('tollgate:webhooks', {place})");
+        let call = format!("select tollgate.advance_subscription('tollgate:webhooks', {place}, null)");
         refused(db.operator.execute(&call, &[]).await, &SqlState::INSUFFICIENT_PRIVILEGE);
     }
     db.operator.batch_execute(QUEUE_ALL).await?;

@@ -13,7 +13,8 @@ use super::flush_usage::{self, Drained, Round, acknowledge, drain};
 use crate::background::driver::{Report, Task};
 use crate::contract;
 use crate::error::Result;
-use crate::postgres::pool::{Database, Session};
+use crate::postgres::pool::Database;
+use crate::postgres::session::Session;
 
 /// A standby that is further behind is looked at again in the next run.
 const REPLAY_PATIENCE: Duration = Duration::from_secs(2);

@@ -11,7 +11,8 @@ use crate::background::leader::Leadership;
 use crate::contract;
 use crate::contract::Fence;
 use crate::error::{Error, Result};
-use crate::postgres::pool::{Database, OwnSession, Session};
+use crate::postgres::pool::{Database, OwnSession};
+use crate::postgres::session::Session;
 
 /// Enough for a generation that was left behind, for what was counted since, and for a rival that flushes too.
 const LAST_ROUNDS: u32 = 4;

@@ -16,7 +16,8 @@ use crate::background::driver::{Report, Task};
 use crate::contract;
 use crate::contract::{Cursor, Event};
 use crate::error::{Doing as _, Result};
-use crate::postgres::pool::{Database, Session};
+use crate::postgres::pool::Database;
+use crate::postgres::session::Session;
 
 /// How long the cursor in memory is trusted before the subscription itself is read. A server that was replaced by a restored one
 /// is noticed after this time at the latest.
@@ -76,7 +77,7 @@ impl Task for PublishEvents {
             publish(event);
         }
         if batch.next != cursor {
-            contract::advance_subscription(&transaction, &self.subscription, &batch.next).await?;
+            contract::advance_subscription(&transaction, &self.subscription, &batch).await?;
         }
         transaction.commit().await.doing("commit the place in the event log")?;
         self.left = Some((batch.next, Instant::now()));

@@ -1,4 +1,4 @@
-//! The daemons that serve the database: whether there is one, and how its tasks fare.
+//! The daemons that serve the database: whether there is one, and whether its tasks succeed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -81,7 +81,7 @@ fn of(daemon: &Value) -> Vec<Finding> {
                     status.consecutive_failures,
                     status.last_error.as_deref().unwrap_or("it was cut short")
                 ),
-                "journalctl -u tollgated (there) tells the whole of it",
+                "journalctl -u tollgated (there) has the whole error",
             ));
         }
     }
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_version_and_a_failing_task_are_told() {
+    fn an_old_version_and_a_failing_task_are_reported() {
         let found = findings(&[daemon(1.0, "0.0.1", 3)]);
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].detail.contains("0.0.1"), "{found:?}");

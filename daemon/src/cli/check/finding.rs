@@ -52,7 +52,7 @@ impl From<Health> for Finding {
         let verdict = match health.severity.as_str() {
             "ok" => Verdict::Ok,
             "fail" => Verdict::Fail,
-            // A severity of a later version is one that we cannot weigh, and better told than not.
+            // A severity that only a later version knows: showing it is better than dropping it.
             _ => Verdict::Warn,
         };
         Self { name: health.aspect.into(), verdict, detail: health.detail, remedy: health.remedy }
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_finding_is_one_line_and_one_more_for_each_command_that_mends_it() {
+    fn a_finding_is_one_line_and_one_more_for_each_command_that_fixes_it() {
         let line = describe(&Finding::ok("server", "fine"));
         assert_eq!(anstream::adapter::strip_str(line.as_str()).to_string(), "ok    server         fine");
         let text = describe(&Finding::fail("role", "bad", "one;\ntwo;"));

@@ -525,7 +525,7 @@ mod tests {
     }
 
     #[test]
-    fn what_auto_explain_writes_is_told_of_each_role() {
+    fn what_auto_explain_writes_is_reported_for_each_role() {
         assert_eq!(explained_finding(&[], "app").verdict, Verdict::Ok);
         let of = |role: &str, verbose, parameters| Explained { role: role.to_owned(), verbose, parameters };
         let plain = explained_finding(&[of("web", false, false)], "\"My app\"");

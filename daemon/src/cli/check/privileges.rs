@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn an_applications_role_is_told_that_it_is_not_the_daemons() {
+    fn an_applications_role_is_reported_as_none_for_the_daemon() {
         use Held::*;
         let finding = only(&with([Whole, Whole, Not, Not]));
         assert_eq!(finding.verdict, Verdict::Warn);

@@ -61,6 +61,7 @@ mod tests {
             start: Cursor(CURSOR.to_owned()),
             next: next.clone(),
             caught_up: true,
+            proof: Vec::new(),
         };
         let after = |id: &str| Cursor(CURSOR.replace(",5)", &format!(",{id})")));
         assert_eq!(cursors(&batch), [after("11"), after("12"), next]);

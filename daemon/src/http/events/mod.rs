@@ -28,10 +28,12 @@ use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use super::auth;
+use super::connections::Client;
 use super::connections::Held;
 use super::problem::Problem;
 use super::request_checks::LAST_EVENT_ID;
-use super::server::Client;
+use super::server::MAX_API_CONNECTIONS;
+use crate::app::events::{Follower, Watch};
 use crate::background::signal::Signal;
 use crate::contract;
 use crate::contract::Cursor;
@@ -40,15 +42,17 @@ use crate::postgres::pool::Database;
 use crate::process::counters;
 
 /// Of all tokens together, and of each.
-pub(super) const MAX_STREAMS: usize = 64;
+const MAX_STREAMS: usize = 64;
 const MAX_STREAMS_PER_TOKEN: usize = 8;
 /// Requests whose token is being verified, in the order in which they came. More of them wait before that, on connections that
 /// may be closed to make room for others.
-pub(super) const MAX_VERIFYING: usize = 128;
+const MAX_VERIFYING: usize = 128;
+// Their connections stay open, and others need some.
+const _: () = assert!(MAX_STREAMS + MAX_VERIFYING <= MAX_API_CONNECTIONS * 3 / 4);
 /// From the request to the first look at the log.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Small, since this many events of each reader may be in memory.
-const BATCH: i32 = 64;
+const PAGE: i32 = 64;
 /// A comment is sent when nothing else is, so that proxies keep the connection and a dead client is noticed; and the token is
 /// verified again.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -133,16 +137,16 @@ impl EventStreams {
         let slot = self.slots.take(token_id.as_deref(), held)?;
         // Before the first read, so that no event falls in between.
         let new_events = self.new_events.subscribe();
-        let cursor = match start {
-            Begin::At(cursor) => cursor,
-            Begin::After(since) => reader.position(since).await.map_err(|error| unavailable(&error))?,
+        let log = match start {
+            Begin::At(cursor) => Follower::at(cursor, PAGE),
+            Begin::After(since) => reader.begin(since).await.map_err(|error| unavailable(&error))?,
         };
         // Read once now, while an error can still be answered with a status.
-        let first = reader.read(&cursor).await.map_err(|error| refused_cursor(&error))?;
+        let first = reader.read(&log).await.map_err(|error| refused_cursor(&error))?;
         drop(first);
 
         let (sender, frames) = mpsc::channel(1);
-        tokio::spawn(reader.stream(cursor, token_id, new_events, sender, slot));
+        tokio::spawn(reader.stream(log, token_id, new_events, sender, slot));
         let frames = stream::unfold(frames, async |mut frames| {
             frames.recv().await.map(|frame: Bytes| (Ok::<_, Infallible>(frame), frames))
         });
@@ -219,7 +223,7 @@ impl Drop for Slot {
 /// Wakes all readers: at once when an event is notified, and when a periodic look finds other events.
 pub async fn wake_streams(streams: Arc<EventStreams>, notified: Signal, period: Duration) -> Result<()> {
     let stop = &streams.stop;
-    let mut seen: Option<Cursor> = None;
+    let mut watch = Watch::default();
     loop {
         tokio::select! {
             () = notified.woken() => {
@@ -230,33 +234,19 @@ pub async fn wake_streams(streams: Arc<EventStreams>, notified: Signal, period: 
             () = stop.cancelled() => return Ok(()),
         }
         if streams.new_events.receiver_count() == 0 {
-            seen = None;
+            watch.reset();
             continue;
         }
-        match look(&streams.database, seen.take(), stop).await {
-            Ok((cursor, any)) => {
-                seen = Some(cursor);
-                if any {
-                    streams.new_events.send_replace(());
-                }
-            }
-            // Readers then look themselves, and meet the error.
-            Err(_) => {
-                streams.new_events.send_replace(());
-            }
+        // After an error readers look themselves, and meet it.
+        if look(&streams.database, &mut watch, stop).await.unwrap_or(true) {
+            streams.new_events.send_replace(());
         }
     }
 }
 
-async fn look(database: &Database, seen: Option<Cursor>, stop: &CancellationToken) -> Result<(Cursor, bool)> {
+async fn look(database: &Database, watch: &mut Watch, stop: &CancellationToken) -> Result<bool> {
     let session = database.session(stop).await?;
-    let Some(seen) = seen else {
-        return Ok((contract::event_position(&**session, None).await?, true));
-    };
-    if contract::has_events(&**session, &seen).await? {
-        return Ok((contract::event_position(&**session, None).await?, true));
-    }
-    Ok((seen, false))
+    watch.has_grown(&**session).await
 }
 
 /// The query of a request. `since` is 0, or the number of an event.
@@ -303,22 +293,22 @@ impl Reader {
         Ok((code, token_id.map(|id| id.to_string())))
     }
 
-    async fn position(&self, since: Option<i64>) -> Result<Cursor> {
+    async fn begin(&self, since: Option<i64>) -> Result<Follower> {
         let _turn = self.reading.acquire().await;
         let session = self.database.session(&self.stop).await?;
-        contract::event_position(&**session, since).await
+        Follower::begin(&**session, since, PAGE).await
     }
 
-    async fn read(&self, cursor: &Cursor) -> Result<contract::Batch> {
+    async fn read(&self, log: &Follower) -> Result<contract::Batch> {
         let _turn = self.reading.acquire().await;
         let session = self.database.session(&self.stop).await?;
-        contract::read_events(&**session, cursor, BATCH).await
+        log.read(&**session).await
     }
 
     /// Sends events until the client, its token or the daemon is gone. A client that is cut off reconnects with the last id.
     async fn stream(
         self,
-        mut cursor: Cursor,
+        mut log: Follower,
         token_id: Option<String>,
         mut new_events: watch::Receiver<()>,
         frames: mpsc::Sender<Bytes>,
@@ -333,7 +323,7 @@ impl Reader {
         loop {
             // Events that come from here on wake the next round.
             new_events.mark_unchanged();
-            let batch = match self.read(&cursor).await {
+            let batch = match self.read(&log).await {
                 Ok(batch) => batch,
                 Err(error) => {
                     tracing::debug!(peer = %self.peer, %error, "ends an event stream");
@@ -357,9 +347,7 @@ impl Reader {
                 }
                 counters::STREAMED_EVENTS.add(sent);
             }
-            let caught_up = batch.caught_up;
-            cursor = batch.next;
-            if !caught_up {
+            if !log.pass(batch) {
                 continue;
             }
             tokio::select! {

@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
-use super::Metrics;
+use super::metrics::Metrics;
 
 /// A process that can answer is alive.
 pub(in crate::http) async fn livez() -> &'static str {

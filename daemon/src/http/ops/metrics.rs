@@ -1,8 +1,8 @@
 //! `/metrics`: what the daemon knows, in the OpenMetrics text format.
 //!
 //! A scrape collects values from memory and asks no server. Names follow Prometheus' conventions: `tollgated_` is this
-//! process, `tollgate_` the database server. Every metric has the label `database`, so that the daemons of several can be told
-//! apart. Other labels are names of tasks, codes, subscriptions and webhooks: a bounded number,
+//! process, `tollgate_` the database server. Every metric has the label `database`, which distinguishes the daemons of several.
+//! Other labels are names of tasks, codes, subscriptions and webhooks: a bounded number,
 //! and none of them a secret. To add a metric, add it to one of the groups below, to the dashboard or the alerts if people
 //! should see it, and to docs/metrics.md.
 

@@ -6,9 +6,11 @@
 
 mod clients;
 mod measure;
+mod memory;
 mod parts;
 mod peers;
 mod report;
+mod scale;
 mod service;
 mod tokens;
 mod wire;
@@ -24,6 +26,7 @@ use tollgate_tests::{Install, TOLLGATED_VAR, dev_dir};
 
 use crate::parts::{PARTS, Part, Run};
 use crate::report::{Machine, Measured, Report, Version};
+use crate::scale::Scale;
 
 #[derive(Parser)]
 #[command(about = "Measures Tollgate against the alternatives")]
@@ -38,9 +41,9 @@ enum Command {
     Run(Options),
     /// Rewrite the results in docs/performance.md from what a run wrote with --json
     Report {
-        /// The JSON file of a run
-        #[arg(long)]
-        json: PathBuf,
+        /// The JSON file of a run; of several, a later one's parts replace those of the same name
+        #[arg(long, required = true)]
+        json: Vec<PathBuf>,
         #[arg(long, default_value = "docs/performance.md")]
         document: PathBuf,
     },
@@ -78,28 +81,6 @@ struct Options {
     /// Length of the full load of `soak`, in seconds [default: 600]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     soak: Option<u64>,
-}
-
-/// The sizes of a run.
-pub(crate) struct Scale {
-    pub(crate) tokens: u32,
-    /// The smaller table, for measuring growth.
-    pub(crate) few: u32,
-    pub(crate) many: u32,
-    pub(crate) clients: usize,
-    pub(crate) rounds: u32,
-    pub(crate) turn: Duration,
-    pub(crate) soak: Duration,
-    /// The daemon's flush interval.
-    pub(crate) flush_interval: Duration,
-    /// Calls per statement, for measurements inside a backend.
-    pub(crate) calls: u32,
-    /// Rows of the table with policies.
-    pub(crate) rows: u32,
-    /// Tokens in one flush.
-    pub(crate) flushed: u32,
-    /// Ended tokens that are deleted.
-    pub(crate) ended: u32,
 }
 
 impl Options {
@@ -182,8 +163,11 @@ fn run(options: &Options) -> Result<()> {
         versions: Vec::new(),
     };
     for install in &installs {
-        let mut version =
-            Version { postgres: install.version.clone(), major: install.major, parts: Vec::new() };
+        report.versions.push(Version {
+            postgres: install.version.clone(),
+            major: install.major,
+            parts: Vec::new(),
+        });
         for part in &parts {
             eprintln!("==> {}: {}: {}", install.version, part.name, part.about);
             let begin = Instant::now();
@@ -192,20 +176,20 @@ fn run(options: &Options) -> Result<()> {
             let unknown = outcome.figures.iter().find(|figure| !figure.median.is_finite());
             ensure!(unknown.is_none(), "{} was not measured", unknown.map_or("", |figure| &figure.what));
             eprintln!("    {:.0} s", begin.elapsed().as_secs_f64());
-            version.parts.push(Measured {
+            let measured = Measured {
                 part: part.name.to_owned(),
                 seconds: begin.elapsed().as_secs_f64(),
                 conditions: outcome.conditions,
                 figures: outcome.figures,
-            });
+            };
+            report.versions.last_mut().expect("one was added").parts.push(measured);
+            // After each part, so that an error in a later one does not lose an hour's work.
+            if let Some(path) = &options.json {
+                fs::write(path, serde_json::to_vec_pretty(&report)?)
+                    .with_context(|| format!("cannot write {}", path.display()))?;
+            }
         }
-        report::print(&version);
-        report.versions.push(version);
-        // After each version, so that an error at the end does not lose an hour's work.
-        if let Some(path) = &options.json {
-            fs::write(path, serde_json::to_vec_pretty(&report)?)
-                .with_context(|| format!("cannot write {}", path.display()))?;
-        }
+        report::print(report.versions.last().expect("one was added"));
     }
     Ok(())
 }
@@ -236,11 +220,17 @@ fn command(options: &Options) -> String {
     }
 }
 
-fn write_section(json: &Path, document: &Path) -> Result<()> {
+fn write_section(json: &[PathBuf], document: &Path) -> Result<()> {
     let read =
         |path: &Path| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
-    let report: Report = serde_json::from_str(&read(json)?)
-        .with_context(|| format!("{} is not what a run wrote", json.display()))?;
+    let mut runs = json.iter().map(|json| -> Result<Report> {
+        serde_json::from_str(&read(json)?)
+            .with_context(|| format!("{} is not what a run wrote", json.display()))
+    });
+    let mut report = runs.next().context("no run")??;
+    for run in runs {
+        report.add(run?);
+    }
     let text = report::rewrite(&read(document)?, &report::section(&report)?)
         .with_context(|| document.display().to_string())?;
     fs::write(document, text).with_context(|| format!("cannot write {}", document.display()))

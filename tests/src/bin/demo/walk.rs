@@ -228,7 +228,7 @@ async fn visible_posts(client: &impl GenericClient) -> Result<String> {
 async fn current_user(client: &impl GenericClient) -> Result<String> {
     let user: Option<String> =
         client.query_one("select tollgate.current_user_id()", &[]).await?.try_get(0)?;
-    Ok(user.unwrap_or_else(|| "nobody".to_owned()))
+    Ok(user.unwrap_or_else(|| "no identity".to_owned()))
 }
 
 impl Walk<'_> {
@@ -423,7 +423,7 @@ impl Walk<'_> {
         }
         self.report.check(
             "the same connection after the commit",
-            "nobody, no posts",
+            "no identity, no posts",
             format!("{}, {}", current_user(&self.app).await?, visible_posts(&self.app).await?),
         );
 
@@ -477,8 +477,8 @@ impl Walk<'_> {
         // PostgreSQL refuses this setting to other roles because only superusers may change it (42501), and to a
         // superuser because of its value (22023).
         for (who, client, expected) in [
-            ("the application's role", &app, "refused, 42501, nobody"),
-            ("a superuser", &superuser, "refused, 22023, nobody"),
+            ("the application's role", &app, "refused, 42501, no identity"),
+            ("a superuser", &superuser, "refused, 22023, no identity"),
         ] {
             let came = outcome(&client.batch_execute(&set).await);
             let came = format!("{came}, {}", current_user(client).await?);

@@ -113,8 +113,8 @@ const CALLS: &[(&str, &str)] = &[
     ),
     ("tollgate.open_subscription(text)", "open_subscription('clerk')"),
     (
-        "tollgate.advance_subscription(text,tollgate.event_cursor)",
-        "advance_subscription('clerk', '(00000000-0000-0000-0000-000000000000,1:1:,,,,,)')",
+        "tollgate.advance_subscription(text,tollgate.event_cursor,bytea)",
+        "advance_subscription('clerk', (select p.next from clerks.page() p), (select p.proof from clerks.page() p))",
     ),
     ("tollgate.admit_event_reader(bytea,inet)", "admit_event_reader('', '10.0.0.1')"),
     ("tollgate.subscription_backlogs(integer)", "subscription_backlogs(10)"),
@@ -187,6 +187,17 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.scope_grants(text[],text)", "scope_grants('{posts:*}', 'posts:read')"),
 ];
 
+/// What a subscriber has read, for a caller who may only advance.
+const PAGE: &str = "
+    create schema if not exists clerks;
+    grant usage on schema clerks to public;
+    create or replace function clerks.page() returns tollgate.event_batch language sql stable security definer
+        set search_path = pg_catalog, pg_temp
+        begin atomic
+            select b.events, b.cursor, b.next, b.caught_up, b.proof
+            from tollgate.subscriptions s, tollgate.read_events(s.place, 10) b where s.name = 'clerk';
+        end";
+
 /// Statements that a session runs once before these calls.
 pub(crate) const PREPARATION: &str = "create temporary table clerks_users (id int)";
 
@@ -201,6 +212,7 @@ pub(crate) async fn all(owner: &Client) -> Result<Vec<(&'static str, &'static st
         calls.keys().copied().collect::<Vec<_>>(),
         "each granted function has a call in tests/tests/it/calls/mod.rs"
     );
+    owner.batch_execute(PAGE).await?;
     let signature: String = value(
         owner,
         "select encode(tollgate.signature_of_usage('node', '00000000-0000-0000-0000-000000000001', 1, '{}'), 'hex')",

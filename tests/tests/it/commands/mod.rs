@@ -33,7 +33,7 @@ pub(crate) fn json_of(url: &str, arguments: &[&str], code: i32) -> Value {
 
 /// Its standard error, when it exits with this code.
 #[track_caller]
-pub(crate) fn complaint(url: &str, arguments: &[&str], code: i32) -> String {
+pub(crate) fn failure(url: &str, arguments: &[&str], code: i32) -> String {
     let output = Tollgated::run(url, arguments).expect("a command that ends");
     expect(&output, arguments, code);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{arguments:?}");

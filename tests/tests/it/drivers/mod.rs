@@ -1,5 +1,5 @@
 //! docs/drivers.md is true: what it shows for each driver is taken from there and run, directly and through PgBouncer in
-//! transaction mode. Refusals are told from lost connections; no token is in an error text or the server's log; and what the
+//! transaction mode. Refusals are distinguished from lost connections; no token is in an error text or the server's log; and what the
 //! document warns of does put it there.
 
 #[allow(unreachable_pub, reason = "as an application of its own would have it")]

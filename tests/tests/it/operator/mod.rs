@@ -338,6 +338,7 @@ pub(crate) struct Batch {
     pub(crate) events: Vec<Value>,
     pub(crate) next: Cursor,
     pub(crate) caught_up: bool,
+    pub(crate) proof: Vec<u8>,
 }
 
 impl Batch {
@@ -354,7 +355,7 @@ pub(crate) async fn position(client: &Client, since: Option<i64>) -> Result<Curs
 pub(crate) async fn read(client: &Client, after: &Cursor, max_events: i32) -> Result<Batch> {
     let row = client
         .query_one(
-            "select events, next::text, caught_up from tollgate.read_events($1::text::tollgate.event_cursor, $2)",
+            "select events, next::text, caught_up, proof from tollgate.read_events($1::text::tollgate.event_cursor, $2)",
             &[&after.0, &max_events],
         )
         .await?;
@@ -363,7 +364,42 @@ pub(crate) async fn read(client: &Client, after: &Cursor, max_events: i32) -> Re
         events: events.as_array().context("events are an array")?.clone(),
         next: Cursor(row.get(1)),
         caught_up: row.get(2),
+        proof: row.get(3),
     })
+}
+
+/// The cursor of a subscription; none while another session has it.
+pub(crate) async fn open(client: &Client, name: &str) -> Result<Option<Cursor>> {
+    let row = client.query_opt("select s::text from tollgate.open_subscription($1) s", &[&name]).await?;
+    Ok(row.map(|row| Cursor(row.get(0))))
+}
+
+pub(crate) async fn advance(client: &Client, name: &str, batch: &Batch) -> Result<(), tokio_postgres::Error> {
+    client
+        .execute(
+            "select tollgate.advance_subscription($1, $2::text::tollgate.event_cursor, $3)",
+            &[&name, &batch.next.0, &batch.proof],
+        )
+        .await
+        .map(drop)
+}
+
+/// All events since the cursor of a subscription, read and moved page by page in one transaction, which ends as `end` says.
+pub(crate) async fn deliver(client: &Client, name: &str, page: i32, end: &str) -> Result<Vec<Value>> {
+    client.batch_execute("begin").await?;
+    let mut cursor = open(client, name).await?.context("no other session delivers")?;
+    let mut events = Vec::new();
+    loop {
+        let batch = read(client, &cursor, page).await?;
+        advance(client, name, &batch).await?;
+        events.extend(batch.events);
+        cursor = batch.next;
+        if batch.caught_up {
+            break;
+        }
+    }
+    client.batch_execute(end).await?;
+    Ok(events)
 }
 
 /// Queues the messages of all events. One call may end in the middle, where an event's transaction was still running

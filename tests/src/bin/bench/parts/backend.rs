@@ -1,10 +1,14 @@
 //! The cost of a verification inside a backend, without the round trip: many calls in one statement, minus as many of a
 //! function that is declared alike and does nothing.
 
+use std::hint::black_box;
+use std::time::Instant;
+
 use anyhow::{Result, ensure};
+use tollgate_core::latency::{Countdown, Histogram};
 use tollgate_tests::DATABASE;
 
-use super::{Outcome, Part, Run, part};
+use super::part::{Outcome, Part, Run, part};
 use crate::clients::{ADDRESS, Clients, REQUIRED, Statement, socket};
 use crate::measure::{Series, alternate_numbers, timed};
 use crate::report::{Figure, Unit};
@@ -55,6 +59,9 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     let [empty, calls_of @ ..] = &nanoseconds[..] else { unreachable!() };
     let inside: Vec<Series> = calls_of.iter().map(|series| series.minus(empty).times(1e-3)).collect();
 
+    let measuring = alternate_numbers("backend, latency", run.scale.rounds, 2, |turn| {
+        Ok(if turn == 0 { measured(calls) } else { unmeasured(calls) })
+    })?;
     let mut clients = Clients::connect(&cluster, WEB, DATABASE, run.scale.clients, &[VERIFY, REFUSED])?;
     clients.warm_up(0, &tokens, 0..tokens.len())?;
     let presented = [(0, &tokens), (1, &unknown), (1, &malformed)];
@@ -81,7 +88,36 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
             round_trip("malformed token", &rates[2]),
             Figure::new("malformed token, inside a backend", Unit::Microseconds, &inside[2]).at_most(0.5),
             Figure::new("unknown token, inside a backend", Unit::Microseconds, &inside[1]),
+            Figure::new(
+                "measuring the latencies of verifications, a verification",
+                Unit::Nanoseconds,
+                &measuring[0].minus(&measuring[1]),
+            ),
             Figure::new("a call of an empty function", Unit::Microseconds, &empty.times(1e-3)),
         ],
     })
+}
+
+/// Nanoseconds per verification of what measures its latency: a countdown, and two readings of the clock and a count in
+/// the histogram of one in so many.
+fn measured(calls: u32) -> f64 {
+    let (countdown, histogram) = (Countdown::new(), Histogram::default());
+    let begin = Instant::now();
+    for _ in 0..calls {
+        let since = countdown.is_due(|| 1).then(Instant::now);
+        if let Some(since) = black_box(since) {
+            histogram.record(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        }
+    }
+    black_box(&histogram);
+    begin.elapsed().as_nanos() as f64 / f64::from(calls)
+}
+
+/// The same loop without it.
+fn unmeasured(calls: u32) -> f64 {
+    let begin = Instant::now();
+    for call in 0..calls {
+        black_box(call);
+    }
+    begin.elapsed().as_nanos() as f64 / f64::from(calls)
 }

@@ -9,9 +9,10 @@ use anyhow::{Result, ensure};
 use hdrhistogram::Histogram;
 use tollgate_tests::{Cluster, DATABASE, Tollgated};
 
-use super::{Outcome, Part, Run, part_with_daemon};
+use super::part::{Outcome, Part, Run, part_with_daemon};
 use crate::clients::{Clients, Statement};
 use crate::measure::{Progress, Series, percentile, timed};
+use crate::memory::largest_private;
 use crate::report::{Figure, Unit, count};
 use crate::service::{self, OPERATOR, VERIFY, WEB};
 use crate::tokens::Tokens;
@@ -31,15 +32,15 @@ struct Shape {
 
 enum Work {
     Sql(&'static str),
-    /// `tollgated cleanup` with a retention of nothing.
-    Cleanup,
+    /// A command of the daemon's, and its arguments.
+    Command(&'static [&'static str]),
 }
 
 /// A session that touches none of our tables: with as many processors as clients, any computing session takes time from
 /// them, and this measures how much of the slowdown of verifications is due to that.
 const COMPUTES: &str = "select sum(sqrt(g)) from generate_series(1, 20000000) g";
 
-const SHAPES: [Shape; 7] = [
+const SHAPES: [Shape; 10] = [
     Shape {
         name: "issuing in one transaction",
         prepare: "",
@@ -78,7 +79,7 @@ const SHAPES: [Shape; 7] = [
         name: "tollgated cleanup of tokens that expired in one moment",
         prepare: "select count(tollgate.create_api_token('e:n', 'k', expires_in => '1 day')) from generate_series(1, :n);
                   update tollgate.api_tokens set expires_at = now() where user_id = 'e:n'",
-        work: Work::Cleanup,
+        work: Work::Command(&["cleanup", "--retention", "0s", "--quiet"]),
     },
     Shape {
         name: "sealing the log",
@@ -87,7 +88,47 @@ const SHAPES: [Shape; 7] = [
                   select count(tollgate.create_api_token('s' || g, 'k')) from generate_series(1, :n) g",
         work: Work::Sql("select tollgate.seal_audit_log(1000000)"),
     },
+    Shape {
+        name: "a try of each message of a webhook that is down",
+        prepare: "select tollgate.define_webhook('down:n', 'https://127.0.0.1/');
+                  insert into tollgate.webhook_queue (webhook, event_epoch, event_id, event, body)
+                      select 'down:n', 1, g, 'token.created', '{}' from generate_series(1, :n) g",
+        work: Work::Sql(
+            "do $$ declare claimed bigint; begin
+                 loop
+                     select count(tollgate.finish_webhook_delivery(c.id, c.lease, 503)) into claimed
+                         from tollgate.claim_webhook_deliveries(1000) c;
+                     exit when claimed = 0;
+                     commit;
+                 end loop;
+             end $$",
+        ),
+    },
+    Shape {
+        name: "listing all tokens of a user, a thousand at a time",
+        prepare: "select count(tollgate.create_api_token('l:n', 'k')) from generate_series(1, :n)",
+        work: Work::Sql(
+            "do $$ declare last uuid; found bigint; begin
+                 loop
+                     select count(*), (array_agg(t.id))[count(*)] into found, last
+                         from tollgate.find_api_tokens('l:n', max_tokens => 1000, after => last) t;
+                     exit when found < 1000;
+                 end loop;
+             end $$",
+        ),
+    },
+    Shape {
+        name: "tollgated tail --since 0",
+        prepare: "alter table tollgate.audit_log disable trigger append_only;
+                  truncate tollgate.audit_log;
+                  alter table tollgate.audit_log enable always trigger append_only;
+                  insert into tollgate.audit_log (event, user_id) select 'bench', 'u' || g from generate_series(1, :n) g",
+        work: Work::Command(&["tail", "--since", "0"]),
+    },
 ];
+
+/// A session's private memory, with work_mem at its default.
+const MOST_MEMORY: f64 = 64.0 * 1024.0 * 1024.0;
 
 fn run(run: &Run<'_>) -> Result<Outcome> {
     let many = run.scale.ended / 5;
@@ -113,7 +154,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
     let mut progress = Progress::new("bulk", SHAPES.len());
     for shape in &SHAPES {
         let (mut cost_of_few, mut cost_of_many) = (0.0, 0.0);
-        let (mut meanwhile, mut meanwhile_over_quiet) = (0.0, 0.0);
+        let (mut meanwhile, mut meanwhile_over_quiet, mut memory) = (0.0, 0.0, 0.0);
         for n in [few, many] {
             // One statement each, so that each is a transaction.
             for statement in shape.prepare.split(';').filter(|statement| !statement.trim().is_empty()) {
@@ -127,8 +168,10 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
                 continue;
             }
             let quiet = clients.latencies_for(run.scale.turn, Some(rate), 0, &tokens)?;
-            let (times, time) =
-                latencies_during(&mut clients, rate, &tokens, || shape.work.run(&cluster, n))?;
+            let (times, time) = latencies_during(&mut clients, rate, &tokens, || {
+                memory = memory_during(&cluster, || shape.work.run(&cluster, n))?;
+                Ok(())
+            })?;
             cost_of_many = time.as_secs_f64() * 1e6 / f64::from(n);
             meanwhile = percentile(&times, 0.99);
             meanwhile_over_quiet = meanwhile / percentile(&quiet, 0.99);
@@ -150,6 +193,8 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
                 Unit::Ratio,
                 &series(meanwhile / beside_computing),
             ),
+            Figure::new(&format!("{name}: private memory of a backend"), Unit::Bytes, &series(memory))
+                .at_most(MOST_MEMORY),
         ]);
         progress.step();
     }
@@ -187,15 +232,35 @@ fn latencies_during(
     })
 }
 
+/// The most private memory that a process of the server had during some work.
+fn memory_during(cluster: &Cluster, work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watcher = scope.spawn(|| -> Result<f64> {
+            let mut most = largest_private(cluster)?;
+            while !stop.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(50));
+                most = most.max(largest_private(cluster)?);
+            }
+            Ok(most)
+        });
+        let worked = work();
+        stop.store(true, Ordering::Relaxed);
+        let most = watcher.join().expect("a failing watcher returns an error");
+        worked?;
+        most
+    })
+}
+
 impl Work {
     fn run(&self, cluster: &Cluster, n: u32) -> Result<()> {
         match self {
             Self::Sql(statement) => cluster.execute(DATABASE, &statement.replace(":n", &n.to_string())),
-            Self::Cleanup => {
+            Self::Command(arguments) => {
                 let url = cluster.url(OPERATOR, DATABASE);
-                let mut daemon = Tollgated::spawn(&url, &["cleanup", "--retention", "0s", "--quiet"])?;
+                let mut daemon = Tollgated::spawn(&url, arguments)?;
                 let status = daemon.wait(DEADLINE)?;
-                ensure!(status.success(), "tollgated cleanup: {status}\n{}", daemon.log());
+                ensure!(status.success(), "tollgated {arguments:?}: {status}\n{}", daemon.log());
                 Ok(())
             }
         }

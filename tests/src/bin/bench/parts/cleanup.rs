@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use hdrhistogram::Histogram;
 use tollgate_tests::{Cluster, DATABASE, Tollgated};
 
-use super::{Outcome, Part, Run, part_with_daemon};
+use super::part::{Outcome, Part, Run, part_with_daemon};
 use crate::clients::{Clients, Statement};
 use crate::measure::{Progress, Series, percentile, timed};
 use crate::report::{Figure, Unit};

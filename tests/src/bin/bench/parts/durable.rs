@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 use tollgate_tests::{DATABASE, dev_dir};
 
-use super::{Outcome, Part, Run, part};
+use super::part::{Outcome, Part, Run, part};
 use crate::clients::{Clients, Statement};
 use crate::measure::{Series, alternate_numbers};
 use crate::peers::{self, WRITE};

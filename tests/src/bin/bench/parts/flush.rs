@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use tollgate_tests::DATABASE;
 
-use super::{Outcome, Part, Run, part};
+use super::part::{Outcome, Part, Run, part};
 use crate::clients::socket;
 use crate::measure::{Series, alternate_numbers, timed};
 use crate::report::{Figure, Unit};

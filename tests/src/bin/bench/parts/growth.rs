@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tollgate_tests::{Cluster, DATABASE};
 
-use super::{Outcome, Part, Run, part};
+use super::part::{Outcome, Part, Run, part};
 use crate::clients::{ADDRESS, Clients, REQUIRED, Statement};
 use crate::measure::{Series, alternate_numbers, timed};
 use crate::report::{Figure, Unit, count};

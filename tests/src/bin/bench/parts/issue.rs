@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tollgate_tests::DATABASE;
 
-use super::{Outcome, Part, Run, part};
+use super::part::{Outcome, Part, Run, part};
 use crate::clients::{Clients, Statement, Takes};
 use crate::measure::alternate_numbers;
 use crate::report::{Figure, Unit};

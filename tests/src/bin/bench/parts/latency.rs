@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio_postgres::AsyncMessage;
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually};
 
-use super::{Outcome, Part, Run, part_with_daemon};
+use super::part::{Outcome, Part, Run, part_with_daemon};
 use crate::clients::socket;
 use crate::measure::{Series, histogram, percentile};
 use crate::report::{Figure, Unit};

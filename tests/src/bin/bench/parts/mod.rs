@@ -9,34 +9,12 @@ mod flush;
 mod growth;
 mod issue;
 mod latency;
+mod part;
 mod policy;
 mod soak;
 mod verify;
 
-use anyhow::Result;
-use tollgate_tests::Install;
-
-use crate::Scale;
-use crate::report::Figure;
-
-pub(crate) struct Part {
-    pub(crate) name: &'static str,
-    pub(crate) about: &'static str,
-    pub(crate) needs_daemon: bool,
-    pub(crate) run: fn(&Run<'_>) -> Result<Outcome>,
-}
-
-/// What a part needs to run.
-pub(crate) struct Run<'a> {
-    pub(crate) install: &'a Install,
-    pub(crate) scale: &'a Scale,
-}
-
-pub(crate) struct Outcome {
-    /// The conditions under which the figures were measured.
-    pub(crate) conditions: Vec<String>,
-    pub(crate) figures: Vec<Figure>,
-}
+pub(crate) use part::{Part, Run};
 
 pub(crate) const PARTS: &[Part] = &[
     verify::PART,
@@ -52,17 +30,3 @@ pub(crate) const PARTS: &[Part] = &[
     events::PART,
     soak::PART,
 ];
-
-/// A part that needs only a server.
-const fn part(name: &'static str, about: &'static str, run: fn(&Run<'_>) -> Result<Outcome>) -> Part {
-    Part { name, about, needs_daemon: false, run }
-}
-
-/// A part that needs the daemon.
-const fn part_with_daemon(
-    name: &'static str,
-    about: &'static str,
-    run: fn(&Run<'_>) -> Result<Outcome>,
-) -> Part {
-    Part { name, about, needs_daemon: true, run }
-}

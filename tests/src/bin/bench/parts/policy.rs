@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use tollgate_tests::DATABASE;
 
-use super::{Outcome, Part, Run, part};
+use super::part::{Outcome, Part, Run, part};
 use crate::clients::{REQUIRED, socket};
 use crate::measure::{Series, alternate_numbers, timed};
 use crate::report::{Figure, Unit};

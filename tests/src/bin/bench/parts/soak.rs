@@ -1,6 +1,5 @@
 //! Full load for minutes, with the daemon flushing: what remains of it in tables and in memory.
 
-use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -8,9 +7,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually};
 
-use super::{Outcome, Part, Run, part_with_daemon};
+use super::part::{Outcome, Part, Run, part_with_daemon};
 use crate::clients::{Clients, Statement};
 use crate::measure::Series;
+use crate::memory::Memory;
 use crate::report::{Figure, Unit};
 use crate::service::{self, OPERATOR, VERIFY, WEB};
 use crate::tokens::Tokens;
@@ -19,16 +19,6 @@ pub(super) const PART: Part =
     part_with_daemon("soak", "ten minutes of full load with the daemon flushing: bloat and memory", run);
 
 const STATEMENTS: [Statement; 1] = [VERIFY];
-
-/// Bytes of memory at one moment.
-#[derive(Clone, Copy)]
-struct Memory {
-    /// The private memory of the server's processes.
-    private: f64,
-    /// The shared memory of the server's processes, as far as it was ever used.
-    shared: f64,
-    daemon: f64,
-}
 
 fn run(run: &Run<'_>) -> Result<Outcome> {
     let tokens = Tokens::new(run.scale.tokens)?;
@@ -52,7 +42,7 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
         let sampler = scope.spawn(|| -> Result<Vec<Memory>> {
             let mut samples = Vec::new();
             while !stop.load(Ordering::Relaxed) {
-                samples.push(sample(&cluster, &daemon)?);
+                samples.push(Memory::of(&cluster, &daemon)?);
                 thread::sleep(pause(run.scale.soak));
             }
             Ok(samples)
@@ -165,46 +155,4 @@ impl Tables {
             hot: of("token_usage", "n_tup_hot_upd")?,
         })
     }
-}
-
-fn sample(cluster: &Cluster, daemon: &Tollgated) -> Result<Memory> {
-    let postmaster = fs::read_to_string(cluster.data_dir().join("postmaster.pid"))?;
-    let postmaster = postmaster.lines().next().context("the postmaster's process id")?.to_owned();
-    let (mut private, mut shared) = (0.0, 0.0);
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) =
-            entry.file_name().to_str().filter(|name| name.parse::<u32>().is_ok()).map(str::to_owned)
-        else {
-            continue;
-        };
-        if pid != postmaster && parent_of(&pid).as_deref() != Some(&postmaster) {
-            continue;
-        }
-        // A process whose files cannot be read has ended, as backends do.
-        let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if !title.contains("autovacuum worker") {
-            let (its_own, its_part) = memory_of(&pid).unwrap_or_default();
-            private += its_own;
-            shared += its_part;
-        }
-    }
-    ensure!(private > 0.0, "the memory of the server's processes cannot be read");
-    let (daemon, _) = memory_of(&daemon.pid().to_string()).context("the daemon's memory")?;
-    Ok(Memory { private, shared, daemon })
-}
-
-/// A process's private pages, and its proportional part of shared ones.
-fn memory_of(pid: &str) -> Option<(f64, f64)> {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    Some((kilobytes(&rollup, "Pss_Anon:")? * 1024.0, kilobytes(&rollup, "Pss_Shmem:")? * 1024.0))
-}
-
-fn kilobytes(text: &str, field: &str) -> Option<f64> {
-    text.lines().find_map(|line| line.strip_prefix(field))?.split_whitespace().next()?.parse().ok()
-}
-
-fn parent_of(pid: &str) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // After the program's name in parentheses, which may itself contain spaces and parentheses: the state, the parent.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1).map(str::to_owned)
 }

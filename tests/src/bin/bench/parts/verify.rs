@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tollgate_tests::{Cluster, DATABASE};
 
-use super::{Outcome, Part, Run, part};
+use super::part::{Outcome, Part, Run, part};
 use crate::clients::{Clients, Statement, Takes};
 use crate::measure::{Series, alternate};
 use crate::peers::{self, CHECKED, CONSTANTS, FUNCTION, LOOKUP, NOTHING, WRITE};

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::results::{Figure, Report};
 use super::table::{bound, show};
-use super::{Figure, Report};
 
 const BEGIN: &str = "<!-- Written by make bench-report; what is changed by hand here is lost. -->";
 const END: &str = "<!-- End of what make bench-report writes. -->";
@@ -138,6 +138,24 @@ mod tests {
             assert!(text.contains(part), "no {part:?} in:\n{text}");
         }
         assert!(!text.contains("77"), "what has no target is left to the run's own output:\n{text}");
+    }
+
+    #[test]
+    fn parts_that_were_measured_again_replace_the_first_ones() {
+        let mut both = report(false);
+        let mut again = report(false);
+        again.command = "make bench ARGS='--only verify'".into();
+        again.versions[1].major = 16;
+        again.versions[0].parts[0].figures[0].median = 1.5;
+        both.add(again);
+        let text = section(&both).expect("a section");
+        for part in [
+            "by `make bench` and `make bench ARGS='--only verify'` on",
+            "| what | target | PostgreSQL 18 | PostgreSQL 15 | PostgreSQL 16 |",
+            "| fast ÷ slow | ≥ 1.15 | 1.500 (1.150 to 1.350) | **1.100** (1.000 to 1.200) | **1.100** (1.000 to 1.200) |",
+        ] {
+            assert!(text.contains(part), "no {part:?} in:\n{text}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 
-use super::{Figure, Target, Unit, Version};
+use super::results::{Figure, Target, Unit, Version};
 
 const UNDERLINED_HEADING: TableStyle =
     TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));

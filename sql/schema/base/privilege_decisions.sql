@@ -96,7 +96,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'ack_usage(bigint)',                                     'operator'),
         ('FUNCTION', 'acquire_leadership(text)',                              'operator'),
         ('FUNCTION', 'admit_event_reader(bytea, inet)',                       'operator'),
-        ('FUNCTION', 'advance_subscription(text, tollgate.event_cursor)',     'operator'),
+        ('FUNCTION', 'advance_subscription(text, tollgate.event_cursor, bytea)', 'operator'),
         ('FUNCTION', 'announce_expiries(interval, integer)',                  'operator'),
         ('FUNCTION', 'announce_expiries_after(interval, integer, timestamptz, uuid)', 'operator'),
         ('FUNCTION', 'apply_findings(tollgate.finding[])',                    'operator'),
@@ -142,7 +142,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'ancestors(uuid)',                                       'internal'),
         ('FUNCTION', 'append_seal(tollgate.audit_seals)',                     'internal'),
         ('FUNCTION', 'advise_on_users_table(regclass, smallint, text)',       'internal'),
-        ('FUNCTION', 'attach_trigger(regclass, name, text, text, name, text[])', 'internal'),
+        ('FUNCTION', 'attach_trigger(regclass, name, text, text, name, text[], text)', 'internal'),
         ('FUNCTION', 'attached_users_tables()',                               'internal'),
         ('FUNCTION', 'begin_batch(tollgate.event_cursor)',                    'internal'),
         ('FUNCTION', 'capability_acls(text)',                                 'internal'),
@@ -265,6 +265,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'settle_user(text)',                                     'internal'),
         ('FUNCTION', 'settle_users(regclass, text[], text[], text)',          'internal'),
         ('FUNCTION', 'signature_of_finding(uuid, timestamptz, inet)',         'internal'),
+        ('FUNCTION', 'signature_of_page(tollgate.event_cursor, tollgate.event_cursor)', 'internal'),
         ('FUNCTION', 'signature_of_usage(text, uuid, bigint, tollgate.usage_row[])', 'internal'),
         ('FUNCTION', 'snapshot_contains(pg_snapshot, pg_snapshot)',           'internal'),
         ('FUNCTION', 'states_of_users(regclass, text[], text[])',             'internal'),
@@ -272,6 +273,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'system_identifier()',                                   'internal'),
         ('FUNCTION', 'unite_snapshots(pg_snapshot, pg_snapshot)',             'internal'),
         ('FUNCTION', 'issued_detail(tollgate.api_tokens)',                    'internal'),
+        ('FUNCTION', 'tokens_are_received()',                                 'internal'),
         ('FUNCTION', 'tokens_estimate()',                                     'internal'),
         ('FUNCTION', 'token_changes(tollgate.api_tokens, tollgate.api_tokens)', 'internal'),
         ('FUNCTION', 'token_is_within(tollgate.api_tokens, tollgate.api_tokens)', 'internal'),
@@ -316,7 +318,7 @@ CREATE VIEW tollgate.capability_privileges AS
                  ('admin',    'admin'),  ('admin',  'issuer'), ('admin', 'verifier'),
                  ('operator', 'operator')) i (capability, includes) ON i.includes = d.given_to;
 COMMENT ON VIEW tollgate.capability_privileges IS
-    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, signing keys, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs';
+    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens and those of the authenticated user; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, signing keys, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs';
 
 -- Names and signatures are resolved in the search path of these functions, whatever the caller's is.
 CREATE FUNCTION tollgate.capability_objects(capability text) RETURNS TABLE (object_id oid, object_type text, object text, privilege text)
