@@ -9,7 +9,7 @@
 # of PostgreSQL's own archive for IMAGE_SUITE=trixie. IMAGE_APTOPT is an option for apt, such as
 # 'Acquire::Check-Valid-Until "false"' where the mirror stands still.
 #
-# Exit status 3: they cannot be made here.
+# Exit status 3: they cannot be made here, for the reason that the last line says.
 set -euo pipefail
 umask 022
 packages=$1
@@ -42,6 +42,7 @@ image() {
     shift 5
     echo "==> making the image $name from Debian's $suite (a minute or two)"
     cp "$deb" "$work/package.deb"
+    rm -f "$work/has-debian"
     "$mmdebstrap" --mode=root --variant=essential --format=directory --skip=output/dev --include="$include" \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
@@ -49,12 +50,18 @@ image() {
         --essential-hook="echo '$user:x:999:' >>\"\$1/etc/group\"" \
         --essential-hook="echo '$user:x:999:999::/nonexistent:/bin/sh' >>\"\$1/etc/passwd\"" \
         --essential-hook='mkdir -p "$1/etc/postgresql-common"; echo "create_main_cluster = false" >"$1/etc/postgresql-common/createcluster.conf"' \
+        --customize-hook="touch '$work/has-debian'" \
         --customize-hook="upload $work/package.deb /tmp/package.deb" \
         --customize-hook='chroot "$1" dpkg -i /tmp/package.deb && rm "$1/tmp/package.deb"' \
         --customize-hook='rm -rf "$1"/etc/ssl/private/ssl-cert-snakeoil.key "$1"/etc/ssl/certs/ssl-cert-snakeoil.pem' \
         --customize-hook='rm -rf "$1"/etc/resolv.conf "$1"/etc/hostname "$1"/etc/machine-id "$1"/var/log/* "$1"/var/cache/*' \
         ${IMAGE_APTOPT:+--aptopt="$IMAGE_APTOPT"} "$@" "$suite" "$work/$name" "$mirror" ${IMAGE_SOURCES:+"$IMAGE_SOURCES"} >"$work/log" 2>&1 ||
-        { tail -15 "$work/log" >&2 && unavailable "mmdebstrap failed."; }
+        {
+            tail -15 "$work/log" >&2
+            # From here on it is our own work that failed.
+            if [ -e "$work/has-debian" ]; then echo "The package could not be installed in Debian's $suite." >&2 && exit 1; fi
+            unavailable "mmdebstrap could not get Debian's $suite."
+        }
     rm -rf "${out:?}/$name" "$out/$name.oci.tar"
     umoci init --layout "$out/$name"
     umoci new --image "$out/$name:$version"

@@ -1,9 +1,19 @@
 #!/usr/bin/env bash
 # try-images.sh DIR: runs the images that images.sh made in DIR: the server makes its cluster, and the daemon serves it. In
 # containers by crun, or, where that or the kernel is missing something, in a chroot, which it says.
+#
+# Exit status 3: they cannot be run here, for the reason that the last line says.
 set -euo pipefail
 umask 022
 images=$1
+unavailable() {
+    echo "The images cannot be run here: $1" >&2
+    exit 3
+}
+[ "$(id -u)" = 0 ] || unavailable "only root can unpack them with their owners."
+for program in umoci python3; do
+    command -v $program >/dev/null || unavailable "there is no $program (apt-get install $program)."
+done
 here=$(cd "$(dirname "$0")" && pwd)
 version=$(sed -nE 's/^version = "(.*)"/\1/p' "$here/../Cargo.toml")
 work=$(mktemp -d)

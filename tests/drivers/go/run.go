@@ -1,7 +1,7 @@
 // run [careless]: runs what docs/drivers.md shows for pgx, taken from there as example.go.
 //
-// Prints one line for each token: the titles, or the status and why it was refused. The error texts go to standard error,
-// where no token may appear.
+// Prints one line for each token: the titles, or the status and why it was refused; then the type that retry_after has, and
+// the seconds. The error texts go to standard error, where no token may appear.
 package main
 
 import (
@@ -47,6 +47,13 @@ func main() {
 			return posts(ctx, pool, os.Getenv(strings.ToUpper(name)), address)
 		})
 	}
+	var retryAfter any
+	var seconds float64
+	wait := "SELECT retry_after, extract(epoch FROM retry_after)::float8 FROM tollgate.verify_api_token($1)"
+	if err := pool.QueryRow(ctx, wait, os.Getenv("LIMITED")).Scan(&retryAfter, &seconds); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("retry_after %T %T %v\n", retryAfter, seconds, seconds)
 	attempt("lost", func() ([]string, error) {
 		_, err := pool.Exec(ctx, lose)
 		return nil, err

@@ -1,5 +1,6 @@
 import java.sql.Connection;
 import java.sql.PreparedStatement;
+import java.sql.ResultSet;
 import java.sql.SQLException;
 import java.util.concurrent.Callable;
 import org.postgresql.ds.PGSimpleDataSource;
@@ -7,8 +8,8 @@ import org.postgresql.ds.PGSimpleDataSource;
 /**
  * Run [careless]: runs what docs/drivers.md shows for JDBC, taken from there as Posts.java.
  *
- * Prints one line for each token: the titles, or the status and why it was refused. The error texts go to standard error,
- * where no token may appear.
+ * Prints one line for each token: the titles, or the status and why it was refused; then the type that retry_after has, and
+ * the seconds. The error texts go to standard error, where no token may appear.
  */
 class Run {
     static final String ADDRESS = "203.0.113.7";
@@ -41,6 +42,14 @@ class Run {
                 var titles = Posts.posts(source, System.getenv(name.toUpperCase()), ADDRESS);
                 return "[\"" + String.join("\", \"", titles) + "\"]";
             });
+        }
+        String wait = "SELECT retry_after, extract(epoch FROM retry_after)::float8 FROM tollgate.verify_api_token(?)";
+        try (Connection connection = source.getConnection(); PreparedStatement query = connection.prepareStatement(wait)) {
+            query.setString(1, System.getenv("LIMITED"));
+            try (ResultSet row = query.executeQuery()) {
+                row.next();
+                System.out.println("retry_after " + row.getObject(1).getClass().getSimpleName() + " double " + row.getDouble(2));
+            }
         }
         attempt("lost", () -> {
             String lose = "SELECT pg_terminate_backend(pg_backend_pid())";

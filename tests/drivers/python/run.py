@@ -1,8 +1,8 @@
 """run.py SECTION [careless]: runs what docs/drivers.md shows for a Python driver, taken from there as example.py and, for
 Django, settings.py.
 
-Prints one line for each token: the titles, or the status and why it was refused. The error texts go to standard error, where
-no token may appear, unless the careless way is asked for.
+Prints one line for each token: the titles, or the status and why it was refused; then the type that retry_after has, and the
+seconds. The error texts go to standard error, where no token may appear, unless the careless way is asked for.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import traceback
 URL = os.environ["URL"]
 ADDRESS = "203.0.113.7"
 LOSE = "SELECT pg_terminate_backend(pg_backend_pid())"
+WAIT = "SELECT retry_after, extract(epoch FROM retry_after)::float8 FROM tollgate.verify_api_token({})"
 
 
 async def result(value):
@@ -31,9 +32,11 @@ async def attempt(name, refusal, call):
         print(name, *(refused[0], json.dumps(refused[1])) if refused else ["no refusal"])
 
 
-async def check(posts, refusal, lose):
+async def check(posts, refusal, wait, lose):
     for name in ["good", "revoked", "narrow", "limited", "limited"]:
         await attempt(name, refusal, lambda name=name: posts(os.environ[name.upper()]))
+    retry_after, seconds = await result(wait(os.environ["LIMITED"]))
+    print("retry_after", type(retry_after).__name__, type(seconds).__name__, seconds)
     await attempt("lost", refusal, lose)
 
 
@@ -43,22 +46,36 @@ async def psycopg(example, careless):
     if careless:
         with driver.connect(URL, **example.OPTIONS) as connection:
             example.careless_posts(connection, os.environ["CARELESS"], ADDRESS)
+    sql = WAIT.format("%s")
     with driver.connect(URL, **example.OPTIONS, autocommit=True) as connection:
-        await check(lambda token: example.posts(connection, token, ADDRESS), example.refusal, lambda: connection.execute(LOSE))
+        await check(
+            lambda token: example.posts(connection, token, ADDRESS),
+            example.refusal,
+            lambda token: connection.execute(sql, [token]).fetchone(),
+            lambda: connection.execute(LOSE),
+        )
     with example.ConnectionPool(URL, kwargs=example.OPTIONS, min_size=1) as pool:
+
+        def wait(token):
+            with pool.connection() as connection:
+                return connection.execute(sql, [token]).fetchone()
 
         def lose():
             with pool.connection() as connection:
                 connection.execute(LOSE)
 
-        await check(lambda token: example.posts_of_pool(pool, token, ADDRESS), example.refusal, lose)
+        await check(lambda token: example.posts_of_pool(pool, token, ADDRESS), example.refusal, wait, lose)
     async with example.AsyncConnectionPool(URL, kwargs=example.OPTIONS, min_size=1) as pool:
+
+        async def wait(token):
+            async with pool.connection() as connection:
+                return await (await connection.execute(sql, [token])).fetchone()
 
         async def lose():
             async with pool.connection() as connection:
                 await connection.execute(LOSE)
 
-        await check(lambda token: example.async_posts(pool, token, ADDRESS), example.refusal, lose)
+        await check(lambda token: example.async_posts(pool, token, ADDRESS), example.refusal, wait, lose)
 
 
 async def asyncpg(example, careless):
@@ -72,7 +89,12 @@ async def asyncpg(example, careless):
             example.asyncpg.ConfigurationLimitExceededError,
         ]:
             assert error.sqlstate in example.STATUS
-        await check(lambda token: example.posts(pool, token, ADDRESS), example.refusal, lambda: pool.execute(LOSE))
+        await check(
+            lambda token: example.posts(pool, token, ADDRESS),
+            example.refusal,
+            lambda token: pool.fetchrow(WAIT.format("$1"), token),
+            lambda: pool.execute(LOSE),
+        )
 
 
 async def sqlalchemy(example, careless):
@@ -84,11 +106,15 @@ async def sqlalchemy(example, careless):
         example.careless_posts(url, os.environ["CARELESS"], ADDRESS)
     engine = example.engine(url)
 
+    def wait(token):
+        with engine.begin() as connection:
+            return connection.execute(text(WAIT.format(":token")), {"token": token}).one()
+
     def lose():
         with engine.begin() as connection:
             connection.execute(text(LOSE))
 
-    await check(lambda token: example.posts(engine, token, ADDRESS), example.refusal, lose)
+    await check(lambda token: example.posts(engine, token, ADDRESS), example.refusal, wait, lose)
     with Session(engine) as session, session.begin():
         user = session.scalar(example.AUTHENTICATE, {"token": os.environ["GOOD"], "client_ip": ADDRESS})
         assert user == "ben", user
@@ -112,6 +138,11 @@ def in_django(careless):
     import example
     from django.db import connection
 
+    def wait(token):
+        with connection.cursor() as cursor:
+            cursor.execute(WAIT.format("%s"), [token])
+            return cursor.fetchone()
+
     def lose():
         with connection.cursor() as cursor:
             cursor.execute(LOSE)
@@ -119,7 +150,7 @@ def in_django(careless):
     if careless:
         example.posts(os.environ["CARELESS"], ADDRESS)
     # Django refuses to run in an event loop, and nothing here waits for one.
-    drive(check(lambda token: example.posts(token, ADDRESS), example.refusal, lose))
+    drive(check(lambda token: example.posts(token, ADDRESS), example.refusal, wait, lose))
 
 
 def drive(coroutine):

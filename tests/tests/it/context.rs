@@ -717,7 +717,7 @@ async fn work_begun_by_one_identity_is_never_finished_by_another() -> Result<()>
         .batch_execute(
             "grant delete on mixed.posts to web;
              create policy own_deletes on mixed.posts for delete to web using
-                 ((select tollgate.token_has_scope('posts:write')) and author = tollgate.current_user_id());
+                 ((select tollgate.token_has_scope('posts:write')) and author = (select tollgate.current_user_id()));
              create function mixed.as_user(token text) returns bigint language plpgsql
                  set search_path = pg_catalog, pg_temp as $$
                  begin
@@ -1175,7 +1175,7 @@ async fn posts(owner: &Client, schema: &str, rows: u32) -> Result<()> {
                  from generate_series(1, {rows}) n;
              alter table {schema}.posts enable row level security;
              create policy own on {schema}.posts for select to web using
-                 (tollgate.token_has_scope('posts:read') and author = tollgate.current_user_id());
+                 ((select tollgate.token_has_scope('posts:read')) and author = (select tollgate.current_user_id()));
              grant usage on schema {schema} to web;
              grant select on {schema}.posts to web"
         ))

@@ -260,7 +260,7 @@ impl SmallDisk {
         );
         if let Err(error) = mounted {
             std::fs::remove_dir(&directory)?;
-            eprintln!("SKIPPED: a full disk, since no small file system can be mounted here: {error}");
+            common::not_run(&format!("a full disk: no small file system can be mounted here: {error}"));
             return Ok(None);
         }
         let disk = Self(directory);

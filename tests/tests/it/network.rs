@@ -149,7 +149,6 @@ async fn it_recovers_soon_after_a_cut_that_left_connections_half_open() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "long: the network is cut for 30 s"]
 async fn it_follows_a_promoted_standby_and_skips_no_event() -> Result<()> {
     let mut primary = common::start(Cluster::builder())?;
     operator::grant(&primary, DATABASE)?;

@@ -1,7 +1,7 @@
 //! The Debian packages, installed with apt into a clean root and started there as systemd would.
 //!
 //! That needs root, for chroot, and what `make package clean-roots` makes, which `make test-long` sees to. Without them the
-//! tests say so and are not run.
+//! tests say so and are not run, and in CI they fail. The images are made of the packages, and run.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::common::{not_run, not_run_here};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -19,6 +20,9 @@ use tempfile::TempDir;
 use tollgate_tests::{Install, PG_CONFIG_VAR, TOLLGATED_VAR, dev_dir};
 
 const LONG: Duration = Duration::from_secs(60);
+
+/// The exit status by which a script in packaging says so, with the reason in its last line.
+const CANNOT_BE_RUN_HERE: i32 = 3;
 
 /// A copy of the clean root. Everything that runs in it is stopped at the end.
 struct Root {
@@ -119,8 +123,8 @@ fn packages(suite: &str) -> Result<Option<(PathBuf, PathBuf)>> {
     if nix::unistd::geteuid().is_root() && packages.exists() && root.exists() {
         return Ok(Some((packages, root)));
     }
-    ensure!(std::env::var_os("CI").is_none(), "there is no {} or no {}", packages.display(), root.display());
-    eprintln!("NOT RUN: this needs root, and what `make package clean-roots` makes");
+    let missing = format!("{} and {}", packages.display(), root.display());
+    not_run_here(&format!("it needs root, and {missing}, which `make package clean-roots` makes"))?;
     Ok(None)
 }
 
@@ -279,12 +283,12 @@ fn the_packages_install_on_a_clean_debian_13_and_serve_two_databases() -> Result
     install_and_serve("trixie", 17)
 }
 
-/// The output of a program; `None`, after saying so, where there is none.
+/// The output of a program; `None` where there is none, which only a person's machine may say.
 fn output_of(program: &str, arguments: &[&OsStr]) -> Result<Option<Output>> {
     match Command::new(program).args(arguments).output() {
         Ok(output) => Ok(Some(output)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("NOT RUN: there is no {program} here");
+            not_run_here(&format!("there is no {program} here"))?;
             Ok(None)
         }
         Err(error) => Err(error.into()),
@@ -343,6 +347,37 @@ fn the_packages_have_what_debian_wants_of_them() -> Result<()> {
     if let Some(lintian) = output_of("lintian", &arguments)? {
         let said = String::from_utf8_lossy(&lintian.stdout).into_owned();
         ensure!(lintian.status.success(), "{said}{}", String::from_utf8_lossy(&lintian.stderr));
+    }
+    Ok(())
+}
+
+/// They have PostgreSQL 18, so they are tried when that is tested.
+#[test]
+#[ignore = "long: makes images of Debian, some minutes"]
+fn the_images_are_made_and_run_and_carry_the_use_of_a_token() -> Result<()> {
+    if Install::under_test()?.major != 18 {
+        not_run("the images have PostgreSQL 18: they are tried when that is tested");
+        return Ok(());
+    }
+    let (packages, images) = (dev_dir()?.join("package"), dev_dir()?.join("images"));
+    if !packages.exists() {
+        return not_run_here(&format!("there is no {}, which `make package` makes", packages.display()));
+    }
+    for (script, arguments) in
+        [("images.sh", vec![packages.as_path(), images.as_path()]), ("try-images.sh", vec![&images])]
+    {
+        let run = Command::new(repository().join("packaging").join(script)).args(arguments).output()?;
+        let said = String::from_utf8_lossy(&run.stderr);
+        if run.status.code() == Some(CANNOT_BE_RUN_HERE) {
+            not_run(said.lines().last().context("the reason")?);
+            return Ok(());
+        }
+        ensure!(
+            run.status.success(),
+            "{script}: {}\n{}{said}",
+            run.status,
+            String::from_utf8_lossy(&run.stdout)
+        );
     }
     Ok(())
 }

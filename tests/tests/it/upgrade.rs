@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use crate::common::value;
+use crate::common::{not_run, value};
 use anyhow::{Context as _, Result};
 use tokio_postgres::Client;
 use tollgate_tests::{Cluster, DATABASE, Install};
@@ -150,6 +150,7 @@ fn install_script() -> Result<String> {
 async fn updating_any_release_gives_what_a_fresh_installation_has() -> Result<()> {
     let earlier = releases()?.into_iter().filter(|(version, _)| version != CURRENT).collect::<Vec<_>>();
     if earlier.is_empty() {
+        not_run("no earlier release has its install script in sql/install");
         return Ok(());
     }
     let cluster = Cluster::start()?;
@@ -165,12 +166,14 @@ async fn updating_any_release_gives_what_a_fresh_installation_has() -> Result<()
 
 #[test]
 fn the_install_script_of_this_release_is_frozen() -> Result<()> {
-    for (version, frozen) in releases()? {
-        assert!(
-            version != CURRENT || statements(&frozen) == statements(&install_script()?),
-            "the schema is not that of {CURRENT} any more: raise the version and write sql/upgrade/tollgate--{CURRENT}--….sql"
-        );
-    }
+    let Some((_, frozen)) = releases()?.into_iter().find(|(version, _)| version == CURRENT) else {
+        not_run(&format!("{CURRENT} is not released: sql/install has no script of it"));
+        return Ok(());
+    };
+    assert!(
+        statements(&frozen) == statements(&install_script()?),
+        "the schema is not that of {CURRENT} any more: raise the version and write sql/upgrade/tollgate--{CURRENT}--….sql"
+    );
     Ok(())
 }
 
@@ -209,7 +212,9 @@ fn made_up_releases() -> Result<tempfile::TempDir> {
 #[tokio::test]
 async fn whatever_an_upgrade_script_forgets_is_found() -> Result<()> {
     if Install::under_test()?.major < HAS_CONTROL_PATH {
-        println!("skipped: this PostgreSQL looks for extensions among its own files only");
+        // There the made-up releases would have to be written into the installation, which other tests use meanwhile. What is
+        // compared comes from the same queries on each version.
+        not_run("before PostgreSQL 18 a server looks for extensions among its own files only");
         return Ok(());
     }
     let scratch = made_up_releases()?;

@@ -378,7 +378,7 @@ async fn attaching_again_does_nothing_and_by_another_column_is_refused() -> Resu
         .await?;
     for _ in 0..3 {
         attach(&owner, "again", "id").await?;
-        assert_eq!(value::<i64>(&owner, &format!("{TRIGGERS} 'again'::regclass")).await?, 3);
+        assert_eq!(value::<i64>(&owner, &format!("{TRIGGERS} 'again'::regclass")).await?, 4);
     }
     let error = refused(attach(&owner, "again", "other").await, &SqlState::DUPLICATE_OBJECT);
     assert!(error.detail().is_some() && error.hint().is_some(), "{error:?}");

@@ -1,10 +1,11 @@
 //! Shared by the tests of the extension: one cluster per file, an ordinary role, tokens, and SQL results as Rust
 //! values.
 
+use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, Row};
@@ -52,6 +53,20 @@ pub(crate) struct World {
     /// An application's ordinary role: it verifies and authenticates, and may do nothing else.
     pub(crate) web: Client,
     pub(crate) cluster: Arc<Cluster>,
+}
+
+/// Says that the running test, or a part of it, is not run, and why. Not with `eprintln!`, of which the test harness shows
+/// nothing while the test passes.
+pub(crate) fn not_run(why: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = std::io::stderr().write_all(format!("NOT RUN: {test}: {why}\n").as_bytes());
+}
+
+/// The same, where this machine lacks something. In CI that is a failure.
+pub(crate) fn not_run_here(why: &str) -> Result<()> {
+    ensure!(std::env::var_os("CI").is_none(), "{why}, and in CI nothing is left out");
+    not_run(why);
+    Ok(())
 }
 
 /// Starts a cluster and prepares its database for tests.

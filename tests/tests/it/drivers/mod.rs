@@ -1,6 +1,6 @@
 //! docs/drivers.md is true: what it shows for each driver is taken from there and run, directly and through PgBouncer in
-//! transaction mode. Refusals are distinguished from lost connections; no token is in an error text or the server's log; and what the
-//! document warns of does put it there.
+//! transaction mode. Refusals are distinguished from lost connections; retry_after has the type that it says; no token is in an
+//! error text or the server's log; and what the document warns of does put it there.
 
 #[allow(unreachable_pub, reason = "as an application of its own would have it")]
 mod tokio_postgres;
@@ -122,6 +122,24 @@ fn succeed(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// What the packages whose tokens docs/migrating.md takes over store: of each its name, a token, and what it stores of it.
+pub(crate) fn print_stored() -> Result<String> {
+    let (python, node) = (fetched("python")?, fetched("node")?);
+    let directory = tempfile::tempdir()?;
+    fs::copy(source("node/stored.mjs"), directory.path().join("stored.mjs"))?;
+    symlink(node.join("node_modules"), directory.path().join("node_modules"))?;
+    let mut printed = String::new();
+    for (program, script) in [
+        (python.join("bin/python"), source("python/stored.py")),
+        (node.join("node"), directory.path().join("stored.mjs")),
+    ] {
+        let output = Command::new(program).arg(script).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        printed += &String::from_utf8(output.stdout)?;
+    }
+    Ok(printed)
+}
+
 /// Where a warned-about way puts the token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Leak {
@@ -131,32 +149,42 @@ enum Leak {
 
 /// A program that runs a section of the document: see tests/drivers.
 struct Program {
+    /// Of the section.
+    heading: &'static str,
     /// Where it was made, and runs.
     directory: TempDir,
     command: Vec<PathBuf>,
 }
 
 impl Program {
-    fn new(directory: TempDir, command: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
-        Self { directory, command: command.into_iter().map(Into::into).collect() }
+    fn new(
+        heading: &'static str,
+        directory: TempDir,
+        command: impl IntoIterator<Item = impl Into<PathBuf>>,
+    ) -> Self {
+        Self { heading, directory, command: command.into_iter().map(Into::into).collect() }
     }
 
-    fn python(heading: &str, name: &str) -> Result<Self> {
+    fn python(heading: &'static str, name: &str) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         fs::write(directory.path().join("example.py"), code(heading, &["python", "python warned"])?)?;
         if section(heading)?.contains("```python settings") {
             fs::write(directory.path().join("settings.py"), code(heading, &["python settings"])?)?;
         }
         fs::copy(source("python/run.py"), directory.path().join("run.py"))?;
-        Ok(Self::new(directory, [fetched("python")?.join("bin/python"), "run.py".into(), name.into()]))
+        Ok(Self::new(
+            heading,
+            directory,
+            [fetched("python")?.join("bin/python"), "run.py".into(), name.into()],
+        ))
     }
 
-    fn node(heading: &str, name: &str) -> Result<Self> {
+    fn node(heading: &'static str, name: &str) -> Result<Self> {
         let (directory, fetched) = (tempfile::tempdir()?, fetched("node")?);
         fs::write(directory.path().join("example.mjs"), code(heading, &["js", "js warned"])?)?;
         fs::copy(source("node/run.mjs"), directory.path().join("run.mjs"))?;
         symlink(fetched.join("node_modules"), directory.path().join("node_modules"))?;
-        Ok(Self::new(directory, [fetched.join("node"), "run.mjs".into(), name.into()]))
+        Ok(Self::new(heading, directory, [fetched.join("node"), "run.mjs".into(), name.into()]))
     }
 
     fn go() -> Result<Self> {
@@ -174,7 +202,7 @@ impl Program {
         build.args(["build", "-o", "run", "."]).current_dir(directory.path());
         build.env("GOROOT", &root).env("GOPATH", packages).env("GO111MODULE", "off").env("GOFLAGS", "");
         succeed(build.env("GOCACHE", dev_dir()?.join("drivers/go-cache")))?;
-        Ok(Self::new(directory, ["./run"]))
+        Ok(Self::new("pgx", directory, ["./run"]))
     }
 
     fn java() -> Result<Self> {
@@ -186,7 +214,7 @@ impl Program {
         let mut compile = Command::new("javac");
         compile.current_dir(directory.path()).arg("-cp").arg(&path).args(["Run.java", "Posts.java"]);
         succeed(&mut compile)?;
-        Ok(Self::new(directory, ["java".into(), "-cp".into(), PathBuf::from(path), "Run".into()]))
+        Ok(Self::new("JDBC", directory, ["java".into(), "-cp".into(), PathBuf::from(path), "Run".into()]))
     }
 
     fn sqlx() -> Result<Self> {
@@ -200,7 +228,7 @@ impl Program {
         let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         build.args(["build", "--quiet", "--locked"]).current_dir(directory.path());
         succeed(build.env("CARGO_TARGET_DIR", &target))?;
-        Ok(Self::new(directory, [target.join("debug/drivers-sqlx")]))
+        Ok(Self::new("sqlx", directory, [target.join("debug/drivers-sqlx")]))
     }
 
     /// What it prints for people and programs, and what it reports as errors.
@@ -222,12 +250,24 @@ fn digits(token: &str) -> &str {
     token.split_once('_').map_or(token, |(_, digits)| digits)
 }
 
+/// What the document says of the types that a driver gives `retry_after` and its seconds.
+fn types_of_retry_after(heading: &str) -> Result<[&'static str; 2]> {
+    let rows = section("What they have in common")?.lines().filter_map(|line| {
+        let [_, drivers, interval, seconds, _] = line.split('|').map(str::trim).collect::<Vec<_>>()[..]
+        else {
+            return None;
+        };
+        drivers.split(", ").any(|driver| driver == heading).then_some([interval, seconds])
+    });
+    rows.last().with_context(|| format!("no row for {heading}"))
+}
+
 /// Panics unless the lines that a program printed say that each token was treated as the document says.
 #[track_caller]
-fn assert_refusals(printed: &str, rounds: usize) {
+fn assert_refusals(printed: &str, rounds: usize, types: [&str; 2]) {
     let lines: Vec<&str> = printed.lines().collect();
-    assert_eq!(lines.len(), rounds * 6, "{printed}");
-    for round in lines.chunks(6) {
+    assert_eq!(lines.len(), rounds * 7, "{printed}");
+    for round in lines.chunks(7) {
         let refused = |line: &str, name: &str, status: &str, code: &str| -> Value {
             let detail =
                 line.strip_prefix(&format!("{name} {status} ")).unwrap_or_else(|| panic!("{name}: {line}"));
@@ -241,7 +281,17 @@ fn assert_refusals(printed: &str, rounds: usize) {
         refused(round[2], "narrow", "403", "INSUFFICIENT_SCOPE");
         let limited = refused(round[4], "limited", "429", "RATE_LIMITED");
         assert!(limited["retry_after"].as_f64().is_some_and(|seconds| seconds > 0.0), "{limited}");
-        assert_eq!(round[5], "lost no refusal");
+        let ["retry_after", interval, number, seconds] = round[5].split(' ').collect::<Vec<_>>()[..] else {
+            panic!("{}", round[5])
+        };
+        let [said, of_seconds] = types;
+        assert!(
+            said.trim_start_matches("`datetime.").trim_matches('`').starts_with(interval),
+            "{interval}: {said}"
+        );
+        assert_eq!(of_seconds.trim_matches('`'), number);
+        assert!(seconds.parse::<f64>().is_ok_and(|seconds| seconds > 0.0 && seconds <= 3600.0), "{seconds}");
+        assert_eq!(round[6], "lost no refusal");
     }
 }
 
@@ -251,7 +301,7 @@ fn check(program: &Program, rounds: usize, warned: Option<Leak>) -> Result<()> {
     let tokens = application.tokens()?;
     for url in application.urls() {
         let (printed, errors) = program.run(&url, &tokens, false)?;
-        assert_refusals(&printed, rounds);
+        assert_refusals(&printed, rounds, types_of_retry_after(program.heading)?);
         assert!(errors.contains("the token was refused"), "no error text to look at: {errors}");
         for (name, token) in &tokens {
             assert!(!errors.contains(digits(token)), "{name} is in an error text: {errors}");
@@ -353,6 +403,7 @@ async fn tokio_postgres_keeps_the_token_to_itself_unless_its_query_is_logged() -
     use std::fmt::Write as _;
 
     use ::tokio_postgres::NoTls;
+    use ::tokio_postgres::types::Type;
 
     let source = include_str!("tokio_postgres.rs");
     assert_eq!(
@@ -367,7 +418,10 @@ async fn tokio_postgres_keeps_the_token_to_itself_unless_its_query_is_logged() -
         let (mut client, connection) = ::tokio_postgres::connect(&url, NoTls).await?;
         tokio::spawn(connection);
         let (mut printed, mut errors) = (String::new(), String::new());
-        let mut print = |name: &str, result: Result<Vec<String>, ::tokio_postgres::Error>| -> Result<()> {
+        let mut print = |printed: &mut String,
+                         name: &str,
+                         result: Result<Vec<String>, ::tokio_postgres::Error>|
+         -> Result<()> {
             match result {
                 Ok(titles) => writeln!(printed, "{name} {titles:?}")?,
                 Err(error) => {
@@ -382,15 +436,21 @@ async fn tokio_postgres_keeps_the_token_to_itself_unless_its_query_is_logged() -
         };
         for name in ["good", "revoked", "narrow", "limited", "limited"] {
             let token = &tokens[&*name.to_uppercase()];
-            print(name, tokio_postgres::posts(&mut client, token, address).await)?;
+            print(&mut printed, name, tokio_postgres::posts(&mut client, token, address).await)?;
         }
         // Whatever session of the server it is, no identity was left in it.
         let user = client.query_typed("select tollgate.current_user_id()", &[]).await?;
         assert_eq!(user[0].get::<_, Option<&str>>(0), None);
+        let wait =
+            "select retry_after, extract(epoch from retry_after)::float8 from tollgate.verify_api_token($1)";
+        let row = client.query_typed(wait, &[(&tokens["LIMITED"], Type::TEXT)]).await?.remove(0);
+        assert_eq!(row.columns()[0].type_(), &Type::INTERVAL);
+        assert!(row.try_get::<_, String>(0).is_err());
+        writeln!(printed, "retry_after nothing f64 {}", row.get::<_, f64>(1))?;
         let lost = client.query_typed("select pg_terminate_backend(pg_backend_pid())", &[]).await;
-        print("lost", lost.map(|_| Vec::new()))?;
+        print(&mut printed, "lost", lost.map(|_| Vec::new()))?;
 
-        assert_refusals(&printed, 1);
+        assert_refusals(&printed, 1, types_of_retry_after("tokio-postgres")?);
         for (name, token) in &tokens {
             assert!(!errors.contains(digits(token)), "{name} is in an error text: {errors}");
             assert!(!application.cluster.log().contains(digits(token)), "{name} is in the server's log");
