@@ -513,7 +513,7 @@ async fn a_revoked_token_is_refused_at_once_and_inside_an_older_snapshot() -> Re
         (code(&older, &first).await?.as_str(), code(&older, &second).await?.as_str()),
         ("VALID", "VALID")
     );
-    // By its id, and by whoever is shown it.
+    // By its id, and by a role that is shown it.
     let by_id = "select tollgate.revoke_access_token($1::uuid, 'leaked')";
     assert!(signed.backend.query_one(by_id, &[&first_id]).await?.get::<_, bool>(0));
     assert!(!signed.backend.query_one(by_id, &[&first_id]).await?.get::<_, bool>(0), "once");
@@ -854,7 +854,7 @@ async fn uses_are_counted_on_the_user_and_limits_hold_for_every_kind_of_token() 
     assert_eq!(usage("ann").await?, (3, 1, Some("192.0.2.7".to_owned())));
     signed.backend.execute("select tollgate.revoke_access_token($1::uuid)", &[&id]).await?;
     assert_eq!(signed.code(&two).await?, "REVOKED");
-    // A forged one counts against nobody's user.
+    // A forged one counts for no user.
     let forged =
         jws::sign(&SigningKey::generate(Algorithm::Es256)?, &signed.kid, "at+jwt", &claims()?.to_string())?;
     assert_eq!(signed.code(&forged).await?, "BAD_SIGNATURE");
