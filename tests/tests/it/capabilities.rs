@@ -31,8 +31,9 @@ pub(crate) const PUBLIC: [&str; 10] = [
 ];
 
 /// Functions that the roles of applications may call, and so an attacker who breaks into one.
-const VERIFIER: [&str; 7] = [
+const VERIFIER: [&str; 8] = [
     "tollgate.authenticate(text,text[],inet)",
+    "tollgate.jwks()",
     "tollgate.last_refusal()",
     "tollgate.revoke_own_api_token(uuid,text)",
     "tollgate.revoke_presented_token(text,text,inet)",
