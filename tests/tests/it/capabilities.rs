@@ -33,8 +33,9 @@ pub(crate) const PUBLIC: [&str; 12] = [
 ];
 
 /// Functions that the roles of applications may call, and so an attacker who breaks into one.
-const VERIFIER: [&str; 9] = [
+const VERIFIER: [&str; 10] = [
     "tollgate.authenticate(text,text[],inet)",
+    "tollgate.jwks()",
     "tollgate.last_refusal()",
     "tollgate.revoke_access_token(text,text,inet)",
     "tollgate.revoke_own_api_token(uuid,text)",
