@@ -204,7 +204,7 @@ pgbouncer: $(DEV)/pgbouncer
 $(DEV)/pgbouncer:
 	@tests/setup/pgbouncer.sh $@
 
-# Python's and Node's, in which docs/drivers.md is tried, from PyPI and npm: 170 MB, half a minute, once.
+# Python's and Node's, in which docs/drivers.md and signed tokens are tried, from PyPI and npm: 200 MB, half a minute, once.
 .PHONY: drivers
 drivers: ## fetch the drivers of Python and Node that docs/drivers.md shows, to run it with
 	@tests/setup/drivers.sh $(DEV)/drivers python node

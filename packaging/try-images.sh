@@ -66,6 +66,7 @@ start() {
         (cd "$work/$name" && exec crun --root "$work/crun" --cgroup-manager=disabled run "try-$$-$name") >"$work/$name.log" 2>&1 &
     else
         mount --bind "$work/sockets" "$work/$name/rootfs/run/postgresql" 2>/dev/null || true
+        # shellcheck disable=SC2086
         (exec chroot --userspec=999:999 "$work/$name/rootfs" /usr/bin/env -i PATH=/usr/lib/postgresql/18/bin:/usr/bin:/bin LC_ALL=C.UTF-8 \
             PGDATA=/var/lib/postgresql/18/main "$@" $args) >"$work/$name.log" 2>&1 &
     fi

@@ -27,7 +27,7 @@ impl Claims {
         }
         match claims.members.get("aud") {
             None | Some(Json::Text(_)) => {}
-            // An empty list would be a token for nobody, which is easily taken for one for everybody.
+            // An empty list would be a token without an audience, which is easily taken for one for every audience.
             Some(Json::List(list)) if !list.is_empty() && list.iter().all(|one| one.as_text().is_some()) => {}
             Some(_) => return Err(Fault::Claim),
         }

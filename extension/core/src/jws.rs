@@ -1,6 +1,6 @@
 //! JSON Web Signatures in compact serialization (RFC 7515), read strictly (RFC 8725), and signed tokens in them.
 //!
-//! Parsing decides nothing about trust. Whoever verifies selects a key by issuer and `kid`, and asks
+//! Parsing decides nothing about trust. A verifier selects a key by issuer and `kid`, and asks
 //! [`Compact::is_signed_by`]: the algorithm is the key's, and a header that names another is refused. A header cannot
 //! bring a key or say where one is: `jwk`, `jku`, `x5c`, `x5u`, `x5t` are never looked at.
 

@@ -21,7 +21,7 @@ pub enum Code {
     Expired,
     /// A signed token from the future.
     NotYetValid,
-    /// A signed token that is for others, or nobody said for whom it must be.
+    /// A signed token that is for others, or no audience is configured.
     WrongAudience,
     /// The token is bound to networks, and the client's address is in none of them or unknown.
     IpNotAllowed,

@@ -101,7 +101,7 @@ fn code(heading: &str, fences: &[&str]) -> Result<String> {
 }
 
 /// Where `make drivers` and `make drivers-long` put a part.
-fn fetched(part: &str) -> Result<PathBuf> {
+pub(crate) fn fetched(part: &str) -> Result<PathBuf> {
     let directory = dev_dir()?.join("drivers").join(part);
     ensure!(
         directory.join("pins").exists(),
@@ -112,7 +112,7 @@ fn fetched(part: &str) -> Result<PathBuf> {
 }
 
 /// Beside the tests.
-fn source(name: &str) -> PathBuf {
+pub(crate) fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("drivers").join(name)
 }
 
@@ -252,14 +252,14 @@ fn digits(token: &str) -> &str {
 
 /// What the document says of the types that a driver gives `retry_after` and its seconds.
 fn types_of_retry_after(heading: &str) -> Result<[&'static str; 2]> {
-    let rows = section("What they have in common")?.lines().filter_map(|line| {
+    let mut rows = section("What they have in common")?.lines().filter_map(|line| {
         let [_, drivers, interval, seconds, _] = line.split('|').map(str::trim).collect::<Vec<_>>()[..]
         else {
             return None;
         };
         drivers.split(", ").any(|driver| driver == heading).then_some([interval, seconds])
     });
-    rows.last().with_context(|| format!("no row for {heading}"))
+    rows.next_back().with_context(|| format!("no row for {heading}"))
 }
 
 /// Panics unless the lines that a program printed say that each token was treated as the document says.
