@@ -17,6 +17,9 @@ use tollgate_core::token;
 const REATTACH: &str =
     "Attach it again, with tollgate.attach_users_table(), by the column that now has the user_id.";
 
+const MASTER_KEY_HINT: &str = "`tollgated key init FILE` makes a master key; name the file in tollgate.master_key_file in postgresql.conf, \
+     outside of the data directory, and reload the configuration.";
+
 pub(crate) struct Error {
     sqlstate: PgSqlErrorCode,
     message: String,
@@ -71,6 +74,26 @@ impl Error {
                 PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
                 "the token was refused",
                 "Pass the whole token as it was issued, without \"Bearer \", quotes or spaces around it.",
+            ),
+            Code::UntrustedIssuer => (
+                PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+                "the token was refused",
+                "Present a token of the issuer that tollgate.issuer names.",
+            ),
+            Code::UnknownKey | Code::BadSignature => (
+                PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+                "the token was refused",
+                "Pass the whole token as it was issued, and log in again if its key was withdrawn.",
+            ),
+            Code::NotYetValid => (
+                PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+                "the token was refused",
+                "Present it once it is valid, and check that the clocks of your servers agree.",
+            ),
+            Code::WrongAudience => (
+                PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
+                "the token was refused",
+                "Present a token that was issued for this service, whose name is in the setting tollgate.audience or the argument audience.",
             ),
             _ => (
                 PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
@@ -213,6 +236,26 @@ impl Error {
             .hint("It was imported before, or two tokens of the other system are the same.")
     }
 
+    /// Access tokens name their issuer.
+    pub(crate) fn no_issuer() -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "this database issues no access tokens",
+        )
+        .detail("The setting tollgate.issuer is empty.")
+        .hint("A superuser sets it with ALTER DATABASE … SET tollgate.issuer = 'https://…'.")
+    }
+
+    /// The claims that an identity would keep.
+    pub(crate) fn too_many_claims(bytes: usize, most: usize) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+            format!("an identity keeps at most {most} bytes of claims"),
+        )
+        .detail(format!("Those that tollgate.identity_claims names have {bytes} bytes in this token."))
+        .hint("Name fewer or smaller claims there.")
+    }
+
     pub(crate) fn too_deep(limit: i32) -> Self {
         Error::new(
             PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
@@ -252,6 +295,69 @@ impl Error {
         Error::new(PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY, "out of memory")
             .detail(format!("The counters to hand out take {bytes} bytes."))
             .hint("Nothing is lost: the next flush carries them. Free memory, or lower tollgate.max_tracked_keys.")
+    }
+
+    /// `why` there is none, if the server is configured to have one.
+    pub(crate) fn no_master_key(why: Option<&str>) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "this server has no master key, so nothing can be signed",
+        )
+        .detail(why.unwrap_or(
+            "The settings tollgate.master_key_file and tollgate.master_key_command are both empty.",
+        ))
+        .hint(MASTER_KEY_HINT)
+    }
+
+    pub(crate) fn unknown_master_key(id: &str) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "the signing key is sealed with a master key that this server does not have",
+        )
+        .detail(format!("The id of the master key is {id}."))
+        .hint("Add it to tollgate.master_key_file, and reload the configuration; if it is lost, withdraw the signing key and create another.")
+    }
+
+    pub(crate) fn no_signing_key() -> Self {
+        Error::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "there is no signing key")
+            .detail("No key of this database is in the state signing: see tollgate.signing_keys.")
+            .hint("Create one with tollgate.create_signing_key().")
+    }
+
+    pub(crate) fn other_algorithm(wanted: &str, found: &str) -> Self {
+        Error::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "no key of that algorithm signs")
+            .detail(format!("Wanted is {wanted}; the key that signs is of {found}."))
+            .hint("Create a key of that algorithm with tollgate.create_signing_key().")
+    }
+
+    /// A sealed key that does not open: someone who may write the table changed it.
+    pub(crate) fn damaged_key(kid: &str) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
+            "the signing key does not open: it was changed, or sealed for another use",
+        )
+        .detail(format!("Its kid is {kid}."))
+        .hint("Withdraw it with tollgate.withdraw_signing_key(), create another, and find out who changed tollgate.sealed_keys.")
+    }
+
+    pub(crate) fn unfit_pem(offence: &str) -> Self {
+        Error::argument(
+            "pem",
+            "this is not a private key that can sign",
+            offence,
+            "Pass one PEM block of PKCS#8 (BEGIN PRIVATE KEY) with a key for ES256, EdDSA or RS256; openssl pkcs8 -topk8 -nocrypt \
+             converts others.",
+        )
+    }
+
+    /// Logged only.
+    pub(crate) fn master_keys_unread(why: &str) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_CONFIG_FILE_ERROR,
+            "tollgate: could not read the master keys; those that were read before stay in use",
+        )
+        .detail(why)
+        .hint(MASTER_KEY_HINT)
     }
 
     /// The tables do not have the layout that this library was built for.

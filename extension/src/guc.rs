@@ -6,8 +6,9 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::prelude::*;
 use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum, pg_sys};
+use std::ffi::CString;
 use tollgate_core::limit::Limit;
-use tollgate_core::token::{DEFAULT_PREFIX, Prefix};
+use tollgate_core::token::{self, DEFAULT_PREFIX, Prefix};
 
 static MAX_TRACKED_KEYS: GucSetting<i32> = GucSetting::<i32>::new(131_072);
 static LOG_VERIFICATIONS: GucSetting<LogVerifications> =
@@ -26,7 +27,22 @@ static NOTIFY: GucSetting<bool> = GucSetting::<bool>::new(true);
 static MIN_AUDIT_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 86_400);
 static MIN_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(30 * 86_400);
 static MAX_WEBHOOK_BACKLOG: GucSetting<i32> = GucSetting::<i32>::new(100_000);
+static MASTER_KEY_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+static MASTER_KEY_COMMAND: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static TOKEN_PREFIX: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
+static ISSUER: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
+static AUDIENCE: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
+static IDENTITY_CLAIMS: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
+static ACCESS_TOKEN_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(600);
+static MAX_ACCESS_TOKEN_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(3600);
+static AUDIT_ISSUE: GucSetting<bool> = GucSetting::<bool>::new(false);
+static SIGNATURE_TABLE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(65_536);
+
+/// Longest lifetime of an access token that can be set, in seconds. Denials and revocations of users are kept for twice
+/// as long (`purge_denials`).
+const LONGEST_ACCESS_TOKEN: i32 = 86_400;
+/// Longest issuer, audience or other single identifier, in bytes.
+pub(crate) const MAX_IDENTIFIER: usize = 255;
 
 /// Which verification outcomes are logged. The names are the values of the setting.
 #[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
@@ -43,10 +59,12 @@ pub(crate) fn init() {
     unsafe {
         // Also defined without preloading, where it has no effect. Otherwise a server that configures it without
         // preloading the library would warn of an unknown setting, which hides the real problem.
-        let context = if pg_sys::process_shared_preload_libraries_in_progress {
-            GucContext::Postmaster
-        } else {
-            GucContext::Sighup
+        let context = || {
+            if pg_sys::process_shared_preload_libraries_in_progress {
+                GucContext::Postmaster
+            } else {
+                GucContext::Sighup
+            }
         };
         GucRegistry::define_int_guc(
             c"tollgate.max_tracked_keys",
@@ -56,7 +74,19 @@ pub(crate) fn init() {
             &MAX_TRACKED_KEYS,
             1024,
             64 * 1024 * 1024,
-            context,
+            context(),
+            GucFlags::default(),
+        );
+        GucRegistry::define_int_guc(
+            c"tollgate.signature_table_size",
+            c"Number of signed tokens of which the server remembers that their signature is good.",
+            c"16 bytes of shared memory each; 0 remembers none. The default takes 1 MB and suits a service of which no more than \
+              65536 signed tokens are in use at a time. The signature of a token that does not fit is checked at each \
+              verification, which takes some tens of microseconds longer and changes nothing else.",
+            &SIGNATURE_TABLE_SIZE,
+            0,
+            64 * 1024 * 1024,
+            context(),
             GucFlags::default(),
         );
         GucRegistry::define_enum_guc(
@@ -187,6 +217,40 @@ pub(crate) fn init() {
         GucFlags::default(),
     );
     define_identity_changes();
+    define_access_tokens();
+    define_master_keys();
+}
+
+fn define_master_keys() {
+    GucRegistry::define_string_guc(
+        c"tollgate.master_key_file",
+        c"File with the master keys that private keys are sealed with.",
+        c"An absolute path outside of the data directory, so that no backup contains it. One key a line, as `tollgated key init` \
+          writes it: the first one seals, all open. As a TLS key, it must not be accessible to others. Empty by default: without a \
+          master key nothing is signed, and everything else works.",
+        &MASTER_KEY_FILE,
+        GucContext::Sighup,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"tollgate.master_key_command",
+        c"Shell command that prints the master keys, instead of tollgate.master_key_file.",
+        c"For keys that a key management service keeps: run at server start and at a reload, for at most a minute. It prints what \
+          the file would contain, and exits with status 0. Empty by default.",
+        &MASTER_KEY_COMMAND,
+        GucContext::Sighup,
+        GucFlags::SUPERUSER_ONLY,
+    );
+}
+
+/// `None` if it is empty.
+pub(crate) fn master_key_file() -> Option<CString> {
+    MASTER_KEY_FILE.get().filter(|path| !path.is_empty())
+}
+
+/// `None` if it is empty.
+pub(crate) fn master_key_command() -> Option<CString> {
+    MASTER_KEY_COMMAND.get().filter(|command| !command.is_empty())
 }
 
 fn define_identity_changes() {
@@ -196,6 +260,86 @@ fn define_identity_changes() {
         c"For test suites that run many requests in one transaction and roll it back. Off by default, because cursors and \
           sub-selects that one identity started would continue as another; never enable it where requests are served.",
         &IDENTITY_CHANGES,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+}
+
+fn define_access_tokens() {
+    // SAFETY: called once per process, with static strings and hooks that meet the contract of their type.
+    unsafe {
+        for (name, short, long, value, default, check) in [
+            (
+                c"tollgate.issuer",
+                c"The issuer that signed access tokens name, and that their verification accepts.",
+                c"The claim iss: usually the https URL at which clients find your keys. Empty by default, because it must be \
+                  yours: without it no access tokens are issued, and all are refused as UNTRUSTED_ISSUER. Give each database \
+                  its own.",
+                &ISSUER,
+                c"",
+                check_issuer as Check,
+            ),
+            (
+                c"tollgate.audience",
+                c"The audience that signed access tokens must name, unless the caller gives another one.",
+                c"One of the values of the claim aud: usually the URL of your API. Also the audience of issued tokens, if none \
+                  is given. Empty by default, because a token that was issued for another service must not be accepted \
+                  here: without it every signed token is refused as WRONG_AUDIENCE.",
+                &AUDIENCE,
+                c"",
+                check_audience,
+            ),
+            (
+                c"tollgate.identity_claims",
+                c"Names of the claims of a signed token that current_claims() returns after authenticate().",
+                c"Separated by commas. The default has those that say what the token is; name your own claims that policies \
+                  read. Every parallel worker gets them, so a transaction keeps those that are named, up to 4096 bytes.",
+                &IDENTITY_CLAIMS,
+                c"iss,sub,aud,client_id,jti,iat,exp",
+                check_identity_claims,
+            ),
+        ] {
+            pg_sys::DefineCustomStringVariable(
+                name.as_ptr(),
+                short.as_ptr(),
+                long.as_ptr(),
+                value.as_ptr(),
+                default.as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                0,
+                Some(check),
+                None,
+                None,
+            );
+        }
+    }
+    GucRegistry::define_int_guc(
+        c"tollgate.access_token_lifetime",
+        c"Lifetime of an access token, unless the caller gives another one.",
+        c"In seconds. The default is ten minutes: elsewhere than in this database a token cannot be revoked, and ends with \
+          its lifetime.",
+        &ACCESS_TOKEN_LIFETIME,
+        1,
+        LONGEST_ACCESS_TOKEN,
+        GucContext::Suset,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"tollgate.max_access_token_lifetime",
+        c"Maximum lifetime of an access token.",
+        c"In seconds. The default is an hour: a role that may issue must not issue tokens that other services accept for \
+          days.",
+        &MAX_ACCESS_TOKEN_LIFETIME,
+        1,
+        LONGEST_ACCESS_TOKEN,
+        GucContext::Suset,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_bool_guc(
+        c"tollgate.audit_issue",
+        c"Whether each issued access token leaves an event in the audit log.",
+        c"Off by default, because issuing then writes, and access tokens are issued every few minutes to every client.",
+        &AUDIT_ISSUE,
         GucContext::Suset,
         GucFlags::default(),
     );
@@ -309,6 +453,50 @@ fn rate_limit(limit: i32, window: &GucSetting<i32>) -> Option<Limit> {
     (limit > 0).then(|| Limit::new(limit, i64::from(window.get()) * 1_000_000)).flatten()
 }
 
+/// The number of signatures; 0 is no table.
+pub(crate) fn signature_table_size() -> usize {
+    usize::try_from(SIGNATURE_TABLE_SIZE.get()).unwrap_or(0)
+}
+
+/// `None` if it is not set.
+pub(crate) fn issuer() -> Option<&'static str> {
+    text_of(&ISSUER)
+}
+
+/// `None` if it is not set.
+pub(crate) fn audience() -> Option<&'static str> {
+    text_of(&AUDIENCE)
+}
+
+pub(crate) fn identity_claims() -> impl Iterator<Item = &'static str> {
+    text_of(&IDENTITY_CLAIMS).unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty())
+}
+
+/// In seconds; never more than the maximum.
+pub(crate) fn access_token_lifetime() -> i64 {
+    max_access_token_lifetime().min(ACCESS_TOKEN_LIFETIME.get().into())
+}
+
+/// In seconds.
+pub(crate) fn max_access_token_lifetime() -> i64 {
+    MAX_ACCESS_TOKEN_LIFETIME.get().into()
+}
+
+pub(crate) fn audit_issue() -> bool {
+    AUDIT_ISSUE.get()
+}
+
+/// The value of a string setting, `None` if it is empty. Use it before anything that may change a setting.
+fn text_of(setting: &'static AtomicPtr<c_char>) -> Option<&'static str> {
+    let value = setting.load(Ordering::Relaxed);
+    if value.is_null() {
+        return None;
+    }
+    // SAFETY: the variable of a string setting holds a C string that lives until the setting changes, which the callers
+    // do not cause while they use it.
+    unsafe { CStr::from_ptr(value) }.to_str().ok().filter(|text| !text.is_empty())
+}
+
 pub(crate) fn accept_foreign_tokens() -> bool {
     ACCEPT_FOREIGN_TOKENS.get()
 }
@@ -347,6 +535,72 @@ unsafe extern "C-unwind" fn check_token_prefix(
             }
         })
     }
+}
+
+type Check = unsafe extern "C-unwind" fn(*mut *mut c_char, *mut *mut c_void, pg_sys::GucSource::Type) -> bool;
+
+/// An issuer or an audience (StringOrURI, RFC 7519 section 2), short and without anything invisible.
+pub(crate) fn is_identifier(text: &str) -> bool {
+    (1..=MAX_IDENTIFIER).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
+        && !token::contains_secret(text)
+}
+
+const IDENTIFIER: &str = "It is a URL or another name of 1 to 255 visible ASCII characters, without spaces, quotes and backslashes.";
+
+unsafe extern "C-unwind" fn check_issuer(
+    new: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: PostgreSQL passes a pointer to a C string, which may be NULL.
+    unsafe { guard::entry(|| accepts(c"tollgate.issuer", new, IDENTIFIER, is_identifier)) }
+}
+
+unsafe extern "C-unwind" fn check_audience(
+    new: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: PostgreSQL passes a pointer to a C string, which may be NULL.
+    unsafe { guard::entry(|| accepts(c"tollgate.audience", new, IDENTIFIER, is_identifier)) }
+}
+
+unsafe extern "C-unwind" fn check_identity_claims(
+    new: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    _source: pg_sys::GucSource::Type,
+) -> bool {
+    const LIST: &str =
+        "It is a list of at most 64 names of claims, separated by commas, of 2000 characters together.";
+    let is_list = |text: &str| {
+        text.len() <= 2000
+            && text.split(',').count() <= 64
+            && !text.contains(char::is_control)
+            && !token::contains_secret(text)
+    };
+    // SAFETY: PostgreSQL passes a pointer to a C string, which may be NULL.
+    unsafe { guard::entry(|| accepts(c"tollgate.identity_claims", new, LIST, is_list)) }
+}
+
+/// Whether a string setting may have this value, which may be empty.
+///
+/// # Safety
+///
+/// What PostgreSQL passes to a check hook.
+unsafe fn accepts(
+    name: &CStr,
+    new: *mut *mut c_char,
+    rule: &str,
+    is_good: impl FnOnce(&str) -> bool,
+) -> bool {
+    // SAFETY: as the caller promises.
+    let value = unsafe { (*new).as_ref().map(|start| CStr::from_ptr(start)) };
+    let is_good = value.is_none_or(|text| text.is_empty() || text.to_str().is_ok_and(is_good));
+    if !is_good {
+        refuse(name, rule);
+    }
+    is_good
 }
 
 /// Called in a check hook: reports why the value is refused. PostgreSQL's own message would repeat the value, which may

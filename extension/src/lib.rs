@@ -1,17 +1,19 @@
 //! Tollgate: API tokens inside PostgreSQL. This file only wires the modules together.
 //!
 //! Where to find things: the functions that users call are in `api`, under the name that SQL gives them; the decision
-//! about a credential in `verify`; the identity of a transaction in `identity`; issuing in `tokens`; access to our
-//! tables in `store`; shared memory in `shmem`; calls to PostgreSQL and its errors in `pg`; the rules themselves,
+//! about a credential in `verify`; the identity of a transaction in `identity`; issuing in `tokens` and `access`; signing
+//! keys in `keys`; access to our tables in `store`; shared memory in `shmem`; calls to PostgreSQL and its errors in `pg`; the rules themselves,
 //! independent of PostgreSQL, in the crate `tollgate-core`. Code that needs secrecy, hashing or speed is written in
 //! Rust; statements over sets of rows are written in SQL, in `sql/schema`, where every object has its comment.
 
 use pgrx::prelude::*;
 
+mod access;
 mod api;
 mod error;
 mod guc;
 mod identity;
+mod keys;
 mod pg;
 mod shmem;
 mod store;
@@ -35,6 +37,7 @@ pub extern "C-unwind" fn _PG_init() {
             guc::init();
             identity::init();
             shmem::init();
+            keys::init();
             guc::reserve_prefix();
             store::init();
             verify::init();
@@ -57,7 +60,8 @@ extension_sql_file!("../../sql/schema/tokens/issue.sql", name = "issue", require
 extension_sql_file!("../../sql/schema/tokens/families.sql", name = "families", requires = ["issue"]);
 extension_sql_file!("../../sql/schema/tokens/lifecycle.sql", name = "lifecycle", requires = ["families"]);
 extension_sql_file!("../../sql/schema/tokens/revoke.sql", name = "revoke", requires = ["lifecycle"]);
-extension_sql_file!("../../sql/schema/verify/findings.sql", name = "findings", requires = ["revoke"]);
+extension_sql_file!("../../sql/schema/access/access.sql", name = "access", requires = ["revoke"]);
+extension_sql_file!("../../sql/schema/verify/findings.sql", name = "findings", requires = ["access"]);
 extension_sql_file!("../../sql/schema/tokens/users_table.sql", name = "users_table", requires = ["findings"]);
 extension_sql_file!(
     "../../sql/schema/base/housekeeping.sql",
@@ -65,7 +69,8 @@ extension_sql_file!(
     requires = ["users_table"]
 );
 extension_sql_file!("../../sql/schema/delivery/webhooks.sql", name = "webhooks", requires = ["housekeeping"]);
-extension_sql_file!("../../sql/schema/base/leadership.sql", name = "leadership", requires = ["webhooks"]);
+extension_sql_file!("../../sql/schema/keys/keys.sql", name = "keys", requires = ["webhooks"]);
+extension_sql_file!("../../sql/schema/base/leadership.sql", name = "leadership", requires = ["keys"]);
 extension_sql_file!("../../sql/schema/usage/stats.sql", name = "stats", requires = ["leadership"]);
 extension_sql_file!("../../sql/schema/base/health.sql", name = "health", requires = ["stats"]);
 extension_sql_file!(

@@ -1,6 +1,7 @@
 //! A test's own PostgreSQL: an empty cluster in a temporary directory, removed when dropped.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -19,6 +20,9 @@ use crate::server::{self, Server, Shutdown, is_alive};
 /// The database that tests use unless they need another.
 pub const DATABASE: &str = "postgres";
 
+/// The master key of [`Builder::master_key`].
+pub const MASTER_KEY: &str = "6d61737465722d6b65792d6f662d7468652d74657374732d3031323334353637";
+
 /// The settings of every test server. Tests do not cover durability against a power failure of the machine.
 const SETTINGS: &[(&str, &str)] = &[
     ("fsync", "off"),
@@ -33,6 +37,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("wal_retrieve_retry_interval", "100ms"),
     // Tokens that tests purge ended only a moment ago.
     ("tollgate.min_retention", "0"),
+    ("tollgate.issuer", "https://tollgate.test"),
+    ("tollgate.audience", "https://api.test"),
 ];
 
 const INITDB: &[&str] = &["--auth=trust", "--no-sync", "--no-instructions"];
@@ -42,6 +48,7 @@ pub struct Builder {
     preload: bool,
     extension: bool,
     own_identity: bool,
+    master_key: bool,
     settings: Vec<(String, String)>,
     environment: Vec<(String, String)>,
     install: Option<Install>,
@@ -68,6 +75,14 @@ impl Builder {
     #[must_use]
     pub fn own_identity(mut self) -> Self {
         self.own_identity = true;
+        self
+    }
+
+    /// Whether it has [`MASTER_KEY`], in a file beside the data directory: see [`Cluster::master_key_file`]; yes by
+    /// default.
+    #[must_use]
+    pub fn master_key(mut self, master_key: bool) -> Self {
+        self.master_key = master_key;
         self
     }
 
@@ -139,6 +154,11 @@ impl Builder {
         if self.preload {
             cluster.server.set("shared_preload_libraries", "tollgate");
         }
+        if self.master_key {
+            cluster.write_master_keys(&[MASTER_KEY])?;
+            let file = cluster.master_key_file().display().to_string();
+            cluster.server.set("tollgate.master_key_file", file);
+        }
         for (name, value) in self.settings {
             cluster.server.set(&name, value);
         }
@@ -171,6 +191,7 @@ impl Cluster {
             preload: true,
             extension: true,
             own_identity: false,
+            master_key: true,
             settings: Vec::new(),
             environment: Vec::new(),
             install: None,
@@ -274,6 +295,20 @@ impl Cluster {
 
     pub fn data_dir(&self) -> &Path {
         &self.server.data
+    }
+
+    /// Where its master keys are, if it has any.
+    pub fn master_key_file(&self) -> PathBuf {
+        self.server.sockets.join("master.key")
+    }
+
+    /// Writes the file of its master keys, each of 64 hexadecimal digits; the server reads it at the next reload.
+    pub fn write_master_keys(&self, keys: &[&str]) -> Result<()> {
+        let file = self.master_key_file();
+        let text: String = keys.iter().map(|key| format!("tollgate-master-key-1:{key}\n")).collect();
+        fs::write(&file, text)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
+        self.server.account.own(&file)
     }
 
     /// The directory of the Unix socket.

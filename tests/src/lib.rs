@@ -41,7 +41,7 @@ mod tollgated;
 mod wait;
 
 pub use account::Account;
-pub use cluster::{Builder, Cluster, DATABASE};
+pub use cluster::{Builder, Cluster, DATABASE, MASTER_KEY};
 pub use dev_dir::{DEV_DIR_VAR, dev_dir};
 pub use install::{Install, OLDER_PG_CONFIG_VAR, PG_CONFIG_VAR};
 pub use port::Port;

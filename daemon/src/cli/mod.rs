@@ -7,6 +7,7 @@ mod cleanup;
 mod config;
 mod flush;
 mod import;
+mod key;
 mod list;
 pub mod output;
 mod progress;
@@ -25,8 +26,8 @@ use std::future::Future;
 use crate::config::file_trust;
 use crate::config::sources::Configuration;
 use crate::config::{
-    AuditCommand, CapabilityCommand, Command, ScopeCommand, StandbyOptions, TokenCommand, UserCommand,
-    WebhookCommand,
+    AuditCommand, CapabilityCommand, Command, KeyCommand, ScopeCommand, StandbyOptions, TokenCommand,
+    UserCommand, WebhookCommand,
 };
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
@@ -39,6 +40,7 @@ pub fn run(configuration: Configuration) -> Result<u8> {
         Command::Config(options) => return config::config(&configuration, options.output.json),
         Command::Completions(options) => return shell::completions(options),
         Command::Man => return shell::man(),
+        Command::Key(KeyCommand::Init(options)) => return key::init(options),
         _ => {}
     }
     let cli = configuration.cli;
@@ -77,9 +79,19 @@ pub fn run(configuration: Configuration) -> Result<u8> {
         Command::Scope(command) => block_on(scope::scope(target, command)),
         Command::Webhook(command) => block_on(webhook::webhook(target, command)),
         Command::Audit(command) => block_on(audit::audit(target, command)),
+        Command::Key(KeyCommand::List(output)) => block_on(key::list(target, &output)),
+        Command::Key(KeyCommand::Rotate(options)) => block_on(key::rotate(target, options)),
+        Command::Key(KeyCommand::Import(options)) => block_on(key::import(target, options)),
+        Command::Key(KeyCommand::Withdraw(options)) => block_on(key::withdraw(target, options)),
+        Command::Key(KeyCommand::Reseal(options)) => {
+            let standbys = standbys(&options.standby)?;
+            block_on(key::reseal(target, standbys, options))
+        }
         Command::Capability(command) => block_on(capability::capability(target, command)),
         // Answered above, without a connection.
-        Command::Config(_) | Command::Completions(_) | Command::Man => Ok(exit::OK),
+        Command::Config(_) | Command::Completions(_) | Command::Man | Command::Key(KeyCommand::Init(_)) => {
+            Ok(exit::OK)
+        }
     }
     .or_else(|error| block_on(async { Err(server_errors::explained(error, &asked, command_name).await) }))
 }
@@ -122,6 +134,12 @@ fn name(command: &Command) -> &'static str {
         Command::Webhook(WebhookCommand::Replay(_)) => "webhook replay",
         Command::Webhook(WebhookCommand::Delete(_)) => "webhook delete",
         Command::Audit(AuditCommand::Verify(_)) => "audit verify",
+        Command::Key(KeyCommand::Init(_)) => "key init",
+        Command::Key(KeyCommand::List(_)) => "key list",
+        Command::Key(KeyCommand::Rotate(_)) => "key rotate",
+        Command::Key(KeyCommand::Import(_)) => "key import",
+        Command::Key(KeyCommand::Withdraw(_)) => "key withdraw",
+        Command::Key(KeyCommand::Reseal(_)) => "key reseal",
         Command::Capability(CapabilityCommand::List(_)) => "capability list",
         Command::Capability(CapabilityCommand::Grant(_)) => "capability grant",
         Command::Capability(CapabilityCommand::Revoke(_)) => "capability revoke",

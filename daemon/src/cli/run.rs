@@ -20,7 +20,7 @@ use crate::background::signal::Signal;
 use crate::background::tasks::observe::LatestObservation;
 use crate::background::tasks::{
     announce_expiries, deliver_webhooks, expire_tokens, flush_standby, flush_usage, heartbeat, observe,
-    publish_events, purge, purge_audit, seal_audit, watch_usage,
+    publish_events, purge, purge_audit, rotate_keys, seal_audit, watch_usage,
 };
 use crate::config::{ListenAddress, RunOptions};
 use crate::contract::Identity;
@@ -179,6 +179,13 @@ async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Re
             Signal::default(),
         );
     }
+    if let Some(rotation) = options.key_rotation.0 {
+        driver.start_led(
+            rotate_keys::RotateKeys::new(database.clone(), leadership.clone(), rotation),
+            every(rotate_keys::PERIOD),
+            Signal::default(),
+        );
+    }
     driver.start_led(
         seal_audit::SealAudit::new(database.clone(), leadership.clone(), batch_size),
         every(options.seal_interval),
@@ -237,6 +244,7 @@ fn announce(target: &Target, standbys: &[Target], options: &RunOptions) {
         api_address = %options.api_address,
         worker_threads = options.worker_threads,
         expiry_notice = time(options.expiry_notice),
+        key_rotation = %options.key_rotation,
         expire_interval = time(options.expire_interval),
         purge_interval = time(options.purge_interval),
         retention = time(options.retention.retention),

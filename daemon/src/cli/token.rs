@@ -24,7 +24,7 @@ use crate::postgres::target::Target;
 use crate::process::exit;
 
 /// Far beyond the longest token; a larger file is not one that holds a token.
-const LONGEST_INPUT: u64 = 4096;
+const LONGEST_INPUT: u64 = 16 * 1024;
 
 pub(super) async fn token(target: Target, command: TokenCommand) -> Result<u8> {
     match command {
@@ -405,7 +405,7 @@ fn read_all(from: impl io::Read, name: &str) -> Result<Zeroizing<String>> {
     let mut text = Zeroizing::new(String::with_capacity(LONGEST_INPUT as usize + 1));
     from.take(LONGEST_INPUT + 1).read_to_string(&mut text).map_err(unreadable(name))?;
     if text.len() as u64 > LONGEST_INPUT {
-        return Err(Error::usage(format!("{name} holds over {LONGEST_INPUT} bytes, which is no token")));
+        return Err(Error::usage(format!("{name} holds over {LONGEST_INPUT} bytes, which is too much")));
     }
     Ok(text)
 }

@@ -2,6 +2,8 @@
 
 use clap::Args;
 
+use crate::secret::Secret;
+
 #[derive(Clone, Debug, Args)]
 pub struct OutputOptions {
     /// Print JSON for machines
@@ -25,4 +27,30 @@ pub struct BatchOptions {
     #[arg(long, value_name = "N", env = "TOLLGATED_BATCH_SIZE", default_value_t = 1000,
         value_parser = clap::value_parser!(i32).range(1..=100_000))]
     pub batch_size: i32,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct StandbyOptions {
+    /// A hot standby on which tokens are verified too, for its usage to be carried to the primary: a connection string
+    /// as for --database-url. Repeat it, or separate several URLs by spaces
+    #[arg(
+        long = "standby",
+        value_name = "URL",
+        env = "TOLLGATED_STANDBY",
+        hide_env_values = true,
+        value_parser = Secret::parse
+    )]
+    standbys: Vec<Secret>,
+}
+
+impl StandbyOptions {
+    /// One connection string each. The form `host=… dbname=…` has spaces of its own.
+    pub(super) fn urls(&self) -> impl Iterator<Item = Secret> {
+        self.standbys.iter().flat_map(|text| {
+            let text = text.expose().trim();
+            let urls: Vec<&str> =
+                if text.contains("://") { text.split_whitespace().collect() } else { vec![text] };
+            urls.into_iter().filter(|url| !url.is_empty()).map(Secret::new).collect::<Vec<_>>()
+        })
+    }
 }

@@ -3,11 +3,13 @@
 mod command_options;
 mod common_options;
 pub mod file_trust;
+mod key_options;
 mod management_options;
 mod options;
 pub mod sources;
 
 pub use command_options::*;
-pub use common_options::{BatchOptions, OutputOptions};
+pub use common_options::{BatchOptions, OutputOptions, StandbyOptions};
+pub use key_options::*;
 pub use management_options::*;
 pub use options::*;

@@ -15,7 +15,8 @@ use ipnet::IpNet;
 use tollgate_core::token;
 
 use super::command_options::{CompletionsOptions, ScopeCommand, TokenCommand};
-use super::common_options::{BatchOptions, OutputOptions};
+use super::common_options::{BatchOptions, OutputOptions, StandbyOptions};
+use super::key_options::KeyCommand;
 use super::management_options::{AuditCommand, CapabilityCommand, UserCommand, WebhookCommand};
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
@@ -120,6 +121,9 @@ pub enum Command {
     /// Check the audit log
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Make, rotate, withdraw and reseal signing keys
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Say which database role may do what
     #[command(subcommand)]
     Capability(CapabilityCommand),
@@ -182,32 +186,6 @@ impl ConnectionOptions {
             targets.push(target);
         }
         Ok(targets)
-    }
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct StandbyOptions {
-    /// A hot standby on which tokens are verified too, for its usage to be carried to the primary: a connection string
-    /// as for --database-url. Repeat it, or separate several URLs by spaces
-    #[arg(
-        long = "standby",
-        value_name = "URL",
-        env = "TOLLGATED_STANDBY",
-        hide_env_values = true,
-        value_parser = Secret::parse
-    )]
-    standbys: Vec<Secret>,
-}
-
-impl StandbyOptions {
-    /// One connection string each. The form `host=… dbname=…` has spaces of its own.
-    fn urls(&self) -> impl Iterator<Item = Secret> {
-        self.standbys.iter().flat_map(|text| {
-            let text = text.expose().trim();
-            let urls: Vec<&str> =
-                if text.contains("://") { text.split_whitespace().collect() } else { vec![text] };
-            urls.into_iter().filter(|url| !url.is_empty()).map(Secret::new).collect::<Vec<_>>()
-        })
     }
 }
 
@@ -314,6 +292,11 @@ pub struct RunOptions {
     #[arg(long, value_name = "TIME", env = "TOLLGATED_SEAL_INTERVAL", default_value = "1min",
         value_parser = interval)]
     pub seal_interval: Duration,
+
+    /// How long a key signs until the next one does, which is made a day earlier; or off. Without a signing key none is
+    /// made
+    #[arg(long, value_name = "TIME", env = "TOLLGATED_KEY_ROTATION", default_value = "90d")]
+    pub key_rotation: KeyRotation,
 
     /// How long before its end a token is announced, as token.expiring; 0 for never
     #[arg(long, value_name = "TIME", env = "TOLLGATED_EXPIRY_NOTICE", default_value = "7d",
@@ -447,6 +430,32 @@ impl fmt::Display for AuditRetention {
     }
 }
 
+/// How long a key signs; not at all by itself without one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyRotation(pub Option<Duration>);
+
+impl FromStr for KeyRotation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        bounded(text, Duration::from_hours(48), Duration::from_hours(24 * 3650))
+            .map(|time| Self(Some(time)))
+            .map_err(|fault| format!("{fault}; or as off, to rotate by hand"))
+    }
+}
+
+impl fmt::Display for KeyRotation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(time) => f.write_str(&duration::text(time)),
+            None => f.write_str("off"),
+        }
+    }
+}
+
 /// Takes connection strings out of a message that quotes the command line, for they may hold a password, and tokens that
 /// were typed where they do not belong.
 pub fn mask_arguments<'a>(message: &str, arguments: impl IntoIterator<Item = &'a str>) -> String {
@@ -560,6 +569,14 @@ mod tests {
         assert_eq!(options.standby.urls().count(), 0);
         assert_eq!(options.subscription, "log");
         assert_eq!(options.batch.batch_size, 1000);
+    }
+
+    #[test]
+    fn keys_are_rotated_every_2_days_or_more_seldom_or_not_at_all() {
+        assert_eq!("off".parse(), Ok(KeyRotation(None)));
+        assert_eq!("2d".parse(), Ok(KeyRotation(Some(Duration::from_hours(48)))));
+        assert!("47h".parse::<KeyRotation>().is_err_and(|fault| fault.contains("at least 2d")));
+        assert!("11years".parse::<KeyRotation>().is_err_and(|fault| fault.contains("at most")));
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub enum Due {
     EndedTokens,
     UsageHours,
     WebhookDeliveries,
+    Denials,
 }
 
 /// A statement that deals with some of [`Due`].
@@ -50,18 +51,20 @@ impl Walk {
             Due::EndedTokens => ("purge_tokens_after", "ended_at", "purged", "delete ended tokens"),
             Due::UsageHours => ("purge_usage_after", "hour", "purged", "delete old hours of usage"),
             Due::WebhookDeliveries => ("purge_webhook_deliveries", "", "", "delete old webhook messages"),
+            Due::Denials => ("purge_denials", "", "", "delete revocations that no access token outlives"),
         };
         // Called in a SELECT without FROM, for the fence; OFFSET keeps that a sub-select, so that it is called once.
         let call = match what {
             Due::Expiries => format!("select tollgate.{function}($2, $3::text::timestamptz, $4), $1::float8"),
             Due::WebhookDeliveries => format!("select tollgate.{function}(make_interval(secs => $1), $2)"),
+            Due::Denials => format!("select tollgate.{function}($2), $1::float8"),
             _ => format!(
                 "select tollgate.{function}(make_interval(secs => $1), $2, $3::text::timestamptz, $4)"
             ),
         };
         let columns = match what {
             // They leave none behind.
-            Due::WebhookDeliveries => "s.r, s.r, $3::text, $4::uuid".to_owned(),
+            Due::WebhookDeliveries | Due::Denials => "s.r, s.r, $3::text, $4::uuid".to_owned(),
             _ => format!("(s.r).looked_at, (s.r).{done}, (s.r).{time}::text, (s.r).token_id"),
         };
         let statement = format!("select {columns} from ({} offset 0) s (r)", fenced(&call, fence));

@@ -2,8 +2,8 @@
 //! an address, and the order in which a token is checked.
 //!
 //! Everything here is a pure function of its arguments. Nothing reads a clock, a setting or a random source: the caller
-//! passes them in, so that each rule can be tested at its boundaries. Only [`signature`] draws random numbers, for keys
-//! and signatures, from its library's generator. The functions that verification calls
+//! passes them in, so that each rule can be tested at its boundaries. Only [`signature`] and [`seal_box`] draw random
+//! numbers, for keys, signatures and nonces, from their library's generator. The functions that verification calls
 //! ([`token::parse`], [`token::digest`], [`scope::grants`], [`net::Net::contains`], [`status::decide`]) neither
 //! allocate nor panic.
 
@@ -21,7 +21,9 @@ pub mod limit;
 pub mod net;
 pub mod scope;
 pub mod seal;
+pub mod seal_box;
 pub mod signature;
+pub mod signature_table;
 pub mod status;
 pub mod throttle;
 pub mod token;

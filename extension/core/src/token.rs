@@ -7,6 +7,7 @@
 //!
 //! A prefix may itself contain `_`, so a token is always parsed from the right, where every length is fixed.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 
@@ -113,8 +114,9 @@ impl Error for PrefixError {}
 /// is replaced by an ellipsis.
 pub fn redact(text: &str) -> String {
     const RUN: usize = 16;
+    let text = without_signed_tokens(text);
     let mut shown = String::with_capacity(text.len());
-    let mut rest = text;
+    let mut rest = text.as_ref();
     while let Some(start) = rest.find(|c: char| c.is_ascii_hexdigit()) {
         let (before, run) = rest.split_at(start);
         let end = run.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(run.len());
@@ -126,9 +128,53 @@ pub fn redact(text: &str) -> String {
     shown
 }
 
-/// Whether a text has as many hexadecimal digits in a row as the secret part of a token.
+/// Replaces what may be a signed token, or the beginning of one.
+fn without_signed_tokens(text: &str) -> Cow<'_, str> {
+    const SHORTEST: usize = 16;
+    const START: &str = "eyJ";
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !text.contains(START) {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(START) {
+        let (before, run) = rest.split_at(start);
+        let end = run.find(|c: char| !is_part(c)).unwrap_or(run.len());
+        shown.push_str(before);
+        shown.push_str(if end < SHORTEST { &run[..end] } else { "…" });
+        rest = &run[end..];
+    }
+    shown.push_str(rest);
+    shown.into()
+}
+
+/// Whether a text has as many hexadecimal digits in a row as the secret part of a token, or a signed token.
 pub fn contains_secret(text: impl AsRef<[u8]>) -> bool {
-    text.as_ref().split(|b| !b.is_ascii_hexdigit()).any(|run| run.len() >= BODY_LEN)
+    let text = text.as_ref();
+    text.split(|b| !b.is_ascii_hexdigit()).any(|run| run.len() >= BODY_LEN) || contains_signed_token(text)
+}
+
+/// Whether a text contains a JWS in its compact form (RFC 7515): three parts of base64url with dots between them, of which
+/// the first begins as the encoding of an object that begins with a name does.
+fn contains_signed_token(text: &[u8]) -> bool {
+    /// A signature of 32 bytes, the shortest there is.
+    const SHORTEST_SIGNATURE: usize = 43;
+    let is_base64url = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    text.split(|&b| !is_base64url(b) && b != b'.').any(|run| {
+        let mut parts = run.split(|&b| b == b'.').peekable();
+        while let Some(first) = parts.next() {
+            let mut rest = parts.clone();
+            let is_header = first.windows(3).any(|start| start == b"eyJ");
+            if is_header
+                && rest.next().is_some()
+                && rest.next().is_some_and(|last| last.len() >= SHORTEST_SIGNATURE)
+            {
+                return true;
+            }
+        }
+        false
+    })
 }
 
 /// Why a presented value cannot be a token.

@@ -226,6 +226,31 @@ fn a_text_with_a_token_in_it_is_recognised() {
     }
 }
 
+/// The example of RFC 7515, appendix A.3.
+const SIGNED_TOKEN: &str = "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q";
+
+#[test]
+fn a_text_with_a_signed_token_in_it_is_recognised() {
+    for text in
+        [SIGNED_TOKEN, &format!("Bearer {SIGNED_TOKEN}."), &format!("it.was.x{SIGNED_TOKEN}, he said")]
+    {
+        assert!(token::contains_secret(text), "{text}");
+    }
+    let (body, signature) = SIGNED_TOKEN.rsplit_once('.').unwrap();
+    for text in
+        ["eyJ", "eyJ.eyJ.eyJ", body, signature, "a.b.c", "https://example.com/eyJhbGciOi.html", "..", "eyJ.."]
+    {
+        assert!(!token::contains_secret(text), "{text}");
+    }
+}
+
+#[test]
+fn nothing_of_a_signed_token_is_left_in_a_redacted_text() {
+    assert_eq!(token::redact(&format!("see {SIGNED_TOKEN}, please")), "see …, please");
+    assert_eq!(token::redact(&SIGNED_TOKEN[..60]), "…");
+    assert_eq!(token::redact("eyJ is how they begin"), "eyJ is how they begin");
+}
+
 #[test]
 fn no_sixteen_characters_of_a_token_are_left_in_a_redacted_text() {
     assert_eq!(token::redact(KNOWN_TOKEN), "tgt_…");

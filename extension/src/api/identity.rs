@@ -1,6 +1,7 @@
 //! Functions that read the identity set by `authenticate`, for use in policies: they look nothing up, and allocate
 //! nothing to answer yes or no.
 
+use crate::access::verify::jsonb;
 use crate::error::Error;
 use crate::identity;
 use crate::identity::Identity;
@@ -53,6 +54,17 @@ fn current_token_id(_call: &Call) -> Option<Datum> {
 sql_function!(current_user_id);
 fn current_user_id(_call: &Call) -> Option<Datum> {
     identity::read(|context| context.user_id.as_str().into_datum()).flatten()
+}
+
+sql_function!(current_claims);
+fn current_claims(_call: &Call) -> Option<Datum> {
+    identity::read(|context| context.signed.as_ref().and_then(|signed| jsonb(&signed.claims))).flatten()
+}
+
+sql_function!(current_issuer);
+fn current_issuer(_call: &Call) -> Option<Datum> {
+    identity::read(|context| context.signed.as_ref().and_then(|signed| signed.issuer.as_str().into_datum()))
+        .flatten()
 }
 
 sql_function!(current_scopes);

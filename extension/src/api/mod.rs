@@ -1,12 +1,14 @@
 //! The functions that users call. Each is thin: it reads its arguments, calls the inner modules and forms a result. Its
 //! `CREATE FUNCTION`, comment and grants are in `sql/schema`, under the same name.
 
+mod access;
 mod audit;
 mod derive;
 mod findings;
 mod identity;
 mod internal;
 mod issue;
+mod keys;
 mod leadership;
 mod replication;
 mod rotate;

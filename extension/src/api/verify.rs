@@ -8,7 +8,7 @@ use crate::store::composite;
 use crate::store::relations::Composite;
 use crate::verify::presented::{Presented, Required};
 use crate::verify::refusal::Refusal;
-use crate::verify::request::{Function, Purpose, Request, client};
+use crate::verify::request::{Credential, Function, Purpose, Request, client};
 use crate::verify::verdict::Verdict;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, direct_function_call_as_datum};
@@ -31,12 +31,17 @@ fn authenticate(call: &Call) -> Option<Datum> {
     Some(as_composite(Function::Authenticate, call))
 }
 
+sql_function!(verify_access_token);
+fn verify_access_token(call: &Call) -> Option<Datum> {
+    Some(as_composite(Function::VerifyAccessToken, call))
+}
+
 sql_function!(presented_token_has_scope);
 fn presented_token_has_scope(call: &Call) -> Option<Datum> {
     let timer = Timer::start();
     let request = Request {
         timer,
-        presented: Presented::to_verify(call.bytes(0)),
+        presented: Credential::ApiToken(Presented::to_verify(call.bytes(0))),
         required: Required::One(call.bytes(1)),
         client: client(call, 2),
         purpose: Purpose::Check,

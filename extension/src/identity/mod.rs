@@ -1,4 +1,4 @@
-//! The identity of a transaction: the token that it has authenticated with.
+//! The identity of a transaction: the token that it has authenticated with, of whatever kind.
 //!
 //! It is the value of one string setting, `tollgate.context`, set with GUC_ACTION_LOCAL. So PostgreSQL itself ends it
 //! with the transaction (it never outlives a turn in a connection pool), restores it at ROLLBACK TO SAVEPOINT, and
@@ -21,16 +21,40 @@ use core::sync::atomic::AtomicPtr;
 use pgrx::pg_sys;
 use serde::{Deserialize, Serialize};
 use std::ffi::CString;
+use tollgate_core::token::Digest;
 
 const NAME: &CStr = c"tollgate.context";
 
+/// The most bytes of the claims that an identity keeps: each parallel worker copies them.
+pub(crate) const MAX_CLAIMS: usize = 4096;
+
+/// What a transaction is bound to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Credential {
+    /// By its id.
+    ApiToken([u8; 16]),
+    /// By the digest of what was signed.
+    AccessToken(Digest),
+}
+
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Identity {
+    /// Of an access token its jti.
     pub(crate) token_id: [u8; 16],
     pub(crate) user_id: String,
     pub(crate) scopes: Vec<String>,
     /// Microseconds since 2000-01-01, as `timestamptz`.
     pub(crate) expires_at: Option<i64>,
+    /// Of an access token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) signed: Option<Signed>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Signed {
+    pub(crate) issuer: String,
+    /// Those that `tollgate.identity_claims` names, as JSON.
+    pub(crate) claims: String,
 }
 
 static VALUE: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
@@ -41,7 +65,7 @@ thread_local! {
     /// The setting's value, parsed by the assign hook.
     static CURRENT: RefCell<Option<Identity>> = const { RefCell::new(None) };
     /// The token that the top-level transaction is bound to.
-    static BOUND: Cell<Option<[u8; 16]>> = const { Cell::new(None) };
+    static BOUND: Cell<Option<Credential>> = const { Cell::new(None) };
     /// Whether the identity was established outside a transaction block, and nothing has read it since.
     static UNUSED: Cell<bool> = const { Cell::new(false) };
 }
@@ -74,15 +98,15 @@ pub(crate) fn init() {
 }
 
 /// Whether a token may become the identity of this transaction: 25001 if that is bound to another one.
-pub(crate) fn may_bind(token_id: &[u8; 16]) -> Result<(), Error> {
+pub(crate) fn may_bind(credential: Credential) -> Result<(), Error> {
     match BOUND.get() {
-        Some(bound) if bound != *token_id && !guc::identity_changes() => Err(Error::second_identity()),
+        Some(bound) if bound != credential && !guc::identity_changes() => Err(Error::second_identity()),
         _ => Ok(()),
     }
 }
 
 /// Makes a verified token that passed [`may_bind`] the identity of the transaction.
-pub(crate) fn establish(context: &Identity) {
+pub(crate) fn establish(credential: Credential, context: &Identity) {
     struct Permit;
     impl Drop for Permit {
         fn drop(&mut self) {
@@ -96,7 +120,7 @@ pub(crate) fn establish(context: &Identity) {
     let _permit = Permit;
     guc::set_local(NAME, &value);
     // Last, so that a setting that could not be set binds nothing.
-    BOUND.set(Some(context.token_id));
+    BOUND.set(Some(credential));
     // SAFETY: a plain read of the state of this backend's transaction.
     UNUSED.set(!unsafe { pg_sys::IsTransactionBlock() });
 }

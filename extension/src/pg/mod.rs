@@ -8,3 +8,4 @@ pub(crate) mod list;
 pub(crate) mod prefetch;
 pub(crate) mod read_only;
 pub(crate) mod sys;
+pub(crate) mod wait;

@@ -4,7 +4,8 @@
 //! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in
 //! the crate `tollgate-core` (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those
 //! slices; this file is what the rest calls. The segment also holds hints at where tokens are stored, `findings` to be
-//! recorded, and `latency`, the histogram of verifications; `restart` carries counters and limits over a clean restart
+//! recorded, `latency`, the histogram of verifications, `master_keys`, and the table of good signatures, which needs no
+//! lock; `restart` carries counters and limits over a clean restart
 //! of the server.
 //!
 //! Locking rules:
@@ -16,6 +17,7 @@
 //! * A backend that adds an entry for a key holds one of a few lightweight locks (LWLock), chosen by the key, so that
 //!   the key does not get two entries.
 //! * The control lock, another LWLock, protects the generations: it is held to drain and to acknowledge.
+//! * The lock of the master keys, another LWLock, is held while they are copied in or out.
 //! * Spinlocks are taken inside an LWLock, never the other way round. A backend never holds two LWLocks.
 //! * If a backend is killed while it holds a lock, the postmaster restarts all of them with fresh memory. If one is
 //!   stopped (SIGSTOP, a debugger) while it holds a spinlock, others wait, and after about a minute PostgreSQL reports
@@ -26,6 +28,7 @@
 mod backend;
 mod findings;
 mod latency;
+mod master_keys;
 mod restart;
 mod segment;
 mod spin;
@@ -40,6 +43,8 @@ use segment::segment;
 pub(crate) use tollgate_core::hints::Location;
 use tollgate_core::latency::Measured;
 use tollgate_core::limit::{Charge, Limit};
+use tollgate_core::seal_box::MasterKey;
+use tollgate_core::signature_table;
 use tollgate_core::status::Code;
 use tollgate_core::throttle::Throttle;
 use tollgate_core::token::Digest;
@@ -130,6 +135,24 @@ pub(crate) fn note_hint(digest: &Digest, token: &[u8; 16], location: Location) {
     }
 }
 
+/// Whether this database has checked the signature of a token with this key and found it good. Without shared memory, or
+/// once it was replaced, it is checked again.
+pub(crate) fn knows_signature(key: &Digest) -> bool {
+    segment().is_some_and(|segment| segment.signatures.contains(key))
+}
+
+/// Notes that a signature was checked and is good.
+pub(crate) fn note_signature(key: &Digest) {
+    if let Some(segment) = segment() {
+        segment.signatures.note(key);
+    }
+}
+
+/// The key of a token's entry in the table of good signatures.
+pub(crate) fn signature_key(algorithm: &str, public_key: &Digest, token: &[u8]) -> Digest {
+    signature_table::key(database(), algorithm, public_key, token)
+}
+
 /// Call this some time before a use of the token is counted or charged.
 pub(crate) fn prefetch_counters(token: &[u8; 16]) {
     if let Some(segment) = segment() {
@@ -211,4 +234,31 @@ pub(crate) fn busy_keys() -> Option<u64> {
 /// The latency of verifications in this database; `None` if it is not measured.
 pub(crate) fn latency() -> Option<Measured> {
     segment()?.latencies.of(database())
+}
+
+/// Grows when the master keys change, also when they were taken away; 0 until they are first read. `None` without
+/// shared memory.
+pub(crate) fn master_key_generation() -> Option<u64> {
+    segment().map(|segment| segment.master_key_generation())
+}
+
+/// A copy of the master keys, the sealing one first, and the generation it is of; empty without shared memory.
+pub(crate) fn master_keys() -> (u64, Vec<MasterKey>) {
+    segment()
+        .map_or((0, Vec::new()), |segment| segment.with_master_keys(|keys| (keys.generation(), keys.load())))
+}
+
+/// Why the master keys could not be read when that was last tried.
+pub(crate) fn master_key_fault() -> Option<String> {
+    segment()?.with_master_keys(|keys| keys.fault())
+}
+
+/// What the background worker has read; on a fault the earlier keys stay.
+pub(crate) fn set_master_keys(read: Result<&[MasterKey], &str>) {
+    if let Some(segment) = segment() {
+        segment.with_master_keys(|keys| match read {
+            Ok(read) => keys.store(read),
+            Err(fault) => keys.store_fault(fault),
+        });
+    }
 }

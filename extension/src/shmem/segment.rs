@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::findings::Findings;
+use super::master_keys::{self, MasterKeys};
 use super::restart;
 use super::spin::SpinLock;
 use crate::guc;
@@ -13,6 +14,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use pgrx::pg_sys;
 use tollgate_core::hints::{self, Bucket, Hints};
 use tollgate_core::latency::Latencies;
+use tollgate_core::signature_table::{self, SignatureTable};
 use tollgate_core::throttle::Throttle;
 use tollgate_core::usage_table::{self, Control, Header};
 
@@ -20,8 +22,9 @@ type Group = usage_table::Group<SpinLock>;
 pub(super) type Table<'a> = usage_table::Table<'a, SpinLock>;
 
 const NAME: &CStr = c"tollgate";
-/// The control lock, and the locks for inserting.
-const LOCKS: c_int = 1 + usage_table::INSERT_LOCKS as c_int;
+const MASTER_KEYS_NAME: &CStr = c"tollgate master keys";
+/// The control lock, the locks for inserting, and that of the master keys.
+const LOCKS: c_int = 2 + usage_table::INSERT_LOCKS as c_int;
 
 pub(super) struct Segment {
     pub(super) table: Table<'static>,
@@ -29,6 +32,8 @@ pub(super) struct Segment {
     pub(super) log_throttle: &'static Throttle,
     pub(super) findings: &'static Findings,
     pub(super) latencies: &'static Latencies,
+    master_keys: &'static MasterKeys,
+    pub(super) signatures: SignatureTable<'static>,
     locks: *mut pg_sys::LWLockPadded,
 }
 
@@ -64,6 +69,8 @@ struct Plan {
     log_throttle_at: usize,
     findings_at: usize,
     latencies_at: usize,
+    signatures: usize,
+    signatures_at: usize,
     total: Layout,
 }
 
@@ -77,8 +84,22 @@ fn plan() -> Plan {
     let (layout, log_throttle_at) = layout.extend(Layout::new::<Throttle>()).expect(FITS);
     let (layout, findings_at) = layout.extend(Layout::new::<Findings>()).expect(FITS);
     let (layout, latencies_at) = layout.extend(Layout::new::<Latencies>()).expect(FITS);
+    let signatures = signature_table::buckets_for(guc::signature_table_size());
+    let (layout, signatures_at) =
+        layout.extend(Layout::array::<signature_table::Bucket>(signatures).expect(FITS)).expect(FITS);
     let total = layout.pad_to_align();
-    Plan { groups, groups_at, buckets, buckets_at, log_throttle_at, findings_at, latencies_at, total }
+    Plan {
+        groups,
+        groups_at,
+        buckets,
+        buckets_at,
+        log_throttle_at,
+        findings_at,
+        latencies_at,
+        signatures,
+        signatures_at,
+        total,
+    }
 }
 
 /// ShmemInitStruct aligns to a cache line of 128 bytes (`PG_CACHE_LINE_SIZE`), which is enough for each part.
@@ -93,6 +114,7 @@ unsafe extern "C-unwind" fn request() {
         }
         guard::entry(|| {
             pg_sys::RequestAddinShmemSpace(plan().total.size());
+            pg_sys::RequestAddinShmemSpace(master_keys::size());
             pg_sys::RequestNamedLWLockTranche(NAME.as_ptr(), LOCKS);
         });
     }
@@ -123,6 +145,14 @@ fn set_up() {
         if !found {
             base.write_bytes(0, plan.total.size());
         }
+        let mut keys_found = false;
+        let keys_base =
+            pg_sys::ShmemInitStruct(MASTER_KEYS_NAME.as_ptr(), master_keys::size(), &raw mut keys_found)
+                .cast::<u8>();
+        if !keys_found {
+            keys_base.write_bytes(0, master_keys::size());
+        }
+        let master_keys = master_keys::place(keys_base);
         let groups = core::slice::from_raw_parts(base.add(plan.groups_at).cast::<Group>(), plan.groups);
         let buckets = core::slice::from_raw_parts(base.add(plan.buckets_at).cast::<Bucket>(), plan.buckets);
         let table = Table::new(&*base.cast::<Header>(), groups);
@@ -138,13 +168,26 @@ fn set_up() {
         let log_throttle = &*base.add(plan.log_throttle_at).cast::<Throttle>();
         let findings = &*base.add(plan.findings_at).cast::<Findings>();
         let latencies = &*base.add(plan.latencies_at).cast::<Latencies>();
+        let signatures = core::slice::from_raw_parts(
+            base.add(plan.signatures_at).cast::<signature_table::Bucket>(),
+            plan.signatures,
+        );
+        let signatures = SignatureTable::new(signatures);
         if !found {
             findings.start();
         }
         let locks = pg_sys::GetNamedLWLockTranche(NAME.as_ptr());
         let hints = Hints::new(buckets);
-        let segment: &'static Segment =
-            Box::leak(Box::new(Segment { table, hints, log_throttle, findings, latencies, locks }));
+        let segment: &'static Segment = Box::leak(Box::new(Segment {
+            table,
+            hints,
+            log_throttle,
+            findings,
+            latencies,
+            master_keys,
+            signatures,
+            locks,
+        }));
         SEGMENT.store(core::ptr::from_ref(segment).cast_mut(), Ordering::Release);
         if !found {
             restart::save_at_exit(&segment.table);
@@ -171,6 +214,18 @@ impl Segment {
             pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_EXCLUSIVE);
             Held(lock)
         }
+    }
+}
+
+impl Segment {
+    /// The master keys, while their lock is held.
+    pub(super) fn with_master_keys<R>(&self, look: impl FnOnce(&MasterKeys) -> R) -> R {
+        let _held = self.lock(1 + usage_table::INSERT_LOCKS);
+        look(self.master_keys)
+    }
+
+    pub(super) fn master_key_generation(&self) -> u64 {
+        self.master_keys.generation()
     }
 }
 

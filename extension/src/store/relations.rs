@@ -12,11 +12,16 @@ pub(crate) enum Composite {
     Verification,
     IssuedToken,
     MemoryStats,
+    IssuedAccessToken,
 }
 
 impl Composite {
-    pub(crate) const ALL: [Composite; 3] =
-        [Composite::Verification, Composite::IssuedToken, Composite::MemoryStats];
+    pub(crate) const ALL: [Composite; 4] = [
+        Composite::Verification,
+        Composite::IssuedToken,
+        Composite::MemoryStats,
+        Composite::IssuedAccessToken,
+    ];
     pub(crate) const COUNT: usize = Composite::ALL.len();
 
     pub(crate) fn name(self) -> &'static CStr {
@@ -24,6 +29,7 @@ impl Composite {
             Composite::Verification => c"verification",
             Composite::IssuedToken => c"issued_token",
             Composite::MemoryStats => c"memory_stats",
+            Composite::IssuedAccessToken => c"issued_access_token",
         }
     }
 }
@@ -35,6 +41,13 @@ pub(crate) struct Relations {
     pub(crate) foreign_hash_index: Oid,
     pub(crate) scopes: Oid,
     pub(crate) scopes_index: Oid,
+    pub(crate) sealed_keys: Oid,
+    pub(crate) sealed_keys_index: Oid,
+    pub(crate) sealed_keys_signing_index: Oid,
+    pub(crate) denied_access_tokens: Oid,
+    pub(crate) denied_access_tokens_key: Oid,
+    pub(crate) revoked_users: Oid,
+    pub(crate) revoked_users_key: Oid,
     /// Indexed by `Composite`.
     pub(crate) composites: [Oid; Composite::COUNT],
 }
@@ -67,6 +80,13 @@ pub(crate) fn relations() -> Relations {
             foreign_hash_index: in_schema(schema, c"api_tokens_foreign_hash"),
             scopes: in_schema(schema, c"scopes"),
             scopes_index: in_schema(schema, c"scopes_pkey"),
+            sealed_keys: in_schema(schema, c"sealed_keys"),
+            sealed_keys_index: in_schema(schema, c"sealed_keys_pkey"),
+            sealed_keys_signing_index: in_schema(schema, c"sealed_keys_signing"),
+            denied_access_tokens: in_schema(schema, c"denied_access_tokens"),
+            denied_access_tokens_key: in_schema(schema, c"denied_access_tokens_pkey"),
+            revoked_users: in_schema(schema, c"revoked_users"),
+            revoked_users_key: in_schema(schema, c"revoked_users_pkey"),
             composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
         };
         // The look-ups themselves may have processed an invalidation.
@@ -139,6 +159,13 @@ unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
             cached.foreign_hash_index,
             cached.scopes,
             cached.scopes_index,
+            cached.sealed_keys,
+            cached.sealed_keys_index,
+            cached.sealed_keys_signing_index,
+            cached.denied_access_tokens,
+            cached.denied_access_tokens_key,
+            cached.revoked_users,
+            cached.revoked_users_key,
         ];
         tables.contains(&relation) || cached.composites.contains(&relation)
     };

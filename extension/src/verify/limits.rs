@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::pg::sys;
 use crate::shmem::{Kind, Owner, Use};
 use crate::store::probe::{Column, TokenRow};
-use crate::{guc, shmem};
+use crate::{access, guc, shmem};
 use tollgate_core::limit::{Charge, Limit};
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;
@@ -44,7 +44,7 @@ pub(crate) fn charge_use(token: &TokenRow, id: &[u8; 16], used: &Use) -> (Code, 
         return (Code::Valid, None);
     }
     require_memory();
-    let user = of_user.map(|limit| (limit, key_of_user(token)));
+    let user = of_user.map(|limit| (limit, key_of(token.text(Column::UserId))));
     let owner = || owner(token);
     let of_user =
         user.map(|(limit, key)| Quota::new(limit, shmem::charge(Kind::User, &key, &owner, limit, used.at)));
@@ -65,6 +65,26 @@ pub(crate) fn charge_use(token: &TokenRow, id: &[u8; 16], used: &Use) -> (Code, 
     }
     let least = of_user.filter(|quota| quota.charge.remaining < own.charge.remaining).unwrap_or(own);
     (Code::Valid, Some(least))
+}
+
+/// Charges an accepted use of an access token to its user's limit and counts it on the user, as a denial if the limit
+/// refuses it.
+pub(crate) fn charge_use_of_user(user_id: &str, used: &Use) -> (Code, Option<Quota>) {
+    let Some(limit) = guc::user_rate_limit() else {
+        count_on_user(user_id, used);
+        return (Code::Valid, None);
+    };
+    require_memory();
+    let owner = || owner_of_access_tokens(user_id);
+    let quota = Quota::new(limit, shmem::charge(Kind::User, &key_of(user_id), &owner, limit, used.at));
+    count_on_user(user_id, &Use { accepted: quota.charge.admitted, ..*used });
+    let code = if quota.charge.admitted { Code::Valid } else { Code::RateLimited };
+    (code, Some(quota))
+}
+
+/// Counts a use or denial of an access token, of which nothing is stored, on its user.
+pub(crate) fn count_on_user(user_id: &str, used: &Use) {
+    shmem::count_use(&access::usage_id(user_id), &|| owner_of_access_tokens(user_id), used);
 }
 
 /// The answer to a client that has used up its failed attempts. Checked before any look-up, so that a guessing client
@@ -93,18 +113,25 @@ fn own(token: &TokenRow) -> Option<Limit> {
     Limit::new(limit, window).or_else(|| Limit::new(1, MINUTE))
 }
 
-fn key_of_user(token: &TokenRow) -> [u8; 16] {
-    let digest = token::digest(token.text(Column::UserId).as_bytes());
+fn key_of(user_id: &str) -> [u8; 16] {
+    let digest = token::digest(user_id.as_bytes());
     *digest.first_chunk().expect("a digest is longer")
+}
+
+/// The beginning of a digest.
+fn hash(text: &str) -> u64 {
+    let digest = token::digest(text.as_bytes());
+    u64::from_le_bytes(*digest.first_chunk().expect("a digest is longer"))
+}
+
+/// All access tokens together share the room of one issuing role.
+fn owner_of_access_tokens(user_id: &str) -> Owner {
+    Owner { creator: hash("access tokens"), user: hash(user_id) }
 }
 
 /// Called only for a token that is not in shared memory yet.
 fn owner(token: &TokenRow) -> Owner {
-    let digest = |column| {
-        let digest = token::digest(token.text(column).as_bytes());
-        u64::from_le_bytes(*digest.first_chunk().expect("a digest is longer"))
-    };
-    Owner { creator: digest(Column::CreatedBy), user: digest(Column::UserId) }
+    Owner { creator: hash(token.text(Column::CreatedBy)), user: hash(token.text(Column::UserId)) }
 }
 
 fn require_memory() {

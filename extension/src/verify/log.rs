@@ -19,7 +19,6 @@ use std::ffi::CString;
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;
 use tollgate_core::throttle::Throttle;
-use tollgate_core::token::Fault;
 
 /// Used without shared memory.
 static OF_THIS_SESSION: Throttle = Throttle::new();
@@ -31,13 +30,13 @@ pub(crate) fn verification(
     token_id: Option<&[u8; 16]>,
     client: Option<&Net>,
     required: &Required<'_>,
-    fault: Option<Fault>,
+    reason: Option<&str>,
 ) {
     let wanted = guc::log_verifications();
     if wanted == LogVerifications::off || (wanted == LogVerifications::failures && code == Code::Valid) {
         return;
     }
-    write(code, token_id, client, required, fault);
+    write(code, token_id, client, required, reason);
 }
 
 #[cold]
@@ -46,7 +45,7 @@ fn write(
     token_id: Option<&[u8; 16]>,
     client: Option<&Net>,
     required: &Required<'_>,
-    fault: Option<Fault>,
+    reason: Option<&str>,
 ) {
     let throttle = shmem::log_throttle().unwrap_or(&OF_THIS_SESSION);
     let most = guc::max_logged_verifications();
@@ -56,7 +55,7 @@ fn write(
             "tollgate: {left_out} verifications were not logged, because tollgate.max_logged_verifications is {most}"
         ));
     }
-    emit(&line(code, token_id, client, required, fault));
+    emit(&line(code, token_id, client, required, reason));
 }
 
 fn line(
@@ -64,7 +63,7 @@ fn line(
     token_id: Option<&[u8; 16]>,
     client: Option<&Net>,
     required: &Required<'_>,
-    fault: Option<Fault>,
+    reason: Option<&str>,
 ) -> String {
     let mut line = format!("tollgate: verification code={code} token_id=");
     let _ = match token_id {
@@ -81,7 +80,7 @@ fn line(
         _ => refusal::push_scopes(&mut line, required),
     }
     line.push_str(" reason=");
-    line.push_str(fault.map_or("-", Fault::as_str));
+    line.push_str(reason.unwrap_or("-"));
     line
 }
 

@@ -3,8 +3,9 @@
 
 use super::presented::{Presented, Required};
 use super::refusal::Refusal;
-use super::request::{Purpose, Request};
+use super::request::{Credential, Purpose, Request};
 use super::verdict::Verdict;
+use crate::access::verify as signed;
 use crate::shmem::Timer;
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;
@@ -24,15 +25,32 @@ pub(crate) fn look_up_to_end(presented: Option<&[u8]>, client: Option<Net>) -> R
     look_up(|| Presented::to_end(presented), client, Purpose::End)
 }
 
+/// For an access token that is to be revoked: one of ours that would be accepted somewhere. The verdict says which.
+pub(crate) fn look_up_access_token(presented: Option<&str>, client: Option<Net>) -> Verdict {
+    Verdict::decide(&Request {
+        timer: Timer::start(),
+        presented: Credential::AccessToken(signed::Presented { token: presented, audience: None }),
+        required: Required::Nothing,
+        client,
+        purpose: Purpose::End,
+    })
+}
+
 fn look_up<'a>(
     parse: impl FnOnce() -> Presented<'a>,
     client: Option<Net>,
     purpose: Purpose,
 ) -> Result<LookedUp, Refusal> {
     let timer = Timer::start();
-    let request = Request { timer, presented: parse(), required: Required::Nothing, client, purpose };
+    let request = Request {
+        timer,
+        presented: Credential::ApiToken(parse()),
+        required: Required::Nothing,
+        client,
+        purpose,
+    };
     let verdict = Verdict::decide(&request);
-    let stored = verdict.token().map(|token| (token.digest(), token.id()));
+    let stored = verdict.stored().map(|token| (token.digest(), token.id()));
     let code = verdict.code();
     verdict.close();
     let refusal = || Refusal::last().unwrap_or_else(|| Refusal::new(code));

@@ -6,7 +6,7 @@ use core::cell::Cell;
 use core::fmt::Write as _;
 use serde_json::json;
 use tollgate_core::status::Code;
-use tollgate_core::token::{self, Fault};
+use tollgate_core::token;
 
 /// Maximum number of missing scopes that are named, and maximum length of each.
 const MOST_SCOPES: usize = 8;
@@ -16,7 +16,7 @@ const MOST_CHARACTERS: usize = 128;
 pub(crate) struct Refusal {
     pub(crate) code: Code,
     /// For MALFORMED.
-    pub(crate) fault: Option<Fault>,
+    pub(crate) reason: Option<&'static str>,
     /// For INSUFFICIENT_SCOPE: the missing scopes. "NULL" is a required NULL.
     pub(crate) missing_scopes: Vec<String>,
     /// For a refusal by a limit, in microseconds.
@@ -29,14 +29,14 @@ thread_local! {
 
 impl Refusal {
     pub(crate) fn new(code: Code) -> Self {
-        Refusal { code, fault: None, missing_scopes: Vec::new(), retry_after: None }
+        Refusal { code, reason: None, missing_scopes: Vec::new(), retry_after: None }
     }
 
     /// `{"code": …}`, and the other members that have a value.
     pub(crate) fn to_json(&self) -> String {
         let mut json = json!({ "code": self.code.as_str() });
-        if let Some(fault) = self.fault {
-            json["reason"] = fault.as_str().into();
+        if let Some(reason) = self.reason {
+            json["reason"] = reason.into();
         }
         if !self.missing_scopes.is_empty() {
             json["missing_scopes"] = self.missing_scopes.clone().into();

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::presented::{Presented, Required};
+use crate::access::verify as signed;
 use crate::pg::datum;
 use crate::pg::fmgr::Call;
 use crate::shmem::Timer;
@@ -15,17 +16,23 @@ pub(crate) enum Function {
     VerifyApiToken,
     VerifyApiTokenHash,
     Authenticate,
+    VerifyAccessToken,
 }
 
 impl Function {
-    pub(crate) const ALL: [Function; 3] =
-        [Function::VerifyApiToken, Function::VerifyApiTokenHash, Function::Authenticate];
+    pub(crate) const ALL: [Function; 4] = [
+        Function::VerifyApiToken,
+        Function::VerifyApiTokenHash,
+        Function::Authenticate,
+        Function::VerifyAccessToken,
+    ];
 
     pub(crate) const fn name(self) -> &'static CStr {
         match self {
             Function::VerifyApiToken => c"verify_api_token",
             Function::VerifyApiTokenHash => c"verify_api_token_hash",
             Function::Authenticate => c"authenticate",
+            Function::VerifyAccessToken => c"verify_access_token",
         }
     }
 }
@@ -35,10 +42,16 @@ pub(crate) fn client(call: &Call, argument: usize) -> Option<Net> {
     call.bytes(argument).and_then(datum::net)
 }
 
+/// What is presented.
+pub(crate) enum Credential<'a> {
+    ApiToken(Presented<'a>),
+    AccessToken(signed::Presented<'a>),
+}
+
 pub(crate) struct Request<'a> {
     /// Started before the token was parsed.
     pub(crate) timer: Option<Timer>,
-    pub(crate) presented: Presented<'a>,
+    pub(crate) presented: Credential<'a>,
     pub(crate) required: Required<'a>,
     /// The address that the application saw, never the peer of the database connection.
     pub(crate) client: Option<Net>,

@@ -1,12 +1,16 @@
-//! The decision about a presented token: one index probe, the checks, the counting.
+//! The decision about a presented token: for an API token one index probe, the checks, the counting; for an access token
+//! its own checks (`access::verify`) and the same counting.
 #![allow(unsafe_code)]
 
 use super::limits::{self, Quota};
 use super::log;
 use super::presented::{Presented, Required};
 use super::refusal::{self, Refusal};
-use super::request::{Function, Purpose, Request, client, given_digest};
+use super::request::{Credential, Function, Purpose, Request, client, given_digest};
+use crate::access;
+use crate::access::verify::{self as signed, AccessToken};
 use crate::error::{Error, OrRaise};
+use crate::guc;
 use crate::identity::{self, Identity};
 use crate::pg::datum::{self, TextArray};
 use crate::pg::fmgr::Call;
@@ -21,14 +25,21 @@ use tollgate_core::scope;
 use tollgate_core::status::{Code, decide};
 use tollgate_core::token::{Digest, Fault};
 
-/// A decision, and the row of its token, which stays in place until this is closed.
+/// A decision, and its token: the row of an API token stays in place until this is closed.
 pub(crate) struct Verdict {
     code: Code,
     quota: Option<Quota>,
     /// For a refusal by a limit.
     retry_after: pg_sys::Interval,
-    /// `None` for a request that needed no look-up.
-    lookup: Option<Lookup>,
+    subject: Subject,
+}
+
+/// The token that was presented.
+enum Subject {
+    /// What was presented cannot be a token, or it was not looked up.
+    Nothing,
+    ApiToken(Lookup),
+    AccessToken(AccessToken),
 }
 
 impl Verdict {
@@ -51,11 +62,19 @@ impl Verdict {
     /// Does everything that a function does, except forming its row.
     pub(crate) fn of_call(function: Function, call: &Call) -> Self {
         let timer = Timer::start();
+        let access_token =
+            |audience| Credential::AccessToken(signed::Presented { token: call.text(0), audience });
         let request = Request {
             timer,
             presented: match function {
-                Function::VerifyApiTokenHash => Presented::by_digest(given_digest(call)),
-                Function::VerifyApiToken | Function::Authenticate => Presented::to_verify(call.bytes(0)),
+                Function::VerifyApiTokenHash => {
+                    Credential::ApiToken(Presented::by_digest(given_digest(call)))
+                }
+                Function::VerifyAccessToken => access_token(call.text(3)),
+                Function::Authenticate if call.bytes(0).is_some_and(access::is_signed) => access_token(None),
+                Function::VerifyApiToken | Function::Authenticate => {
+                    Credential::ApiToken(Presented::to_verify(call.bytes(0)))
+                }
             },
             required: call.text_array(1).map_or(Required::Nothing, Required::All),
             client: client(call, 2),
@@ -63,24 +82,34 @@ impl Verdict {
         };
         let verdict = Verdict::decide(&request);
         if request.purpose == Purpose::Bind {
-            match verdict.accepted().map(context_of) {
-                Some(context) => identity::establish(&context),
-                None => {
-                    let refusal = Refusal::last().unwrap_or_else(|| Refusal::new(verdict.code));
-                    verdict.close();
-                    Error::refused(&refusal).raise()
-                }
+            match verdict.identity() {
+                Some((credential, context)) => identity::establish(credential, &context.or_raise()),
+                None => verdict.raise(),
             }
         }
         verdict
     }
 
+    /// Raises the error of a refusal.
+    pub(crate) fn raise(self) -> ! {
+        let refusal = Refusal::last().unwrap_or_else(|| Refusal::new(self.code));
+        self.close();
+        Error::refused(&refusal).raise()
+    }
+
     /// Decides on a request, and counts the outcome.
     pub(crate) fn decide(request: &Request<'_>) -> Self {
         if let Some(quota) = limits::blocked(request.client) {
-            return Verdict::counted(Code::RateLimited, Some(quota), None, request, None);
+            return Verdict::counted(Code::RateLimited, Some(quota), Subject::Nothing, request, None, None);
         }
-        let lookup = find(&request.presented);
+        match &request.presented {
+            Credential::ApiToken(presented) => Verdict::of_api_token(presented, request),
+            Credential::AccessToken(presented) => Verdict::of_access_token(presented, request),
+        }
+    }
+
+    fn of_api_token(presented: &Presented<'_>, request: &Request<'_>) -> Self {
+        let lookup = find(presented);
         let token = lookup.as_ref().and_then(Lookup::token);
         // Read after the look-up, so that an expiry that passed meanwhile counts.
         let now = sys::GetCurrentTimestamp();
@@ -94,7 +123,7 @@ impl Verdict {
             && code == Code::Valid
             && let Some(token) = token
         {
-            identity::may_bind(&token.id()).or_raise();
+            identity::may_bind(identity::Credential::ApiToken(token.id())).or_raise();
         }
         let id = token.map(TokenRow::id);
         let used = Use { accepted: code == Code::Valid, at: now, client: request.client };
@@ -112,47 +141,92 @@ impl Verdict {
         {
             note_reuse(token, request, now);
         }
+        let reason = presented.digest.err().filter(|_| code == Code::Malformed).map(Fault::as_str);
+        Verdict::concluded(
+            code,
+            quota,
+            lookup.map_or(Subject::Nothing, Subject::ApiToken),
+            request,
+            id,
+            reason,
+        )
+    }
+
+    fn of_access_token(presented: &signed::Presented<'_>, request: &Request<'_>) -> Self {
+        let judged = signed::judge(presented, request, || sys::GetCurrentTimestamp());
+        let (mut code, mut quota) = (judged.code, None);
+        if let Some(token) = &judged.token {
+            if request.purpose == Purpose::Bind && code == Code::Valid {
+                identity::may_bind(identity::Credential::AccessToken(token.digest())).or_raise();
+            }
+            let used =
+                Use { accepted: code == Code::Valid, at: sys::GetCurrentTimestamp(), client: request.client };
+            if request.purpose.is_use() && used.accepted {
+                (code, quota) = limits::charge_use_of_user(token.user_id(), &used);
+            } else if request.purpose.is_use() {
+                limits::count_on_user(token.user_id(), &used);
+            }
+        }
+        let id = judged.token.as_ref().map(AccessToken::id);
+        let subject = judged.token.map_or(Subject::Nothing, Subject::AccessToken);
+        Verdict::concluded(code, quota, subject, request, id, judged.reason)
+    }
+
+    /// Charges a failed attempt to the client.
+    fn concluded(
+        code: Code,
+        quota: Option<Quota>,
+        subject: Subject,
+        request: &Request<'_>,
+        token_id: Option<[u8; 16]>,
+        reason: Option<&'static str>,
+    ) -> Self {
         if code.is_failed_attempt()
-            && let Some(quota) = limits::charge_failure(request.client, now)
+            && let Some(quota) = limits::charge_failure(request.client, sys::GetCurrentTimestamp())
         {
             // Not even the id of a known token is returned.
-            if let Some(lookup) = lookup {
-                lookup.close();
-            }
-            return Verdict::counted(Code::RateLimited, Some(quota), None, request, id);
+            subject.close();
+            let nothing = Subject::Nothing;
+            return Verdict::counted(Code::RateLimited, Some(quota), nothing, request, token_id, None);
         }
-        Verdict::counted(code, quota, lookup, request, id)
+        Verdict::counted(code, quota, subject, request, token_id, reason)
     }
 
     fn counted(
         code: Code,
         quota: Option<Quota>,
-        lookup: Option<Lookup>,
+        subject: Subject,
         request: &Request<'_>,
         token_id: Option<[u8; 16]>,
+        reason: Option<&'static str>,
     ) -> Self {
         shmem::count_outcome(code);
         if let Some(timer) = request.timer {
             timer.stop();
         }
-        let fault = request.presented.digest.err().filter(|_| code == Code::Malformed);
-        log::verification(code, token_id.as_ref(), request.client.as_ref(), &request.required, fault);
-        let verdict = Verdict::new(code, quota, lookup);
+        log::verification(code, token_id.as_ref(), request.client.as_ref(), &request.required, reason);
+        let verdict = Verdict::new(code, quota, subject);
         if code == Code::Valid {
             Refusal::forget();
         } else {
-            verdict.refusal(request, fault).remember();
+            verdict.refusal(request, reason).remember();
         }
         verdict
     }
 
     #[cold]
-    fn refusal(&self, request: &Request<'_>, fault: Option<Fault>) -> Refusal {
-        let scopes = self.token().and_then(|token| token.array(Column::Scopes));
-        let granted = |one: &[u8]| scopes.is_some_and(|scopes| scope::any_grants(scopes.present(), one));
+    fn refusal(&self, request: &Request<'_>, reason: Option<&'static str>) -> Refusal {
+        let granted = |one: &[u8]| match &self.subject {
+            Subject::Nothing => false,
+            Subject::ApiToken(lookup) => lookup
+                .token()
+                .and_then(|token| token.array(Column::Scopes))
+                .is_some_and(|scopes| scope::any_grants(scopes.present(), one)),
+            Subject::AccessToken(token) => token.grants(one),
+        };
         Refusal {
             code: self.code,
-            fault,
+            reason,
             missing_scopes: match self.code {
                 Code::InsufficientScope => refusal::missing(&request.required, granted),
                 _ => Vec::new(),
@@ -164,46 +238,97 @@ impl Verdict {
         }
     }
 
-    fn new(code: Code, quota: Option<Quota>, lookup: Option<Lookup>) -> Self {
+    fn new(code: Code, quota: Option<Quota>, subject: Subject) -> Self {
         let micros = quota.map_or(0, |quota| quota.charge.retry_after.cast_signed());
         let retry_after = pg_sys::Interval { time: micros, day: 0, month: 0 };
-        Verdict { code, quota, retry_after, lookup }
+        Verdict { code, quota, retry_after, subject }
     }
 
-    pub(super) fn token(&self) -> Option<&TokenRow> {
-        self.lookup.as_ref().and_then(Lookup::token)
+    /// The row of an API token.
+    pub(super) fn stored(&self) -> Option<&TokenRow> {
+        match &self.subject {
+            Subject::ApiToken(lookup) => lookup.token(),
+            Subject::Nothing | Subject::AccessToken(_) => None,
+        }
     }
 
     pub(crate) fn code(&self) -> Code {
         self.code
     }
 
-    fn accepted(&self) -> Option<&TokenRow> {
-        self.token().filter(|_| self.code == Code::Valid)
+    /// The identity that an accepted token gives.
+    fn identity(&self) -> Option<(identity::Credential, Result<Identity, Error>)> {
+        if self.code != Code::Valid {
+            return None;
+        }
+        match &self.subject {
+            Subject::Nothing => None,
+            Subject::ApiToken(lookup) => lookup
+                .token()
+                .map(|token| (identity::Credential::ApiToken(token.id()), Ok(identity_of_row(token)))),
+            Subject::AccessToken(token) => {
+                Some((identity::Credential::AccessToken(token.digest()), identity_of_claims(token)))
+            }
+        }
     }
 
-    /// The row that SQL gets, as values that point to where they are stored until this is closed. For a refused token
-    /// it has only the id and the expiry: a caller that forgets to check `valid` must not get an identity.
+    /// The row that SQL gets, as values that point to where they are stored until this is closed.
     pub(crate) fn columns(&self) -> [Option<Datum>; Verdict::COLUMNS] {
-        let known = |column| self.token().and_then(|token| token.datum(column));
-        let granted = |column| self.accepted().and_then(|token| token.datum(column));
-        [
-            (self.code == Code::Valid).into_datum(),
-            Some(Datum::from(CODES[self.code.index()].as_ptr())),
-            known(Column::Id),
-            granted(Column::UserId),
-            granted(Column::Name),
-            granted(Column::Scopes),
-            known(Column::ExpiresAt),
-            granted(Column::Metadata),
-            self.quota.and_then(|quota| quota.limit.cast_signed().into_datum()),
-            self.quota.and_then(|quota| quota.charge.remaining.cast_signed().into_datum()),
-            (self.code == Code::RateLimited).then(|| Datum::from(&raw const self.retry_after)),
-        ]
+        core::array::from_fn(|column| self.column(column))
+    }
+
+    /// A column of that row, counted from 0. For a refused token only the id and the expiry are known: a caller that
+    /// forgets to check `valid` must not get an identity.
+    pub(crate) fn column(&self, column: usize) -> Option<Datum> {
+        match column {
+            0 => (self.code == Code::Valid).into_datum(),
+            1 => Some(Datum::from(CODES[self.code.index()].as_ptr())),
+            8 => self.quota.and_then(|quota| quota.limit.cast_signed().into_datum()),
+            9 => self.quota.and_then(|quota| quota.charge.remaining.cast_signed().into_datum()),
+            10 => (self.code == Code::RateLimited).then(|| Datum::from(&raw const self.retry_after)),
+            _ => match &self.subject {
+                Subject::Nothing => None,
+                Subject::ApiToken(lookup) => {
+                    lookup.token().and_then(|token| self.column_of_row(token, column))
+                }
+                Subject::AccessToken(token) => self.column_of_claims(token, column),
+            },
+        }
+    }
+
+    fn column_of_row(&self, token: &TokenRow, column: usize) -> Option<Datum> {
+        let granted = |column| if self.code == Code::Valid { token.datum(column) } else { None };
+        match column {
+            2 => token.datum(Column::Id),
+            3 => granted(Column::UserId),
+            4 => granted(Column::Name),
+            5 => granted(Column::Scopes),
+            6 => token.datum(Column::ExpiresAt),
+            _ => granted(Column::Metadata),
+        }
+    }
+
+    /// An access token has no name.
+    fn column_of_claims(&self, token: &AccessToken, column: usize) -> Option<Datum> {
+        let is_granted = self.code == Code::Valid;
+        match column {
+            2 => signed::uuid_datum(token.id()),
+            3 if is_granted => token.user_id().into_datum(),
+            5 if is_granted => token.scopes().map(str::to_owned).collect::<Vec<_>>().into_datum(),
+            6 => Some(Datum::from(token.expires_at())),
+            7 if is_granted => token.claims(),
+            _ => None,
+        }
     }
 
     pub(crate) fn close(self) {
-        if let Some(lookup) = self.lookup {
+        self.subject.close();
+    }
+}
+
+impl Subject {
+    fn close(self) {
+        if let Subject::ApiToken(lookup) = self {
             lookup.close();
         }
     }
@@ -290,7 +415,7 @@ static CODES: [[u8; 24]; Code::ALL.len()] = {
     texts
 };
 
-fn context_of(token: &TokenRow) -> Identity {
+fn identity_of_row(token: &TokenRow) -> Identity {
     let owned = |bytes| String::from_utf8_lossy(bytes).into_owned();
     Identity {
         token_id: token.id(),
@@ -299,5 +424,21 @@ fn context_of(token: &TokenRow) -> Identity {
             .array(Column::Scopes)
             .map_or_else(Vec::new, |scopes| scopes.present().map(owned).collect()),
         expires_at: token.timestamp(Column::ExpiresAt),
+        signed: None,
     }
+}
+
+/// Refuses claims that are too large to keep: a policy must not find one missing that the token has.
+fn identity_of_claims(token: &AccessToken) -> Result<Identity, Error> {
+    let claims = token.claims_named(guc::identity_claims());
+    if claims.len() > identity::MAX_CLAIMS {
+        return Err(Error::too_many_claims(claims.len(), identity::MAX_CLAIMS));
+    }
+    Ok(Identity {
+        token_id: token.id(),
+        user_id: token.user_id().to_owned(),
+        scopes: token.scopes().map(str::to_owned).collect(),
+        expires_at: Some(token.expires_at()),
+        signed: Some(identity::Signed { issuer: token.issuer().to_owned(), claims }),
+    })
 }

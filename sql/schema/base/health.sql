@@ -194,6 +194,13 @@ BEGIN
         RETURN QUERY SELECT aspect, 'ok', format('%s, none behind', count(*)), NULL FROM tollgate.subscriptions s;
     END IF;
 
+    aspect := 'keys';
+    RETURN QUERY SELECT aspect, f.severity, f.detail, f.remedy FROM tollgate.key_faults() f;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT aspect, 'ok', format('%s signing keys, %s master keys loaded', count(*), cardinality(tollgate.master_key_ids())), NULL
+            FROM tollgate.sealed_keys k WHERE k.sealed IS NOT NULL;
+    END IF;
+
     aspect := 'settings';
     RETURN QUERY SELECT aspect, 'warn', s.name || ' is ' || s.reset_val || ': ' || w.consequence,
             format('ALTER SYSTEM SET %s = %s; SELECT pg_reload_conf();', s.name, w.wanted)

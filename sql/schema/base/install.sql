@@ -43,7 +43,7 @@ CREATE FUNCTION tollgate.quote_redacted(argument text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT coalesce(quote_literal(left(regexp_replace($1, '[0-9A-Fa-f]{16,}', '…', 'g'), 140)), 'NULL');
+    SELECT coalesce(quote_literal(left(regexp_replace($1, '[0-9A-Fa-f]{16,}|eyJ[A-Za-z0-9_.-]{16,}', '…', 'g'), 140)), 'NULL');
 END;
 COMMENT ON FUNCTION tollgate.quote_redacted(text) IS
-    'An argument as error messages show it: without long runs of hexadecimal digits, since it may be a token. Internal.';
+    'An argument as error messages show it: without anything that may be a part of a token. Internal.';

@@ -6,6 +6,8 @@ CREATE VIEW tollgate.privilege_decisions AS
     FROM (VALUES
         -- Everyone: discloses nothing but the caller's own context and arguments.
         ('FUNCTION', 'client_ip_from(text, cidr[])',                          'public'),
+        ('FUNCTION', 'current_claims()',                                      'public'),
+        ('FUNCTION', 'current_issuer()',                                      'public'),
         ('FUNCTION', 'current_scopes()',                                      'public'),
         ('FUNCTION', 'current_token_id()',                                    'public'),
         ('FUNCTION', 'current_user_id()',                                     'public'),
@@ -18,25 +20,33 @@ CREATE VIEW tollgate.privilege_decisions AS
 
         -- Verifies, acts for a token, and revokes presented tokens.
         ('FUNCTION', 'authenticate(text, text[], inet)',                      'verifier'),
+        ('FUNCTION', 'jwks()',                                                'verifier'),
         ('FUNCTION', 'last_refusal()',                                        'verifier'),
+        ('FUNCTION', 'revoke_access_token(text, text, inet)',                 'verifier'),
         ('FUNCTION', 'revoke_own_api_token(uuid, text)',                      'verifier'),
         ('FUNCTION', 'revoke_presented_token(text, text, inet)',              'verifier'),
         ('FUNCTION', 'token_has_scope(text, text, inet)',                     'verifier'),
+        ('FUNCTION', 'verify_access_token(text, text[], inet, text)',         'verifier'),
         ('FUNCTION', 'verify_api_token(text, text[], inet)',                  'verifier'),
         ('FUNCTION', 'verify_api_token_hash(bytea, text[], inet)',            'verifier'),
         ('TYPE',     'verification',                                          'verifier'),
 
         -- Issues, lists, rotates, disables and revokes tokens.
+        ('FUNCTION', 'access_token_usage(text)',                              'issuer'),
         ('FUNCTION', 'create_api_token(text, text, text[], interval, jsonb, cidr[], integer, interval, text, timestamptz)', 'issuer'),
         ('FUNCTION', 'derive_api_token(text, text, text[], interval, cidr[], inet, timestamptz)', 'issuer'),
         ('FUNCTION', 'import_api_token(text, text, bytea, text[], interval, jsonb, cidr[], integer, interval, text, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz)', 'issuer'),
+        ('FUNCTION', 'issue_access_token(text, text[], text[], interval, jsonb)', 'issuer'),
         ('FUNCTION', 'list_api_tokens(text, integer, uuid)',                  'issuer'),
         ('FUNCTION', 'list_scopes()',                                         'issuer'),
+        ('FUNCTION', 'revoke_access_token(uuid, text)',                       'issuer'),
         ('FUNCTION', 'revoke_all_api_tokens(text, text)',                     'issuer'),
         ('FUNCTION', 'revoke_api_token(uuid, text, text)',                    'issuer'),
+        ('FUNCTION', 'revoke_user(text, text)',                               'issuer'),
         ('FUNCTION', 'rotate_api_token(uuid, interval, interval, timestamptz, boolean)', 'issuer'),
         ('FUNCTION', 'set_api_token_enabled(uuid, boolean, text)',            'issuer'),
         ('FUNCTION', 'token_activity(uuid, timestamptz)',                     'issuer'),
+        ('TYPE',     'issued_access_token',                                   'issuer'),
         ('TYPE',     'issued_token',                                          'issuer'),
 
         -- Manages what the others work with, and sees its status.
@@ -72,6 +82,16 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('VIEW',     'webhook_deliveries',                                    'admin'),
         ('VIEW',     'webhooks',                                              'admin'),
 
+        -- Manages signing keys.
+        ('FUNCTION', 'create_signing_key(text, interval)',                    'admin'),
+        ('FUNCTION', 'import_signing_key(text, interval)',                    'admin'),
+        ('FUNCTION', 'list_master_keys()',                                    'admin'),
+        ('FUNCTION', 'list_signing_keys()',                                   'admin'),
+        ('FUNCTION', 'reseal_signing_keys()',                                 'admin'),
+        ('FUNCTION', 'rotate_signing_key(interval)',                          'admin'),
+        ('FUNCTION', 'withdraw_signing_key(text, text)',                      'admin'),
+        ('VIEW',     'signing_keys',                                          'admin'),
+
         -- What the daemon needs, and nothing else.
         ('FUNCTION', 'ack_usage(bigint)',                                     'operator'),
         ('FUNCTION', 'acquire_leadership(text)',                              'operator'),
@@ -93,6 +113,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'has_events(tollgate.event_cursor)',                     'operator'),
         ('FUNCTION', 'open_subscription(text)',                               'operator'),
         ('FUNCTION', 'purge_audit_log(timestamptz, integer)',                 'operator'),
+        ('FUNCTION', 'purge_denials(integer)',                                'operator'),
         ('FUNCTION', 'purge_tokens(interval, integer)',                       'operator'),
         ('FUNCTION', 'purge_tokens_after(interval, integer, timestamptz, uuid)', 'operator'),
         ('FUNCTION', 'purge_webhook_deliveries(interval, integer)',           'operator'),
@@ -101,6 +122,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'purge_usage_after(interval, integer, timestamptz, uuid)', 'operator'),
         ('FUNCTION', 'read_events(tollgate.event_cursor, integer)',           'operator'),
         ('FUNCTION', 'report_daemon(uuid, text, integer, text, timestamptz, jsonb)', 'operator'),
+        ('FUNCTION', 'rotate_due_signing_key(interval)',                      'operator'),
         ('FUNCTION', 'seal_audit_log(integer)',                               'operator'),
         ('FUNCTION', 'stats()',                                               'operator'),
         ('FUNCTION', 'subscription_backlogs(integer)',                        'operator'),
@@ -147,12 +169,14 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'count_webhook_messages()',                             'internal'),
         ('FUNCTION', 'continue_walk(text, text, interval, integer, interval)', 'internal'),
         ('FUNCTION', 'current_epoch()',                                       'internal'),
+        ('FUNCTION', 'deny_access_token(uuid, timestamptz, text, text)',      'internal'),
         ('FUNCTION', 'descendants(uuid)',                                     'internal'),
         ('FUNCTION', 'digest_of(bytea[])',                                    'internal'),
         ('FUNCTION', 'disable_tokens_of_users(text[], jsonb)',                'internal'),
         ('FUNCTION', 'disable_webhook(text, text)',                           'internal'),
         ('FUNCTION', 'drop_users_triggers(regclass)',                         'internal'),
         ('FUNCTION', 'enable_tokens_of_users(text[], jsonb)',                 'internal'),
+        ('FUNCTION', 'end_access_of_users(text[])',                           'internal'),
         ('FUNCTION', 'end_batch(tollgate.event_cursor)',                      'internal'),
         ('FUNCTION', 'epoch_identity(integer)',                               'internal'),
         ('FUNCTION', 'epoch_lineage(integer)',                                'internal'),
@@ -166,6 +190,11 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'free_usage(bigint)',                                    'internal'),
         ('FUNCTION', 'forget_dropped_roles()',                                'internal'),
         ('FUNCTION', 'give_capability(oid, text)',                            'internal'),
+        ('FUNCTION', 'presented_access_token(text, inet)',                    'internal'),
+        ('FUNCTION', 'purge_denied_after(integer, timestamptz, text)',        'internal'),
+        ('FUNCTION', 'purge_revoked_users_after(integer, timestamptz, text)', 'internal'),
+        ('FUNCTION', 'record_issue(uuid, text, jsonb)',                       'internal'),
+        ('FUNCTION', 'usage_id_of_user(text)',                                'internal'),
         ('FUNCTION', 'handed_out_usage()',                                    'internal'),
         ('FUNCTION', 'hash_of_seal(tollgate.audit_seals, bytea)',             'internal'),
         ('FUNCTION', 'hide_bind_values(oid)',                                 'internal'),
@@ -259,6 +288,19 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'webhook_backlog(text)',                                 'internal'),
         ('FUNCTION', 'webhook_url(text)',                                     'internal'),
         ('FUNCTION', 'without_token(text, text)',                             'internal'),
+        ('FUNCTION', 'add_key(text[], text, interval, text)',                 'internal'),
+        ('FUNCTION', 'chain_keys(text, timestamptz)',                         'internal'),
+        ('FUNCTION', 'check_signs_in(interval)',                              'internal'),
+        ('FUNCTION', 'key_faults()',                                          'internal'),
+        ('FUNCTION', 'key_state(timestamptz, timestamptz, timestamptz, timestamptz)', 'internal'),
+        ('FUNCTION', 'lock_keys()',                                           'internal'),
+        ('FUNCTION', 'make_key(text, text)',                                  'internal'),
+        ('FUNCTION', 'master_key_fault()',                                    'internal'),
+        ('FUNCTION', 'master_key_ids()',                                      'internal'),
+        ('FUNCTION', 'master_key_of(bytea)',                                  'internal'),
+        ('FUNCTION', 'read_key(text, text)',                                  'internal'),
+        ('FUNCTION', 'reseal_key(bytea, text, text, text)',                   'internal'),
+        ('FUNCTION', 'test_signing_key(text)',                                'internal'),
         ('TYPE',     'audit_place',                                           'internal'),
         ('TYPE',     'memory_stats',                                          'internal'),
         ('VIEW',     'object_privileges',                                     'internal'),
@@ -276,7 +318,7 @@ CREATE VIEW tollgate.capability_privileges AS
                  ('admin',    'admin'),  ('admin',  'issuer'), ('admin', 'verifier'),
                  ('operator', 'operator')) i (capability, includes) ON i.includes = d.given_to;
 COMMENT ON VIEW tollgate.capability_privileges IS
-    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens and those of the authenticated user; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs';
+    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens and those of the authenticated user; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, signing keys, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs';
 
 -- Names and signatures are resolved in the search path of these functions, whatever the caller's is.
 CREATE FUNCTION tollgate.capability_objects(capability text) RETURNS TABLE (object_id oid, object_type text, object text, privilege text)

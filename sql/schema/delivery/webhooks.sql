@@ -283,7 +283,7 @@ BEGIN
     END IF;
     address := tollgate.check_webhook_url($2);
     IF $3 IS NOT NULL AND (cardinality($3) NOT BETWEEN 1 AND 100 OR array_position($3, NULL) IS NOT NULL
-                           OR EXISTS (SELECT FROM unnest($3) AS e (event) WHERE e.event !~ '^[a-z]{1,40}[.]([a-z_]{1,40}|[*])$')) THEN
+                           OR EXISTS (SELECT FROM unnest($3) AS e (event) WHERE e.event !~ '^[a-z_]{1,40}[.]([a-z_]{1,40}|[*])$')) THEN
         RAISE EXCEPTION 'these are not names of events'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: events.',
                   HINT = 'Leave them out for all events, or name 1 to 100 of them: a name is such as token.revoked, and token.* stands for all that begin so.';

@@ -486,10 +486,14 @@ DECLARE
     states  text[];
     those    text[];
     another record;
+    -- Of access tokens nothing is stored: where keys sign them, any user may have some.
+    signs   boolean := EXISTS (SELECT FROM tollgate.sealed_keys);
 BEGIN
     revoked := 0;
     disabled := 0;
-    $3 := tollgate.users_with_tokens($3);
+    IF NOT signs THEN
+        $3 := tollgate.users_with_tokens($3);
+    END IF;
     IF cardinality($3) = 0 THEN
         RETURN;
     END IF;
@@ -502,6 +506,7 @@ BEGIN
     IF cardinality(those) > 0 AND $4 <> 'REVIEW' THEN
         revoked := tollgate.revoke_without_notification(those,
             CASE $4 WHEN 'UPDATE' THEN 'the user has another key' ELSE 'the user was deleted' END, source);
+        PERFORM tollgate.end_access_of_users(those) WHERE signs;
     END IF;
     IF $2[4] = '' THEN
         RETURN;
@@ -513,6 +518,7 @@ BEGIN
         ELSE
             disabled := tollgate.disable_tokens_of_users(those, source);
         END IF;
+        PERFORM tollgate.end_access_of_users(those) WHERE signs;
     END IF;
     those := tollgate.users_in_state(states, 'a');
     -- A user who is inactive in one table is inactive.
@@ -527,7 +533,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.settle_users(regclass, text[], text[], text) IS
-    'Applies a table''s state to the tokens of some users: revokes those of users who are no longer in it, and disables, revokes or enables as its condition says; returns how many it revoked and disabled. Internal.';
+    'Applies a table''s state to the tokens of some users: revokes those of users who are no longer in it, and disables, revokes or enables as its condition says; returns how many it revoked and disabled. Ends the access tokens of both. Internal.';
 
 CREATE FUNCTION tollgate.tokens_are_received() RETURNS boolean
     LANGUAGE sql STABLE
@@ -669,6 +675,7 @@ BEGIN
                     key, branch.oid::regclass, format('(%s,0)', page), format('(%s,0)', page + 100)), NULL);
                 CONTINUE WHEN departed IS NULL;
                 revoked := revoked + tollgate.revoke_without_notification(departed, 'the user was deleted', jsonb_build_object('users_table', users));
+                PERFORM tollgate.end_access_of_users(departed) WHERE EXISTS (SELECT FROM tollgate.sealed_keys);
                 n := n + cardinality(departed);
                 one := departed[1];
             END LOOP;

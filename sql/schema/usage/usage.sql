@@ -38,7 +38,7 @@ CREATE TABLE tollgate.token_usage (
     hour_denied  bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE tollgate.token_usage IS
-    'Uses and denials per token as of the last flush. No foreign key: its check would lock, and so write, the row of the token. Half of each page is free, so that a flush of every token finds room next to the old rows';
+    'Uses and denials per token, and of all access tokens of a user together, as of the last flush. No foreign key: its check would lock, and so write, the row of the token. Half of each page is free, so that a flush of every token finds room next to the old rows';
 COMMENT ON COLUMN tollgate.token_usage.hour IS 'The latest hour with a use or denial; when a later one begins, its counts move to usage_hourly';
 COMMENT ON COLUMN tollgate.token_usage.hour_used IS 'The part of use_count that fell into that hour';
 COMMENT ON COLUMN tollgate.token_usage.hour_denied IS 'The part of denied_count that fell into that hour';
@@ -193,6 +193,12 @@ BEGIN
             SELECT c.token_id, c.uses, c.denials, c.last_used_at, c.last_used_ip, c.hour, c.uses, c.denials
             FROM counted c
             WHERE c.place IS NULL AND EXISTS (SELECT FROM tollgate.api_tokens t WHERE t.id = c.token_id)
+            UNION ALL
+            -- Access tokens are counted on their user, under a uuid of version 8 (usage_id_of_user). Not as an OR above, which
+            -- no join can answer.
+            SELECT c.token_id, c.uses, c.denials, c.last_used_at, c.last_used_ip, c.hour, c.uses, c.denials
+            FROM counted c
+            WHERE c.place IS NULL AND substr(c.token_id::text, 15, 1) = '8'
     ), finished AS (
         -- The earlier of two hours. It is the new one if the use came through a server that is flushed less often.
         INSERT INTO tollgate.usage_hourly AS h (token_id, hour, used, denied)

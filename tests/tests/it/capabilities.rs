@@ -17,8 +17,10 @@ static SHARED: Shared = Shared::new(&[]);
 const CAPABILITIES: [&str; 4] = ["verifier", "issuer", "admin", "operator"];
 
 /// What everyone may call: it discloses nothing but the caller's own context.
-pub(crate) const PUBLIC: [&str; 10] = [
+pub(crate) const PUBLIC: [&str; 12] = [
     "tollgate.client_ip_from(text,cidr[])",
+    "tollgate.current_claims()",
+    "tollgate.current_issuer()",
     "tollgate.current_scopes()",
     "tollgate.current_token_id()",
     "tollgate.current_user_id()",
@@ -31,12 +33,15 @@ pub(crate) const PUBLIC: [&str; 10] = [
 ];
 
 /// Functions that the roles of applications may call, and so an attacker who breaks into one.
-const VERIFIER: [&str; 7] = [
+const VERIFIER: [&str; 10] = [
     "tollgate.authenticate(text,text[],inet)",
+    "tollgate.jwks()",
     "tollgate.last_refusal()",
+    "tollgate.revoke_access_token(text,text,inet)",
     "tollgate.revoke_own_api_token(uuid,text)",
     "tollgate.revoke_presented_token(text,text,inet)",
     "tollgate.token_has_scope(text,text,inet)",
+    "tollgate.verify_access_token(text,text[],inet,text)",
     "tollgate.verify_api_token(text,text[],inet)",
     "tollgate.verify_api_token_hash(bytea,text[],inet)",
 ];

@@ -4,6 +4,7 @@
 //! One binary with a module per topic, so that only one is linked: `make test ONLY='usage:: events::'` runs some of
 //! them. Long tests are marked `#[ignore = "long: why"]` and run by `make test-long`.
 
+mod access;
 mod activity;
 mod arguments;
 mod attacks;
@@ -34,6 +35,7 @@ mod import;
 mod import_cli;
 mod issue;
 mod jwt_libraries;
+mod keys;
 mod layout;
 mod leadership;
 mod leaks;

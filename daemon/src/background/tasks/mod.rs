@@ -10,6 +10,7 @@ pub mod observe;
 pub mod publish_events;
 pub mod purge;
 pub mod purge_audit;
+pub mod rotate_keys;
 pub mod seal_audit;
 pub mod steps;
 pub mod watch_usage;

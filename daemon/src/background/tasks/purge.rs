@@ -1,4 +1,5 @@
-//! Deletes tokens that ended, hours of usage, and given-up messages to webhooks once they are older than their retention. A
+//! Deletes tokens that ended, hours of usage, and given-up messages to webhooks once they are older than their retention, and
+//! what was revoked of access tokens that are over. A
 //! million tokens may be due at once; they are deleted in steps, so that no verification waits.
 
 use std::time::Duration;
@@ -23,6 +24,7 @@ pub struct Purge {
     tokens: Round,
     hours: Round,
     messages: Round,
+    denials: Round,
     more: bool,
 }
 
@@ -41,6 +43,7 @@ impl Purge {
             tokens: Round::default(),
             hours: Round::default(),
             messages: Round::default(),
+            denials: Round::default(),
             more: false,
         }
     }
@@ -58,7 +61,7 @@ impl Task for Purge {
         let (fence, batch_size) = (Some(&fence), self.batch_size);
         // Not while one of them has more: those that are done would begin again each time.
         if !std::mem::replace(&mut self.more, false) {
-            for round in [&mut self.tokens, &mut self.hours, &mut self.messages] {
+            for round in [&mut self.tokens, &mut self.hours, &mut self.messages, &mut self.denials] {
                 round.begin_again_after(Duration::ZERO);
             }
         }
@@ -68,7 +71,9 @@ impl Task for Purge {
             self.hours.advance(&mut session, fence, Due::UsageHours, usage_retention, batch_size).await?;
         let messages =
             self.messages.advance(&mut session, fence, Due::WebhookDeliveries, retention, batch_size).await?;
-        self.more = tokens.more || hours.more || messages.more;
+        let denials =
+            self.denials.advance(&mut session, fence, Due::Denials, Duration::ZERO, batch_size).await?;
+        self.more = tokens.more || hours.more || messages.more || denials.more;
         Ok(Report { items: tokens.items + hours.items, more: self.more, note: None })
     }
 }

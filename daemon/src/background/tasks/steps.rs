@@ -32,7 +32,7 @@ fn sizes(what: Due) -> Sizes {
         Due::Expiries | Due::Announcements => Sizes { statement: 20, transaction: 20 },
         // With its usage, and a look for descendants.
         Due::EndedTokens => Sizes { statement: 10, transaction: 50 },
-        Due::UsageHours | Due::WebhookDeliveries => Sizes { statement: 50, transaction: 500 },
+        Due::UsageHours | Due::WebhookDeliveries | Due::Denials => Sizes { statement: 50, transaction: 500 },
     }
 }
 

@@ -11,7 +11,7 @@ use core::ptr;
 use pgrx::pg_sys::{self, Datum, NodeTag, NullableDatum};
 
 /// The largest number of arguments of our functions.
-const MAX_ARGUMENTS: usize = 3;
+const MAX_ARGUMENTS: usize = 4;
 
 /// PostgreSQL accesses the first field only.
 #[repr(C)]
@@ -194,12 +194,14 @@ unsafe fn call(state: &mut State, width: usize) -> [Option<Datum>; Verdict::COLU
             });
         }
         let verdict = Verdict::of_call(state.function, &Call::new(&raw mut state.call.header));
-        let values = verdict.columns();
         let mut row = [None; Verdict::COLUMNS];
         let wanted = &state.columns[..width];
+        for (value, &column) in row.iter_mut().zip(wanted) {
+            *value = verdict.column(column);
+        }
         sys::guarded(|| {
-            for (copy, &column) in row.iter_mut().zip(wanted) {
-                *copy = values[column].map(|value| datum::copy(value, Verdict::LENGTHS[column]));
+            for (value, &column) in row.iter_mut().zip(wanted) {
+                *value = value.map(|value| datum::copy(value, Verdict::LENGTHS[column]));
             }
         });
         verdict.close();

@@ -141,7 +141,7 @@ static PATH_METHODS: [Methods<pg_sys::CustomPathMethods>; Function::ALL.len()] =
             ReparameterizeCustomPathByChild: None,
         })
     }
-    [methods::<0>(), methods::<1>(), methods::<2>()]
+    [methods::<0>(), methods::<1>(), methods::<2>(), methods::<3>()]
 };
 
 static SCAN_METHODS: [Methods<pg_sys::CustomScanMethods>; Function::ALL.len()] = {
@@ -151,7 +151,7 @@ static SCAN_METHODS: [Methods<pg_sys::CustomScanMethods>; Function::ALL.len()] =
             CreateCustomScanState: Some(exec::create_state::<F>),
         })
     }
-    [methods::<0>(), methods::<1>(), methods::<2>()]
+    [methods::<0>(), methods::<1>(), methods::<2>(), methods::<3>()]
 };
 
 unsafe extern "C-unwind" fn plan<const F: usize>(

@@ -1,0 +1,34 @@
+//! Signed access tokens: what a presented one is, and issuing. Nothing that was issued is stored; what was revoked is
+//! (sql/schema/access/access.sql), and is looked up at each verification.
+
+pub(crate) mod issue;
+pub(crate) mod revocations;
+pub(crate) mod verify;
+
+use tollgate_core::token;
+
+/// The media type of our tokens, in the header's `typ` (RFC 9068 section 2.1).
+pub(crate) const TYPE: &str = "at+jwt";
+/// The claim that repeats the mark of the user (`revoked_users`) at the time of issue; absent without one.
+pub(crate) const MARK: &str = "rev";
+/// The most characters of a user id.
+pub(crate) const MAX_USER_ID: usize = 255;
+
+/// Microseconds from 1970, from which the times of claims count, to 2000, from which PostgreSQL's do.
+pub(crate) const EPOCHS: i64 = 946_684_800_000_000;
+
+/// Whether a presented value has the form of a signed token, and not of one that is looked up by its digest: two dots, and
+/// the beginning that the encoding of a JSON object has.
+pub(crate) fn is_signed(presented: &[u8]) -> bool {
+    presented.starts_with(b"eyJ") && presented.iter().filter(|&&byte| byte == b'.').count() == 2
+}
+
+/// The id under which the access tokens of a user are counted: a digest of the user id, as a uuid of version 8 (RFC 9562
+/// section 5.8). Tokens have version 7.
+pub(crate) fn usage_id(user_id: &str) -> [u8; 16] {
+    let digest = token::digest(user_id.as_bytes());
+    let mut id: [u8; 16] = *digest.first_chunk().expect("a digest is longer");
+    id[6] = id[6] & 0x0f | 0x80;
+    id[8] = id[8] & 0x3f | 0x80;
+    id
+}

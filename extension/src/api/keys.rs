@@ -1,0 +1,72 @@
+//! What the SQL of signing keys calls: making, reading and resealing private keys, and which master keys there are.
+
+use crate::error::{Error, OrRaise};
+use crate::keys::{self, Purpose};
+use crate::pg::fmgr::{Call, sql_function};
+use crate::shmem;
+use pgrx::IntoDatum;
+use pgrx::pg_sys::Datum;
+use tollgate_core::seal_box::{Context, id_text};
+use tollgate_core::signature::{Algorithm, SigningKey};
+
+/// Of a PEM block; one with an RSA key of 8192 bits has 6.4 kB.
+const LONGEST_PEM: usize = 16 * 1024;
+
+fn purpose(text: Option<&str>) -> Purpose {
+    text.and_then(Purpose::parse)
+        .unwrap_or_else(|| Error::internal("there is no such purpose of a key").raise())
+}
+
+sql_function!(make_key);
+fn make_key(call: &Call) -> Option<Datum> {
+    let algorithm = call.text(0).and_then(Algorithm::parse).unwrap_or_else(|| {
+        let hint = "It is one of ES256, EdDSA and RS256.";
+        Error::argument("algorithm", "there is no such algorithm for signing keys", "", hint).raise()
+    });
+    let key = SigningKey::generate(algorithm)
+        .unwrap_or_else(|_| Error::internal("a key could not be generated").raise());
+    stored(&key, purpose(call.text(1)))
+}
+
+sql_function!(read_key);
+fn read_key(call: &Call) -> Option<Datum> {
+    let pem = call.text(0).unwrap_or_else(|| Error::unfit_pem("which is NULL").raise());
+    if pem.len() > LONGEST_PEM {
+        Error::unfit_pem("which is longer than 16 kB").raise();
+    }
+    let key =
+        SigningKey::from_pkcs8_pem(pem).unwrap_or_else(|fault| Error::unfit_pem(&fault.to_string()).raise());
+    stored(&key, purpose(call.text(1)))
+}
+
+/// What the table stores of a key.
+fn stored(key: &SigningKey, purpose: Purpose) -> Option<Datum> {
+    let (public, algorithm) = (key.public_key(), key.algorithm());
+    let kid = public.thumbprint();
+    let sealed = keys::seal(key, &kid, algorithm, purpose).or_raise();
+    let jwk = public.to_jwk(&kid);
+    let hex: String = sealed.iter().map(|byte| format!("{byte:02x}")).collect();
+    vec![kid, algorithm.as_str().to_owned(), jwk, hex].into_datum()
+}
+
+sql_function!(reseal_key);
+fn reseal_key(call: &Call) -> Option<Datum> {
+    let context = Context { kid: call.text(1)?, algorithm: call.text(2)?, purpose: call.text(3)? };
+    keys::reseal(call.bytes(0)?, &context).or_raise().into_datum()
+}
+
+sql_function!(master_key_ids);
+fn master_key_ids(_call: &Call) -> Option<Datum> {
+    let (_, masters) = shmem::master_keys();
+    masters.iter().map(|key| id_text(&key.id())).collect::<Vec<String>>().into_datum()
+}
+
+sql_function!(master_key_fault);
+fn master_key_fault(_call: &Call) -> Option<Datum> {
+    shmem::master_key_fault()?.into_datum()
+}
+
+sql_function!(test_signing_key);
+fn test_signing_key(call: &Call) -> Option<Datum> {
+    keys::test(purpose(call.text(0))).or_raise().into_datum()
+}

@@ -1,0 +1,122 @@
+//! Private keys that this backend has opened, and the master keys that it opens them with.
+
+use super::purpose::Purpose;
+use crate::error::Error;
+use crate::pg::wait;
+use crate::shmem;
+use crate::store::keys::Signing;
+use core::time::Duration;
+use std::cell::RefCell;
+use std::rc::Rc;
+use tollgate_core::seal_box::{self, Context, MasterKey, Refusal};
+use tollgate_core::signature::{Algorithm, SigningKey};
+
+/// How long a backend waits for the background worker right after the server started.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Keys of so many databases and purposes: a backend serves one database.
+const KEPT: usize = 4;
+
+struct Opened {
+    /// Of the master keys. A key that was opened with one that was taken away since is not used any more.
+    generation: u64,
+    kid: String,
+    sealed: Vec<u8>,
+    key: Rc<SigningKey>,
+}
+
+thread_local! {
+    static OPENED: RefCell<Vec<Opened>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The private key of a row. It is kept by the sealed bytes, so a row that was changed or resealed is opened anew.
+pub(super) fn open(row: &Signing) -> Result<Rc<SigningKey>, Error> {
+    let generation = wait_for_keys()?;
+    let known = OPENED.with_borrow(|opened| {
+        let same =
+            |one: &&Opened| one.generation == generation && one.kid == row.kid && one.sealed == row.sealed;
+        opened.iter().find(same).map(|one| Rc::clone(&one.key))
+    });
+    if let Some(key) = known {
+        return Ok(key);
+    }
+    let (generation, masters) = loaded()?;
+    let context = Context { kid: &row.kid, algorithm: &row.algorithm, purpose: &row.purpose };
+    let key = Rc::new(unseal(&masters, &row.sealed, &context)?);
+    OPENED.with_borrow_mut(|opened| {
+        opened.retain(|one| one.generation == generation && one.kid != row.kid);
+        if opened.len() >= KEPT {
+            opened.remove(0);
+        }
+        let (kid, sealed) = (row.kid.clone(), row.sealed.clone());
+        opened.push(Opened { generation, kid, sealed, key: Rc::clone(&key) });
+    });
+    Ok(key)
+}
+
+fn unseal(masters: &[MasterKey], sealed: &[u8], context: &Context<'_>) -> Result<SigningKey, Error> {
+    let private = seal_box::open(masters, sealed, context).map_err(|refusal| match refusal {
+        Refusal::UnknownKey(id) => Error::unknown_master_key(&seal_box::id_text(&id)),
+        Refusal::Damaged => Error::damaged_key(context.kid),
+    })?;
+    let key = SigningKey::from_pkcs8(&private).map_err(|_| Error::damaged_key(context.kid))?;
+    let fits = key.algorithm().as_str() == context.algorithm && key.public_key().thumbprint() == context.kid;
+    if fits { Ok(key) } else { Err(Error::damaged_key(context.kid)) }
+}
+
+/// The master keys, at least one, with their generation.
+pub(crate) fn loaded() -> Result<(u64, Vec<MasterKey>), Error> {
+    wait_for_keys()?;
+    let (generation, masters) = shmem::master_keys();
+    if masters.is_empty() {
+        // Not what is wrong: it names the file, which is shown to superusers and those who may run a check.
+        let unread = shmem::master_key_fault().map(|_| "They could not be read; the server's log says why.");
+        return Err(Error::no_master_key(unread));
+    }
+    Ok((generation, masters))
+}
+
+/// The generation of the master keys, which the background worker reads right after the server started.
+fn wait_for_keys() -> Result<u64, Error> {
+    let generation = || shmem::master_key_generation().unwrap_or(0);
+    if shmem::master_key_generation().is_none() {
+        return Err(Error::needs_preload("signing"));
+    }
+    if generation() == 0 {
+        wait::until(PATIENCE, || generation() > 0);
+    }
+    match generation() {
+        0 => Err(Error::no_master_key(Some(
+            "The background worker that reads them has not started; it needs one of max_worker_processes.",
+        ))),
+        generation => Ok(generation),
+    }
+}
+
+/// Seals a private key with the first master key, and tests that it opens again.
+pub(crate) fn seal(
+    key: &SigningKey,
+    kid: &str,
+    algorithm: Algorithm,
+    purpose: Purpose,
+) -> Result<Vec<u8>, Error> {
+    let (_, masters) = loaded()?;
+    let context = Context { kid, algorithm: algorithm.as_str(), purpose: purpose.as_str() };
+    let private = key.to_pkcs8().map_err(|_| Error::internal("a key could not be encoded"))?;
+    let sealed = masters[0]
+        .seal(&private, &context)
+        .map_err(|_| Error::internal("the operating system gave no random bytes"))?;
+    unseal(&masters, &sealed, &context)?;
+    Ok(sealed)
+}
+
+/// A sealed private key, sealed with the first master key.
+pub(crate) fn reseal(sealed: &[u8], context: &Context<'_>) -> Result<Vec<u8>, Error> {
+    let (_, masters) = loaded()?;
+    let private = seal_box::open(&masters, sealed, context).map_err(|refusal| match refusal {
+        Refusal::UnknownKey(id) => Error::unknown_master_key(&seal_box::id_text(&id)),
+        Refusal::Damaged => Error::damaged_key(context.kid),
+    })?;
+    masters[0]
+        .seal(&private, context)
+        .map_err(|_| Error::internal("the operating system gave no random bytes"))
+}
