@@ -3,7 +3,7 @@
 //! Times are microseconds since 1970-01-01 00:00 UTC.
 
 use crate::json::{self, Json, Number, Object};
-use crate::jws::Fault;
+use crate::malformed::Fault;
 use crate::status::Code;
 
 /// The latest time, in seconds: the end of the year 9999.

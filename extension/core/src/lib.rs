@@ -18,6 +18,7 @@ pub mod jwk;
 pub mod jws;
 pub mod latency;
 pub mod limit;
+pub mod malformed;
 pub mod net;
 pub mod scope;
 pub mod seal;

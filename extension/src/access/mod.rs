@@ -2,6 +2,7 @@
 //! (sql/schema/access/access.sql), and is looked up at each verification.
 
 pub(crate) mod issue;
+pub(crate) mod presented;
 pub(crate) mod revocations;
 pub(crate) mod verify;
 

@@ -4,6 +4,7 @@
 //! only then the signature. The key is selected from the catalogue as it is now, and the signature checked with it once
 //! (`shmem::knows_signature`); everything that can change is looked at each time.
 
+pub(crate) use super::presented::Presented;
 use super::{EPOCHS, MARK, MAX_USER_ID, TYPE, revocations};
 use crate::verify::presented::Required;
 use crate::verify::request::{Purpose, Request};
@@ -25,13 +26,6 @@ use tollgate_core::token::{self, Digest};
 const MISSING: &str = "missing";
 const WRONG_TYPE: &str = "type";
 const CLAIM: &str = "claim";
-
-/// A value that was presented as an access token, and the audience that it must name.
-#[derive(Clone, Copy)]
-pub(crate) struct Presented<'a> {
-    pub(crate) token: Option<&'a str>,
-    pub(crate) audience: Option<&'a str>,
-}
 
 /// A token that one of our keys has signed.
 pub(crate) struct AccessToken {
@@ -201,7 +195,7 @@ fn refusal(
     if request.purpose == Purpose::End {
         return None;
     }
-    let audience = presented.audience.or_else(|| guc::audience()).filter(|audience| !audience.is_empty());
+    let audience = presented.audience.or(guc::audience()).filter(|audience| !audience.is_empty());
     if !audience.is_some_and(|audience| token.claims.aud().any(|one| one == audience)) {
         return refuse(Code::WrongAudience);
     }

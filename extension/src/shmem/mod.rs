@@ -239,7 +239,7 @@ pub(crate) fn latency() -> Option<Measured> {
 /// Grows when the master keys change, also when they were taken away; 0 until they are first read. `None` without
 /// shared memory.
 pub(crate) fn master_key_generation() -> Option<u64> {
-    segment().map(|segment| segment.master_key_generation())
+    segment().map(segment::Segment::master_key_generation)
 }
 
 /// A copy of the master keys, the sealing one first, and the generation it is of; empty without shared memory.
@@ -250,7 +250,7 @@ pub(crate) fn master_keys() -> (u64, Vec<MasterKey>) {
 
 /// Why the master keys could not be read when that was last tried.
 pub(crate) fn master_key_fault() -> Option<String> {
-    segment()?.with_master_keys(|keys| keys.fault())
+    segment()?.with_master_keys(master_keys::MasterKeys::fault)
 }
 
 /// What the background worker has read; on a fault the earlier keys stay.

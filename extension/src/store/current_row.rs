@@ -95,7 +95,7 @@ fn scan_key(place: usize, text: &str) -> pg_sys::ScanKeyData {
             place as i16 + 1,
             pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
             pg_sys::TEXTOID,
-            pg_sys::Oid::from(pg_sys::C_COLLATION_OID),
+            pg_sys::C_COLLATION_OID,
             pg_sys::Oid::from(pg_sys::F_TEXTEQ),
             argument,
         );

@@ -4,7 +4,7 @@
 #[pgrx::pg_schema]
 mod tests {
     use crate::identity;
-    use crate::identity::Identity;
+    use crate::identity::{Credential, Identity};
     use crate::pg::sys;
     use pgrx::prelude::*;
 
@@ -14,7 +14,13 @@ mod tests {
             user_id: user_id.to_owned(),
             scopes: vec!["posts:*".to_owned()],
             expires_at,
+            signed: None,
         }
+    }
+
+    /// As `authenticate` does with an API token.
+    fn establish(context: &Identity) {
+        identity::establish(Credential::ApiToken(context.token_id), context);
     }
 
     fn user() -> Option<String> {
@@ -36,7 +42,7 @@ mod tests {
         for text in awkward {
             let scopes = vec![text.to_owned(), String::new(), "posts:*".to_owned()];
             let established = Identity { scopes: scopes.clone(), ..context(text, Some(i64::MAX)) };
-            identity::establish(&established);
+            establish(&established);
             let read =
                 identity::read(|context| (context.token_id, context.user_id.clone(), context.scopes.clone()));
             assert_eq!(read, Some(([9; 16], text.to_owned(), scopes)));
@@ -54,7 +60,7 @@ mod tests {
             (Some(now - 1), true),
             (Some(i64::MIN), true),
         ] {
-            identity::establish(&context("someone", expires_at));
+            establish(&context("someone", expires_at));
             assert_eq!(user().is_none(), ended, "{expires_at:?}, now {now}");
         }
     }
@@ -72,17 +78,17 @@ mod tests {
 
     #[pg_test]
     fn the_setting_is_protected_again_after_each_establishment() {
-        identity::establish(&context("someone", None));
+        establish(&context("someone", None));
         assert!(refused_to_set());
     }
 
     #[pg_test]
     fn the_setting_is_protected_again_after_a_failed_establishment() {
-        identity::establish(&context("first", None));
+        establish(&context("first", None));
         let failed = PgTryBuilder::new(|| {
             // SAFETY: left again below, whether or not an ERROR is raised in between.
             unsafe { pg_sys::EnterParallelMode() };
-            identity::establish(&Identity { token_id: [8; 16], ..context("second", None) });
+            establish(&Identity { token_id: [8; 16], ..context("second", None) });
             false
         })
         .catch_others(|_| true)
@@ -94,7 +100,10 @@ mod tests {
         assert!(failed, "a setting could be set in a parallel operation");
         assert_eq!(user().as_deref(), Some("first"));
         assert!(refused_to_set());
-        assert!(identity::may_bind(&[9; 16]).is_ok());
-        assert!(identity::may_bind(&[8; 16]).is_err(), "a failed establishment has bound the transaction");
+        assert!(identity::may_bind(Credential::ApiToken([9; 16])).is_ok());
+        assert!(
+            identity::may_bind(Credential::ApiToken([8; 16])).is_err(),
+            "a failed establishment has bound the transaction"
+        );
     }
 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::presented::{Presented, Required};
-use crate::access::verify as signed;
+use crate::access::presented::Presented as PresentedAccessToken;
 use crate::pg::datum;
 use crate::pg::fmgr::Call;
 use crate::shmem::Timer;
@@ -45,7 +45,7 @@ pub(crate) fn client(call: &Call, argument: usize) -> Option<Net> {
 /// What is presented.
 pub(crate) enum Credential<'a> {
     ApiToken(Presented<'a>),
-    AccessToken(signed::Presented<'a>),
+    AccessToken(PresentedAccessToken<'a>),
 }
 
 pub(crate) struct Request<'a> {

@@ -627,7 +627,7 @@ async fn a_found_token_is_revoked_by_presenting_it() -> Result<()> {
 async fn input_that_is_not_a_token_is_refused_before_anything_is_tried() -> Result<()> {
     // Nothing listens there: a command that tried to connect would exit with another code.
     let url = "postgres://unused@127.0.0.1:1/nowhere";
-    let book = "x".repeat(5000);
+    let book = "x".repeat(20_000);
     for input in ["", "\n  \n", &book] {
         for command in [&["token", "verify"][..], &["token", "revoke", "--presented"]] {
             let output = fed(url, command, input.as_bytes())?;

@@ -260,7 +260,7 @@ async fn daemons_share_a_subscription_and_others_have_their_own() -> Result<()> 
 }
 
 /// The tasks that run by default.
-const TASKS: [&str; 10] = [
+const TASKS: [&str; 11] = [
     "announce_expiries",
     "deliver_webhooks",
     "expire_tokens",
@@ -269,6 +269,7 @@ const TASKS: [&str; 10] = [
     "observe",
     "publish_events",
     "purge",
+    "rotate_keys",
     "seal_audit",
     "watch_usage",
 ];
