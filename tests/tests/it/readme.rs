@@ -13,13 +13,14 @@ use tollgate_core::token::{self, ENTROPY_LEN, Prefix};
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually};
 
 /// In the order in which they are run, in one session: each goes on from those before it.
-const DOCUMENTS: [(&str, &str); 6] = [
+const DOCUMENTS: [(&str, &str); 7] = [
     ("README.md", include_str!("../../../README.md")),
     ("docs/row-level-security.md", include_str!("../../../docs/row-level-security.md")),
     ("docs/usage.md", include_str!("../../../docs/usage.md")),
     ("docs/security.md", include_str!("../../../docs/security.md")),
     ("docs/drivers.md", include_str!("../../../docs/drivers.md")),
     ("docs/tokens.md", include_str!("../../../docs/tokens.md")),
+    ("docs/access-tokens.md", include_str!("../../../docs/access-tokens.md")),
 ];
 
 fn blocks() -> Vec<&'static str> {
