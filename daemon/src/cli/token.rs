@@ -422,7 +422,7 @@ mod tests {
     #[test]
     fn a_token_is_read_whole_and_a_book_is_refused() {
         assert_eq!(read_all(&b"tgt_abc\n"[..], "x").unwrap().trim(), "tgt_abc");
-        let book = vec![b'a'; 5000];
+        let book = vec![b'a'; 20_000];
         assert_eq!(read_all(&book[..], "x").unwrap_err().kind(), Kind::Usage);
         assert!(read_all(&[0xff, 0xfe][..], "x").is_err());
     }
