@@ -251,7 +251,11 @@ impl Server {
             text.push_str(&format!("{name} = '{}'\n", quote(value)));
         }
         let path = self.data.join("postgresql.conf");
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        // At once: a process that still handles an earlier reload must not read half of it.
+        let part = self.data.join("postgresql.conf.part");
+        fs::write(&part, text).with_context(|| format!("cannot write {}", part.display()))?;
+        self.account.own(&part)?;
+        fs::rename(&part, &path).with_context(|| format!("cannot replace {}", path.display()))
     }
 }
 
