@@ -4,7 +4,6 @@
 pub(crate) mod as_role;
 pub(crate) mod composite;
 pub(crate) mod condition;
-pub(crate) mod current_row;
 pub(crate) mod fresh_snapshot;
 pub(crate) mod keys;
 pub(crate) mod probe;

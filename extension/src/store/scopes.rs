@@ -3,7 +3,7 @@
 
 use super::fresh_snapshot;
 use super::relations;
-use super::rows::{Open, Table};
+use super::rows::{Open, Table, text_key};
 use super::statements::{Kept, with_plan};
 use crate::error::Error;
 use crate::pg::datum;
@@ -51,8 +51,9 @@ pub(crate) fn uncovered(scopes: &[String]) -> Result<Vec<String>, Error> {
     let catalogue = Open::new(&CATALOGUE);
     let index = relations::relations().scopes_index;
     uncovered.retain(|scope| {
+        let key = |name| [text_key(0, pg_sys::DEFAULT_COLLATION_OID, name)];
         let name = scope.as_str().into_datum();
-        !name.is_some_and(|name| catalogue.has(index, name))
+        name.and_then(|name| catalogue.find(index, key(name), |_| Some(()))).is_none()
     });
     if uncovered.iter().any(|scope| scope.ends_with(":*")) {
         catalogue.each(|row| {

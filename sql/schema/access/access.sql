@@ -15,7 +15,7 @@ CREATE TYPE tollgate.issued_access_token AS (
 );
 COMMENT ON TYPE tollgate.issued_access_token IS 'A newly issued access token, which is not stored';
 
--- The primary keys are compared byte by byte, as the probe does (store/current_row.rs), which finds the columns by number.
+-- The primary keys are compared byte by byte, as a verification does (extension/src/access/revocations.rs), which finds the columns by number.
 CREATE TABLE tollgate.denied_access_tokens (
     issuer     text COLLATE "C" NOT NULL CHECK (length(issuer) BETWEEN 1 AND 255),
     jti        text COLLATE "C" NOT NULL CHECK (length(jti) BETWEEN 1 AND 255),
