@@ -1,6 +1,7 @@
 //! `tollgated key …`: the master key and the signing keys by hand.
 
 use serde_json::json;
+use tollgate_core::signature::Algorithm;
 
 use super::list::List;
 use super::token::read_secret;
@@ -8,8 +9,7 @@ use crate::app::keys;
 use crate::cli::output;
 use crate::cli::output::{Column, Tone};
 use crate::config::{
-    ImportKeyOptions, InitKeyOptions, KeyAlgorithm, OutputOptions, ResealOptions, RotateKeyOptions,
-    WithdrawKeyOptions,
+    ImportKeyOptions, InitKeyOptions, OutputOptions, ResealOptions, RotateKeyOptions, WithdrawKeyOptions,
 };
 use crate::contract::document::Document;
 use crate::error::Result;
@@ -87,7 +87,7 @@ fn new_key(output: &OutputOptions, kid: &str) -> Result<u8> {
 
 pub(super) async fn rotate(target: Target, options: RotateKeyOptions) -> Result<u8> {
     let session = target.connect().await?;
-    let algorithm = options.algorithm.map(KeyAlgorithm::as_str);
+    let algorithm = options.algorithm.map(Algorithm::as_str);
     let kid = keys::rotate(&session, algorithm, options.signs_in).await?;
     new_key(&options.output, &kid)
 }

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand};
+use tollgate_core::signature::Algorithm;
 
 use super::common_options::{OutputOptions, StandbyOptions};
 
@@ -45,8 +47,8 @@ pub struct InitKeyOptions {
 #[derive(Debug, Args)]
 pub struct RotateKeyOptions {
     /// Its algorithm [default: that of the latest key, or else ES256]
-    #[arg(long, value_enum)]
-    pub algorithm: Option<KeyAlgorithm>,
+    #[arg(long, value_parser = algorithm())]
+    pub algorithm: Option<Algorithm>,
 
     /// When it begins to sign [default: 1d; at once, if no key signs]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
@@ -56,24 +58,9 @@ pub struct RotateKeyOptions {
     pub output: OutputOptions,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum KeyAlgorithm {
-    #[value(name = "ES256")]
-    Es256,
-    #[value(name = "EdDSA")]
-    EdDsa,
-    #[value(name = "RS256")]
-    Rs256,
-}
-
-impl KeyAlgorithm {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            KeyAlgorithm::Es256 => "ES256",
-            KeyAlgorithm::EdDsa => "EdDSA",
-            KeyAlgorithm::Rs256 => "RS256",
-        }
-    }
+fn algorithm() -> impl TypedValueParser<Value = Algorithm> {
+    PossibleValuesParser::new(Algorithm::ALL.map(Algorithm::as_str))
+        .try_map(|name| Algorithm::parse(&name).ok_or("there is no such algorithm"))
 }
 
 #[derive(Debug, Args)]

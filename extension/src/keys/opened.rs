@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use tollgate_core::seal_box::{self, Context, MasterKey, Refusal};
 use tollgate_core::signature::{Algorithm, SigningKey};
+use zeroize::Zeroizing;
 
 /// How long a backend waits for the background worker right after the server started.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -54,10 +55,7 @@ pub(super) fn open(row: &Signing) -> Result<Rc<SigningKey>, Error> {
 }
 
 fn unseal(masters: &[MasterKey], sealed: &[u8], context: &Context<'_>) -> Result<SigningKey, Error> {
-    let private = seal_box::open(masters, sealed, context).map_err(|refusal| match refusal {
-        Refusal::UnknownKey(id) => Error::unknown_master_key(&seal_box::id_text(&id)),
-        Refusal::Damaged => Error::damaged_key(context.kid),
-    })?;
+    let private = private_of(masters, sealed, context)?;
     let key = SigningKey::from_pkcs8(&private).map_err(|_| Error::damaged_key(context.kid))?;
     let fits = key.algorithm().as_str() == context.algorithm && key.public_key().thumbprint() == context.kid;
     if fits { Ok(key) } else { Err(Error::damaged_key(context.kid)) }
@@ -77,18 +75,13 @@ pub(crate) fn loaded() -> Result<(u64, Vec<MasterKey>), Error> {
 
 /// The generation of the master keys, which the background worker reads right after the server started.
 fn wait_for_keys() -> Result<u64, Error> {
-    let generation = || shmem::master_key_generation().unwrap_or(0);
-    if shmem::master_key_generation().is_none() {
-        return Err(Error::needs_preload("signing"));
-    }
-    if generation() == 0 {
-        wait::until(PATIENCE, || generation() > 0);
-    }
-    match generation() {
-        0 => Err(Error::no_master_key(Some(
+    wait::until(PATIENCE, || shmem::master_key_generation() != Some(0));
+    match shmem::master_key_generation() {
+        None => Err(Error::needs_preload("signing")),
+        Some(0) => Err(Error::no_master_key(Some(
             "The background worker that reads them has not started; it needs one of max_worker_processes.",
         ))),
-        generation => Ok(generation),
+        Some(generation) => Ok(generation),
     }
 }
 
@@ -102,9 +95,7 @@ pub(crate) fn seal(
     let (_, masters) = loaded()?;
     let context = Context { kid, algorithm: algorithm.as_str(), purpose: purpose.as_str() };
     let private = key.to_pkcs8().map_err(|_| Error::internal("a key could not be encoded"))?;
-    let sealed = masters[0]
-        .seal(&private, &context)
-        .map_err(|_| Error::internal("the operating system gave no random bytes"))?;
+    let sealed = sealed_with(&masters[0], &private, &context)?;
     unseal(&masters, &sealed, &context)?;
     Ok(sealed)
 }
@@ -112,11 +103,21 @@ pub(crate) fn seal(
 /// A sealed private key, sealed with the first master key.
 pub(crate) fn reseal(sealed: &[u8], context: &Context<'_>) -> Result<Vec<u8>, Error> {
     let (_, masters) = loaded()?;
-    let private = seal_box::open(&masters, sealed, context).map_err(|refusal| match refusal {
+    sealed_with(&masters[0], &private_of(&masters, sealed, context)?, context)
+}
+
+/// A private key in PKCS#8.
+fn private_of(
+    masters: &[MasterKey],
+    sealed: &[u8],
+    context: &Context<'_>,
+) -> Result<Zeroizing<Vec<u8>>, Error> {
+    seal_box::open(masters, sealed, context).map_err(|refusal| match refusal {
         Refusal::UnknownKey(id) => Error::unknown_master_key(&seal_box::id_text(&id)),
         Refusal::Damaged => Error::damaged_key(context.kid),
-    })?;
-    masters[0]
-        .seal(&private, context)
-        .map_err(|_| Error::internal("the operating system gave no random bytes"))
+    })
+}
+
+fn sealed_with(master: &MasterKey, private: &[u8], context: &Context<'_>) -> Result<Vec<u8>, Error> {
+    master.seal(private, context).map_err(|_| Error::internal("the operating system gave no random bytes"))
 }

@@ -5,8 +5,7 @@
 //! the crate `tollgate-core` (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those
 //! slices; this file is what the rest calls. The segment also holds hints at where tokens are stored, `findings` to be
 //! recorded, `latency`, the histogram of verifications, `master_keys`, and the table of good signatures, which needs no
-//! lock; `restart` carries counters and limits over a clean restart
-//! of the server.
+//! lock; `restart` carries counters and limits over a clean restart of the server.
 //!
 //! Locking rules:
 //!
