@@ -16,6 +16,12 @@ mapfile -t scripts < <(git ls-files '*.sh' .ci tests/setup/bin)
 # SC2016: programs in single quotes are meant for other shells.
 "$DEV/shellcheck/bin/shellcheck" --external-sources --source-path=SCRIPTDIR --exclude=SC2016 "${scripts[@]}"
 
+# A command that stops reading early ends the one before it by SIGPIPE, which pipefail makes a failure, now and then.
+if git grep -nE '\| *(head|grep -[a-zA-Z]*q)([^a-z]|$)' -- "${scripts[@]}" Makefile ':!tests/setup/lint.sh'; then
+    echo "Let the last command of a pipe read to the end: sed -n 1,10p, grep >/dev/null." >&2
+    exit 1
+fi
+
 step "Python"
 make --no-print-directory ruff
 "$DEV/ruff/bin/ruff" check --quiet

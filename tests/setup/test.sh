@@ -172,7 +172,7 @@ for major in "${majors[@]}"; do
 done
 
 echo "==> the slowest ten"
-sort -rn "$durations" | head -10
+sort -rn "$durations" | sed -n 1,10p
 echo "==> how long each part took"
 cat "$stages"
 echo "==> PostgreSQL ${majors[*]}:"
