@@ -256,8 +256,8 @@ BEGIN
     END IF;
 
     INSERT INTO tollgate.issuers AS i (issuer, user_prefix, audience, algorithms, types, user_claim, scope_claims, scopes, required_claims,
-                                  max_lifetime, accepts_from, keys_given, jwks_url, due_at)
-        VALUES ($1, $2, $3, $9, $10, $7, $8, $6, $11::text, extract(epoch FROM $12)::integer, known.distrusted_at, $4 IS NOT NULL, address,
+                                       max_lifetime, keys_given, jwks_url, due_at)
+        VALUES ($1, $2, $3, $9, $10, $7, $8, $6, $11::text, extract(epoch FROM $12)::integer, $4 IS NOT NULL, address,
                 CASE WHEN $4 IS NULL THEN now() END)
         ON CONFLICT ON CONSTRAINT issuers_pkey DO UPDATE
             SET user_prefix = excluded.user_prefix, audience = excluded.audience, algorithms = excluded.algorithms, types = excluded.types,
