@@ -357,13 +357,13 @@ async fn everyone_may_ask_what_they_hold_of_each_capability() -> Result<()> {
 
     // One function less, or only one.
     owner.batch_execute("revoke execute on function tollgate.create_api_token from holds_issuer").await?;
-    assert_eq!(held("holds_issuer").await?, "whole partly not not");
+    assert_eq!(held("holds_issuer").await?, "whole partly not not not");
     let missing = "select array_to_string(missing, '; ') from tollgate.list_own_capabilities() where capability = 'issuer'";
     let issuer = cluster.connect("holds_issuer", "held").await?;
     let missing: String = value(&issuer, missing).await?;
     assert!(missing.starts_with("tollgate.create_api_token(") && !missing.contains(';'), "{missing}");
     owner.batch_execute("grant execute on function tollgate.list_scopes to holds_none").await?;
-    assert_eq!(held("holds_none").await?, "not partly not not");
+    assert_eq!(held("holds_none").await?, "not partly not not not");
     Ok(())
 }
 
