@@ -28,7 +28,8 @@ step "Python"
 "$DEV/ruff/bin/ruff" format --quiet --check
 
 step "JavaScript and JSON"
-"$DEV"/biome/node_modules/@biomejs/cli-*/biome check --error-on-warnings
+biome=("$DEV"/biome/node_modules/@biomejs/cli-*/biome)
+"${biome[0]}" check --error-on-warnings
 
 step "YAML"
 mapfile -t documents < <(git ls-files '*.yaml' '*.yml')
