@@ -122,7 +122,7 @@ fn find(presented: &RefreshToken) -> Result<Result<Found, Code>, Error> {
     let issuer = guc::issuer().ok_or_else(Error::no_issuer)?;
     let Some(session) = sessions::session(&presented.session) else { return Ok(Err(Code::NotFound)) };
     let Some(key) = keys::refresh_key_of(&session.kid)? else {
-        // Its tokens cannot be told from others any more, and the session is over for all of them.
+        // What it made cannot be distinguished from a guess any more, and the session is over.
         return Ok(Err(Code::Revoked));
     };
     let subject = Subject { issuer, session: &presented.session, secret: &session.secret };
