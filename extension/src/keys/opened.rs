@@ -38,7 +38,10 @@ thread_local! {
 
 /// The private key of a row.
 pub(super) fn open(row: &Signing) -> Result<Rc<SigningKey>, Error> {
-    match open_once(row, |masters, context| unseal(masters, &row.sealed, context).map(Rc::new).map(Key::Signing))? {
+    let opened = open_once(row, |masters, context| {
+        unseal(masters, &row.sealed, context).map(Rc::new).map(Key::Signing)
+    });
+    match opened? {
         Key::Signing(key) => Ok(key),
         Key::Refresh(_) => Err(Error::damaged_key(&row.kid)),
     }
@@ -46,9 +49,10 @@ pub(super) fn open(row: &Signing) -> Result<Rc<SigningKey>, Error> {
 
 /// The key of refresh tokens in a row.
 pub(super) fn open_refresh_key(row: &Signing) -> Result<Rc<refresh::Key>, Error> {
-    let unseal =
-        |masters: &[MasterKey], context: &Context<'_>| unseal_refresh_key(masters, &row.sealed, context);
-    match open_once(row, |masters, context| unseal(masters, context).map(Rc::new).map(Key::Refresh))? {
+    let opened = open_once(row, |masters, context| {
+        unseal_refresh_key(masters, &row.sealed, context).map(Rc::new).map(Key::Refresh)
+    });
+    match opened? {
         Key::Refresh(key) => Ok(key),
         Key::Signing(_) => Err(Error::damaged_key(&row.kid)),
     }
