@@ -130,7 +130,7 @@ fn a_key_is_named_by_what_it_is_and_read_back_from_its_bytes() {
 /// As RFC 2104 defines it, by another implementation.
 #[test]
 fn the_mac_is_hmac_sha256() {
-    use hmac::{Hmac, Mac as _};
+    use hmac::{Hmac, KeyInit as _, Mac as _};
     let mut mac = Hmac::<sha2::Sha256>::new_from_slice(&[1; 32]).unwrap();
     mac.update(b"tollgate refresh token 1\0");
     mac.update(&14_u64.to_be_bytes());
@@ -270,10 +270,16 @@ enum Step {
     /// Time passes, in seconds.
     Wait(i64),
     /// A token is presented: so many before the newest one that was ever issued.
-    Present { back: usize, elsewhere: bool, by_other_client: bool },
+    Present {
+        back: usize,
+        elsewhere: bool,
+        by_other_client: bool,
+    },
     Revoke,
     /// The server fails, and a standby goes on that lacks so many refreshes.
-    FailOver { lost: usize },
+    FailOver {
+        lost: usize,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -312,7 +318,14 @@ impl Model {
     }
 
     /// The code, and the token that the client gets.
-    fn present(&mut self, token: usize, other: bool, elsewhere: bool, grace: &Grace, now: i64) -> (Code, Option<usize>) {
+    fn present(
+        &mut self,
+        token: usize,
+        other: bool,
+        elsewhere: bool,
+        grace: &Grace,
+        now: i64,
+    ) -> (Code, Option<usize>) {
         if other {
             return (Code::NotFound, None);
         }
@@ -341,7 +354,9 @@ impl Model {
             return (Code::Valid, Some(next));
         }
         match known.replaced {
-            Some((at, by)) if by == latest && now - at < grace.length && !(grace.same_address && elsewhere) => {
+            Some((at, by))
+                if by == latest && now - at < grace.length && !(grace.same_address && elsewhere) =>
+            {
                 (Code::Valid, Some(by))
             }
             _ => {

@@ -33,8 +33,8 @@ fn make_key(call: &Call) -> Option<Datum> {
 }
 
 fn make_refresh_key() -> Option<Datum> {
-    let key = refresh::Key::generate()
-        .unwrap_or_else(|_| Error::internal("a key could not be generated").raise());
+    let key =
+        refresh::Key::generate().unwrap_or_else(|_| Error::internal("a key could not be generated").raise());
     let sealed = keys::seal_refresh_key(&key).or_raise();
     vec![Some(key.kid()), Some(refresh::ALGORITHM.to_owned()), None, Some(hex(&sealed))].into_datum()
 }

@@ -5,9 +5,9 @@ use crate::access::issue;
 use crate::error::{Error, OrRaise};
 use crate::pg::fmgr::{Call, sql_function};
 use crate::pg::read_only::refuse_if_read_only;
+use crate::sessions::Tokens;
 use crate::sessions::open::{self, NewSession, duration};
 use crate::sessions::refresh::{self, Request};
-use crate::sessions::Tokens;
 use crate::shmem::{self, SessionEvent};
 use crate::store::composite;
 use crate::store::fresh_snapshot::check_sessions_ended as check_ended;
@@ -50,15 +50,7 @@ fn open_session(call: &Call) -> Option<Datum> {
         columns(Some(tokens));
     Some(composite::form(
         Composite::IssuedSession,
-        [
-            session.into_datum(),
-            access_token,
-            access_expires_at,
-            refresh_token,
-            expires_at,
-            scopes,
-            audience,
-        ],
+        [session.into_datum(), access_token, access_expires_at, refresh_token, expires_at, scopes, audience],
     ))
 }
 

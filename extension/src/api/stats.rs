@@ -1,9 +1,9 @@
 //! `memory_stats`: the part of `stats` that is in shared memory.
 
 use crate::pg::fmgr::{Call, sql_function};
+use crate::shmem::SessionEvent;
 use crate::store::composite;
 use crate::store::relations::Composite;
-use crate::shmem::SessionEvent;
 use crate::{guc, shmem};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::Datum;

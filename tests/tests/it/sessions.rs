@@ -201,7 +201,10 @@ async fn a_session_is_opened_refreshed_and_named_by_its_access_tokens() -> Resul
         json!({"client_ip": "198.51.100.1", "last_address": "203.0.113.7"})
     );
     let counters: Value = value(&world.db.owner, "select sessions from tollgate.stats()").await?;
-    assert!(counters["opened"].as_i64() >= Some(1) && counters["refreshed"].as_i64() >= Some(2), "{counters}");
+    assert!(
+        counters["opened"].as_i64() >= Some(1) && counters["refreshed"].as_i64() >= Some(2),
+        "{counters}"
+    );
     Ok(())
 }
 
@@ -243,7 +246,10 @@ async fn the_same_token_again_within_the_grace_gets_the_same_successor() -> Resu
     }
     assert_eq!(world.events(opened.session).await?, ["session.opened", "session.retried_elsewhere"]);
     let detail = world.detail(opened.session, "session.retried_elsewhere").await?;
-    assert_eq!((&detail["client_ip"], &detail["last_address"]), (&json!("198.51.100.66"), &json!("203.0.113.7")));
+    assert_eq!(
+        (&detail["client_ip"], &detail["last_address"]),
+        (&json!("198.51.100.66"), &json!("203.0.113.7"))
+    );
     let third = world.refresh(&second, at).await?.next()?;
     world.refresh(&second, ", client_ip => '198.51.100.66'").await?.next()?;
     assert_eq!(world.events(opened.session).await?.len(), 3, "and again for the next");
@@ -253,7 +259,11 @@ async fn the_same_token_again_within_the_grace_gets_the_same_successor() -> Resu
         world.backend.batch_execute("set tollgate.refresh_grace_same_address = on").await,
         &SqlState::INSUFFICIENT_PRIVILEGE,
     );
-    world.db.owner.batch_execute("alter database session_retry set tollgate.refresh_grace_same_address = on").await?;
+    world
+        .db
+        .owner
+        .batch_execute("alter database session_retry set tollgate.refresh_grace_same_address = on")
+        .await?;
     let strict = world.db.session("backend").await?;
     assert_eq!(refresh(&strict, &second, at).await?.next()?, third);
     assert_eq!(refresh(&strict, &second, ", client_ip => '198.51.100.66'").await?.code, "REUSED");
@@ -332,8 +342,12 @@ async fn a_token_that_was_replaced_ends_its_session_whenever_it_comes_back() -> 
 async fn a_token_that_was_made_up_is_not_found_and_changes_nothing() -> Result<()> {
     let world = World::create("session_forged").await?;
     let (opened, other) = (world.open("ann", "").await?, world.open("ben", "").await?);
-    let secret: Vec<u8> =
-        world.db.owner.query_one("select secret from tollgate.sessions where user_id = 'ann'", &[]).await?.get(0);
+    let secret: Vec<u8> = world
+        .db
+        .owner
+        .query_one("select secret from tollgate.sessions where user_id = 'ann'", &[])
+        .await?
+        .get(0);
     let secret: [u8; 32] = secret.try_into().map_err(|_| anyhow::anyhow!("32 bytes"))?;
     let forged = |session: &Uuid, generation: i64| {
         let subject = Subject { issuer: ISSUER, session: session.as_bytes(), secret: &secret };
@@ -400,7 +414,11 @@ async fn another_client_finds_no_session_and_leaves_an_event_a_minute() -> Resul
 async fn too_many_failed_attempts_from_an_address_are_refused() -> Result<()> {
     let world = World::create("session_guesses").await?;
     let opened = world.open("ann", "").await?;
-    world.db.owner.batch_execute("alter database session_guesses set tollgate.failure_rate_limit = 2").await?;
+    world
+        .db
+        .owner
+        .batch_execute("alter database session_guesses set tollgate.failure_rate_limit = 2")
+        .await?;
     let client = world.db.session("backend").await?;
     let at = ", client_ip => '203.0.113.99'";
     for _ in 0..2 {
@@ -418,7 +436,9 @@ async fn too_many_failed_attempts_from_an_address_are_refused() -> Result<()> {
 async fn scopes_are_narrowed_for_one_access_token_and_never_widened() -> Result<()> {
     let world = World::create("session_scopes").await?;
     let opened = world.open("ann", "").await?;
-    for wider in ["{admin}", "{posts:*}", "{posts:read,users:read}", "{posts:read,NULL}", "{\"\"}", "{Posts:Read}"] {
+    for wider in
+        ["{admin}", "{posts:*}", "{posts:read,users:read}", "{posts:read,NULL}", "{\"\"}", "{Posts:Read}"]
+    {
         let answer = world.refresh(&opened.refresh, &format!(", scopes => '{wider}'")).await?;
         assert_eq!(answer.code, "INSUFFICIENT_SCOPE", "{wider}");
         assert_eq!((answer.session, answer.refresh), (Some(opened.session), None));
@@ -477,7 +497,11 @@ async fn bad_arguments_are_refused() -> Result<()> {
             &SqlState::INVALID_PARAMETER_VALUE,
         );
     }
-    for call in ["list_sessions(null)", "revoke_all_sessions('')", "revoke_session(null, reason => repeat('x', 1001))"] {
+    for call in [
+        "list_sessions(null)",
+        "revoke_all_sessions('')",
+        "revoke_session(null, reason => repeat('x', 1001))",
+    ] {
         refused(
             world.backend.query(&format!("select tollgate.{call}"), &[]).await,
             &SqlState::INVALID_PARAMETER_VALUE,
@@ -566,9 +590,16 @@ async fn revoke_user_ends_sessions_and_a_login_right_after_it_works() -> Result<
     assert_eq!(world.listed("ann").await?, 1);
     assert_eq!(world.events(anns.session).await?, ["session.opened", "session.revoked"]);
     let detail = "select detail from tollgate.audit_log where event = 'user.revoked'";
-    assert_eq!(value::<Value>(&world.db.owner, detail).await?, json!({"reason": "left", "tokens": 0, "sessions": 1}));
+    assert_eq!(
+        value::<Value>(&world.db.owner, detail).await?,
+        json!({"reason": "left", "tokens": 0, "sessions": 1})
+    );
     // When the mark is purged, the one that slipped through does not come back.
-    world.db.owner.batch_execute("update tollgate.revoked_users set revoked_at = now() - interval '49 hours'").await?;
+    world
+        .db
+        .owner
+        .batch_execute("update tollgate.revoked_users set revoked_at = now() - interval '49 hours'")
+        .await?;
     assert_eq!(value::<i64>(&world.db.operator, "select tollgate.purge_denials(10)").await?, 1);
     assert_eq!(world.code(&late.refresh).await?, "REVOKED");
     assert_eq!(world.events(late.session).await?, ["session.opened", "session.revoked"]);
@@ -591,7 +622,8 @@ async fn a_user_who_leaves_an_attached_table_or_is_not_active_has_no_session() -
         )
         .await?;
     assert_eq!(world.code(&before.refresh).await?, "REVOKED", "inactive when the table was attached");
-    let (ann, ben, cat) = (world.open("ann", "").await?, world.open("ben", "").await?, world.open("cat", "").await?);
+    let (ann, ben, cat) =
+        (world.open("ann", "").await?, world.open("ben", "").await?, world.open("cat", "").await?);
     world
         .db
         .owner
@@ -603,7 +635,9 @@ async fn a_user_who_leaves_an_attached_table_or_is_not_active_has_no_session() -
     }
     let detail = world.detail(ann.session, "session.revoked").await?;
     assert_eq!(detail["reason"], "the user was deleted");
-    for (user, state) in [("ann", SqlState::FOREIGN_KEY_VIOLATION), ("ben", SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE)] {
+    for (user, state) in
+        [("ann", SqlState::FOREIGN_KEY_VIOLATION), ("ben", SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE)]
+    {
         let call = "select tollgate.open_session($1, '{}')";
         let error = common::error(world.backend.query_one(call, &[&user]).await);
         assert_eq!(error.code(), &state, "{user}");
@@ -653,10 +687,14 @@ async fn a_session_keeps_its_key_which_is_never_published_and_ends_with_it() -> 
     assert!(value::<bool>(&world.db.owner, until).await?);
 
     assert_eq!(world.verified(&access[0]).await?, "VALID");
-    let withdraw = "select tollgate.withdraw_signing_key(s.kid, 'leaked') from tollgate.sessions s where s.id = $1";
+    let withdraw =
+        "select tollgate.withdraw_signing_key(s.kid, 'leaked') from tollgate.sessions s where s.id = $1";
     assert!(world.db.owner.query_one(withdraw, &[&first.session]).await?.get::<_, bool>(0));
     assert_eq!(world.code(&latest[0]).await?, "REVOKED");
-    assert_eq!((world.verified(&access[0]).await?, world.verified(&access[1]).await?), ("REVOKED".into(), "VALID".into()));
+    assert_eq!(
+        (world.verified(&access[0]).await?, world.verified(&access[1]).await?),
+        ("REVOKED".into(), "VALID".into())
+    );
     assert_eq!(world.listed("ann").await?, 1);
     world.refresh(&latest[1], "").await?.next()?;
     assert!(world.db.owner.query_one(withdraw, &[&second.session]).await?.get::<_, bool>(0));
@@ -744,7 +782,8 @@ async fn sessions_are_announced_invalidated_and_purged() -> Result<()> {
         opened.push(world.open("ann", arguments).await?);
     }
     assert_eq!(value::<i64>(operator, announce).await?, 1, "the short one, without an event");
-    let nearer = "update tollgate.sessions set expires_at = now() + interval '6 days', label = 'x' where id = $1";
+    let nearer = "update tollgate.sessions set expires_at = now() + interval '6 days',
+                      created_at = now() - interval '2 days', label = 'x' where id = $1";
     world.db.owner.execute(nearer, &[&opened[1].session]).await?;
     assert_eq!(value::<i64>(operator, announce).await?, 1);
     assert_eq!(value::<i64>(operator, announce).await?, 0, "once");

@@ -165,7 +165,10 @@ const CALLS: &[(&str, &str)] = &[
         "tollgate.open_session(text,text[],text[],text,interval,interval,text,inet,jsonb)",
         "open_session('clerk', '{posts:read}', '{https://api.test}', 'app', '1 day', '1 hour', 'Firefox', '10.0.0.1', '{}')",
     ),
-    ("tollgate.refresh_session(text,text,text[],inet)", "refresh_session('{token}', 'app', '{posts:read}', '10.0.0.2')"),
+    (
+        "tollgate.refresh_session(text,text,text[],inet)",
+        "refresh_session('{token}', 'app', '{posts:read}', '10.0.0.2')",
+    ),
     ("tollgate.list_sessions(text)", "list_sessions('clerk')"),
     ("tollgate.revoke_session(uuid,text,text)", "revoke_session('{id}', 'clerk', 'over')"),
     ("tollgate.revoke_all_sessions(text,text)", "revoke_all_sessions('clerk', 'over')"),
