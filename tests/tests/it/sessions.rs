@@ -598,7 +598,7 @@ async fn revoke_user_ends_sessions_and_a_login_right_after_it_works() -> Result<
     world
         .db
         .owner
-        .batch_execute("update tollgate.revoked_users set revoked_at = now() - interval '49 hours'")
+        .batch_execute("update tollgate.revoked_users set revoked_at = now() - interval '193 hours'")
         .await?;
     assert_eq!(value::<i64>(&world.db.operator, "select tollgate.purge_denials(10)").await?, 1);
     assert_eq!(world.code(&late.refresh).await?, "REVOKED");
