@@ -4,8 +4,9 @@
 //! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in
 //! the crate `tollgate-core` (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those
 //! slices; this file is what the rest calls. The segment also holds hints at where tokens are stored, `findings` to be
-//! recorded, `latency`, the histogram of verifications, `master_keys`, and two tables that need no lock, of good
-//! signatures and of `unknown_keys` of issuers; `restart` carries counters and limits over a clean restart of the server.
+//! recorded, `latency`, the histogram of verifications, `master_keys`, and, without a lock, the counters of `sessions` and two
+//! tables, of good signatures and of `unknown_keys` of issuers; `restart` carries counters and limits over a clean restart of
+//! the server.
 //!
 //! Locking rules:
 //!
@@ -30,6 +31,7 @@ mod latency;
 mod master_keys;
 mod restart;
 mod segment;
+mod sessions;
 mod spin;
 mod unknown_keys;
 
@@ -39,7 +41,9 @@ use crate::pg::sys;
 use backend::{database, database_exists, process};
 pub(crate) use findings::{Finding, Found};
 pub(crate) use latency::Timer;
+use pgrx::pg_sys;
 use segment::segment;
+pub(crate) use sessions::SessionEvent;
 pub(crate) use tollgate_core::hints::Location;
 use tollgate_core::latency::Measured;
 use tollgate_core::limit::{Charge, Limit};
@@ -238,6 +242,18 @@ pub(crate) fn stats() -> Option<usage_table::Stats> {
     segment().map(|segment| segment.table.stats(segment, database()))
 }
 
+/// Counts what happened to a session. Without shared memory it does nothing.
+pub(crate) fn count_session(event: SessionEvent) {
+    if let Some(segment) = segment() {
+        segment.sessions.count(event);
+    }
+}
+
+/// How often that happened since the server started; `None` without shared memory.
+pub(crate) fn sessions(event: SessionEvent) -> Option<u64> {
+    Some(segment()?.sessions.of(event))
+}
+
 /// Keys that cannot make room for others now; `None` without shared memory.
 pub(crate) fn busy_keys() -> Option<u64> {
     Some(segment()?.table.busy(sys::GetCurrentTimestamp()))
@@ -251,7 +267,36 @@ pub(crate) fn latency() -> Option<Measured> {
 /// Grows when the master keys change, also when they were taken away; 0 until they are first read. `None` without
 /// shared memory.
 pub(crate) fn master_key_generation() -> Option<u64> {
-    segment().map(segment::Segment::master_key_generation)
+    segment().map(|segment| segment.master_key_state().generation())
+}
+
+/// Asks the background worker to read the master keys again; `None` where none runs. For [`master_keys_answered`].
+pub(crate) fn request_master_keys() -> Option<u64> {
+    segment()?.master_key_state().request()
+}
+
+/// Whether the worker has read the master keys since this request.
+pub(crate) fn master_keys_answered(request: u64) -> bool {
+    segment().is_some_and(|segment| segment.master_key_state().answered() >= request)
+}
+
+/// For the worker: its latch, which a request sets.
+pub(crate) fn set_master_key_reader(latch: *mut pg_sys::Latch) {
+    if let Some(segment) = segment() {
+        segment.master_key_state().set_reader(latch);
+    }
+}
+
+/// For the worker: how many requests there were.
+pub(crate) fn master_key_requests() -> u64 {
+    segment().map_or(0, |segment| segment.master_key_state().requests())
+}
+
+/// For the worker: so many requests have had their effect.
+pub(crate) fn answer_master_key_requests(requests: u64) {
+    if let Some(segment) = segment() {
+        segment.master_key_state().answer(requests);
+    }
 }
 
 /// A copy of the master keys, the sealing one first, and the generation it is of; empty without shared memory.
