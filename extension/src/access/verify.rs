@@ -48,7 +48,7 @@ enum Origin {
         /// The session that it belongs to.
         session: Option<[u8; 16]>,
     },
-    Theirs(Foreign),
+    Theirs(Box<Foreign>),
 }
 
 /// A token before its signature is checked.
@@ -205,7 +205,7 @@ fn ours(parsed: &Parsed<'_>) -> Result<Unchecked, Refused> {
 
 fn theirs(parsed: &Parsed<'_>, issuer: &str, now: i64) -> Result<Unchecked, Refused> {
     let foreign::Accepted { key, user_id, expires_at, foreign } = foreign::accept(parsed, issuer, now)?;
-    let origin = Origin::Theirs(foreign);
+    let origin = Origin::Theirs(Box::new(foreign));
     Ok(Unchecked { algorithm: key.algorithm, jwk: key.jwk, id: None, user_id, expires_at, origin })
 }
 

@@ -28,7 +28,7 @@ fn check_issuer_fields(call: &Call) -> Option<Datum> {
 }
 
 #[pg_extern(sql = false)]
-#[allow(clippy::type_complexity)]
+#[allow(clippy::type_complexity, clippy::needless_pass_by_value)]
 fn read_jwks(
     jwks: &str,
     algorithms: Vec<String>,

@@ -100,8 +100,7 @@ pub(crate) fn session(id: &[u8; 16]) -> Option<Session> {
             client_id: text(row, Column::ClientId),
             scopes: texts(row, Column::Scopes),
             audience: texts(row, Column::Audience),
-            // SAFETY: a column of type jsonb (SESSIONS was checked).
-            claims: row.datum(Column::Claims as usize).map(|json| unsafe { datum::json_text(json) })?,
+            claims: row.datum(Column::Claims as usize).map(datum::json_text)?,
         })
     })
 }
