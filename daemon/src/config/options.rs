@@ -18,6 +18,7 @@ use super::command_options::{CompletionsOptions, ScopeCommand, TokenCommand};
 use super::common_options::{BatchOptions, OutputOptions, StandbyOptions};
 use super::key_options::KeyCommand;
 use super::management_options::{AuditCommand, CapabilityCommand, UserCommand, WebhookCommand};
+use super::session_options::SessionCommand;
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
 use crate::process::duration;
@@ -121,6 +122,9 @@ pub enum Command {
     /// Check the audit log
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// List and end sessions
+    #[command(subcommand)]
+    Session(SessionCommand),
     /// Make, rotate, withdraw and reseal signing keys
     #[command(subcommand)]
     Key(KeyCommand),

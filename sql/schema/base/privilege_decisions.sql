@@ -85,6 +85,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         -- Manages signing keys.
         ('FUNCTION', 'create_signing_key(text, interval)',                    'admin'),
         ('FUNCTION', 'import_signing_key(text, interval)',                    'admin'),
+        ('FUNCTION', 'key_status()',                                          'admin'),
         ('FUNCTION', 'list_master_keys()',                                    'admin'),
         ('FUNCTION', 'list_signing_keys()',                                   'admin'),
         ('FUNCTION', 'reseal_signing_keys()',                                 'admin'),
@@ -111,6 +112,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'expire_tokens_after(integer, timestamptz, uuid)',       'operator'),
         ('FUNCTION', 'finish_webhook_delivery(bigint, uuid, integer, text, interval)', 'operator'),
         ('FUNCTION', 'has_events(tollgate.event_cursor)',                     'operator'),
+        ('FUNCTION', 'key_status()',                                          'operator'),
         ('FUNCTION', 'open_subscription(text)',                               'operator'),
         ('FUNCTION', 'purge_audit_log(timestamptz, integer)',                 'operator'),
         ('FUNCTION', 'purge_denials(integer)',                                'operator'),

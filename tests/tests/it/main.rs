@@ -59,6 +59,8 @@ mod running;
 mod scan;
 mod scopes;
 mod seals;
+mod session_daemon;
+mod session_faults;
 mod sql_lint;
 mod sse;
 mod standby;

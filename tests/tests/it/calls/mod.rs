@@ -148,6 +148,7 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.reseal_signing_keys()", "reseal_signing_keys()"),
     ("tollgate.list_signing_keys()", "list_signing_keys()"),
     ("tollgate.list_master_keys()", "list_master_keys()"),
+    ("tollgate.key_status()", "key_status()"),
     ("tollgate.jwks()", "jwks()"),
     ("tollgate.withdraw_signing_key(text,text)", "withdraw_signing_key('none', 'over')"),
     (
