@@ -70,7 +70,8 @@ extension_sql_file!(
 );
 extension_sql_file!("../../sql/schema/delivery/webhooks.sql", name = "webhooks", requires = ["housekeeping"]);
 extension_sql_file!("../../sql/schema/keys/keys.sql", name = "keys", requires = ["webhooks"]);
-extension_sql_file!("../../sql/schema/base/leadership.sql", name = "leadership", requires = ["keys"]);
+extension_sql_file!("../../sql/schema/sessions/sessions.sql", name = "sessions", requires = ["keys"]);
+extension_sql_file!("../../sql/schema/base/leadership.sql", name = "leadership", requires = ["sessions"]);
 extension_sql_file!("../../sql/schema/usage/stats.sql", name = "stats", requires = ["leadership"]);
 extension_sql_file!("../../sql/schema/base/health.sql", name = "health", requires = ["stats"]);
 extension_sql_file!(
