@@ -26,9 +26,7 @@ pub enum End<'a> {
 /// How many sessions were ended.
 pub async fn revoke(client: &Client, what: End<'_>, reason: Option<&str>) -> Result<u64> {
     match what {
-        End::Session { id, user } => {
-            contract::revoke_session(client, id, user, reason).await.map(u64::from)
-        }
+        End::Session { id, user } => contract::revoke_session(client, id, user, reason).await.map(u64::from),
         End::User(user) => contract::revoke_all_sessions(client, user, reason).await,
     }
 }

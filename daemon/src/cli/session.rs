@@ -8,9 +8,7 @@ use crate::app::sessions;
 use crate::app::sessions::End;
 use crate::cli::output;
 use crate::cli::output::{Column, Tone};
-use crate::config::{
-    InvalidateSessionsOptions, ListSessionsOptions, RevokeSessionOptions, SessionCommand,
-};
+use crate::config::{InvalidateSessionsOptions, ListSessionsOptions, RevokeSessionOptions, SessionCommand};
 use crate::contract::document::Document;
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
@@ -95,7 +93,10 @@ async fn invalidate(target: Target, options: &InvalidateSessionsOptions) -> Resu
     if options.output.json {
         output::json(&json!({ "invalidated": ended }))?;
     } else if !options.output.quiet {
-        output::line(format!("ended {ended} sessions that were opened or last refreshed before {}", options.before))?;
+        output::line(format!(
+            "ended {ended} sessions that were opened or last refreshed before {}",
+            options.before
+        ))?;
     }
     Ok(exit::OK)
 }

@@ -352,12 +352,7 @@ async fn revoke(target: Target, options: RevokeOptions) -> Result<u8> {
 }
 
 /// Revokes all API tokens of a user.
-async fn revoke_all(
-    target: Target,
-    user: &str,
-    reason: Option<&str>,
-    output: &OutputOptions,
-) -> Result<u8> {
+async fn revoke_all(target: Target, user: &str, reason: Option<&str>, output: &OutputOptions) -> Result<u8> {
     let session = target.connect().await?;
     let revoked = tokens::revoke(&session, Revocation::User(user), reason).await?;
     if output.json {

@@ -127,7 +127,10 @@ async fn all_tokens_of_a_user_are_revoked_at_once() -> Result<()> {
     assert_eq!(json_of(&url, &["token", "revoke", "--user=ann", "--reason=left"], OK), json!({"revoked": 2}));
     assert_eq!(json_of(&url, &["token", "revoke", "--user=ann"], NO), json!({"revoked": 0}));
     let ended = printed(&url, &["user", "revoke", "ben"], OK);
-    assert_eq!(ended.trim_end(), "revoked 1 API token of ben, and every session and access token from before now");
+    assert_eq!(
+        ended.trim_end(),
+        "revoked 1 API token of ben, and every session and access token from before now"
+    );
     assert_eq!(json_of(&url, &["user", "revoke", "ben"], OK), json!({"revoked": 0}));
     let left: Vec<String> = column(&json_of(&url, &["token", "list", "--user=cem"], OK), "status");
     assert_eq!(left, ["active"]);

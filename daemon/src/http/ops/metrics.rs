@@ -173,7 +173,7 @@ impl Metrics {
         for (name, help, task) in [
             ("tollgated_expired_tokens", "Expiries recorded by this daemon", "expire_tokens"),
             ("tollgated_announced_expiries", "Expiries announced by this daemon", "announce_expiries"),
-            ("tollgated_purged_rows", "Tokens and hours of usage deleted by this daemon", "purge"),
+            ("tollgated_purged_rows", "Tokens, sessions and hours of usage deleted by this daemon", "purge"),
             ("tollgated_purged_events", "Events of the audit log deleted by this daemon", "purge_audit"),
             ("tollgated_flushed_tokens", "Tokens whose usage this daemon flushed", "flush_usage"),
             ("tollgated_logged_events", "Events that this daemon logged", "publish_events"),
