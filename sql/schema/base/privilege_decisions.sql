@@ -116,6 +116,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'open_subscription(text)',                               'operator'),
         ('FUNCTION', 'purge_audit_log(timestamptz, integer)',                 'operator'),
         ('FUNCTION', 'purge_denials(integer)',                                'operator'),
+        ('FUNCTION', 'purge_sessions_after(interval, integer, uuid)',         'operator'),
         ('FUNCTION', 'purge_tokens(interval, integer)',                       'operator'),
         ('FUNCTION', 'purge_tokens_after(interval, integer, timestamptz, uuid)', 'operator'),
         ('FUNCTION', 'purge_webhook_deliveries(interval, integer)',           'operator'),

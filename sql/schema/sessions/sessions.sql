@@ -476,7 +476,14 @@ $$;
 COMMENT ON FUNCTION tollgate.announce_session_expiries(interval, integer) IS
     'Announces sessions whose end, however often they are refreshed, comes within the notice, once each (event session.expires_soon), and returns how many were handled, including those that were opened for less than the notice or are idle, which have no event';
 
-CREATE FUNCTION tollgate.purge_sessions(retention interval DEFAULT '30 days', batch_size integer DEFAULT 1000) RETURNS bigint
+-- No index has when a session was last refreshed, so all are looked at.
+CREATE FUNCTION tollgate.purge_sessions_after(
+    retention        interval,
+    batch_size       integer,
+    INOUT session_id uuid DEFAULT NULL,
+    OUT looked_at    bigint,
+    OUT purged       bigint
+)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan
@@ -485,34 +492,49 @@ CREATE FUNCTION tollgate.purge_sessions(retention interval DEFAULT '30 days', ba
     SET enable_bitmapscan = off
 AS $$
 DECLARE
+    page uuid[];
+BEGIN
+    PERFORM tollgate.check_batch_size($2, 1000);
+    PERFORM tollgate.check_retention($1);
+    session_id := coalesce(session_id, '00000000-0000-0000-0000-000000000000');
+    page := ARRAY(SELECT s.id FROM tollgate.sessions s WHERE s.id > session_id ORDER BY s.id LIMIT $2);
+    looked_at := cardinality(page);
+    DELETE FROM tollgate.sessions d
+        WHERE d.id = ANY (ARRAY(
+            SELECT s.id FROM tollgate.sessions s
+            WHERE s.id > session_id AND s.id <= page[looked_at] AND least(s.revoked_at, s.expires_at, s.refreshed_at + s.idle) <= now() - $1
+            ORDER BY s.id FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS purged = ROW_COUNT;
+    session_id := coalesce(page[looked_at], session_id);
+END
+$$;
+COMMENT ON FUNCTION tollgate.purge_sessions_after(interval, integer, uuid) IS
+    'purge_sessions for callers that call it many times: continues after the session that the previous call returned (NULL: from the front), and looks at no more than a batch. looked_at is less than that once there are no more';
+
+CREATE FUNCTION tollgate.purge_sessions(retention interval DEFAULT '30 days', batch_size integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    step     record;
     place    uuid;
-    page     uuid[];
-    wanted   bigint;
-    step     bigint;
+    wanted   integer;
     seen     bigint := 0;
     affected bigint := 0;
 BEGIN
     PERFORM tollgate.check_batch_size($2);
-    PERFORM tollgate.check_retention($1);
     SELECT p.id::uuid INTO place FROM tollgate.housekeeping_cursors p WHERE p.task = 'purge_sessions';
-    place := coalesce(place, '00000000-0000-0000-0000-000000000000');
-    -- No index has when a session was last refreshed, so all are looked at, a hundred thousand in a call.
+    -- A hundred thousand in a call, of which perhaps none has ended.
     WHILE affected < $2 AND seen < 100000 LOOP
         wanted := least($2 - affected, 1000);
-        page := ARRAY(SELECT s.id FROM tollgate.sessions s WHERE s.id > place ORDER BY s.id LIMIT wanted);
-        DELETE FROM tollgate.sessions d
-            WHERE d.id = ANY (ARRAY(
-                SELECT s.id FROM tollgate.sessions s
-                WHERE s.id > place AND s.id <= page[cardinality(page)] AND least(s.revoked_at, s.expires_at, s.refreshed_at + s.idle) <= now() - $1
-                ORDER BY s.id FOR UPDATE SKIP LOCKED));
-        GET DIAGNOSTICS step = ROW_COUNT;
-        affected := affected + step;
-        seen := seen + cardinality(page);
-        IF cardinality(page) < wanted THEN
+        SELECT s.session_id, s.looked_at, s.purged INTO step FROM tollgate.purge_sessions_after($1, wanted, place) s;
+        place := step.session_id;
+        seen := seen + step.looked_at;
+        affected := affected + step.purged;
+        IF step.looked_at < wanted THEN
             place := NULL;
             EXIT;
         END IF;
-        place := page[cardinality(page)];
     END LOOP;
     UPDATE tollgate.housekeeping_cursors p SET id = place::text
         WHERE p.task = (SELECT o.task FROM tollgate.housekeeping_cursors o WHERE o.task = 'purge_sessions' FOR UPDATE SKIP LOCKED);
