@@ -4,6 +4,7 @@
 pub(crate) mod issue;
 pub(crate) mod presented;
 pub(crate) mod revocations;
+pub(crate) mod sessions;
 pub(crate) mod verify;
 
 use tollgate_core::token;

@@ -5,7 +5,7 @@
 //! (`shmem::knows_signature`); everything that can change is looked at each time.
 
 pub(crate) use super::presented::Presented;
-use super::{EPOCHS, MARK, MAX_USER_ID, TYPE, revocations};
+use super::{EPOCHS, MARK, MAX_USER_ID, TYPE, revocations, sessions};
 use crate::verify::presented::Required;
 use crate::verify::request::{Purpose, Request};
 use crate::{guc, keys, shmem};
@@ -36,6 +36,8 @@ pub(crate) struct AccessToken {
     /// Microseconds since 2000-01-01.
     expires_at: i64,
     mark: Option<i64>,
+    /// The session that it belongs to.
+    session: Option<[u8; 16]>,
     /// Of what was signed: the signature can be written in other ways.
     digest: Digest,
 }
@@ -70,6 +72,10 @@ impl AccessToken {
 
     pub(crate) fn digest(&self) -> Digest {
         self.digest
+    }
+
+    pub(crate) fn session(&self) -> Option<[u8; 16]> {
+        self.session
     }
 
     pub(crate) fn scopes(&self) -> impl Iterator<Item = &str> {
@@ -136,6 +142,11 @@ fn open(presented: &Presented<'_>, now: &impl Fn() -> i64) -> Result<AccessToken
     let id = claims.jti().and_then(uuid_of).ok_or_else(malformed)?;
     let expires_at = claims.exp().ok_or_else(malformed)? - EPOCHS;
     let mark = claims.integer(MARK).map_err(|_| malformed())?;
+    let session = match claims.sid() {
+        Ok(None) => None,
+        Ok(Some(sid)) => Some(uuid_of(sid).ok_or_else(malformed)?),
+        Err(_) => return Err(malformed()),
+    };
 
     let kid = parsed.header.kid.as_deref().ok_or((Code::UnknownKey, None))?;
     let key = keys::public_key_of(kid).ok_or((Code::UnknownKey, None))?;
@@ -151,7 +162,7 @@ fn open(presented: &Presented<'_>, now: &impl Fn() -> i64) -> Result<AccessToken
         }
     }
     let digest = token::digest(parsed.signing_input);
-    Ok(AccessToken { claims: parsed.claims, issuer, id, user_id, expires_at, mark, digest })
+    Ok(AccessToken { claims: parsed.claims, issuer, id, user_id, expires_at, mark, session, digest })
 }
 
 thread_local! {
@@ -187,6 +198,11 @@ fn refusal(
     let jti = token.claims.jti().unwrap_or_default();
     let mark = revocations::mark_of(&token.user_id);
     if revocations::is_denied(&token.issuer, jti) || mark.is_some_and(|mark| token.mark != Some(mark)) {
+        return refuse(Code::Revoked);
+    }
+    if let Some(session) = &token.session
+        && !sessions::is_live(session, &token.user_id, mark)
+    {
         return refuse(Code::Revoked);
     }
     if let Err(code) = token.claims.check_times(now + EPOCHS, 0) {

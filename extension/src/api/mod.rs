@@ -13,6 +13,7 @@ mod leadership;
 mod replication;
 mod rotate;
 mod scopes;
+mod sessions;
 mod stats;
 mod usage;
 mod users;

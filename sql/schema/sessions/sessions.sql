@@ -136,6 +136,18 @@ END;
 COMMENT ON FUNCTION tollgate.timeline_began() IS
     'When this server began to write its timeline, that is, was promoted or restored; no later than the first event on it. Internal.';
 
+CREATE FUNCTION tollgate.timeline_is_known() RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    -- Not what this transaction has registered itself, and may roll back.
+    SELECT coalesce((SELECT e.system_identifier = tollgate.system_identifier() AND e.timeline = tollgate.wal_timeline()
+                            AND e.xid IS DISTINCT FROM pg_current_xact_id_if_assigned()
+                     FROM tollgate.audit_epochs e ORDER BY e.epoch DESC, e.xid DESC LIMIT 1), false);
+END;
+COMMENT ON FUNCTION tollgate.timeline_is_known() IS
+    'Whether another transaction has registered the timeline that this server writes. Internal.';
+
 -- ---- What a refresh finds, beside the next token. Each is given the generation that the row had when it was decided, and does
 -- ---- nothing (false) if that has changed since.
 
@@ -374,7 +386,7 @@ BEGIN
     IF $1 IS NULL OR NOT isfinite($1) OR $1 > clock_timestamp() + interval '1 day' THEN
         RAISE EXCEPTION 'sessions are invalidated up to a moment'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: before, of %s.', coalesce($1::text, 'NULL')),
-                  HINT = 'Give the moment at which this database was restored, or now().';
+                  HINT = 'Give the moment at which this database was restored, or the present one.';
     END IF;
     -- Another session may be at it: then this one starts at the front, which only costs time.
     SELECT p.id::uuid INTO place FROM tollgate.housekeeping_cursors p WHERE p.task = 'invalidate_sessions' AND p.at = $1;

@@ -61,6 +61,7 @@ mod scopes;
 mod seals;
 mod session_daemon;
 mod session_faults;
+mod sessions;
 mod sql_lint;
 mod sse;
 mod standby;

@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 use tollgate_tests::eventually_async;
 use uuid::Uuid;
 
-use crate::commands::{NO, OK, json_of, printed};
+use crate::commands::{NO, OK, failure, json_of, printed};
 use crate::common::{Shared, refused, value};
 use crate::operator::Db;
 use crate::web::{self, eventually_measures};
@@ -87,8 +87,7 @@ async fn sessions_are_listed_and_ended_from_the_command_line() -> Result<()> {
 
 #[tokio::test]
 async fn every_session_from_before_a_moment_is_ended_and_no_later_one() -> Result<()> {
-    let (db, backend, _) = created("invalidated").await?;
-    let owner = db.cluster.url("postgres", "invalidated");
+    let (db, backend, url) = created("invalidated").await?;
     let (_, before) = open(&backend, "ann", "").await?;
     let (refreshed, refreshed_since) = open(&backend, "ann", "").await?;
     db.owner
@@ -107,13 +106,17 @@ async fn every_session_from_before_a_moment_is_ended_and_no_later_one() -> Resul
         .await?;
     let moment = (jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24)).to_string();
     let invalidate = ["session", "invalidate", "--before", &moment];
-    assert_eq!(json_of(&owner, &invalidate, OK), json!({"invalidated": 10_501}));
-    assert_eq!(json_of(&owner, &invalidate, OK), json!({"invalidated": 0}));
+    assert_eq!(json_of(&db.url(), &invalidate, OK), json!({"invalidated": 10_501}));
+    assert_eq!(json_of(&db.url(), &invalidate, OK), json!({"invalidated": 0}));
     assert_eq!(code(&backend, &before).await?, "REVOKED");
     for token in [&refreshed_since, &after] {
         assert_eq!(code(&backend, token).await?, "VALID");
     }
-    assert!(printed(&owner, &invalidate, OK).contains("ended 0 sessions"));
+    assert!(printed(&db.url(), &invalidate, OK).contains("ended 0 sessions"));
+    // Those who run the daemon do this, and who manages sessions is not one of them.
+    assert!(failure(&url, &invalidate, NO).contains("capability operator"));
+    let future = failure(&db.url(), &["session", "invalidate", "--before=2999-01-01T00:00:00Z"], NO);
+    assert!(future.contains("Option: --before") && !future.contains("()"), "{future}");
     Ok(())
 }
 

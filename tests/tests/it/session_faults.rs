@@ -24,7 +24,8 @@ use crate::running::rounds;
 /// So long that a server can be killed and started within it.
 const GRACE: (&str, &str) = ("tollgate.refresh_grace", "60s");
 
-static SHARED: Shared = Shared::new(&[GRACE]);
+/// Nothing is vacuumed, nor kept by the snapshot of what vacuums.
+static SHARED: Shared = Shared::new(&[GRACE, ("autovacuum", "off")]);
 
 const LONG: Duration = Duration::from_secs(60);
 const OTHER_MASTER_KEY: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f0f0e1d2c3b4a5968778695a4b3c2d1e0f";

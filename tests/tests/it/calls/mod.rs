@@ -92,10 +92,7 @@ const CALLS: &[(&str, &str)] = &[
         "tollgate.purge_tokens_after(interval,integer,timestamp with time zone,uuid)",
         "purge_tokens_after('30 days', 10)",
     ),
-    (
-        "tollgate.purge_sessions_after(interval,integer,uuid)",
-        "purge_sessions_after('30 days', 10, '{id}')",
-    ),
+    ("tollgate.purge_sessions_after(interval,integer,uuid)", "purge_sessions_after('30 days', 10, '{id}')"),
     ("tollgate.purge_usage(interval,integer)", "purge_usage('90 days', 10)"),
     ("tollgate.expire_tokens_after(integer,timestamp with time zone,uuid)", "expire_tokens_after(10)"),
     (
@@ -166,6 +163,21 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.revoke_access_token(text,text,inet)", "revoke_access_token('{token}', 'leaked', '10.0.0.2')"),
     ("tollgate.revoke_access_token(uuid,text)", "revoke_access_token('{id}'::pg_catalog.uuid, 'over')"),
     ("tollgate.access_token_usage(text)", "access_token_usage('clerk')"),
+    (
+        "tollgate.open_session(text,text[],text[],text,interval,interval,text,inet,jsonb)",
+        "open_session('clerk', '{posts:read}', '{https://api.test}', 'app', '1 day', '1 hour', 'Firefox', '10.0.0.1', '{}')",
+    ),
+    (
+        "tollgate.refresh_session(text,text,text[],inet)",
+        "refresh_session('{token}', 'app', '{posts:read}', '10.0.0.2')",
+    ),
+    ("tollgate.list_sessions(text)", "list_sessions('clerk')"),
+    ("tollgate.revoke_session(uuid,text,text)", "revoke_session('{id}', 'clerk', 'over')"),
+    ("tollgate.revoke_all_sessions(text,text)", "revoke_all_sessions('clerk', 'over')"),
+    ("tollgate.invalidate_sessions(timestamp with time zone)", "invalidate_sessions('2020-01-01')"),
+    ("tollgate.announce_session_expiries(interval,integer)", "announce_session_expiries('7 days', 10)"),
+    ("tollgate.purge_sessions(interval,integer)", "purge_sessions('30 days', 10)"),
+    ("tollgate.current_session_id()", "current_session_id()"),
     ("tollgate.revoke_user(text,text)", "revoke_user('clerk', 'left')"),
     ("tollgate.purge_denials(integer)", "purge_denials(10)"),
     ("tollgate.current_claims()", "current_claims()"),
