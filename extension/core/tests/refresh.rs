@@ -130,7 +130,7 @@ fn a_key_is_named_by_what_it_is_and_read_back_from_its_bytes() {
 /// As RFC 2104 defines it, by another implementation.
 #[test]
 fn the_mac_is_hmac_sha256() {
-    use hmac::{Hmac, Mac as _};
+    use hmac::{Hmac, KeyInit as _, Mac as _};
     let mut mac = Hmac::<sha2::Sha256>::new_from_slice(&[1; 32]).unwrap();
     mac.update(b"tollgate refresh token 1\0");
     mac.update(&14_u64.to_be_bytes());

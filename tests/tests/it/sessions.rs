@@ -782,8 +782,8 @@ async fn sessions_are_announced_invalidated_and_purged() -> Result<()> {
         opened.push(world.open("ann", arguments).await?);
     }
     assert_eq!(value::<i64>(operator, announce).await?, 1, "the short one, without an event");
-    let nearer =
-        "update tollgate.sessions set expires_at = now() + interval '6 days', label = 'x' where id = $1";
+    let nearer = "update tollgate.sessions set expires_at = now() + interval '6 days',
+                      created_at = now() - interval '2 days', label = 'x' where id = $1";
     world.db.owner.execute(nearer, &[&opened[1].session]).await?;
     assert_eq!(value::<i64>(operator, announce).await?, 1);
     assert_eq!(value::<i64>(operator, announce).await?, 0, "once");
