@@ -35,6 +35,7 @@ static AUDIENCE: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 static IDENTITY_CLAIMS: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 static ACCESS_TOKEN_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(600);
 static MAX_ACCESS_TOKEN_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(3600);
+static LEEWAY: GucSetting<i32> = GucSetting::<i32>::new(30);
 static AUDIT_ISSUE: GucSetting<bool> = GucSetting::<bool>::new(false);
 static SIGNATURE_TABLE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(65_536);
 static REFRESH_GRACE: GucSetting<i32> = GucSetting::<i32>::new(10);
@@ -238,7 +239,7 @@ fn define_master_keys() {
     GucRegistry::define_string_guc(
         c"tollgate.master_key_command",
         c"Shell command that prints the master keys, instead of tollgate.master_key_file.",
-        c"For keys that a key management service keeps: run at server start and at a reload, for at most a minute. It prints what \
+        c"For keys that a key management service keeps: run at server start, at a reload and when a key is missing, for at most a minute. It prints what \
           the file would contain, and exits with status 0. Empty by default.",
         &MASTER_KEY_COMMAND,
         GucContext::Sighup,
@@ -335,6 +336,18 @@ fn define_access_tokens() {
         &MAX_ACCESS_TOKEN_LIFETIME,
         1,
         LONGEST_ACCESS_TOKEN,
+        GucContext::Suset,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_int_guc(
+        c"tollgate.leeway",
+        c"How far the clock of a trusted issuer may be from ours.",
+        c"In seconds. Its tokens are accepted so much before they begin and after they end, and after a revocation those are \
+          refused that are not younger by so much. The default allows for clocks that are set by NTP and a slow request. \
+          Tokens of our own have none.",
+        &LEEWAY,
+        0,
+        300,
         GucContext::Suset,
         GucFlags::UNIT_S,
     );
@@ -516,6 +529,11 @@ pub(crate) fn refresh_grace() -> i64 {
 
 pub(crate) fn refresh_grace_same_address() -> bool {
     REFRESH_GRACE_SAME_ADDRESS.get()
+}
+
+/// In microseconds.
+pub(crate) fn leeway() -> i64 {
+    i64::from(LEEWAY.get()) * 1_000_000
 }
 
 pub(crate) fn audit_issue() -> bool {

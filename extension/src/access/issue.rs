@@ -124,8 +124,7 @@ pub(crate) fn own_claims(given: Option<Datum>) -> Result<String, Error> {
         return Err(refuse("claims are a JSON object", "which is NULL"));
     };
     fields::json("claims", given, MAX_CLAIMS, "Keep it in a table, and its key in the token.")?;
-    // SAFETY: the argument of a function that takes a jsonb.
-    let text = unsafe { datum::json_text(given) };
+    let text = datum::json_text(given);
     let Ok(members) = json::parse_object(&text) else {
         return Err(refuse(
             "claims are a JSON object",

@@ -149,11 +149,7 @@ pub(crate) fn json_text_size(
 }
 
 /// A jsonb value as PostgreSQL prints it.
-///
-/// # Safety
-///
-/// A jsonb value.
-pub(crate) unsafe fn json_text(jsonb: Datum) -> String {
+pub(crate) fn json_text(jsonb: Datum) -> String {
     // SAFETY: the output function of jsonb takes such a value and returns a C string.
     let text = unsafe {
         pgrx::direct_function_call_as_datum(pg_sys::jsonb_out, &[Some(jsonb)])

@@ -4,8 +4,9 @@
 //! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in
 //! the crate `tollgate-core` (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those
 //! slices; this file is what the rest calls. The segment also holds hints at where tokens are stored, `findings` to be
-//! recorded, `latency`, the histogram of verifications, `master_keys`, and, without a lock, the counters of `sessions` and
-//! the table of good signatures; `restart` carries counters and limits over a clean restart of the server.
+//! recorded, `latency`, the histogram of verifications, `master_keys`, and, without a lock, the counters of `sessions` and two
+//! tables, of good signatures and of `unknown_keys` of issuers; `restart` carries counters and limits over a clean restart of
+//! the server.
 //!
 //! Locking rules:
 //!
@@ -32,6 +33,7 @@ mod restart;
 mod segment;
 mod sessions;
 mod spin;
+mod unknown_keys;
 
 use crate::error::Error;
 use crate::pg::prefetch::prefetch;
@@ -39,6 +41,7 @@ use crate::pg::sys;
 use backend::{database, database_exists, process};
 pub(crate) use findings::{Finding, Found};
 pub(crate) use latency::Timer;
+use pgrx::pg_sys;
 use segment::segment;
 pub(crate) use sessions::SessionEvent;
 pub(crate) use tollgate_core::hints::Location;
@@ -154,6 +157,18 @@ pub(crate) fn signature_key(algorithm: &str, public_key: &Digest, token: &[u8]) 
     signature_table::key(database(), algorithm, public_key, token)
 }
 
+/// Notes that a token of a trusted issuer names a key that the issuer does not have. Without shared memory it does nothing.
+pub(crate) fn note_unknown_key(issuer: &str, now: i64) {
+    if let Some(segment) = segment() {
+        segment.unknown_keys.note(database(), issuer, now);
+    }
+}
+
+/// When that was noted last, in microseconds since 2000-01-01.
+pub(crate) fn unknown_key_at(issuer: &str) -> Option<i64> {
+    segment()?.unknown_keys.at(database(), issuer)
+}
+
 /// Call this some time before a use of the token is counted or charged.
 pub(crate) fn prefetch_counters(token: &[u8; 16]) {
     if let Some(segment) = segment() {
@@ -252,7 +267,36 @@ pub(crate) fn latency() -> Option<Measured> {
 /// Grows when the master keys change, also when they were taken away; 0 until they are first read. `None` without
 /// shared memory.
 pub(crate) fn master_key_generation() -> Option<u64> {
-    segment().map(segment::Segment::master_key_generation)
+    segment().map(|segment| segment.master_key_state().generation())
+}
+
+/// Asks the background worker to read the master keys again; `None` where none runs. For [`master_keys_answered`].
+pub(crate) fn request_master_keys() -> Option<u64> {
+    segment()?.master_key_state().request()
+}
+
+/// Whether the worker has read the master keys since this request.
+pub(crate) fn master_keys_answered(request: u64) -> bool {
+    segment().is_some_and(|segment| segment.master_key_state().answered() >= request)
+}
+
+/// For the worker: its latch, which a request sets.
+pub(crate) fn set_master_key_reader(latch: *mut pg_sys::Latch) {
+    if let Some(segment) = segment() {
+        segment.master_key_state().set_reader(latch);
+    }
+}
+
+/// For the worker: how many requests there were.
+pub(crate) fn master_key_requests() -> u64 {
+    segment().map_or(0, |segment| segment.master_key_state().requests())
+}
+
+/// For the worker: so many requests have had their effect.
+pub(crate) fn answer_master_key_requests(requests: u64) {
+    if let Some(segment) = segment() {
+        segment.master_key_state().answer(requests);
+    }
 }
 
 /// A copy of the master keys, the sealing one first, and the generation it is of; empty without shared memory.

@@ -7,6 +7,7 @@ use super::master_keys::{self, MasterKeys};
 use super::restart;
 use super::sessions::Sessions;
 use super::spin::SpinLock;
+use super::unknown_keys::UnknownKeys;
 use crate::guc;
 use crate::pg::{compat, guard, sys};
 use core::alloc::Layout;
@@ -34,6 +35,7 @@ pub(super) struct Segment {
     pub(super) findings: &'static Findings,
     pub(super) latencies: &'static Latencies,
     pub(super) sessions: &'static Sessions,
+    pub(super) unknown_keys: &'static UnknownKeys,
     master_keys: &'static MasterKeys,
     pub(super) signatures: SignatureTable<'static>,
     locks: *mut pg_sys::LWLockPadded,
@@ -72,6 +74,7 @@ struct Plan {
     findings_at: usize,
     latencies_at: usize,
     sessions_at: usize,
+    unknown_keys_at: usize,
     signatures: usize,
     signatures_at: usize,
     total: Layout,
@@ -88,6 +91,7 @@ fn plan() -> Plan {
     let (layout, findings_at) = layout.extend(Layout::new::<Findings>()).expect(FITS);
     let (layout, latencies_at) = layout.extend(Layout::new::<Latencies>()).expect(FITS);
     let (layout, sessions_at) = layout.extend(Layout::new::<Sessions>()).expect(FITS);
+    let (layout, unknown_keys_at) = layout.extend(Layout::new::<UnknownKeys>()).expect(FITS);
     let signatures = signature_table::buckets_for(guc::signature_table_size());
     let (layout, signatures_at) =
         layout.extend(Layout::array::<signature_table::Bucket>(signatures).expect(FITS)).expect(FITS);
@@ -101,6 +105,7 @@ fn plan() -> Plan {
         findings_at,
         latencies_at,
         sessions_at,
+        unknown_keys_at,
         signatures,
         signatures_at,
         total,
@@ -174,6 +179,7 @@ fn set_up() {
         let findings = &*base.add(plan.findings_at).cast::<Findings>();
         let latencies = &*base.add(plan.latencies_at).cast::<Latencies>();
         let sessions = &*base.add(plan.sessions_at).cast::<Sessions>();
+        let unknown_keys = &*base.add(plan.unknown_keys_at).cast::<UnknownKeys>();
         let signatures = core::slice::from_raw_parts(
             base.add(plan.signatures_at).cast::<signature_table::Bucket>(),
             plan.signatures,
@@ -191,6 +197,7 @@ fn set_up() {
             findings,
             latencies,
             sessions,
+            unknown_keys,
             master_keys,
             signatures,
             locks,
@@ -231,8 +238,9 @@ impl Segment {
         look(self.master_keys)
     }
 
-    pub(super) fn master_key_generation(&self) -> u64 {
-        self.master_keys.generation()
+    /// Without the lock: for what is read and written by itself.
+    pub(super) fn master_key_state(&self) -> &'static MasterKeys {
+        self.master_keys
     }
 }
 

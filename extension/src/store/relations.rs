@@ -56,6 +56,10 @@ pub(crate) struct Relations {
     pub(crate) revoked_users_key: Oid,
     pub(crate) sessions: Oid,
     pub(crate) sessions_key: Oid,
+    pub(crate) issuers: Oid,
+    pub(crate) issuers_key: Oid,
+    pub(crate) issuer_keys: Oid,
+    pub(crate) issuer_keys_key: Oid,
     /// Indexed by `Composite`.
     pub(crate) composites: [Oid; Composite::COUNT],
 }
@@ -97,6 +101,10 @@ pub(crate) fn relations() -> Relations {
             revoked_users_key: in_schema(schema, c"revoked_users_pkey"),
             sessions: in_schema(schema, c"sessions"),
             sessions_key: in_schema(schema, c"sessions_pkey"),
+            issuers: in_schema(schema, c"issuers"),
+            issuers_key: in_schema(schema, c"issuers_pkey"),
+            issuer_keys: in_schema(schema, c"issuer_keys"),
+            issuer_keys_key: in_schema(schema, c"issuer_keys_pkey"),
             composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
         };
         // The look-ups themselves may have processed an invalidation.
@@ -178,6 +186,10 @@ unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
             cached.revoked_users_key,
             cached.sessions,
             cached.sessions_key,
+            cached.issuers,
+            cached.issuers_key,
+            cached.issuer_keys,
+            cached.issuer_keys_key,
         ];
         tables.contains(&relation) || cached.composites.contains(&relation)
     };
