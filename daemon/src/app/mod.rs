@@ -11,5 +11,6 @@ pub mod flush;
 pub mod import;
 pub mod keys;
 pub mod scopes;
+pub mod sessions;
 pub mod tokens;
 pub mod webhooks;

@@ -14,6 +14,7 @@ mod progress;
 mod run;
 mod scope;
 mod server_errors;
+mod session;
 mod shell;
 mod status;
 mod tail;
@@ -26,8 +27,8 @@ use std::future::Future;
 use crate::config::file_trust;
 use crate::config::sources::Configuration;
 use crate::config::{
-    AuditCommand, CapabilityCommand, Command, KeyCommand, ScopeCommand, StandbyOptions, TokenCommand,
-    UserCommand, WebhookCommand,
+    AuditCommand, CapabilityCommand, Command, KeyCommand, ScopeCommand, SessionCommand, StandbyOptions,
+    TokenCommand, UserCommand, WebhookCommand,
 };
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
@@ -79,6 +80,7 @@ pub fn run(configuration: Configuration) -> Result<u8> {
         Command::Scope(command) => block_on(scope::scope(target, command)),
         Command::Webhook(command) => block_on(webhook::webhook(target, command)),
         Command::Audit(command) => block_on(audit::audit(target, command)),
+        Command::Session(command) => block_on(session::session(target, command)),
         Command::Key(KeyCommand::List(output)) => block_on(key::list(target, &output)),
         Command::Key(KeyCommand::Rotate(options)) => block_on(key::rotate(target, options)),
         Command::Key(KeyCommand::Import(options)) => block_on(key::import(target, options)),
@@ -134,6 +136,9 @@ fn name(command: &Command) -> &'static str {
         Command::Webhook(WebhookCommand::Replay(_)) => "webhook replay",
         Command::Webhook(WebhookCommand::Delete(_)) => "webhook delete",
         Command::Audit(AuditCommand::Verify(_)) => "audit verify",
+        Command::Session(SessionCommand::List(_)) => "session list",
+        Command::Session(SessionCommand::Revoke(_)) => "session revoke",
+        Command::Session(SessionCommand::Invalidate(_)) => "session invalidate",
         Command::Key(KeyCommand::Init(_)) => "key init",
         Command::Key(KeyCommand::List(_)) => "key list",
         Command::Key(KeyCommand::Rotate(_)) => "key rotate",

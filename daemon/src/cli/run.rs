@@ -80,7 +80,13 @@ async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Re
 
     // Before there is any connection to the database: /readyz says so.
     if let Some(server) = ops {
-        let metrics = Metrics::new(statuses.clone(), seen.clone(), leaderless.clone(), database.clone());
+        let metrics = Metrics::new(
+            statuses.clone(),
+            seen.clone(),
+            leaderless.clone(),
+            database.clone(),
+            options.key_rotation.0,
+        );
         shutdown.spawn("ops", server.run(http::ops_router(metrics), shutdown.token().clone()));
     }
     if let Some(server) = api {

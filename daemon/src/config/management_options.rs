@@ -9,7 +9,7 @@ use super::common_options::OutputOptions;
 
 #[derive(Debug, Subcommand)]
 pub enum UserCommand {
-    /// Revoke all tokens of a user. Exit status 1 if there was nothing to revoke
+    /// End all access that a user has now: API tokens, sessions and access tokens. The user may log in again at once
     #[command(after_help = "Example:\n  tollgated user revoke ann --reason 'ann left'")]
     Revoke(RevokeUserOptions),
 }

@@ -6,6 +6,7 @@ pub mod file_trust;
 mod key_options;
 mod management_options;
 mod options;
+mod session_options;
 pub mod sources;
 
 pub use command_options::*;
@@ -13,3 +14,4 @@ pub use common_options::{BatchOptions, OutputOptions, StandbyOptions};
 pub use key_options::*;
 pub use management_options::*;
 pub use options::*;
+pub use session_options::*;

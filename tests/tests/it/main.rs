@@ -60,6 +60,8 @@ mod running;
 mod scan;
 mod scopes;
 mod seals;
+mod session_daemon;
+mod session_faults;
 mod sessions;
 mod sql_lint;
 mod sse;
