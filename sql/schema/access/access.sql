@@ -4,7 +4,8 @@
 -- Nothing that was issued is stored, so nothing can be marked as revoked. Instead a token that is revoked is listed, and
 -- a user whose tokens are revoked gets a new mark. A token repeats the mark that its user had when it was issued; while
 -- the user has a mark, only tokens with exactly that one are accepted. Marks are random, so that no rollback, restore or
--- switch-over makes two of them equal, and no clock decides which tokens are older.
+-- switch-over makes two of them equal, and no clock decides which tokens are older. Tokens of trusted issuers repeat no
+-- mark: of those the time decides, of the revocation here and of the issue there.
 
 CREATE TYPE tollgate.issued_access_token AS (
     access_token text,
@@ -73,30 +74,30 @@ CREATE FUNCTION tollgate.presented_access_token(token text, client_ip inet) RETU
 COMMENT ON FUNCTION tollgate.presented_access_token(text, inet) IS
     'Verifies a signed access token that is to be revoked, whatever its audience: not a use of it, but failed attempts count. 53400 at an address with too many failed attempts. Internal.';
 
-CREATE FUNCTION tollgate.deny_access_token(jti uuid, expires_at timestamptz, user_id text, reason text) RETURNS boolean
+CREATE FUNCTION tollgate.denial_of(token text) RETURNS text[]
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'denial_of';
+COMMENT ON FUNCTION tollgate.denial_of(text) IS
+    'Under which issuer and jti a signed token is listed when it is revoked; in place of a jti that it does not have, or that is too long, a digest of what was signed. Internal.';
+
+CREATE FUNCTION tollgate.deny_access_token(issuer text, jti text, token_id uuid, expires_at timestamptz, user_id text, reason text) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- The call loads the library, which defines the setting.
-    PERFORM tollgate.system_identifier();
-    IF current_setting('tollgate.issuer') = '' THEN
-        RAISE EXCEPTION 'this database issues no access tokens'
-            USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'The setting tollgate.issuer is empty.',
-                  HINT = 'A superuser sets it with ALTER DATABASE … SET tollgate.issuer = ''https://…''.';
-    END IF;
-    INSERT INTO tollgate.denied_access_tokens (issuer, jti, expires_at) VALUES (current_setting('tollgate.issuer'), $1, $2)
+    INSERT INTO tollgate.denied_access_tokens (issuer, jti, expires_at) VALUES ($1, $2, $4)
         ON CONFLICT ON CONSTRAINT denied_access_tokens_pkey DO NOTHING;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
     INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
-        VALUES ('access_token.revoked', $1, $3, jsonb_strip_nulls(jsonb_build_object('reason', $4)));
-    PERFORM tollgate.notify_token_event('access_token.revoked', $1, $3, $4, NULL);
+        VALUES ('access_token.revoked', $3, $5, jsonb_strip_nulls(jsonb_build_object('reason', $6,
+                'issuer', CASE WHEN $1 <> current_setting('tollgate.issuer') THEN $1 END)));
+    PERFORM tollgate.notify_token_event('access_token.revoked', $3, $5, $6, NULL);
     RETURN true;
 END
 $$;
-COMMENT ON FUNCTION tollgate.deny_access_token(uuid, timestamptz, text, text) IS
+COMMENT ON FUNCTION tollgate.deny_access_token(text, text, uuid, timestamptz, text, text) IS
     'Lists an access token as revoked; false when it is already. Internal.';
 
 CREATE FUNCTION tollgate.revoke_access_token(token text, reason text DEFAULT NULL, client_ip inet DEFAULT NULL) RETURNS boolean
@@ -105,6 +106,7 @@ CREATE FUNCTION tollgate.revoke_access_token(token text, reason text DEFAULT NUL
 AS $$
 DECLARE
     found_token tollgate.verification;
+    denial      text[];
 BEGIN
     $2 := tollgate.stored_reason($2);
     -- An assignment, of which auto_explain logs no plan: it would have the token in it.
@@ -112,11 +114,12 @@ BEGIN
     IF NOT found_token.valid THEN
         RETURN false;
     END IF;
-    RETURN tollgate.deny_access_token(found_token.token_id, found_token.expires_at, found_token.user_id, $2);
+    denial := tollgate.denial_of($1);
+    RETURN tollgate.deny_access_token(denial[1], denial[2], found_token.token_id, found_token.expires_at, found_token.user_id, $2);
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_access_token(text, text, inet) IS
-    'Revokes an access token that is presented, so that anyone who finds a leaked one can end it; false when it is not accepted anyway. Failed attempts count and are logged as for verify_access_token; 53400 at an address with too many failed attempts; event access_token.revoked';
+    'Revokes an access token that is presented, ours or a trusted issuer''s, so that anyone who finds a leaked one can end it; false when it is not accepted anyway. Failed attempts count and are logged as for verify_access_token; 53400 at an address with too many failed attempts; event access_token.revoked';
 
 CREATE FUNCTION tollgate.revoke_access_token(jti uuid, reason text DEFAULT NULL) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -128,12 +131,20 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: jti, which is NULL.',
                   HINT = 'Pass the jti that issue_access_token() returned, or the claim jti of the token.';
     END IF;
+    -- The call loads the library, which defines the setting.
+    PERFORM tollgate.system_identifier();
+    IF current_setting('tollgate.issuer') = '' THEN
+        RAISE EXCEPTION 'this database issues no access tokens'
+            USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'The setting tollgate.issuer is empty.',
+                  HINT = 'A superuser sets it with ALTER DATABASE … SET tollgate.issuer = ''https://…''.';
+    END IF;
     -- Nothing that was issued is stored: it ends after the longest lifetime at the latest.
-    RETURN tollgate.deny_access_token($1, clock_timestamp() + interval '1 day', NULL, tollgate.stored_reason($2));
+    RETURN tollgate.deny_access_token(current_setting('tollgate.issuer'), $1::text, $1, clock_timestamp() + interval '1 day', NULL,
+                                      tollgate.stored_reason($2));
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_access_token(uuid, text) IS
-    'Revokes an access token by its jti, whether or not there is such a token; false when it is revoked already; event access_token.revoked';
+    'Revokes an access token of ours by its jti, whether or not there is such a token; false when it is revoked already; event access_token.revoked';
 
 CREATE FUNCTION tollgate.end_access_of_users(user_ids text[]) RETURNS void
     LANGUAGE sql VOLATILE PARALLEL UNSAFE
@@ -174,8 +185,8 @@ $$;
 COMMENT ON FUNCTION tollgate.revoke_user(text, text) IS
     'Ends all access that a user has now: revokes every API token, of which it returns how many, and refuses every access token that was issued before; the user may log in again at once. Events user.revoked, and token.revoked for each API token, one notification; 22023 without a user';
 
--- Both are kept for twice the longest lifetime that an access token can have, so that a clock that is set back by a day
--- revives nothing.
+-- Both are kept for a day longer than a token can be accepted that they concern, so that a clock that is set back by a day
+-- revives nothing: our own live for a day at most, those of trusted issuers for 7 days.
 
 CREATE FUNCTION tollgate.purge_denied_after(batch_size integer, INOUT expires_at timestamptz, INOUT jti text, OUT looked_at bigint, OUT purged bigint)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -228,7 +239,7 @@ BEGIN
         DELETE FROM tollgate.revoked_users u
             WHERE u.ctid = ANY (ARRAY(
                 SELECT o.ctid FROM tollgate.revoked_users o
-                WHERE o.revoked_at < now() - interval '2 days'
+                WHERE o.revoked_at < now() - interval '8 days'
                   AND (o.revoked_at, o.user_id) > (purge_revoked_users_after.revoked_at, purge_revoked_users_after.user_id COLLATE "C")
                 ORDER BY o.revoked_at, o.user_id LIMIT $1 FOR UPDATE SKIP LOCKED))
             RETURNING u.revoked_at, u.user_id

@@ -92,6 +92,17 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'withdraw_signing_key(text, text)',                      'admin'),
         ('VIEW',     'signing_keys',                                          'admin'),
 
+        -- Decides whose tokens are accepted.
+        ('FUNCTION', 'distrust_issuer(text, text)',                           'admin'),
+        ('FUNCTION', 'list_trusted_issuers()',                                'admin'),
+        ('FUNCTION', 'trust_issuer(text, text, text[], jsonb, text, text[], text, text[], text[], text[], jsonb, interval)', 'admin'),
+        ('VIEW',     'trusted_issuers',                                       'admin'),
+
+        -- Fetches the keys of trusted issuers. Not the operator's: it could sign as any of those issuers.
+        ('FUNCTION', 'issuers_due()',                                         'key_fetcher'),
+        ('FUNCTION', 'note_issuer_failure(text, text)',                       'key_fetcher'),
+        ('FUNCTION', 'store_issuer_keys(text, text, interval)',               'key_fetcher'),
+
         -- What the daemon needs, and nothing else.
         ('FUNCTION', 'ack_usage(bigint)',                                     'operator'),
         ('FUNCTION', 'acquire_leadership(text)',                              'operator'),
@@ -111,6 +122,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'expire_tokens_after(integer, timestamptz, uuid)',       'operator'),
         ('FUNCTION', 'finish_webhook_delivery(bigint, uuid, integer, text, interval)', 'operator'),
         ('FUNCTION', 'has_events(tollgate.event_cursor)',                     'operator'),
+        ('FUNCTION', 'list_trusted_issuers()',                                'operator'),
         ('FUNCTION', 'open_subscription(text)',                               'operator'),
         ('FUNCTION', 'purge_audit_log(timestamptz, integer)',                 'operator'),
         ('FUNCTION', 'purge_denials(integer)',                                'operator'),
@@ -134,6 +146,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('TYPE',     'usage_row',                                             'operator'),
         ('TYPE',     'webhook_message',                                       'operator'),
         ('VIEW',     'daemons',                                               'operator'),
+        ('VIEW',     'trusted_issuers',                                       'operator'),
         ('VIEW',     'webhooks',                                              'operator'),
 
         -- Internal: granted to no role. Tables and sequences are internal without being listed here.
@@ -169,7 +182,17 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'count_webhook_messages()',                             'internal'),
         ('FUNCTION', 'continue_walk(text, text, interval, integer, interval)', 'internal'),
         ('FUNCTION', 'current_epoch()',                                       'internal'),
-        ('FUNCTION', 'deny_access_token(uuid, timestamptz, text, text)',      'internal'),
+        ('FUNCTION', 'check_issuer_fields(text, text, text[], text[], text, text[], text[], text[], jsonb, interval)', 'internal'),
+        ('FUNCTION', 'check_key_source(text, jsonb, text)',                   'internal'),
+        ('FUNCTION', 'check_prefix(text, text)',                              'internal'),
+        ('FUNCTION', 'denial_of(text)',                                       'internal'),
+        ('FUNCTION', 'deny_access_token(text, text, uuid, timestamptz, text, text)', 'internal'),
+        ('FUNCTION', 'issuer_detail(text)',                                   'internal'),
+        ('FUNCTION', 'lock_issuers()',                                        'internal'),
+        ('FUNCTION', 'read_jwks(text, text[])',                               'internal'),
+        ('FUNCTION', 'replace_issuer_keys(text, text)',                       'internal'),
+        ('FUNCTION', 'settle_prefixes()',                                     'internal'),
+        ('FUNCTION', 'unknown_key_at(text)',                                  'internal'),
         ('FUNCTION', 'descendants(uuid)',                                     'internal'),
         ('FUNCTION', 'digest_of(bytea[])',                                    'internal'),
         ('FUNCTION', 'disable_tokens_of_users(text[], jsonb)',                'internal'),
@@ -316,9 +339,10 @@ CREATE VIEW tollgate.capability_privileges AS
     JOIN (VALUES ('verifier', 'verifier'),
                  ('issuer',   'issuer'), ('issuer', 'verifier'),
                  ('admin',    'admin'),  ('admin',  'issuer'), ('admin', 'verifier'),
-                 ('operator', 'operator')) i (capability, includes) ON i.includes = d.given_to;
+                 ('operator', 'operator'),
+                 ('key_fetcher', 'key_fetcher')) i (capability, includes) ON i.includes = d.given_to;
 COMMENT ON VIEW tollgate.capability_privileges IS
-    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens and those of the authenticated user; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, signing keys, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs';
+    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens and those of the authenticated user; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, signing keys, trusted issuers, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs; key_fetcher stores the keys of trusted issuers, which are fetched';
 
 -- Names and signatures are resolved in the search path of these functions, whatever the caller's is.
 CREATE FUNCTION tollgate.capability_objects(capability text) RETURNS TABLE (object_id oid, object_type text, object text, privilege text)
@@ -340,7 +364,7 @@ COMMENT ON FUNCTION tollgate.capability_objects(text) IS 'The objects that a cap
 -- smaller capability, and those given to operators and admins alike, such as stats(), do not count as a part of a
 -- capability.
 CREATE FUNCTION tollgate.list_own_capabilities() RETURNS TABLE (capability text, held text, missing text[])
-    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 4
+    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 5
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT o.capability,
@@ -348,12 +372,12 @@ BEGIN ATOMIC
            coalesce(array_agg(o.object ORDER BY o.object) FILTER (WHERE NOT o.is_held), '{}')
     FROM (
         SELECT k.place, k.capability, o.object,
-               CASE k.capability WHEN 'operator' THEN count(*) OVER same = 1
+               CASE WHEN k.place > 3 THEN count(*) OVER same = 1
                                  ELSE k.place = min(k.place) OVER same AND max(k.place) OVER same < 4 END AS is_own,
                CASE o.object_type WHEN 'FUNCTION' THEN has_function_privilege(a.role, o.object_id, o.privilege)
                                   ELSE has_table_privilege(a.role, o.object_id, o.privilege) END AS is_held
         FROM (SELECT tollgate.acting_role()::name) a (role),
-             (VALUES (1, 'verifier'), (2, 'issuer'), (3, 'admin'), (4, 'operator')) k (place, capability),
+             (VALUES (1, 'verifier'), (2, 'issuer'), (3, 'admin'), (4, 'operator'), (5, 'key_fetcher')) k (place, capability),
              LATERAL tollgate.capability_objects(k.capability) o
         WHERE o.object_type <> 'TYPE'
         WINDOW same AS (PARTITION BY o.object_type, o.object_id)
