@@ -55,6 +55,8 @@ pub struct Observation {
     /// Name, pending events, and since when in seconds of the epoch: rows of `tollgate.subscription_backlogs()`.
     pub subscriptions: Vec<Backlog>,
     pub webhooks: Vec<WebhookState>,
+    /// Those first whose keys could not be fetched.
+    pub issuers: Vec<IssuerState>,
     pub notification_queue_usage: f64,
 }
 
@@ -75,6 +77,18 @@ pub struct WebhookState {
     pub dead: u64,
 }
 
+#[derive(Clone, Debug, Deserialize)]
+pub struct IssuerState {
+    pub issuer: String,
+    /// Whether its keys are fetched; else they were given.
+    pub is_fetched: bool,
+    pub keys: u64,
+    /// Seconds of the epoch.
+    pub fetched_at: Option<f64>,
+    /// Since the last success.
+    pub failures: u64,
+}
+
 pub async fn observe(client: &impl GenericClient) -> Result<Observation> {
     let observation: Value = one(
         client,
@@ -84,7 +98,10 @@ pub async fn observe(client: &impl GenericClient) -> Result<Observation> {
              'subscriptions', (select coalesce(jsonb_agg(jsonb_build_object('name', b.name, 'pending', b.pending, \
                   'oldest_at', extract(epoch from b.oldest_at))), '[]') from tollgate.subscription_backlogs() b), \
              'webhooks', (select coalesce(jsonb_agg(jsonb_build_object('name', w.name, 'enabled', w.enabled, \
-                  'paused', w.paused_at is not null, 'pending', w.pending, 'dead', w.dead)), '[]') from tollgate.webhooks w)) \
+                  'paused', w.paused_at is not null, 'pending', w.pending, 'dead', w.dead)), '[]') from tollgate.webhooks w), \
+             'issuers', (select coalesce(jsonb_agg(jsonb_build_object('issuer', i.issuer, 'is_fetched', i.keys_from <> 'given', \
+                  'keys', i.keys, 'fetched_at', extract(epoch from i.fetched_at), 'failures', i.failures) \
+                  order by i.failures = 0, i.issuer), '[]') from tollgate.list_trusted_issuers() i)) \
          from tollgate.stats() s",
         &[],
     )
