@@ -217,6 +217,8 @@ fn classic(page: &str) -> String {
 async fn the_page_of_a_live_daemon_pleases_promtool_and_is_all_that_is_shown_or_documented() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "shown").await?;
     db.owner.execute("select tollgate.define_webhook('crm', 'https://crm.invalid/')", &[]).await?;
+    let trust = "select tollgate.trust_issuer('https://id.invalid', 'id:', '{https://api.test}')";
+    db.owner.execute(trust, &[]).await?;
     let (_daemon, address) = run(&db.url(), &["--flush-interval=100ms"]).await?;
     eventually_answers(address, "/readyz", 200).await;
     eventually_measures(address, "tollgate_webhook_enabled{webhook=\"crm\"}", |enabled| enabled == 1.0).await;
