@@ -35,6 +35,7 @@ static AUDIENCE: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 static IDENTITY_CLAIMS: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 static ACCESS_TOKEN_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(600);
 static MAX_ACCESS_TOKEN_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(3600);
+static LEEWAY: GucSetting<i32> = GucSetting::<i32>::new(30);
 static AUDIT_ISSUE: GucSetting<bool> = GucSetting::<bool>::new(false);
 static SIGNATURE_TABLE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(65_536);
 
@@ -335,6 +336,18 @@ fn define_access_tokens() {
         GucContext::Suset,
         GucFlags::UNIT_S,
     );
+    GucRegistry::define_int_guc(
+        c"tollgate.leeway",
+        c"How far the clock of a trusted issuer may be from ours.",
+        c"In seconds. Its tokens are accepted so much before they begin and after they end, and after a revocation those are \
+          refused that are not younger by so much. The default allows for clocks that are set by NTP and a slow request. \
+          Tokens of our own have none.",
+        &LEEWAY,
+        0,
+        300,
+        GucContext::Suset,
+        GucFlags::UNIT_S,
+    );
     GucRegistry::define_bool_guc(
         c"tollgate.audit_issue",
         c"Whether each issued access token leaves an event in the audit log.",
@@ -480,6 +493,11 @@ pub(crate) fn access_token_lifetime() -> i64 {
 /// In seconds.
 pub(crate) fn max_access_token_lifetime() -> i64 {
     MAX_ACCESS_TOKEN_LIFETIME.get().into()
+}
+
+/// In microseconds.
+pub(crate) fn leeway() -> i64 {
+    i64::from(LEEWAY.get()) * 1_000_000
 }
 
 pub(crate) fn audit_issue() -> bool {

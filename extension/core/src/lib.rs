@@ -12,6 +12,7 @@
 pub mod claims;
 pub mod foreign;
 pub mod hints;
+pub mod issuer;
 pub mod json;
 pub mod jsonb;
 pub mod jwk;

@@ -3,14 +3,14 @@
 
 use super::{EPOCHS, MARK, TYPE, revocations};
 use crate::error::Error;
-use crate::pg::datum::TextArray;
+use crate::pg::datum::{self, TextArray};
 use crate::pg::sys;
 use crate::tokens::fields;
 use crate::{guc, keys};
 use core::ffi::CStr;
 use pgrx::datum::Interval;
 use pgrx::pg_sys::{self, Datum};
-use pgrx::{Uuid, direct_function_call_as_datum};
+use pgrx::Uuid;
 use tollgate_core::json::{self, quote};
 use tollgate_core::jsonb::Bounds;
 use tollgate_core::jws::{self, SignError};
@@ -120,12 +120,7 @@ pub(crate) fn own_claims(given: Option<Datum>) -> Result<String, Error> {
         return Err(refuse("claims are a JSON object", "which is NULL"));
     };
     fields::json("claims", given, MAX_CLAIMS, "Keep it in a table, and its key in the token.")?;
-    // SAFETY: the output function of jsonb takes such a value and returns a C string.
-    let text = unsafe {
-        direct_function_call_as_datum(pg_sys::jsonb_out, &[Some(given)])
-            .map(|text| CStr::from_ptr(text.cast_mut_ptr()).to_string_lossy().into_owned())
-    };
-    let text = text.unwrap_or_default();
+    let text = datum::json_text(given);
     let Ok(members) = json::parse_object(&text) else {
         return Err(refuse(
             "claims are a JSON object",

@@ -88,6 +88,11 @@ fn presented_access_token(call: &Call) -> Option<Datum> {
     Some(row)
 }
 
+sql_function!(denial_of);
+fn denial_of(call: &Call) -> Option<Datum> {
+    verify::denial_of(call.text(0)?)?.to_vec().into_datum()
+}
+
 sql_function!(usage_id_of_user);
 fn usage_id_of_user(call: &Call) -> Option<Datum> {
     verify::uuid_datum(access::usage_id(call.text(0)?))

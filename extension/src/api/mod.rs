@@ -8,6 +8,7 @@ mod findings;
 mod identity;
 mod internal;
 mod issue;
+mod issuers;
 mod keys;
 mod leadership;
 mod replication;

@@ -147,6 +147,16 @@ pub(crate) fn json_text_size(
     }
 }
 
+/// A jsonb value as PostgreSQL prints it.
+pub(crate) fn json_text(jsonb: Datum) -> String {
+    // SAFETY: the output function of jsonb takes such a value and returns a C string.
+    let text = unsafe {
+        pgrx::direct_function_call_as_datum(pg_sys::jsonb_out, &[Some(jsonb)])
+            .map(|text| core::ffi::CStr::from_ptr(text.cast_mut_ptr()).to_string_lossy().into_owned())
+    };
+    text.unwrap_or_default()
+}
+
 /// A short varlena of type text, made at compile time.
 pub(crate) const fn short_text<const N: usize>(text: &str) -> [u8; N] {
     let bytes = text.as_bytes();

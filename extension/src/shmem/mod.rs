@@ -4,8 +4,8 @@
 //! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in
 //! the crate `tollgate-core` (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those
 //! slices; this file is what the rest calls. The segment also holds hints at where tokens are stored, `findings` to be
-//! recorded, `latency`, the histogram of verifications, `master_keys`, and the table of good signatures, which needs no
-//! lock; `restart` carries counters and limits over a clean restart of the server.
+//! recorded, `latency`, the histogram of verifications, `master_keys`, and two tables that need no lock, of good
+//! signatures and of `unknown_keys` of issuers; `restart` carries counters and limits over a clean restart of the server.
 //!
 //! Locking rules:
 //!
@@ -31,6 +31,7 @@ mod master_keys;
 mod restart;
 mod segment;
 mod spin;
+mod unknown_keys;
 
 use crate::error::Error;
 use crate::pg::prefetch::prefetch;
@@ -150,6 +151,18 @@ pub(crate) fn note_signature(key: &Digest) {
 /// The key of a token's entry in the table of good signatures.
 pub(crate) fn signature_key(algorithm: &str, public_key: &Digest, token: &[u8]) -> Digest {
     signature_table::key(database(), algorithm, public_key, token)
+}
+
+/// Notes that a token of a trusted issuer names a key that the issuer does not have. Without shared memory it does nothing.
+pub(crate) fn note_unknown_key(issuer: &str, now: i64) {
+    if let Some(segment) = segment() {
+        segment.unknown_keys.note(database(), issuer, now);
+    }
+}
+
+/// When that was noted last, in microseconds since 2000-01-01.
+pub(crate) fn unknown_key_at(issuer: &str) -> Option<i64> {
+    segment()?.unknown_keys.at(database(), issuer)
 }
 
 /// Call this some time before a use of the token is counted or charged.

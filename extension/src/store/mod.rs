@@ -5,6 +5,7 @@ pub(crate) mod as_role;
 pub(crate) mod composite;
 pub(crate) mod condition;
 pub(crate) mod fresh_snapshot;
+pub(crate) mod issuers;
 pub(crate) mod keys;
 pub(crate) mod probe;
 pub(crate) mod relations;

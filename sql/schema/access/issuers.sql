@@ -62,7 +62,7 @@ CREATE FUNCTION tollgate.check_issuer_fields(
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'check_issuer_fields';
 COMMENT ON FUNCTION tollgate.check_issuer_fields(text, text, text[], text[], text, text[], text[], text[], jsonb, interval) IS
-    'Raises 22023 unless an issuer may be trusted with these fields; warns of a user claim whose value may pass to another user. Internal.';
+    'Raises 22023 unless an issuer may be trusted with these fields. Internal.';
 
 CREATE FUNCTION tollgate.read_jwks(jwks text, algorithms text[]) RETURNS TABLE (kid text, algorithm text, jwk text, problem text)
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE ROWS 5
@@ -240,6 +240,11 @@ BEGIN
     END IF;
     PERFORM tollgate.check_issuer_fields($1, $2, $3, $6, $7, $8, $9, $10, $11, $12);
     address := tollgate.check_key_source($1, $4, $5);
+    IF regexp_replace($7, '^.*[.]', '') IN ('email', 'preferred_username', 'username', 'upn', 'unique_name', 'nickname', 'name', 'phone_number') THEN
+        RAISE WARNING 'the claim % may pass from one user to another', quote_ident($7)
+            USING DETAIL = 'A user who gets a name or an address that another one had also gets what that one may do here.',
+                  HINT = 'Name users by sub, or by an id of your provider that is never used again.';
+    END IF;
     PERFORM tollgate.lock_issuers();
     PERFORM tollgate.check_prefix($1, $2);
     SELECT i.* INTO known FROM tollgate.issuers i WHERE i.issuer = $1;
@@ -251,8 +256,8 @@ BEGIN
     END IF;
 
     INSERT INTO tollgate.issuers AS i (issuer, user_prefix, audience, algorithms, types, user_claim, scope_claims, scopes, required_claims,
-                                  max_lifetime, accepts_from, keys_given, jwks_url, due_at)
-        VALUES ($1, $2, $3, $9, $10, $7, $8, $6, $11::text, extract(epoch FROM $12)::integer, known.distrusted_at, $4 IS NOT NULL, address,
+                                       max_lifetime, keys_given, jwks_url, due_at)
+        VALUES ($1, $2, $3, $9, $10, $7, $8, $6, $11::text, extract(epoch FROM $12)::integer, $4 IS NOT NULL, address,
                 CASE WHEN $4 IS NULL THEN now() END)
         ON CONFLICT ON CONSTRAINT issuers_pkey DO UPDATE
             SET user_prefix = excluded.user_prefix, audience = excluded.audience, algorithms = excluded.algorithms, types = excluded.types,

@@ -32,11 +32,13 @@ const ADMITS_FROM_A_BLOCKED_ADDRESS: &str = "admit_event_reader";
 
 /// Arguments that are answered without being looked up, stored or shown, so that a policy or a verification does not
 /// fail.
-const ASKED: [(&str, &str); 14] = [
+const ASKED: [(&str, &str); 15] = [
     ("authenticate", "required_scopes"),
     ("client_ip_from", "forwarded"),
     // Stored without anything that may be a token: the receiver of a webhook controls part of it.
     ("finish_webhook_delivery", "error"),
+    // The same, of a server that keys are fetched from.
+    ("note_issuer_failure", "problem"),
     ("require_scope", "scope"),
     ("scope_grants", "granted"),
     ("scope_grants", "required"),

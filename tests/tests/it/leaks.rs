@@ -190,7 +190,7 @@ async fn no_token_and_no_part_of_one_is_visible_to_anyone_but_the_caller() -> Re
     owner
         .batch_execute(
             "create extension pg_stat_statements; create role teller login; create role colleague login; create role careless login;
-             select tollgate.grant_capability('teller', 'admin'), tollgate.grant_capability('teller', 'operator');
+             select tollgate.grant_capability('teller', c) from unnest('{admin,operator,key_fetcher}'::text[]) c;
              grant execute on function tollgate.verify_api_token to careless",
         )
         .await?;

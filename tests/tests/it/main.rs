@@ -35,6 +35,7 @@ mod http;
 mod import;
 mod import_cli;
 mod issue;
+mod issuers;
 mod jwt_libraries;
 mod keys;
 mod layout;

@@ -165,6 +165,19 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.purge_denials(integer)", "purge_denials(10)"),
     ("tollgate.current_claims()", "current_claims()"),
     ("tollgate.current_issuer()", "current_issuer()"),
+    (
+        "tollgate.trust_issuer(text,text,text[],jsonb,text,text[],text,text[],text[],text[],jsonb,interval)",
+        "trust_issuer('https://issuer.test', 'clerks:', '{https://api.test}', scopes => '{posts:read}', jwks => '{\"keys\": [{\"kty\": \"EC\", \"crv\": \"P-256\", \"kid\": \"1\", \"x\": \"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4\", \
+         \"y\": \"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM\"}]}')",
+    ),
+    ("tollgate.list_trusted_issuers()", "list_trusted_issuers()"),
+    ("tollgate.issuers_due()", "issuers_due()"),
+    (
+        "tollgate.store_issuer_keys(text,text,interval)",
+        "store_issuer_keys('https://issuer.test', '{\"keys\": []}', '1 hour')",
+    ),
+    ("tollgate.note_issuer_failure(text,text)", "note_issuer_failure('https://issuer.test', 'it is down')"),
+    ("tollgate.distrust_issuer(text,text)", "distrust_issuer('https://issuer.test', 'over')"),
     ("tollgate.acquire_leadership(text)", "acquire_leadership('seal_audit')"),
     ("tollgate.check_leadership(text,bigint)", "check_leadership('purge', 0)"),
     ("tollgate.seal_audit_log(integer)", "seal_audit_log()"),
