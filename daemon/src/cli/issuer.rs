@@ -55,7 +55,8 @@ async fn trust(target: Target, options: TrustOptions) -> Result<u8> {
 
 fn read_key_set(from: &Path) -> Result<String> {
     let shown = from.display();
-    let unreadable = |error: io::Error| Error::usage(format!("could not read the key set from {shown}: {error}"));
+    let unreadable =
+        |error: io::Error| Error::usage(format!("could not read the key set from {shown}: {error}"));
     let mut text = String::new();
     if from == Path::new("-") {
         io::stdin().lock().take(LONGEST_SET + 1).read_to_string(&mut text).map_err(unreadable)?;

@@ -27,8 +27,8 @@ use std::future::Future;
 use crate::config::file_trust;
 use crate::config::sources::Configuration;
 use crate::config::{
-    AuditCommand, CapabilityCommand, Command, IssuerCommand, KeyCommand, ScopeCommand, StandbyOptions, TokenCommand,
-    UserCommand, WebhookCommand,
+    AuditCommand, CapabilityCommand, Command, IssuerCommand, KeyCommand, ScopeCommand, StandbyOptions,
+    TokenCommand, UserCommand, WebhookCommand,
 };
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;

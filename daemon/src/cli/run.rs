@@ -19,8 +19,8 @@ use crate::background::shutdown::Shutdown;
 use crate::background::signal::Signal;
 use crate::background::tasks::observe::LatestObservation;
 use crate::background::tasks::{
-    announce_expiries, deliver_webhooks, expire_tokens, fetch_keys, flush_standby, flush_usage, heartbeat, observe,
-    publish_events, purge, purge_audit, rotate_keys, seal_audit, watch_usage,
+    announce_expiries, deliver_webhooks, expire_tokens, fetch_keys, flush_standby, flush_usage, heartbeat,
+    observe, publish_events, purge, purge_audit, rotate_keys, seal_audit, watch_usage,
 };
 use crate::config::{ListenAddress, RunOptions};
 use crate::contract::Identity;

@@ -127,10 +127,8 @@ pub async fn store_issuer_keys(
     jwks: &str,
     max_age: Option<std::time::Duration>,
 ) -> Result<StoredKeys> {
-    let call = fenced(
-        "select to_jsonb(tollgate.store_issuer_keys($1, $2, make_interval(secs => $3)))",
-        fence,
-    );
+    let call =
+        fenced("select to_jsonb(tollgate.store_issuer_keys($1, $2, make_interval(secs => $3)))", fence);
     let seconds = max_age.map(|age| age.as_secs_f64());
     let stored: Json<StoredKeys> =
         one(client, "store the keys of the issuer", &call, &[&issuer, &jwks, &seconds]).await?;

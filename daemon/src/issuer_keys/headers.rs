@@ -27,7 +27,9 @@ pub(super) fn max_age(headers: &HeaderMap) -> Option<Duration> {
                 return Some(Duration::ZERO);
             }
             let seconds = directive.strip_prefix("max-age=").map(|seconds| seconds.trim_matches('"'));
-            age = age.or(seconds.and_then(|seconds| Some(Duration::from_secs(seconds.parse::<u32>().ok()?.into()))));
+            age = age
+                .or(seconds
+                    .and_then(|seconds| Some(Duration::from_secs(seconds.parse::<u32>().ok()?.into()))));
         }
     }
     age

@@ -70,7 +70,10 @@ impl Fetcher {
         match head.status {
             StatusCode::OK => {}
             status if status.is_redirection() => {
-                return Err(format!("the issuer answered {}, and redirects are not followed", status.as_u16()));
+                return Err(format!(
+                    "the issuer answered {}, and redirects are not followed",
+                    status.as_u16()
+                ));
             }
             status => return Err(format!("the issuer answered {}", status.as_u16())),
         }
@@ -138,7 +141,10 @@ mod tests {
             (r#"{"issuer": "https://a.example"}"#, "jwks_uri"),
             (r#"{"issuer": "https://a.example", "jwks_uri": null}"#, "jwks_uri"),
             // The last of two would be a matter of taste.
-            (r#"{"issuer": "https://b.example", "issuer": "https://a.example", "jwks_uri": "https://a.example/"}"#, "jwks_uri"),
+            (
+                r#"{"issuer": "https://b.example", "issuer": "https://a.example", "jwks_uri": "https://a.example/"}"#,
+                "jwks_uri",
+            ),
             ("[]", "jwks_uri"),
             ("<html>", "jwks_uri"),
         ] {

@@ -42,7 +42,9 @@ impl Rules {
         } else if self.plain == Plain::Allowed {
             format!("the address begins with http: only https is used, unless {option} names the network")
         } else {
-            format!("the address begins with http: only https is used, but on this machine itself, if {option} names it")
+            format!(
+                "the address begins with http: only https is used, but on this machine itself, if {option} names it"
+            )
         })
     }
 

@@ -249,7 +249,8 @@ mod tests {
         assert_eq!(answered(until_end, Some(5)).await.unwrap().body(), "hello");
         let cut = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello";
         assert!(answered(cut, Some(100)).await.is_err());
-        let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n";
+        let chunked =
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n";
         assert_eq!(answered(chunked, Some(5)).await.unwrap().body(), "hello");
     }
 

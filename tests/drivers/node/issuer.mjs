@@ -12,12 +12,12 @@ const SCOPE = 'posts:read'
 
 async function oidcProvider() {
   const { Provider } = await import('oidc-provider')
+  let provider
   const server = createServer((request, response) => provider.callback()(request, response))
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
   const issuer = `http://127.0.0.1:${server.address().port}`
   const secret = randomUUID()
-  let provider
 
   function rotate() {
     const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
@@ -70,14 +70,17 @@ async function oidcProvider() {
 async function mockServer() {
   const { OAuth2Server } = await import('oauth2-mock-server')
   const server = new OAuth2Server()
-  let { kid } = await server.issuer.keys.generate('RS256')
-  await server.start(0, '127.0.0.1')
+  let kid
 
   async function rotate() {
-    const key = await server.issuer.keys.generate('RS256')
-    kid = key.kid
+    // Its own kids have 80 hexadecimal digits, as the secret part of a token of ours, and so are refused.
+    kid = randomUUID()
+    await server.issuer.keys.generate('RS256', { kid })
     return kid
   }
+
+  await rotate()
+  await server.start(0, '127.0.0.1')
 
   function token() {
     const claims = { sub: 'robot', aud: [AUDIENCE], scope: SCOPE }

@@ -150,7 +150,8 @@ async fn converse(
     let mut socket = tokio::io::BufReader::new(socket);
     let mut line = String::new();
     socket.read_line(&mut line).await?;
-    let path = line.strip_prefix("GET ").and_then(|rest| rest.split(' ').next()).context(line.clone())?.to_owned();
+    let path =
+        line.strip_prefix("GET ").and_then(|rest| rest.split(' ').next()).context(line.clone())?.to_owned();
     while !line.trim_end().is_empty() {
         line.clear();
         socket.read_line(&mut line).await?;
@@ -169,7 +170,9 @@ async fn converse(
             socket.read_line(&mut line).await?;
         }
         Reply::Drip => {
-            socket.write_all(b"HTTP/1.1 200 x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n").await?;
+            socket
+                .write_all(b"HTTP/1.1 200 x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n")
+                .await?;
             loop {
                 socket.write_all(b" ").await?;
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -182,7 +185,8 @@ async fn converse(
             }
         }
         Reply::EndlessBody => {
-            let head = b"HTTP/1.1 200 x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let head =
+                b"HTTP/1.1 200 x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
             socket.write_all(head).await?;
             loop {
                 socket.write_all(b"10000\r\n").await?;
@@ -235,7 +239,8 @@ async fn eventually_has(db: &Db, issuer: &str, kids: &[&str]) {
 
 /// The code, and the user if it is valid.
 async fn verify(db: &Db, token: &str) -> Result<(String, Option<String>)> {
-    let query = "select code, case when valid then user_id end from tollgate.verify_access_token($1, '{posts:read}')";
+    let query =
+        "select code, case when valid then user_id end from tollgate.verify_access_token($1, '{posts:read}')";
     let row = db.owner.query_one(query, &[&token]).await?;
     Ok((row.get(0), row.get(1)))
 }
@@ -288,7 +293,8 @@ async fn keys_are_found_by_discovery_and_followed_on_an_unknown_kid_and_with_age
     for why in ["new", "unknown key", "age"] {
         assert!(log.contains(&format!("\"why\":\"{why}\"")), "{why} in {log}");
     }
-    eventually_measures(address, &format!("tollgate_issuer_keys{{issuer=\"{issuer}\"}}"), |keys| keys == 2.0).await;
+    eventually_measures(address, &format!("tollgate_issuer_keys{{issuer=\"{issuer}\"}}"), |keys| keys == 2.0)
+        .await;
     let page = metrics(address).await?;
     assert!(page[&format!("tollgate_issuer_keys_fetched_timestamp_seconds{{issuer=\"{issuer}\"}}")] > 1.7e9);
     assert_eq!(page["tollgated_key_fetches_total{outcome=\"fetched\"}"], 3.0);
@@ -303,7 +309,8 @@ async fn of_an_issuer_that_misbehaves_nothing_is_taken_and_no_other_waits_for_it
     let closed = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
     let elsewhere = format!("Location: {}\r\n", issuers.issuer("elsewhere"));
     let private: Value = serde_json::from_str(&good.jwk())?;
-    let private = json!({ "keys": [private, { "kty": "EC", "crv": "P-256", "kid": "x", "d": "AA" }] }).to_string();
+    let private =
+        json!({ "keys": [private, { "kty": "EC", "crv": "P-256", "kid": "x", "d": "AA" }] }).to_string();
     let symmetric = r#"{"keys": [{"kty": "oct", "kid": "x", "alg": "HS256", "k": "c2VjcmV0"}]}"#;
     let many = format!("{{\"keys\": [{}]}}", vec!["{}"; 10_000].join(","));
     let html = "<html>Sign in</html>";
@@ -322,7 +329,11 @@ async fn of_an_issuer_that_misbehaves_nothing_is_taken_and_no_other_waits_for_it
         ("redirects", answer(302, &elsewhere, ""), "redirects are not followed"),
         ("html", answer(200, "Content-Type: text/html\r\n", html), "not of a JSON content type"),
         ("pretends", json(html), "not a JSON object"),
-        ("compressed", answer(200, "Content-Type: application/json\r\nContent-Encoding: gzip\r\n", ""), "compressed"),
+        (
+            "compressed",
+            answer(200, "Content-Type: application/json\r\nContent-Encoding: gzip\r\n", ""),
+            "compressed",
+        ),
         ("latin", json(b"{\"keys\": [\"\xe9\"]}".to_vec()), "not UTF-8"),
         ("oct", json(symmetric), "must never be published"),
         ("private", json(private), "must never be published"),
@@ -338,7 +349,12 @@ async fn of_an_issuer_that_misbehaves_nothing_is_taken_and_no_other_waits_for_it
         all.push((*name, *words));
     }
     // What is wrong with the discovery document.
-    for (name, words) in [("wrong", "another one"), ("inside", "not a public one"), ("plain", "https"), ("down", "could not connect")] {
+    for (name, words) in [
+        ("wrong", "another one"),
+        ("inside", "not a public one"),
+        ("plain", "https"),
+        ("down", "could not connect"),
+    ] {
         issuers.serve(&format!("/{name}/keys"), json(key_set(&[&other])));
         all.push((name, words));
     }
@@ -359,11 +375,16 @@ async fn of_an_issuer_that_misbehaves_nothing_is_taken_and_no_other_waits_for_it
     let (daemon, address) = run(&db.url(), &[ALLOW]).await?;
     for (name, words) in &all {
         let issuer = issuers.issuer(name);
-        eventually_async(LONG, &format!("{name} to fail"), async || state(&db, &issuer).await.unwrap().failures > 0).await;
+        eventually_async(LONG, &format!("{name} to fail"), async || {
+            state(&db, &issuer).await.unwrap().failures > 0
+        })
+        .await;
         let state = state(&db, &issuer).await?;
         assert!(!state.problem.is_empty() && state.problem.contains(words), "{name}: {state:?}");
         assert_eq!(state.kids, ["good"], "{name}");
-        accepts(&db, &good.sign(&issuer)?, &format!("{name}:ann")).await.with_context(|| (*name).to_owned())?;
+        accepts(&db, &good.sign(&issuer)?, &format!("{name}:ann"))
+            .await
+            .with_context(|| (*name).to_owned())?;
         let logged = daemon.log();
         let logged = logged.lines().any(|line| line.contains(&format!("{issuer}\"")) && line.contains(words));
         assert!(logged, "{name} in {}", daemon.log());
@@ -423,19 +444,29 @@ async fn a_daemon_without_the_capability_says_so_and_check_prints_the_grant() ->
     assert_eq!(value::<String>(&db.owner, report).await?, "", "nothing is to be fetched");
 
     trust(&db, &issuers.issuer("a"), "a", "").await?;
-    eventually_async(LONG, "the daemon to say so", async || daemon.log().contains("lacks the capability key_fetcher")).await;
+    eventually_async(LONG, "the daemon to say so", async || {
+        daemon.log().contains("lacks the capability key_fetcher")
+    })
+    .await;
     assert!(!db.cluster.log().contains("permission denied"), "{}", db.cluster.log());
     let found = findings(&db)?;
     assert!(found.iter().all(|finding| finding["verdict"] == "fail"), "{found:?}");
-    assert!(found.iter().any(|finding| finding["detail"].as_str().is_some_and(|text| text.contains("never fetched"))), "{found:?}");
-    let grant = found.iter().find_map(|finding| finding["remedy"].as_str().filter(|text| text.starts_with("SELECT")));
+    assert!(
+        found
+            .iter()
+            .any(|finding| finding["detail"].as_str().is_some_and(|text| text.contains("never fetched"))),
+        "{found:?}"
+    );
+    let grant =
+        found.iter().find_map(|finding| finding["remedy"].as_str().filter(|text| text.starts_with("SELECT")));
     db.owner.batch_execute(grant.context("a statement")?).await?;
     eventually_has(&db, &issuers.issuer("a"), &["good"]).await;
     let found = findings(&db)?;
     assert!(matches!(&found[..], [finding] if finding["verdict"] == "ok"), "{found:?}");
     // Keys that are old, because none fetches them any more.
     db.owner.batch_execute("update tollgate.issuers set fetched_at = now() - interval '3 hours', due_at = now() + interval '1 hour'").await?;
-    let old = "select detail from tollgate.deployment_health() where aspect = 'issuers' and severity = 'warn'";
+    let old =
+        "select detail from tollgate.deployment_health() where aspect = 'issuers' and severity = 'warn'";
     let old: String = value(&db.operator, old).await?;
     assert!(old.contains("last fetched 03:00"), "{old}");
     Ok(())
@@ -444,7 +475,10 @@ async fn a_daemon_without_the_capability_says_so_and_check_prints_the_grant() ->
 #[tokio::test]
 async fn issuers_are_trusted_fetched_and_distrusted_by_the_command_line() -> Result<()> {
     let db = db("by_command").await?;
-    db.cluster.execute(&db.name, "create role issuers_boss login; select tollgate.grant_capability('issuers_boss', 'admin')")?;
+    db.cluster.execute(
+        &db.name,
+        "create role issuers_boss login; select tollgate.grant_capability('issuers_boss', 'admin')",
+    )?;
     let boss = db.cluster.url("issuers_boss", &db.name);
     let issuers = Issuers::start().await?;
     let (given, fetched) = (Key::new("given")?, Key::new("fetched")?);
@@ -452,22 +486,49 @@ async fn issuers_are_trusted_fetched_and_distrusted_by_the_command_line() -> Res
     assert!(printed(&boss, &["issuer", "list"], OK).contains("no issuer is trusted"));
     assert!(printed(&db.url(), &["issuer", "fetch"], OK).contains("no issuer is due"));
 
-    let trust = ["issuer", "trust", issuer.as_str(), "--user-prefix", "a:", "--audience", AUDIENCE, "--scope", "posts:read"];
+    let trust = [
+        "issuer",
+        "trust",
+        issuer.as_str(),
+        "--user-prefix",
+        "a:",
+        "--audience",
+        AUDIENCE,
+        "--scope",
+        "posts:read",
+    ];
     let output = fed(&boss, &[&trust[..], &["--jwks", "-"]].concat(), key_set(&[&given]).as_bytes())?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     accepts(&db, &given.sign(&issuer)?, "a:ann").await?;
     let listed = json_of(&boss, &["issuer", "list"], OK);
-    assert_eq!((&listed[0]["issuer"], &listed[0]["keys_from"], &listed[0]["kids"]), (&json!(issuer), &json!("given"), &json!(["given"])));
+    assert_eq!(
+        (&listed[0]["issuer"], &listed[0]["keys_from"], &listed[0]["kids"]),
+        (&json!(issuer), &json!("given"), &json!(["given"]))
+    );
 
     // Again, with its keys from an address; which is down at first.
     let address = format!("{issuer}/keys");
     let more = [
-        "--jwks-url", address.as_str(), "--required-claims", "{\"sub\": \"ann\"}", "--max-lifetime", "1h", "--algorithm", "ES256",
-        "--scope-claim", "scope", "--user-claim", "sub", "--type", "JWT,at+jwt",
+        "--jwks-url",
+        address.as_str(),
+        "--required-claims",
+        "{\"sub\": \"ann\"}",
+        "--max-lifetime",
+        "1h",
+        "--algorithm",
+        "ES256",
+        "--scope-claim",
+        "scope",
+        "--user-claim",
+        "sub",
+        "--type",
+        "JWT,at+jwt",
     ];
     printed(&boss, &[&trust[..], &more].concat(), OK);
     let allow = ["issuer", "fetch", ALLOW];
-    assert!(printed(&db.url(), &allow, NO).contains("nothing was changed; the key set: the issuer answered 404"));
+    assert!(
+        printed(&db.url(), &allow, NO).contains("nothing was changed; the key set: the issuer answered 404")
+    );
     issuers.serve("/a/keys", json(key_set(&[&fetched])));
     db.owner.batch_execute("update tollgate.issuers set due_at = now()").await?;
     let report = json_of(&db.url(), &allow, OK);
@@ -478,7 +539,11 @@ async fn issuers_are_trusted_fetched_and_distrusted_by_the_command_line() -> Res
     assert_eq!(listed["required_claims"], json!({ "sub": "ann" }));
     assert_eq!((&listed["max_lifetime"], &listed["types"]), (&json!("PT1H"), &json!(["JWT", "at+jwt"])));
 
-    let refused = failure(&boss, &["issuer", "trust", "https://b.example", "--user-prefix", "a:b:", "--audience", AUDIENCE], NO);
+    let refused = failure(
+        &boss,
+        &["issuer", "trust", "https://b.example", "--user-prefix", "a:b:", "--audience", AUDIENCE],
+        NO,
+    );
     assert!(refused.contains("Option: --user-prefix"), "{refused}");
     let refused = failure(&boss, &allow, NO);
     assert!(refused.contains("key_fetcher"), "{refused}");
