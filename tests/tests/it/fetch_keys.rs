@@ -363,7 +363,9 @@ async fn of_an_issuer_that_misbehaves_nothing_is_taken_and_no_other_waits_for_it
     discovery("plain", &issuers.issuer("plain"), "http://1.1.1.1/keys");
     discovery("down", &issuers.issuer("down"), &format!("http://{closed}/keys"));
     issuers.serve_discovery("well");
-    issuers.serve("/well/keys", json(key_set(&[&other])));
+    // As Keycloak has it, a key for encryption beside the others.
+    let encrypts = r#"{"kty": "RSA", "kid": "x", "use": "enc", "alg": "RSA-OAEP", "e": "AQAB", "n": "AQAB"}"#;
+    issuers.serve("/well/keys", json(format!("{{\"keys\": [{encrypts}, {}]}}", other.jwk())));
 
     // Each had a good key until now; the one that is well waits for the others' turn.
     let store = "select tollgate.store_issuer_keys($1, $2)";
@@ -385,13 +387,15 @@ async fn of_an_issuer_that_misbehaves_nothing_is_taken_and_no_other_waits_for_it
         accepts(&db, &good.sign(&issuer)?, &format!("{name}:ann"))
             .await
             .with_context(|| (*name).to_owned())?;
-        let logged = daemon.log();
-        let logged = logged.lines().any(|line| line.contains(&format!("{issuer}\"")) && line.contains(words));
-        assert!(logged, "{name} in {}", daemon.log());
+        eventually_async(LONG, &format!("{name} to be logged"), async || {
+            daemon.log().lines().any(|line| line.contains(&format!("{issuer}\"")) && line.contains(words))
+        })
+        .await;
     }
     let well = issuers.issuer("well");
     eventually_has(&db, &well, &["other"]).await;
     let (well, hangs) = (state(&db, &well).await?, state(&db, &issuers.issuer("hangs")).await?);
+    assert_eq!(well.problem, "");
     assert!(well.fetched_at < hangs.problem_at, "it waited for another: {well:?} {hangs:?}");
     assert!(!issuers.asked().contains(&"/elsewhere".to_owned()), "a redirect was followed");
     let failures = format!("tollgate_issuer_fetch_failures{{issuer=\"{}\"}}", issuers.issuer("hangs"));
@@ -472,7 +476,8 @@ async fn a_daemon_without_the_capability_says_so_and_check_prints_the_grant() ->
     Ok(())
 }
 
-#[tokio::test]
+// The issuer answers while a command is waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn issuers_are_trusted_fetched_and_distrusted_by_the_command_line() -> Result<()> {
     let db = db("by_command").await?;
     db.cluster.execute(
