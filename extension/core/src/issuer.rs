@@ -135,7 +135,8 @@ impl Rules {
     /// A wildcard of a token is allowed by one that covers it. [`scope::ADMIN`] is allowed by its name alone.
     fn allows(&self, scope: &str) -> bool {
         let is_reserved = scope.starts_with(RESERVED);
-        let ceiling = self.scopes.iter().map(String::as_str).filter(|one| !is_reserved || *one != scope::ADMIN);
+        let ceiling =
+            self.scopes.iter().map(String::as_str).filter(|one| !is_reserved || *one != scope::ADMIN);
         scope::any_grants(ceiling.map(str::as_bytes), scope.as_bytes())
     }
 
@@ -357,7 +358,8 @@ mod tests {
 
     #[test]
     fn a_required_claim_has_exactly_the_value() {
-        let required = json::parse_object(r#"{"repository_id":"74","ok":true,"n":12,"k.ns":"prod"}"#).unwrap();
+        let required =
+            json::parse_object(r#"{"repository_id":"74","ok":true,"n":12,"k.ns":"prod"}"#).unwrap();
         let rules = Rules { required, ..rules() };
         let good = r#","sub":"a","repository_id":"74","ok":true,"n":12,"k":{"ns":"prod"}"#;
         assert!(map(&rules, good).is_ok());

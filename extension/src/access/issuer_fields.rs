@@ -24,8 +24,7 @@ const LIFETIMES: core::ops::RangeInclusive<i128> = 60 * SECOND..=7 * 86_400 * SE
 
 pub(crate) fn issuer(given: Option<&str>) -> Result<(), Error> {
     const HINT: &str = "Pass the claim iss of its tokens, exactly as it is there: a URL or another name of 1 to 255 visible ASCII characters.";
-    let refuse =
-        |message: &str, offence: &str| Err(Error::argument("issuer", message, offence, HINT));
+    let refuse = |message: &str, offence: &str| Err(Error::argument("issuer", message, offence, HINT));
     let Some(given) = given else {
         return refuse("an issuer must be named", "which is NULL");
     };
@@ -34,27 +33,20 @@ pub(crate) fn issuer(given: Option<&str>) -> Result<(), Error> {
         return refuse("this is no name of an issuer", "which is empty, too long, or has other characters");
     }
     if guc::issuer() == Some(given) {
-        return refuse(
-            "tokens of this issuer are our own",
-            "which is the setting tollgate.issuer",
-        );
+        return refuse("tokens of this issuer are our own", "which is the setting tollgate.issuer");
     }
     Ok(())
 }
 
 pub(crate) fn user_prefix(given: Option<&str>) -> Result<(), Error> {
     const HINT: &str = "Give what the user ids of this issuer begin with, such as \"auth0:\"; '' if they are the user ids of your application.";
-    let refuse =
-        |message: &str, offence: &str| Err(Error::argument("user_prefix", message, offence, HINT));
+    let refuse = |message: &str, offence: &str| Err(Error::argument("user_prefix", message, offence, HINT));
     let Some(given) = given else {
         return refuse("the users of an issuer need a prefix", "which is NULL");
     };
     fields::without_token("user_prefix", given.as_bytes())?;
     if given.chars().count() > MAX_PREFIX || given.contains(char::is_control) {
-        return refuse(
-            "a prefix has at most 64 characters",
-            "which is longer, or has control characters",
-        );
+        return refuse("a prefix has at most 64 characters", "which is longer, or has control characters");
     }
     Ok(())
 }
@@ -113,7 +105,8 @@ pub(crate) fn types(given: Option<TextArray<'_>>) -> Result<(), Error> {
 }
 
 pub(crate) fn required_claims(given: Option<Datum>) -> Result<(), Error> {
-    const HINT: &str = "Pass an object of claims and their values, such as {\"repository_id\": \"74\"}; '{}' for none.";
+    const HINT: &str =
+        "Pass an object of claims and their values, such as {\"repository_id\": \"74\"}; '{}' for none.";
     let refuse = |offence: &str| {
         let message = format!("required claims are an object of at most {MAX_REQUIRED} claims");
         Err(Error::argument("required_claims", message, offence, HINT))
@@ -133,7 +126,9 @@ pub(crate) fn required_claims(given: Option<Datum>) -> Result<(), Error> {
         return refuse("which has more");
     }
     if !members.iter().all(|(path, value)| issuer::is_path(path) && is_value(value)) {
-        return refuse("with a value that is no text, integer or boolean, or a name that is empty, too long or has spaces");
+        return refuse(
+            "with a value that is no text, integer or boolean, or a name that is empty, too long or has spaces",
+        );
     }
     Ok(())
 }

@@ -48,10 +48,15 @@ pub(crate) struct Revocation {
 }
 
 pub(crate) fn of_user(user_id: &str) -> Option<Revocation> {
-    find(&USERS, |relations| relations.revoked_users_key, [user_id], |row| {
-        let number = |place| row.datum(place).map(|datum| datum.value().cast_signed() as i64);
-        Some(Revocation { mark: number(1)?, at: number(2)? })
-    })
+    find(
+        &USERS,
+        |relations| relations.revoked_users_key,
+        [user_id],
+        |row| {
+            let number = |place| row.datum(place).map(|datum| datum.value().cast_signed() as i64);
+            Some(Revocation { mark: number(1)?, at: number(2)? })
+        },
+    )
 }
 
 /// The mark that the tokens of this user must repeat; `None` if the user's tokens were not revoked as a whole while one

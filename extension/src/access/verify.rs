@@ -4,8 +4,8 @@
 //! only then the signature. The key is selected from the catalogue as it is now, and the signature checked with it once
 //! (`shmem::knows_signature`); everything that can change is looked at each time.
 
-pub(crate) use super::presented::Presented;
 use super::foreign::{self, Foreign};
+pub(crate) use super::presented::Presented;
 use super::{CLAIM, EPOCHS, MARK, TYPE, WRONG_TYPE, id_of_digest, revocations};
 use crate::verify::presented::Required;
 use crate::verify::request::{Purpose, Request};

@@ -262,7 +262,10 @@ async fn the_privileges_of_everyone_and_of_verifiers_do_not_grow_by_accident() -
     ];
     assert!(verifier.is_subset(&issuer) && issuer.is_subset(&admin), "each includes the one before");
     assert!(operator.is_disjoint(&issuer), "the daemon handles no tokens");
-    assert!(key_fetcher.is_disjoint(&operator) && key_fetcher.is_disjoint(&admin), "who stores keys can sign");
+    assert!(
+        key_fetcher.is_disjoint(&operator) && key_fetcher.is_disjoint(&admin),
+        "who stores keys can sign"
+    );
     Ok(())
 }
 
