@@ -7,6 +7,9 @@ import { once } from 'node:events'
 import { createServer } from 'node:http'
 import { createInterface } from 'node:readline'
 
+// It says that it is set up for development alone, as it is.
+console.info = console.warn = () => {}
+
 const AUDIENCE = 'https://api.test'
 const SCOPE = 'posts:read'
 
