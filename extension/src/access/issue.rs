@@ -47,6 +47,10 @@ pub(crate) struct NewAccessToken<'a> {
     pub(crate) lifetime: i64,
     /// The members of the caller's object, as JSON: `"a":1,"b":[]`.
     pub(crate) own: &'a str,
+    /// The session that it belongs to.
+    pub(crate) session: Option<Uuid>,
+    /// The client of the session; without one it is the role that asks for the token.
+    pub(crate) client_id: Option<&'a str>,
 }
 
 pub(crate) struct IssuedAccessToken {
@@ -133,8 +137,12 @@ pub(crate) fn own_claims(given: Option<Datum>) -> Result<String, Error> {
             &format!("with the claim {name}"),
         ));
     }
-    let inner = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
-    Ok(inner.unwrap_or_default().to_owned())
+    Ok(members_of(&text).to_owned())
+}
+
+/// What is between the braces of an object.
+pub(crate) fn members_of(object: &str) -> &str {
+    object.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).unwrap_or_default()
 }
 
 pub(crate) fn issue(new: &NewAccessToken<'_>) -> Result<IssuedAccessToken, Error> {
@@ -153,9 +161,12 @@ pub(crate) fn issue(new: &NewAccessToken<'_>) -> Result<IssuedAccessToken, Error
         r#"{{"iss":{},"sub":{},"aud":{audience},"exp":{end},"nbf":{issued_at},"iat":{issued_at},"jti":"{jti}","client_id":{},"scope":{}"#,
         quote(&issuer),
         quote(new.user_id),
-        quote(&acting_role()),
+        new.client_id.map_or_else(|| quote(&acting_role()), quote),
         quote(&new.scopes.join(" ")),
     );
+    if let Some(session) = new.session {
+        claims.push_str(&format!(r#","sid":"{}""#, uuid::Uuid::from_bytes(*session.as_bytes())));
+    }
     if let Some(mark) = mark {
         claims.push_str(&format!(r#","{MARK}":{mark}"#));
     }

@@ -7,6 +7,7 @@ pub(crate) mod issuer_fields;
 pub(crate) mod key_set;
 pub(crate) mod presented;
 pub(crate) mod revocations;
+pub(crate) mod sessions;
 pub(crate) mod verify;
 
 use tollgate_core::token::{self, Digest};

@@ -6,7 +6,7 @@
 
 use super::foreign::{self, Foreign};
 pub(crate) use super::presented::Presented;
-use super::{CLAIM, EPOCHS, MARK, TYPE, WRONG_TYPE, id_of_digest, revocations};
+use super::{CLAIM, EPOCHS, MARK, TYPE, WRONG_TYPE, id_of_digest, revocations, sessions};
 use crate::verify::presented::Required;
 use crate::verify::request::{Purpose, Request};
 use crate::{guc, keys, shmem};
@@ -45,6 +45,8 @@ enum Origin {
     Ours {
         /// The mark of the user, as it was when the token was issued.
         mark: Option<i64>,
+        /// The session that it belongs to.
+        session: Option<[u8; 16]>,
     },
     Theirs(Foreign),
 }
@@ -91,6 +93,13 @@ impl AccessToken {
 
     pub(crate) fn digest(&self) -> Digest {
         self.digest
+    }
+
+    pub(crate) fn session(&self) -> Option<[u8; 16]> {
+        match &self.origin {
+            Origin::Ours { session, .. } => *session,
+            Origin::Theirs(_) => None,
+        }
     }
 
     pub(crate) fn scopes(&self) -> impl Iterator<Item = &str> {
@@ -176,6 +185,11 @@ fn ours(parsed: &Parsed<'_>) -> Result<Unchecked, Refused> {
     let id = claims.jti().and_then(uuid_of).ok_or_else(malformed)?;
     let expires_at = claims.exp().ok_or_else(malformed)? - EPOCHS;
     let mark = claims.integer(MARK).map_err(|_| malformed())?;
+    let session = match claims.sid() {
+        Ok(None) => None,
+        Ok(Some(sid)) => Some(uuid_of(sid).ok_or_else(malformed)?),
+        Err(_) => return Err(malformed()),
+    };
 
     let kid = parsed.header.kid.as_deref().ok_or((Code::UnknownKey, None))?;
     let key = keys::public_key_of(kid).ok_or((Code::UnknownKey, None))?;
@@ -185,7 +199,7 @@ fn ours(parsed: &Parsed<'_>) -> Result<Unchecked, Refused> {
         id: Some(id),
         user_id,
         expires_at,
-        origin: Origin::Ours { mark },
+        origin: Origin::Ours { mark, session },
     })
 }
 
@@ -248,10 +262,15 @@ fn refusal(
     let claims = &token.claims;
     let revocation = revocations::of_user(&token.user_id);
     let is_revoked = match &token.origin {
-        Origin::Ours { mark } => revocation.is_some_and(|revocation| *mark != Some(revocation.mark)),
+        Origin::Ours { mark, .. } => revocation.is_some_and(|revocation| *mark != Some(revocation.mark)),
         Origin::Theirs(foreign) => foreign.is_cut_off(claims, revocation.map(|revocation| revocation.at)),
     };
     if is_revoked || revocations::is_denied(&token.issuer, &denial(claims, &token.digest)) {
+        return refuse(Code::Revoked);
+    }
+    if let Some(session) = &token.session()
+        && !sessions::is_live(session, &token.user_id, revocation.map(|revocation| revocation.mark))
+    {
         return refuse(Code::Revoked);
     }
     let times = match &token.origin {

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use crate::pg::sys;
+use core::ffi::CStr;
 use pgrx::pg_sys::{self, Datum};
 use tollgate_core::jsonb::{self, Bounds, Excess};
 use tollgate_core::net::Net;
@@ -152,7 +153,7 @@ pub(crate) fn json_text(jsonb: Datum) -> String {
     // SAFETY: the output function of jsonb takes such a value and returns a C string.
     let text = unsafe {
         pgrx::direct_function_call_as_datum(pg_sys::jsonb_out, &[Some(jsonb)])
-            .map(|text| core::ffi::CStr::from_ptr(text.cast_mut_ptr()).to_string_lossy().into_owned())
+            .map(|text| CStr::from_ptr(text.cast_mut_ptr()).to_string_lossy().into_owned())
     };
     text.unwrap_or_default()
 }

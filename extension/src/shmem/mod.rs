@@ -4,8 +4,9 @@
 //! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in
 //! the crate `tollgate-core` (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those
 //! slices; this file is what the rest calls. The segment also holds hints at where tokens are stored, `findings` to be
-//! recorded, `latency`, the histogram of verifications, `master_keys`, and two tables that need no lock, of good
-//! signatures and of `unknown_keys` of issuers; `restart` carries counters and limits over a clean restart of the server.
+//! recorded, `latency`, the histogram of verifications, `master_keys`, and, without a lock, the counters of `sessions` and two
+//! tables, of good signatures and of `unknown_keys` of issuers; `restart` carries counters and limits over a clean restart of
+//! the server.
 //!
 //! Locking rules:
 //!
@@ -30,6 +31,7 @@ mod latency;
 mod master_keys;
 mod restart;
 mod segment;
+mod sessions;
 mod spin;
 mod unknown_keys;
 
@@ -41,6 +43,7 @@ pub(crate) use findings::{Finding, Found};
 pub(crate) use latency::Timer;
 use pgrx::pg_sys;
 use segment::segment;
+pub(crate) use sessions::SessionEvent;
 pub(crate) use tollgate_core::hints::Location;
 use tollgate_core::latency::Measured;
 use tollgate_core::limit::{Charge, Limit};
@@ -237,6 +240,18 @@ pub(crate) fn log_throttle() -> Option<&'static Throttle> {
 /// The figures that `stats` shows; `None` without shared memory.
 pub(crate) fn stats() -> Option<usage_table::Stats> {
     segment().map(|segment| segment.table.stats(segment, database()))
+}
+
+/// Counts what happened to a session. Without shared memory it does nothing.
+pub(crate) fn count_session(event: SessionEvent) {
+    if let Some(segment) = segment() {
+        segment.sessions.count(event);
+    }
+}
+
+/// How often that happened since the server started; `None` without shared memory.
+pub(crate) fn sessions(event: SessionEvent) -> Option<u64> {
+    Some(segment()?.sessions.of(event))
 }
 
 /// Keys that cannot make room for others now; `None` without shared memory.

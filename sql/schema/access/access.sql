@@ -35,7 +35,7 @@ CREATE TABLE tollgate.revoked_users (
     revoked_at timestamptz      NOT NULL
 ) USING heap;
 COMMENT ON TABLE tollgate.revoked_users IS
-    'Users whose access tokens were revoked as a whole, for as long as one of those could still be in use';
+    'Users whose access tokens and sessions were revoked as a whole, for as long as one of the tokens could still be in use';
 COMMENT ON COLUMN tollgate.revoked_users.mark IS 'The mark that the user''s tokens must repeat: new and random at each revocation';
 CREATE INDEX revoked_users_at ON tollgate.revoked_users (revoked_at, user_id);
 SELECT pg_extension_config_dump('tollgate.revoked_users', '');
@@ -146,19 +146,38 @@ $$;
 COMMENT ON FUNCTION tollgate.revoke_access_token(uuid, text) IS
     'Revokes an access token of ours by its jti, whether or not there is such a token; false when it is revoked already; event access_token.revoked';
 
-CREATE FUNCTION tollgate.end_access_of_users(user_ids text[]) RETURNS void
-    LANGUAGE sql VOLATILE PARALLEL UNSAFE
+CREATE FUNCTION tollgate.end_access_of_users(user_ids text[], reason text, source jsonb) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
+BEGIN
     -- In the order in which users are locked everywhere. 48 random bits of a uuid: its first twelve digits.
     INSERT INTO tollgate.revoked_users AS r (user_id, mark, revoked_at)
         SELECT u.id, 1 + ('x' || translate(left(gen_random_uuid()::text, 13), '-', ''))::bit(48)::bigint, clock_timestamp()
         FROM (SELECT DISTINCT g.id COLLATE "C" AS id FROM unnest($1) g (id) WHERE length(g.id) BETWEEN 1 AND 255) u
         ORDER BY u.id
         ON CONFLICT ON CONSTRAINT revoked_users_pkey DO UPDATE SET mark = excluded.mark, revoked_at = excluded.revoked_at;
-END;
-COMMENT ON FUNCTION tollgate.end_access_of_users(text[]) IS
-    'Gives users a new mark, so that every access token that they have is refused. Internal.';
+    -- The new mark ends their sessions too, those that are being opened included. This records it.
+    RETURN tollgate.end_sessions_of_users($1, $2, $3);
+END
+$$;
+COMMENT ON FUNCTION tollgate.end_access_of_users(text[], text, jsonb) IS
+    'Gives users a new mark, so that every access token that they have is refused, ends their sessions, and returns how many. Internal.';
+
+CREATE FUNCTION tollgate.end_access_and_notify(user_ids text[], reason text, source jsonb) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    affected bigint := tollgate.end_access_of_users($1, $2, $3);
+BEGIN
+    IF affected > 0 THEN
+        PERFORM tollgate.notify_token_event('session.revoked', NULL, CASE WHEN cardinality($1) = 1 THEN $1[1] END, NULL, affected);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.end_access_and_notify(text[], text, jsonb) IS
+    'end_access_of_users, with one notification if sessions ended. Internal.';
 
 CREATE FUNCTION tollgate.revoke_user(user_id text, reason text DEFAULT NULL) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -166,6 +185,7 @@ CREATE FUNCTION tollgate.revoke_user(user_id text, reason text DEFAULT NULL) RET
 AS $$
 DECLARE
     affected bigint;
+    sessions bigint;
 BEGIN
     PERFORM tollgate.check_user_named($1), tollgate.without_token('user_id', $1);
     IF length($1) > 255 THEN
@@ -175,15 +195,15 @@ BEGIN
     END IF;
     $2 := tollgate.stored_reason($2);
     affected := tollgate.revoke_without_notification(ARRAY[$1], $2, '{}');
-    PERFORM tollgate.end_access_of_users(ARRAY[$1]);
+    sessions := tollgate.end_access_of_users(ARRAY[$1], $2, '{}');
     INSERT INTO tollgate.audit_log (event, user_id, detail)
-        VALUES ('user.revoked', $1, jsonb_strip_nulls(jsonb_build_object('reason', $2, 'tokens', affected)));
+        VALUES ('user.revoked', $1, jsonb_strip_nulls(jsonb_build_object('reason', $2, 'tokens', affected, 'sessions', sessions)));
     PERFORM tollgate.notify_token_event('user.revoked', NULL, $1, NULL, affected);
     RETURN affected;
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_user(text, text) IS
-    'Ends all access that a user has now: revokes every API token, of which it returns how many, and refuses every access token that was issued before; the user may log in again at once. Events user.revoked, and token.revoked for each API token, one notification; 22023 without a user';
+    'Ends all access that a user has now: revokes every API token, of which it returns how many, ends every session, and refuses every access token that was issued before; the user may log in again at once. Events user.revoked, token.revoked for each API token and session.revoked for each session, one notification; 22023 without a user';
 
 -- Both are kept for a day longer than a token can be accepted that they concern, so that a clock that is set back by a day
 -- revives nothing: our own live for a day at most, those of trusted issuers for 7 days.
@@ -232,16 +252,24 @@ CREATE FUNCTION tollgate.purge_revoked_users_after(batch_size integer, INOUT rev
     SET enable_hashjoin = off
     SET enable_mergejoin = off
 AS $$
+DECLARE
+    due text[];
 BEGIN
     revoked_at := coalesce(revoked_at, '-infinity');
     user_id := coalesce(user_id, '');
+    due := ARRAY(
+        SELECT o.user_id FROM tollgate.revoked_users o
+        WHERE o.revoked_at < now() - interval '8 days'
+          AND (o.revoked_at, o.user_id) > (purge_revoked_users_after.revoked_at, purge_revoked_users_after.user_id COLLATE "C")
+        ORDER BY o.revoked_at, o.user_id LIMIT $1 FOR UPDATE SKIP LOCKED);
+    -- Sessions live longer than the mark. Those that it has ended were being opened when it was given.
+    PERFORM tollgate.end_sessions(ARRAY(
+        SELECT s.id FROM unnest(due) d (id) JOIN tollgate.revoked_users r ON r.user_id = d.id COLLATE "C" JOIN tollgate.sessions s ON s.user_id = r.user_id
+        WHERE s.revoked_at IS NULL AND s.user_mark IS DISTINCT FROM r.mark
+        ORDER BY s.user_id, s.id FOR UPDATE OF s), 'the user was revoked', '{}');
     WITH deleted AS (
         DELETE FROM tollgate.revoked_users u
-            WHERE u.ctid = ANY (ARRAY(
-                SELECT o.ctid FROM tollgate.revoked_users o
-                WHERE o.revoked_at < now() - interval '8 days'
-                  AND (o.revoked_at, o.user_id) > (purge_revoked_users_after.revoked_at, purge_revoked_users_after.user_id COLLATE "C")
-                ORDER BY o.revoked_at, o.user_id LIMIT $1 FOR UPDATE SKIP LOCKED))
+            WHERE u.user_id = ANY (due COLLATE "C")
             RETURNING u.revoked_at, u.user_id
     ), furthest AS (
         SELECT d.revoked_at, d.user_id FROM deleted d ORDER BY d.revoked_at DESC, d.user_id DESC LIMIT 1

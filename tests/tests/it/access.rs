@@ -615,7 +615,10 @@ async fn a_login_right_after_revoke_user_works_and_a_token_from_before_never_doe
     assert_eq!(signed.code(&signed.sign(&claims_with(&json!({"rev": mark}))?)?).await?, "VALID");
 
     let event = "select detail from tollgate.audit_log where event = 'user.revoked' and user_id = 'ann' order by id limit 1";
-    assert_eq!(value::<Value>(&signed.db.owner, event).await?, json!({"reason": "left", "tokens": 1}));
+    assert_eq!(
+        value::<Value>(&signed.db.owner, event).await?,
+        json!({"reason": "left", "tokens": 1, "sessions": 0})
+    );
     for user in ["null", "''", "' '", "repeat('x', 256)"] {
         refused(
             signed.backend.execute(&format!("select tollgate.revoke_user({user})"), &[]).await,

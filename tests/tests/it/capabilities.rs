@@ -17,11 +17,12 @@ static SHARED: Shared = Shared::new(&[]);
 const CAPABILITIES: [&str; 5] = ["verifier", "issuer", "admin", "operator", "key_fetcher"];
 
 /// What everyone may call: it discloses nothing but the caller's own context.
-pub(crate) const PUBLIC: [&str; 12] = [
+pub(crate) const PUBLIC: [&str; 13] = [
     "tollgate.client_ip_from(text,cidr[])",
     "tollgate.current_claims()",
     "tollgate.current_issuer()",
     "tollgate.current_scopes()",
+    "tollgate.current_session_id()",
     "tollgate.current_token_id()",
     "tollgate.current_user_id()",
     "tollgate.list_own_capabilities()",

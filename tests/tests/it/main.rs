@@ -61,6 +61,7 @@ mod running;
 mod scan;
 mod scopes;
 mod seals;
+mod sessions;
 mod sql_lint;
 mod sse;
 mod standby;

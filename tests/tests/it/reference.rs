@@ -298,7 +298,8 @@ async fn every_sqlstate_that_we_raise_has_its_row_and_no_other() -> Result<()> {
 
 #[test]
 fn every_event_has_its_row_and_no_other() -> Result<()> {
-    let source = sources("sql/schema")? + &sources("extension/src/api")?;
+    let source =
+        sources("sql/schema")? + &sources("extension/src/api")? + &sources("extension/src/sessions")?;
     let is_event = |text: &&str| {
         text.split_once('.').is_some_and(|(object, verb)| {
             !["tollgate", "pgaudit", "auto_explain"].contains(&object)
