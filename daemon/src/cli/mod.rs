@@ -7,6 +7,7 @@ mod cleanup;
 mod config;
 mod flush;
 mod import;
+mod issuer;
 mod key;
 mod list;
 pub mod output;
@@ -27,8 +28,8 @@ use std::future::Future;
 use crate::config::file_trust;
 use crate::config::sources::Configuration;
 use crate::config::{
-    AuditCommand, CapabilityCommand, Command, KeyCommand, ScopeCommand, SessionCommand, StandbyOptions,
-    TokenCommand, UserCommand, WebhookCommand,
+    AuditCommand, CapabilityCommand, Command, IssuerCommand, KeyCommand, ScopeCommand, SessionCommand,
+    StandbyOptions, TokenCommand, UserCommand, WebhookCommand,
 };
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
@@ -89,6 +90,7 @@ pub fn run(configuration: Configuration) -> Result<u8> {
             let standbys = standbys(&options.standby)?;
             block_on(key::reseal(target, standbys, options))
         }
+        Command::Issuer(command) => block_on(issuer::issuer(target, command)),
         Command::Capability(command) => block_on(capability::capability(target, command)),
         // Answered above, without a connection.
         Command::Config(_) | Command::Completions(_) | Command::Man | Command::Key(KeyCommand::Init(_)) => {
@@ -145,6 +147,10 @@ fn name(command: &Command) -> &'static str {
         Command::Key(KeyCommand::Import(_)) => "key import",
         Command::Key(KeyCommand::Withdraw(_)) => "key withdraw",
         Command::Key(KeyCommand::Reseal(_)) => "key reseal",
+        Command::Issuer(IssuerCommand::Trust(_)) => "issuer trust",
+        Command::Issuer(IssuerCommand::List(_)) => "issuer list",
+        Command::Issuer(IssuerCommand::Distrust(_)) => "issuer distrust",
+        Command::Issuer(IssuerCommand::Fetch(_)) => "issuer fetch",
         Command::Capability(CapabilityCommand::List(_)) => "capability list",
         Command::Capability(CapabilityCommand::Grant(_)) => "capability grant",
         Command::Capability(CapabilityCommand::Revoke(_)) => "capability revoke",

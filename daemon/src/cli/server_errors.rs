@@ -12,12 +12,13 @@ use crate::error::Error;
 use crate::postgres::target::Target;
 
 /// What is a command here. What is missing stays as the server says it: a setting, or a function for an administrator's psql.
-const COMMANDS: [(&str, &str); 30] = [
+const COMMANDS: [(&str, &str); 33] = [
     ("capability_grants", "capability list"),
     ("create_api_token", "token create"),
     ("define_scope", "scope define"),
     ("define_webhook", "webhook create"),
     ("derive_api_token", "token derive"),
+    ("distrust_issuer", "issuer distrust"),
     ("drop_scope", "scope drop"),
     ("drop_webhook", "webhook delete"),
     ("event_position", "tail"),
@@ -39,6 +40,8 @@ const COMMANDS: [(&str, &str); 30] = [
     ("rotate_api_token", "token rotate"),
     ("set_api_token_enabled", "token enable"),
     ("set_webhook_url", "webhook set-url"),
+    ("trust_issuer", "issuer trust"),
+    ("trusted_issuers", "issuer list"),
     ("update_api_token", "token update"),
     ("verify_api_token", "token verify"),
     ("verify_audit_log", "audit verify"),
@@ -46,14 +49,17 @@ const COMMANDS: [(&str, &str); 30] = [
 ];
 
 /// Arguments whose options have other names.
-const OPTIONS: [(&str, &str); 8] = [
+const OPTIONS: [(&str, &str); 11] = [
+    ("algorithms", "algorithm"),
     ("allowed_ips", "allowed-ip"),
     ("before", "audit-retention"),
     ("delivery", "message"),
     ("events", "event"),
     ("max_tokens", "limit"),
+    ("scope_claims", "scope-claim"),
     ("scopes", "scope"),
     ("token_id", "id"),
+    ("types", "type"),
     ("user_id", "user"),
 ];
 

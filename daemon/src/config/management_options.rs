@@ -234,6 +234,9 @@ pub enum Capability {
     Admin,
     /// What this daemon needs
     Operator,
+    /// What it needs beside that to fetch the keys of trusted issuers
+    #[value(name = "key_fetcher")]
+    KeyFetcher,
 }
 
 impl Capability {
@@ -243,6 +246,7 @@ impl Capability {
             Capability::Issuer => "issuer",
             Capability::Admin => "admin",
             Capability::Operator => "operator",
+            Capability::KeyFetcher => "key_fetcher",
         }
     }
 }

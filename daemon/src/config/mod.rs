@@ -3,6 +3,7 @@
 mod command_options;
 mod common_options;
 pub mod file_trust;
+mod issuer_options;
 mod key_options;
 mod management_options;
 mod options;
@@ -11,6 +12,7 @@ pub mod sources;
 
 pub use command_options::*;
 pub use common_options::{BatchOptions, OutputOptions, StandbyOptions};
+pub use issuer_options::*;
 pub use key_options::*;
 pub use management_options::*;
 pub use options::*;

@@ -16,6 +16,7 @@ use tollgate_core::token;
 
 use super::command_options::{CompletionsOptions, ScopeCommand, TokenCommand};
 use super::common_options::{BatchOptions, OutputOptions, StandbyOptions};
+use super::issuer_options::{IssuerCommand, IssuerNetworks};
 use super::key_options::KeyCommand;
 use super::management_options::{AuditCommand, CapabilityCommand, UserCommand, WebhookCommand};
 use super::session_options::SessionCommand;
@@ -128,6 +129,9 @@ pub enum Command {
     /// Make, rotate, withdraw and reseal signing keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Trust issuers of other systems, so that their access tokens are accepted
+    #[command(subcommand)]
+    Issuer(IssuerCommand),
     /// Say which database role may do what
     #[command(subcommand)]
     Capability(CapabilityCommand),
@@ -331,6 +335,9 @@ pub struct RunOptions {
     /// it, or separate several by commas
     #[arg(long, value_name = "CIDR", env = "TOLLGATED_WEBHOOK_ALLOW", value_delimiter = ',')]
     pub webhook_allow: Vec<IpNet>,
+
+    #[command(flatten)]
+    pub issuer_networks: IssuerNetworks,
 
     #[command(flatten)]
     pub batch: BatchOptions,

@@ -56,6 +56,8 @@ pub struct Observation {
     pub subscriptions: Vec<Backlog>,
     pub webhooks: Vec<WebhookState>,
     pub keys: KeyStatus,
+    /// Those first whose keys could not be fetched.
+    pub issuers: Vec<IssuerState>,
     pub notification_queue_usage: f64,
 }
 
@@ -87,6 +89,18 @@ pub struct WebhookState {
     pub dead: u64,
 }
 
+#[derive(Clone, Debug, Deserialize)]
+pub struct IssuerState {
+    pub issuer: String,
+    /// Whether its keys are fetched; else they were given.
+    pub is_fetched: bool,
+    pub keys: u64,
+    /// Seconds of the epoch.
+    pub fetched_at: Option<f64>,
+    /// Since the last success.
+    pub failures: u64,
+}
+
 pub async fn observe(client: &impl GenericClient) -> Result<Observation> {
     let observation: Value = one(
         client,
@@ -99,7 +113,10 @@ pub async fn observe(client: &impl GenericClient) -> Result<Observation> {
                   'paused', w.paused_at is not null, 'pending', w.pending, 'dead', w.dead)), '[]') from tollgate.webhooks w), \
              'keys', (select jsonb_build_object('master_keys', k.master_keys, 'can_sign', k.can_sign, \
                   'signs_since', extract(epoch from k.signs_since), 'signs_until', extract(epoch from k.signs_until)) \
-                  from tollgate.key_status() k)) \
+                  from tollgate.key_status() k), \
+             'issuers', (select coalesce(jsonb_agg(jsonb_build_object('issuer', i.issuer, 'is_fetched', i.keys_from <> 'given', \
+                  'keys', i.keys, 'fetched_at', extract(epoch from i.fetched_at), 'failures', i.failures) \
+                  order by i.failures = 0, i.issuer), '[]') from tollgate.list_trusted_issuers() i)) \
          from tollgate.stats() s",
         &[],
     )

@@ -205,6 +205,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'denial_of(text)',                                       'internal'),
         ('FUNCTION', 'deny_access_token(text, text, uuid, timestamptz, text, text)', 'internal'),
         ('FUNCTION', 'issuer_detail(text)',                                   'internal'),
+        ('FUNCTION', 'issuer_faults()',                                       'internal'),
         ('FUNCTION', 'lock_issuers()',                                        'internal'),
         ('FUNCTION', 'read_jwks(text, text[])',                               'internal'),
         ('FUNCTION', 'replace_issuer_keys(text, text)',                       'internal'),

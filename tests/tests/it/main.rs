@@ -27,6 +27,7 @@ mod errors;
 mod events;
 mod expiring;
 mod faults;
+mod fetch_keys;
 mod harness;
 mod hostile;
 mod housekeeping;

@@ -2,7 +2,7 @@
 //!
 //! A scrape collects values from memory and asks no server. Names follow Prometheus' conventions: `tollgated_` is this
 //! process, `tollgate_` the database server. Every metric has the label `database`, which distinguishes the daemons of several.
-//! Other labels are names of tasks, codes, subscriptions and webhooks: a bounded number,
+//! Other labels are names of tasks, codes, subscriptions, webhooks and issuers: a bounded number,
 //! and none of them a secret. To add a metric, add it to one of the groups below, to the dashboard or the alerts if people
 //! should see it, and to docs/metrics.md.
 
@@ -119,6 +119,12 @@ impl Metrics {
             "tollgated_webhook_attempts",
             "Attempts to send a webhook, by outcome",
             attempts.map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], float(count.get()))),
+        );
+        let fetches = [("fetched", &counters::KEYS_FETCHED), ("failed", &counters::KEY_FETCHES_FAILED)];
+        page.counter(
+            "tollgated_key_fetches",
+            "Attempts to fetch the keys of an issuer, by outcome",
+            fetches.map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], float(count.get()))),
         );
     }
 
@@ -312,6 +318,24 @@ fn server(page: &mut Page<'_>, observation: &Observation) {
         "tollgate_webhook_dead_messages",
         "Messages to a webhook that were given up",
         webhooks().map(|w| (of(&w.name), float(w.dead))),
+    );
+    let issuers = || observation.issuers.iter().take(MAX_NAMES);
+    let of = |name: &str| vec![("issuer", name.to_owned())];
+    page.gauge(
+        "tollgate_issuer_keys",
+        "Keys of a trusted issuer",
+        issuers().map(|i| (of(&i.issuer), float(i.keys))),
+    );
+    let fetched = || issuers().filter(|issuer| issuer.is_fetched);
+    page.gauge(
+        "tollgate_issuer_keys_fetched_timestamp_seconds",
+        "When the keys of a trusted issuer were last fetched",
+        fetched().filter_map(|i| Some((of(&i.issuer), i.fetched_at?))),
+    );
+    page.gauge(
+        "tollgate_issuer_fetch_failures",
+        "Attempts to fetch the keys of a trusted issuer that failed since the last one that succeeded",
+        fetched().map(|i| (of(&i.issuer), float(i.failures))),
     );
 }
 
