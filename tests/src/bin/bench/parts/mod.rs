@@ -11,6 +11,7 @@ mod issue;
 mod latency;
 mod part;
 mod policy;
+mod signed;
 mod soak;
 mod verify;
 
@@ -22,6 +23,7 @@ pub(crate) const PARTS: &[Part] = &[
     backend::PART,
     growth::PART,
     policy::PART,
+    signed::PART,
     flush::PART,
     issue::PART,
     latency::PART,
