@@ -11,6 +11,7 @@ mod issue;
 mod latency;
 mod part;
 mod policy;
+mod sessions;
 mod signed;
 mod soak;
 mod verify;
@@ -24,6 +25,7 @@ pub(crate) const PARTS: &[Part] = &[
     growth::PART,
     policy::PART,
     signed::PART,
+    sessions::PART,
     flush::PART,
     issue::PART,
     latency::PART,
