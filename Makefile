@@ -222,11 +222,8 @@ promtool: $(DEV)/promtool
 $(DEV)/promtool:
 	@tests/setup/promtool.sh $@
 
-.PHONY: shellcheck ruff
-shellcheck: $(DEV)/shellcheck
-	@:
-
-ruff: $(DEV)/ruff
+.PHONY: linters
+linters: $(DEV)/shellcheck $(DEV)/ruff $(DEV)/yamllint $(DEV)/biome
 	@:
 
 $(DEV)/shellcheck:
@@ -234,6 +231,12 @@ $(DEV)/shellcheck:
 
 $(DEV)/ruff:
 	@tests/setup/wheel.sh ruff $@
+
+$(DEV)/yamllint:
+	@tests/setup/wheel.sh yamllint $@
+
+$(DEV)/biome:
+	@tests/setup/biome.sh $@
 
 .PHONY: toolchain
 toolchain: $(LIBCLANG) $(CARGO_PGRX)

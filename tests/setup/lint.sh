@@ -10,8 +10,9 @@ step() { echo "==> $*"; }
 step "formatting"
 cargo fmt --all --check
 
+make --no-print-directory linters
+
 step "shell scripts"
-make --no-print-directory shellcheck
 mapfile -t scripts < <(git ls-files '*.sh' .ci tests/setup/bin)
 # SC2016: programs in single quotes are meant for other shells.
 "$DEV/shellcheck/bin/shellcheck" --external-sources --source-path=SCRIPTDIR --exclude=SC2016 "${scripts[@]}"
@@ -23,9 +24,16 @@ if git grep -nE '\| *(head|grep -[a-zA-Z]*q)([^a-z]|$)' -- "${scripts[@]}" Makef
 fi
 
 step "Python"
-make --no-print-directory ruff
 "$DEV/ruff/bin/ruff" check --quiet
 "$DEV/ruff/bin/ruff" format --quiet --check
+
+step "JavaScript and JSON"
+biome=("$DEV"/biome/node_modules/@biomejs/cli-*/biome)
+"${biome[0]}" check --error-on-warnings
+
+step "YAML"
+mapfile -t documents < <(git ls-files '*.yaml' '*.yml')
+PYTHONPATH=$DEV/yamllint python3 -m yamllint --strict "${documents[@]}"
 
 step "plain English: words that our texts, comments and names do without"
 words='whoever|nobody|somebody|amiss|mend(s|ed|ing)?|fares?|told|(tell|tells|telling) of'

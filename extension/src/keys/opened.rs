@@ -5,10 +5,11 @@ use crate::error::Error;
 use crate::pg::wait;
 use crate::shmem;
 use crate::store::keys::Signing;
+use core::cell::Cell;
 use core::time::Duration;
 use std::cell::RefCell;
 use std::rc::Rc;
-use tollgate_core::seal_box::{self, Context, MasterKey, Refusal};
+use tollgate_core::seal_box::{self, Context, KeyId, MasterKey, Refusal};
 use tollgate_core::signature::{Algorithm, SigningKey};
 use zeroize::Zeroizing;
 
@@ -26,6 +27,8 @@ struct Opened {
 }
 
 thread_local! {
+    /// The master key that this backend has asked for, and the generation that it was missing from.
+    static ASKED_FOR: Cell<Option<(KeyId, u64)>> = const { Cell::new(None) };
     static OPENED: RefCell<Vec<Opened>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -40,9 +43,9 @@ pub(super) fn open(row: &Signing) -> Result<Rc<SigningKey>, Error> {
     if let Some(key) = known {
         return Ok(key);
     }
-    let (generation, masters) = loaded()?;
     let context = Context { kid: &row.kid, algorithm: &row.algorithm, purpose: &row.purpose };
-    let key = Rc::new(unseal(&masters, &row.sealed, &context)?);
+    let (generation, key) = unseal(&row.sealed, &context)?;
+    let key = Rc::new(key);
     OPENED.with_borrow_mut(|opened| {
         opened.retain(|one| one.generation == generation && one.kid != row.kid);
         if opened.len() >= KEPT {
@@ -54,11 +57,11 @@ pub(super) fn open(row: &Signing) -> Result<Rc<SigningKey>, Error> {
     Ok(key)
 }
 
-fn unseal(masters: &[MasterKey], sealed: &[u8], context: &Context<'_>) -> Result<SigningKey, Error> {
-    let private = private_of(masters, sealed, context)?;
+fn unseal(sealed: &[u8], context: &Context<'_>) -> Result<(u64, SigningKey), Error> {
+    let (generation, private) = private_of(sealed, context)?;
     let key = SigningKey::from_pkcs8(&private).map_err(|_| Error::damaged_key(context.kid))?;
     let fits = key.algorithm().as_str() == context.algorithm && key.public_key().thumbprint() == context.kid;
-    if fits { Ok(key) } else { Err(Error::damaged_key(context.kid)) }
+    if fits { Ok((generation, key)) } else { Err(Error::damaged_key(context.kid)) }
 }
 
 /// The master keys, at least one, with their generation.
@@ -96,26 +99,35 @@ pub(crate) fn seal(
     let context = Context { kid, algorithm: algorithm.as_str(), purpose: purpose.as_str() };
     let private = key.to_pkcs8().map_err(|_| Error::internal("a key could not be encoded"))?;
     let sealed = sealed_with(&masters[0], &private, &context)?;
-    unseal(&masters, &sealed, &context)?;
+    unseal(&sealed, &context)?;
     Ok(sealed)
 }
 
 /// A sealed private key, sealed with the first master key.
 pub(crate) fn reseal(sealed: &[u8], context: &Context<'_>) -> Result<Vec<u8>, Error> {
+    let (_, private) = private_of(sealed, context)?;
     let (_, masters) = loaded()?;
-    sealed_with(&masters[0], &private_of(&masters, sealed, context)?, context)
+    sealed_with(&masters[0], &private, context)
 }
 
-/// A private key in PKCS#8.
-fn private_of(
-    masters: &[MasterKey],
-    sealed: &[u8],
-    context: &Context<'_>,
-) -> Result<Zeroizing<Vec<u8>>, Error> {
-    seal_box::open(masters, sealed, context).map_err(|refusal| match refusal {
-        Refusal::UnknownKey(id) => Error::unknown_master_key(&seal_box::id_text(&id)),
-        Refusal::Damaged => Error::damaged_key(context.kid),
-    })
+/// A private key in PKCS#8, and the generation of the master keys that opened it. If the one that it is sealed with is not
+/// among them, they are read again, once.
+fn private_of(sealed: &[u8], context: &Context<'_>) -> Result<(u64, Zeroizing<Vec<u8>>), Error> {
+    loop {
+        let (generation, masters) = loaded()?;
+        match seal_box::open(&masters, sealed, context) {
+            Ok(private) => return Ok((generation, private)),
+            Err(Refusal::Damaged) => return Err(Error::damaged_key(context.kid)),
+            Err(Refusal::UnknownKey(id)) => {
+                if ASKED_FOR.replace(Some((id, generation))) == Some((id, generation)) {
+                    return Err(Error::unknown_master_key(&seal_box::id_text(&id)));
+                }
+                if let Some(request) = shmem::request_master_keys() {
+                    wait::until(PATIENCE, || shmem::master_keys_answered(request));
+                }
+            }
+        }
+    }
 }
 
 fn sealed_with(master: &MasterKey, private: &[u8], context: &Context<'_>) -> Result<Vec<u8>, Error> {

@@ -1,5 +1,5 @@
-//! The background worker that reads the master keys into shared memory: at server start, on standbys too, and at each
-//! reload of the configuration. It has no database.
+//! The background worker that reads the master keys into shared memory: at server start, on standbys too, at each reload
+//! of the configuration, and when a backend asks because it misses one. It has no database.
 //!
 //! A fault is logged and shown by `tollgated check`; the keys that were read before stay in use, as with TLS keys.
 #![allow(unsafe_code)]
@@ -12,7 +12,11 @@ use crate::shmem;
 use core::time::Duration;
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
 use pgrx::pg_sys::{self, Datum};
+use std::time::Instant;
 use tollgate_core::seal_box;
+
+/// Between two readings that backends ask for: the command may be a service's.
+const PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) fn init() {
     // SAFETY: a flag of this process.
@@ -38,16 +42,36 @@ pub(super) extern "C-unwind" fn tollgate_master_keys_main(_argument: Datum) {
 
 fn run() {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    // SAFETY: the latch of this process, which is set up.
+    shmem::set_master_key_reader(unsafe { pg_sys::MyLatch });
     loop {
+        let requests = shmem::master_key_requests();
         read();
-        // Asked before each wait: a command that is waited for resets the latch too.
-        while !BackgroundWorker::sighup_received() {
-            if BackgroundWorker::sigterm_received() || !BackgroundWorker::wait_latch(None) {
-                return;
-            }
+        shmem::answer_master_key_requests(requests);
+        if !wait_for_reason(requests) {
+            return;
         }
-        // SAFETY: in the worker's main loop, where PostgreSQL's own processes do this.
-        unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+    }
+}
+
+/// Waits until the keys are to be read again; false when the server stops.
+fn wait_for_reason(answered: u64) -> bool {
+    let read = Instant::now();
+    loop {
+        // Asked before each wait: a command that is waited for resets the latch too.
+        if BackgroundWorker::sighup_received() {
+            // SAFETY: in the worker's main loop, where PostgreSQL's own processes do this.
+            unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+            return true;
+        }
+        let is_asked = shmem::master_key_requests() != answered;
+        let pause = PAUSE.saturating_sub(read.elapsed());
+        if is_asked && pause.is_zero() {
+            return true;
+        }
+        if BackgroundWorker::sigterm_received() || !BackgroundWorker::wait_latch(is_asked.then_some(pause)) {
+            return false;
+        }
     }
 }
 

@@ -3,11 +3,14 @@
 //!
 //! Protected by an LWLock of our tranche: they are written at start and reload, and read when a backend opens a key that
 //! it has not opened yet. The generation is read without the lock, to tell whether what was opened may still be used.
+//!
+//! A backend that misses a key asks the worker to read them again: it counts the request and sets the worker's latch.
 #![allow(unsafe_code)]
 
 use core::sync::atomic::{
-    AtomicU8, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+    AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
 };
+use pgrx::pg_sys;
 use tollgate_core::seal_box::{KEY_LEN, MAX_KEYS, MasterKey};
 use zeroize::Zeroizing;
 
@@ -19,6 +22,12 @@ const LONGEST_FAULT: usize = 400;
 pub(super) struct MasterKeys {
     /// Grows when the keys change; 0 until they are first read.
     generation: AtomicU64,
+    /// Of the process that reads the keys; null while there is none.
+    reader: AtomicPtr<pg_sys::Latch>,
+    /// How often backends have asked it to read them.
+    requests: AtomicU64,
+    /// How many requests there were when it began to read what is stored here.
+    answered: AtomicU64,
     count: AtomicU32,
     fault_length: AtomicU32,
     fault: [AtomicU8; LONGEST_FAULT],
@@ -28,6 +37,35 @@ pub(super) struct MasterKeys {
 impl MasterKeys {
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Acquire)
+    }
+
+    pub(super) fn set_reader(&self, latch: *mut pg_sys::Latch) {
+        self.reader.store(latch, Release);
+    }
+
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.load(Acquire)
+    }
+
+    /// The number of this request; `None` without a reader.
+    pub(super) fn request(&self) -> Option<u64> {
+        let reader = self.reader.load(Acquire);
+        if reader.is_null() {
+            return None;
+        }
+        let request = self.requests.fetch_add(1, Release) + 1;
+        // SAFETY: the latch of a process is in shared memory for good. If another process has it by now, that one wakes
+        // for nothing, as every process must expect.
+        unsafe { pg_sys::SetLatch(reader) };
+        Some(request)
+    }
+
+    pub(super) fn answer(&self, requests: u64) {
+        self.answered.store(requests, Release);
+    }
+
+    pub(super) fn answered(&self) -> u64 {
+        self.answered.load(Acquire)
     }
 
     /// Under the lock.

@@ -35,6 +35,7 @@ mod spin;
 use crate::error::Error;
 use crate::pg::prefetch::prefetch;
 use crate::pg::sys;
+use pgrx::pg_sys;
 use backend::{database, database_exists, process};
 pub(crate) use findings::{Finding, Found};
 pub(crate) use latency::Timer;
@@ -238,7 +239,36 @@ pub(crate) fn latency() -> Option<Measured> {
 /// Grows when the master keys change, also when they were taken away; 0 until they are first read. `None` without
 /// shared memory.
 pub(crate) fn master_key_generation() -> Option<u64> {
-    segment().map(segment::Segment::master_key_generation)
+    segment().map(|segment| segment.master_key_state().generation())
+}
+
+/// Asks the background worker to read the master keys again; `None` where none runs. For [`master_keys_answered`].
+pub(crate) fn request_master_keys() -> Option<u64> {
+    segment()?.master_key_state().request()
+}
+
+/// Whether the worker has read the master keys since this request.
+pub(crate) fn master_keys_answered(request: u64) -> bool {
+    segment().is_some_and(|segment| segment.master_key_state().answered() >= request)
+}
+
+/// For the worker: its latch, which a request sets.
+pub(crate) fn set_master_key_reader(latch: *mut pg_sys::Latch) {
+    if let Some(segment) = segment() {
+        segment.master_key_state().set_reader(latch);
+    }
+}
+
+/// For the worker: how many requests there were.
+pub(crate) fn master_key_requests() -> u64 {
+    segment().map_or(0, |segment| segment.master_key_state().requests())
+}
+
+/// For the worker: so many requests have had their effect.
+pub(crate) fn answer_master_key_requests(requests: u64) {
+    if let Some(segment) = segment() {
+        segment.master_key_state().answer(requests);
+    }
 }
 
 /// A copy of the master keys, the sealing one first, and the generation it is of; empty without shared memory.

@@ -224,8 +224,9 @@ impl Segment {
         look(self.master_keys)
     }
 
-    pub(super) fn master_key_generation(&self) -> u64 {
-        self.master_keys.generation()
+    /// Without the lock: for what is read and written by itself.
+    pub(super) fn master_key_state(&self) -> &'static MasterKeys {
+        self.master_keys
     }
 }
 

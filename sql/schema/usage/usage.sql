@@ -199,6 +199,7 @@ BEGIN
             SELECT c.token_id, c.uses, c.denials, c.last_used_at, c.last_used_ip, c.hour, c.uses, c.denials
             FROM counted c
             WHERE c.place IS NULL AND substr(c.token_id::text, 15, 1) = '8'
+              AND NOT EXISTS (SELECT FROM tollgate.api_tokens t WHERE t.id = c.token_id)
     ), finished AS (
         -- The earlier of two hours. It is the new one if the use came through a server that is flushed less often.
         INSERT INTO tollgate.usage_hourly AS h (token_id, hour, used, denied)

@@ -40,20 +40,32 @@ const sections = {
     pool.on('error', () => {})
     if (careless) await example.carelessPosts(pool, CARELESS)
     const wait = async (token) => (await pool.query(WAIT, [token])).rows
-    await check((token) => example.posts(pool, token, ADDRESS), wait, () => pool.query(LOSE))
+    await check(
+      (token) => example.posts(pool, token, ADDRESS),
+      wait,
+      () => pool.query(LOSE),
+    )
     await pool.end()
   },
   async 'postgres.js'(careless) {
     if (careless) await example.carelessPosts(url, CARELESS)
     const sql = postgres(url, { prepare: false })
-    await check((token) => example.posts(sql, token, ADDRESS), (token) => sql.unsafe(WAIT, [token]), () => sql.unsafe(LOSE))
+    await check(
+      (token) => example.posts(sql, token, ADDRESS),
+      (token) => sql.unsafe(WAIT, [token]),
+      () => sql.unsafe(LOSE),
+    )
     await sql.end({ timeout: 1 })
   },
   async typeorm(careless) {
     const source = await new DataSource({ type: 'postgres', url }).initialize()
     if (careless) await example.carelessPosts(source, CARELESS)
     const wait = (token) => source.query(WAIT, [token])
-    await check((token) => example.posts(source, token, ADDRESS), wait, () => source.query(LOSE))
+    await check(
+      (token) => example.posts(source, token, ADDRESS),
+      wait,
+      () => source.query(LOSE),
+    )
     await source.destroy()
   },
 }

@@ -600,6 +600,39 @@ async fn a_command_prints_the_master_keys() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_backend_that_misses_a_master_key_has_them_read_again_once() -> Result<()> {
+    let mut cluster = common::start(Cluster::builder().master_key(false))?;
+    cluster.write_master_keys(&[MASTER_KEY])?;
+    let runs = cluster.socket_dir().join("runs");
+    let command = format!("echo >>'{}'; cat '{}'", runs.display(), cluster.master_key_file().display());
+    cluster.configure("tollgate.master_key_command", &command)?;
+    let owner = cluster.connect("postgres", DATABASE).await?;
+    eventually_loaded(&owner, "the master key", |ids| ids.len() == 1).await;
+    let kid = create(&owner, "").await?;
+    cluster.write_master_keys(&[OTHER_MASTER_KEY, MASTER_KEY])?;
+    cluster.configure("work_mem", "5MB")?;
+    eventually_loaded(&owner, "both master keys", |ids| ids.len() == 2).await;
+    assert_eq!(value::<i64>(&owner, "select tollgate.reseal_signing_keys()").await?, 1);
+    cluster.write_master_keys(&[MASTER_KEY])?;
+    cluster.configure("work_mem", "6MB")?;
+    eventually_loaded(&owner, "the first master key alone", |ids| ids.len() == 1).await;
+
+    let count = || Ok::<_, anyhow::Error>(fs::read(&runs)?.len());
+    let before = count()?;
+    for _ in 0..3 {
+        refused(owner.query_one(SIGN, &[]).await, &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE);
+        assert_eq!(count()?, before + 1);
+    }
+    // Added, and the server not reloaded.
+    cluster.write_master_keys(&[OTHER_MASTER_KEY, MASTER_KEY])?;
+    let other = cluster.connect("postgres", DATABASE).await?;
+    assert_eq!(sign(&other).await?, kid);
+    assert_eq!(sign(&owner).await?, kid);
+    assert_eq!(count()?, before + 2);
+    Ok(())
+}
+
+#[tokio::test]
 #[cfg(target_os = "linux")]
 async fn core_dumps_leave_the_master_keys_out() -> Result<()> {
     let cluster = SHARED.cluster()?;

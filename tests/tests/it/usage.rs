@@ -100,6 +100,23 @@ async fn every_way_to_verify_counts() -> Result<()> {
     Ok(())
 }
 
+/// Access tokens are counted under a uuid of version 8, of their user. An id of ours has version 7; a superuser may have
+/// stored another.
+#[tokio::test]
+async fn a_token_whose_id_has_any_version_is_counted_once() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "versions").await?;
+    let token = issue(&db.owner, "a", &[]).await?;
+    let id: Uuid = "00000000-0000-8000-8000-000000000001".parse()?;
+    db.owner.execute("update tollgate.api_tokens set id = $2 where id = $1", &[&token.id, &id]).await?;
+
+    for total in 1..=2 {
+        assert_eq!(code(&db.web, &token.token).await?, "VALID");
+        flush_all(&db.operator).await?;
+        assert_eq!(counts(&db.owner, id).await?, (total, 0));
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn each_refusal_of_a_known_token_is_a_denial_and_not_a_use() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "denials").await?;

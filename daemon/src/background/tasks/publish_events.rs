@@ -1,8 +1,8 @@
 //! Logs every event of the audit log, in commit order, at least once.
 //!
-//! The server keeps the cursor under the subscription's name and locks it while a batch is logged, so several daemons share
-//! the work. A batch is logged before the transaction that moves the cursor commits: a crash in between logs the batch again,
-//! and never skips it.
+//! The server keeps the cursor under the subscription's name and locks it while batches are logged, so several daemons share
+//! the work. A batch is logged before the transaction that moves the cursor commits: a crash in between logs its batches again,
+//! and never skips one. While a batch is logged, the server reads the next one.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -22,6 +22,9 @@ use crate::postgres::session::Session;
 /// How long the cursor in memory is trusted before the subscription itself is read. A server that was replaced by a restored one
 /// is noticed after this time at the latest.
 const TRUST_MEMORY_FOR: Duration = Duration::from_secs(60);
+
+/// The most batches of one transaction.
+const BATCHES: usize = 10;
 
 #[derive(Debug)]
 pub struct PublishEvents {
@@ -68,21 +71,37 @@ impl Task for PublishEvents {
             .start()
             .await
             .doing("begin a transaction")?;
-        let Some(cursor) = contract::open_subscription(&transaction, &self.subscription).await? else {
+        let Some(mut cursor) = contract::open_subscription(&transaction, &self.subscription).await? else {
             // Another daemon is logging the same events.
             return Ok(Report::default());
         };
-        let batch = contract::read_events(&transaction, &cursor, self.batch_size).await?;
-        for event in &batch.events {
-            publish(event);
-        }
-        if batch.next != cursor {
-            contract::advance_subscription(&transaction, &self.subscription, &batch).await?;
-        }
+        let mut batch = contract::read_events(&transaction, &cursor, self.batch_size).await?;
+        let (mut items, mut batches) = (0, 1);
+        let more = loop {
+            let is_last = batch.caught_up || batches == BATCHES;
+            let read_next = async {
+                if is_last {
+                    return Ok(None);
+                }
+                contract::read_events(&transaction, &batch.next, self.batch_size).await.map(Some)
+            };
+            let publish_this = async { batch.events.iter().for_each(publish) };
+            let (next, ()) = tokio::join!(read_next, publish_this);
+            items += batch.events.len();
+            if batch.next != cursor {
+                contract::advance_subscription(&transaction, &self.subscription, &batch).await?;
+            }
+            let is_caught_up = batch.caught_up;
+            cursor = batch.next;
+            match next? {
+                Some(next) => batch = next,
+                None => break !is_caught_up,
+            }
+            batches += 1;
+        };
         transaction.commit().await.doing("commit the place in the event log")?;
-        self.left = Some((batch.next, Instant::now()));
-        let items = u64::try_from(batch.events.len()).unwrap_or(u64::MAX);
-        Ok(Report { items, more: !batch.caught_up, note: None })
+        self.left = Some((cursor, Instant::now()));
+        Ok(Report { items: u64::try_from(items).unwrap_or(u64::MAX), more, note: None })
     }
 }
 

@@ -138,7 +138,8 @@ fn logged(cluster: &Cluster, events: u32) -> Result<f64> {
 
 fn run(run: &Run<'_>) -> Result<Outcome> {
     let (many, few, pending) = (run.scale.rows, run.scale.rows / 100, run.scale.many);
-    let cluster = service::builder(run.install, run.scale.tokens).start()?;
+    // Nothing is verified here, and a look counts the keys in use.
+    let cluster = service::builder(run.install, run.scale.few).start()?;
     service::prepare(&cluster, DATABASE)?;
     let mut reader = Reader::connect(&cluster)?;
     reader.connection.simple("select tollgate.open_subscription('bench')")?;
