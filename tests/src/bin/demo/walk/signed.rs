@@ -144,8 +144,8 @@ impl Walk<'_> {
         let same = again.is_some_and(|again| again.refresh == second.refresh);
         self.report.check(
             "the same again, since the answer was lost",
-            "VALID, the same next token",
-            format!("{code}, {}", if same { "the same next token" } else { "another next token" }),
+            "VALID, the same token",
+            format!("{code}, {}", if same { "the same token" } else { "another token" }),
         );
         let came = verified(&self.app, &first.access, &Request::default()).await?;
         self.report.check("the earlier access token, until its end", "VALID, demo:ben", came);
