@@ -78,7 +78,7 @@ impl Error {
             Code::UntrustedIssuer => (
                 PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,
                 "the token was refused",
-                "Present a token of the issuer that tollgate.issuer names.",
+                "Present a token of the issuer that tollgate.issuer names, or of one that tollgate.trust_issuer() was called for.",
             ),
             Code::UnknownKey | Code::BadSignature => (
                 PgSqlErrorCode::ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION,

@@ -35,8 +35,11 @@ static AUDIENCE: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 static IDENTITY_CLAIMS: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 static ACCESS_TOKEN_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(600);
 static MAX_ACCESS_TOKEN_LIFETIME: GucSetting<i32> = GucSetting::<i32>::new(3600);
+static LEEWAY: GucSetting<i32> = GucSetting::<i32>::new(30);
 static AUDIT_ISSUE: GucSetting<bool> = GucSetting::<bool>::new(false);
 static SIGNATURE_TABLE_SIZE: GucSetting<i32> = GucSetting::<i32>::new(65_536);
+static REFRESH_GRACE: GucSetting<i32> = GucSetting::<i32>::new(10);
+static REFRESH_GRACE_SAME_ADDRESS: GucSetting<bool> = GucSetting::<bool>::new(false);
 
 /// Longest lifetime of an access token that can be set, in seconds. Denials and revocations of users are kept for twice
 /// as long (`purge_denials`).
@@ -218,6 +221,7 @@ pub(crate) fn init() {
     );
     define_identity_changes();
     define_access_tokens();
+    define_sessions();
     define_master_keys();
 }
 
@@ -335,11 +339,47 @@ fn define_access_tokens() {
         GucContext::Suset,
         GucFlags::UNIT_S,
     );
+    GucRegistry::define_int_guc(
+        c"tollgate.leeway",
+        c"How far the clock of a trusted issuer may be from ours.",
+        c"In seconds. Its tokens are accepted so much before they begin and after they end, and after a revocation those are \
+          refused that are not younger by so much. The default allows for clocks that are set by NTP and a slow request. \
+          Tokens of our own have none.",
+        &LEEWAY,
+        0,
+        300,
+        GucContext::Suset,
+        GucFlags::UNIT_S,
+    );
     GucRegistry::define_bool_guc(
         c"tollgate.audit_issue",
         c"Whether each issued access token leaves an event in the audit log.",
         c"Off by default, because issuing then writes, and access tokens are issued every few minutes to every client.",
         &AUDIT_ISSUE,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+}
+
+fn define_sessions() {
+    GucRegistry::define_int_guc(
+        c"tollgate.refresh_grace",
+        c"How long a refresh token that was just replaced still gets its successor.",
+        c"In seconds, from the refresh on; 0 not at all. The default of 10 is for a client that lost the answer and tries again, \
+          and for two windows of one browser at once: both get the same successor. After it, a token that was replaced ends \
+          its session, because one of the two who have it has stolen it.",
+        &REFRESH_GRACE,
+        0,
+        60,
+        GucContext::Suset,
+        GucFlags::UNIT_S,
+    );
+    GucRegistry::define_bool_guc(
+        c"tollgate.refresh_grace_same_address",
+        c"Whether the grace of a refresh token is only for the address that replaced it.",
+        c"Off by default, because a phone may change its network between two attempts; such a retry is an event then \
+          (session.retried_elsewhere). On, it ends the session: a thief who refreshes right behind the owner gets nothing.",
+        &REFRESH_GRACE_SAME_ADDRESS,
         GucContext::Suset,
         GucFlags::default(),
     );
@@ -480,6 +520,20 @@ pub(crate) fn access_token_lifetime() -> i64 {
 /// In seconds.
 pub(crate) fn max_access_token_lifetime() -> i64 {
     MAX_ACCESS_TOKEN_LIFETIME.get().into()
+}
+
+/// In microseconds.
+pub(crate) fn refresh_grace() -> i64 {
+    i64::from(REFRESH_GRACE.get()) * 1_000_000
+}
+
+pub(crate) fn refresh_grace_same_address() -> bool {
+    REFRESH_GRACE_SAME_ADDRESS.get()
+}
+
+/// In microseconds.
+pub(crate) fn leeway() -> i64 {
+    i64::from(LEEWAY.get()) * 1_000_000
 }
 
 pub(crate) fn audit_issue() -> bool {

@@ -41,6 +41,9 @@ const SETTINGS: &[(&str, &str)] = &[
     ("tollgate.audience", "https://api.test"),
 ];
 
+/// A database that [`Cluster::create_database`] copies, in clusters that are copies themselves.
+const TEMPLATE: &str = "with_tollgate";
+
 const INITDB: &[&str] = &["--auth=trust", "--no-sync", "--no-instructions"];
 
 #[derive(Clone, Debug)]
@@ -141,12 +144,12 @@ impl Builder {
     pub fn start(self) -> Result<Cluster> {
         let install = self.install.map_or_else(Install::under_test, Ok)?;
         let account = Account::unprivileged()?;
-        let template = template(&install, &account)?;
+        let template =
+            (!self.own_identity).then(|| template(&install, &account, self.extension)).transpose()?;
         let mut cluster = Cluster::prepare(install, account, self.within.as_deref())?;
-        if self.own_identity {
-            cluster.server.initdb(INITDB)?;
-        } else {
-            server::run(Command::new("cp").arg("-a").arg(&template).arg(&cluster.server.data))?;
+        match &template {
+            Some(template) => copy(template, &cluster.server.data)?,
+            None => cluster.server.initdb(INITDB)?,
         }
         for (name, value) in SETTINGS {
             cluster.server.set(name, *value);
@@ -164,7 +167,8 @@ impl Builder {
         }
         cluster.server.environment.extend(self.environment);
         cluster.server.start()?;
-        if self.extension {
+        cluster.has_template = template.is_some() && self.extension;
+        if self.extension && !cluster.has_template {
             cluster.execute(DATABASE, "create extension tollgate")?;
         }
         Ok(cluster)
@@ -175,6 +179,7 @@ impl Builder {
 #[derive(Debug)]
 pub struct Cluster {
     server: Server,
+    has_template: bool,
     _port: Port,
     // Dropped after the server has stopped: see `drop`.
     _directory: TempDir,
@@ -208,7 +213,7 @@ impl Cluster {
         let at = |name: &str| directory.path().join(name);
         let server =
             Server::new(install, account, at("data"), at("log"), directory.path().into(), port.number);
-        Ok(Self { server, _port: port, _directory: directory })
+        Ok(Self { server, has_template: false, _port: port, _directory: directory })
     }
 
     /// A hot standby of this server, streaming from it, with the same settings. It may lag: see
@@ -359,6 +364,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// Another database with the extension.
+    pub fn create_database(&self, name: &str) -> Result<()> {
+        if self.has_template {
+            return self.execute(DATABASE, &format!("create database {name} template {TEMPLATE}"));
+        }
+        self.execute(DATABASE, &format!("create database {name}"))?;
+        self.execute(name, "create extension tollgate")
+    }
+
     /// The first column of the first row, as text; `None` for no row and for NULL.
     pub fn value(&self, database: &str, sql: &str) -> Result<Option<String>> {
         let answer = self.simple_query(database, sql)?;
@@ -440,8 +454,9 @@ fn abandon(directory: &Path) {
     let _ = fs::remove_dir_all(directory);
 }
 
-/// A freshly initialised data directory for each version of PostgreSQL, which tests copy: initdb takes a second.
-fn template(install: &Install, account: &Account) -> Result<PathBuf> {
+/// A data directory for each version of PostgreSQL, which tests copy: freshly initialised, or with the extension in
+/// [`DATABASE`] and [`TEMPLATE`]. initdb takes a second, and creating the extension a fifth of one.
+fn template(install: &Install, account: &Account, extension: bool) -> Result<PathBuf> {
     let parent = dev_dir()?.join("tmp/templates");
     fs::create_dir_all(&parent)?;
     let lock = File::create(parent.join("lock"))?;
@@ -451,15 +466,39 @@ fn template(install: &Install, account: &Account) -> Result<PathBuf> {
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' })
         .collect();
-    let template = parent.join(name);
+    let empty = parent.join(&name);
+    if !empty.exists() {
+        let cluster = Cluster::prepare(install.clone(), account.clone(), Some(&parent))?;
+        cluster.server.initdb(INITDB)?;
+        fs::rename(&cluster.server.data, &empty)?;
+    }
+    if !extension {
+        return Ok(empty);
+    }
+    let prefix = format!("{name}-tollgate-");
+    let name = format!("{prefix}{}", install.scripts_digest()?);
+    let template = parent.join(&name);
     if !template.exists() {
-        let directory = tempfile::Builder::new().prefix("initdb-").tempdir_in(&parent)?;
-        account.private_dir(directory.path())?;
-        let data = directory.path().join("data");
-        let new =
-            Server::new(install.clone(), account.clone(), data.clone(), PathBuf::new(), PathBuf::new(), 0);
-        new.initdb(INITDB)?;
-        fs::rename(&data, &template)?;
+        // Of scripts that were replaced.
+        for entry in fs::read_dir(&parent)?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        let mut cluster = Cluster::prepare(install.clone(), account.clone(), Some(&parent))?;
+        copy(&empty, &cluster.server.data)?;
+        for (name, value) in SETTINGS {
+            cluster.server.set(name, *value);
+        }
+        cluster.server.start()?;
+        cluster.execute(DATABASE, "create extension tollgate")?;
+        cluster.execute(DATABASE, &format!("create database {TEMPLATE} template {DATABASE}"))?;
+        cluster.server.stop(Shutdown::Fast)?;
+        fs::rename(&cluster.server.data, &template)?;
     }
     Ok(template)
+}
+
+fn copy(data: &Path, to: &Path) -> Result<()> {
+    server::run(Command::new("cp").arg("-a").arg(data).arg(to))
 }

@@ -1,9 +1,11 @@
 //! An installation of PostgreSQL: where its programs and the extension's files are.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+use sha2::{Digest as _, Sha256};
 
 /// Names the `pg_config` of the PostgreSQL that the tests run on.
 pub const PG_CONFIG_VAR: &str = "TOLLGATE_TEST_PG_CONFIG";
@@ -79,6 +81,21 @@ impl Install {
     /// Tollgate's shared library, where `make install` puts it.
     pub fn library(&self) -> PathBuf {
         self.library_dir.join(format!("tollgate{}", std::env::consts::DLL_SUFFIX))
+    }
+
+    /// Changes with what CREATE EXTENSION runs.
+    pub fn scripts_digest(&self) -> Result<String> {
+        let mut files = fs::read_dir(self.extension_dir())?
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with("tollgate"))
+            .map(|entry| entry.path())
+            .collect::<Vec<_>>();
+        files.sort();
+        let mut digest = Sha256::new();
+        for file in files {
+            digest.update(fs::read(file)?);
+        }
+        Ok(digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// The folder of control files and install scripts.

@@ -304,7 +304,14 @@ pub struct RunOptions {
     pub expiry_notice: Duration,
 
     /// Where /livez, /readyz and /metrics are served, or off. They take no credential: keep them off public networks
-    #[arg(long, value_name = "ADDRESS", env = "TOLLGATED_OPS_ADDRESS", default_value = "127.0.0.1:9464")]
+    // Also by the name that it had when there was one address.
+    #[arg(
+        long,
+        alias = "http-address",
+        value_name = "ADDRESS",
+        env = "TOLLGATED_OPS_ADDRESS",
+        default_value = "127.0.0.1:9464"
+    )]
     pub ops_address: ListenAddress,
 
     /// Where /events is served, to clients that present a token, or off

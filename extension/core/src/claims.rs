@@ -39,6 +39,10 @@ impl Claims {
         &self.text
     }
 
+    pub fn members(&self) -> &Object {
+        &self.members
+    }
+
     pub fn get(&self, name: &str) -> Option<&Json> {
         self.members.get(name)
     }

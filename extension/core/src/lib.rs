@@ -2,9 +2,9 @@
 //! an address, and the order in which a token is checked.
 //!
 //! Everything here is a pure function of its arguments. Nothing reads a clock, a setting or a random source: the caller
-//! passes them in, so that each rule can be tested at its boundaries. Only [`signature`] and [`seal_box`] draw random
-//! numbers, for keys, signatures and nonces, from their library's generator. The functions that verification calls
-//! ([`token::parse`], [`token::digest`], [`scope::grants`], [`net::Net::contains`], [`status::decide`]) neither
+//! passes them in, so that each rule can be tested at its boundaries. Only [`signature`], [`seal_box`] and [`refresh`]
+//! draw random numbers, for keys, signatures and nonces, from their library's generator. The functions that verification
+//! calls ([`token::parse`], [`token::digest`], [`scope::grants`], [`net::Net::contains`], [`status::decide`]) neither
 //! allocate nor panic.
 
 #![forbid(unsafe_code)]
@@ -12,6 +12,7 @@
 pub mod claims;
 pub mod foreign;
 pub mod hints;
+pub mod issuer;
 pub mod json;
 pub mod jsonb;
 pub mod jwk;
@@ -20,6 +21,7 @@ pub mod latency;
 pub mod limit;
 pub mod malformed;
 pub mod net;
+pub mod refresh;
 pub mod scope;
 pub mod seal;
 pub mod seal_box;

@@ -3,14 +3,14 @@
 
 use super::{EPOCHS, MARK, TYPE, revocations};
 use crate::error::Error;
-use crate::pg::datum::TextArray;
+use crate::pg::datum::{self, TextArray};
 use crate::pg::sys;
 use crate::tokens::fields;
 use crate::{guc, keys};
 use core::ffi::CStr;
+use pgrx::Uuid;
 use pgrx::datum::Interval;
 use pgrx::pg_sys::{self, Datum};
-use pgrx::{Uuid, direct_function_call_as_datum};
 use tollgate_core::json::{self, quote};
 use tollgate_core::jsonb::Bounds;
 use tollgate_core::jws::{self, SignError};
@@ -47,6 +47,10 @@ pub(crate) struct NewAccessToken<'a> {
     pub(crate) lifetime: i64,
     /// The members of the caller's object, as JSON: `"a":1,"b":[]`.
     pub(crate) own: &'a str,
+    /// The session that it belongs to.
+    pub(crate) session: Option<Uuid>,
+    /// The client of the session; without one it is the role that asks for the token.
+    pub(crate) client_id: Option<&'a str>,
 }
 
 pub(crate) struct IssuedAccessToken {
@@ -120,12 +124,7 @@ pub(crate) fn own_claims(given: Option<Datum>) -> Result<String, Error> {
         return Err(refuse("claims are a JSON object", "which is NULL"));
     };
     fields::json("claims", given, MAX_CLAIMS, "Keep it in a table, and its key in the token.")?;
-    // SAFETY: the output function of jsonb takes such a value and returns a C string.
-    let text = unsafe {
-        direct_function_call_as_datum(pg_sys::jsonb_out, &[Some(given)])
-            .map(|text| CStr::from_ptr(text.cast_mut_ptr()).to_string_lossy().into_owned())
-    };
-    let text = text.unwrap_or_default();
+    let text = datum::json_text(given);
     let Ok(members) = json::parse_object(&text) else {
         return Err(refuse(
             "claims are a JSON object",
@@ -138,8 +137,12 @@ pub(crate) fn own_claims(given: Option<Datum>) -> Result<String, Error> {
             &format!("with the claim {name}"),
         ));
     }
-    let inner = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
-    Ok(inner.unwrap_or_default().to_owned())
+    Ok(members_of(&text).to_owned())
+}
+
+/// What is between the braces of an object.
+pub(crate) fn members_of(object: &str) -> &str {
+    object.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).unwrap_or_default()
 }
 
 pub(crate) fn issue(new: &NewAccessToken<'_>) -> Result<IssuedAccessToken, Error> {
@@ -158,9 +161,12 @@ pub(crate) fn issue(new: &NewAccessToken<'_>) -> Result<IssuedAccessToken, Error
         r#"{{"iss":{},"sub":{},"aud":{audience},"exp":{end},"nbf":{issued_at},"iat":{issued_at},"jti":"{jti}","client_id":{},"scope":{}"#,
         quote(&issuer),
         quote(new.user_id),
-        quote(&acting_role()),
+        new.client_id.map_or_else(|| quote(&acting_role()), quote),
         quote(&new.scopes.join(" ")),
     );
+    if let Some(session) = new.session {
+        claims.push_str(&format!(r#","sid":"{}""#, uuid::Uuid::from_bytes(*session.as_bytes())));
+    }
     if let Some(mark) = mark {
         claims.push_str(&format!(r#","{MARK}":{mark}"#));
     }

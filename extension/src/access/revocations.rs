@@ -22,10 +22,14 @@ const DENIED: Table<3> = Table {
     checked_in: &DENIED_CHECKED_IN,
 };
 
-const USERS: Table<2> = Table {
+const USERS: Table<3> = Table {
     name: "revoked_users",
     relation: |relations| relations.revoked_users,
-    columns: [(0, c"user_id", pg_sys::TEXTOID), (1, c"mark", pg_sys::INT8OID)],
+    columns: [
+        (0, c"user_id", pg_sys::TEXTOID),
+        (1, c"mark", pg_sys::INT8OID),
+        (2, c"revoked_at", pg_sys::TIMESTAMPTZOID),
+    ],
     checked_in: &USERS_CHECKED_IN,
 };
 
@@ -34,11 +38,31 @@ pub(crate) fn is_denied(issuer: &str, jti: &str) -> bool {
     find(&DENIED, |relations| relations.denied_access_tokens_key, [issuer, jti], |_| Some(())).is_some()
 }
 
+/// When all that a user had was revoked last.
+#[derive(Clone, Copy)]
+pub(crate) struct Revocation {
+    /// What tokens of ours must repeat.
+    pub(crate) mark: i64,
+    /// In microseconds since 2000-01-01.
+    pub(crate) at: i64,
+}
+
+pub(crate) fn of_user(user_id: &str) -> Option<Revocation> {
+    find(
+        &USERS,
+        |relations| relations.revoked_users_key,
+        [user_id],
+        |row| {
+            let number = |place| row.datum(place).map(|datum| datum.value().cast_signed() as i64);
+            Some(Revocation { mark: number(1)?, at: number(2)? })
+        },
+    )
+}
+
 /// The mark that the tokens of this user must repeat; `None` if the user's tokens were not revoked as a whole while one
 /// of those can still be in use. Then tokens with an earlier mark are good: they were issued after that revocation.
 pub(crate) fn mark_of(user_id: &str) -> Option<i64> {
-    let mark = find(&USERS, |relations| relations.revoked_users_key, [user_id], |row| row.datum(1));
-    mark.map(|mark| mark.value().cast_signed() as i64)
+    of_user(user_id).map(|revocation| revocation.mark)
 }
 
 /// Reads the row with this primary key, whose columns are the first ones of the table. What is read must not point into

@@ -4,8 +4,9 @@
 //! only then the signature. The key is selected from the catalogue as it is now, and the signature checked with it once
 //! (`shmem::knows_signature`); everything that can change is looked at each time.
 
+use super::foreign::{self, Foreign};
 pub(crate) use super::presented::Presented;
-use super::{EPOCHS, MARK, MAX_USER_ID, TYPE, revocations};
+use super::{CLAIM, EPOCHS, MARK, TYPE, WRONG_TYPE, id_of_digest, revocations, sessions};
 use crate::verify::presented::Required;
 use crate::verify::request::{Purpose, Request};
 use crate::{guc, keys, shmem};
@@ -13,21 +14,21 @@ use core::cell::RefCell;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, Uuid, direct_function_call_as_datum};
 use serde_json::value::RawValue;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use tollgate_core::claims::Claims;
-use tollgate_core::jws;
+use tollgate_core::issuer::MAX_USER_ID;
+use tollgate_core::jws::{self, Parsed};
 use tollgate_core::scope;
 use tollgate_core::signature::PublicKey;
 use tollgate_core::status::Code;
 use tollgate_core::token::{self, Digest};
 
-/// Reasons of `MALFORMED`, beside those of the parser.
+/// A reason of `MALFORMED`, beside those of the parser.
 const MISSING: &str = "missing";
-const WRONG_TYPE: &str = "type";
-const CLAIM: &str = "claim";
 
-/// A token that one of our keys has signed.
+/// A token that one of our keys has signed, or one of a trusted issuer's.
 pub(crate) struct AccessToken {
     claims: Claims,
     issuer: String,
@@ -35,17 +36,39 @@ pub(crate) struct AccessToken {
     user_id: String,
     /// Microseconds since 2000-01-01.
     expires_at: i64,
-    mark: Option<i64>,
+    origin: Origin,
     /// Of what was signed: the signature can be written in other ways.
     digest: Digest,
+}
+
+enum Origin {
+    Ours {
+        /// The mark of the user, as it was when the token was issued.
+        mark: Option<i64>,
+        /// The session that it belongs to.
+        session: Option<[u8; 16]>,
+    },
+    Theirs(Foreign),
+}
+
+/// A token before its signature is checked.
+struct Unchecked {
+    algorithm: String,
+    /// The key that must have signed it.
+    jwk: String,
+    /// `None` for one of its digest.
+    id: Option<[u8; 16]>,
+    user_id: String,
+    expires_at: i64,
+    origin: Origin,
 }
 
 /// What was presented, and why it is refused.
 pub(crate) struct Judged {
     pub(crate) code: Code,
-    /// For [`Code::Malformed`].
+    /// For [`Code::Malformed`], and for a trusted issuer's token that is none of those that are accepted.
     pub(crate) reason: Option<&'static str>,
-    /// `None` for one that none of our keys has signed.
+    /// `None` for one that no key has signed that it should.
     pub(crate) token: Option<AccessToken>,
 }
 
@@ -72,8 +95,19 @@ impl AccessToken {
         self.digest
     }
 
+    pub(crate) fn session(&self) -> Option<[u8; 16]> {
+        match &self.origin {
+            Origin::Ours { session, .. } => *session,
+            Origin::Theirs(_) => None,
+        }
+    }
+
     pub(crate) fn scopes(&self) -> impl Iterator<Item = &str> {
-        self.claims.scope().into_iter().flatten()
+        let (ours, theirs) = match &self.origin {
+            Origin::Ours { .. } => (self.claims.scope().ok(), &[][..]),
+            Origin::Theirs(foreign) => (None, &foreign.scopes[..]),
+        };
+        ours.into_iter().flatten().chain(theirs.iter().map(String::as_str))
     }
 
     pub(crate) fn grants(&self, required: &[u8]) -> bool {
@@ -119,12 +153,27 @@ pub(crate) fn judge(presented: &Presented<'_>, request: &Request<'_>, now: impl 
 fn open(presented: &Presented<'_>, now: &impl Fn() -> i64) -> Result<AccessToken, Refused> {
     let text = presented.token.ok_or((Code::Malformed, Some(MISSING)))?;
     let parsed = jws::parse(text).map_err(|fault| (Code::Malformed, Some(fault.as_str())))?;
-    let malformed = || (Code::Malformed, Some(CLAIM));
+    let issuer = parsed.claims.iss().ok_or((Code::Malformed, Some(CLAIM)))?.to_owned();
+    let Unchecked { algorithm, jwk, id, user_id, expires_at, origin } =
+        if guc::issuer() == Some(&issuer) { ours(&parsed)? } else { theirs(&parsed, &issuer, now())? };
 
-    let issuer = parsed.claims.iss().ok_or_else(malformed)?.to_owned();
-    if guc::issuer() != Some(&issuer) {
-        return Err((Code::UntrustedIssuer, None));
+    let seen = shmem::signature_key(&algorithm, &token::digest(jwk.as_bytes()), text.as_bytes());
+    if !shmem::knows_signature(&seen) {
+        if !with_key(&jwk, |key| parsed.is_signed_by(key)) {
+            return Err((Code::BadSignature, None));
+        }
+        // Tokens that are over do not take the room of others.
+        if expires_at > now() {
+            shmem::note_signature(&seen);
+        }
     }
+    let digest = token::digest(parsed.signing_input);
+    let id = id.unwrap_or_else(|| id_of_digest(&digest));
+    Ok(AccessToken { claims: parsed.claims, issuer, id, user_id, expires_at, origin, digest })
+}
+
+fn ours(parsed: &Parsed<'_>) -> Result<Unchecked, Refused> {
+    let malformed = || (Code::Malformed, Some(CLAIM));
     if !parsed.header.is_type(TYPE) {
         return Err((Code::Malformed, Some(WRONG_TYPE)));
     }
@@ -136,22 +185,48 @@ fn open(presented: &Presented<'_>, now: &impl Fn() -> i64) -> Result<AccessToken
     let id = claims.jti().and_then(uuid_of).ok_or_else(malformed)?;
     let expires_at = claims.exp().ok_or_else(malformed)? - EPOCHS;
     let mark = claims.integer(MARK).map_err(|_| malformed())?;
+    let session = match claims.sid() {
+        Ok(None) => None,
+        Ok(Some(sid)) => Some(uuid_of(sid).ok_or_else(malformed)?),
+        Err(_) => return Err(malformed()),
+    };
 
     let kid = parsed.header.kid.as_deref().ok_or((Code::UnknownKey, None))?;
     let key = keys::public_key_of(kid).ok_or((Code::UnknownKey, None))?;
-    let seen =
-        shmem::signature_key(key.algorithm.as_str(), &token::digest(key.jwk.as_bytes()), text.as_bytes());
-    if !shmem::knows_signature(&seen) {
-        if !with_key(&key.jwk, |key| parsed.is_signed_by(key)) {
-            return Err((Code::BadSignature, None));
+    Ok(Unchecked {
+        algorithm: key.algorithm.as_str().to_owned(),
+        jwk: key.jwk,
+        id: Some(id),
+        user_id,
+        expires_at,
+        origin: Origin::Ours { mark, session },
+    })
+}
+
+fn theirs(parsed: &Parsed<'_>, issuer: &str, now: i64) -> Result<Unchecked, Refused> {
+    let foreign::Accepted { key, user_id, expires_at, foreign } = foreign::accept(parsed, issuer, now)?;
+    let origin = Origin::Theirs(foreign);
+    Ok(Unchecked { algorithm: key.algorithm, jwk: key.jwk, id: None, user_id, expires_at, origin })
+}
+
+/// Under which id a token is listed when it is revoked: its jti, or the digest of what was signed where it has none that
+/// can be stored.
+fn denial<'c>(claims: &'c Claims, digest: &Digest) -> Cow<'c, str> {
+    const LONGEST: usize = 255;
+    match claims.jti() {
+        Some(jti) if (1..=LONGEST).contains(&jti.chars().count()) && !token::contains_secret(jti) => {
+            Cow::Borrowed(jti)
         }
-        // Tokens that are over do not take the room of others.
-        if expires_at > now() {
-            shmem::note_signature(&seen);
-        }
+        _ => Cow::Owned(uuid::Uuid::from_bytes(id_of_digest(digest)).to_string()),
     }
-    let digest = token::digest(parsed.signing_input);
-    Ok(AccessToken { claims: parsed.claims, issuer, id, user_id, expires_at, mark, digest })
+}
+
+/// Under which issuer and id a token is listed when it is revoked; `None` for one that cannot be read.
+pub(crate) fn denial_of(token: &str) -> Option<[String; 2]> {
+    let parsed = jws::parse(token).ok()?;
+    let issuer = parsed.claims.iss()?.to_owned();
+    let denial = denial(&parsed.claims, &token::digest(parsed.signing_input));
+    Some([issuer, denial.into_owned()])
 }
 
 thread_local! {
@@ -176,7 +251,7 @@ fn with_key(jwk: &str, ask: impl FnOnce(&PublicKey) -> bool) -> bool {
     })
 }
 
-/// Why a token of ours is refused. In the order of the codes.
+/// Why a token is refused that was signed as it should be. In the order of the codes.
 fn refusal(
     token: &AccessToken,
     presented: &Presented<'_>,
@@ -184,19 +259,38 @@ fn refusal(
     now: i64,
 ) -> Option<Refused> {
     let refuse = |code| Some((code, None));
-    let jti = token.claims.jti().unwrap_or_default();
-    let mark = revocations::mark_of(&token.user_id);
-    if revocations::is_denied(&token.issuer, jti) || mark.is_some_and(|mark| token.mark != Some(mark)) {
+    let claims = &token.claims;
+    let revocation = revocations::of_user(&token.user_id);
+    let is_revoked = match &token.origin {
+        Origin::Ours { mark, .. } => revocation.is_some_and(|revocation| *mark != Some(revocation.mark)),
+        Origin::Theirs(foreign) => foreign.is_cut_off(claims, revocation.map(|revocation| revocation.at)),
+    };
+    if is_revoked || revocations::is_denied(&token.issuer, &denial(claims, &token.digest)) {
         return refuse(Code::Revoked);
     }
-    if let Err(code) = token.claims.check_times(now + EPOCHS, 0) {
+    if let Some(session) = &token.session()
+        && !sessions::is_live(session, &token.user_id, revocation.map(|revocation| revocation.mark))
+    {
+        return refuse(Code::Revoked);
+    }
+    let times = match &token.origin {
+        Origin::Ours { .. } => claims.check_times(now + EPOCHS, 0),
+        Origin::Theirs(foreign) => foreign.check_times(claims, now),
+    };
+    if let Err(code) = times {
         return refuse(code);
     }
     if request.purpose == Purpose::End {
         return None;
     }
-    let audience = presented.audience.or(guc::audience()).filter(|audience| !audience.is_empty());
-    if !audience.is_some_and(|audience| token.claims.aud().any(|one| one == audience)) {
+    let is_for_us = match &token.origin {
+        Origin::Ours { .. } => {
+            let audience = presented.audience.or(guc::audience()).filter(|audience| !audience.is_empty());
+            audience.is_some_and(|audience| claims.aud().any(|one| one == audience))
+        }
+        Origin::Theirs(foreign) => foreign.is_for(claims, presented.audience),
+    };
+    if !is_for_us {
         return refuse(Code::WrongAudience);
     }
     let granted = |one: Option<&[u8]>| one.is_some_and(|one| token.grants(one));

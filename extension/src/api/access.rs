@@ -39,7 +39,15 @@ fn issue_access_token(call: &Call) -> Option<Datum> {
     if users::lock_user(user_id).inactive {
         Error::inactive_user().raise();
     }
-    let new = NewAccessToken { user_id, scopes: &scopes, audience: &audience, lifetime, own: &own };
+    let new = NewAccessToken {
+        user_id,
+        scopes: &scopes,
+        audience: &audience,
+        lifetime,
+        own: &own,
+        session: None,
+        client_id: None,
+    };
     let issued = issue::issue(&new).or_raise();
     let expires_at = TimestampWithTimeZone::try_from(issued.expires_at).ok();
     if is_audited {
@@ -86,6 +94,11 @@ fn presented_access_token(call: &Call) -> Option<Datum> {
     let row = composite::form(Composite::Verification, verdict.columns());
     verdict.close();
     Some(row)
+}
+
+sql_function!(denial_of);
+fn denial_of(call: &Call) -> Option<Datum> {
+    verify::denial_of(call.text(0)?)?.to_vec().into_datum()
 }
 
 sql_function!(usage_id_of_user);

@@ -67,6 +67,15 @@ fn current_issuer(_call: &Call) -> Option<Datum> {
         .flatten()
 }
 
+sql_function!(current_session_id);
+fn current_session_id(_call: &Call) -> Option<Datum> {
+    identity::read(|context| {
+        let session = context.signed.as_ref().and_then(|signed| signed.session);
+        session.and_then(|session| Uuid::from_bytes(session).into_datum())
+    })
+    .flatten()
+}
+
 sql_function!(current_scopes);
 fn current_scopes(_call: &Call) -> Option<Datum> {
     identity::read(|context| context.scopes.clone().into_datum()).flatten()

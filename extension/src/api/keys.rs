@@ -6,6 +6,7 @@ use crate::pg::fmgr::{Call, sql_function};
 use crate::shmem;
 use pgrx::IntoDatum;
 use pgrx::pg_sys::Datum;
+use tollgate_core::refresh;
 use tollgate_core::seal_box::{Context, id_text};
 use tollgate_core::signature::{Algorithm, SigningKey};
 
@@ -19,6 +20,9 @@ fn purpose(text: Option<&str>) -> Purpose {
 
 sql_function!(make_key);
 fn make_key(call: &Call) -> Option<Datum> {
+    if purpose(call.text(1)) == Purpose::RefreshToken {
+        return make_refresh_key();
+    }
     let algorithm = call.text(0).and_then(Algorithm::parse).unwrap_or_else(|| {
         let hint = "It is one of ES256, EdDSA and RS256.";
         Error::argument("algorithm", "there is no such algorithm for signing keys", "", hint).raise()
@@ -26,6 +30,17 @@ fn make_key(call: &Call) -> Option<Datum> {
     let key = SigningKey::generate(algorithm)
         .unwrap_or_else(|_| Error::internal("a key could not be generated").raise());
     stored(&key, purpose(call.text(1)))
+}
+
+fn make_refresh_key() -> Option<Datum> {
+    let key =
+        refresh::Key::generate().unwrap_or_else(|_| Error::internal("a key could not be generated").raise());
+    let sealed = keys::seal_refresh_key(&key).or_raise();
+    vec![Some(key.kid()), Some(refresh::ALGORITHM.to_owned()), None, Some(hex(&sealed))].into_datum()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 sql_function!(read_key);
@@ -45,8 +60,7 @@ fn stored(key: &SigningKey, purpose: Purpose) -> Option<Datum> {
     let kid = public.thumbprint();
     let sealed = keys::seal(key, &kid, algorithm, purpose).or_raise();
     let jwk = public.to_jwk(&kid);
-    let hex: String = sealed.iter().map(|byte| format!("{byte:02x}")).collect();
-    vec![kid, algorithm.as_str().to_owned(), jwk, hex].into_datum()
+    vec![kid, algorithm.as_str().to_owned(), jwk, hex(&sealed)].into_datum()
 }
 
 sql_function!(reseal_key);

@@ -1,6 +1,7 @@
 //! `memory_stats`: the part of `stats` that is in shared memory.
 
 use crate::pg::fmgr::{Call, sql_function};
+use crate::shmem::SessionEvent;
 use crate::store::composite;
 use crate::store::relations::Composite;
 use crate::{guc, shmem};
@@ -34,6 +35,7 @@ fn memory_stats(_call: &Call) -> Option<Datum> {
                 None,
                 None,
                 None,
+                None,
             ],
         ));
     };
@@ -45,6 +47,10 @@ fn memory_stats(_call: &Call) -> Option<Datum> {
     let outcomes = Code::ALL
         .iter()
         .map(|code| (code.as_str().to_owned(), stats.outcomes[code.index()].into()))
+        .collect();
+    let sessions = SessionEvent::ALL
+        .iter()
+        .filter_map(|&event| Some((event.as_str().to_owned(), shmem::sessions(event)?.into())))
         .collect();
     Some(composite::form(
         Composite::MemoryStats,
@@ -62,6 +68,7 @@ fn memory_stats(_call: &Call) -> Option<Datum> {
             stats.overflowed.cast_signed().into_datum(),
             stats.generation.map(u64::cast_signed).into_datum(),
             stats.closed_generation.map(u64::cast_signed).into_datum(),
+            JsonB(Value::Object(sessions)).into_datum(),
         ],
     ))
 }

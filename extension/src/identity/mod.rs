@@ -55,6 +55,8 @@ pub(crate) struct Signed {
     pub(crate) issuer: String,
     /// Those that `tollgate.identity_claims` names, as JSON.
     pub(crate) claims: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) session: Option<[u8; 16]>,
 }
 
 static VALUE: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());

@@ -12,9 +12,11 @@ mod worker;
 use crate::error::Error;
 use crate::pg::sys;
 use crate::store::keys;
+use std::rc::Rc;
+use tollgate_core::refresh;
 use tollgate_core::signature::{Algorithm, PublicKey, SigningKey};
 
-pub(crate) use opened::{reseal, seal};
+pub(crate) use opened::{reseal, seal, seal_refresh_key};
 pub(crate) use purpose::Purpose;
 
 /// Signs with the key that signs for this purpose now; with an algorithm, only if it is one of that. The row is read
@@ -48,8 +50,33 @@ pub(crate) fn public_key_of(kid: &str) -> Option<OwnKey> {
     Some(OwnKey { algorithm: Algorithm::parse(&row.algorithm)?, jwk: row.public_key })
 }
 
-/// Signs a text with the key that signs now, verifies it as a token would be, and returns the kid.
+/// The key that makes the refresh tokens of new sessions, with its kid; `None` if there is none. The row is read each
+/// time, by the latest snapshot, here and below.
+pub(crate) fn refresh_key() -> Result<Option<(String, Rc<refresh::Key>)>, Error> {
+    let Some(row) = keys::signing(Purpose::RefreshToken.as_str(), sys::GetCurrentTimestamp()) else {
+        return Ok(None);
+    };
+    let key = opened::open_refresh_key(&row)?;
+    Ok(Some((row.kid, key)))
+}
+
+/// The key of a session; `None` if it is withdrawn or gone.
+pub(crate) fn refresh_key_of(kid: &str) -> Result<Option<Rc<refresh::Key>>, Error> {
+    let row = keys::sealed(kid, Purpose::RefreshToken.as_str(), sys::GetCurrentTimestamp());
+    row.map(|row| opened::open_refresh_key(&row)).transpose()
+}
+
+/// Whether sessions of that key may go on: not if it is withdrawn or gone. Needs no master key.
+pub(crate) fn has_refresh_key(kid: &str) -> bool {
+    keys::is_live(kid, Purpose::RefreshToken.as_str(), sys::GetCurrentTimestamp())
+}
+
+/// Signs a text with the key that signs now, verifies it as a token would be, and returns the kid. Of refresh tokens it
+/// opens the key.
 pub(crate) fn test(purpose: Purpose) -> Result<String, Error> {
+    if purpose == Purpose::RefreshToken {
+        return refresh_key()?.map(|(kid, _)| kid).ok_or_else(Error::no_signing_key);
+    }
     // Not what a token's signature is of: that has a dot.
     const TEXT: &[u8] = b"a test of the signing key";
     let (kid, signature) = sign_with(purpose, None, |kid, key| (kid.to_owned(), key.sign(TEXT)))?;

@@ -1,4 +1,4 @@
-//! Private keys that this backend has opened, and the master keys that it opens them with.
+//! Private and secret keys that this backend has opened, and the master keys that it opens them with.
 
 use super::purpose::Purpose;
 use crate::error::Error;
@@ -9,21 +9,28 @@ use core::cell::Cell;
 use core::time::Duration;
 use std::cell::RefCell;
 use std::rc::Rc;
+use tollgate_core::refresh;
 use tollgate_core::seal_box::{self, Context, KeyId, MasterKey, Refusal};
 use tollgate_core::signature::{Algorithm, SigningKey};
 use zeroize::Zeroizing;
 
 /// How long a backend waits for the background worker right after the server started.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Keys of so many databases and purposes: a backend serves one database.
-const KEPT: usize = 4;
+/// Those that sign, and those of refresh tokens, of which each rotation leaves one in use.
+const KEPT: usize = 16;
 
 struct Opened {
     /// Of the master keys. A key that was opened with one that was taken away since is not used any more.
     generation: u64,
     kid: String,
     sealed: Vec<u8>,
-    key: Rc<SigningKey>,
+    key: Key,
+}
+
+#[derive(Clone)]
+enum Key {
+    Signing(Rc<SigningKey>),
+    Refresh(Rc<refresh::Key>),
 }
 
 thread_local! {
@@ -32,27 +39,53 @@ thread_local! {
     static OPENED: RefCell<Vec<Opened>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The private key of a row. It is kept by the sealed bytes, so a row that was changed or resealed is opened anew.
+/// The private key of a row.
 pub(super) fn open(row: &Signing) -> Result<Rc<SigningKey>, Error> {
+    let opened = open_once(row, |context| {
+        let (generation, key) = unseal(&row.sealed, context)?;
+        Ok((generation, Key::Signing(Rc::new(key))))
+    });
+    match opened? {
+        Key::Signing(key) => Ok(key),
+        Key::Refresh(_) => Err(Error::damaged_key(&row.kid)),
+    }
+}
+
+/// The key of refresh tokens in a row.
+pub(super) fn open_refresh_key(row: &Signing) -> Result<Rc<refresh::Key>, Error> {
+    let opened = open_once(row, |context| {
+        let (generation, key) = unseal_refresh_key(&row.sealed, context)?;
+        Ok((generation, Key::Refresh(Rc::new(key))))
+    });
+    match opened? {
+        Key::Refresh(key) => Ok(key),
+        Key::Signing(_) => Err(Error::damaged_key(&row.kid)),
+    }
+}
+
+/// The key of a row. It is kept by the sealed bytes, so a row that was changed or resealed is opened anew.
+fn open_once(
+    row: &Signing,
+    unseal: impl FnOnce(&Context<'_>) -> Result<(u64, Key), Error>,
+) -> Result<Key, Error> {
     let generation = wait_for_keys()?;
     let known = OPENED.with_borrow(|opened| {
         let same =
             |one: &&Opened| one.generation == generation && one.kid == row.kid && one.sealed == row.sealed;
-        opened.iter().find(same).map(|one| Rc::clone(&one.key))
+        opened.iter().find(same).map(|one| one.key.clone())
     });
     if let Some(key) = known {
         return Ok(key);
     }
     let context = Context { kid: &row.kid, algorithm: &row.algorithm, purpose: &row.purpose };
-    let (generation, key) = unseal(&row.sealed, &context)?;
-    let key = Rc::new(key);
+    let (generation, key) = unseal(&context)?;
     OPENED.with_borrow_mut(|opened| {
         opened.retain(|one| one.generation == generation && one.kid != row.kid);
         if opened.len() >= KEPT {
             opened.remove(0);
         }
         let (kid, sealed) = (row.kid.clone(), row.sealed.clone());
-        opened.push(Opened { generation, kid, sealed, key: Rc::clone(&key) });
+        opened.push(Opened { generation, kid, sealed, key: key.clone() });
     });
     Ok(key)
 }
@@ -62,6 +95,14 @@ fn unseal(sealed: &[u8], context: &Context<'_>) -> Result<(u64, SigningKey), Err
     let key = SigningKey::from_pkcs8(&private).map_err(|_| Error::damaged_key(context.kid))?;
     let fits = key.algorithm().as_str() == context.algorithm && key.public_key().thumbprint() == context.kid;
     if fits { Ok((generation, key)) } else { Err(Error::damaged_key(context.kid)) }
+}
+
+fn unseal_refresh_key(sealed: &[u8], context: &Context<'_>) -> Result<(u64, refresh::Key), Error> {
+    let (generation, secret) = private_of(sealed, context)?;
+    let key = refresh::Key::from_bytes(&secret);
+    key.filter(|key| key.kid() == context.kid && context.algorithm == refresh::ALGORITHM)
+        .map(|key| (generation, key))
+        .ok_or_else(|| Error::damaged_key(context.kid))
 }
 
 /// The master keys, at least one, with their generation.
@@ -100,6 +141,17 @@ pub(crate) fn seal(
     let private = key.to_pkcs8().map_err(|_| Error::internal("a key could not be encoded"))?;
     let sealed = sealed_with(&masters[0], &private, &context)?;
     unseal(&sealed, &context)?;
+    Ok(sealed)
+}
+
+/// The same for a key of refresh tokens.
+pub(crate) fn seal_refresh_key(key: &refresh::Key) -> Result<Vec<u8>, Error> {
+    let (_, masters) = loaded()?;
+    let kid = key.kid();
+    let context =
+        Context { kid: &kid, algorithm: refresh::ALGORITHM, purpose: Purpose::RefreshToken.as_str() };
+    let sealed = sealed_with(&masters[0], key.as_bytes(), &context)?;
+    unseal_refresh_key(&sealed, &context)?;
     Ok(sealed)
 }
 

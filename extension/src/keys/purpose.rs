@@ -4,16 +4,19 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     AccessToken,
+    /// A secret key for a MAC, which is never published.
+    RefreshToken,
 }
 
 impl Purpose {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Purpose::AccessToken => "access_token",
+            Purpose::RefreshToken => "refresh_token",
         }
     }
 
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        (text == Purpose::AccessToken.as_str()).then_some(Purpose::AccessToken)
+        [Purpose::AccessToken, Purpose::RefreshToken].into_iter().find(|purpose| purpose.as_str() == text)
     }
 }

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use crate::pg::sys;
+use core::ffi::CStr;
 use pgrx::pg_sys::{self, Datum};
 use tollgate_core::jsonb::{self, Bounds, Excess};
 use tollgate_core::net::Net;
@@ -145,6 +146,16 @@ pub(crate) fn json_text_size(
         }
         jsonb::text_size(varlena(jsonb), bounds, each_text)
     }
+}
+
+/// A jsonb value as PostgreSQL prints it.
+pub(crate) fn json_text(jsonb: Datum) -> String {
+    // SAFETY: the output function of jsonb takes such a value and returns a C string.
+    let text = unsafe {
+        pgrx::direct_function_call_as_datum(pg_sys::jsonb_out, &[Some(jsonb)])
+            .map(|text| CStr::from_ptr(text.cast_mut_ptr()).to_string_lossy().into_owned())
+    };
+    text.unwrap_or_default()
 }
 
 /// A short varlena of type text, made at compile time.

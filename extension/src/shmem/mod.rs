@@ -4,8 +4,9 @@
 //! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in
 //! the crate `tollgate-core` (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those
 //! slices; this file is what the rest calls. The segment also holds hints at where tokens are stored, `findings` to be
-//! recorded, `latency`, the histogram of verifications, `master_keys`, and the table of good signatures, which needs no
-//! lock; `restart` carries counters and limits over a clean restart of the server.
+//! recorded, `latency`, the histogram of verifications, `master_keys`, and, without a lock, the counters of `sessions` and two
+//! tables, of good signatures and of `unknown_keys` of issuers; `restart` carries counters and limits over a clean restart of
+//! the server.
 //!
 //! Locking rules:
 //!
@@ -30,7 +31,9 @@ mod latency;
 mod master_keys;
 mod restart;
 mod segment;
+mod sessions;
 mod spin;
+mod unknown_keys;
 
 use crate::error::Error;
 use crate::pg::prefetch::prefetch;
@@ -40,6 +43,7 @@ pub(crate) use findings::{Finding, Found};
 pub(crate) use latency::Timer;
 use pgrx::pg_sys;
 use segment::segment;
+pub(crate) use sessions::SessionEvent;
 pub(crate) use tollgate_core::hints::Location;
 use tollgate_core::latency::Measured;
 use tollgate_core::limit::{Charge, Limit};
@@ -153,6 +157,18 @@ pub(crate) fn signature_key(algorithm: &str, public_key: &Digest, token: &[u8]) 
     signature_table::key(database(), algorithm, public_key, token)
 }
 
+/// Notes that a token of a trusted issuer names a key that the issuer does not have. Without shared memory it does nothing.
+pub(crate) fn note_unknown_key(issuer: &str, now: i64) {
+    if let Some(segment) = segment() {
+        segment.unknown_keys.note(database(), issuer, now);
+    }
+}
+
+/// When that was noted last, in microseconds since 2000-01-01.
+pub(crate) fn unknown_key_at(issuer: &str) -> Option<i64> {
+    segment()?.unknown_keys.at(database(), issuer)
+}
+
 /// Call this some time before a use of the token is counted or charged.
 pub(crate) fn prefetch_counters(token: &[u8; 16]) {
     if let Some(segment) = segment() {
@@ -224,6 +240,18 @@ pub(crate) fn log_throttle() -> Option<&'static Throttle> {
 /// The figures that `stats` shows; `None` without shared memory.
 pub(crate) fn stats() -> Option<usage_table::Stats> {
     segment().map(|segment| segment.table.stats(segment, database()))
+}
+
+/// Counts what happened to a session. Without shared memory it does nothing.
+pub(crate) fn count_session(event: SessionEvent) {
+    if let Some(segment) = segment() {
+        segment.sessions.count(event);
+    }
+}
+
+/// How often that happened since the server started; `None` without shared memory.
+pub(crate) fn sessions(event: SessionEvent) -> Option<u64> {
+    Some(segment()?.sessions.of(event))
 }
 
 /// Keys that cannot make room for others now; `None` without shared memory.

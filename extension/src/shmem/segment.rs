@@ -5,7 +5,9 @@
 use super::findings::Findings;
 use super::master_keys::{self, MasterKeys};
 use super::restart;
+use super::sessions::Sessions;
 use super::spin::SpinLock;
+use super::unknown_keys::UnknownKeys;
 use crate::guc;
 use crate::pg::{compat, guard, sys};
 use core::alloc::Layout;
@@ -32,6 +34,8 @@ pub(super) struct Segment {
     pub(super) log_throttle: &'static Throttle,
     pub(super) findings: &'static Findings,
     pub(super) latencies: &'static Latencies,
+    pub(super) sessions: &'static Sessions,
+    pub(super) unknown_keys: &'static UnknownKeys,
     master_keys: &'static MasterKeys,
     pub(super) signatures: SignatureTable<'static>,
     locks: *mut pg_sys::LWLockPadded,
@@ -69,6 +73,8 @@ struct Plan {
     log_throttle_at: usize,
     findings_at: usize,
     latencies_at: usize,
+    sessions_at: usize,
+    unknown_keys_at: usize,
     signatures: usize,
     signatures_at: usize,
     total: Layout,
@@ -84,6 +90,8 @@ fn plan() -> Plan {
     let (layout, log_throttle_at) = layout.extend(Layout::new::<Throttle>()).expect(FITS);
     let (layout, findings_at) = layout.extend(Layout::new::<Findings>()).expect(FITS);
     let (layout, latencies_at) = layout.extend(Layout::new::<Latencies>()).expect(FITS);
+    let (layout, sessions_at) = layout.extend(Layout::new::<Sessions>()).expect(FITS);
+    let (layout, unknown_keys_at) = layout.extend(Layout::new::<UnknownKeys>()).expect(FITS);
     let signatures = signature_table::buckets_for(guc::signature_table_size());
     let (layout, signatures_at) =
         layout.extend(Layout::array::<signature_table::Bucket>(signatures).expect(FITS)).expect(FITS);
@@ -96,6 +104,8 @@ fn plan() -> Plan {
         log_throttle_at,
         findings_at,
         latencies_at,
+        sessions_at,
+        unknown_keys_at,
         signatures,
         signatures_at,
         total,
@@ -168,6 +178,8 @@ fn set_up() {
         let log_throttle = &*base.add(plan.log_throttle_at).cast::<Throttle>();
         let findings = &*base.add(plan.findings_at).cast::<Findings>();
         let latencies = &*base.add(plan.latencies_at).cast::<Latencies>();
+        let sessions = &*base.add(plan.sessions_at).cast::<Sessions>();
+        let unknown_keys = &*base.add(plan.unknown_keys_at).cast::<UnknownKeys>();
         let signatures = core::slice::from_raw_parts(
             base.add(plan.signatures_at).cast::<signature_table::Bucket>(),
             plan.signatures,
@@ -184,6 +196,8 @@ fn set_up() {
             log_throttle,
             findings,
             latencies,
+            sessions,
+            unknown_keys,
             master_keys,
             signatures,
             locks,

@@ -80,6 +80,7 @@ pub(crate) fn transaction_keeps_its_snapshot() -> bool {
 
 thread_local! {
     static TOKENS_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
+    static SESSIONS_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
 }
 
 /// The row versions of a token, and of some users' tokens that are not revoked.
@@ -104,4 +105,22 @@ pub(crate) fn check_snapshot(token_id: Option<Datum>, user_ids: Option<Datum>) -
     } else {
         Err(Error::old_snapshot())
     }
+}
+
+/// Whether a session, or one of some users, is not revoked.
+const SESSIONS: Query = Query {
+    statement: c"
+        SELECT EXISTS (SELECT FROM tollgate.sessions s
+                       WHERE s.revoked_at IS NULL AND (s.id = $1 OR s.user_id = ANY ($2 COLLATE \"C\")))",
+    plan: &SESSIONS_PLAN,
+};
+
+/// Refuses (40001) when sessions that were to be ended are not: the transaction's snapshot does not show them.
+pub(crate) fn check_sessions_ended(session: Option<Datum>, user_ids: Option<Datum>) -> Result<(), Error> {
+    if !transaction_keeps_its_snapshot() {
+        return Ok(());
+    }
+    let left =
+        SESSIONS.text(Snapshot::Latest, [(pg_sys::UUIDOID, session), (pg_sys::TEXTARRAYOID, user_ids)])?;
+    if left.as_deref() == Some("t") { Err(Error::old_snapshot()) } else { Ok(()) }
 }

@@ -44,7 +44,7 @@ const KEYS: Table<9> = Table {
     checked_in: &CHECKED_IN,
 };
 
-/// A key that signs now.
+/// A key with its sealed private half; a secret key has no other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Signing {
     pub(crate) kid: String,
@@ -69,19 +69,34 @@ pub(crate) fn signing(purpose: &str, now: i64) -> Option<Signing> {
         if time(row, Column::RetiresAt).is_some_and(|end| end <= now) {
             return None;
         }
-        Some(Signing {
-            kid: text(row, Column::Kid)?,
-            purpose: text(row, Column::Purpose)?,
-            algorithm: text(row, Column::Algorithm)?,
-            sealed: bytes(row, Column::Sealed)?.to_vec(),
-        })
+        signing_row(row)
     });
     keys.close();
     found
 }
 
-/// The key of that kid, unless it is withdrawn or gone.
+/// The public key of that kid, unless it is withdrawn or gone. Secret keys have none.
 pub(crate) fn verifying(kid: &str, now: i64) -> Option<Verifying> {
+    find(kid, now, |row| {
+        Some(Verifying {
+            algorithm: text(row, Column::Algorithm)?,
+            public_key: text(row, Column::PublicKey)?,
+        })
+    })
+}
+
+/// The key of that kid and purpose, unless it is withdrawn or gone.
+pub(crate) fn sealed(kid: &str, purpose: &str, now: i64) -> Option<Signing> {
+    find(kid, now, |row| signing_row(row).filter(|row| row.purpose == purpose))
+}
+
+/// Whether there is a key of that kid and purpose that is neither withdrawn nor gone.
+pub(crate) fn is_live(kid: &str, purpose: &str, now: i64) -> bool {
+    find(kid, now, |row| (bytes(row, Column::Purpose)? == purpose.as_bytes()).then_some(())).is_some()
+}
+
+/// What is read of the key of that kid, unless it is withdrawn or gone.
+fn find<T>(kid: &str, now: i64, read: impl FnOnce(&Row<'_>) -> Option<T>) -> Option<T> {
     let kid = text_key(Column::Kid as usize, pg_sys::C_COLLATION_OID, kid.into_datum()?);
     let keys = Open::latest(&KEYS);
     let found = keys.find(relations().sealed_keys_index, [kid], |row| {
@@ -90,13 +105,19 @@ pub(crate) fn verifying(kid: &str, now: i64) -> Option<Verifying> {
         {
             return None;
         }
-        Some(Verifying {
-            algorithm: text(row, Column::Algorithm)?,
-            public_key: text(row, Column::PublicKey)?,
-        })
+        read(row)
     });
     keys.close();
     found
+}
+
+fn signing_row(row: &Row<'_>) -> Option<Signing> {
+    Some(Signing {
+        kid: text(row, Column::Kid)?,
+        purpose: text(row, Column::Purpose)?,
+        algorithm: text(row, Column::Algorithm)?,
+        sealed: bytes(row, Column::Sealed)?.to_vec(),
+    })
 }
 
 fn bytes<'r>(row: &'r Row<'_>, column: Column) -> Option<&'r [u8]> {

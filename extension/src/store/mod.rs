@@ -5,11 +5,13 @@ pub(crate) mod as_role;
 pub(crate) mod composite;
 pub(crate) mod condition;
 pub(crate) mod fresh_snapshot;
+pub(crate) mod issuers;
 pub(crate) mod keys;
 pub(crate) mod probe;
 pub(crate) mod relations;
 pub(crate) mod rows;
 pub(crate) mod scopes;
+pub(crate) mod sessions;
 pub(crate) mod statements;
 pub(crate) mod users;
 

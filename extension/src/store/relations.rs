@@ -13,14 +13,18 @@ pub(crate) enum Composite {
     IssuedToken,
     MemoryStats,
     IssuedAccessToken,
+    IssuedSession,
+    RefreshedSession,
 }
 
 impl Composite {
-    pub(crate) const ALL: [Composite; 4] = [
+    pub(crate) const ALL: [Composite; 6] = [
         Composite::Verification,
         Composite::IssuedToken,
         Composite::MemoryStats,
         Composite::IssuedAccessToken,
+        Composite::IssuedSession,
+        Composite::RefreshedSession,
     ];
     pub(crate) const COUNT: usize = Composite::ALL.len();
 
@@ -30,6 +34,8 @@ impl Composite {
             Composite::IssuedToken => c"issued_token",
             Composite::MemoryStats => c"memory_stats",
             Composite::IssuedAccessToken => c"issued_access_token",
+            Composite::IssuedSession => c"issued_session",
+            Composite::RefreshedSession => c"refreshed_session",
         }
     }
 }
@@ -48,6 +54,12 @@ pub(crate) struct Relations {
     pub(crate) denied_access_tokens_key: Oid,
     pub(crate) revoked_users: Oid,
     pub(crate) revoked_users_key: Oid,
+    pub(crate) sessions: Oid,
+    pub(crate) sessions_key: Oid,
+    pub(crate) issuers: Oid,
+    pub(crate) issuers_key: Oid,
+    pub(crate) issuer_keys: Oid,
+    pub(crate) issuer_keys_key: Oid,
     /// Indexed by `Composite`.
     pub(crate) composites: [Oid; Composite::COUNT],
 }
@@ -87,6 +99,12 @@ pub(crate) fn relations() -> Relations {
             denied_access_tokens_key: in_schema(schema, c"denied_access_tokens_pkey"),
             revoked_users: in_schema(schema, c"revoked_users"),
             revoked_users_key: in_schema(schema, c"revoked_users_pkey"),
+            sessions: in_schema(schema, c"sessions"),
+            sessions_key: in_schema(schema, c"sessions_pkey"),
+            issuers: in_schema(schema, c"issuers"),
+            issuers_key: in_schema(schema, c"issuers_pkey"),
+            issuer_keys: in_schema(schema, c"issuer_keys"),
+            issuer_keys_key: in_schema(schema, c"issuer_keys_pkey"),
             composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
         };
         // The look-ups themselves may have processed an invalidation.
@@ -166,6 +184,12 @@ unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
             cached.denied_access_tokens_key,
             cached.revoked_users,
             cached.revoked_users_key,
+            cached.sessions,
+            cached.sessions_key,
+            cached.issuers,
+            cached.issuers_key,
+            cached.issuer_keys,
+            cached.issuer_keys_key,
         ];
         tables.contains(&relation) || cached.composites.contains(&relation)
     };

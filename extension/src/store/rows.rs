@@ -179,6 +179,11 @@ pub(crate) fn text_key(place: usize, collation: Oid, text: Datum) -> ScanKeyData
     key(place, pg_sys::BTEqualStrategyNumber, pg_sys::TEXTOID, collation, pg_sys::F_TEXTEQ, text)
 }
 
+/// The value of a column of type uuid.
+pub(crate) fn uuid_key(place: usize, id: Datum) -> ScanKeyData {
+    key(place, pg_sys::BTEqualStrategyNumber, pg_sys::UUIDOID, Oid::INVALID, pg_sys::F_UUID_EQ, id)
+}
+
 /// The latest value of a column of type timestamptz, in microseconds since 2000-01-01.
 pub(crate) fn until_key(place: usize, time: i64) -> ScanKeyData {
     let (strategy, function) = (pg_sys::BTLessEqualStrategyNumber, pg_sys::F_TIMESTAMPTZ_LE);

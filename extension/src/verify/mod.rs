@@ -1,7 +1,7 @@
 //! The decision about a presented credential.
 
-mod limits;
-mod log;
+pub(crate) mod limits;
+pub(crate) mod log;
 pub(crate) mod look_up;
 pub(crate) mod presented;
 pub(crate) mod refusal;

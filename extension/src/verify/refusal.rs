@@ -15,7 +15,7 @@ const MOST_CHARACTERS: usize = 128;
 #[derive(Clone)]
 pub(crate) struct Refusal {
     pub(crate) code: Code,
-    /// For MALFORMED.
+    /// For MALFORMED, and some UNTRUSTED_ISSUER.
     pub(crate) reason: Option<&'static str>,
     /// For INSUFFICIENT_SCOPE: the missing scopes. "NULL" is a required NULL.
     pub(crate) missing_scopes: Vec<String>,

@@ -439,6 +439,10 @@ fn identity_of_claims(token: &AccessToken) -> Result<Identity, Error> {
         user_id: token.user_id().to_owned(),
         scopes: token.scopes().map(str::to_owned).collect(),
         expires_at: Some(token.expires_at()),
-        signed: Some(identity::Signed { issuer: token.issuer().to_owned(), claims }),
+        signed: Some(identity::Signed {
+            issuer: token.issuer().to_owned(),
+            claims,
+            session: token.session(),
+        }),
     })
 }

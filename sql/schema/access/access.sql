@@ -4,7 +4,8 @@
 -- Nothing that was issued is stored, so nothing can be marked as revoked. Instead a token that is revoked is listed, and
 -- a user whose tokens are revoked gets a new mark. A token repeats the mark that its user had when it was issued; while
 -- the user has a mark, only tokens with exactly that one are accepted. Marks are random, so that no rollback, restore or
--- switch-over makes two of them equal, and no clock decides which tokens are older.
+-- switch-over makes two of them equal, and no clock decides which tokens are older. Tokens of trusted issuers repeat no
+-- mark: of those the time decides, of the revocation here and of the issue there.
 
 CREATE TYPE tollgate.issued_access_token AS (
     access_token text,
@@ -34,7 +35,7 @@ CREATE TABLE tollgate.revoked_users (
     revoked_at timestamptz      NOT NULL
 ) USING heap;
 COMMENT ON TABLE tollgate.revoked_users IS
-    'Users whose access tokens were revoked as a whole, for as long as one of those could still be in use';
+    'Users whose access tokens and sessions were revoked as a whole, for as long as one of the tokens could still be in use';
 COMMENT ON COLUMN tollgate.revoked_users.mark IS 'The mark that the user''s tokens must repeat: new and random at each revocation';
 CREATE INDEX revoked_users_at ON tollgate.revoked_users (revoked_at, user_id);
 SELECT pg_extension_config_dump('tollgate.revoked_users', '');
@@ -73,30 +74,30 @@ CREATE FUNCTION tollgate.presented_access_token(token text, client_ip inet) RETU
 COMMENT ON FUNCTION tollgate.presented_access_token(text, inet) IS
     'Verifies a signed access token that is to be revoked, whatever its audience: not a use of it, but failed attempts count. 53400 at an address with too many failed attempts. Internal.';
 
-CREATE FUNCTION tollgate.deny_access_token(jti uuid, expires_at timestamptz, user_id text, reason text) RETURNS boolean
+CREATE FUNCTION tollgate.denial_of(token text) RETURNS text[]
+    LANGUAGE c STABLE STRICT PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'denial_of';
+COMMENT ON FUNCTION tollgate.denial_of(text) IS
+    'Under which issuer and jti a signed token is listed when it is revoked; in place of a jti that it does not have, or that is too long, a digest of what was signed. Internal.';
+
+CREATE FUNCTION tollgate.deny_access_token(issuer text, jti text, token_id uuid, expires_at timestamptz, user_id text, reason text) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- The call loads the library, which defines the setting.
-    PERFORM tollgate.system_identifier();
-    IF current_setting('tollgate.issuer') = '' THEN
-        RAISE EXCEPTION 'this database issues no access tokens'
-            USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'The setting tollgate.issuer is empty.',
-                  HINT = 'A superuser sets it with ALTER DATABASE … SET tollgate.issuer = ''https://…''.';
-    END IF;
-    INSERT INTO tollgate.denied_access_tokens (issuer, jti, expires_at) VALUES (current_setting('tollgate.issuer'), $1, $2)
+    INSERT INTO tollgate.denied_access_tokens (issuer, jti, expires_at) VALUES ($1, $2, $4)
         ON CONFLICT ON CONSTRAINT denied_access_tokens_pkey DO NOTHING;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
     INSERT INTO tollgate.audit_log (event, token_id, user_id, detail)
-        VALUES ('access_token.revoked', $1, $3, jsonb_strip_nulls(jsonb_build_object('reason', $4)));
-    PERFORM tollgate.notify_token_event('access_token.revoked', $1, $3, $4, NULL);
+        VALUES ('access_token.revoked', $3, $5, jsonb_strip_nulls(jsonb_build_object('reason', $6,
+                'issuer', CASE WHEN $1 <> current_setting('tollgate.issuer') THEN $1 END)));
+    PERFORM tollgate.notify_token_event('access_token.revoked', $3, $5, $6, NULL);
     RETURN true;
 END
 $$;
-COMMENT ON FUNCTION tollgate.deny_access_token(uuid, timestamptz, text, text) IS
+COMMENT ON FUNCTION tollgate.deny_access_token(text, text, uuid, timestamptz, text, text) IS
     'Lists an access token as revoked; false when it is already. Internal.';
 
 CREATE FUNCTION tollgate.revoke_access_token(token text, reason text DEFAULT NULL, client_ip inet DEFAULT NULL) RETURNS boolean
@@ -105,6 +106,7 @@ CREATE FUNCTION tollgate.revoke_access_token(token text, reason text DEFAULT NUL
 AS $$
 DECLARE
     found_token tollgate.verification;
+    denial      text[];
 BEGIN
     $2 := tollgate.stored_reason($2);
     -- An assignment, of which auto_explain logs no plan: it would have the token in it.
@@ -112,11 +114,12 @@ BEGIN
     IF NOT found_token.valid THEN
         RETURN false;
     END IF;
-    RETURN tollgate.deny_access_token(found_token.token_id, found_token.expires_at, found_token.user_id, $2);
+    denial := tollgate.denial_of($1);
+    RETURN tollgate.deny_access_token(denial[1], denial[2], found_token.token_id, found_token.expires_at, found_token.user_id, $2);
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_access_token(text, text, inet) IS
-    'Revokes an access token that is presented, so that anyone who finds a leaked one can end it; false when it is not accepted anyway. Failed attempts count and are logged as for verify_access_token; 53400 at an address with too many failed attempts; event access_token.revoked';
+    'Revokes an access token that is presented, ours or a trusted issuer''s, so that anyone who finds a leaked one can end it; false when it is not accepted anyway. Failed attempts count and are logged as for verify_access_token; 53400 at an address with too many failed attempts; event access_token.revoked';
 
 CREATE FUNCTION tollgate.revoke_access_token(jti uuid, reason text DEFAULT NULL) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -128,26 +131,53 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: jti, which is NULL.',
                   HINT = 'Pass the jti that issue_access_token() returned, or the claim jti of the token.';
     END IF;
+    -- The call loads the library, which defines the setting.
+    PERFORM tollgate.system_identifier();
+    IF current_setting('tollgate.issuer') = '' THEN
+        RAISE EXCEPTION 'this database issues no access tokens'
+            USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'The setting tollgate.issuer is empty.',
+                  HINT = 'A superuser sets it with ALTER DATABASE … SET tollgate.issuer = ''https://…''.';
+    END IF;
     -- Nothing that was issued is stored: it ends after the longest lifetime at the latest.
-    RETURN tollgate.deny_access_token($1, clock_timestamp() + interval '1 day', NULL, tollgate.stored_reason($2));
+    RETURN tollgate.deny_access_token(current_setting('tollgate.issuer'), $1::text, $1, clock_timestamp() + interval '1 day', NULL,
+                                      tollgate.stored_reason($2));
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_access_token(uuid, text) IS
-    'Revokes an access token by its jti, whether or not there is such a token; false when it is revoked already; event access_token.revoked';
+    'Revokes an access token of ours by its jti, whether or not there is such a token; false when it is revoked already; event access_token.revoked';
 
-CREATE FUNCTION tollgate.end_access_of_users(user_ids text[]) RETURNS void
-    LANGUAGE sql VOLATILE PARALLEL UNSAFE
+CREATE FUNCTION tollgate.end_access_of_users(user_ids text[], reason text, source jsonb) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
+BEGIN
     -- In the order in which users are locked everywhere. 48 random bits of a uuid: its first twelve digits.
     INSERT INTO tollgate.revoked_users AS r (user_id, mark, revoked_at)
         SELECT u.id, 1 + ('x' || translate(left(gen_random_uuid()::text, 13), '-', ''))::bit(48)::bigint, clock_timestamp()
         FROM (SELECT DISTINCT g.id COLLATE "C" AS id FROM unnest($1) g (id) WHERE length(g.id) BETWEEN 1 AND 255) u
         ORDER BY u.id
         ON CONFLICT ON CONSTRAINT revoked_users_pkey DO UPDATE SET mark = excluded.mark, revoked_at = excluded.revoked_at;
-END;
-COMMENT ON FUNCTION tollgate.end_access_of_users(text[]) IS
-    'Gives users a new mark, so that every access token that they have is refused. Internal.';
+    -- The new mark ends their sessions too, those that are being opened included. This records it.
+    RETURN tollgate.end_sessions_of_users($1, $2, $3);
+END
+$$;
+COMMENT ON FUNCTION tollgate.end_access_of_users(text[], text, jsonb) IS
+    'Gives users a new mark, so that every access token that they have is refused, ends their sessions, and returns how many. Internal.';
+
+CREATE FUNCTION tollgate.end_access_and_notify(user_ids text[], reason text, source jsonb) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    affected bigint := tollgate.end_access_of_users($1, $2, $3);
+BEGIN
+    IF affected > 0 THEN
+        PERFORM tollgate.notify_token_event('session.revoked', NULL, CASE WHEN cardinality($1) = 1 THEN $1[1] END, NULL, affected);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.end_access_and_notify(text[], text, jsonb) IS
+    'end_access_of_users, with one notification if sessions ended. Internal.';
 
 CREATE FUNCTION tollgate.revoke_user(user_id text, reason text DEFAULT NULL) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -155,6 +185,7 @@ CREATE FUNCTION tollgate.revoke_user(user_id text, reason text DEFAULT NULL) RET
 AS $$
 DECLARE
     affected bigint;
+    sessions bigint;
 BEGIN
     PERFORM tollgate.check_user_named($1), tollgate.without_token('user_id', $1);
     IF length($1) > 255 THEN
@@ -164,18 +195,18 @@ BEGIN
     END IF;
     $2 := tollgate.stored_reason($2);
     affected := tollgate.revoke_without_notification(ARRAY[$1], $2, '{}');
-    PERFORM tollgate.end_access_of_users(ARRAY[$1]);
+    sessions := tollgate.end_access_of_users(ARRAY[$1], $2, '{}');
     INSERT INTO tollgate.audit_log (event, user_id, detail)
-        VALUES ('user.revoked', $1, jsonb_strip_nulls(jsonb_build_object('reason', $2, 'tokens', affected)));
+        VALUES ('user.revoked', $1, jsonb_strip_nulls(jsonb_build_object('reason', $2, 'tokens', affected, 'sessions', sessions)));
     PERFORM tollgate.notify_token_event('user.revoked', NULL, $1, NULL, affected);
     RETURN affected;
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_user(text, text) IS
-    'Ends all access that a user has now: revokes every API token, of which it returns how many, and refuses every access token that was issued before; the user may log in again at once. Events user.revoked, and token.revoked for each API token, one notification; 22023 without a user';
+    'Ends all access that a user has now: revokes every API token, of which it returns how many, ends every session, and refuses every access token that was issued before; the user may log in again at once. Events user.revoked, token.revoked for each API token and session.revoked for each session, one notification; 22023 without a user';
 
--- Both are kept for twice the longest lifetime that an access token can have, so that a clock that is set back by a day
--- revives nothing.
+-- Both are kept for a day longer than a token can be accepted that they concern, so that a clock that is set back by a day
+-- revives nothing: our own live for a day at most, those of trusted issuers for 7 days.
 
 CREATE FUNCTION tollgate.purge_denied_after(batch_size integer, INOUT expires_at timestamptz, INOUT jti text, OUT looked_at bigint, OUT purged bigint)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -221,16 +252,24 @@ CREATE FUNCTION tollgate.purge_revoked_users_after(batch_size integer, INOUT rev
     SET enable_hashjoin = off
     SET enable_mergejoin = off
 AS $$
+DECLARE
+    due text[];
 BEGIN
     revoked_at := coalesce(revoked_at, '-infinity');
     user_id := coalesce(user_id, '');
+    due := ARRAY(
+        SELECT o.user_id FROM tollgate.revoked_users o
+        WHERE o.revoked_at < now() - interval '8 days'
+          AND (o.revoked_at, o.user_id) > (purge_revoked_users_after.revoked_at, purge_revoked_users_after.user_id COLLATE "C")
+        ORDER BY o.revoked_at, o.user_id LIMIT $1 FOR UPDATE SKIP LOCKED);
+    -- Sessions live longer than the mark. Those that it has ended were being opened when it was given.
+    PERFORM tollgate.end_sessions(ARRAY(
+        SELECT s.id FROM unnest(due) d (id) JOIN tollgate.revoked_users r ON r.user_id = d.id COLLATE "C" JOIN tollgate.sessions s ON s.user_id = r.user_id
+        WHERE s.revoked_at IS NULL AND s.user_mark IS DISTINCT FROM r.mark
+        ORDER BY s.user_id, s.id FOR UPDATE OF s), 'the user was revoked', '{}');
     WITH deleted AS (
         DELETE FROM tollgate.revoked_users u
-            WHERE u.ctid = ANY (ARRAY(
-                SELECT o.ctid FROM tollgate.revoked_users o
-                WHERE o.revoked_at < now() - interval '2 days'
-                  AND (o.revoked_at, o.user_id) > (purge_revoked_users_after.revoked_at, purge_revoked_users_after.user_id COLLATE "C")
-                ORDER BY o.revoked_at, o.user_id LIMIT $1 FOR UPDATE SKIP LOCKED))
+            WHERE u.user_id = ANY (due COLLATE "C")
             RETURNING u.revoked_at, u.user_id
     ), furthest AS (
         SELECT d.revoked_at, d.user_id FROM deleted d ORDER BY d.revoked_at DESC, d.user_id DESC LIMIT 1

@@ -198,7 +198,7 @@ BEGIN
     RETURN QUERY SELECT aspect, f.severity, f.detail, f.remedy FROM tollgate.key_faults() f;
     IF NOT FOUND THEN
         RETURN QUERY SELECT aspect, 'ok', format('%s signing keys, %s master keys loaded', count(*), cardinality(tollgate.master_key_ids())), NULL
-            FROM tollgate.sealed_keys k WHERE k.sealed IS NOT NULL;
+            FROM tollgate.sealed_keys k WHERE k.sealed IS NOT NULL AND k.purpose = 'access_token';
     END IF;
 
     aspect := 'settings';

@@ -9,6 +9,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'current_claims()',                                      'public'),
         ('FUNCTION', 'current_issuer()',                                      'public'),
         ('FUNCTION', 'current_scopes()',                                      'public'),
+        ('FUNCTION', 'current_session_id()',                                  'public'),
         ('FUNCTION', 'current_token_id()',                                    'public'),
         ('FUNCTION', 'current_user_id()',                                     'public'),
         ('FUNCTION', 'list_own_capabilities()',                               'public'),
@@ -39,15 +40,22 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'issue_access_token(text, text[], text[], interval, jsonb)', 'issuer'),
         ('FUNCTION', 'list_api_tokens(text, integer, uuid)',                  'issuer'),
         ('FUNCTION', 'list_scopes()',                                         'issuer'),
+        ('FUNCTION', 'list_sessions(text)',                                   'issuer'),
+        ('FUNCTION', 'open_session(text, text[], text[], text, interval, interval, text, inet, jsonb)', 'issuer'),
+        ('FUNCTION', 'refresh_session(text, text, text[], inet)',             'issuer'),
         ('FUNCTION', 'revoke_access_token(uuid, text)',                       'issuer'),
         ('FUNCTION', 'revoke_all_api_tokens(text, text)',                     'issuer'),
+        ('FUNCTION', 'revoke_all_sessions(text, text)',                       'issuer'),
         ('FUNCTION', 'revoke_api_token(uuid, text, text)',                    'issuer'),
+        ('FUNCTION', 'revoke_session(uuid, text, text)',                      'issuer'),
         ('FUNCTION', 'revoke_user(text, text)',                               'issuer'),
         ('FUNCTION', 'rotate_api_token(uuid, interval, interval, timestamptz, boolean)', 'issuer'),
         ('FUNCTION', 'set_api_token_enabled(uuid, boolean, text)',            'issuer'),
         ('FUNCTION', 'token_activity(uuid, timestamptz)',                     'issuer'),
         ('TYPE',     'issued_access_token',                                   'issuer'),
+        ('TYPE',     'issued_session',                                        'issuer'),
         ('TYPE',     'issued_token',                                          'issuer'),
+        ('TYPE',     'refreshed_session',                                     'issuer'),
 
         -- Manages what the others work with, and sees its status.
         ('FUNCTION', 'attach_users_table(regclass, name, boolean, text, text)', 'admin'),
@@ -92,6 +100,17 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'withdraw_signing_key(text, text)',                      'admin'),
         ('VIEW',     'signing_keys',                                          'admin'),
 
+        -- Decides whose tokens are accepted.
+        ('FUNCTION', 'distrust_issuer(text, text)',                           'admin'),
+        ('FUNCTION', 'list_trusted_issuers()',                                'admin'),
+        ('FUNCTION', 'trust_issuer(text, text, text[], jsonb, text, text[], text, text[], text[], text[], jsonb, interval)', 'admin'),
+        ('VIEW',     'trusted_issuers',                                       'admin'),
+
+        -- Fetches the keys of trusted issuers. Not the operator's: it could sign as any of those issuers.
+        ('FUNCTION', 'issuers_due()',                                         'key_fetcher'),
+        ('FUNCTION', 'note_issuer_failure(text, text)',                       'key_fetcher'),
+        ('FUNCTION', 'store_issuer_keys(text, text, interval)',               'key_fetcher'),
+
         -- What the daemon needs, and nothing else.
         ('FUNCTION', 'ack_usage(bigint)',                                     'operator'),
         ('FUNCTION', 'acquire_leadership(text)',                              'operator'),
@@ -99,6 +118,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'advance_subscription(text, tollgate.event_cursor, bytea)', 'operator'),
         ('FUNCTION', 'announce_expiries(interval, integer)',                  'operator'),
         ('FUNCTION', 'announce_expiries_after(interval, integer, timestamptz, uuid)', 'operator'),
+        ('FUNCTION', 'announce_session_expiries(interval, integer)',          'operator'),
         ('FUNCTION', 'apply_findings(tollgate.finding[])',                    'operator'),
         ('FUNCTION', 'apply_usage(text, uuid, bigint, tollgate.usage_row[], bytea)', 'operator'),
         ('FUNCTION', 'check_leadership(text, bigint)',                        'operator'),
@@ -111,9 +131,12 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'expire_tokens_after(integer, timestamptz, uuid)',       'operator'),
         ('FUNCTION', 'finish_webhook_delivery(bigint, uuid, integer, text, interval)', 'operator'),
         ('FUNCTION', 'has_events(tollgate.event_cursor)',                     'operator'),
+        ('FUNCTION', 'invalidate_sessions(timestamptz)',                      'operator'),
+        ('FUNCTION', 'list_trusted_issuers()',                                'operator'),
         ('FUNCTION', 'open_subscription(text)',                               'operator'),
         ('FUNCTION', 'purge_audit_log(timestamptz, integer)',                 'operator'),
         ('FUNCTION', 'purge_denials(integer)',                                'operator'),
+        ('FUNCTION', 'purge_sessions(interval, integer)',                     'operator'),
         ('FUNCTION', 'purge_tokens(interval, integer)',                       'operator'),
         ('FUNCTION', 'purge_tokens_after(interval, integer, timestamptz, uuid)', 'operator'),
         ('FUNCTION', 'purge_webhook_deliveries(interval, integer)',           'operator'),
@@ -134,6 +157,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('TYPE',     'usage_row',                                             'operator'),
         ('TYPE',     'webhook_message',                                       'operator'),
         ('VIEW',     'daemons',                                               'operator'),
+        ('VIEW',     'trusted_issuers',                                       'operator'),
         ('VIEW',     'webhooks',                                              'operator'),
 
         -- Internal: granted to no role. Tables and sequences are internal without being listed here.
@@ -147,6 +171,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'begin_batch(tollgate.event_cursor)',                    'internal'),
         ('FUNCTION', 'capability_acls(text)',                                 'internal'),
         ('FUNCTION', 'capability_objects(text)',                              'internal'),
+        ('FUNCTION', 'announce_session_expiries_after(interval, integer, timestamptz, uuid)', 'internal'),
         ('FUNCTION', 'carrying_signature(text, bytea[])',                     'internal'),
         ('FUNCTION', 'change_webhook_backlog(text, bigint, bigint, bigint, timestamptz)', 'internal'),
         ('FUNCTION', 'check_batch_size(integer, integer)',                    'internal'),
@@ -156,6 +181,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'check_json(text, jsonb, integer, integer)',             'internal'),
         ('FUNCTION', 'check_page_size(integer)',                              'internal'),
         ('FUNCTION', 'check_retention(interval)',                             'internal'),
+        ('FUNCTION', 'check_sessions_ended(uuid, text[])',                    'internal'),
         ('FUNCTION', 'check_snapshot(uuid, text[])',                          'internal'),
         ('FUNCTION', 'check_token_fields(text[], text, text[], timestamptz, jsonb, cidr[], integer, interval)', 'internal'),
         ('FUNCTION', 'check_user_named(text)',                                'internal'),
@@ -168,16 +194,31 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'close_usage()',                                         'internal'),
         ('FUNCTION', 'count_webhook_messages()',                             'internal'),
         ('FUNCTION', 'continue_walk(text, text, interval, integer, interval)', 'internal'),
+        ('FUNCTION', 'create_refresh_key()',                                  'internal'),
         ('FUNCTION', 'current_epoch()',                                       'internal'),
-        ('FUNCTION', 'deny_access_token(uuid, timestamptz, text, text)',      'internal'),
+        ('FUNCTION', 'check_issuer_fields(text, text, text[], text[], text, text[], text[], text[], jsonb, interval)', 'internal'),
+        ('FUNCTION', 'check_key_source(text, jsonb, text)',                   'internal'),
+        ('FUNCTION', 'check_prefix(text, text)',                              'internal'),
+        ('FUNCTION', 'denial_of(text)',                                       'internal'),
+        ('FUNCTION', 'deny_access_token(text, text, uuid, timestamptz, text, text)', 'internal'),
+        ('FUNCTION', 'issuer_detail(text)',                                   'internal'),
+        ('FUNCTION', 'lock_issuers()',                                        'internal'),
+        ('FUNCTION', 'read_jwks(text, text[])',                               'internal'),
+        ('FUNCTION', 'replace_issuer_keys(text, text)',                       'internal'),
+        ('FUNCTION', 'settle_prefixes()',                                     'internal'),
+        ('FUNCTION', 'unknown_key_at(text)',                                  'internal'),
         ('FUNCTION', 'descendants(uuid)',                                     'internal'),
         ('FUNCTION', 'digest_of(bytea[])',                                    'internal'),
         ('FUNCTION', 'disable_tokens_of_users(text[], jsonb)',                'internal'),
         ('FUNCTION', 'disable_webhook(text, text)',                           'internal'),
         ('FUNCTION', 'drop_users_triggers(regclass)',                         'internal'),
         ('FUNCTION', 'enable_tokens_of_users(text[], jsonb)',                 'internal'),
-        ('FUNCTION', 'end_access_of_users(text[])',                           'internal'),
+        ('FUNCTION', 'end_access_and_notify(text[], text, jsonb)',            'internal'),
+        ('FUNCTION', 'end_access_of_users(text[], text, jsonb)',              'internal'),
         ('FUNCTION', 'end_batch(tollgate.event_cursor)',                      'internal'),
+        ('FUNCTION', 'end_reused_session(uuid, bigint, bigint, inet)',        'internal'),
+        ('FUNCTION', 'end_sessions(uuid[], text, jsonb)',                     'internal'),
+        ('FUNCTION', 'end_sessions_of_users(text[], text, jsonb)',            'internal'),
         ('FUNCTION', 'epoch_identity(integer)',                               'internal'),
         ('FUNCTION', 'epoch_lineage(integer)',                                'internal'),
         ('FUNCTION', 'epoch_of_cursor(uuid)',                                 'internal'),
@@ -203,6 +244,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'intersect_networks(cidr[], cidr[])',                    'internal'),
         ('FUNCTION', 'intersect_scopes(text[], text[])',                      'internal'),
         ('FUNCTION', 'is_logical_worker()',                                  'internal'),
+        ('FUNCTION', 'is_refresh_token(text)',                                'internal'),
         ('FUNCTION', 'is_purging_audit_log()',                                'internal'),
         ('FUNCTION', 'last_purged_seal()',                                    'internal'),
         ('FUNCTION', 'leave_out()',                                          'internal'),
@@ -227,6 +269,9 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'next_id(regclass)',                                    'internal'),
         ('FUNCTION', 'new_webhook_secret()',                                  'internal'),
         ('FUNCTION', 'no_such_webhook(text)',                                 'internal'),
+        ('FUNCTION', 'note_client_mismatch(uuid, text, inet)',                'internal'),
+        ('FUNCTION', 'note_retry_elsewhere(uuid, bigint, inet)',              'internal'),
+        ('FUNCTION', 'note_session(text, uuid, text, jsonb)',                 'internal'),
         ('FUNCTION', 'notify_family_event(text, uuid, text, text, bigint)',   'internal'),
         ('FUNCTION', 'notify_of_users(bigint, bigint, text)',                 'internal'),
         ('FUNCTION', 'notify_token_event(text, uuid, text, text, bigint)',    'internal'),
@@ -234,6 +279,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'place_of_cursor(tollgate.event_cursor)',                'internal'),
         ('FUNCTION', 'place_of_horizon(integer, xid8)',                       'internal'),
         ('FUNCTION', 'place_received_event()',                               'internal'),
+        ('FUNCTION', 'presented_session_id(text, inet)',                      'internal'),
         ('FUNCTION', 'presented_token_id(text, inet)',                        'internal'),
         ('FUNCTION', 'purge_messages_after(boolean, interval, integer, timestamptz, bigint)', 'internal'),
         ('FUNCTION', 'purge_is_proven(tollgate.audit_seals, bigint)',         'internal'),
@@ -257,6 +303,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'scope_is_valid(text)',                                  'internal'),
         ('FUNCTION', 'sequences_behind()',                                   'internal'),
         ('FUNCTION', 'session_label(name, name, text)',                       'internal'),
+        ('FUNCTION', 'timeline_began()',                                      'internal'),
         ('FUNCTION', 'set_webhook_paused(text, boolean)',                    'internal'),
         ('FUNCTION', 'settle_all_users(regclass, text[])',                    'internal'),
         ('FUNCTION', 'settle_and_notify(oid, text[], text[], text)',          'internal'),
@@ -316,9 +363,10 @@ CREATE VIEW tollgate.capability_privileges AS
     JOIN (VALUES ('verifier', 'verifier'),
                  ('issuer',   'issuer'), ('issuer', 'verifier'),
                  ('admin',    'admin'),  ('admin',  'issuer'), ('admin', 'verifier'),
-                 ('operator', 'operator')) i (capability, includes) ON i.includes = d.given_to;
+                 ('operator', 'operator'),
+                 ('key_fetcher', 'key_fetcher')) i (capability, includes) ON i.includes = d.given_to;
 COMMENT ON VIEW tollgate.capability_privileges IS
-    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens and those of the authenticated user; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, signing keys, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs';
+    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens and those of the authenticated user; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, signing keys, trusted issuers, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs; key_fetcher stores the keys of trusted issuers, which are fetched';
 
 -- Names and signatures are resolved in the search path of these functions, whatever the caller's is.
 CREATE FUNCTION tollgate.capability_objects(capability text) RETURNS TABLE (object_id oid, object_type text, object text, privilege text)
@@ -340,7 +388,7 @@ COMMENT ON FUNCTION tollgate.capability_objects(text) IS 'The objects that a cap
 -- smaller capability, and those given to operators and admins alike, such as stats(), do not count as a part of a
 -- capability.
 CREATE FUNCTION tollgate.list_own_capabilities() RETURNS TABLE (capability text, held text, missing text[])
-    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 4
+    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 5
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT o.capability,
@@ -348,12 +396,12 @@ BEGIN ATOMIC
            coalesce(array_agg(o.object ORDER BY o.object) FILTER (WHERE NOT o.is_held), '{}')
     FROM (
         SELECT k.place, k.capability, o.object,
-               CASE k.capability WHEN 'operator' THEN count(*) OVER same = 1
+               CASE WHEN k.place > 3 THEN count(*) OVER same = 1
                                  ELSE k.place = min(k.place) OVER same AND max(k.place) OVER same < 4 END AS is_own,
                CASE o.object_type WHEN 'FUNCTION' THEN has_function_privilege(a.role, o.object_id, o.privilege)
                                   ELSE has_table_privilege(a.role, o.object_id, o.privilege) END AS is_held
         FROM (SELECT tollgate.acting_role()::name) a (role),
-             (VALUES (1, 'verifier'), (2, 'issuer'), (3, 'admin'), (4, 'operator')) k (place, capability),
+             (VALUES (1, 'verifier'), (2, 'issuer'), (3, 'admin'), (4, 'operator'), (5, 'key_fetcher')) k (place, capability),
              LATERAL tollgate.capability_objects(k.capability) o
         WHERE o.object_type <> 'TYPE'
         WINDOW same AS (PARTITION BY o.object_type, o.object_id)

@@ -7,9 +7,9 @@
 
 CREATE TABLE tollgate.sealed_keys (
     kid              text        COLLATE "C" NOT NULL CONSTRAINT sealed_keys_pkey PRIMARY KEY CHECK (octet_length(kid) = 43),
-    purpose          text        COLLATE "C" NOT NULL CHECK (purpose = 'access_token'),
-    algorithm        text        COLLATE "C" NOT NULL CHECK (algorithm IN ('ES256', 'EdDSA', 'RS256')),
-    public_key       text        NOT NULL CHECK (octet_length(public_key) <= 4096),
+    purpose          text        COLLATE "C" NOT NULL CHECK (purpose IN ('access_token', 'refresh_token')),
+    algorithm        text        COLLATE "C" NOT NULL CHECK (algorithm IN ('ES256', 'EdDSA', 'RS256', 'HS256')),
+    public_key       text        CHECK (octet_length(public_key) <= 4096),
     sealed           bytea       CHECK (octet_length(sealed) <= 8192),
     signs_from       timestamptz NOT NULL,
     retires_at       timestamptz,
@@ -17,12 +17,15 @@ CREATE TABLE tollgate.sealed_keys (
     withdrawn_at     timestamptz,
     withdrawn_reason text,
     created_at       timestamptz NOT NULL DEFAULT now(),
-    created_by       text        NOT NULL DEFAULT tollgate.acting_role()
+    created_by       text        NOT NULL DEFAULT tollgate.acting_role(),
+    -- A secret key has nothing to publish.
+    CHECK ((public_key IS NULL) = (purpose = 'refresh_token')),
+    CHECK ((algorithm = 'HS256') = (purpose = 'refresh_token'))
 ) USING heap;
 COMMENT ON TABLE tollgate.sealed_keys IS 'Signing keys: the public half as a JWK, the private half sealed with a master key that is kept outside of the database';
-COMMENT ON COLUMN tollgate.sealed_keys.kid IS 'The thumbprint of the public key (RFC 7638)';
-COMMENT ON COLUMN tollgate.sealed_keys.public_key IS 'The public key as a JWK (RFC 7517)';
-COMMENT ON COLUMN tollgate.sealed_keys.sealed IS 'The private key in PKCS#8, sealed for this kid, algorithm and purpose; NULL once it can never sign again';
+COMMENT ON COLUMN tollgate.sealed_keys.kid IS 'The thumbprint of the public key (RFC 7638), or a digest that names a secret one';
+COMMENT ON COLUMN tollgate.sealed_keys.public_key IS 'The public key as a JWK (RFC 7517); NULL of a secret key';
+COMMENT ON COLUMN tollgate.sealed_keys.sealed IS 'The private key in PKCS#8, or the secret key, sealed for this kid, algorithm and purpose; NULL once it is not used any more';
 COMMENT ON COLUMN tollgate.sealed_keys.retires_at IS 'When the next key starts to sign';
 COMMENT ON COLUMN tollgate.sealed_keys.verifies_until IS 'When the last token that it may have signed is over';
 
@@ -35,7 +38,7 @@ CREATE FUNCTION tollgate.make_key(algorithm text, purpose text) RETURNS text[]
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'make_key';
 COMMENT ON FUNCTION tollgate.make_key(text, text) IS
-    'A new key pair: kid, algorithm, public JWK and sealed private key in hexadecimal digits. Internal.';
+    'A new key pair: kid, algorithm, public JWK and sealed private key in hexadecimal digits. For refresh tokens a secret key, and NULL for the JWK. Internal.';
 
 CREATE FUNCTION tollgate.read_key(pem text, purpose text) RETURNS text[]
     LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -65,7 +68,7 @@ CREATE FUNCTION tollgate.test_signing_key(purpose text DEFAULT 'access_token') R
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'test_signing_key';
 COMMENT ON FUNCTION tollgate.test_signing_key(text) IS
-    'Signs a fixed text with the key that signs now, verifies the signature with the public key of its row, and returns the kid; raises what a caller would see who issues a token. Internal.';
+    'Signs a fixed text with the key that signs now, verifies the signature with the public key of its row, and returns the kid; of refresh tokens opens the key. Raises what a caller would see who issues a token. Internal.';
 
 CREATE FUNCTION tollgate.master_key_of(sealed bytea) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -106,12 +109,14 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.lock_keys() IS 'Has other changes of keys wait until this transaction ends. Internal.';
 
--- A key stops signing when the next one starts. What it signed is over a day later, which no access token outlives.
+-- A key stops signing when the next one starts. What it signed is over a day later, which no access token outlives. The key of
+-- a session's refresh tokens stays the same for its life, which is a year at most.
 CREATE FUNCTION tollgate.chain_keys(purpose text, moment timestamptz) RETURNS void
     LANGUAGE sql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    UPDATE tollgate.sealed_keys k SET retires_at = n.signs_from, verifies_until = n.signs_from + interval '1 day'
+    UPDATE tollgate.sealed_keys k SET retires_at = n.signs_from,
+                                    verifies_until = n.signs_from + CASE $1 WHEN 'refresh_token' THEN interval '367 days' ELSE interval '1 day' END
         FROM (SELECT o.kid, lead(o.signs_from) OVER (ORDER BY o.signs_from, o.kid) AS signs_from
               FROM tollgate.sealed_keys o
               WHERE o.purpose = $1 AND o.withdrawn_at IS NULL AND (o.retires_at IS NULL OR o.retires_at > $2)) n
@@ -140,7 +145,8 @@ BEGIN
         END IF;
         RETURN $1[1];
     END IF;
-    IF (SELECT count(*) FROM tollgate.sealed_keys k WHERE k.withdrawn_at IS NULL AND (k.verifies_until IS NULL OR k.verifies_until > moment)) >= 500 THEN
+    IF (SELECT count(*) FROM tollgate.sealed_keys k
+        WHERE k.purpose = $2 AND k.withdrawn_at IS NULL AND (k.verifies_until IS NULL OR k.verifies_until > moment)) >= 500 THEN
         RAISE EXCEPTION 'there are 500 keys that verify'
             USING ERRCODE = 'program_limit_exceeded', DETAIL = 'Each reader of the JWKS reads all of them.',
                   HINT = 'Withdraw keys that are not needed, or wait until those that retire are gone.';
@@ -224,7 +230,10 @@ CREATE FUNCTION tollgate.rotate_due_signing_key(every interval) RETURNS text
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    kind   text;
     latest tollgate.sealed_keys;
+    made   text;
+    first  text;
 BEGIN
     IF $1 IS NULL OR $1 < interval '2 days' OR $1 > interval '10 years' THEN
         RAISE EXCEPTION 'keys are rotated every 2 days to 10 years'
@@ -232,19 +241,22 @@ BEGIN
                   HINT = 'Give how long a key signs, such as 90 days.';
     END IF;
     PERFORM tollgate.lock_keys();
-    -- Also erases the private half of a key that is gone by now.
-    PERFORM tollgate.chain_keys('access_token', clock_timestamp());
-    SELECT k.* INTO latest FROM tollgate.sealed_keys k
-        WHERE k.purpose = 'access_token' AND k.withdrawn_at IS NULL ORDER BY k.signs_from DESC LIMIT 1;
-    -- The first key is not made by the daemon: without one, nothing is to be signed here.
-    IF NOT FOUND OR latest.signs_from + $1 - interval '24 hours' > clock_timestamp() THEN
-        RETURN NULL;
-    END IF;
-    RETURN tollgate.add_key(tollgate.make_key(latest.algorithm, 'access_token'), 'access_token', interval '24 hours', 'key.created');
+    FOREACH kind IN ARRAY '{access_token, refresh_token}'::text[] LOOP
+        -- Also erases the private half of a key that is gone by now.
+        PERFORM tollgate.chain_keys(kind, clock_timestamp());
+        SELECT k.* INTO latest FROM tollgate.sealed_keys k
+            WHERE k.purpose = kind AND k.withdrawn_at IS NULL ORDER BY k.signs_from DESC LIMIT 1;
+        -- The first key is not made by the daemon: without one, nothing is to be signed here.
+        IF FOUND AND latest.signs_from + $1 - interval '24 hours' <= clock_timestamp() THEN
+            made := tollgate.add_key(tollgate.make_key(latest.algorithm, kind), kind, interval '24 hours', 'key.created');
+            first := coalesce(first, made);
+        END IF;
+    END LOOP;
+    RETURN first;
 END
 $$;
 COMMENT ON FUNCTION tollgate.rotate_due_signing_key(interval) IS
-    'Creates the next signing key a day before the latest one has signed for that long, and returns its kid; NULL if it is not time yet, or there is no key';
+    'Creates the next signing key a day before the latest one has signed for that long, and returns its kid; NULL if it is not time yet, or there is no key. Likewise the next key of refresh tokens, for sessions that are opened later';
 
 CREATE FUNCTION tollgate.withdraw_signing_key(kid text, reason text DEFAULT NULL) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -269,7 +281,7 @@ BEGIN
             WHERE k.purpose = key.purpose AND k.withdrawn_at IS NULL AND k.signs_from > moment ORDER BY k.signs_from LIMIT 1;
         IF FOUND THEN
             UPDATE tollgate.sealed_keys k SET signs_from = moment WHERE k.kid = next_id;
-        ELSE
+        ELSIF key.purpose = 'access_token' THEN
             RAISE NOTICE 'no key signs any more'
                 USING HINT = 'Create the next one with tollgate.create_signing_key().';
         END IF;
@@ -283,7 +295,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.withdraw_signing_key(text, text) IS
-    'Ends a key at once: what it signed is refused, and its private half is erased; event key.withdrawn. If it was the signing key, the next published one signs from now on. False if there is no such key, or it was withdrawn before. Needs no master key';
+    'Ends a key at once: what it signed is refused, and its private half is erased; event key.withdrawn. If it was the signing key, the next published one signs from now on. A key of refresh tokens ends its sessions, and the next session gets another one. False if there is no such key, or it was withdrawn before. Needs no master key';
 
 CREATE FUNCTION tollgate.reseal_signing_keys() RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -349,7 +361,8 @@ CREATE FUNCTION tollgate.jwks() RETURNS jsonb
 BEGIN ATOMIC
     SELECT jsonb_build_object('keys', coalesce(jsonb_agg(k.public_key::jsonb ORDER BY k.signs_from DESC, k.kid), '[]'))
         FROM tollgate.sealed_keys k
-        WHERE k.withdrawn_at IS NULL AND tollgate.key_state(k.signs_from, k.retires_at, k.verifies_until, k.withdrawn_at) <> 'gone';
+        WHERE k.public_key IS NOT NULL AND k.withdrawn_at IS NULL
+          AND tollgate.key_state(k.signs_from, k.retires_at, k.verifies_until, k.withdrawn_at) <> 'gone';
 END;
 COMMENT ON FUNCTION tollgate.jwks() IS
     'The public keys that verify access tokens of this database, as a JWK set (RFC 7517): published, signing and retiring ones, the latest first';
@@ -361,20 +374,26 @@ AS $$
 DECLARE
     loaded text[] := tollgate.master_key_ids();
     fault  text := tollgate.master_key_fault();
+    kind   text;
 BEGIN
     RETURN QUERY SELECT 'fail', 'there are signing keys, but no master key is loaded: nothing is signed' || coalesce('. ' || fault, ''),
             'tollgated key init FILE (once), then: ALTER SYSTEM SET tollgate.master_key_file = ''FILE''; SELECT pg_reload_conf();'
         WHERE cardinality(loaded) = 0
           AND EXISTS (SELECT FROM tollgate.sealed_keys k WHERE k.sealed IS NOT NULL);
     IF cardinality(loaded) > 0 AND EXISTS (SELECT FROM tollgate.sealed_keys k WHERE k.sealed IS NOT NULL) THEN
-        BEGIN
-            PERFORM tollgate.test_signing_key();
-        EXCEPTION WHEN object_not_in_prerequisite_state OR data_corrupted THEN
-            GET STACKED DIAGNOSTICS severity = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, remedy = PG_EXCEPTION_HINT;
-            detail := severity || '. ' || detail;
-            severity := 'fail';
-            RETURN NEXT;
-        END;
+        -- Without a key of refresh tokens the next session creates one.
+        FOR kind IN SELECT 'access_token' UNION SELECT k.purpose FROM tollgate.sealed_keys k
+                    WHERE tollgate.key_state(k.signs_from, k.retires_at, k.verifies_until, k.withdrawn_at) = 'signing' ORDER BY 1
+        LOOP
+            BEGIN
+                PERFORM tollgate.test_signing_key(kind);
+            EXCEPTION WHEN object_not_in_prerequisite_state OR data_corrupted THEN
+                GET STACKED DIAGNOSTICS severity = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, remedy = PG_EXCEPTION_HINT;
+                detail := severity || '. ' || detail;
+                severity := 'fail';
+                RETURN NEXT;
+            END;
+        END LOOP;
     END IF;
     RETURN QUERY SELECT 'fail', 'the master keys could not be read again, so the earlier ones are used until a restart. ' || fault,
             'correct it, then: SELECT pg_reload_conf();'

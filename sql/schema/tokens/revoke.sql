@@ -171,8 +171,11 @@ AS $$
 BEGIN
     -- auto_explain logs no plan of a simple PL/pgSQL expression, but would log that of a SELECT here, with the token in
     -- it.
+    IF tollgate.is_refresh_token($1) THEN
+        RETURN tollgate.revoke_session(tollgate.presented_session_id($1, $3), NULL, $2);
+    END IF;
     RETURN tollgate.revoke_api_token(tollgate.presented_token_id($1, $3), NULL, $2);
 END
 $$;
 COMMENT ON FUNCTION tollgate.revoke_presented_token(text, text, inet) IS
-    'Revokes a token by its plaintext, so that anyone who finds a leaked one can end it, in whatever format it was issued and whatever formats the session accepts; false when it is malformed, unknown or already revoked. Failed attempts count and are logged as for verify_api_token; 53400 at an address with too many failed attempts';
+    'Revokes a token by its plaintext, so that anyone who finds a leaked one can end it, or ends the session of a refresh token, in whatever format it was issued and whatever formats the session accepts; false when it is malformed, unknown or already revoked. Failed attempts count and are logged as for verify_api_token; 53400 at an address with too many failed attempts';

@@ -109,12 +109,18 @@ BEGIN
                   DETAIL = format('One of them has the id %s.', example),
                   HINT = 'Revoke those tokens, or let them expire, then drop the scope.';
     END IF;
+    SELECT min(i.issuer) INTO example FROM tollgate.issuers i WHERE $1 = ANY (i.scopes) AND i.distrusted_at IS NULL;
+    IF example IS NOT NULL THEN
+        RAISE EXCEPTION 'scope % cannot be dropped because it may come of tokens of a trusted issuer', tollgate.quote_redacted($1)
+            USING ERRCODE = 'dependent_objects_still_exist', DETAIL = format('The issuer is %s.', example),
+                  HINT = 'Trust the issuer without this scope, with tollgate.trust_issuer(), then drop the scope.';
+    END IF;
 
     INSERT INTO tollgate.audit_log (event, detail) VALUES ('scope.dropped', jsonb_build_object('scope', $1, 'description', dropped));
 END
 $$;
 COMMENT ON FUNCTION tollgate.drop_scope(text) IS
-    'Removes a scope from the catalogue; refused (2BP01) while a live token has it; event scope.dropped';
+    'Removes a scope from the catalogue; refused (2BP01) while a live token has it, or tokens of a trusted issuer may; event scope.dropped';
 
 CREATE FUNCTION tollgate.list_scopes() RETURNS TABLE (name text, description text, defined_at timestamptz, defined_by text)
     LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 20

@@ -32,7 +32,7 @@ BEGIN
     -- Waits for transactions that are changing users, and keeps other attachments out.
     EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', $1);
     -- And waits for transactions that issue tokens: this transaction and later ones see all tokens they issue.
-    LOCK TABLE tollgate.api_tokens IN SHARE MODE;
+    LOCK TABLE tollgate.api_tokens, tollgate.sessions IN SHARE MODE;
 
     SELECT a.attnum INTO key_number FROM pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attnum > 0 AND NOT a.attisdropped;
     IF NOT FOUND THEN
@@ -506,7 +506,8 @@ BEGIN
     IF cardinality(those) > 0 AND $4 <> 'REVIEW' THEN
         revoked := tollgate.revoke_without_notification(those,
             CASE $4 WHEN 'UPDATE' THEN 'the user has another key' ELSE 'the user was deleted' END, source);
-        PERFORM tollgate.end_access_of_users(those) WHERE signs;
+        PERFORM tollgate.end_access_and_notify(those,
+            CASE $4 WHEN 'UPDATE' THEN 'the user has another key' ELSE 'the user was deleted' END, source) WHERE signs;
     END IF;
     IF $2[4] = '' THEN
         RETURN;
@@ -518,7 +519,7 @@ BEGIN
         ELSE
             disabled := tollgate.disable_tokens_of_users(those, source);
         END IF;
-        PERFORM tollgate.end_access_of_users(those) WHERE signs;
+        PERFORM tollgate.end_access_and_notify(those, 'the user is not active', source) WHERE signs;
     END IF;
     those := tollgate.users_in_state(states, 'a');
     -- A user who is inactive in one table is inactive.
@@ -533,7 +534,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.settle_users(regclass, text[], text[], text) IS
-    'Applies a table''s state to the tokens of some users: revokes those of users who are no longer in it, and disables, revokes or enables as its condition says; returns how many it revoked and disabled. Ends the access tokens of both. Internal.';
+    'Applies a table''s state to the tokens of some users: revokes those of users who are no longer in it, and disables, revokes or enables as its condition says; returns how many it revoked and disabled. Ends the access tokens and sessions of both. Internal.';
 
 CREATE FUNCTION tollgate.tokens_are_received() RETURNS boolean
     LANGUAGE sql STABLE
@@ -599,7 +600,8 @@ DECLARE
     revoked  bigint := 0;
     disabled bigint := 0;
 BEGIN
-    FOR one IN SELECT DISTINCT t.user_id COLLATE "C" FROM tollgate.api_tokens t WHERE t.revoked_at IS NULL ORDER BY 1 LOOP
+    FOR one IN SELECT t.user_id COLLATE "C" FROM tollgate.api_tokens t WHERE t.revoked_at IS NULL
+               UNION SELECT s.user_id FROM tollgate.sessions s WHERE s.revoked_at IS NULL ORDER BY 1 LOOP
         keys := keys || one;
         IF cardinality(keys) >= 50000 THEN
             SELECT s.* INTO settled FROM tollgate.settle_users($1, $2, keys, 'REVIEW') s;
@@ -613,7 +615,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.settle_all_users(regclass, text[]) IS
-    'Applies the condition of a newly attached table to all tokens. Internal.';
+    'Applies the condition of a newly attached table to all tokens and sessions. Internal.';
 
 CREATE FUNCTION tollgate.user_is_inactive(token_id uuid) RETURNS boolean
     LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -675,7 +677,8 @@ BEGIN
                     key, branch.oid::regclass, format('(%s,0)', page), format('(%s,0)', page + 100)), NULL);
                 CONTINUE WHEN departed IS NULL;
                 revoked := revoked + tollgate.revoke_without_notification(departed, 'the user was deleted', jsonb_build_object('users_table', users));
-                PERFORM tollgate.end_access_of_users(departed) WHERE EXISTS (SELECT FROM tollgate.sealed_keys);
+                PERFORM tollgate.end_access_and_notify(departed, 'the user was deleted', jsonb_build_object('users_table', users))
+                    WHERE EXISTS (SELECT FROM tollgate.sealed_keys);
                 n := n + cardinality(departed);
                 one := departed[1];
             END LOOP;

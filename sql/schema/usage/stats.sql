@@ -62,7 +62,8 @@ CREATE TYPE tollgate.memory_stats AS (
     max_tracked_keys     bigint,
     overflowed           bigint,
     generation           bigint,
-    closed_generation    bigint
+    closed_generation    bigint,
+    sessions             jsonb
 );
 COMMENT ON TYPE tollgate.memory_stats IS 'The content of shared memory since this server start. Internal: see stats()';
 
@@ -90,7 +91,8 @@ CREATE FUNCTION tollgate.stats(
         OUT started_at timestamptz, OUT boot uuid, OUT verifications jsonb, OUT verification_latency jsonb,
         OUT tracked_keys bigint, OUT busy_keys bigint, OUT max_tracked_keys bigint, OUT overflowed bigint,
         OUT generation bigint, OUT closed_generation bigint, OUT flushes bigint, OUT last_flush_at timestamptz,
-        OUT tokens_estimate bigint, OUT api_tokens_bytes bigint, OUT token_usage_bytes bigint, OUT audit_log_bytes bigint)
+        OUT tokens_estimate bigint, OUT api_tokens_bytes bigint, OUT token_usage_bytes bigint, OUT audit_log_bytes bigint,
+        OUT sessions jsonb)
     LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
@@ -102,8 +104,9 @@ BEGIN ATOMIC
            tollgate.tokens_estimate(),
            pg_total_relation_size('tollgate.api_tokens'::regclass),
            pg_total_relation_size('tollgate.token_usage'::regclass),
-           pg_total_relation_size('tollgate.audit_log'::regclass)
+           pg_total_relation_size('tollgate.audit_log'::regclass),
+           m.sessions
     FROM tollgate.memory_stats() m;
 END;
 COMMENT ON FUNCTION tollgate.stats() IS
-    'One row of counters: verifications by code since the server started, in all its databases, the latency of those in this database, shared-memory fill, flushes, table sizes; metering_detail says why usage is absent, if it is';
+    'One row of counters: verifications by code since the server started, in all its databases, the latency of those in this database, what happened to sessions, shared-memory fill, flushes, table sizes; metering_detail says why usage is absent, if it is';

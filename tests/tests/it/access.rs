@@ -615,7 +615,10 @@ async fn a_login_right_after_revoke_user_works_and_a_token_from_before_never_doe
     assert_eq!(signed.code(&signed.sign(&claims_with(&json!({"rev": mark}))?)?).await?, "VALID");
 
     let event = "select detail from tollgate.audit_log where event = 'user.revoked' and user_id = 'ann' order by id limit 1";
-    assert_eq!(value::<Value>(&signed.db.owner, event).await?, json!({"reason": "left", "tokens": 1}));
+    assert_eq!(
+        value::<Value>(&signed.db.owner, event).await?,
+        json!({"reason": "left", "tokens": 1, "sessions": 0})
+    );
     for user in ["null", "''", "' '", "repeat('x', 256)"] {
         refused(
             signed.backend.execute(&format!("select tollgate.revoke_user({user})"), &[]).await,
@@ -681,14 +684,14 @@ async fn revocations_are_purged_when_no_token_can_be_affected() -> Result<()> {
     let (current, _) = issue_signed(&signed.backend, "ben", "").await?;
     let purge = "select tollgate.purge_denials(1000)";
     assert_eq!(value::<i64>(&signed.db.operator, purge).await?, 0);
-    // As if two days had passed, for two of the tokens and for ben.
+    // As if eight days had passed, for two of the tokens and for ben.
     signed
         .db
         .owner
         .batch_execute(
             "update tollgate.denied_access_tokens set expires_at = now() - interval '25 hours'
                  where jti in (select jti from tollgate.denied_access_tokens order by jti limit 2);
-             update tollgate.revoked_users set revoked_at = now() - interval '49 hours' where user_id = 'ben'",
+             update tollgate.revoked_users set revoked_at = now() - interval '193 hours' where user_id = 'ben'",
         )
         .await?;
     let (daemon, _) = web::run(&signed.db.url(), &["--purge-interval=100ms"]).await?;

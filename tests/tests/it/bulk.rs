@@ -17,7 +17,7 @@ static SHARED: Shared = Shared::new(&[
     ("max_connections", "30"),
 ]);
 
-const FEW: u32 = 1000;
+const FEW: u32 = 500;
 const MOST_GROWTH: f64 = 12.0;
 
 /// The number of pages that a statement reads, including what it calls.
@@ -121,7 +121,7 @@ async fn a_limit_does_not_count_ended_tokens() -> Result<()> {
 
 #[tokio::test]
 async fn the_cost_of_a_page_of_a_list_depends_on_its_size() -> Result<()> {
-    let page = "select * from tollgate.list_api_tokens('ann', 100, (select id from tollgate.api_tokens offset 500 limit 1))";
+    let page = "select * from tollgate.list_api_tokens('ann', 100, (select id from tollgate.api_tokens offset 100 limit 1))";
     is_constant("page_of_list", OF_ONE, page).await?;
     let page = "select * from tollgate.tokens where id > '00000000-0000-0000-0000-000000000000' order by id limit 100";
     is_constant("page_of_view", TOKENS, page).await?;
@@ -262,12 +262,13 @@ async fn deactivating_users_of_an_attached_table() -> Result<()> {
 /// A chunk has a thousand families, or fifty thousand users: more than the other tests here have.
 #[tokio::test]
 async fn more_tokens_than_fit_into_one_step_are_all_revoked() -> Result<()> {
-    let prepare = format!(
-        "create table users (id text primary key); insert into users select 'u' || g from generate_series(1, :n) g;
-         select tollgate.attach_users_table('users', 'id'); {TOKENS}"
-    );
+    let prepare = "
+        create table users (id text primary key); insert into users select 'u' || g from generate_series(1, :n) g;
+         select tollgate.attach_users_table('users', 'id');
+         insert into tollgate.api_tokens (id, token_hash, user_id, name, scopes, metadata, hint)
+             select gen_random_uuid(), sha256(id::bytea), id, 'k', '{}', '{}', 'h' from users";
     let cluster = SHARED.cluster()?;
-    let owner = prepared(&cluster, "steps", 51_234, &prepare).await?;
+    let owner = prepared(&cluster, "steps", 51_234, prepare).await?;
     owner.batch_execute("listen tollgate_events; delete from users").await?;
     let left: i64 =
         value(&owner, "select count(*) from tollgate.api_tokens where revoked_at is null").await?;
@@ -550,12 +551,11 @@ async fn a_claim_beside_an_old_snapshot_does_not_pass_over_delivered_messages() 
         dump.batch_execute("begin isolation level repeatable read; select 1 from tollgate.api_tokens")
             .await?;
         for _ in 0..n / FEW {
-            owner
-                .batch_execute(
-                    "select from tollgate.claim_webhook_deliveries(1000);
-                     delete from tollgate.webhook_queue where lease is not null",
-                )
-                .await?;
+            let deliver = format!(
+                "select from tollgate.claim_webhook_deliveries({FEW});
+                 delete from tollgate.webhook_queue where lease is not null"
+            );
+            owner.batch_execute(&deliver).await?;
         }
         let claim = "select from tollgate.claim_webhook_deliveries(8)";
         counted.push(pages(&owner, claim).await?);

@@ -14,14 +14,15 @@ use tollgate_tests::{Cluster, DATABASE, Tollgated};
 
 static SHARED: Shared = Shared::new(&[]);
 
-const CAPABILITIES: [&str; 4] = ["verifier", "issuer", "admin", "operator"];
+const CAPABILITIES: [&str; 5] = ["verifier", "issuer", "admin", "operator", "key_fetcher"];
 
 /// What everyone may call: it discloses nothing but the caller's own context.
-pub(crate) const PUBLIC: [&str; 12] = [
+pub(crate) const PUBLIC: [&str; 13] = [
     "tollgate.client_ip_from(text,cidr[])",
     "tollgate.current_claims()",
     "tollgate.current_issuer()",
     "tollgate.current_scopes()",
+    "tollgate.current_session_id()",
     "tollgate.current_token_id()",
     "tollgate.current_user_id()",
     "tollgate.list_own_capabilities()",
@@ -153,7 +154,7 @@ async fn every_function_view_and_type_has_a_privilege_decision() -> Result<()> {
 
     let unclear = "
         select d.object || ': ' || d.given_to from tollgate.privilege_decisions d
-        where d.given_to not in ('public', 'verifier', 'issuer', 'admin', 'operator', 'internal')
+        where d.given_to not in ('public', 'verifier', 'issuer', 'admin', 'operator', 'key_fetcher', 'internal')
            or d.object_type not in ('FUNCTION', 'VIEW', 'TYPE')
            or d.given_to = 'internal' and exists (select from tollgate.privilege_decisions o where o.object = d.object and o.given_to <> 'internal')
            or d.object_type = 'FUNCTION'
@@ -253,14 +254,19 @@ async fn the_privileges_of_everyone_and_of_verifiers_do_not_grow_by_accident() -
     assert_eq!(names(&owner, &format!("{functions} 'public'")).await?, PUBLIC.map(str::to_owned).into());
     assert_eq!(names(&owner, &format!("{functions} 'verifier'")).await?, VERIFIER.map(str::to_owned).into());
     // Each includes the previous one; the daemon's is separate.
-    let [verifier, issuer, admin, operator] = [
+    let [verifier, issuer, admin, operator, key_fetcher] = [
         given_by(&owner, "verifier").await?,
         given_by(&owner, "issuer").await?,
         given_by(&owner, "admin").await?,
         given_by(&owner, "operator").await?,
+        given_by(&owner, "key_fetcher").await?,
     ];
     assert!(verifier.is_subset(&issuer) && issuer.is_subset(&admin), "each includes the one before");
     assert!(operator.is_disjoint(&issuer), "the daemon handles no tokens");
+    assert!(
+        key_fetcher.is_disjoint(&operator) && key_fetcher.is_disjoint(&admin),
+        "who stores keys can sign"
+    );
     Ok(())
 }
 
@@ -327,10 +333,11 @@ async fn everyone_may_ask_what_they_hold_of_each_capability() -> Result<()> {
         value(&client, "select string_agg(held, ' ') from tollgate.list_own_capabilities()").await
     };
     for (role, expected) in [
-        ("verifier", "whole not not not"),
-        ("issuer", "whole whole not not"),
-        ("admin", "whole whole whole not"),
-        ("operator", "not not not whole"),
+        ("verifier", "whole not not not not"),
+        ("issuer", "whole whole not not not"),
+        ("admin", "whole whole whole not not"),
+        ("operator", "not not not whole not"),
+        ("key_fetcher", "not not not not whole"),
     ] {
         roles(&owner, &[(&format!("holds_{role}"), role)]).await?;
         assert_eq!(held(&format!("holds_{role}")).await?, expected, "{role}");
@@ -341,12 +348,12 @@ async fn everyone_may_ask_what_they_hold_of_each_capability() -> Result<()> {
             "create role holds_by_membership login in role holds_issuer; create role holds_none login",
         )
         .await?;
-    assert_eq!(held("holds_by_membership").await?, "whole whole not not");
-    assert_eq!(held("holds_none").await?, "not not not not");
-    assert_eq!(held("postgres").await?, "whole whole whole whole");
+    assert_eq!(held("holds_by_membership").await?, "whole whole not not not");
+    assert_eq!(held("holds_none").await?, "not not not not not");
+    assert_eq!(held("postgres").await?, "whole whole whole whole whole");
     owner.batch_execute("begin; set local role holds_verifier").await?;
     let own = "select string_agg(held, ' ') from tollgate.list_own_capabilities()";
-    assert_eq!(value::<String>(&owner, own).await?, "whole not not not");
+    assert_eq!(value::<String>(&owner, own).await?, "whole not not not not");
     owner.batch_execute("rollback").await?;
 
     // One function less, or only one.
@@ -406,7 +413,7 @@ async fn privileges_of_another_capability_stay_when_one_is_revoked() -> Result<(
     }
     // In whichever order they are revoked, what remains is what the others include.
     let mut left: BTreeSet<&str> = CAPABILITIES.into();
-    for gone in ["issuer", "admin", "operator", "verifier"] {
+    for gone in ["issuer", "admin", "operator", "key_fetcher", "verifier"] {
         revoke(&owner, "several", gone).await?;
         left.remove(gone);
         let mut expected = BTreeSet::new();

@@ -115,6 +115,7 @@ async fn state(owner: &Client) -> Result<Value> {
             'purged', tollgate.last_purged_seal(),
             'first event', (select min(id) from tollgate.audit_log),
             'subscriber', (select s.place::text from tollgate.subscriptions s where s.name = 'x'),
+            'issuers', (select jsonb_agg(i) from tollgate.trusted_issuers i), 'keys', (select jsonb_agg(k) from tollgate.issuer_keys k),
             'many daemons', (select count(*) > 110 from tollgate.daemon_reports))",
     )
     .await
@@ -134,7 +135,12 @@ async fn no_arguments_of_an_operators_function_erase_blind_or_mint() -> Result<(
     db.owner
         .batch_execute(
             "create view tollgate.known as select id from tollgate.api_tokens where revoked_at is null;
-             grant select on tollgate.known to tollgated",
+             grant select on tollgate.known to tollgated;
+             -- Nor may one that fetches keys touch those that were given.
+             select tollgate.grant_capability('tollgated', 'key_fetcher'),
+                    tollgate.trust_issuer('x', 'x:', '{https://api.test}', jwks => '{\"keys\": [{\"kty\": \"EC\", \"crv\": \"P-256\",
+                        \"kid\": \"1\", \"x\": \"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4\",
+                        \"y\": \"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM\"}]}')",
         )
         .await?;
     let events: i64 = value(&db.owner, "select count(*) from tollgate.audit_log").await?;

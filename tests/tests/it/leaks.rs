@@ -25,10 +25,14 @@ impl VisibleTexts {
 
     /// The texts that contain a part of any of these secrets.
     fn leaks(&self, secrets: &[String]) -> Vec<&(String, String)> {
-        let parts: HashSet<&[u8]> =
-            secrets.iter().flat_map(|secret| secret.as_bytes().windows(PART)).collect();
+        let parts_of = |length: usize| -> HashSet<&[u8]> {
+            secrets.iter().flat_map(|secret| secret.as_bytes().windows(length)).collect()
+        };
+        // Any part contains one of the halves into which the text is cut: looking for those alone is much faster.
+        let (parts, halves) = (parts_of(PART), parts_of(PART / 2));
         self.0
             .iter()
+            .filter(|(_, text)| text.as_bytes().chunks_exact(PART / 2).any(|half| halves.contains(half)))
             .filter(|(_, text)| text.as_bytes().windows(PART).any(|part| parts.contains(part)))
             .collect()
     }
@@ -190,7 +194,7 @@ async fn no_token_and_no_part_of_one_is_visible_to_anyone_but_the_caller() -> Re
     owner
         .batch_execute(
             "create extension pg_stat_statements; create role teller login; create role colleague login; create role careless login;
-             select tollgate.grant_capability('teller', 'admin'), tollgate.grant_capability('teller', 'operator');
+             select tollgate.grant_capability('teller', c) from unnest('{admin,operator,key_fetcher}'::text[]) c;
              grant execute on function tollgate.verify_api_token to careless",
         )
         .await?;

@@ -16,12 +16,13 @@ static SHARED: Shared = Shared::new(&[]);
 const REFERENCE: &str = include_str!("../../../docs/reference.md");
 
 /// Who may call what, in the reference's words, and the role that runs its examples.
-const READERS: [(&str, &str, &str); 5] = [
+const READERS: [(&str, &str, &str); 6] = [
     ("public", "everyone", "anyone"),
     ("verifier", "verifier", "web"),
     ("issuer", "issuer", "backend"),
     ("admin", "admin", "boss"),
     ("operator", "operator", "tollgated"),
+    ("key_fetcher", "key_fetcher", "fetcher"),
 ];
 
 /// Signatures, as the reference writes them, of everything that is granted.
@@ -297,7 +298,8 @@ async fn every_sqlstate_that_we_raise_has_its_row_and_no_other() -> Result<()> {
 
 #[test]
 fn every_event_has_its_row_and_no_other() -> Result<()> {
-    let source = sources("sql/schema")? + &sources("extension/src/api")?;
+    let source =
+        sources("sql/schema")? + &sources("extension/src/api")? + &sources("extension/src/sessions")?;
     let is_event = |text: &&str| {
         text.split_once('.').is_some_and(|(object, verb)| {
             !["tollgate", "pgaudit", "auto_explain"].contains(&object)

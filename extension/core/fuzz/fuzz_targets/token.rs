@@ -7,18 +7,24 @@
 mod reference;
 
 use libfuzzer_sys::fuzz_target;
+use tollgate_core::refresh;
 use tollgate_core::token::{self, ENTROPY_LEN, Prefix};
 
 fn agree_with_the_reference(bytes: &[u8]) {
     let parsed = token::parse(bytes);
     let expected = reference::parse(bytes);
     assert_eq!(parsed.is_some(), expected.is_some());
-    if let (Some(parsed), Some((prefix, body, _))) = (parsed, expected) {
+    if let (Some(parsed), Some((prefix, body, _))) = (&parsed, expected) {
         assert_eq!(parsed.prefix, prefix);
         assert_eq!(parsed.body, body.as_bytes());
         assert_eq!(parsed.hint(), format!("{prefix}_{}", &body[..4]));
     }
     let _ = token::digest(bytes);
+    // A refresh token is none of these, and has one spelling too.
+    if let Some(refresh_token) = refresh::parse(bytes) {
+        assert!(parsed.is_none() && bytes.starts_with(refresh::PREFIX.as_bytes()));
+        assert!((1..i64::MAX).contains(&refresh_token.generation));
+    }
 }
 
 fuzz_target!(|data: &[u8]| {

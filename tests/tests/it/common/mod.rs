@@ -79,8 +79,7 @@ pub(crate) fn start(builder: Builder) -> Result<Cluster> {
 
 /// A separate database, for tests that change the extension or the catalogue.
 pub(crate) fn database(cluster: &Cluster, name: &str) -> Result<()> {
-    cluster.execute(DATABASE, &format!("create database {name}"))?;
-    cluster.execute(name, "create extension tollgate")?;
+    cluster.create_database(name)?;
     prepare(cluster, name)
 }
 
