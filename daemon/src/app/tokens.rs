@@ -66,16 +66,18 @@ pub fn list(client: &Client, search: Search) -> impl Stream<Item = Result<Docume
         async move {
             let Some((after, left)) = place.filter(|(_, left)| *left > 0) else { return Ok(None) };
             let page = Page { size: PAGE.min(i32::try_from(left).unwrap_or(PAGE)), after };
-            let rows = match &search.user {
+            let (rows, next) = match &search.user {
                 // Who may list one user's tokens need not be allowed to search those of all.
                 Some(user) if search.filter.is_empty() => {
-                    contract::list_api_tokens(client, user, page).await?
+                    let rows = contract::list_api_tokens(client, user, page).await?;
+                    // A page that is not whole is the last one.
+                    let whole = rows.last().filter(|_| rows.len() == page.size as usize);
+                    let next = whole.and_then(|last| last.field("id").parse().ok());
+                    (rows, next)
                 }
                 user => contract::find_api_tokens(client, user.as_deref(), &search.filter, page).await?,
             };
-            let last = rows.last().and_then(|row| row.field("id").parse().ok());
-            // A page that is not whole is the last one.
-            let next = (rows.len() == page.size as usize).then(|| (last, left - rows.len() as u64));
+            let next = next.map(|after| (Some(after), left - rows.len() as u64));
             Ok(Some((stream::iter(rows).map(Ok), next)))
         }
     })
@@ -126,7 +128,7 @@ pub enum Revocation<'a> {
     Token { id: Uuid, user: Option<&'a str> },
     /// A token by itself.
     Presented(&'a str),
-    /// All tokens of a user.
+    /// All API tokens of a user.
     User(&'a str),
 }
 
@@ -142,6 +144,11 @@ pub async fn revoke(client: &Client, what: Revocation<'_>, reason: Option<&str>)
         }
         Revocation::User(user) => contract::revoke_all_api_tokens(client, user, reason).await,
     }
+}
+
+/// Ends all access that a user has now, and returns how many API tokens there were.
+pub async fn revoke_user(client: &Client, user: &str, reason: Option<&str>) -> Result<u64> {
+    contract::revoke_user(client, user, reason).await
 }
 
 fn no_such_token(error: Error) -> Error {

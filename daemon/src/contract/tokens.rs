@@ -227,21 +227,27 @@ impl Filter {
     }
 }
 
-/// Rows of `tollgate.tokens`, of all users unless one is named.
+/// Rows of `tollgate.tokens`, of all users unless one is named, and after which token the next page continues, if there may be
+/// more. A page may have fewer rows than were asked for, even none, and not be the last one.
 pub async fn find_api_tokens(
     client: &impl GenericClient,
     user_id: Option<&str>,
     filter: &Filter,
     page: Page,
-) -> Result<Vec<Document>> {
-    let rows = many::<Json<Document>>(
-        client,
-        "search tokens",
-        "select to_jsonb(t) from tollgate.find_api_tokens($1, $2, $3, $4, $5, $6) t",
-        &[&user_id, &filter.hint, &filter.name, &filter.status, &page.size, &page.after],
-    )
-    .await?;
-    Ok(rows.into_iter().map(|Json(row)| row).collect())
+) -> Result<(Vec<Document>, Option<Uuid>)> {
+    const DOING: &str = "search tokens";
+    let statement = "select array(select to_jsonb(t) from unnest(f.tokens) t), f.continue_after \
+                     from tollgate.find_api_tokens($1, $2, $3, $4, $5, $6) f";
+    let row = client
+        .query_one(
+            statement,
+            &[&user_id, &filter.hint, &filter.name, &filter.status, &page.size, &page.after],
+        )
+        .await
+        .doing(DOING)?;
+    let rows: Vec<Json<Document>> = row.try_get(0).doing(DOING)?;
+    let continue_after = row.try_get(1).doing(DOING)?;
+    Ok((rows.into_iter().map(|Json(row)| row).collect(), continue_after))
 }
 
 /// What is changed in a token: keys and values as `tollgate.update_api_token` takes them, and when it is to end.
@@ -345,4 +351,11 @@ pub async fn revoke_all_api_tokens(
     )
     .await?;
     unsigned("revoke_all_api_tokens", count)
+}
+
+/// How many API tokens were revoked; sessions and access tokens end too.
+pub async fn revoke_user(client: &impl GenericClient, user_id: &str, reason: Option<&str>) -> Result<u64> {
+    let count =
+        one(client, "revoke the user", "select tollgate.revoke_user($1, $2)", &[&user_id, &reason]).await?;
+    unsigned("revoke_user", count)
 }

@@ -130,20 +130,21 @@ END;
 COMMENT ON FUNCTION tollgate.list_api_tokens(text, integer, uuid) IS
     'The tokens of a user, oldest first, all or a page of at most max_tokens after the one with an id: hint, status and usage, never the digest; 22023 without a user';
 
--- By the index of what narrows the search most: the user, the hint, or else the id. Status and name are looked at row by row, from
--- the last page on, so a page costs what it passes over. Not one statement for all three: a condition that may be absent uses no
--- index.
+-- By the index of what narrows the search most: the user, the hint, or else the id; everything else is looked at row by row. A page
+-- looks at so many rows at most, whatever it finds, so that a search for what is rare takes many short statements instead of a
+-- long one. Dynamic, since a condition that may be absent uses no index.
 CREATE FUNCTION tollgate.find_api_tokens(
-    user_id    text    DEFAULT NULL,
-    hint       text    DEFAULT NULL,
-    name       text    DEFAULT NULL,
-    status     text    DEFAULT NULL,
-    max_tokens integer DEFAULT 100,
-    after      uuid    DEFAULT NULL
-) RETURNS SETOF tollgate.tokens
+    user_id            text    DEFAULT NULL,
+    hint               text    DEFAULT NULL,
+    name               text    DEFAULT NULL,
+    status             text    DEFAULT NULL,
+    max_tokens         integer DEFAULT 100,
+    after              uuid    DEFAULT NULL,
+    OUT tokens         tollgate.tokens[],
+    OUT continue_after uuid
+)
     LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
-    SET plan_cache_mode = force_generic_plan
     SET jit = off
     SET enable_seqscan = off
     SET enable_bitmapscan = off
@@ -152,34 +153,40 @@ CREATE FUNCTION tollgate.find_api_tokens(
     SET enable_hashjoin = off
     SET enable_mergejoin = off
 AS $$
+DECLARE
+    most  CONSTANT integer := 10000;
+    range CONSTANT text := CASE
+        WHEN $1 IS NOT NULL THEN 't.user_id = $1 COLLATE "default" AND t.id > $2'
+        WHEN $2 IS NOT NULL THEN 't.hint = $1 COLLATE "default" AND t.id > $2'
+        ELSE 't.id > $2' END;
+    ids   uuid[];
 BEGIN
     PERFORM tollgate.without_token('user_id', $1), tollgate.without_token('hint', $2), tollgate.without_token('name', $3);
     $6 := coalesce($6, '00000000-0000-0000-0000-000000000000');
-    IF $5 IS NULL OR $5 NOT BETWEEN 1 AND 10000 THEN
-        RAISE EXCEPTION 'a page has 1 to 10000 tokens'
+    IF $5 IS NULL OR $5 NOT BETWEEN 1 AND most THEN
+        RAISE EXCEPTION 'a page has 1 to % tokens', most
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: max_tokens, of %s.', coalesce($5::text, 'NULL')),
-                  HINT = 'Ask for the next page with the id of the last token of this one.';
+                  HINT = 'Ask for the next page with continue_after of this one.';
     END IF;
     IF $4 NOT IN ('active', 'disabled', 'expired', 'revoked') THEN
         RAISE EXCEPTION 'a token has no such status: %', tollgate.quote_redacted($4)
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: status.',
                   HINT = 'It is one of active, disabled, expired and revoked.';
     END IF;
-    IF $1 IS NOT NULL THEN
-        RETURN QUERY SELECT t.* FROM tollgate.tokens t
-            WHERE t.user_id = $1 COLLATE "default" AND t.id > $6 AND t.hint = coalesce($2, t.hint)
-              AND t.name = coalesce($3, t.name) AND t.status = coalesce($4, t.status)
-            ORDER BY t.id LIMIT $5;
-    ELSIF $2 IS NOT NULL THEN
-        RETURN QUERY SELECT t.* FROM tollgate.tokens t
-            WHERE t.hint = $2 COLLATE "default" AND t.id > $6 AND t.name = coalesce($3, t.name) AND t.status = coalesce($4, t.status)
-            ORDER BY t.id LIMIT $5;
-    ELSE
-        RETURN QUERY SELECT t.* FROM tollgate.tokens t
-            WHERE t.id > $6 AND t.name = coalesce($3, t.name) AND t.status = coalesce($4, t.status)
-            ORDER BY t.id LIMIT $5;
+    EXECUTE 'SELECT array_agg(f.id) FROM (
+                 SELECT l.id FROM (
+                     SELECT t.id, t.hint, t.name, t.status FROM tollgate.tokens t WHERE ' || range || ' ORDER BY t.id LIMIT $3) l
+                 WHERE l.hint = coalesce($4, l.hint) AND l.name = coalesce($5, l.name) AND l.status = coalesce($6, l.status)
+                 ORDER BY l.id LIMIT $7) f'
+        INTO ids USING coalesce($1, $2), $6, most, $2, $3, $4, $5;
+    tokens := ARRAY(
+        SELECT t FROM unnest(ids) WITH ORDINALITY i (id, number) JOIN tollgate.tokens t ON t.id = i.id ORDER BY i.number);
+    continue_after := ids[$5];
+    IF continue_after IS NULL THEN
+        EXECUTE 'SELECT t.id FROM tollgate.api_tokens t WHERE ' || range || ' ORDER BY t.id OFFSET $3 - 1 LIMIT 1'
+            INTO continue_after USING coalesce($1, $2), $6, most;
     END IF;
 END
 $$;
 COMMENT ON FUNCTION tollgate.find_api_tokens(text, text, text, text, integer, uuid) IS
-    'Tokens of all users, or of one, with a hint, a name or a status, oldest first, a page of at most max_tokens after the one with an id: hint, status and usage, never the digest; 22023 for an unknown status';
+    'Tokens of all users, or of one, with a hint, a name or a status, oldest first: a page of at most max_tokens, found among the next 10000 after the one with an id, and after which token the next page continues, NULL if there are no more. Hint, status and usage, never the digest; 22023 for an unknown status';

@@ -4,7 +4,7 @@
 //! started again, and new builds are put to use.
 
 use std::fs::{self, File};
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 use sha2::{Digest as _, Sha256};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
+use tollgate_core::seal_box::MasterKey;
 use tollgate_tests::{Account, Install, Port, Server, Shutdown, dev_dir, is_alive, stop_data_dir};
 
 /// The database of the extension and the daemon.
@@ -116,6 +117,9 @@ fn prepare(dev: &Path, install: Install, account: Account) -> Result<(Server, Op
     server.set("shared_preload_libraries", "tollgate");
     server.set("lc_messages", "C");
     server.set("log_line_prefix", "%m [%p] %q%u@%d/%a ");
+    server.set("tollgate.issuer", "https://id.example.com");
+    server.set("tollgate.audience", "https://api.example.com");
+    server.set("tollgate.master_key_file", master_key(&server)?.display().to_string());
 
     if !server.is_initialised() {
         println!("==> making a cluster of {} in {}", server.install.version, server.data.display());
@@ -321,6 +325,18 @@ fn write_environment(dev: &Path, server: &Server, daemon: &Daemon, password: &st
     Ok(())
 }
 
+/// The file with the master key of this cluster's signing keys, created once.
+fn master_key(server: &Server) -> Result<PathBuf> {
+    let path = file_about(&server.data, "master-key");
+    if !path.exists() {
+        let Ok(key) = MasterKey::generate() else { bail!("the system has no random numbers") };
+        let mut file = File::options().create_new(true).write(true).mode(0o600).open(&path)?;
+        writeln!(file, "{}", *key.to_line())?;
+        server.account.own(&path)?;
+    }
+    Ok(path)
+}
+
 /// The superuser's password for connections over TCP, created once.
 fn password(dev: &Path) -> Result<String> {
     let path = dev.join("password");
@@ -331,7 +347,7 @@ fn password(dev: &Path) -> Result<String> {
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     let password = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&path)?;
-    std::io::Write::write_all(&mut file, password.as_bytes())?;
+    file.write_all(password.as_bytes())?;
     Ok(password)
 }
 

@@ -7,7 +7,7 @@ use crate::common::{self, Shared, database, value};
 use crate::operator::QUEUE_ALL;
 use anyhow::{Context as _, Result};
 use tokio_postgres::Client;
-use tollgate_tests::Cluster;
+use tollgate_tests::{Cluster, Tollgated};
 
 /// With room for few locks: an operation on ten thousand rows must not take one for each.
 static SHARED: Shared = Shared::new(&[
@@ -130,6 +130,37 @@ async fn the_cost_of_a_page_of_a_list_depends_on_its_size() -> Result<()> {
     is_constant("page_of_search_by_hint", TOKENS, found).await?;
     let found = "select * from tollgate.find_api_tokens(status => 'active', max_tokens => 100)";
     is_constant("page_of_search", TOKENS, found).await
+}
+
+#[tokio::test]
+async fn a_page_of_a_search_looks_at_ten_thousand_tokens_at_most() -> Result<()> {
+    const MANY: u32 = 21_000;
+    const NEEDLE: &str = "
+        insert into tollgate.api_tokens (id, token_hash, user_id, name, scopes, metadata, hint)
+            select ('00000000-0000-7000-8000-' || lpad(g::text, 12, '0'))::uuid, sha256(g::text::bytea), 'ann',
+                   case g when :n then 'needle' else 'hay' end, '{}', '{}', 'tgt_0123'
+            from generate_series(1, :n) g";
+    let cluster = SHARED.cluster()?;
+    let owner = prepared(&cluster, "needle", MANY, NEEDLE).await?;
+    for by in ["", "user_id => 'ann', ", "hint => 'tgt_0123', "] {
+        let page = format!(
+            "select cardinality(f.tokens), right(f.continue_after::text, 12)::integer
+             from tollgate.find_api_tokens({by}name => 'needle', after => ('00000000-0000-7000-8000-' || lpad($1::integer::text, 12, '0'))::uuid) f"
+        );
+        let mut after = Some(0);
+        let mut found = Vec::new();
+        while let Some(place) = after {
+            let row = owner.query_one(&page, &[&place]).await?;
+            after = row.get(1);
+            found.push((row.get::<_, i32>(0), after));
+        }
+        assert_eq!(found, [(0, Some(10_000)), (0, Some(20_000)), (1, None)], "{by}");
+    }
+    let url = cluster.url("postgres", &format!("needle_{MANY}"));
+    let listed = Tollgated::run(&url, &["token", "list", "--name=needle", "--quiet"])?;
+    let listed = String::from_utf8(listed.stdout)?;
+    assert_eq!(listed.trim_end(), format!("00000000-0000-7000-8000-{MANY:012}"));
+    Ok(())
 }
 
 #[tokio::test]

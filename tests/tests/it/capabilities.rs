@@ -309,7 +309,8 @@ async fn the_operator_may_do_what_the_daemon_does_and_nothing_else() -> Result<(
 }
 
 /// Steps of housekeeping as whole statements, for a scheduler in the database that does without the daemon.
-const WITHOUT_A_DAEMON: [&str; 4] = ["announce_expiries", "expire_tokens", "purge_tokens", "purge_usage"];
+const WITHOUT_A_DAEMON: [&str; 5] =
+    ["announce_expiries", "expire_tokens", "purge_sessions", "purge_tokens", "purge_usage"];
 
 /// The statements of the daemon and its command line.
 fn contract() -> Result<String> {

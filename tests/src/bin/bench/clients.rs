@@ -102,19 +102,26 @@ impl<'a> Clients<'a> {
     pub(crate) fn run(&mut self, length: Duration, statement: usize, tokens: &Tokens) -> Result<Done> {
         let Statement { takes, expected, .. } = self.statements[statement];
         let name = statement.to_string();
+        self.repeat(length, |_, connection, random| {
+            connection.execute(&name, parameters(takes, tokens.random(random)).as_slice(), expected)
+        })
+    }
+
+    /// Repeats some work on all connections for a while. It is given the number of the connection.
+    pub(crate) fn repeat(
+        &mut self,
+        length: Duration,
+        work: impl Fn(usize, &mut Connection, &mut Random) -> Result<()> + Sync,
+    ) -> Result<Done> {
         let (start, stop) = (Barrier::new(self.connections.len() + 1), AtomicBool::new(false));
-        let work = |number: usize, connection: &mut Connection| {
+        let repeat = |number: usize, connection: &mut Connection| {
             connection.share_processor(number);
             start.wait();
             let before = connection.backend_cpu();
             let mut random = Random::new();
             let mut executions = 0;
             while !stop.load(Ordering::Relaxed) {
-                connection.execute(
-                    &name,
-                    parameters(takes, tokens.random(&mut random)).as_slice(),
-                    expected,
-                )?;
+                work(number, connection, &mut random)?;
                 executions += 1;
             }
             Ok((executions, connection.backend_cpu().zip(before).map(|(after, before)| after - before)))
@@ -127,7 +134,7 @@ impl<'a> Clients<'a> {
                 stop.store(true, Ordering::Relaxed);
                 begin
             });
-            let counts = Self::all_of(&mut self.connections, work)?;
+            let counts = Self::all_of(&mut self.connections, repeat)?;
             let begin = clock.join().expect("a clock does not fail");
             Ok(Done {
                 executions: counts.iter().map(|(executions, _)| executions).sum(),

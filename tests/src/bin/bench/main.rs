@@ -12,6 +12,7 @@ mod peers;
 mod report;
 mod scale;
 mod service;
+mod signer;
 mod tokens;
 mod wire;
 

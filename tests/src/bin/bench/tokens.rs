@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::thread;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use sha2::{Digest as _, Sha256};
 use tollgate_core::token::{ENTROPY_LEN, Issued, Prefix, issue};
 use uuid::Uuid;
@@ -40,6 +40,13 @@ impl Tokens {
             workers.into_iter().map(|worker| worker.join().expect("making tokens does not fail")).collect()
         });
         Ok(Self { text, length })
+    }
+
+    /// Other texts, of one length.
+    pub(crate) fn of_texts(texts: &[String]) -> Result<Self> {
+        let length = texts.first().map_or(0, String::len);
+        ensure!(length > 0 && texts.iter().all(|text| text.len() == length), "the tokens differ in length");
+        Ok(Self { text: texts.concat(), length })
     }
 
     /// The same tokens with another last character, so that only the checksum is wrong.

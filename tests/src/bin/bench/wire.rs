@@ -87,6 +87,36 @@ impl Connection {
 
     /// Runs a prepared statement, which must return one row that begins with `expected`.
     pub(crate) fn execute(&mut self, statement: &str, parameters: &[&str], expected: &[u8]) -> Result<()> {
+        self.run(statement, parameters, &mut |row| {
+            let value = column(row, 0)?.context("the row's first column is NULL")?;
+            ensure!(value == expected, "a row began with {:?}", String::from_utf8_lossy(value));
+            Ok(())
+        })
+    }
+
+    /// Runs a prepared statement, which must return one row, and returns some of its columns. NULL is empty.
+    pub(crate) fn columns<const N: usize>(
+        &mut self,
+        statement: &str,
+        parameters: &[&str],
+        columns: [usize; N],
+    ) -> Result<[String; N]> {
+        let mut values = [const { String::new() }; N];
+        self.run(statement, parameters, &mut |row| {
+            for (value, number) in values.iter_mut().zip(columns) {
+                *value = String::from_utf8(column(row, number)?.unwrap_or_default().to_vec())?;
+            }
+            Ok(())
+        })?;
+        Ok(values)
+    }
+
+    fn run(
+        &mut self,
+        statement: &str,
+        parameters: &[&str],
+        take: &mut dyn FnMut(&DataRowBody) -> Result<()>,
+    ) -> Result<()> {
         let bound = frontend::bind(
             "",
             statement,
@@ -108,8 +138,7 @@ impl Connection {
         let mut rows = 0;
         self.exchange(&mut |message| {
             if let Message::DataRow(row) = message {
-                let value = first_column(row)?.context("the row's first column is NULL")?;
-                ensure!(value == expected, "a row began with {:?}", String::from_utf8_lossy(value));
+                take(row)?;
                 rows += 1;
             }
             Ok(())
@@ -120,16 +149,27 @@ impl Connection {
 
     /// Runs SQL without parameters, possibly several statements. Returns the first column of the last row.
     pub(crate) fn simple(&mut self, sql: &str) -> Result<Option<String>> {
+        let mut last = None;
+        self.query(sql, &mut |value| last = value)?;
+        Ok(last)
+    }
+
+    /// The same, of all rows.
+    pub(crate) fn all(&mut self, sql: &str) -> Result<Vec<String>> {
+        let mut values = Vec::new();
+        self.query(sql, &mut |value| values.extend(value))?;
+        Ok(values)
+    }
+
+    fn query(&mut self, sql: &str, take: &mut dyn FnMut(Option<String>)) -> Result<()> {
         frontend::query(sql, &mut self.sent)?;
-        let mut value = None;
         self.exchange(&mut |message| {
             if let Message::DataRow(row) = message {
-                value = first_column(row)?.map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+                take(column(row, 0)?.map(|bytes| String::from_utf8_lossy(bytes).into_owned()));
             }
             Ok(())
         })
-        .with_context(|| format!("in: {sql}"))?;
-        Ok(value)
+        .with_context(|| format!("in: {sql}"))
     }
 
     /// Sends what was written, and reads everything up to the next ReadyForQuery.
@@ -152,8 +192,8 @@ impl Connection {
     }
 }
 
-fn first_column(row: &DataRowBody) -> Result<Option<&[u8]>> {
-    let range = row.ranges().next()?.context("the row has no column")?;
+fn column(row: &DataRowBody, number: usize) -> Result<Option<&[u8]>> {
+    let range = row.ranges().nth(number)?.with_context(|| format!("the row has no column {number}"))?;
     Ok(range.map(|range| &row.buffer()[range]))
 }
 

@@ -59,14 +59,20 @@ GRANT SELECT ON tollgate_demo.users TO tollgate_demo_app;
 GRANT SELECT, INSERT ON tollgate_demo.posts TO tollgate_demo_app;
 GRANT EXECUTE ON FUNCTION
     tollgate.verify_api_token(text, text[], inet),
+    tollgate.verify_access_token(text, text[], inet, text),
     tollgate.authenticate(text, text[], inet)
 TO tollgate_demo_app;
 
 GRANT EXECUTE ON FUNCTION
     tollgate.create_api_token(text, text, text[], interval, jsonb, cidr[], integer, interval, text, timestamptz),
     tollgate.list_api_tokens(text, integer, uuid),
-    tollgate.revoke_api_token(uuid, text, text)
+    tollgate.revoke_api_token(uuid, text, text),
+    tollgate.open_session(text, text[], text[], text, interval, interval, text, inet, jsonb),
+    tollgate.refresh_session(text, text, text[], inet),
+    tollgate.revoke_session(uuid, text, text)
 TO tollgate_demo_issuer;
 
--- Tokens that an earlier run left.
-SELECT tollgate.revoke_all_api_tokens(id, 'a new run of the demo begins') FROM tollgate_demo.users;
+-- What an earlier run left.
+SELECT tollgate.revoke_all_api_tokens(id, 'a new run of the demo begins'), tollgate.revoke_all_sessions(id, 'a new run of the demo begins')
+    FROM tollgate_demo.users;
+SELECT tollgate.distrust_issuer(issuer, 'a new run of the demo begins') FROM tollgate.trusted_issuers WHERE user_prefix = 'demo-idp:';

@@ -1,5 +1,7 @@
 //! The steps, in the order of a token's life.
 
+mod signed;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
@@ -74,6 +76,9 @@ pub(crate) async fn walk(report: &mut Report) -> Result<()> {
     let mut tail = Tail::follow(walk.last_event().await?)?;
     walk.revoke(&tokens, &mut tail).await?;
     walk.expire(&mut tail).await?;
+    walk.sessions(&mut tail).await?;
+    walk.withdraw_a_key().await?;
+    walk.trust_another_issuer().await?;
     walk.status()
 }
 
@@ -196,7 +201,17 @@ async fn answer(
     secret: &str,
     request: &Request<'_>,
 ) -> Result<(String, String)> {
-    let row = client.query_one(VERIFY, &[&secret, &request.required, &request.client]).await?;
+    answer_to(client, VERIFY, secret, request).await
+}
+
+/// The same, by a statement that takes and returns what [`VERIFY`] does.
+async fn answer_to(
+    client: &impl GenericClient,
+    statement: &str,
+    secret: &str,
+    request: &Request<'_>,
+) -> Result<(String, String)> {
+    let row = client.query_one(statement, &[&secret, &request.required, &request.client]).await?;
     let (code, user): (String, Option<String>) = (row.try_get("code")?, row.try_get("user_id")?);
     let shown = user.map_or_else(|| code.clone(), |user| format!("{code}, {user}"));
     Ok((code, shown))

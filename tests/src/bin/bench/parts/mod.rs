@@ -11,6 +11,8 @@ mod issue;
 mod latency;
 mod part;
 mod policy;
+mod sessions;
+mod signed;
 mod soak;
 mod verify;
 
@@ -22,6 +24,8 @@ pub(crate) const PARTS: &[Part] = &[
     backend::PART,
     growth::PART,
     policy::PART,
+    signed::PART,
+    sessions::PART,
     flush::PART,
     issue::PART,
     latency::PART,
