@@ -10,6 +10,8 @@ pub mod config;
 pub mod contract;
 pub mod error;
 pub mod http;
+pub mod issuer_keys;
+pub mod outbound;
 pub mod postgres;
 pub mod process;
 pub mod secret;

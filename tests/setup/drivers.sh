@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # drivers.sh DIR PART…: fetches what docs/drivers.md is run with into DIR, each part once: python (a virtual environment with
 # the drivers, from PyPI), node (the drivers, from npm), go and java (Debian's packages, unpacked and not installed). With the
-# drivers come the packages whose tokens docs/migrating.md takes over, and libraries that verify signed tokens. Called by
-# `make drivers` and `make drivers-long`.
+# drivers come the packages whose tokens docs/migrating.md takes over, libraries that verify signed tokens, and issuers of
+# them. Called by `make drivers` and `make drivers-long`.
 #
 # Versions and digests are pinned in tests/drivers; those of Debian's packages are what its release has. A part whose pins have
 # changed is fetched anew.

@@ -16,6 +16,7 @@ use crate::postgres::session::Session;
 /// How long what is over is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
+    /// Tokens and sessions.
     pub tokens: Duration,
     pub usage: Duration,
     /// For ever without one.
@@ -26,6 +27,7 @@ pub struct Retention {
 pub enum Stage {
     Expiries,
     EndedTokens,
+    EndedSessions,
     UsageHours,
     AuditEvents,
 }
@@ -35,6 +37,7 @@ pub enum Stage {
 pub struct Cleaned {
     pub expired: u64,
     pub purged: u64,
+    pub purged_sessions: u64,
     pub purged_hours: u64,
     pub purged_events: u64,
 }
@@ -50,6 +53,7 @@ pub async fn clean_up(
     for (stage, due, time, count) in [
         (Stage::Expiries, Due::Expiries, Duration::ZERO, &mut cleaned.expired),
         (Stage::EndedTokens, Due::EndedTokens, retention.tokens, &mut cleaned.purged),
+        (Stage::EndedSessions, Due::EndedSessions, retention.tokens, &mut cleaned.purged_sessions),
         (Stage::UsageHours, Due::UsageHours, retention.usage, &mut cleaned.purged_hours),
     ] {
         let mut round = Round::default();

@@ -128,7 +128,7 @@ pub enum Revocation<'a> {
     Token { id: Uuid, user: Option<&'a str> },
     /// A token by itself.
     Presented(&'a str),
-    /// All tokens of a user.
+    /// All API tokens of a user.
     User(&'a str),
 }
 
@@ -144,6 +144,11 @@ pub async fn revoke(client: &Client, what: Revocation<'_>, reason: Option<&str>)
         }
         Revocation::User(user) => contract::revoke_all_api_tokens(client, user, reason).await,
     }
+}
+
+/// Ends all access that a user has now, and returns how many API tokens there were.
+pub async fn revoke_user(client: &Client, user: &str, reason: Option<&str>) -> Result<u64> {
+    contract::revoke_user(client, user, reason).await
 }
 
 fn no_such_token(error: Error) -> Error {

@@ -23,6 +23,7 @@ pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u
         bar.set_message(match stage {
             Stage::Expiries => "recording expiries",
             Stage::EndedTokens => "deleting ended tokens",
+            Stage::EndedSessions => "deleting ended sessions",
             Stage::UsageHours => "deleting old hours of usage",
             Stage::AuditEvents => "deleting old events of the audit log",
         });
@@ -32,15 +33,16 @@ pub(super) async fn cleanup(target: Target, options: CleanupOptions) -> Result<u
     .await?;
     bar.finish_and_clear();
 
-    let Cleaned { expired, purged, purged_hours, purged_events } = cleaned;
+    let Cleaned { expired, purged, purged_sessions, purged_hours, purged_events } = cleaned;
     if options.output.json {
         output::json(&json!({
-            "expired": expired, "purged": purged, "purged_hours": purged_hours, "purged_events": purged_events
+            "expired": expired, "purged": purged, "purged_sessions": purged_sessions, "purged_hours": purged_hours,
+            "purged_events": purged_events
         }))?;
     } else if !options.output.quiet {
         output::line(format!(
-            "recorded {expired} expiries, deleted {purged} ended tokens, {purged_hours} old hours of usage and \
-             {purged_events} old events of the audit log"
+            "recorded {expired} expiries, deleted {purged} ended tokens, {purged_sessions} ended sessions, {purged_hours} old \
+             hours of usage and {purged_events} old events of the audit log"
         ))?;
     }
     Ok(exit::OK)

@@ -37,6 +37,7 @@ pub(super) fn init(options: &InitKeyOptions) -> Result<u8> {
 pub(super) async fn list(target: Target, options: &OutputOptions) -> Result<u8> {
     let columns = [
         Column::whole("KID"),
+        Column::spare("FOR"),
         Column::whole("ALGORITHM"),
         Column::whole("STATE"),
         Column::whole("SIGNS FROM"),
@@ -48,6 +49,7 @@ pub(super) async fn list(target: Target, options: &OutputOptions) -> Result<u8> 
     let row = |key: &Document| {
         [
             key.field("kid"),
+            key.field("purpose"),
             key.field("algorithm"),
             key.field("state"),
             key.moment("signs_from"),

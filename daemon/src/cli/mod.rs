@@ -7,6 +7,7 @@ mod cleanup;
 mod config;
 mod flush;
 mod import;
+mod issuer;
 mod key;
 mod list;
 pub mod output;
@@ -14,6 +15,7 @@ mod progress;
 mod run;
 mod scope;
 mod server_errors;
+mod session;
 mod shell;
 mod status;
 mod tail;
@@ -26,8 +28,8 @@ use std::future::Future;
 use crate::config::file_trust;
 use crate::config::sources::Configuration;
 use crate::config::{
-    AuditCommand, CapabilityCommand, Command, KeyCommand, ScopeCommand, StandbyOptions, TokenCommand,
-    UserCommand, WebhookCommand,
+    AuditCommand, CapabilityCommand, Command, IssuerCommand, KeyCommand, ScopeCommand, SessionCommand,
+    StandbyOptions, TokenCommand, UserCommand, WebhookCommand,
 };
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
@@ -79,6 +81,7 @@ pub fn run(configuration: Configuration) -> Result<u8> {
         Command::Scope(command) => block_on(scope::scope(target, command)),
         Command::Webhook(command) => block_on(webhook::webhook(target, command)),
         Command::Audit(command) => block_on(audit::audit(target, command)),
+        Command::Session(command) => block_on(session::session(target, command)),
         Command::Key(KeyCommand::List(output)) => block_on(key::list(target, &output)),
         Command::Key(KeyCommand::Rotate(options)) => block_on(key::rotate(target, options)),
         Command::Key(KeyCommand::Import(options)) => block_on(key::import(target, options)),
@@ -87,6 +90,7 @@ pub fn run(configuration: Configuration) -> Result<u8> {
             let standbys = standbys(&options.standby)?;
             block_on(key::reseal(target, standbys, options))
         }
+        Command::Issuer(command) => block_on(issuer::issuer(target, command)),
         Command::Capability(command) => block_on(capability::capability(target, command)),
         // Answered above, without a connection.
         Command::Config(_) | Command::Completions(_) | Command::Man | Command::Key(KeyCommand::Init(_)) => {
@@ -134,12 +138,19 @@ fn name(command: &Command) -> &'static str {
         Command::Webhook(WebhookCommand::Replay(_)) => "webhook replay",
         Command::Webhook(WebhookCommand::Delete(_)) => "webhook delete",
         Command::Audit(AuditCommand::Verify(_)) => "audit verify",
+        Command::Session(SessionCommand::List(_)) => "session list",
+        Command::Session(SessionCommand::Revoke(_)) => "session revoke",
+        Command::Session(SessionCommand::Invalidate(_)) => "session invalidate",
         Command::Key(KeyCommand::Init(_)) => "key init",
         Command::Key(KeyCommand::List(_)) => "key list",
         Command::Key(KeyCommand::Rotate(_)) => "key rotate",
         Command::Key(KeyCommand::Import(_)) => "key import",
         Command::Key(KeyCommand::Withdraw(_)) => "key withdraw",
         Command::Key(KeyCommand::Reseal(_)) => "key reseal",
+        Command::Issuer(IssuerCommand::Trust(_)) => "issuer trust",
+        Command::Issuer(IssuerCommand::List(_)) => "issuer list",
+        Command::Issuer(IssuerCommand::Distrust(_)) => "issuer distrust",
+        Command::Issuer(IssuerCommand::Fetch(_)) => "issuer fetch",
         Command::Capability(CapabilityCommand::List(_)) => "capability list",
         Command::Capability(CapabilityCommand::Grant(_)) => "capability grant",
         Command::Capability(CapabilityCommand::Revoke(_)) => "capability revoke",

@@ -19,14 +19,15 @@ use crate::background::shutdown::Shutdown;
 use crate::background::signal::Signal;
 use crate::background::tasks::observe::LatestObservation;
 use crate::background::tasks::{
-    announce_expiries, deliver_webhooks, expire_tokens, flush_standby, flush_usage, heartbeat, observe,
-    publish_events, purge, purge_audit, rotate_keys, seal_audit, watch_usage,
+    announce_expiries, deliver_webhooks, expire_tokens, fetch_keys, flush_standby, flush_usage, heartbeat,
+    observe, publish_events, purge, purge_audit, rotate_keys, seal_audit, watch_usage,
 };
 use crate::config::{ListenAddress, RunOptions};
 use crate::contract::Identity;
 use crate::error::{Error, Result};
 use crate::http;
 use crate::http::{EventStreams, Listener, Metrics, Server, wake_streams};
+use crate::issuer_keys::Fetcher;
 use crate::postgres::pool::Database;
 use crate::postgres::pooler_probe;
 use crate::postgres::target::Target;
@@ -80,7 +81,13 @@ async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Re
 
     // Before there is any connection to the database: /readyz says so.
     if let Some(server) = ops {
-        let metrics = Metrics::new(statuses.clone(), seen.clone(), leaderless.clone(), database.clone());
+        let metrics = Metrics::new(
+            statuses.clone(),
+            seen.clone(),
+            leaderless.clone(),
+            database.clone(),
+            options.key_rotation.0,
+        );
         shutdown.spawn("ops", server.run(http::ops_router(metrics), shutdown.token().clone()));
     }
     if let Some(server) = api {
@@ -186,6 +193,17 @@ async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Re
             Signal::default(),
         );
     }
+    driver.start_led(
+        fetch_keys::FetchKeys::new(
+            database.clone(),
+            leadership.clone(),
+            Fetcher::new(&options.issuer_networks.issuer_allow),
+            seen.clone(),
+            shutdown.token().clone(),
+        ),
+        every(fetch_keys::PERIOD),
+        Signal::default(),
+    );
     driver.start_led(
         seal_audit::SealAudit::new(database.clone(), leadership.clone(), batch_size),
         every(options.seal_interval),

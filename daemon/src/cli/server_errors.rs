@@ -12,28 +12,36 @@ use crate::error::Error;
 use crate::postgres::target::Target;
 
 /// What is a command here. What is missing stays as the server says it: a setting, or a function for an administrator's psql.
-const COMMANDS: [(&str, &str); 25] = [
+const COMMANDS: [(&str, &str); 33] = [
     ("capability_grants", "capability list"),
     ("create_api_token", "token create"),
     ("define_scope", "scope define"),
     ("define_webhook", "webhook create"),
     ("derive_api_token", "token derive"),
+    ("distrust_issuer", "issuer distrust"),
     ("drop_scope", "scope drop"),
     ("drop_webhook", "webhook delete"),
     ("event_position", "tail"),
     ("find_api_tokens", "token list"),
     ("grant_capability", "capability grant"),
     ("import_api_token", "token import"),
+    ("invalidate_sessions", "session invalidate"),
     ("list_api_tokens", "token list"),
     ("list_scopes", "scope list"),
+    ("list_sessions", "session list"),
     ("purge_audit_log", "cleanup"),
     ("replay_webhook", "webhook replay"),
-    ("revoke_all_api_tokens", "user revoke"),
+    ("revoke_all_api_tokens", "token revoke"),
+    ("revoke_all_sessions", "session revoke"),
     ("revoke_api_token", "token revoke"),
     ("revoke_capability", "capability revoke"),
+    ("revoke_session", "session revoke"),
+    ("revoke_user", "user revoke"),
     ("rotate_api_token", "token rotate"),
     ("set_api_token_enabled", "token enable"),
     ("set_webhook_url", "webhook set-url"),
+    ("trust_issuer", "issuer trust"),
+    ("trusted_issuers", "issuer list"),
     ("update_api_token", "token update"),
     ("verify_api_token", "token verify"),
     ("verify_audit_log", "audit verify"),
@@ -41,14 +49,17 @@ const COMMANDS: [(&str, &str); 25] = [
 ];
 
 /// Arguments whose options have other names.
-const OPTIONS: [(&str, &str); 8] = [
+const OPTIONS: [(&str, &str); 11] = [
+    ("algorithms", "algorithm"),
     ("allowed_ips", "allowed-ip"),
     ("before", "audit-retention"),
     ("delivery", "message"),
     ("events", "event"),
     ("max_tokens", "limit"),
+    ("scope_claims", "scope-claim"),
     ("scopes", "scope"),
     ("token_id", "id"),
+    ("types", "type"),
     ("user_id", "user"),
 ];
 
@@ -114,8 +125,8 @@ fn with_options(command: &str, text: &str) -> String {
     let rest = rest.strip_prefix("changes, key ").unwrap_or(rest);
     let end = rest.find(|c: char| !c.is_ascii_lowercase() && c != '_').unwrap_or(rest.len());
     let (argument, behind) = rest.split_at(end);
-    let name = OPTIONS.iter().find(|(known, _)| *known == argument).map_or(argument, |(_, option)| *option);
-    match option(command, &name.replace('_', "-")) {
+    let other = OPTIONS.iter().find(|(known, _)| *known == argument).map_or(argument, |(_, option)| *option);
+    match [argument, other].iter().find_map(|name| option(command, &name.replace('_', "-"))) {
         Some(option) => format!("Option: {option}{behind}"),
         None => text.to_owned(),
     }
@@ -177,6 +188,8 @@ mod tests {
             ("token update", "Argument: changes, key allowed_ips.", "Option: --allowed-ip."),
             ("scope drop", "Argument: name.", "Option: NAME."),
             ("token rotate", "Argument: token_id, of 1.", "Option: ID, of 1."),
+            ("session invalidate", "Argument: before.", "Option: --before."),
+            ("cleanup", "Argument: before.", "Option: --audit-retention."),
             ("token create", "Argument: nothing_of_ours.", "Argument: nothing_of_ours."),
             ("status", "Something else.", "Something else."),
         ] {

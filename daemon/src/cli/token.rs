@@ -343,7 +343,7 @@ async fn revoke(target: Target, options: RevokeOptions) -> Result<u8> {
             "nothing to revoke: that user has no such token, or it is revoked already",
         ),
         (None, None, user) => {
-            return revoke_user(target, user.unwrap_or_default(), reason, &options.output).await;
+            return revoke_all(target, user.unwrap_or_default(), reason, &options.output).await;
         }
     };
     let session = target.connect().await?;
@@ -351,13 +351,8 @@ async fn revoke(target: Target, options: RevokeOptions) -> Result<u8> {
     output::changed(&options.output, "revoked", revoked, otherwise)
 }
 
-/// Revokes all tokens of a user.
-pub(super) async fn revoke_user(
-    target: Target,
-    user: &str,
-    reason: Option<&str>,
-    output: &OutputOptions,
-) -> Result<u8> {
+/// Revokes all API tokens of a user.
+async fn revoke_all(target: Target, user: &str, reason: Option<&str>, output: &OutputOptions) -> Result<u8> {
     let session = target.connect().await?;
     let revoked = tokens::revoke(&session, Revocation::User(user), reason).await?;
     if output.json {

@@ -449,7 +449,7 @@ fn token_format(text: &str) -> Result<Format, String> {
 }
 
 /// The text itself, since numbers of ours do not hold all that the server's do.
-fn parse_object(text: &str) -> Result<String, String> {
+pub(super) fn parse_object(text: &str) -> Result<String, String> {
     match serde_json::from_str::<&RawValue>(text) {
         Ok(value) if value.get().starts_with('{') => Ok(text.to_owned()),
         Ok(_) => Err("it must be a JSON object, such as {\"team\": \"billing\"}".to_owned()),

@@ -9,7 +9,7 @@ use super::common_options::OutputOptions;
 
 #[derive(Debug, Subcommand)]
 pub enum UserCommand {
-    /// Revoke all tokens of a user. Exit status 1 if there was nothing to revoke
+    /// End all access that a user has now: API tokens, sessions and access tokens. The user may log in again at once
     #[command(after_help = "Example:\n  tollgated user revoke ann --reason 'ann left'")]
     Revoke(RevokeUserOptions),
 }
@@ -234,6 +234,9 @@ pub enum Capability {
     Admin,
     /// What this daemon needs
     Operator,
+    /// What it needs beside that to fetch the keys of trusted issuers
+    #[value(name = "key_fetcher")]
+    KeyFetcher,
 }
 
 impl Capability {
@@ -243,6 +246,7 @@ impl Capability {
             Capability::Issuer => "issuer",
             Capability::Admin => "admin",
             Capability::Operator => "operator",
+            Capability::KeyFetcher => "key_fetcher",
         }
     }
 }

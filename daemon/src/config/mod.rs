@@ -3,13 +3,17 @@
 mod command_options;
 mod common_options;
 pub mod file_trust;
+mod issuer_options;
 mod key_options;
 mod management_options;
 mod options;
+mod session_options;
 pub mod sources;
 
 pub use command_options::*;
 pub use common_options::{BatchOptions, OutputOptions, StandbyOptions};
+pub use issuer_options::*;
 pub use key_options::*;
 pub use management_options::*;
 pub use options::*;
+pub use session_options::*;

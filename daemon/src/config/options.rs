@@ -16,8 +16,10 @@ use tollgate_core::token;
 
 use super::command_options::{CompletionsOptions, ScopeCommand, TokenCommand};
 use super::common_options::{BatchOptions, OutputOptions, StandbyOptions};
+use super::issuer_options::{IssuerCommand, IssuerNetworks};
 use super::key_options::KeyCommand;
 use super::management_options::{AuditCommand, CapabilityCommand, UserCommand, WebhookCommand};
+use super::session_options::SessionCommand;
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
 use crate::process::duration;
@@ -103,7 +105,7 @@ pub enum Command {
     /// Carry the usage counted so far into the tables, once
     #[command(after_help = "Example:\n  tollgated flush")]
     Flush(FlushOptions),
-    /// Record expiries and delete tokens that ended long ago, once and until done
+    /// Record expiries and delete tokens and sessions that ended long ago, once and until done
     #[command(after_help = "Example:\n  tollgated cleanup --retention 30d")]
     Cleanup(CleanupOptions),
     /// Create, list, verify, change, import and revoke tokens
@@ -121,9 +123,15 @@ pub enum Command {
     /// Check the audit log
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// List and end sessions
+    #[command(subcommand)]
+    Session(SessionCommand),
     /// Make, rotate, withdraw and reseal signing keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Trust issuers of other systems, so that their access tokens are accepted
+    #[command(subcommand)]
+    Issuer(IssuerCommand),
     /// Say which database role may do what
     #[command(subcommand)]
     Capability(CapabilityCommand),
@@ -234,7 +242,7 @@ pub struct FlushOptions {
 
 #[derive(Clone, Debug, Args)]
 pub struct RetentionOptions {
-    /// How long tokens are kept after they expired or were revoked
+    /// How long tokens and sessions are kept after they ended
     #[arg(
         long,
         value_name = "TIME",
@@ -275,7 +283,7 @@ pub struct RunOptions {
         value_parser = interval)]
     pub expire_interval: Duration,
 
-    /// How often ended tokens are deleted
+    /// How often ended tokens and sessions are deleted
     #[arg(long, value_name = "TIME", env = "TOLLGATED_PURGE_INTERVAL", default_value = "1h",
         value_parser = interval)]
     pub purge_interval: Duration,
@@ -298,7 +306,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "TIME", env = "TOLLGATED_KEY_ROTATION", default_value = "90d")]
     pub key_rotation: KeyRotation,
 
-    /// How long before its end a token is announced, as token.expiring; 0 for never
+    /// How long before its end a token or a session is announced, as token.expiring or session.expires_soon; 0 for never
     #[arg(long, value_name = "TIME", env = "TOLLGATED_EXPIRY_NOTICE", default_value = "7d",
         value_parser = notice)]
     pub expiry_notice: Duration,
@@ -327,6 +335,9 @@ pub struct RunOptions {
     /// it, or separate several by commas
     #[arg(long, value_name = "CIDR", env = "TOLLGATED_WEBHOOK_ALLOW", value_delimiter = ',')]
     pub webhook_allow: Vec<IpNet>,
+
+    #[command(flatten)]
+    pub issuer_networks: IssuerNetworks,
 
     #[command(flatten)]
     pub batch: BatchOptions,

@@ -13,7 +13,9 @@ use crate::error::{Doing as _, Result};
 pub enum Due {
     Expiries,
     Announcements,
+    SessionAnnouncements,
     EndedTokens,
+    EndedSessions,
     UsageHours,
     WebhookDeliveries,
     Denials,
@@ -27,11 +29,12 @@ pub struct Walk {
     doing: &'static str,
 }
 
-/// Which row was looked at last, in the order of its index. The time is as the server wrote it: it may be infinite.
+/// Which row was looked at last, in the order of its index. The time is as the server wrote it: it may be infinite. The id is
+/// that of a token or of a session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     at: Option<String>,
-    token_id: Option<Uuid>,
+    id: Option<Uuid>,
 }
 
 /// What one statement did.
@@ -48,6 +51,8 @@ impl Walk {
         let (function, time, done, doing) = match what {
             Due::Expiries => ("expire_tokens_after", "expires_at", "expired", "record expiries"),
             Due::Announcements => ("announce_expiries_after", "expires_at", "announced", "announce expiries"),
+            Due::SessionAnnouncements => ("announce_session_expiries", "", "", "announce ends of sessions"),
+            Due::EndedSessions => ("purge_sessions_after", "", "", "delete ended sessions"),
             Due::EndedTokens => ("purge_tokens_after", "ended_at", "purged", "delete ended tokens"),
             Due::UsageHours => ("purge_usage_after", "hour", "purged", "delete old hours of usage"),
             Due::WebhookDeliveries => ("purge_webhook_deliveries", "", "", "delete old webhook messages"),
@@ -56,7 +61,10 @@ impl Walk {
         // Called in a SELECT without FROM, for the fence; OFFSET keeps that a sub-select, so that it is called once.
         let call = match what {
             Due::Expiries => format!("select tollgate.{function}($2, $3::text::timestamptz, $4), $1::float8"),
-            Due::WebhookDeliveries => format!("select tollgate.{function}(make_interval(secs => $1), $2)"),
+            Due::WebhookDeliveries | Due::SessionAnnouncements => {
+                format!("select tollgate.{function}(make_interval(secs => $1), $2)")
+            }
+            Due::EndedSessions => format!("select tollgate.{function}(make_interval(secs => $1), $2, $4)"),
             Due::Denials => format!("select tollgate.{function}($2), $1::float8"),
             _ => format!(
                 "select tollgate.{function}(make_interval(secs => $1), $2, $3::text::timestamptz, $4)"
@@ -64,7 +72,11 @@ impl Walk {
         };
         let columns = match what {
             // They leave none behind.
-            Due::WebhookDeliveries | Due::Denials => "s.r, s.r, $3::text, $4::uuid".to_owned(),
+            Due::WebhookDeliveries | Due::SessionAnnouncements | Due::Denials => {
+                "s.r, s.r, $3::text, $4::uuid".to_owned()
+            }
+            // In the order of their ids.
+            Due::EndedSessions => "(s.r).looked_at, (s.r).purged, $3::text, (s.r).session_id".to_owned(),
             _ => format!("(s.r).looked_at, (s.r).{done}, (s.r).{time}::text, (s.r).token_id"),
         };
         let statement = format!("select {columns} from ({} offset 0) s (r)", fenced(&call, fence));
@@ -81,16 +93,13 @@ impl Walk {
         place: &Place,
     ) -> Result<Step> {
         let seconds = time.as_secs_f64();
-        let values: [&(dyn ToSql + Sync); 4] = [&seconds, &most, &place.at, &place.token_id];
+        let values: [&(dyn ToSql + Sync); 4] = [&seconds, &most, &place.at, &place.id];
         let row = client.query_one(&self.statement, &values).await.doing(self.doing)?;
         let count = |column| unsigned(self.function, row.try_get(column).doing(self.doing)?);
         Ok(Step {
             looked_at: count(0)?,
             items: count(1)?,
-            place: Place {
-                at: row.try_get(2).doing(self.doing)?,
-                token_id: row.try_get(3).doing(self.doing)?,
-            },
+            place: Place { at: row.try_get(2).doing(self.doing)?, id: row.try_get(3).doing(self.doing)? },
         })
     }
 }

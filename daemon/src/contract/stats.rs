@@ -55,7 +55,21 @@ pub struct Observation {
     /// Name, pending events, and since when in seconds of the epoch: rows of `tollgate.subscription_backlogs()`.
     pub subscriptions: Vec<Backlog>,
     pub webhooks: Vec<WebhookState>,
+    pub keys: KeyStatus,
+    /// Those first whose keys could not be fetched.
+    pub issuers: Vec<IssuerState>,
     pub notification_queue_usage: f64,
+}
+
+/// `tollgate.key_status()`, its times in seconds of the epoch.
+#[derive(Clone, Debug, Deserialize)]
+pub struct KeyStatus {
+    pub master_keys: u64,
+    /// `None` where there is no signing key.
+    pub can_sign: Option<bool>,
+    pub signs_since: Option<f64>,
+    /// `None` while the next key is not there.
+    pub signs_until: Option<f64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -75,6 +89,18 @@ pub struct WebhookState {
     pub dead: u64,
 }
 
+#[derive(Clone, Debug, Deserialize)]
+pub struct IssuerState {
+    pub issuer: String,
+    /// Whether its keys are fetched; else they were given.
+    pub is_fetched: bool,
+    pub keys: u64,
+    /// Seconds of the epoch.
+    pub fetched_at: Option<f64>,
+    /// Since the last success.
+    pub failures: u64,
+}
+
 pub async fn observe(client: &impl GenericClient) -> Result<Observation> {
     let observation: Value = one(
         client,
@@ -84,7 +110,13 @@ pub async fn observe(client: &impl GenericClient) -> Result<Observation> {
              'subscriptions', (select coalesce(jsonb_agg(jsonb_build_object('name', b.name, 'pending', b.pending, \
                   'oldest_at', extract(epoch from b.oldest_at))), '[]') from tollgate.subscription_backlogs() b), \
              'webhooks', (select coalesce(jsonb_agg(jsonb_build_object('name', w.name, 'enabled', w.enabled, \
-                  'paused', w.paused_at is not null, 'pending', w.pending, 'dead', w.dead)), '[]') from tollgate.webhooks w)) \
+                  'paused', w.paused_at is not null, 'pending', w.pending, 'dead', w.dead)), '[]') from tollgate.webhooks w), \
+             'keys', (select jsonb_build_object('master_keys', k.master_keys, 'can_sign', k.can_sign, \
+                  'signs_since', extract(epoch from k.signs_since), 'signs_until', extract(epoch from k.signs_until)) \
+                  from tollgate.key_status() k), \
+             'issuers', (select coalesce(jsonb_agg(jsonb_build_object('issuer', i.issuer, 'is_fetched', i.keys_from <> 'given', \
+                  'keys', i.keys, 'fetched_at', extract(epoch from i.fetched_at), 'failures', i.failures) \
+                  order by i.failures = 0, i.issuer), '[]') from tollgate.list_trusted_issuers() i)) \
          from tollgate.stats() s",
         &[],
     )

@@ -352,3 +352,10 @@ pub async fn revoke_all_api_tokens(
     .await?;
     unsigned("revoke_all_api_tokens", count)
 }
+
+/// How many API tokens were revoked; sessions and access tokens end too.
+pub async fn revoke_user(client: &impl GenericClient, user_id: &str, reason: Option<&str>) -> Result<u64> {
+    let count =
+        one(client, "revoke the user", "select tollgate.revoke_user($1, $2)", &[&user_id, &reason]).await?;
+    unsigned("revoke_user", count)
+}

@@ -91,8 +91,9 @@ impl Jwk {
     pub fn from_object(members: &Object) -> Result<Jwk, Fault> {
         refuse_secrets(members)?;
         let kid = kid(members)?;
-        let algorithm = algorithm(members)?;
+        // First, so that a key for encryption is known as one, whatever its algorithm.
         check_purpose(members)?;
+        let algorithm = algorithm(members)?;
         let material = match algorithm {
             Algorithm::Es256 => Material::P256 { x: fixed(members, "x")?, y: fixed(members, "y")? },
             Algorithm::EdDsa => Material::Ed25519 { x: fixed(members, "x")? },

@@ -1,7 +1,7 @@
 //! A key set of another issuer, as it was given or fetched: which of its keys are stored, and what is wrong with the others.
 
 use tollgate_core::json::quote;
-use tollgate_core::jwk::{Jwk, KeySet};
+use tollgate_core::jwk::{Fault, Jwk, KeySet};
 use tollgate_core::token;
 
 /// A key as it is stored.
@@ -20,8 +20,10 @@ pub(crate) fn read(jwks: &str, algorithms: &[String]) -> Vec<Result<Usable, Stri
         Err(fault) => return vec![Err(format!("the key set is refused: {fault}"))],
     };
     let usable = set.keys.iter().map(|key| usable(key, algorithms));
-    let ignored = set.ignored.iter().map(|(kid, fault)| Err(problem(kid.as_deref(), &fault.to_string())));
-    usable.chain(ignored).collect()
+    // Keys for encryption belong there, and are not for us.
+    let unusable = set.ignored.iter().filter(|(_, fault)| *fault != Fault::Purpose);
+    let unusable = unusable.map(|(kid, fault)| Err(problem(kid.as_deref(), &fault.to_string())));
+    usable.chain(unusable).collect()
 }
 
 fn usable(key: &Jwk, algorithms: &[String]) -> Result<Usable, String> {

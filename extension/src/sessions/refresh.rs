@@ -66,6 +66,8 @@ thread_local! {
     static ELSEWHERE_PLAN: Kept = const { Cell::new(None) };
     static NOTE_PLAN: Kept = const { Cell::new(None) };
     static EPOCH_PLAN: Kept = const { Cell::new(None) };
+    static KNOWN_PLAN: Kept = const { Cell::new(None) };
+    static TIMELINE_IS_KNOWN: Cell<bool> = const { Cell::new(false) };
     static TIMELINE_PLAN: Kept = const { Cell::new(None) };
 }
 
@@ -179,9 +181,7 @@ fn attempt(
         return Ok(Some((Code::InsufficientScope, None)));
     };
     let next = decision.next(&state, &presented);
-    if decision == Decision::Recover {
-        // From here on the timeline is known to have begun, so this happens to a session once.
-        begin_epoch()?;
+    if decision != Decision::Retry && begin_timeline()? {
         now = sys::GetCurrentTimestamp();
     }
     let mut refreshed = state;
@@ -358,8 +358,22 @@ fn note(event: &str, id: Uuid, user_id: &str, detail: Value) -> Result<(), Error
     with_plan(&NOTE_PLAN, "SELECT tollgate.note_session($1, $2, $3, $4)", &arguments, |_| Ok(()))
 }
 
-fn begin_epoch() -> Result<(), Error> {
-    with_plan(&EPOCH_PLAN, "SELECT tollgate.current_epoch()", &[], |_| Ok(()))
+/// Registers the present timeline before anything is refreshed on it, so that what was refreshed since is not taken for
+/// what was refreshed before. True unless it was known.
+fn begin_timeline() -> Result<bool, Error> {
+    // A server writes one timeline until it ends.
+    if TIMELINE_IS_KNOWN.get() {
+        return Ok(false);
+    }
+    let is_known = with_plan(&KNOWN_PLAN, "SELECT tollgate.timeline_is_known()", &[], |rows| {
+        Ok(rows.get::<bool>(1)?.unwrap_or_default())
+    })?;
+    if is_known {
+        TIMELINE_IS_KNOWN.set(true);
+    } else {
+        with_plan(&EPOCH_PLAN, "SELECT tollgate.current_epoch()", &[], |_| Ok(()))?;
+    }
+    Ok(!is_known)
 }
 
 /// When this server began to write its present timeline, in microseconds since 2000-01-01.

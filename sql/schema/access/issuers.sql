@@ -357,7 +357,30 @@ CREATE VIEW tollgate.trusted_issuers AS
 COMMENT ON VIEW tollgate.trusted_issuers IS
     'The issuers whose tokens are accepted: how, and with how many keys, since when those are known, when they are fetched again, and the last problem with that';
 
--- For the daemon, which fetches the keys; a capability of its own. Whoever stores keys can sign as the issuer, so an
+CREATE FUNCTION tollgate.issuer_faults() RETURNS TABLE (severity text, detail text, remedy text)
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE ROWS 1
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN QUERY SELECT 'fail', 'there are issuers whose keys are to be fetched, and no role has the capability for that',
+            format('SELECT tollgate.grant_capability(%L, ''key_fetcher'');', quote_ident(tollgate.acting_role()))
+        WHERE EXISTS (SELECT FROM tollgate.list_trusted_issuers() i WHERE i.keys_from <> 'given')
+          AND NOT has_function_privilege(tollgate.acting_role()::name, 'tollgate.store_issuer_keys(text, text, interval)', 'EXECUTE')
+          AND NOT EXISTS (SELECT FROM tollgate.capabilities c WHERE c.capability = 'key_fetcher');
+    RETURN QUERY SELECT CASE WHEN f.keys = 0 THEN 'fail' ELSE 'warn' END,
+            CASE WHEN f.keys = 0 THEN format('the keys of issuer %s were never fetched, so its tokens are refused', f.issuer)
+                 WHEN f.failures >= 3 THEN format('the keys of issuer %s could not be fetched %s times', f.issuer, f.failures)
+                 WHEN f.age > interval '2 hours' THEN format('the keys of issuer %s were last fetched %s ago', f.issuer, date_trunc('second', f.age))
+                 ELSE format('keys of issuer %s are left out', f.issuer) END || coalesce('. ' || f.problem, ''),
+            CASE WHEN f.failures = 0 AND f.problem IS NOT NULL THEN 'have the issuer correct its key set, or accept its algorithms (trust_issuer)'
+                 ELSE 'tollgated issuer fetch (by a role with the capability key_fetcher, as tollgated run does it)' END
+        FROM (SELECT i.*, clock_timestamp() - i.fetched_at AS age FROM tollgate.list_trusted_issuers() i WHERE i.keys_from <> 'given') f
+        WHERE f.keys = 0 OR f.failures >= 3 OR f.age > interval '2 hours' OR f.failures = 0 AND f.problem IS NOT NULL;
+END
+$$;
+COMMENT ON FUNCTION tollgate.issuer_faults() IS 'Findings about the keys of trusted issuers, for deployment_health. Internal.';
+
+-- For the daemon, which fetches the keys; a capability of its own. One who stores keys can sign as the issuer, so an
 -- operator alone cannot.
 
 CREATE FUNCTION tollgate.issuers_due(OUT issuer text, OUT jwks_url text, OUT reason text) RETURNS SETOF record

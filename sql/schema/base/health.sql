@@ -201,6 +201,12 @@ BEGIN
             FROM tollgate.sealed_keys k WHERE k.sealed IS NOT NULL AND k.purpose = 'access_token';
     END IF;
 
+    aspect := 'issuers';
+    RETURN QUERY SELECT aspect, f.severity, f.detail, f.remedy FROM tollgate.issuer_faults() f;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT aspect, 'ok', format('%s trusted, with keys', count(*)), NULL FROM tollgate.list_trusted_issuers();
+    END IF;
+
     aspect := 'settings';
     RETURN QUERY SELECT aspect, 'warn', s.name || ' is ' || s.reset_val || ': ' || w.consequence,
             format('ALTER SYSTEM SET %s = %s; SELECT pg_reload_conf();', s.name, w.wanted)

@@ -367,6 +367,24 @@ END;
 COMMENT ON FUNCTION tollgate.jwks() IS
     'The public keys that verify access tokens of this database, as a JWK set (RFC 7517): published, signing and retiring ones, the latest first';
 
+-- For monitoring: what must be noticed before tokens cannot be issued any more.
+CREATE FUNCTION tollgate.key_status(OUT master_keys bigint, OUT can_sign boolean, OUT signs_since timestamptz, OUT signs_until timestamptz)
+    LANGUAGE sql VOLATILE PARALLEL SAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT cardinality(m.ids)::bigint, k.can_sign, k.signs_since, k.signs_until
+        FROM (SELECT tollgate.master_key_ids() AS ids) m, LATERAL (
+            SELECT bool_or(s.state = 'signing' AND tollgate.master_key_of(s.sealed) = ANY (m.ids)) AS can_sign,
+                   max(s.signs_from) FILTER (WHERE s.state = 'signing') AS signs_since,
+                   max(s.retires_at) FILTER (WHERE s.state = 'signing') AS signs_until
+                FROM (SELECT o.sealed, o.signs_from, o.retires_at,
+                             tollgate.key_state(o.signs_from, o.retires_at, o.verifies_until, o.withdrawn_at) AS state
+                      FROM tollgate.sealed_keys o
+                      WHERE o.purpose = 'access_token' AND o.sealed IS NOT NULL AND o.withdrawn_at IS NULL) s) k;
+END;
+COMMENT ON FUNCTION tollgate.key_status() IS
+    'For monitoring: how many master keys this server has loaded, whether it can sign access tokens (NULL where there is no signing key), since when the signing key signs, and until when, if the next one is there';
+
 CREATE FUNCTION tollgate.key_faults() RETURNS TABLE (severity text, detail text, remedy text)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE ROWS 1
     SET search_path = pg_catalog, pg_temp

@@ -136,6 +136,18 @@ END;
 COMMENT ON FUNCTION tollgate.timeline_began() IS
     'When this server began to write its timeline, that is, was promoted or restored; no later than the first event on it. Internal.';
 
+CREATE FUNCTION tollgate.timeline_is_known() RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    -- Not what this transaction has registered itself, and may roll back.
+    SELECT coalesce((SELECT e.system_identifier = tollgate.system_identifier() AND e.timeline = tollgate.wal_timeline()
+                            AND e.xid IS DISTINCT FROM pg_current_xact_id_if_assigned()
+                     FROM tollgate.audit_epochs e ORDER BY e.epoch DESC, e.xid DESC LIMIT 1), false);
+END;
+COMMENT ON FUNCTION tollgate.timeline_is_known() IS
+    'Whether another transaction has registered the timeline that this server writes. Internal.';
+
 -- ---- What a refresh finds, beside the next token. Each is given the generation that the row had when it was decided, and does
 -- ---- nothing (false) if that has changed since.
 
@@ -374,7 +386,7 @@ BEGIN
     IF $1 IS NULL OR NOT isfinite($1) OR $1 > clock_timestamp() + interval '1 day' THEN
         RAISE EXCEPTION 'sessions are invalidated up to a moment'
             USING ERRCODE = 'invalid_parameter_value', DETAIL = format('Argument: before, of %s.', coalesce($1::text, 'NULL')),
-                  HINT = 'Give the moment at which this database was restored, or now().';
+                  HINT = 'Give the moment at which this database was restored, or the present one.';
     END IF;
     -- Another session may be at it: then this one starts at the front, which only costs time.
     SELECT p.id::uuid INTO place FROM tollgate.housekeeping_cursors p WHERE p.task = 'invalidate_sessions' AND p.at = $1;
@@ -476,7 +488,14 @@ $$;
 COMMENT ON FUNCTION tollgate.announce_session_expiries(interval, integer) IS
     'Announces sessions whose end, however often they are refreshed, comes within the notice, once each (event session.expires_soon), and returns how many were handled, including those that were opened for less than the notice or are idle, which have no event';
 
-CREATE FUNCTION tollgate.purge_sessions(retention interval DEFAULT '30 days', batch_size integer DEFAULT 1000) RETURNS bigint
+-- No index has when a session was last refreshed, so all are looked at.
+CREATE FUNCTION tollgate.purge_sessions_after(
+    retention        interval,
+    batch_size       integer,
+    INOUT session_id uuid DEFAULT NULL,
+    OUT looked_at    bigint,
+    OUT purged       bigint
+)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
     SET plan_cache_mode = force_generic_plan
@@ -485,34 +504,49 @@ CREATE FUNCTION tollgate.purge_sessions(retention interval DEFAULT '30 days', ba
     SET enable_bitmapscan = off
 AS $$
 DECLARE
+    page uuid[];
+BEGIN
+    PERFORM tollgate.check_batch_size($2, 1000);
+    PERFORM tollgate.check_retention($1);
+    session_id := coalesce(session_id, '00000000-0000-0000-0000-000000000000');
+    page := ARRAY(SELECT s.id FROM tollgate.sessions s WHERE s.id > session_id ORDER BY s.id LIMIT $2);
+    looked_at := cardinality(page);
+    DELETE FROM tollgate.sessions d
+        WHERE d.id = ANY (ARRAY(
+            SELECT s.id FROM tollgate.sessions s
+            WHERE s.id > session_id AND s.id <= page[looked_at] AND least(s.revoked_at, s.expires_at, s.refreshed_at + s.idle) <= now() - $1
+            ORDER BY s.id FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS purged = ROW_COUNT;
+    session_id := coalesce(page[looked_at], session_id);
+END
+$$;
+COMMENT ON FUNCTION tollgate.purge_sessions_after(interval, integer, uuid) IS
+    'purge_sessions for callers that call it many times: continues after the session that the previous call returned (NULL: from the front), and looks at no more than a batch. looked_at is less than that once there are no more';
+
+CREATE FUNCTION tollgate.purge_sessions(retention interval DEFAULT '30 days', batch_size integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    step     record;
     place    uuid;
-    page     uuid[];
-    wanted   bigint;
-    step     bigint;
+    wanted   integer;
     seen     bigint := 0;
     affected bigint := 0;
 BEGIN
     PERFORM tollgate.check_batch_size($2);
-    PERFORM tollgate.check_retention($1);
     SELECT p.id::uuid INTO place FROM tollgate.housekeeping_cursors p WHERE p.task = 'purge_sessions';
-    place := coalesce(place, '00000000-0000-0000-0000-000000000000');
-    -- No index has when a session was last refreshed, so all are looked at, a hundred thousand in a call.
+    -- A hundred thousand in a call, of which perhaps none has ended.
     WHILE affected < $2 AND seen < 100000 LOOP
         wanted := least($2 - affected, 1000);
-        page := ARRAY(SELECT s.id FROM tollgate.sessions s WHERE s.id > place ORDER BY s.id LIMIT wanted);
-        DELETE FROM tollgate.sessions d
-            WHERE d.id = ANY (ARRAY(
-                SELECT s.id FROM tollgate.sessions s
-                WHERE s.id > place AND s.id <= page[cardinality(page)] AND least(s.revoked_at, s.expires_at, s.refreshed_at + s.idle) <= now() - $1
-                ORDER BY s.id FOR UPDATE SKIP LOCKED));
-        GET DIAGNOSTICS step = ROW_COUNT;
-        affected := affected + step;
-        seen := seen + cardinality(page);
-        IF cardinality(page) < wanted THEN
+        SELECT s.session_id, s.looked_at, s.purged INTO step FROM tollgate.purge_sessions_after($1, wanted, place) s;
+        place := step.session_id;
+        seen := seen + step.looked_at;
+        affected := affected + step.purged;
+        IF step.looked_at < wanted THEN
             place := NULL;
             EXIT;
         END IF;
-        place := page[cardinality(page)];
     END LOOP;
     UPDATE tollgate.housekeeping_cursors p SET id = place::text
         WHERE p.task = (SELECT o.task FROM tollgate.housekeeping_cursors o WHERE o.task = 'purge_sessions' FOR UPDATE SKIP LOCKED);

@@ -373,6 +373,8 @@ async fn no_role_purges_data_within_the_owners_retention() -> Result<()> {
         refused(operator.batch_execute(change).await, &SqlState::INSUFFICIENT_PRIVILEGE);
     }
     let purges = [
+        "purge_sessions",
+        "purge_sessions_after",
         "purge_tokens",
         "purge_tokens_after",
         "purge_usage",

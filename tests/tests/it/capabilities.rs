@@ -309,7 +309,8 @@ async fn the_operator_may_do_what_the_daemon_does_and_nothing_else() -> Result<(
 }
 
 /// Steps of housekeeping as whole statements, for a scheduler in the database that does without the daemon.
-const WITHOUT_A_DAEMON: [&str; 4] = ["announce_expiries", "expire_tokens", "purge_tokens", "purge_usage"];
+const WITHOUT_A_DAEMON: [&str; 5] =
+    ["announce_expiries", "expire_tokens", "purge_sessions", "purge_tokens", "purge_usage"];
 
 /// The statements of the daemon and its command line.
 fn contract() -> Result<String> {
@@ -358,13 +359,13 @@ async fn everyone_may_ask_what_they_hold_of_each_capability() -> Result<()> {
 
     // One function less, or only one.
     owner.batch_execute("revoke execute on function tollgate.create_api_token from holds_issuer").await?;
-    assert_eq!(held("holds_issuer").await?, "whole partly not not");
+    assert_eq!(held("holds_issuer").await?, "whole partly not not not");
     let missing = "select array_to_string(missing, '; ') from tollgate.list_own_capabilities() where capability = 'issuer'";
     let issuer = cluster.connect("holds_issuer", "held").await?;
     let missing: String = value(&issuer, missing).await?;
     assert!(missing.starts_with("tollgate.create_api_token(") && !missing.contains(';'), "{missing}");
     owner.batch_execute("grant execute on function tollgate.list_scopes to holds_none").await?;
-    assert_eq!(held("holds_none").await?, "not partly not not");
+    assert_eq!(held("holds_none").await?, "not partly not not not");
     Ok(())
 }
 

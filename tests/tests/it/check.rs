@@ -105,6 +105,7 @@ async fn check_passes_a_good_deployment() -> Result<()> {
         "indexes",
         "usage",
         "subscriptions",
+        "issuers",
         "settings",
         "listen",
         "log",

@@ -281,12 +281,13 @@ async fn cleanup_records_and_deletes_until_nothing_is_left() -> Result<()> {
         )
         .await?;
     let output = json_of(&db.url(), &["cleanup", "--batch-size=2"], OK);
-    let expected = json!({"expired": 7, "purged": 0, "purged_hours": 2, "purged_events": 0});
+    let expected =
+        json!({"expired": 7, "purged": 0, "purged_sessions": 0, "purged_hours": 2, "purged_events": 0});
     assert_eq!(output, expected, "tokens are kept for thirty days, hours of usage for ninety");
     let shorter = ["cleanup", "--batch-size=2", "--retention=2h", "--usage-retention=60days"];
     assert_eq!(
         json_of(&db.url(), &shorter, OK),
-        json!({"expired": 0, "purged": 7, "purged_hours": 6, "purged_events": 0})
+        json!({"expired": 0, "purged": 7, "purged_sessions": 0, "purged_hours": 6, "purged_events": 0})
     );
     let left: uuid::Uuid = value(&db.owner, "select id from tollgate.api_tokens").await?;
     assert_eq!(left, kept.id);
@@ -423,6 +424,9 @@ async fn no_command_prints_control_or_invisible_characters_of_others() -> Result
         &["token", "update", &id, &name],
         &["token", "revoke", &user],
         &["user", "revoke", NASTY],
+        &["session", "list", NASTY],
+        &["session", "revoke", "--user", NASTY],
+        &["session", "invalidate", "--before", NASTY],
         &["webhook", "create", NASTY, NASTY],
         &["webhook", "show", NASTY],
         &["webhook", "messages", NASTY],

@@ -260,10 +260,11 @@ async fn daemons_share_a_subscription_and_others_have_their_own() -> Result<()> 
 }
 
 /// The tasks that run by default.
-const TASKS: [&str; 11] = [
+const TASKS: [&str; 12] = [
     "announce_expiries",
     "deliver_webhooks",
     "expire_tokens",
+    "fetch_keys",
     "flush_usage",
     "heartbeat",
     "observe",

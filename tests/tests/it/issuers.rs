@@ -602,7 +602,8 @@ async fn an_issuer_that_could_be_taken_for_another_is_not_trusted() -> Result<()
     boss.batch_execute("rollback").await?;
     // What was refused is not there, and what is there can be changed, its own prefix too.
     trust(&boss, "https://a.test", &keys, "user_prefix => 'a:b:'").await?;
-    let there = "select string_agg(issuer || ' ' || user_prefix, ', ') from tollgate.trusted_issuers";
+    let there =
+        "select string_agg(issuer || ' ' || user_prefix, ', ' order by issuer) from tollgate.trusted_issuers";
     assert_eq!(value::<String>(&boss, there).await?, "https://a.test a:b:, https://b.test ");
     let local = key.sign(&claims("https://b.test", &json!({"sub": "a:ann"}))?)?;
     assert_eq!(code(&db.web, &local).await?, "VALID", "the prefix is free again");

@@ -217,8 +217,14 @@ fn classic(page: &str) -> String {
 async fn the_page_of_a_live_daemon_pleases_promtool_and_is_all_that_is_shown_or_documented() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "shown").await?;
     db.owner.execute("select tollgate.define_webhook('crm', 'https://crm.invalid/')", &[]).await?;
+    // The key that signs, and the next one.
+    let create = "select tollgate.create_signing_key() from generate_series(1, 2)";
+    db.owner.execute(create, &[]).await?;
+    let trust = "select tollgate.trust_issuer('https://id.invalid', 'id:', '{https://api.test}')";
+    db.owner.execute(trust, &[]).await?;
     let (_daemon, address) = run(&db.url(), &["--flush-interval=100ms"]).await?;
     eventually_answers(address, "/readyz", 200).await;
+    eventually_measures(address, "tollgate_signing_key_until_timestamp_seconds", |until| until > 1.7e9).await;
     eventually_measures(address, "tollgate_webhook_enabled{webhook=\"crm\"}", |enabled| enabled == 1.0).await;
     // Events that are never read have an oldest one.
     db.operator.execute("select tollgate.open_subscription('elsewhere')", &[]).await?;

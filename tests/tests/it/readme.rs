@@ -13,7 +13,7 @@ use tollgate_core::token::{self, ENTROPY_LEN, Prefix};
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually};
 
 /// In the order in which they are run, in one session: each goes on from those before it.
-const DOCUMENTS: [(&str, &str); 7] = [
+const DOCUMENTS: [(&str, &str); 8] = [
     ("README.md", include_str!("../../../README.md")),
     ("docs/row-level-security.md", include_str!("../../../docs/row-level-security.md")),
     ("docs/usage.md", include_str!("../../../docs/usage.md")),
@@ -21,6 +21,7 @@ const DOCUMENTS: [(&str, &str); 7] = [
     ("docs/drivers.md", include_str!("../../../docs/drivers.md")),
     ("docs/tokens.md", include_str!("../../../docs/tokens.md")),
     ("docs/access-tokens.md", include_str!("../../../docs/access-tokens.md")),
+    ("docs/trusted-issuers.md", include_str!("../../../docs/trusted-issuers.md")),
 ];
 
 fn blocks() -> Vec<&'static str> {
@@ -77,6 +78,7 @@ async fn its_roles_have_the_capabilities_that_it_says() -> Result<()> {
         "app verifier granted",
         "backoffice issuer granted",
         "boss admin granted",
+        "tollgated key_fetcher granted",
         "tollgated operator granted",
     ];
     assert_eq!(held, expected);

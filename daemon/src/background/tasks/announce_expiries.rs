@@ -1,10 +1,10 @@
-//! Publishes an event some time before a token expires, so that its owner can replace it in time.
+//! Publishes an event some time before a token or a session ends, so that its owner can replace it in time.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::steps::{Batch, Round};
+use super::steps::Round;
 use crate::background::driver::{Report, Task};
 use crate::background::leader::Leadership;
 use crate::contract::Due;
@@ -20,12 +20,20 @@ pub struct AnnounceExpiries {
     leadership: Leadership,
     notice: Duration,
     batch_size: i32,
-    round: Round,
+    tokens: Round,
+    sessions: Round,
 }
 
 impl AnnounceExpiries {
     pub fn new(database: Database, leadership: Leadership, notice: Duration, batch_size: i32) -> Self {
-        Self { database, leadership, notice, batch_size, round: Round::default() }
+        Self {
+            database,
+            leadership,
+            notice,
+            batch_size,
+            tokens: Round::default(),
+            sessions: Round::default(),
+        }
     }
 }
 
@@ -37,12 +45,16 @@ impl Task for AnnounceExpiries {
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
         let fence = self.leadership.own_fence(self.name())?;
         let mut session = self.database.session(stop).await?;
-        // A token may be issued, or its expiry changed, at any time within the notice.
-        self.round.begin_again_after(Duration::ZERO);
-        let Batch { items, more } = self
-            .round
-            .advance(&mut session, Some(&fence), Due::Announcements, self.notice, self.batch_size)
-            .await?;
-        Ok(Report { items, more, note: None })
+        let mut report = Report::default();
+        for (round, due) in
+            [(&mut self.tokens, Due::Announcements), (&mut self.sessions, Due::SessionAnnouncements)]
+        {
+            // A token may be issued, or its expiry changed, at any time within the notice.
+            round.begin_again_after(Duration::ZERO);
+            let batch = round.advance(&mut session, Some(&fence), due, self.notice, self.batch_size).await?;
+            report.items += batch.items;
+            report.more |= batch.more;
+        }
+        Ok(report)
     }
 }

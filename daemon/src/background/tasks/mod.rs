@@ -3,6 +3,7 @@
 pub mod announce_expiries;
 pub mod deliver_webhooks;
 pub mod expire_tokens;
+pub mod fetch_keys;
 pub mod flush_standby;
 pub mod flush_usage;
 pub mod heartbeat;

@@ -1,6 +1,6 @@
-//! Deletes tokens that ended, hours of usage, and given-up messages to webhooks once they are older than their retention, and
-//! what was revoked of access tokens that are over. A
-//! million tokens may be due at once; they are deleted in steps, so that no verification waits.
+//! Deletes tokens and sessions that ended, hours of usage, and given-up messages to webhooks once they are older than their
+//! retention, and what was revoked of access tokens that are over. A million tokens may be due at once; they are deleted in
+//! steps, so that no verification waits.
 
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ pub struct Purge {
     batch_size: i32,
     /// How far it is with each.
     tokens: Round,
+    sessions: Round,
     hours: Round,
     messages: Round,
     denials: Round,
@@ -41,6 +42,7 @@ impl Purge {
             retention,
             batch_size,
             tokens: Round::default(),
+            sessions: Round::default(),
             hours: Round::default(),
             messages: Round::default(),
             denials: Round::default(),
@@ -61,19 +63,22 @@ impl Task for Purge {
         let (fence, batch_size) = (Some(&fence), self.batch_size);
         // Not while one of them has more: those that are done would begin again each time.
         if !std::mem::replace(&mut self.more, false) {
-            for round in [&mut self.tokens, &mut self.hours, &mut self.messages, &mut self.denials] {
+            let Self { tokens, sessions, hours, messages, denials, .. } = self;
+            for round in [tokens, sessions, hours, messages, denials] {
                 round.begin_again_after(Duration::ZERO);
             }
         }
         let tokens =
             self.tokens.advance(&mut session, fence, Due::EndedTokens, retention, batch_size).await?;
+        let sessions =
+            self.sessions.advance(&mut session, fence, Due::EndedSessions, retention, batch_size).await?;
         let hours =
             self.hours.advance(&mut session, fence, Due::UsageHours, usage_retention, batch_size).await?;
         let messages =
             self.messages.advance(&mut session, fence, Due::WebhookDeliveries, retention, batch_size).await?;
         let denials =
             self.denials.advance(&mut session, fence, Due::Denials, Duration::ZERO, batch_size).await?;
-        self.more = tokens.more || hours.more || messages.more || denials.more;
-        Ok(Report { items: tokens.items + hours.items, more: self.more, note: None })
+        self.more = [tokens, sessions, hours, messages, denials].iter().any(|batch| batch.more);
+        Ok(Report { items: tokens.items + sessions.items + hours.items, more: self.more, note: None })
     }
 }

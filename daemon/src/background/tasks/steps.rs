@@ -29,10 +29,14 @@ struct Sizes {
 fn sizes(what: Due) -> Sizes {
     match what {
         // One notification for all of a statement.
-        Due::Expiries | Due::Announcements => Sizes { statement: 20, transaction: 20 },
+        Due::Expiries | Due::Announcements | Due::SessionAnnouncements => {
+            Sizes { statement: 20, transaction: 20 }
+        }
         // With its usage, and a look for descendants.
         Due::EndedTokens => Sizes { statement: 10, transaction: 50 },
-        Due::UsageHours | Due::WebhookDeliveries | Due::Denials => Sizes { statement: 50, transaction: 500 },
+        Due::EndedSessions | Due::UsageHours | Due::WebhookDeliveries | Due::Denials => {
+            Sizes { statement: 50, transaction: 500 }
+        }
     }
 }
 

@@ -2,11 +2,12 @@
 //!
 //! A scrape collects values from memory and asks no server. Names follow Prometheus' conventions: `tollgated_` is this
 //! process, `tollgate_` the database server. Every metric has the label `database`, which distinguishes the daemons of several.
-//! Other labels are names of tasks, codes, subscriptions and webhooks: a bounded number,
+//! Other labels are names of tasks, codes, subscriptions, webhooks and issuers: a bounded number,
 //! and none of them a secret. To add a metric, add it to one of the groups below, to the dashboard or the alerts if people
 //! should see it, and to docs/metrics.md.
 
 use std::fmt;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
@@ -48,6 +49,8 @@ pub struct Metrics {
     seen: LatestObservation,
     leaderless: LeaderlessTasks,
     database: Database,
+    /// How often signing keys are replaced, unless that is switched off.
+    key_rotation: Option<Duration>,
     started: Timestamp,
 }
 
@@ -60,8 +63,9 @@ impl Metrics {
         seen: LatestObservation,
         leaderless: LeaderlessTasks,
         database: Database,
+        key_rotation: Option<Duration>,
     ) -> Self {
-        Self { statuses, seen, leaderless, database, started: Timestamp::now() }
+        Self { statuses, seen, leaderless, database, key_rotation, started: Timestamp::now() }
     }
 
     /// From the first answer of the server on, while it is connected.
@@ -105,11 +109,22 @@ impl Metrics {
             page.counter1(name, help, float(count.get()));
         }
         page.gauge1("tollgated_event_streams", "Readers of /events now", float(counters::STREAMS.get()));
+        page.gauge(
+            "tollgated_key_rotation_seconds",
+            "How long a signing key signs until the next one does; absent where that is off",
+            self.key_rotation.map(|every| (Labels::new(), every.as_secs_f64())),
+        );
         let attempts = [("delivered", &counters::WEBHOOKS_DELIVERED), ("failed", &counters::WEBHOOKS_FAILED)];
         page.counter(
             "tollgated_webhook_attempts",
             "Attempts to send a webhook, by outcome",
             attempts.map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], float(count.get()))),
+        );
+        let fetches = [("fetched", &counters::KEYS_FETCHED), ("failed", &counters::KEY_FETCHES_FAILED)];
+        page.counter(
+            "tollgated_key_fetches",
+            "Attempts to fetch the keys of an issuer, by outcome",
+            fetches.map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], float(count.get()))),
         );
     }
 
@@ -164,7 +179,7 @@ impl Metrics {
         for (name, help, task) in [
             ("tollgated_expired_tokens", "Expiries recorded by this daemon", "expire_tokens"),
             ("tollgated_announced_expiries", "Expiries announced by this daemon", "announce_expiries"),
-            ("tollgated_purged_rows", "Tokens and hours of usage deleted by this daemon", "purge"),
+            ("tollgated_purged_rows", "Tokens, sessions and hours of usage deleted by this daemon", "purge"),
             ("tollgated_purged_events", "Events of the audit log deleted by this daemon", "purge_audit"),
             ("tollgated_flushed_tokens", "Tokens whose usage this daemon flushed", "flush_usage"),
             ("tollgated_logged_events", "Events that this daemon logged", "publish_events"),
@@ -194,6 +209,16 @@ fn server(page: &mut Page<'_>, observation: &Observation) {
             "tollgate_verification_seconds",
             "How long verifications took inside the server, of those that were measured",
             &latency,
+        );
+    }
+    if let Some(outcomes) = stats["sessions"].as_object() {
+        let outcomes = outcomes
+            .iter()
+            .filter_map(|(outcome, count)| Some((vec![("outcome", outcome.clone())], count.as_f64()?)));
+        page.counter(
+            "tollgate_sessions",
+            "Sessions opened, and attempts to refresh one, since the server started, by outcome",
+            outcomes,
         );
     }
     for (name, help, field) in [
@@ -239,6 +264,28 @@ fn server(page: &mut Page<'_>, observation: &Observation) {
         observation.notification_queue_usage,
     );
 
+    let keys = &observation.keys;
+    page.gauge1("tollgate_master_keys", "Master keys that the server has loaded", float(keys.master_keys));
+    for (name, help, value) in [
+        (
+            "tollgate_can_sign",
+            "Whether the server can sign access tokens, 0 or 1; absent where there is no signing key",
+            keys.can_sign.map(|can| f64::from(u8::from(can))),
+        ),
+        (
+            "tollgate_signing_key_since_timestamp_seconds",
+            "Since when the present signing key signs",
+            keys.signs_since,
+        ),
+        (
+            "tollgate_signing_key_until_timestamp_seconds",
+            "Until when it signs, once the key that replaces it is there",
+            keys.signs_until,
+        ),
+    ] {
+        page.gauge(name, help, value.map(|value| (Labels::new(), value)));
+    }
+
     let subscriptions = || observation.subscriptions.iter().take(MAX_NAMES);
     page.gauge(
         "tollgate_subscription_pending_events",
@@ -271,6 +318,24 @@ fn server(page: &mut Page<'_>, observation: &Observation) {
         "tollgate_webhook_dead_messages",
         "Messages to a webhook that were given up",
         webhooks().map(|w| (of(&w.name), float(w.dead))),
+    );
+    let issuers = || observation.issuers.iter().take(MAX_NAMES);
+    let of = |name: &str| vec![("issuer", name.to_owned())];
+    page.gauge(
+        "tollgate_issuer_keys",
+        "Keys of a trusted issuer",
+        issuers().map(|i| (of(&i.issuer), float(i.keys))),
+    );
+    let fetched = || issuers().filter(|issuer| issuer.is_fetched);
+    page.gauge(
+        "tollgate_issuer_keys_fetched_timestamp_seconds",
+        "When the keys of a trusted issuer were last fetched",
+        fetched().filter_map(|i| Some((of(&i.issuer), i.fetched_at?))),
+    );
+    page.gauge(
+        "tollgate_issuer_fetch_failures",
+        "Attempts to fetch the keys of a trusted issuer that failed since the last one that succeeded",
+        fetched().map(|i| (of(&i.issuer), float(i.failures))),
     );
 }
 

@@ -131,6 +131,9 @@ fn a_key_is_used_for_what_it_is_for() {
     for (one, other) in [("RS256", ed25519()), ("ES256", ed25519()), ("EdDSA", p256()), ("RS256", p256())] {
         assert_eq!(fault(&with(&other, "alg", &format!("{one:?}"))), Some(Fault::Unsupported), "{one}");
     }
+    // As Keycloak has it in each set.
+    let encrypts = with(&with(&p256(), "alg", r#""RSA-OAEP""#), "use", r#""enc""#);
+    assert_eq!(fault(&encrypts), Some(Fault::Purpose));
 }
 
 #[test]

@@ -92,6 +92,7 @@ const CALLS: &[(&str, &str)] = &[
         "tollgate.purge_tokens_after(interval,integer,timestamp with time zone,uuid)",
         "purge_tokens_after('30 days', 10)",
     ),
+    ("tollgate.purge_sessions_after(interval,integer,uuid)", "purge_sessions_after('30 days', 10, '{id}')"),
     ("tollgate.purge_usage(interval,integer)", "purge_usage('90 days', 10)"),
     ("tollgate.expire_tokens_after(integer,timestamp with time zone,uuid)", "expire_tokens_after(10)"),
     (
@@ -148,6 +149,7 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.reseal_signing_keys()", "reseal_signing_keys()"),
     ("tollgate.list_signing_keys()", "list_signing_keys()"),
     ("tollgate.list_master_keys()", "list_master_keys()"),
+    ("tollgate.key_status()", "key_status()"),
     ("tollgate.jwks()", "jwks()"),
     ("tollgate.withdraw_signing_key(text,text)", "withdraw_signing_key('none', 'over')"),
     (

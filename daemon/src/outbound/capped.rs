@@ -1,6 +1,6 @@
 //! A connection of which only so much is read, give or take a buffer.
 //!
-//! A deadline alone is not enough: a receiver that sends without a pause, such as one informational answer (1xx) after
+//! A deadline alone is not enough: a server that sends without a pause, such as one informational answer (1xx) after
 //! another, keeps a processor busy until it comes.
 
 use std::io;
@@ -27,7 +27,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Capped<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.left == 0 {
-            return Poll::Ready(Err(io::Error::other("the receiver sends too much")));
+            return Poll::Ready(Err(io::Error::other("it sends too much")));
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
