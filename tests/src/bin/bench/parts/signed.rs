@@ -154,7 +154,7 @@ fn inside(run: &Run<'_>, cluster: &Cluster, opaque: &Tokens, signed: &Tokens) ->
 /// Of tokens that the server sees for the first time, each round others, compared with the library's check of their
 /// signatures.
 fn first_time(run: &Run<'_>, cluster: &Cluster, signer: &Signer, seen: u32) -> Result<Vec<Figure>> {
-    let each = (run.scale.calls / 50).max(10);
+    let each = (run.scale.calls / 50).max(200);
     let rounds = run.scale.rounds + 1;
     let mut batches = Vec::new();
     for round in 0..rounds {
@@ -226,7 +226,7 @@ fn first_time(run: &Run<'_>, cluster: &Cluster, signer: &Signer, seen: u32) -> R
 
 /// Unaudited, compared with the library's signature of as many bytes.
 fn issuing(run: &Run<'_>, cluster: &Cluster, signer: &Signer, signed: &Tokens) -> Result<Vec<Figure>> {
-    let calls = (run.scale.calls / 20).max(10);
+    let calls = (run.scale.calls / 20).max(200);
     let mut backoffice = backend(cluster, BACKOFFICE)?;
     let issue = "tollgate.issue_access_token('user-1', '{posts:read,posts:write}')";
     let empty = format!("bench.empty('user-1', '{REQUIRED}', '{ADDRESS}')");
