@@ -2,14 +2,17 @@
 //!
 //! A scope is `segment(:segment)*` with segments `[a-z0-9][a-z0-9_.-]*`, at most 128 characters in all. A token may
 //! carry a scope, which grants exactly itself, or a wildcard `x:*`, which grants `x:` followed by anything at any
-//! depth but not `x` itself, or [`ADMIN`], which grants everything. There is no `*` on its own: all power has one name.
+//! depth but not `x` itself, or [`ADMIN`], which grants everything but Tollgate's own scopes ([`OWN`]): managing tokens is
+//! granted by its name, or by `tollgate:*`. There is no `*` on its own: all power has one name.
 //!
 //! A malformed scope, on either side, grants nothing and is granted by nothing.
 
 /// Length of the longest scope in characters, including a wildcard's `:*`.
 pub const MAX_SCOPE_LEN: usize = 128;
-/// The scope that grants every well-formed scope.
+/// The scope that grants every well-formed scope but those that begin with [`OWN`].
 pub const ADMIN: &str = "admin";
+/// The beginning of scopes that Tollgate itself asks for.
+pub const OWN: &str = "tollgate:";
 
 /// Whether `s` is a concrete scope: `posts:read`, but not `posts:*`.
 pub fn is_scope(s: &[u8]) -> bool {
@@ -51,7 +54,7 @@ fn covers(granted: &[u8], required: &[u8]) -> bool {
     }
     match granted.strip_suffix(b"*") {
         Some(prefix) => prefix.ends_with(b":") && required.starts_with(prefix),
-        None => granted == ADMIN.as_bytes(),
+        None => granted == ADMIN.as_bytes() && !required.starts_with(OWN.as_bytes()),
     }
 }
 

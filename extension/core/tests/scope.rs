@@ -106,6 +106,13 @@ const CASES: &[(&str, &str, bool)] = &[
     ("admin", "posts:*", true),
     ("admin", "admin:*", true),
     ("admin", "admin:read", true),
+    // Scopes of Tollgate's own are granted by name.
+    ("admin", "tollgate:tokens", false),
+    ("admin", "tollgate:*", false),
+    ("admin", "tollgate", true),
+    ("admin", "tollgated:tokens", true),
+    ("tollgate:*", "tollgate:tokens", true),
+    ("tollgate:tokens", "tollgate:tokens", true),
     ("admin:*", "admin:read", true),
     ("admin:*", "admin", false),
     ("admin:*", "posts:read", false),

@@ -216,17 +216,18 @@ async fn no_token_and_no_part_of_one_is_visible_to_anyone_but_the_caller() -> Re
         );
     }
 
-    // Each with a token in every argument that can take one, with valid other arguments and without. Twice with the
-    // same token, because one function may show what another stored under it.
+    // Each with a token in every argument that can take one, with valid other arguments and without. Then once more with
+    // the same token, because one function may show what another stored under it.
     let token = watched.issue().await?.token;
     watched.secrets.push(token.to_uppercase());
     let functions = functions(&watched.watcher).await?;
     let mut refusals = 0;
-    for (function, arguments) in functions.iter().chain(&functions) {
+    let both_times = functions.iter().map(|one| (one, true)).chain(functions.iter().map(|one| (one, false)));
+    for ((function, arguments), is_first) in both_times {
         for (n, argument) in arguments.iter().enumerate() {
             for shape in misshapen(&token) {
                 for value in argument.holding(&shape) {
-                    for in_order in [true, false] {
+                    for in_order in [true, false].into_iter().take(if is_first { 2 } else { 1 }) {
                         let passed =
                             arguments.iter().enumerate().map(|(i, other)| match (i == n, in_order) {
                                 (true, _) => argument.placeholder(),
@@ -236,6 +237,9 @@ async fn no_token_and_no_part_of_one_is_visible_to_anyone_but_the_caller() -> Re
                         let passed = passed.collect::<Vec<_>>().join(", ");
                         let statement = format!("select * from {function}({passed}) /* {} */", argument.name);
                         refusals += usize::from(!watched.run(&statement, &[&*value]).await?);
+                        if !is_first {
+                            continue;
+                        }
                         // In a read-only transaction the messages differ.
                         watched.client.batch_execute("begin read only").await?;
                         watched.run(&statement, &[&*value]).await?;
