@@ -132,7 +132,7 @@ impl Rules {
 
     /// A wildcard of a token is allowed by one that covers it.
     fn allows(&self, scope: &str) -> bool {
-        scope::any_grants(self.scopes.iter().map(|one| one.as_bytes()), scope.as_bytes())
+        scope::any_grants(self.scopes.iter().map(String::as_bytes), scope.as_bytes())
     }
 
     /// A token without `iat` could be of any age, and one without `exp` would never end.
