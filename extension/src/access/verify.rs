@@ -119,9 +119,18 @@ impl AccessToken {
         jsonb(self.claims.as_str())
     }
 
+    /// A claim, as JSON, as it was signed.
+    pub(crate) fn claim(&self, name: &str) -> Option<String> {
+        self.members().get(name).map(|value| value.get().to_owned())
+    }
+
+    fn members(&self) -> BTreeMap<&str, &RawValue> {
+        serde_json::from_str(self.claims.as_str()).unwrap_or_default()
+    }
+
     /// The claims with these names, as JSON, each as it was signed.
     pub(crate) fn claims_named<'n>(&self, names: impl Iterator<Item = &'n str>) -> String {
-        let all: BTreeMap<&str, &RawValue> = serde_json::from_str(self.claims.as_str()).unwrap_or_default();
+        let all = self.members();
         let kept: BTreeMap<&str, &RawValue> =
             names.filter_map(|name| all.get(name).map(|value| (name, *value))).collect();
         serde_json::to_string(&kept).unwrap_or_default()

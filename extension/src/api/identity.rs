@@ -61,6 +61,12 @@ fn current_claims(_call: &Call) -> Option<Datum> {
     identity::read(|context| context.signed.as_ref().and_then(|signed| jsonb(&signed.claims))).flatten()
 }
 
+sql_function!(current_actor);
+fn current_actor(_call: &Call) -> Option<Datum> {
+    identity::read(|context| context.signed.as_ref().and_then(|signed| jsonb(signed.actor.as_deref()?)))
+        .flatten()
+}
+
 sql_function!(current_issuer);
 fn current_issuer(_call: &Call) -> Option<Datum> {
     identity::read(|context| context.signed.as_ref().and_then(|signed| signed.issuer.as_str().into_datum()))

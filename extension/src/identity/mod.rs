@@ -55,6 +55,9 @@ pub(crate) struct Signed {
     pub(crate) issuer: String,
     /// Those that `tollgate.identity_claims` names, as JSON.
     pub(crate) claims: String,
+    /// The claim `act`, as JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) actor: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) session: Option<[u8; 16]>,
 }

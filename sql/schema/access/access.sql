@@ -322,6 +322,12 @@ CREATE FUNCTION tollgate.current_claims() RETURNS jsonb
 COMMENT ON FUNCTION tollgate.current_claims() IS
     'Claims of the authenticated access token, those that tollgate.identity_claims names; NULL without one';
 
+CREATE FUNCTION tollgate.current_actor() RETURNS jsonb
+    LANGUAGE c STABLE PARALLEL SAFE
+    AS 'MODULE_PATHNAME', 'current_actor';
+COMMENT ON FUNCTION tollgate.current_actor() IS
+    'Who acts for the user, by the authenticated access token: its claim act (RFC 8693 section 4.1); NULL if the user does';
+
 CREATE FUNCTION tollgate.current_issuer() RETURNS text
     LANGUAGE c STABLE PARALLEL SAFE
     AS 'MODULE_PATHNAME', 'current_issuer';

@@ -6,6 +6,7 @@ CREATE VIEW tollgate.privilege_decisions AS
     FROM (VALUES
         -- Everyone: discloses nothing but the caller's own context and arguments.
         ('FUNCTION', 'client_ip_from(text, cidr[])',                          'public'),
+        ('FUNCTION', 'current_actor()',                                       'public'),
         ('FUNCTION', 'current_claims()',                                      'public'),
         ('FUNCTION', 'current_issuer()',                                      'public'),
         ('FUNCTION', 'current_scopes()',                                      'public'),

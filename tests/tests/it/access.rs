@@ -748,6 +748,7 @@ async fn a_signed_token_is_an_identity_under_row_level_security() -> Result<()> 
     assert_eq!((identity.token_id, identity.user_id.as_str()), (jti, "ann"));
     assert_eq!(identity.scopes, ["posts:read"]);
     assert_eq!(value::<String>(web, "select tollgate.current_issuer()").await?, ISSUER);
+    assert!(value::<bool>(web, "select tollgate.current_actor() is null").await?);
     let claims: Value = value(web, "select tollgate.current_claims()").await?;
     let names: Vec<&str> = claims.as_object().context("an object")?.keys().map(String::as_str).collect();
     assert_eq!(names, ["aud", "client_id", "exp", "iat", "iss", "jti", "sub"]);
@@ -763,7 +764,7 @@ async fn a_signed_token_is_an_identity_under_row_level_security() -> Result<()> 
     web.batch_execute("commit; begin").await?;
     refused(authenticate(web, &token).await, &SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
     web.batch_execute("rollback").await?;
-    for gone in ["current_claims", "current_issuer", "current_user_id", "current_token_id"] {
+    for gone in ["current_actor", "current_claims", "current_issuer", "current_user_id", "current_token_id"] {
         assert!(value::<bool>(web, &format!("select tollgate.{gone}() is null")).await?, "{gone}");
     }
     // Named claims, as they were signed; too many are refused, and not left out.

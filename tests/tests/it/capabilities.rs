@@ -17,8 +17,9 @@ static SHARED: Shared = Shared::new(&[]);
 const CAPABILITIES: [&str; 5] = ["verifier", "issuer", "admin", "operator", "key_fetcher"];
 
 /// What everyone may call: it discloses nothing but the caller's own context.
-pub(crate) const PUBLIC: [&str; 13] = [
+pub(crate) const PUBLIC: [&str; 14] = [
     "tollgate.client_ip_from(text,cidr[])",
+    "tollgate.current_actor()",
     "tollgate.current_claims()",
     "tollgate.current_issuer()",
     "tollgate.current_scopes()",

@@ -286,6 +286,26 @@ async fn tokens_of_well_known_issuers_become_identities() -> Result<()> {
 }
 
 #[tokio::test]
+async fn who_acts_for_a_user_is_known_to_policies() -> Result<()> {
+    let (db, boss) = database("actors").await?;
+    let key = Key::new("1");
+    trust(&boss, ISSUER, &set(&[&key]), "user_prefix => 'idp:', scopes => '{posts:read}'").await?;
+    let actor = json!({"sub": "agent", "act": {"sub": "broker"}});
+    let token = key.sign(&claims(ISSUER, &json!({"act": actor}))?)?;
+    db.web.batch_execute("begin").await?;
+    authenticate(&db.web, &token).await?;
+    assert_eq!(value::<Value>(&db.web, "select tollgate.current_actor()").await?, actor);
+    let kept: Value = value(&db.web, "select tollgate.current_claims()").await?;
+    assert_eq!(kept.get("act"), None);
+    db.web.batch_execute("commit").await?;
+    // One that is too large to keep is refused, and not left out.
+    let long = json!({"sub": "a".repeat(4100)});
+    let token = key.sign(&claims(ISSUER, &json!({"act": long}))?)?;
+    assert!(authenticate(&db.web, &token).await.is_err());
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_foreign_identity_is_held_to_policies_usage_and_limits_like_any_other() -> Result<()> {
     let (db, boss) = database("policies_of_others").await?;
     let key = Key::new("1");

@@ -511,14 +511,15 @@ async fn ten_thousand_refreshes_are_updates_in_place_and_take_no_more_room() -> 
         let (size, count) = (db.owner.query_one(sizes, &[]).await?, db.owner.query_one(counts, &[]).await?);
         Ok([size.get(0), size.get(1), count.get(0), count.get(1)])
     };
+    // The first ones make the room that the later ones use again, for which a snapshot of another session may keep them waiting.
     db.owner.batch_execute(&refresh_all(10)).await?;
     let [table, indexes, updates, hot] = measured().await?;
+    assert_eq!(updates, 1_000);
     db.owner.batch_execute(&refresh_all(90)).await?;
     let [table_after, indexes_after, updates_after, hot_after] = measured().await?;
     assert_eq!(updates_after - updates, 9_000);
     assert_eq!(hot_after - hot, 9_000, "each is a HOT update");
     assert_eq!((table_after, indexes_after), (table, indexes), "in bytes");
-    assert!(updates == 1_000 && hot >= 990, "of the first thousand {hot} of {updates}");
     assert_eq!(events(&db.owner, "session.refreshed").await?, 0, "the audit log does not grow either");
     Ok(())
 }

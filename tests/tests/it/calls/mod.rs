@@ -180,6 +180,7 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.current_session_id()", "current_session_id()"),
     ("tollgate.revoke_user(text,text)", "revoke_user('clerk', 'left')"),
     ("tollgate.purge_denials(integer)", "purge_denials(10)"),
+    ("tollgate.current_actor()", "current_actor()"),
     ("tollgate.current_claims()", "current_claims()"),
     ("tollgate.current_issuer()", "current_issuer()"),
     (
