@@ -20,7 +20,9 @@ pub(crate) struct Report {
 impl Report {
     /// Adds what another run measured. Parts that both have are the other's.
     pub(crate) fn add(&mut self, other: Self) {
-        self.command = format!("{}` and `{}", self.command, other.command);
+        if !self.command.split("` and `").any(|command| command == other.command) {
+            self.command = format!("{}` and `{}", self.command, other.command);
+        }
         self.quick |= other.quick;
         for version in other.versions {
             let Some(mine) = self.versions.iter_mut().find(|mine| mine.major == version.major) else {
