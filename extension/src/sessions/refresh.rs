@@ -15,6 +15,7 @@ use crate::shmem::{self, SessionEvent};
 use crate::store::fresh_snapshot::transaction_keeps_its_snapshot;
 use crate::store::sessions::{self, Session};
 use crate::store::statements::{Kept, by_index_alone, with_plan};
+use crate::tokens::fields;
 use crate::verify::limits;
 use crate::verify::log;
 use crate::verify::presented::Required;
@@ -245,6 +246,10 @@ fn concluded(code: Code, session: Option<Uuid>, request: &Request<'_>) -> Outcom
 /// The scopes that were asked for, or all; `None` if the session does not grant one.
 fn narrowed(granted: &[String], asked: Option<TextArray<'_>>) -> Option<Vec<String>> {
     let Some(asked) = asked else { return Some(granted.to_vec()) };
+    // No token has more.
+    if asked.len() > fields::MAX_LIST {
+        return None;
+    }
     let mut scopes: Vec<String> = Vec::new();
     for one in asked.iter() {
         let one = one.filter(|one| scope::is_grantable(one))?;

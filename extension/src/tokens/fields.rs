@@ -18,7 +18,7 @@ const MAX_YEARS: i128 = 1000;
 /// Maximum nesting of free JSON. Parsers give up at 64 to 512 levels, and an event adds some levels around it.
 const MAX_DEPTH: usize = 32;
 /// Maximum number of scopes, or networks, of one token: each verification may read all of them.
-const MAX_LIST: usize = 1000;
+pub(crate) const MAX_LIST: usize = 1000;
 
 const METADATA_HINT: &str =
     "Keep it in a table of your own, and its key here; a superuser may raise tollgate.max_metadata_size.";
