@@ -1,13 +1,9 @@
 //! Rows of `tollgate.issuers` and `tollgate.issuer_keys`, by the latest snapshot: an issuer that was distrusted, and a key
 //! that it withdrew, are refused also where the transaction's snapshot still shows them.
-#![allow(unsafe_code)]
 
-use super::relations::relations;
-use super::rows::{Open, Row, Table, text_key};
-use crate::pg::datum::{self, TextArray};
+use super::rows::{Table, find_latest, text_keys};
 use core::cell::Cell;
-use pgrx::IntoDatum;
-use pgrx::pg_sys::{self, ScanKeyData};
+use pgrx::pg_sys;
 
 /// Columns by position, counted from 0. Columns are only ever appended to the table.
 #[derive(Clone, Copy)]
@@ -26,6 +22,12 @@ enum Column {
     OtherPrefixes = 11,
     DistrustedAt = 12,
     KeysGiven = 13,
+}
+
+impl From<Column> for usize {
+    fn from(column: Column) -> usize {
+        column as usize
+    }
 }
 
 thread_local! {
@@ -95,59 +97,38 @@ pub(crate) struct Key {
 
 /// The issuer of exactly this name, unless it is not trusted.
 pub(crate) fn issuer(name: &str) -> Option<Issuer> {
-    let keys = keys([name]);
-    let issuers = Open::latest(&ISSUERS);
-    let found = issuers.find(relations().issuers_key, keys, |row| {
-        if row.datum(Column::DistrustedAt as usize).is_some() {
-            return None;
-        }
-        Some(Issuer {
-            user_prefix: text(row, Column::UserPrefix as usize)?,
-            other_prefixes: texts(row, Column::OtherPrefixes)?,
-            audience: texts(row, Column::Audience)?,
-            algorithms: texts(row, Column::Algorithms)?,
-            types: texts(row, Column::Types),
-            user_claim: text(row, Column::UserClaim as usize)?,
-            scope_claims: texts(row, Column::ScopeClaims)?,
-            scopes: texts(row, Column::Scopes)?,
-            required_claims: text(row, Column::RequiredClaims as usize)?,
-            max_lifetime: (row.datum(Column::MaxLifetime as usize)?.value() as i32).into(),
-            accepts_from: row.datum(Column::AcceptsFrom as usize).map(|at| at.value().cast_signed() as i64),
-            keys_given: row.datum(Column::KeysGiven as usize)?.value() != 0,
-        })
-    });
-    issuers.close();
-    found
+    find_latest(
+        &ISSUERS,
+        |relations| relations.issuers_key,
+        text_keys([name]),
+        |row| {
+            if row.datum(Column::DistrustedAt).is_some() {
+                return None;
+            }
+            Some(Issuer {
+                user_prefix: row.text(Column::UserPrefix)?,
+                other_prefixes: row.texts(Column::OtherPrefixes)?,
+                audience: row.texts(Column::Audience)?,
+                algorithms: row.texts(Column::Algorithms)?,
+                types: row.texts(Column::Types),
+                user_claim: row.text(Column::UserClaim)?,
+                scope_claims: row.texts(Column::ScopeClaims)?,
+                scopes: row.texts(Column::Scopes)?,
+                required_claims: row.text(Column::RequiredClaims)?,
+                max_lifetime: (row.datum(Column::MaxLifetime)?.value() as i32).into(),
+                accepts_from: row.number(Column::AcceptsFrom),
+                keys_given: row.datum(Column::KeysGiven)?.value() != 0,
+            })
+        },
+    )
 }
 
 /// The key of an issuer with exactly this kid.
 pub(crate) fn key(issuer: &str, kid: &str) -> Option<Key> {
-    let keys = keys([issuer, kid]);
-    let table = Open::latest(&KEYS);
-    let found = table.find(relations().issuer_keys_key, keys, |row| {
-        Some(Key { algorithm: text(row, 2)?, jwk: text(row, 3)? })
-    });
-    table.close();
-    found
-}
-
-fn keys<const K: usize>(values: [&str; K]) -> [ScanKeyData; K] {
-    core::array::from_fn(|place| {
-        let text = values[place].into_datum().expect("a text is not NULL");
-        text_key(place, pg_sys::C_COLLATION_OID, text)
-    })
-}
-
-fn bytes<'r>(row: &'r Row<'_>, place: usize) -> Option<&'r [u8]> {
-    // SAFETY: a column of a varlena type (the tables were checked), in a row that is pinned as long as this lives.
-    row.datum(place).map(|datum| unsafe { datum::varlena(datum) })
-}
-
-fn text(row: &Row<'_>, place: usize) -> Option<String> {
-    Some(String::from_utf8_lossy(bytes(row, place)?).into_owned())
-}
-
-fn texts(row: &Row<'_>, column: Column) -> Option<Vec<String>> {
-    let list = TextArray::parse(bytes(row, column as usize)?);
-    Some(list.present().map(|one| String::from_utf8_lossy(one).into_owned()).collect())
+    find_latest(
+        &KEYS,
+        |relations| relations.issuer_keys_key,
+        text_keys([issuer, kid]),
+        |row| Some(Key { algorithm: row.text(2_usize)?, jwk: row.text(3_usize)? }),
+    )
 }

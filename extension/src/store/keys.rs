@@ -1,10 +1,8 @@
 //! Rows of `tollgate.sealed_keys`, by the latest snapshot: a key that was withdrawn is refused also where the
 //! transaction's snapshot still shows it.
-#![allow(unsafe_code)]
 
 use super::relations::relations;
-use super::rows::{Open, Row, Table, text_key, until_key};
-use crate::pg::datum;
+use super::rows::{Open, Row, Table, find_latest, text_key, text_keys, until_key};
 use core::cell::Cell;
 use pgrx::IntoDatum;
 use pgrx::pg_sys;
@@ -21,6 +19,12 @@ enum Column {
     RetiresAt = 6,
     VerifiesUntil = 7,
     WithdrawnAt = 8,
+}
+
+impl From<Column> for usize {
+    fn from(column: Column) -> usize {
+        column as usize
+    }
 }
 
 thread_local! {
@@ -66,7 +70,7 @@ pub(crate) fn signing(purpose: &str, now: i64) -> Option<Signing> {
     let keys = Open::latest(&KEYS);
     let index = relations().sealed_keys_signing_index;
     let found = keys.last(index, [purpose, until_key(Column::SignsFrom as usize, now)], |row| {
-        if time(row, Column::RetiresAt).is_some_and(|end| end <= now) {
+        if row.number(Column::RetiresAt).is_some_and(|end| end <= now) {
             return None;
         }
         signing_row(row)
@@ -78,10 +82,7 @@ pub(crate) fn signing(purpose: &str, now: i64) -> Option<Signing> {
 /// The public key of that kid, unless it is withdrawn or gone. Secret keys have none.
 pub(crate) fn verifying(kid: &str, now: i64) -> Option<Verifying> {
     find(kid, now, |row| {
-        Some(Verifying {
-            algorithm: text(row, Column::Algorithm)?,
-            public_key: text(row, Column::PublicKey)?,
-        })
+        Some(Verifying { algorithm: row.text(Column::Algorithm)?, public_key: row.text(Column::PublicKey)? })
     })
 }
 
@@ -92,43 +93,31 @@ pub(crate) fn sealed(kid: &str, purpose: &str, now: i64) -> Option<Signing> {
 
 /// Whether there is a key of that kid and purpose that is neither withdrawn nor gone.
 pub(crate) fn is_live(kid: &str, purpose: &str, now: i64) -> bool {
-    find(kid, now, |row| (bytes(row, Column::Purpose)? == purpose.as_bytes()).then_some(())).is_some()
+    find(kid, now, |row| (row.bytes(Column::Purpose)? == purpose.as_bytes()).then_some(())).is_some()
 }
 
 /// What is read of the key of that kid, unless it is withdrawn or gone.
 fn find<T>(kid: &str, now: i64, read: impl FnOnce(&Row<'_>) -> Option<T>) -> Option<T> {
-    let kid = text_key(Column::Kid as usize, pg_sys::C_COLLATION_OID, kid.into_datum()?);
-    let keys = Open::latest(&KEYS);
-    let found = keys.find(relations().sealed_keys_index, [kid], |row| {
-        if time(row, Column::WithdrawnAt).is_some()
-            || time(row, Column::VerifiesUntil).is_some_and(|end| end <= now)
-        {
-            return None;
-        }
-        read(row)
-    });
-    keys.close();
-    found
+    find_latest(
+        &KEYS,
+        |relations| relations.sealed_keys_index,
+        text_keys([kid]),
+        |row| {
+            if row.number(Column::WithdrawnAt).is_some()
+                || row.number(Column::VerifiesUntil).is_some_and(|end| end <= now)
+            {
+                return None;
+            }
+            read(row)
+        },
+    )
 }
 
 fn signing_row(row: &Row<'_>) -> Option<Signing> {
     Some(Signing {
-        kid: text(row, Column::Kid)?,
-        purpose: text(row, Column::Purpose)?,
-        algorithm: text(row, Column::Algorithm)?,
-        sealed: bytes(row, Column::Sealed)?.to_vec(),
+        kid: row.text(Column::Kid)?,
+        purpose: row.text(Column::Purpose)?,
+        algorithm: row.text(Column::Algorithm)?,
+        sealed: row.bytes(Column::Sealed)?.to_vec(),
     })
-}
-
-fn bytes<'r>(row: &'r Row<'_>, column: Column) -> Option<&'r [u8]> {
-    // SAFETY: a column of a varlena type (KEYS was checked), in a row that is pinned as long as this lives.
-    row.datum(column as usize).map(|datum| unsafe { datum::varlena(datum) })
-}
-
-fn text(row: &Row<'_>, column: Column) -> Option<String> {
-    Some(String::from_utf8_lossy(bytes(row, column)?).into_owned())
-}
-
-fn time(row: &Row<'_>, column: Column) -> Option<i64> {
-    row.datum(column as usize).map(|datum| datum.value().cast_signed() as i64)
 }

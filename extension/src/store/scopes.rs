@@ -6,7 +6,6 @@ use super::relations;
 use super::rows::{Open, Table, text_key};
 use super::statements::{Kept, with_plan};
 use crate::error::Error;
-use crate::pg::datum;
 use core::cell::Cell;
 use pgrx::IntoDatum;
 use pgrx::datum::DatumWithOid;
@@ -57,8 +56,7 @@ pub(crate) fn uncovered(scopes: &[String]) -> Result<Vec<String>, Error> {
     });
     if uncovered.iter().any(|scope| scope.ends_with(":*")) {
         catalogue.each(|row| {
-            // SAFETY: the column is of type text, and the row pinned.
-            let Some(name) = row.datum(0).map(|name| unsafe { datum::varlena(name) }) else { return };
+            let Some(name) = row.bytes(0_usize) else { return };
             uncovered.retain(|scope| {
                 !(scope.ends_with(":*") && name.starts_with(&scope.as_bytes()[..scope.len() - 1]))
             });

@@ -2,9 +2,8 @@
 //! snapshot still shows it.
 #![allow(unsafe_code)]
 
-use super::relations::relations;
-use super::rows::{Open, Row, Table, uuid_key};
-use crate::pg::datum::{self, TextArray};
+use super::rows::{Row, Table, find_latest, uuid_key};
+use crate::pg::datum;
 use core::cell::Cell;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, Uuid};
@@ -29,6 +28,12 @@ enum Column {
     Scopes = 12,
     Audience = 13,
     Claims = 14,
+}
+
+impl From<Column> for usize {
+    fn from(column: Column) -> usize {
+        column as usize
+    }
 }
 
 thread_local! {
@@ -87,20 +92,20 @@ pub(crate) struct Unrevoked {
 pub(crate) fn session(id: &[u8; 16]) -> Option<Session> {
     find(id, |row| {
         Some(Session {
-            user_id: text(row, Column::UserId)?,
-            mark: number(row, Column::UserMark),
-            kid: text(row, Column::Kid)?,
-            secret: bytes(row, Column::Secret)?.try_into().ok()?,
-            generation: number(row, Column::Generation)?,
-            refreshed_at: number(row, Column::RefreshedAt)?,
-            idle: row.datum(Column::Idle as usize).map(microseconds)?,
-            expires_at: number(row, Column::ExpiresAt)?,
-            is_revoked: row.datum(Column::RevokedAt as usize).is_some(),
-            last_address: bytes(row, Column::LastAddress).and_then(datum::net),
-            client_id: text(row, Column::ClientId),
-            scopes: texts(row, Column::Scopes),
-            audience: texts(row, Column::Audience),
-            claims: row.datum(Column::Claims as usize).map(datum::json_text)?,
+            user_id: row.text(Column::UserId)?,
+            mark: row.number(Column::UserMark),
+            kid: row.text(Column::Kid)?,
+            secret: row.bytes(Column::Secret)?.try_into().ok()?,
+            generation: row.number(Column::Generation)?,
+            refreshed_at: row.number(Column::RefreshedAt)?,
+            idle: row.datum(Column::Idle).map(microseconds)?,
+            expires_at: row.number(Column::ExpiresAt)?,
+            is_revoked: row.datum(Column::RevokedAt).is_some(),
+            last_address: row.bytes(Column::LastAddress).and_then(datum::net),
+            client_id: row.text(Column::ClientId),
+            scopes: row.texts(Column::Scopes).unwrap_or_default(),
+            audience: row.texts(Column::Audience).unwrap_or_default(),
+            claims: row.datum(Column::Claims).map(datum::json_text)?,
         })
     })
 }
@@ -108,42 +113,20 @@ pub(crate) fn session(id: &[u8; 16]) -> Option<Session> {
 /// `None` if there is none, or it is revoked.
 pub(crate) fn unrevoked(id: &[u8; 16]) -> Option<Unrevoked> {
     find(id, |row| {
-        if row.datum(Column::RevokedAt as usize).is_some() {
+        if row.datum(Column::RevokedAt).is_some() {
             return None;
         }
         Some(Unrevoked {
-            user_id: text(row, Column::UserId)?,
-            mark: number(row, Column::UserMark),
-            kid: text(row, Column::Kid)?,
+            user_id: row.text(Column::UserId)?,
+            mark: row.number(Column::UserMark),
+            kid: row.text(Column::Kid)?,
         })
     })
 }
 
 fn find<T>(id: &[u8; 16], read: impl FnOnce(&Row<'_>) -> Option<T>) -> Option<T> {
     let key = uuid_key(Column::Id as usize, Uuid::from_bytes(*id).into_datum()?);
-    let sessions = Open::latest(&SESSIONS);
-    let found = sessions.find(relations().sessions_key, [key], read);
-    sessions.close();
-    found
-}
-
-fn bytes<'r>(row: &'r Row<'_>, column: Column) -> Option<&'r [u8]> {
-    // SAFETY: a column of a varlena type (SESSIONS was checked), in a row that is pinned as long as this lives.
-    row.datum(column as usize).map(|datum| unsafe { datum::varlena(datum) })
-}
-
-fn text(row: &Row<'_>, column: Column) -> Option<String> {
-    Some(String::from_utf8_lossy(bytes(row, column)?).into_owned())
-}
-
-fn texts(row: &Row<'_>, column: Column) -> Vec<String> {
-    let owned = |text: &[u8]| String::from_utf8_lossy(text).into_owned();
-    bytes(row, column).map_or_else(Vec::new, |array| TextArray::parse(array).present().map(owned).collect())
-}
-
-/// A bigint or a time.
-fn number(row: &Row<'_>, column: Column) -> Option<i64> {
-    row.datum(column as usize).map(|datum| datum.value().cast_signed() as i64)
+    find_latest(&SESSIONS, |relations| relations.sessions_key, [key], read)
 }
 
 /// An interval, in microseconds. Ours have neither months nor days; one that was stored by hand is taken for 30 days a
