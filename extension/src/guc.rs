@@ -239,8 +239,8 @@ fn define_master_keys() {
     GucRegistry::define_string_guc(
         c"tollgate.master_key_command",
         c"Shell command that prints the master keys, instead of tollgate.master_key_file.",
-        c"For keys that a key management service keeps: run at server start, at a reload and when a key is missing, for at most a minute. It prints what \
-          the file would contain, and exits with status 0. Empty by default.",
+        c"For keys that a key management service keeps: run at server start, at a reload and when a key is missing, for at most \
+          a minute. It prints what the file would contain, and exits with status 0. Empty by default.",
         &MASTER_KEY_COMMAND,
         GucContext::Sighup,
         GucFlags::SUPERUSER_ONLY,

@@ -1,8 +1,8 @@
 //! When a token of a trusted issuer was last presented that a key has signed which the issuer does not have: it may have a
 //! new one. The daemon asks for this, and fetches the keys at most once a minute for each issuer, whatever is presented.
 //!
-//! Nothing is locked and nothing is exact. Issuers that fall on the same slot replace each other, and a reader that sees
-//! the name of one with the time of the other is mistaken for once: the next token corrects it.
+//! Nothing is locked and nothing is exact. Issuers that fall on the same slot replace each other, and a reader may see
+//! the name of one with the time of the other: the next token corrects that.
 
 use core::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use tollgate_core::token;

@@ -368,7 +368,8 @@ COMMENT ON FUNCTION tollgate.presented_session_id(text, inet) IS
 
 -- ---- For the daemon
 
--- A place in the primary key: batches of what was not refreshed since a moment leave no index.
+-- Walks the primary key, since no index has when a session was last refreshed. A call goes on where the last one for the same
+-- moment ended.
 CREATE FUNCTION tollgate.invalidate_sessions(before timestamptz) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
