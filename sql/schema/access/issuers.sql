@@ -151,11 +151,7 @@ CREATE FUNCTION tollgate.lock_issuers() RETURNS void
 AS $$
 BEGIN
     -- With a snapshot older than the lock, an issuer that was just trusted would be invisible.
-    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
-        RAISE EXCEPTION 'issuers cannot be changed in a % transaction', current_setting('transaction_isolation')
-            USING ERRCODE = 'invalid_transaction_state', DETAIL = 'It may not see those that were just trusted.',
-                  HINT = 'Change them in a transaction with isolation level READ COMMITTED.';
-    END IF;
+    PERFORM tollgate.check_read_committed('issuers cannot be changed', 'It may not see those that were just trusted.', 'Change them');
     LOCK TABLE tollgate.issuers IN SHARE ROW EXCLUSIVE MODE;
     -- Their latest tokens are over.
     DELETE FROM tollgate.issuers i WHERE i.distrusted_at < now() - interval '8 days';

@@ -166,11 +166,7 @@ CREATE FUNCTION tollgate.lock_seals(caller text) RETURNS void
 AS $$
 BEGIN
     -- With a snapshot older than the lock below, the last seals would be invisible.
-    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
-        RAISE EXCEPTION '% cannot run in a % transaction', $1, current_setting('transaction_isolation')
-            USING ERRCODE = 'invalid_transaction_state',
-                  HINT = 'Call it in a transaction with isolation level READ COMMITTED.';
-    END IF;
+    PERFORM tollgate.check_read_committed($1 || ' cannot run', 'It may not see the last seals.', 'Call it');
     LOCK TABLE tollgate.audit_seals IN SHARE ROW EXCLUSIVE MODE;
 END
 $$;

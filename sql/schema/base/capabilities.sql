@@ -87,11 +87,7 @@ BEGIN
                   HINT = 'Name the role that your application logs in as, which should own nothing of Tollgate.';
     END IF;
     -- A snapshot from before the lock would show the earlier capabilities.
-    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
-        RAISE EXCEPTION 'capabilities cannot be changed in a % transaction', current_setting('transaction_isolation')
-            USING ERRCODE = 'invalid_transaction_state', DETAIL = 'It may not see those that were just granted.',
-                  HINT = 'Change them in a transaction with isolation level READ COMMITTED.';
-    END IF;
+    PERFORM tollgate.check_read_committed('capabilities cannot be changed', 'It may not see those that were just granted.', 'Change them');
 END
 $$;
 COMMENT ON FUNCTION tollgate.check_capability(regrole, text) IS 'Raises unless the capability exists and the role may have it. Internal.';

@@ -47,3 +47,19 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION tollgate.quote_redacted(text) IS
     'An argument as error messages show it: without anything that may be a part of a token. Internal.';
+
+-- For what locks and then relies on seeing everything that was committed before.
+CREATE FUNCTION tollgate.check_read_committed(what text, why text, how text) RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION '% in a % transaction', $1, current_setting('transaction_isolation')
+            USING ERRCODE = 'invalid_transaction_state', DETAIL = $2,
+                  HINT = $3 || ' in a transaction with isolation level READ COMMITTED.';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION tollgate.check_read_committed(text, text, text) IS
+    'Raises 25000 in a transaction that keeps its snapshot: what cannot be done in it, why not, and the beginning of how to do it. Internal.';

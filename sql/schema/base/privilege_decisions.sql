@@ -173,6 +173,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'attach_trigger(regclass, name, text, text, name, text[], text)', 'internal'),
         ('FUNCTION', 'attached_users_tables()',                               'internal'),
         ('FUNCTION', 'begin_batch(tollgate.event_cursor)',                    'internal'),
+        ('FUNCTION', 'check_read_committed(text, text, text)',                'internal'),
         ('FUNCTION', 'capability_acls(text)',                                 'internal'),
         ('FUNCTION', 'capability_objects(text)',                              'internal'),
         ('FUNCTION', 'announce_session_expiries_after(interval, integer, timestamptz, uuid)', 'internal'),

@@ -99,11 +99,7 @@ CREATE FUNCTION tollgate.lock_keys() RETURNS void
 AS $$
 BEGIN
     -- With a snapshot older than the lock, a key that was just added would be invisible.
-    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
-        RAISE EXCEPTION 'keys cannot be changed in a % transaction', current_setting('transaction_isolation')
-            USING ERRCODE = 'invalid_transaction_state', DETAIL = 'It may not see those that were just added.',
-                  HINT = 'Change them in a transaction with isolation level READ COMMITTED.';
-    END IF;
+    PERFORM tollgate.check_read_committed('keys cannot be changed', 'It may not see those that were just added.', 'Change them');
     LOCK TABLE tollgate.sealed_keys IN SHARE ROW EXCLUSIVE MODE;
 END
 $$;

@@ -84,11 +84,7 @@ DECLARE
 BEGIN
     PERFORM tollgate.without_token('name', $1);
     -- With a snapshot older than the lock below, a token that was just issued would be invisible.
-    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
-        RAISE EXCEPTION 'drop_scope cannot run in a % transaction', current_setting('transaction_isolation')
-            USING ERRCODE = 'invalid_transaction_state',
-                  HINT = 'Call it in a transaction with isolation level READ COMMITTED.';
-    END IF;
+    PERFORM tollgate.check_read_committed('drop_scope cannot run', 'It may not see tokens that were just issued.', 'Call it');
     -- A transaction that issues a token holds ROW SHARE on the catalogue until commit, so after this no token is being
     -- issued.
     LOCK TABLE tollgate.scopes IN EXCLUSIVE MODE;

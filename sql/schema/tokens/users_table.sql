@@ -657,11 +657,8 @@ BEGIN
     END IF;
     IF TG_OP = 'TRUNCATE' THEN
         -- TRUNCATE removes rows that an old snapshot does not show.
-        IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
-            RAISE EXCEPTION 'a users table cannot be truncated in a % transaction', current_setting('transaction_isolation')
-                USING ERRCODE = 'invalid_transaction_state', DETAIL = format('The tokens of the users of %s must be revoked.', users),
-                      HINT = 'Truncate it in a transaction with isolation level READ COMMITTED.';
-        END IF;
+        PERFORM tollgate.check_read_committed(
+            'a users table cannot be truncated', format('The tokens of the users of %s must be revoked.', users), 'Truncate it');
         -- Each truncated table has its own trigger, which reads it, except partitions that were added after the attachment.
         -- A hundred pages at a time, some ten thousand users, as there may be any number.
         FOR branch IN SELECT c.oid, c.relowner, pg_relation_size(c.oid) / current_setting('block_size')::bigint AS pages FROM pg_class c
