@@ -31,8 +31,9 @@ BEGIN
     PERFORM tollgate.check_users_table($1);
     -- Waits for transactions that are changing users, and keeps other attachments out.
     EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', $1);
-    -- And waits for transactions that issue tokens: this transaction and later ones see all tokens they issue.
-    LOCK TABLE tollgate.api_tokens, tollgate.sessions IN SHARE MODE;
+    -- And waits for transactions that issue tokens, so that this one and later ones see all of them, and for those that have
+    -- locked some and are about to change them. A lock that let these in would wait for one of their rows, and they for it.
+    LOCK TABLE tollgate.api_tokens, tollgate.sessions IN EXCLUSIVE MODE;
 
     SELECT a.attnum INTO key_number FROM pg_attribute a WHERE a.attrelid = $1 AND a.attname = $2 AND a.attnum > 0 AND NOT a.attisdropped;
     IF NOT FOUND THEN

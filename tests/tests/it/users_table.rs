@@ -1065,6 +1065,29 @@ async fn a_condition_is_one_immutable_expression_over_the_row() -> Result<()> {
     Ok(())
 }
 
+/// Revoking locks tokens and then changes them. One that got in between with a lock of the table would wait for the first
+/// while it keeps the second from going on.
+#[tokio::test]
+async fn attaching_waits_for_those_who_have_locked_tokens_and_are_about_to_change_them() -> Result<()> {
+    let cluster = SHARED.cluster()?;
+    common::database(&cluster, "about_to")?;
+    let owner = cluster.connect("postgres", "about_to").await?;
+    let other = cluster.connect("postgres", "about_to").await?;
+    owner
+        .batch_execute("create table users (id text primary key, gone boolean not null default false); insert into users values ('ann')")
+        .await?;
+    issue(&owner, "ann", &[]).await?;
+    owner.batch_execute("begin; select from tollgate.api_tokens for update").await?;
+    let (attached, changed) =
+        tokio::join!(attach_with(&other, "users", "id", ", active => 'not gone'"), async {
+            common::wait_until_blocked(&owner).await?;
+            anyhow::Ok(owner.batch_execute("update tollgate.api_tokens set name = 'other'; commit").await?)
+        });
+    changed?;
+    attached?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn attaching_a_table_names_a_column_that_seems_to_deactivate_users() -> Result<()> {
     let cluster = SHARED.cluster()?;
