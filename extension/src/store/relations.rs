@@ -15,16 +15,18 @@ pub(crate) enum Composite {
     IssuedAccessToken,
     IssuedSession,
     RefreshedSession,
+    ExchangedToken,
 }
 
 impl Composite {
-    pub(crate) const ALL: [Composite; 6] = [
+    pub(crate) const ALL: [Composite; 7] = [
         Composite::Verification,
         Composite::IssuedToken,
         Composite::MemoryStats,
         Composite::IssuedAccessToken,
         Composite::IssuedSession,
         Composite::RefreshedSession,
+        Composite::ExchangedToken,
     ];
     pub(crate) const COUNT: usize = Composite::ALL.len();
 
@@ -36,6 +38,7 @@ impl Composite {
             Composite::IssuedAccessToken => c"issued_access_token",
             Composite::IssuedSession => c"issued_session",
             Composite::RefreshedSession => c"refreshed_session",
+            Composite::ExchangedToken => c"exchanged_token",
         }
     }
 }
