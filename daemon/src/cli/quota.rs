@@ -70,10 +70,7 @@ async fn set(target: Target, options: SetQuotaOptions) -> Result<u8> {
     output::done(&options.output, "set", &name)
 }
 
-async fn print(
-    rows: impl Stream<Item = Result<Document>>,
-    options: &OutputOptions,
-) -> Result<Option<Last>> {
+async fn print(rows: impl Stream<Item = Result<Document>>, options: &OutputOptions) -> Result<Option<Last>> {
     let columns = [
         Column::cut("OF"),
         Column::whole("AMOUNT"),

@@ -1323,7 +1323,10 @@ fn displace_quota<L: SpinLock, R>(
 ) -> Option<R> {
     let distinct = if core::ptr::eq(groups[0], groups[1]) { 1 } else { 2 };
     let quotas = || {
-        groups.into_iter().take(distinct).flat_map(|group| group.quotas(new_key.now).map(move |slot| (group, slot)))
+        groups
+            .into_iter()
+            .take(distinct)
+            .flat_map(|group| group.quotas(new_key.now).map(move |slot| (group, slot)))
     };
     let owner = |(group, slot): (&Group<L>, usize)| group.entries[slot].database.load(Relaxed);
     let size = |database| quotas().filter(|&place| owner(place) == database).count();

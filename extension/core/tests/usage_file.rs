@@ -44,7 +44,10 @@ fn example(count: u8) -> (Head, Vec<Record>) {
         .collect();
     let outstanding = Outstanding { database: 16_384, generation: 7, boot: [9; 16], node: [b'n'; NODE_LEN] };
     let shutdown = Shutdown { system_identifier: 1, checkpoint: 2, timeline: 3 };
-    (Head { shutdown, seed: 4, holder: [8; 16], outstanding: vec![outstanding], records: count.into() }, records)
+    (
+        Head { shutdown, seed: 4, holder: [8; 16], outstanding: vec![outstanding], records: count.into() },
+        records,
+    )
 }
 
 fn any_client() -> impl Strategy<Value = Option<Net>> {

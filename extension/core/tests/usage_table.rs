@@ -1067,9 +1067,7 @@ fn quotas_take_half_of_the_room_at_most_and_refuse_beyond_that() {
     let counters = Counters::new(SLOTS_PER_GROUP);
     let room = counters.capacity / 2;
     let found = |now, end| {
-        (0..1000)
-            .filter(|quota| counters.spend(DATABASE, *quota, 5, end, now).is_some())
-            .count() as u64
+        (0..1000).filter(|quota| counters.spend(DATABASE, *quota, 5, end, now).is_some()).count() as u64
     };
     assert_eq!(found(STARTED_AT, STARTED_AT + MINUTE), room);
     assert_eq!(found(STARTED_AT + MINUTE, FOR_EVER), room, "those whose period is over make room");
@@ -1083,7 +1081,9 @@ fn a_database_with_many_quotas_leaves_room_for_those_of_another_and_nothing_is_s
         counters.spend(DATABASE, quota, granted, FOR_EVER, STARTED_AT);
     }
     let used = |database, quota| {
-        (0..2 * granted).filter(|_| counters.spend(database, quota, granted, FOR_EVER, STARTED_AT) == Some(true)).count()
+        (0..2 * granted)
+            .filter(|_| counters.spend(database, quota, granted, FOR_EVER, STARTED_AT) == Some(true))
+            .count()
     };
     let found = |quota| counters.spend(DATABASE + 1, quota, granted, FOR_EVER, STARTED_AT).is_some();
     assert_eq!((0..4).filter(|quota| found(*quota)).count(), 4);

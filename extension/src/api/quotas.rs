@@ -53,7 +53,9 @@ fn row(id: [u8; 16], state: State) -> Remembered {
 
 #[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
-fn remembered_quota(quota_id: Uuid) -> TableIterator<
+fn remembered_quota(
+    quota_id: Uuid,
+) -> TableIterator<
     'static,
     (
         name!(quota_id, Uuid),

@@ -128,10 +128,12 @@ pub(crate) fn spend(quota: &[u8; 16], now: i64) -> Option<Spent> {
 
 /// Spends a unit of what the tables say of a quota. The inner `None`: nothing is left. The outer one: there is no room to
 /// remember it.
-pub(crate) fn spend_of(quota: &[u8; 16], lease: &Lease, now: i64) -> Option<Option<Spent>> {
+///
+/// More is wished for only where there is more (`rest`).
+pub(crate) fn spend_of(quota: &[u8; 16], lease: &Lease, rest: u64, now: i64) -> Option<Option<Spent>> {
     let segment = segment()?;
     let spent = segment.table.spend_of(segment, process(), database(), quota, lease, now)?;
-    if spent.is_none_or(|spent| spent.more_wanted) {
+    if rest > 0 && spent.is_none_or(|spent| spent.more_wanted) {
         segment.quota_wishes.note(database(), quota);
     }
     Some(spent)

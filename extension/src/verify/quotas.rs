@@ -56,7 +56,7 @@ fn spend_one(id: &[u8; 16], known: Option<Quota>, now: i64) -> Result<Option<([u
     let Some(quota) = known.or_else(|| quotas::of_id(id)) else { return Ok(None) };
     let now = shmem::quota_time(now);
     let Share { lease, rest } = quota.share_of(&holder, now);
-    match shmem::spend_of(id, &lease, now) {
+    match shmem::spend_of(id, &lease, rest, now) {
         Some(Some(spent)) => Ok(Some((*id, spent))),
         None => Err(UsedUp(Some(SOON))),
         Some(None) if rest > 0 => Err(UsedUp(Some(SOON))),

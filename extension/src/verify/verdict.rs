@@ -231,10 +231,7 @@ impl Verdict {
                 Code::InsufficientScope => refusal::missing(&request.required, granted),
                 _ => Vec::new(),
             },
-            retry_after: self
-                .quota
-                .filter(|_| self.will_pass())
-                .map(|quota| quota.charge.retry_after),
+            retry_after: self.quota.filter(|_| self.will_pass()).map(|quota| quota.charge.retry_after),
         }
     }
 
@@ -289,7 +286,10 @@ impl Verdict {
             0 => (self.code == Code::Valid).into_datum(),
             1 => Some(Datum::from(CODES[self.code.index()].as_ptr())),
             8 => self.quota.and_then(|quota| quota.limit?.cast_signed().into_datum()),
-            9 => self.quota.filter(|quota| quota.limit.is_some()).and_then(|quota| quota.charge.remaining.cast_signed().into_datum()),
+            9 => self
+                .quota
+                .filter(|quota| quota.limit.is_some())
+                .and_then(|quota| quota.charge.remaining.cast_signed().into_datum()),
             10 => self.will_pass().then(|| Datum::from(&raw const self.retry_after)),
             _ => match &self.subject {
                 Subject::Nothing => None,

@@ -524,13 +524,14 @@ COMMENT ON FUNCTION tollgate.token_quota(uuid) IS
     'The quotas that a token spends, its own first and then its user''s, at most two rows: used and remaining in the present period, as far as this server knows; leased: held by servers and not known to be spent; resets_at: when the next period begins';
 
 CREATE FUNCTION tollgate.user_quota(user_id text) RETURNS SETOF tollgate.quota_state
-    LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 1
+    LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 1
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT tollgate.check_user_named($1);
-    SELECT s.* FROM tollgate.quota_states(ARRAY(
-        SELECT q.id FROM tollgate.quotas q WHERE q.user_id = tollgate.without_token('user_id', $1) COLLATE "C")) s;
-END;
+AS $$
+BEGIN
+    PERFORM tollgate.check_user_named($1), tollgate.without_token('user_id', $1);
+    RETURN QUERY SELECT s.* FROM tollgate.quota_states(ARRAY(SELECT q.id FROM tollgate.quotas q WHERE q.user_id = $1 COLLATE "C")) s;
+END
+$$;
 COMMENT ON FUNCTION tollgate.user_quota(text) IS
     'The quota of a user or a service account, which all tokens and access tokens of that user spend, at most one row, as token_quota shows it; 22023 without a user';
 

@@ -33,7 +33,8 @@ async fn started(arguments: &str) -> Result<(Db, Token, Tollgated)> {
 async fn use_up(client: &Client, token: &Token) -> Result<i64> {
     let mut uses = 0;
     loop {
-        let call = "select code, retry_after is null or retry_after > '2 s' from tollgate.verify_api_token($1)";
+        let call =
+            "select code, retry_after is null or retry_after > '2 s' from tollgate.verify_api_token($1)";
         let row = client.query_one(call, &[&token.token]).await?;
         match (row.get(0), row.get(1)) {
             ("VALID", _) => uses += 1,
@@ -51,8 +52,8 @@ async fn taken(owner: &Client) -> Result<i64> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn however_often_server_and_daemon_are_killed_no_use_is_admitted_twice_and_no_more_than_leases_are_lost()
 -> Result<()> {
-    const AMOUNT: i64 = 20_000;
-    const LEASE: i64 = 500;
+    const AMOUNT: i64 = 5000;
+    const LEASE: i64 = 200;
     const CLIENTS: usize = 4;
     let mut cluster = common::start(Cluster::builder())?;
     crate::operator::grant(&cluster, DATABASE)?;
@@ -61,7 +62,7 @@ async fn however_often_server_and_daemon_are_killed_no_use_is_admitted_twice_and
     set(&owner, &token, &format!("amount => {AMOUNT}, per => 'month', lease => {LEASE}")).await?;
     let url = cluster.url(OPERATOR, DATABASE);
     let (mut admitted, mut crashes) = (0, 0);
-    for round in 0..rounds(4) {
+    for round in 0..rounds(3) {
         let daemon = run(&url, &[LAZY])?;
         let stop = Arc::new(AtomicBool::new(false));
         let mut clients = JoinSet::new();
@@ -83,7 +84,7 @@ async fn however_often_server_and_daemon_are_killed_no_use_is_admitted_twice_and
                 (uses, unknown)
             });
         }
-        some_moment(std::time::Duration::from_millis(600)).await;
+        some_moment(std::time::Duration::from_millis(400)).await;
         if round % 2 == 1 {
             daemon.signal(Signal::SIGKILL)?;
         }
@@ -110,13 +111,16 @@ async fn however_often_server_and_daemon_are_killed_no_use_is_admitted_twice_and
 
 #[tokio::test]
 async fn two_daemons_lease_no_more_than_one_and_nothing_is_lost() -> Result<()> {
-    let (db, token, _daemon) = started("amount => 3000, per => 'day', lease => 50").await?;
+    let (db, token, _daemon) = started("amount => 1000, per => 'day', lease => 50").await?;
     let _other = run(&db.url(), &[LAZY])?;
     let other = db.session("web").await?;
     let (one, two) = tokio::join!(use_up(&db.web, &token), use_up(&other, &token));
-    assert_eq!(one? + two?, 3000);
-    let row = db.owner.query_one("select used, leased, remaining from tollgate.token_quota($1)", &[&token.id]).await?;
-    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)), (3000, 0, 0));
+    assert_eq!(one? + two?, 1000);
+    let row = db
+        .owner
+        .query_one("select used, leased, remaining from tollgate.token_quota($1)", &[&token.id])
+        .await?;
+    assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2)), (1000, 0, 0));
     Ok(())
 }
 
@@ -133,7 +137,8 @@ async fn a_clean_restart_loses_nothing_and_a_crash_what_was_leased() -> Result<(
     drop((owner, web));
     cluster.stop()?;
     cluster.restart()?;
-    let (owner, web) = (cluster.connect("postgres", DATABASE).await?, cluster.connect("web", DATABASE).await?);
+    let (owner, web) =
+        (cluster.connect("postgres", DATABASE).await?, cluster.connect("web", DATABASE).await?);
     for expected in ["VALID", "VALID", "VALID", "QUOTA_EXCEEDED"] {
         assert_eq!(code(&web, &token.token).await?, expected);
     }
@@ -144,7 +149,8 @@ async fn a_clean_restart_loses_nothing_and_a_crash_what_was_leased() -> Result<(
 
     cluster.crash()?;
     cluster.restart()?;
-    let (owner, web) = (cluster.connect("postgres", DATABASE).await?, cluster.connect("web", DATABASE).await?);
+    let (owner, web) =
+        (cluster.connect("postgres", DATABASE).await?, cluster.connect("web", DATABASE).await?);
     for one in [&token, &unused] {
         assert_eq!(code(&web, &one.token).await?, "QUOTA_EXCEEDED");
     }
@@ -174,7 +180,8 @@ async fn standbys_spend_leases_of_the_primary_and_go_on_when_one_is_promoted() -
     // Each has its turn.
     for _ in 0..20 {
         for (number, client) in [&db.web, &there].into_iter().enumerate() {
-            eventually_async(LONG, "a use", async || code(client, &token.token).await.unwrap() == "VALID").await;
+            eventually_async(LONG, "a use", async || code(client, &token.token).await.unwrap() == "VALID")
+                .await;
             uses[number] += 1;
         }
     }
@@ -201,7 +208,11 @@ async fn a_daemon_reports_the_leases_that_it_had_granted() -> Result<()> {
     assert_eq!(use_up(&db.web, &token).await?, 20);
     eventually_async(LONG, "the report", async || {
         let report = "select (d.tasks -> 'lease_quotas' ->> 'items')::bigint from tollgate.daemons d";
-        db.owner.query_opt(report, &[]).await.unwrap().is_some_and(|row| row.get::<_, Option<i64>>(0) >= Some(3))
+        db.owner
+            .query_opt(report, &[])
+            .await
+            .unwrap()
+            .is_some_and(|row| row.get::<_, Option<i64>>(0) >= Some(3))
     })
     .await;
     Ok(())

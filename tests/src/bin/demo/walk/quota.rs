@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 
 use super::{ANN, DAEMON_DEADLINE, PAUSE, READ, Request, Walk, answer};
 
-const SET: &str = "select tollgate.set_quota($1, amount => 6, per => 'month', time_zone => 'America/New_York', lease => 2)";
+const SET: &str =
+    "select tollgate.set_quota($1, amount => 6, per => 'month', time_zone => 'America/New_York', lease => 2)";
 const LEFT: &str = "select used, remaining, resets_at::text from tollgate.token_quota($1)";
 
 impl Walk<'_> {
