@@ -51,6 +51,15 @@ impl Error {
 
     /// A presented token that was refused. The detail is JSON, for programs: see [`Refusal::to_json`].
     pub(crate) fn refused(refusal: &Refusal) -> Self {
+        if refusal.code == Code::QuotaExceeded {
+            let hint = match refusal.retry_after {
+                Some(retry_after) => format!("Try again in {}.", duration(retry_after)),
+                None => "Add credits with tollgate.add_credits().".to_owned(),
+            };
+            return Error::new(PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "the quota is used up")
+                .detail(refusal.to_json())
+                .hint(hint);
+        }
         if let Some(retry_after) = refusal.retry_after {
             return Error::new(
                 PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,

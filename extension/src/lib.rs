@@ -56,7 +56,8 @@ extension_sql_file!("../../sql/schema/audit/seals.sql", name = "seals", requires
 extension_sql_file!("../../sql/schema/tokens/tokens.sql", name = "tokens", requires = ["seals"]);
 extension_sql_file!("../../sql/schema/tokens/scopes.sql", name = "scopes", requires = ["tokens"]);
 extension_sql_file!("../../sql/schema/usage/usage.sql", name = "usage", requires = ["scopes"]);
-extension_sql_file!("../../sql/schema/verify/verify.sql", name = "verify", requires = ["usage"]);
+extension_sql_file!("../../sql/schema/quotas/quotas.sql", name = "quotas", requires = ["usage"]);
+extension_sql_file!("../../sql/schema/verify/verify.sql", name = "verify", requires = ["quotas"]);
 extension_sql_file!("../../sql/schema/tokens/issue.sql", name = "issue", requires = ["verify"]);
 extension_sql_file!("../../sql/schema/tokens/families.sql", name = "families", requires = ["issue"]);
 extension_sql_file!("../../sql/schema/tokens/lifecycle.sql", name = "lifecycle", requires = ["families"]);

@@ -11,6 +11,7 @@ pub mod flush;
 pub mod import;
 pub mod issuers;
 pub mod keys;
+pub mod quotas;
 pub mod scopes;
 pub mod sessions;
 pub mod tokens;

@@ -12,6 +12,7 @@ mod key;
 mod list;
 pub mod output;
 mod progress;
+mod quota;
 mod run;
 mod scope;
 mod server_errors;
@@ -28,8 +29,8 @@ use std::future::Future;
 use crate::config::file_trust;
 use crate::config::sources::Configuration;
 use crate::config::{
-    AuditCommand, CapabilityCommand, Command, IssuerCommand, KeyCommand, ScopeCommand, SessionCommand,
-    StandbyOptions, TokenCommand, UserCommand, WebhookCommand,
+    AuditCommand, CapabilityCommand, Command, IssuerCommand, KeyCommand, QuotaCommand, ScopeCommand,
+    SessionCommand, StandbyOptions, TokenCommand, UserCommand, WebhookCommand,
 };
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
@@ -91,6 +92,7 @@ pub fn run(configuration: Configuration) -> Result<u8> {
             block_on(key::reseal(target, standbys, options))
         }
         Command::Issuer(command) => block_on(issuer::issuer(target, command)),
+        Command::Quota(command) => block_on(quota::quota(target, command)),
         Command::Capability(command) => block_on(capability::capability(target, command)),
         // Answered above, without a connection.
         Command::Config(_) | Command::Completions(_) | Command::Man | Command::Key(KeyCommand::Init(_)) => {
@@ -151,6 +153,11 @@ fn name(command: &Command) -> &'static str {
         Command::Issuer(IssuerCommand::List(_)) => "issuer list",
         Command::Issuer(IssuerCommand::Distrust(_)) => "issuer distrust",
         Command::Issuer(IssuerCommand::Fetch(_)) => "issuer fetch",
+        Command::Quota(QuotaCommand::Set(_)) => "quota set",
+        Command::Quota(QuotaCommand::Add(_)) => "quota add",
+        Command::Quota(QuotaCommand::List(_)) => "quota list",
+        Command::Quota(QuotaCommand::Show(_)) => "quota show",
+        Command::Quota(QuotaCommand::Remove(_)) => "quota remove",
         Command::Capability(CapabilityCommand::List(_)) => "capability list",
         Command::Capability(CapabilityCommand::Grant(_)) => "capability grant",
         Command::Capability(CapabilityCommand::Revoke(_)) => "capability revoke",

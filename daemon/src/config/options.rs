@@ -19,6 +19,7 @@ use super::common_options::{BatchOptions, OutputOptions, StandbyOptions};
 use super::issuer_options::{IssuerCommand, IssuerNetworks};
 use super::key_options::KeyCommand;
 use super::management_options::{AuditCommand, CapabilityCommand, UserCommand, WebhookCommand};
+use super::quota_options::QuotaCommand;
 use super::session_options::SessionCommand;
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
@@ -132,6 +133,9 @@ pub enum Command {
     /// Trust issuers of other systems, so that their access tokens are accepted
     #[command(subcommand)]
     Issuer(IssuerCommand),
+    /// Set how often tokens and users may be used in a period of the calendar
+    #[command(subcommand)]
+    Quota(QuotaCommand),
     /// Say which database role may do what
     #[command(subcommand)]
     Capability(CapabilityCommand),

@@ -23,6 +23,7 @@ pub mod latency;
 pub mod limit;
 pub mod malformed;
 pub mod net;
+pub mod quota;
 pub mod refresh;
 pub mod scope;
 pub mod seal;

@@ -12,6 +12,7 @@ mod issue;
 mod issuers;
 mod keys;
 mod leadership;
+mod quotas;
 mod replication;
 mod rotate;
 mod scopes;

@@ -64,6 +64,11 @@ pub(crate) struct Relations {
     pub(crate) issuers_key: Oid,
     pub(crate) issuer_keys: Oid,
     pub(crate) issuer_keys_key: Oid,
+    pub(crate) quotas: Oid,
+    pub(crate) quotas_key: Oid,
+    pub(crate) quotas_user: Oid,
+    pub(crate) quota_leases: Oid,
+    pub(crate) quota_leases_key: Oid,
     /// Indexed by `Composite`.
     pub(crate) composites: [Oid; Composite::COUNT],
 }
@@ -110,6 +115,11 @@ pub(crate) fn relations() -> Relations {
             issuers_key: in_schema(schema, c"issuers_pkey"),
             issuer_keys: in_schema(schema, c"issuer_keys"),
             issuer_keys_key: in_schema(schema, c"issuer_keys_pkey"),
+            quotas: in_schema(schema, c"quotas"),
+            quotas_key: in_schema(schema, c"quotas_pkey"),
+            quotas_user: in_schema(schema, c"quotas_user"),
+            quota_leases: in_schema(schema, c"quota_leases"),
+            quota_leases_key: in_schema(schema, c"quota_leases_pkey"),
             composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
         };
         // The look-ups themselves may have processed an invalidation.
@@ -196,6 +206,11 @@ unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
             cached.issuers_key,
             cached.issuer_keys,
             cached.issuer_keys_key,
+            cached.quotas,
+            cached.quotas_key,
+            cached.quotas_user,
+            cached.quota_leases,
+            cached.quota_leases_key,
         ];
         tables.contains(&relation) || cached.composites.contains(&relation)
     };

@@ -306,6 +306,8 @@ BEGIN
         DELETE FROM tollgate.token_usage u USING deleted p WHERE u.token_id = p.id
     ), forgotten_hours AS (
         DELETE FROM tollgate.usage_hourly h USING deleted p WHERE h.token_id = p.id
+    ), forgotten_quotas AS (
+        DELETE FROM tollgate.quotas q USING deleted p WHERE q.token_id = p.id
     ), logged AS (
         -- A subquery, so that the epoch is looked up once and not for each row.
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)

@@ -57,6 +57,10 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'set_api_token_enabled(uuid, boolean, text)',            'issuer'),
         ('FUNCTION', 'token_activity(uuid, timestamptz)',                     'issuer'),
         ('TYPE',     'exchanged_token',                                       'issuer'),
+        ('FUNCTION', 'quota_remaining(uuid)',                                 'issuer'),
+        ('FUNCTION', 'token_quota(uuid)',                                     'issuer'),
+        ('FUNCTION', 'user_quota(text)',                                      'issuer'),
+        ('TYPE',     'quota_state',                                           'issuer'),
         ('TYPE',     'issued_access_token',                                   'issuer'),
         ('TYPE',     'issued_session',                                        'issuer'),
         ('TYPE',     'issued_token',                                          'issuer'),
@@ -105,6 +109,12 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'rotate_signing_key(interval)',                          'admin'),
         ('FUNCTION', 'withdraw_signing_key(text, text)',                      'admin'),
         ('VIEW',     'signing_keys',                                          'admin'),
+
+        -- Decides how much may be used.
+        ('FUNCTION', 'add_credits(uuid, text, bigint)',                       'admin'),
+        ('FUNCTION', 'list_quotas(integer, uuid)',                            'admin'),
+        ('FUNCTION', 'remove_quota(uuid, text, text)',                        'admin'),
+        ('FUNCTION', 'set_quota(uuid, text, bigint, text, text, bigint, text)', 'admin'),
 
         -- Decides whose tokens are accepted.
         ('FUNCTION', 'distrust_issuer(text, text)',                           'admin'),
@@ -163,6 +173,10 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('TYPE',     'event_batch',                                           'operator'),
         ('TYPE',     'event_cursor',                                          'operator'),
         ('TYPE',     'finding',                                               'operator'),
+        ('FUNCTION', 'drain_quota_wishes()',                                  'operator'),
+        ('FUNCTION', 'forget_removed_quotas()',                               'operator'),
+        ('FUNCTION', 'lease_quotas(tollgate.quota_wish[])',                   'operator'),
+        ('TYPE',     'quota_wish',                                            'operator'),
         ('TYPE',     'usage_row',                                             'operator'),
         ('TYPE',     'webhook_message',                                       'operator'),
         ('VIEW',     'daemons',                                               'operator'),
@@ -361,6 +375,21 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'read_key(text, text)',                                  'internal'),
         ('FUNCTION', 'reseal_key(bytea, text, text, text)',                   'internal'),
         ('FUNCTION', 'test_signing_key(text)',                                'internal'),
+        ('FUNCTION', 'check_quota(bigint, text, text, bigint, text)',         'internal'),
+        ('FUNCTION', 'check_quota_subject(uuid, text)',                       'internal'),
+        ('FUNCTION', 'forget_quota(uuid)',                                    'internal'),
+        ('FUNCTION', 'grant_lease(uuid, uuid, timestamptz, bigint, bigint, boolean)', 'internal'),
+        ('FUNCTION', 'in_present_period(tollgate.quotas)',                    'internal'),
+        ('FUNCTION', 'lease_holder()',                                        'internal'),
+        ('FUNCTION', 'lock_quota(uuid, text)',                                'internal'),
+        ('FUNCTION', 'note_user_quota()',                                     'internal'),
+        ('FUNCTION', 'predecessors(uuid)',                                    'internal'),
+        ('FUNCTION', 'quota_period_end(text, text, timestamptz)',             'internal'),
+        ('FUNCTION', 'quota_states(uuid[])',                                  'internal'),
+        ('FUNCTION', 'remembered_quota(uuid)',                                'internal'),
+        ('FUNCTION', 'remembered_quotas()',                                   'internal'),
+        ('FUNCTION', 'signature_of_wish(uuid, uuid, timestamptz, bigint, bigint)', 'internal'),
+        ('FUNCTION', 'take_quota_wishes()',                                   'internal'),
         ('TYPE',     'audit_place',                                           'internal'),
         ('TYPE',     'memory_stats',                                          'internal'),
         ('VIEW',     'object_privileges',                                     'internal'),
@@ -379,7 +408,7 @@ CREATE VIEW tollgate.capability_privileges AS
                  ('operator', 'operator'),
                  ('key_fetcher', 'key_fetcher')) i (capability, includes) ON i.includes = d.given_to;
 COMMENT ON VIEW tollgate.capability_privileges IS
-    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens and those of the authenticated user; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, signing keys, trusted issuers, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs; key_fetcher stores the keys of trusted issuers, which are fetched';
+    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens and those of the authenticated user; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, quotas, signing keys, trusted issuers, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs; key_fetcher stores the keys of trusted issuers, which are fetched';
 
 -- Names and signatures are resolved in the search path of these functions, whatever the caller's is.
 CREATE FUNCTION tollgate.capability_objects(capability text) RETURNS TABLE (object_id oid, object_type text, object text, privilege text)

@@ -57,6 +57,8 @@ mod package;
 mod persist;
 mod pooler;
 mod privileges;
+mod quota_faults;
+mod quotas;
 mod races;
 mod readme;
 mod reference;

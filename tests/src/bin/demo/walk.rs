@@ -1,6 +1,7 @@
 //! The steps, in the order of a token's life.
 
 mod exchange;
+mod quota;
 mod signed;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -77,6 +78,7 @@ pub(crate) async fn walk(report: &mut Report) -> Result<()> {
     let mut tail = Tail::follow(walk.last_event().await?)?;
     walk.revoke(&tokens, &mut tail).await?;
     walk.expire(&mut tail).await?;
+    walk.spend_a_quota().await?;
     walk.sessions(&mut tail).await?;
     walk.withdraw_a_key().await?;
     walk.trust_another_issuer().await?;
