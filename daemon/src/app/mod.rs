@@ -14,4 +14,5 @@ pub mod keys;
 pub mod scopes;
 pub mod sessions;
 pub mod tokens;
+pub mod url_keys;
 pub mod webhooks;

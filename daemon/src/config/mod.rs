@@ -9,6 +9,7 @@ mod management_options;
 mod options;
 mod session_options;
 pub mod sources;
+mod url_key_options;
 
 pub use command_options::*;
 pub use common_options::{BatchOptions, OutputOptions, StandbyOptions};
@@ -17,3 +18,4 @@ pub use key_options::*;
 pub use management_options::*;
 pub use options::*;
 pub use session_options::*;
+pub use url_key_options::*;

@@ -22,6 +22,7 @@ pub mod scopes;
 pub mod sessions;
 pub mod stats;
 pub mod tokens;
+pub mod url_keys;
 pub mod usage;
 pub mod webhooks;
 
@@ -40,5 +41,6 @@ pub use scopes::*;
 pub use sessions::*;
 pub use stats::*;
 pub use tokens::*;
+pub use url_keys::*;
 pub use usage::*;
 pub use webhooks::*;

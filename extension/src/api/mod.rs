@@ -16,6 +16,7 @@ mod rotate;
 mod scopes;
 mod sessions;
 mod stats;
+mod urls;
 mod usage;
 mod users;
 mod verify;

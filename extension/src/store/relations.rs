@@ -15,16 +15,18 @@ pub(crate) enum Composite {
     IssuedAccessToken,
     IssuedSession,
     RefreshedSession,
+    UrlVerification,
 }
 
 impl Composite {
-    pub(crate) const ALL: [Composite; 6] = [
+    pub(crate) const ALL: [Composite; 7] = [
         Composite::Verification,
         Composite::IssuedToken,
         Composite::MemoryStats,
         Composite::IssuedAccessToken,
         Composite::IssuedSession,
         Composite::RefreshedSession,
+        Composite::UrlVerification,
     ];
     pub(crate) const COUNT: usize = Composite::ALL.len();
 
@@ -36,6 +38,7 @@ impl Composite {
             Composite::IssuedAccessToken => c"issued_access_token",
             Composite::IssuedSession => c"issued_session",
             Composite::RefreshedSession => c"refreshed_session",
+            Composite::UrlVerification => c"url_verification",
         }
     }
 }
@@ -60,6 +63,8 @@ pub(crate) struct Relations {
     pub(crate) issuers_key: Oid,
     pub(crate) issuer_keys: Oid,
     pub(crate) issuer_keys_key: Oid,
+    pub(crate) used_urls: Oid,
+    pub(crate) used_urls_key: Oid,
     /// Indexed by `Composite`.
     pub(crate) composites: [Oid; Composite::COUNT],
 }
@@ -105,6 +110,8 @@ pub(crate) fn relations() -> Relations {
             issuers_key: in_schema(schema, c"issuers_pkey"),
             issuer_keys: in_schema(schema, c"issuer_keys"),
             issuer_keys_key: in_schema(schema, c"issuer_keys_pkey"),
+            used_urls: in_schema(schema, c"used_urls"),
+            used_urls_key: in_schema(schema, c"used_urls_pkey"),
             composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
         };
         // The look-ups themselves may have processed an invalidation.
@@ -190,6 +197,8 @@ unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
             cached.issuers_key,
             cached.issuer_keys,
             cached.issuer_keys_key,
+            cached.used_urls,
+            cached.used_urls_key,
         ];
         tables.contains(&relation) || cached.composites.contains(&relation)
     };
