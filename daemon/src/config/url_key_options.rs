@@ -18,7 +18,9 @@ pub enum UrlKeyCommand {
     #[command(after_help = "Example:\n  tollgated url-key rotate downloads --signs-in 2d")]
     Rotate(RotateUrlKeyOptions),
     /// Print a key, for a server at the edge that verifies without the database; it could sign, too
-    #[command(after_help = "Example:\n  tollgated url-key export wOWtFvXo0MsGRJZ-D4hBmX8dL5Pd8nUZ1Y2S8cIFxQw")]
+    #[command(
+        after_help = "Example:\n  tollgated url-key export wOWtFvXo0MsGRJZ-D4hBmX8dL5Pd8nUZ1Y2S8cIFxQw"
+    )]
     Export(ExportUrlKeyOptions),
     /// End a key at once: what it signed is refused from now on
     #[command(

@@ -280,8 +280,7 @@ fn push_authority(into: &mut String, authority: &str, default_port: &str) -> Res
     let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         Some(address) => address.parse::<Ipv6Addr>().is_ok(),
         None => host.split('.').all(|label| {
-            !label.is_empty()
-                && label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
+            !label.is_empty() && label.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
         }),
     };
     if !is_host {
@@ -320,7 +319,9 @@ fn push_normalised(into: &mut String, text: &str) -> Result<(), Fault> {
             into.push(char::from(meant));
         } else {
             into.push('%');
-            into.extend([meant >> 4, meant & 15].map(|half| char::from(b"0123456789ABCDEF"[usize::from(half)])));
+            into.extend(
+                [meant >> 4, meant & 15].map(|half| char::from(b"0123456789ABCDEF"[usize::from(half)])),
+            );
         }
         from = at;
     }
@@ -341,7 +342,20 @@ fn is_unreserved(byte: u8) -> bool {
 fn is_reserved(byte: u8) -> bool {
     matches!(
         byte,
-        b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@' | b'/' | b'?'
+        b'!' | b'$'
+            | b'&'
+            | b'\''
+            | b'('
+            | b')'
+            | b'*'
+            | b'+'
+            | b','
+            | b';'
+            | b'='
+            | b':'
+            | b'@'
+            | b'/'
+            | b'?'
     )
 }
 
@@ -360,7 +374,10 @@ fn is_plain(rest: &str) -> bool {
 
 /// A decimal number without a sign or leading zeros.
 fn is_number(text: &str, longest: usize) -> bool {
-    text.len() <= longest && text.bytes().all(|b| b.is_ascii_digit()) && !text.is_empty() && !text.starts_with('0')
+    text.len() <= longest
+        && text.bytes().all(|b| b.is_ascii_digit())
+        && !text.is_empty()
+        && !text.starts_with('0')
 }
 
 /// A signed URL that is well formed; its signature is not checked yet.
@@ -413,7 +430,8 @@ impl SignedUrl {
             return Err(Fault::Parameter);
         }
         let key_id = read.required(Parameter::Key)?;
-        if key_id.len() != ENCODED_LEN || !key_id.bytes().all(|b| is_unreserved(b) && b != b'.' && b != b'~') {
+        if key_id.len() != ENCODED_LEN || !key_id.bytes().all(|b| is_unreserved(b) && b != b'.' && b != b'~')
+        {
             return Err(Fault::Parameter);
         }
         let prefix = read.number(Parameter::Prefix, 4)?;
@@ -506,7 +524,11 @@ impl<'a> Ours<'a> {
         self.values[parameter as usize].ok_or(Fault::Parameter)
     }
 
-    fn read<T>(&self, parameter: Parameter, read: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>, Fault> {
+    fn read<T>(
+        &self,
+        parameter: Parameter,
+        read: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, Fault> {
         self.values[parameter as usize].map(|value| read(value).ok_or(Fault::Parameter)).transpose()
     }
 
@@ -591,15 +613,17 @@ pub fn is_subject(text: &str) -> bool {
 /// cannot end the field.
 pub fn are_headers(text: &str) -> bool {
     let is_name = |name: &str| {
-        !name.is_empty()
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
     };
     let is_value = |value: &Json| {
         value.as_text().is_some_and(|value| {
-            value.bytes().all(|b| matches!(b, b' '..=b'~')) && !value.starts_with(' ') && !value.ends_with(' ')
+            value.bytes().all(|b| matches!(b, b' '..=b'~'))
+                && !value.starts_with(' ')
+                && !value.ends_with(' ')
         })
     };
-    let Some(fields) = (text.len() <= MAX_HEADERS_LEN).then(|| json::parse_object(text).ok()).flatten() else {
+    let Some(fields) = (text.len() <= MAX_HEADERS_LEN).then(|| json::parse_object(text).ok()).flatten()
+    else {
         return false;
     };
     let mut names: Vec<String> = fields.keys().map(|name| name.to_ascii_lowercase()).collect();

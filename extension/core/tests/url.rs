@@ -127,15 +127,16 @@ fn a_signed_url_is_what_was_given_and_parameters_of_ours() {
     let url = signed(PLAIN, &all);
     let ours = url.split(['?', '&']).filter(|part| part.starts_with("tgu_"));
     let names: Vec<&str> = ours.filter_map(|part| part.split('=').next()).collect();
-    let expected =
-        ["exp", "headers", "key", "methods", "nbf", "net", "once", "prefix", "sub", "sig"].map(|n| format!("tgu_{n}"));
+    let expected = ["exp", "headers", "key", "methods", "nbf", "net", "once", "prefix", "sub", "sig"]
+        .map(|n| format!("tgu_{n}"));
     assert_eq!(names, expected);
     assert!(url.contains("&tgu_net=cb007100-24&") && url.contains("&tgu_prefix=10&"), "{url}");
     let parsed = SignedUrl::parse(&url).unwrap();
     assert_eq!(parsed.subject.as_deref(), all.subject);
     assert_eq!(parsed.response_headers.as_deref(), all.response_headers);
     assert_eq!((parsed.once, parsed.not_before, parsed.expires_at), (all.once, all.not_before, NOW + 60));
-    let from = |address: &str| Request { client: Some(Net::from(address.parse::<IpAddr>().unwrap())), ..get() };
+    let from =
+        |address: &str| Request { client: Some(Net::from(address.parse::<IpAddr>().unwrap())), ..get() };
     assert_eq!(code_with(&key(), &url, &from("203.0.113.200")), Code::Valid);
     assert_eq!(code_with(&key(), &url, &from("203.0.112.200")), Code::IpNotAllowed);
     assert_eq!(code_with(&key(), &url, &from("2001:db8::1")), Code::IpNotAllowed);
@@ -187,10 +188,21 @@ fn what_cannot_be_verified_is_not_signed() {
     let longest = "https://h/".to_owned() + &"a".repeat(url::MAX_LEN);
     assert_eq!(refused(&longest, &options()), Some(Unfit::Url(Fault::Size)));
     assert_eq!(refused(&longest[..url::MAX_LEN - 20], &options()), Some(Unfit::Url(Fault::Size)));
-    for methods in [&[][..], &["get"], &["GET,POST"], &["A", "B", "C", "D", "E", "F", "G", "H", "I", "J"], &[""]] {
+    for methods in
+        [&[][..], &["get"], &["GET,POST"], &["A", "B", "C", "D", "E", "F", "G", "H", "I", "J"], &[""]]
+    {
         assert_eq!(refused(PLAIN, &Options { methods, ..options() }), Some(Unfit::Methods), "{methods:?}");
     }
-    for prefix in ["/videos", "/videos/7", "/Videos/7/", "videos/7/", "/videos/7/index.m3u8/", "", "%zz/", "/videos/77/"] {
+    for prefix in [
+        "/videos",
+        "/videos/7",
+        "/Videos/7/",
+        "videos/7/",
+        "/videos/7/index.m3u8/",
+        "",
+        "%zz/",
+        "/videos/77/",
+    ] {
         let prefixed = Options { path_prefix: Some(prefix), ..options() };
         assert_eq!(refused(PLAIN, &prefixed), Some(Unfit::Prefix), "{prefix}");
     }
@@ -251,12 +263,23 @@ fn a_value_of_ours_has_one_spelling() {
         ("nbf", &["", "0", "01", "-1", "+1", "1.0", "1e3", "1000000000000", "99999999999999999999"][..]),
         ("methods", &["", "get", "GET,HEAD", "GET..HEAD", ".GET", "GET."]),
         ("prefix", &["0", "-1", "08", "10000"]),
-        ("net", &["cb007100", "CB007100-24", "cb007100-33", "cb007100-024", "cb007101-24", "cb0071-24", "-0"]),
+        (
+            "net",
+            &["cb007100", "CB007100-24", "cb007100-33", "cb007100-024", "cb007101-24", "cb0071-24", "-0"],
+        ),
         ("net", &["00000000000000000000ffffcb007100-120", "20010db8000000000000000000000000-129"]),
         ("once", &["", "AB", "abababababababababababababababa", "ABABABABABABABABABABABABABABABAB"]),
         ("sub", &["", "YW5u=", "YW5uY", "_w", "AA"]),
         ("headers", &[]),
-        ("sig", &["", "AAAA", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAB", "A+AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]),
+        (
+            "sig",
+            &[
+                "",
+                "AAAA",
+                "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAB",
+                "A+AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+            ],
+        ),
         ("key", &["", "x"]),
     ] {
         for value in values {
@@ -276,7 +299,8 @@ fn a_value_of_ours_has_one_spelling() {
 
 #[test]
 fn the_first_fault_in_the_order_of_the_codes_is_reported() {
-    let expired = Options { expires_at: NOW, not_before: Some(NOW + 9), path_prefix: Some("/a/"), ..options() };
+    let expired =
+        Options { expires_at: NOW, not_before: Some(NOW + 9), path_prefix: Some("/a/"), ..options() };
     let below = |options: &Options<'_>| signed("https://h/a/b", options).replace("/a/b?", "/a/b%20?");
     let post = Request { method: "POST", ..get() };
     let code = |options: &Options<'_>| code_with(&key(), &below(options), &post);

@@ -29,11 +29,7 @@ pub(crate) struct Signed {
     pub(crate) expires_at: i64,
 }
 
-pub(crate) fn verify(
-    url: Option<&str>,
-    method: Option<&str>,
-    client: Option<Net>,
-) -> Result<Judged, Error> {
+pub(crate) fn verify(url: Option<&str>, method: Option<&str>, client: Option<Net>) -> Result<Judged, Error> {
     let refused = |code, reason| Ok(Judged { code, reason, signed: None });
     let Some(text) = url else { return refused(Code::Malformed, Some(MISSING)) };
     let url = match SignedUrl::parse(text) {

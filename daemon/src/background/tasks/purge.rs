@@ -80,8 +80,7 @@ impl Task for Purge {
             self.messages.advance(&mut session, fence, Due::WebhookDeliveries, retention, batch_size).await?;
         let denials =
             self.denials.advance(&mut session, fence, Due::Denials, Duration::ZERO, batch_size).await?;
-        let urls =
-            self.urls.advance(&mut session, fence, Due::UsedUrls, Duration::ZERO, batch_size).await?;
+        let urls = self.urls.advance(&mut session, fence, Due::UsedUrls, Duration::ZERO, batch_size).await?;
         self.more = [tokens, sessions, hours, messages, denials, urls].iter().any(|batch| batch.more);
         Ok(Report { items: tokens.items + sessions.items + hours.items, more: self.more, note: None })
     }

@@ -70,9 +70,7 @@ fn is_authority(text: &str) -> bool {
         (1..=5).contains(&port.len()) && !port.starts_with('0') && port.chars().all(|c| c.is_ascii_digit())
     });
     let good_host = if host.starts_with('[') {
-        host.ends_with(']')
-            && host.len() > 2
-            && host[1..host.len() - 1].parse::<std::net::Ipv6Addr>().is_ok()
+        host.ends_with(']') && host.len() > 2 && host[1..host.len() - 1].parse::<std::net::Ipv6Addr>().is_ok()
     } else {
         let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
         host.split('.').all(|label| !label.is_empty() && label.chars().all(good))

@@ -1,6 +1,7 @@
 //! The steps, in the order of a token's life.
 
 mod signed;
+mod urls;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -79,6 +80,7 @@ pub(crate) async fn walk(report: &mut Report) -> Result<()> {
     walk.sessions(&mut tail).await?;
     walk.withdraw_a_key().await?;
     walk.trust_another_issuer().await?;
+    walk.sign_urls().await?;
     walk.status()
 }
 
