@@ -609,7 +609,8 @@ fn vectors() -> Result<Value> {
     Ok(serde_json::from_str(&fs::read_to_string(scripts().join("vectors.json"))?)?)
 }
 
-/// Runs a program that is given the vectors and writes a code for each, by its name.
+/// Runs a program that is given the vectors and writes the name and the code of each, one a line: the shell of njs cuts longer
+/// lines off.
 fn codes(command: &mut Command, vectors: &Value) -> Result<BTreeMap<String, String>> {
     let mut child = command
         .stdin(Stdio::piped())
@@ -619,7 +620,9 @@ fn codes(command: &mut Command, vectors: &Value) -> Result<BTreeMap<String, Stri
     child.stdin.take().context("piped")?.write_all(vectors.to_string().as_bytes())?;
     let output = child.wait_with_output()?;
     ensure!(output.status.success(), "{command:?}: {}", output.status);
-    Ok(serde_json::from_slice(&output.stdout)?)
+    Ok(serde_json::Deserializer::from_slice(&output.stdout)
+        .into_iter::<(String, String)>()
+        .collect::<Result<_, _>>()?)
 }
 
 #[track_caller]
@@ -636,17 +639,17 @@ const PYTHON: &str = "
 import json, sys
 from verify import verify
 given = json.load(sys.stdin)
-run = lambda v: verify(v['url'], v['method'], v.get('client_ip'), v['now'], given['keys'])[0]
-print(json.dumps({v['name']: run(v) for v in given['vectors']}))
+for v in given['vectors']:
+    code, _ = verify(v['url'], v['method'], v.get('client_ip'), v['now'], given['keys'])
+    print(json.dumps([v['name'], code]))
 ";
 
 const NODE: &str = "
 import fs from 'fs'
 import urls from './verify.mjs'
 const given = JSON.parse(fs.readFileSync(0))
-const found = {}
-given.vectors.forEach((v) => { found[v.name] = urls.verify(v.url, v.method, v.client_ip, v.now, given.keys).code })
-console.log(JSON.stringify(found))
+const run = (v) => urls.verify(v.url, v.method, v.client_ip, v.now, given.keys).code
+given.vectors.forEach((v) => console.log(JSON.stringify([v.name, run(v)])))
 ";
 
 #[test]
@@ -669,9 +672,8 @@ fn the_scripts_for_python_and_node_pass_every_vector() -> Result<()> {
 const NJS: &str = "
 import given from 'given.mjs'
 import urls from 'verify.mjs'
-const found = {}
-given.vectors.forEach((v) => { found[v.name] = urls.verify(v.url, v.method, v.client_ip, v.now, given.keys).code })
-console.log(JSON.stringify(found))
+const run = (v) => urls.verify(v.url, v.method, v.client_ip, v.now, given.keys).code
+given.vectors.forEach((v) => console.log(JSON.stringify([v.name, run(v)])))
 ";
 
 /// A process that ends with its test.
@@ -767,7 +769,8 @@ async fn the_script_for_njs_passes_every_vector_and_guards_a_folder_of_nginx() -
         (link.clone(), 200),
         (over, 403),
         (link.replace("a.ts", "b.ts"), 404),
-        (link.replace("a.ts", "..%2f/a.ts"), 403),
+        // nginx resolves this to the file that was signed.
+        (link.replace("a.ts", "..%2fvideos/a.ts"), 403),
         (format!("{link}&a=1"), 403),
         ("http://media.example.com/videos/a.ts".to_owned(), 403),
     ] {
