@@ -333,6 +333,16 @@ impl Error {
             .hint("Create one with tollgate.create_signing_key().")
     }
 
+    /// `name` is a name that keys may have.
+    pub(crate) fn no_url_key(name: &str) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("there is no key named {name} that signs URLs"),
+        )
+        .detail("No key of that name is in the state signing: see tollgate.url_keys.")
+        .hint("Create one with tollgate.create_url_key().")
+    }
+
     pub(crate) fn other_algorithm(wanted: &str, found: &str) -> Self {
         Error::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "no key of that algorithm signs")
             .detail(format!("Wanted is {wanted}; the key that signs is of {found}."))

@@ -2,7 +2,7 @@
 //!
 //! Where to find things: the functions that users call are in `api`, under the name that SQL gives them; the decision
 //! about a credential in `verify`; the identity of a transaction in `identity`; issuing in `tokens`, `access` and
-//! `sessions`; signing keys in `keys`; access to our tables in `store`; shared memory in `shmem`; calls to PostgreSQL and
+//! `sessions`; signed URLs in `urls`; signing keys in `keys`; access to our tables in `store`; shared memory in `shmem`; calls to PostgreSQL and
 //! its errors in `pg`; the rules themselves, independent of PostgreSQL, in the crate `tollgate-core`. Code that needs secrecy, hashing or speed is written in
 //! Rust; statements over sets of rows are written in SQL, in `sql/schema`, where every object has its comment.
 
@@ -19,6 +19,7 @@ mod sessions;
 mod shmem;
 mod store;
 mod tokens;
+mod urls;
 mod verify;
 
 #[cfg(any(test, feature = "pg_test"))]
@@ -75,7 +76,8 @@ extension_sql_file!(
 extension_sql_file!("../../sql/schema/delivery/webhooks.sql", name = "webhooks", requires = ["housekeeping"]);
 extension_sql_file!("../../sql/schema/keys/keys.sql", name = "keys", requires = ["webhooks"]);
 extension_sql_file!("../../sql/schema/sessions/sessions.sql", name = "sessions", requires = ["keys"]);
-extension_sql_file!("../../sql/schema/base/leadership.sql", name = "leadership", requires = ["sessions"]);
+extension_sql_file!("../../sql/schema/urls/urls.sql", name = "urls", requires = ["sessions"]);
+extension_sql_file!("../../sql/schema/base/leadership.sql", name = "leadership", requires = ["urls"]);
 extension_sql_file!("../../sql/schema/usage/stats.sql", name = "stats", requires = ["leadership"]);
 extension_sql_file!("../../sql/schema/base/health.sql", name = "health", requires = ["stats"]);
 extension_sql_file!(

@@ -15,4 +15,5 @@ pub mod quotas;
 pub mod scopes;
 pub mod sessions;
 pub mod tokens;
+pub mod url_keys;
 pub mod webhooks;

@@ -21,6 +21,7 @@ mod shell;
 mod status;
 mod tail;
 mod token;
+mod url_key;
 mod user;
 mod webhook;
 
@@ -30,7 +31,7 @@ use crate::config::file_trust;
 use crate::config::sources::Configuration;
 use crate::config::{
     AuditCommand, CapabilityCommand, Command, IssuerCommand, KeyCommand, QuotaCommand, ScopeCommand,
-    SessionCommand, StandbyOptions, TokenCommand, UserCommand, WebhookCommand,
+    SessionCommand, StandbyOptions, TokenCommand, UrlKeyCommand, UserCommand, WebhookCommand,
 };
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
@@ -91,6 +92,7 @@ pub fn run(configuration: Configuration) -> Result<u8> {
             let standbys = standbys(&options.standby)?;
             block_on(key::reseal(target, standbys, options))
         }
+        Command::UrlKey(command) => block_on(url_key::url_key(target, command)),
         Command::Issuer(command) => block_on(issuer::issuer(target, command)),
         Command::Quota(command) => block_on(quota::quota(target, command)),
         Command::Capability(command) => block_on(capability::capability(target, command)),
@@ -149,6 +151,11 @@ fn name(command: &Command) -> &'static str {
         Command::Key(KeyCommand::Import(_)) => "key import",
         Command::Key(KeyCommand::Withdraw(_)) => "key withdraw",
         Command::Key(KeyCommand::Reseal(_)) => "key reseal",
+        Command::UrlKey(UrlKeyCommand::Create(_)) => "url-key create",
+        Command::UrlKey(UrlKeyCommand::List(_)) => "url-key list",
+        Command::UrlKey(UrlKeyCommand::Rotate(_)) => "url-key rotate",
+        Command::UrlKey(UrlKeyCommand::Export(_)) => "url-key export",
+        Command::UrlKey(UrlKeyCommand::Withdraw(_)) => "url-key withdraw",
         Command::Issuer(IssuerCommand::Trust(_)) => "issuer trust",
         Command::Issuer(IssuerCommand::List(_)) => "issuer list",
         Command::Issuer(IssuerCommand::Distrust(_)) => "issuer distrust",

@@ -10,6 +10,7 @@ mod options;
 mod quota_options;
 mod session_options;
 pub mod sources;
+mod url_key_options;
 
 pub use command_options::*;
 pub use common_options::{BatchOptions, OutputOptions, StandbyOptions};
@@ -19,3 +20,4 @@ pub use management_options::*;
 pub use options::*;
 pub use quota_options::*;
 pub use session_options::*;
+pub use url_key_options::*;

@@ -21,6 +21,7 @@ use super::key_options::KeyCommand;
 use super::management_options::{AuditCommand, CapabilityCommand, UserCommand, WebhookCommand};
 use super::quota_options::QuotaCommand;
 use super::session_options::SessionCommand;
+use super::url_key_options::UrlKeyCommand;
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
 use crate::process::duration;
@@ -130,6 +131,9 @@ pub enum Command {
     /// Make, rotate, withdraw and reseal signing keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Create, rotate, export and withdraw keys that sign URLs
+    #[command(subcommand)]
+    UrlKey(UrlKeyCommand),
     /// Trust issuers of other systems, so that their access tokens are accepted
     #[command(subcommand)]
     Issuer(IssuerCommand),

@@ -20,6 +20,7 @@ pub enum Due {
     UserUsage,
     WebhookDeliveries,
     Denials,
+    UsedUrls,
 }
 
 /// A statement that deals with some of [`Due`].
@@ -59,6 +60,7 @@ impl Walk {
             Due::UserUsage => ("purge_user_usage_after", "", "", "delete old usage of users"),
             Due::WebhookDeliveries => ("purge_webhook_deliveries", "", "", "delete old webhook messages"),
             Due::Denials => ("purge_denials", "", "", "delete revocations that no access token outlives"),
+            Due::UsedUrls => ("purge_used_urls", "", "", "delete uses of signed URLs that are over"),
         };
         // Called in a SELECT without FROM, for the fence; OFFSET keeps that a sub-select, so that it is called once.
         let call = match what {
@@ -69,14 +71,14 @@ impl Walk {
             Due::EndedSessions | Due::UserUsage => {
                 format!("select tollgate.{function}(make_interval(secs => $1), $2, $4)")
             }
-            Due::Denials => format!("select tollgate.{function}($2), $1::float8"),
+            Due::Denials | Due::UsedUrls => format!("select tollgate.{function}($2), $1::float8"),
             _ => format!(
                 "select tollgate.{function}(make_interval(secs => $1), $2, $3::text::timestamptz, $4)"
             ),
         };
         let columns = match what {
             // They leave none behind.
-            Due::WebhookDeliveries | Due::SessionAnnouncements | Due::Denials => {
+            Due::WebhookDeliveries | Due::SessionAnnouncements | Due::Denials | Due::UsedUrls => {
                 "s.r, s.r, $3::text, $4::uuid".to_owned()
             }
             // In the order of their ids.

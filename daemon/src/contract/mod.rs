@@ -23,6 +23,7 @@ pub mod scopes;
 pub mod sessions;
 pub mod stats;
 pub mod tokens;
+pub mod url_keys;
 pub mod usage;
 pub mod webhooks;
 
@@ -42,5 +43,6 @@ pub use scopes::*;
 pub use sessions::*;
 pub use stats::*;
 pub use tokens::*;
+pub use url_keys::*;
 pub use usage::*;
 pub use webhooks::*;

@@ -2,7 +2,7 @@
 //! an address, and the order in which a token is checked.
 //!
 //! Everything here is a pure function of its arguments. Nothing reads a clock, a setting or a random source: the caller
-//! passes them in, so that each rule can be tested at its boundaries. Only [`signature`], [`seal_box`] and [`refresh`]
+//! passes them in, so that each rule can be tested at its boundaries. Only [`signature`], [`seal_box`], [`refresh`] and [`url`]
 //! draw random numbers, for keys, signatures and nonces, from their library's generator. The functions that verification
 //! calls ([`token::parse`], [`token::digest`], [`scope::grants`], [`net::Net::contains`], [`status::decide`]) neither
 //! allocate nor panic.
@@ -33,5 +33,6 @@ pub mod signature_table;
 pub mod status;
 pub mod throttle;
 pub mod token;
+pub mod url;
 pub mod usage_file;
 pub mod usage_table;

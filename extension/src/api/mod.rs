@@ -18,6 +18,7 @@ mod rotate;
 mod scopes;
 mod sessions;
 mod stats;
+mod urls;
 mod usage;
 mod users;
 mod verify;

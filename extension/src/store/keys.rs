@@ -57,6 +57,12 @@ pub(crate) struct Signing {
     pub(crate) sealed: Vec<u8>,
 }
 
+/// A key in its row.
+pub(crate) struct InRow<'a> {
+    pub(crate) purpose: &'a [u8],
+    pub(crate) sealed: &'a [u8],
+}
+
 /// A key that verifies now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Verifying {
@@ -88,7 +94,19 @@ pub(crate) fn verifying(kid: &str, now: i64) -> Option<Verifying> {
 
 /// The key of that kid and purpose, unless it is withdrawn or gone.
 pub(crate) fn sealed(kid: &str, purpose: &str, now: i64) -> Option<Signing> {
-    find(kid, now, |row| signing_row(row).filter(|row| row.purpose == purpose))
+    of_kid(kid, now).filter(|row| row.purpose == purpose)
+}
+
+/// The key of that kid, unless it is withdrawn or gone.
+pub(crate) fn of_kid(kid: &str, now: i64) -> Option<Signing> {
+    find(kid, now, signing_row)
+}
+
+/// What `read` makes of it. It must not raise an error, since the row is pinned meanwhile.
+pub(crate) fn look_at<T>(kid: &str, now: i64, read: impl FnOnce(&InRow<'_>) -> Option<T>) -> Option<T> {
+    find(kid, now, |row| {
+        read(&InRow { purpose: row.bytes(Column::Purpose)?, sealed: row.bytes(Column::Sealed)? })
+    })
 }
 
 /// Whether there is a key of that kid and purpose that is neither withdrawn nor gone.

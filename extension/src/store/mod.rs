@@ -14,6 +14,7 @@ pub(crate) mod rows;
 pub(crate) mod scopes;
 pub(crate) mod sessions;
 pub(crate) mod statements;
+pub(crate) mod used_urls;
 pub(crate) mod users;
 
 pub(crate) fn init() {

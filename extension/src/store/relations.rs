@@ -16,6 +16,7 @@ pub(crate) enum Composite {
     IssuedSession,
     RefreshedSession,
     ExchangedToken,
+    UrlVerification,
 }
 
 impl Composite {
@@ -27,6 +28,7 @@ impl Composite {
         Composite::IssuedSession,
         Composite::RefreshedSession,
         Composite::ExchangedToken,
+        Composite::UrlVerification,
     ];
     pub(crate) const COUNT: usize = Composite::ALL.len();
 
@@ -39,6 +41,7 @@ impl Composite {
             Composite::IssuedSession => c"issued_session",
             Composite::RefreshedSession => c"refreshed_session",
             Composite::ExchangedToken => c"exchanged_token",
+            Composite::UrlVerification => c"url_verification",
         }
     }
 }
@@ -69,6 +72,8 @@ pub(crate) struct Relations {
     pub(crate) quotas_user: Oid,
     pub(crate) quota_leases: Oid,
     pub(crate) quota_leases_key: Oid,
+    pub(crate) used_urls: Oid,
+    pub(crate) used_urls_key: Oid,
     /// Indexed by `Composite`.
     pub(crate) composites: [Oid; Composite::COUNT],
 }
@@ -120,6 +125,8 @@ pub(crate) fn relations() -> Relations {
             quotas_user: in_schema(schema, c"quotas_user"),
             quota_leases: in_schema(schema, c"quota_leases"),
             quota_leases_key: in_schema(schema, c"quota_leases_pkey"),
+            used_urls: in_schema(schema, c"used_urls"),
+            used_urls_key: in_schema(schema, c"used_urls_pkey"),
             composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
         };
         // The look-ups themselves may have processed an invalidation.
@@ -211,6 +218,8 @@ unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
             cached.quotas_user,
             cached.quota_leases,
             cached.quota_leases_key,
+            cached.used_urls,
+            cached.used_urls_key,
         ];
         tables.contains(&relation) || cached.composites.contains(&relation)
     };

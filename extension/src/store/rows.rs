@@ -200,6 +200,12 @@ impl Open {
         look(&Row { columns: self.columns, values: &values, nulls: &nulls })
     }
 
+    /// The role that the table belongs to.
+    pub(crate) fn owner(&self) -> Oid {
+        // SAFETY: the table is open.
+        unsafe { (*(*self.table).rd_rel).relowner }
+    }
+
     pub(crate) fn close(self) {
         // SAFETY: no scan is running.
         unsafe {

@@ -18,7 +18,7 @@ COMMENT ON TABLE tollgate.housekeeping_cursors IS
 INSERT INTO tollgate.housekeeping_cursors (task)
     VALUES ('announce_expiries'), ('announce_session_expiries'), ('expire_tokens'), ('invalidate_sessions'), ('purge_denied'),
            ('purge_disabled'), ('purge_given_up'), ('purge_revoked_users'), ('purge_sessions'), ('purge_tokens'), ('purge_usage'),
-           ('purge_user_usage');
+           ('purge_used_urls'), ('purge_user_usage');
 
 -- Each cluster does its own housekeeping.
 CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.housekeeping_cursors

@@ -33,6 +33,8 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'verify_access_token(text, text[], inet, text)',         'verifier'),
         ('FUNCTION', 'verify_api_token(text, text[], inet)',                  'verifier'),
         ('FUNCTION', 'verify_api_token_hash(bytea, text[], inet)',            'verifier'),
+        ('FUNCTION', 'verify_signed_url(text, text, inet)',                   'verifier'),
+        ('TYPE',     'url_verification',                                      'verifier'),
         ('TYPE',     'verification',                                          'verifier'),
 
         -- Issues, lists, rotates, disables and revokes tokens.
@@ -61,6 +63,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'token_quota(uuid)',                                     'issuer'),
         ('FUNCTION', 'user_quota(text)',                                      'issuer'),
         ('TYPE',     'quota_state',                                           'issuer'),
+        ('FUNCTION', 'sign_url(text, interval, timestamptz, text[], text, cidr, boolean, text, timestamptz, jsonb, text)', 'issuer'),
         ('TYPE',     'issued_access_token',                                   'issuer'),
         ('TYPE',     'issued_session',                                        'issuer'),
         ('TYPE',     'issued_token',                                          'issuer'),
@@ -115,6 +118,13 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'list_quotas(integer, uuid)',                            'admin'),
         ('FUNCTION', 'remove_quota(uuid, text, text)',                        'admin'),
         ('FUNCTION', 'set_quota(uuid, text, bigint, text, text, bigint, text)', 'admin'),
+        -- Manages keys that sign URLs.
+        ('FUNCTION', 'create_url_key(text)',                                  'admin'),
+        ('FUNCTION', 'export_url_key(text)',                                  'admin'),
+        ('FUNCTION', 'list_url_keys()',                                       'admin'),
+        ('FUNCTION', 'rotate_url_key(text, interval)',                        'admin'),
+        ('FUNCTION', 'withdraw_url_key(text, text)',                          'admin'),
+        ('VIEW',     'url_keys',                                              'admin'),
 
         -- Decides whose tokens are accepted.
         ('FUNCTION', 'distrust_issuer(text, text)',                           'admin'),
@@ -157,6 +167,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'purge_sessions_after(interval, integer, uuid)',         'operator'),
         ('FUNCTION', 'purge_tokens(interval, integer)',                       'operator'),
         ('FUNCTION', 'purge_tokens_after(interval, integer, timestamptz, uuid)', 'operator'),
+        ('FUNCTION', 'purge_used_urls(integer)',                              'operator'),
         ('FUNCTION', 'purge_webhook_deliveries(interval, integer)',           'operator'),
         ('FUNCTION', 'queue_webhook_deliveries(integer)',                     'operator'),
         ('FUNCTION', 'purge_usage(interval, integer)',                        'operator'),
@@ -363,6 +374,11 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'webhook_url(text)',                                     'internal'),
         ('FUNCTION', 'without_token(text, text)',                             'internal'),
         ('FUNCTION', 'add_key(text[], text, interval, text)',                 'internal'),
+        ('FUNCTION', 'add_url_key(text, interval)',                           'internal'),
+        ('FUNCTION', 'check_url_key_name(text)',                              'internal'),
+        ('FUNCTION', 'purge_used_urls_after(integer, timestamptz, uuid)',     'internal'),
+        ('FUNCTION', 'url_key_signs(text)',                                   'internal'),
+        ('FUNCTION', 'url_key_text(text)',                                    'internal'),
         ('FUNCTION', 'chain_keys(text, timestamptz)',                         'internal'),
         ('FUNCTION', 'check_signs_in(interval)',                              'internal'),
         ('FUNCTION', 'key_faults()',                                          'internal'),

@@ -41,7 +41,7 @@ const ADMITS_FROM_A_BLOCKED_ADDRESS: &str = "admit_event_reader";
 
 /// Arguments that are answered without being looked up, stored or shown, so that a policy or a verification does not
 /// fail.
-const ASKED: [(&str, &str); 20] = [
+const ASKED: [(&str, &str); 22] = [
     ("authenticate", "required_scopes"),
     ("client_ip_from", "forwarded"),
     // What the subject has not is not given.
@@ -65,6 +65,9 @@ const ASKED: [(&str, &str); 20] = [
     ("verify_access_token", "required_scopes"),
     ("verify_api_token", "required_scopes"),
     ("verify_api_token_hash", "required_scopes"),
+    // A URL is no token, and what was signed is all that is stored of it.
+    ("verify_signed_url", "method"),
+    ("verify_signed_url", "url"),
     // PostgreSQL truncates it to 63 characters, and there is no such column.
     ("attach_users_table", "key_column"),
 ];

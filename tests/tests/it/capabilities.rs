@@ -35,7 +35,7 @@ pub(crate) const PUBLIC: [&str; 14] = [
 ];
 
 /// Functions that the roles of applications may call, and so an attacker who breaks into one.
-const VERIFIER: [&str; 12] = [
+const VERIFIER: [&str; 13] = [
     "tollgate.authenticate(text,text[],inet)",
     "tollgate.introspect_token(text,text,inet)",
     "tollgate.jwks()",
@@ -48,6 +48,7 @@ const VERIFIER: [&str; 12] = [
     "tollgate.verify_access_token(text,text[],inet,text)",
     "tollgate.verify_api_token(text,text[],inet)",
     "tollgate.verify_api_token_hash(bytea,text[],inet)",
+    "tollgate.verify_signed_url(text,text,inet)",
 ];
 
 async fn names(client: &Client, query: &str) -> Result<BTreeSet<String>> {

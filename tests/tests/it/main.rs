@@ -74,6 +74,7 @@ mod sse;
 mod standby;
 mod tls;
 mod upgrade;
+mod urls;
 mod usage;
 mod users_table;
 mod verify;

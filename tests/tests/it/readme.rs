@@ -13,7 +13,7 @@ use tollgate_core::token::{self, ENTROPY_LEN, Prefix};
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually};
 
 /// In the order in which they are run, in one session: each goes on from those before it.
-const DOCUMENTS: [(&str, &str); 10] = [
+const DOCUMENTS: [(&str, &str); 11] = [
     ("README.md", include_str!("../../../README.md")),
     ("docs/row-level-security.md", include_str!("../../../docs/row-level-security.md")),
     ("docs/usage.md", include_str!("../../../docs/usage.md")),
@@ -24,6 +24,7 @@ const DOCUMENTS: [(&str, &str); 10] = [
     ("docs/trusted-issuers.md", include_str!("../../../docs/trusted-issuers.md")),
     ("docs/token-exchange.md", include_str!("../../../docs/token-exchange.md")),
     ("docs/quotas.md", include_str!("../../../docs/quotas.md")),
+    ("docs/signed-urls.md", include_str!("../../../docs/signed-urls.md")),
 ];
 
 fn blocks() -> Vec<&'static str> {

@@ -1,5 +1,5 @@
 //! Deletes tokens and sessions that ended, usage, and given-up messages to webhooks once they are older than their
-//! retention, and what was revoked of access tokens that are over. A million tokens may be due at once; they are deleted in
+//! retention, what was revoked of access tokens that are over, and uses of signed URLs that are over. A million tokens may be due at once; they are deleted in
 //! steps, so that no verification waits.
 
 use std::time::Duration;
@@ -27,6 +27,7 @@ pub struct Purge {
     users: Round,
     messages: Round,
     denials: Round,
+    urls: Round,
     more: bool,
 }
 
@@ -48,6 +49,7 @@ impl Purge {
             users: Round::default(),
             messages: Round::default(),
             denials: Round::default(),
+            urls: Round::default(),
             more: false,
         }
     }
@@ -65,8 +67,8 @@ impl Task for Purge {
         let (fence, batch_size) = (Some(&fence), self.batch_size);
         // Not while one of them has more: those that are done would begin again each time.
         if !std::mem::replace(&mut self.more, false) {
-            let Self { tokens, sessions, hours, users, messages, denials, .. } = self;
-            for round in [tokens, sessions, hours, users, messages, denials] {
+            let Self { tokens, sessions, hours, users, messages, denials, urls, .. } = self;
+            for round in [tokens, sessions, hours, users, messages, denials, urls] {
                 round.begin_again_after(Duration::ZERO);
             }
         }
@@ -82,7 +84,9 @@ impl Task for Purge {
             self.messages.advance(&mut session, fence, Due::WebhookDeliveries, retention, batch_size).await?;
         let denials =
             self.denials.advance(&mut session, fence, Due::Denials, Duration::ZERO, batch_size).await?;
-        self.more = [tokens, sessions, hours, users, messages, denials].iter().any(|batch| batch.more);
+        let urls = self.urls.advance(&mut session, fence, Due::UsedUrls, Duration::ZERO, batch_size).await?;
+        self.more =
+            [tokens, sessions, hours, users, messages, denials, urls].iter().any(|batch| batch.more);
         Ok(Report {
             items: tokens.items + sessions.items + hours.items + users.items,
             more: self.more,

@@ -62,7 +62,8 @@ GRANT EXECUTE ON FUNCTION
     tollgate.verify_access_token(text, text[], inet, text),
     tollgate.authenticate(text, text[], inet),
     tollgate.introspect_token(text, text, inet),
-    tollgate.revoke_token(text, text, text, inet)
+    tollgate.revoke_token(text, text, text, inet),
+    tollgate.verify_signed_url(text, text, inet)
 TO tollgate_demo_app;
 
 GRANT EXECUTE ON FUNCTION
@@ -72,7 +73,8 @@ GRANT EXECUTE ON FUNCTION
     tollgate.open_session(text, text[], text[], text, interval, interval, text, inet, jsonb),
     tollgate.refresh_session(text, text, text[], inet),
     tollgate.exchange_token(text, text, text[], text[], interval, text, text, inet),
-    tollgate.revoke_session(uuid, text, text)
+    tollgate.revoke_session(uuid, text, text),
+    tollgate.sign_url(text, interval, timestamptz, text[], text, cidr, boolean, text, timestamptz, jsonb, text)
 TO tollgate_demo_issuer;
 
 -- What an earlier run left.

@@ -3,6 +3,7 @@
 mod exchange;
 mod quota;
 mod signed;
+mod urls;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -83,6 +84,7 @@ pub(crate) async fn walk(report: &mut Report) -> Result<()> {
     walk.withdraw_a_key().await?;
     walk.trust_another_issuer().await?;
     walk.call_for_a_user().await?;
+    walk.sign_urls().await?;
     walk.status()
 }
 

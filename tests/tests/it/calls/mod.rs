@@ -190,6 +190,21 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.current_session_id()", "current_session_id()"),
     ("tollgate.revoke_user(text,text)", "revoke_user('clerk', 'left')"),
     ("tollgate.purge_denials(integer)", "purge_denials(10)"),
+    ("tollgate.create_url_key(text)", "create_url_key(pg_catalog.gen_random_uuid()::pg_catalog.text)"),
+    ("tollgate.rotate_url_key(text,interval)", "rotate_url_key('clerks', '1 hour')"),
+    (
+        "tollgate.sign_url(text,interval,timestamp with time zone,text[],text,cidr,boolean,text,timestamp with time zone,jsonb,text)",
+        "sign_url('https://example.com/a/b', '1 hour', null, '{GET}', '/a/', '10.0.0.0/8', true, 'clerk', '2020-01-01', \
+         '{\"Content-Disposition\": \"attachment\"}', 'clerks')",
+    ),
+    (
+        "tollgate.verify_signed_url(text,text,inet)",
+        "verify_signed_url('https://example.com/', 'GET', '10.0.0.1')",
+    ),
+    ("tollgate.list_url_keys()", "list_url_keys()"),
+    ("tollgate.export_url_key(text)", "export_url_key(clerks.url_key())"),
+    ("tollgate.withdraw_url_key(text,text)", "withdraw_url_key('none', 'over')"),
+    ("tollgate.purge_used_urls(integer)", "purge_used_urls(10)"),
     ("tollgate.current_actor()", "current_actor()"),
     ("tollgate.current_claims()", "current_claims()"),
     ("tollgate.current_issuer()", "current_issuer()"),
@@ -244,7 +259,8 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.scope_grants(text[],text)", "scope_grants('{posts:*}', 'posts:read')"),
 ];
 
-/// What a subscriber has read, for a caller who may only advance.
+/// What a subscriber has read, for a caller who may only advance, and a key for URLs with its id, for one who may not create or
+/// list any.
 const PAGE: &str = "
     create schema if not exists clerks;
     grant usage on schema clerks to public;
@@ -253,6 +269,16 @@ const PAGE: &str = "
         begin atomic
             select b.events, b.cursor, b.next, b.caught_up, b.proof
             from tollgate.subscriptions s, tollgate.read_events(s.place, 10) b where s.name = 'clerk';
+        end;
+    do $$ begin
+        if not exists (select from tollgate.url_keys k where k.name = 'clerks') then
+            perform tollgate.create_url_key('clerks');
+        end if;
+    end $$;
+    create or replace function clerks.url_key() returns text language sql volatile security definer
+        set search_path = pg_catalog, pg_temp
+        begin atomic
+            select k.key_id from tollgate.url_keys k where k.name = 'clerks' and k.state = 'signing';
         end";
 
 /// Statements that a session runs once before these calls.
