@@ -380,21 +380,28 @@ COMMENT ON FUNCTION tollgate.issuer_faults() IS 'Findings about the keys of trus
 -- operator alone cannot.
 
 CREATE FUNCTION tollgate.issuers_due(OUT issuer text, OUT jwks_url text, OUT reason text) RETURNS SETOF record
-    LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER ROWS 10
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER ROWS 10
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
+DECLARE
+    now constant timestamptz := clock_timestamp();
+BEGIN
     -- A time further away than any that is set here comes of a clock that was set back.
-    SELECT i.issuer, i.jwks_url,
-           CASE WHEN i.tried_at IS NULL THEN 'new' WHEN i.due_at > c.now AND i.due_at < c.now + interval '2 hours' THEN 'unknown key'
-                WHEN i.failures > 0 THEN 'failed' ELSE 'age' END
-        FROM tollgate.issuers i, (SELECT clock_timestamp() AS now) c
-        WHERE NOT i.keys_given AND i.distrusted_at IS NULL
-          AND (i.due_at <= c.now OR i.due_at > c.now + interval '2 hours'
-               OR i.tried_at <= c.now - interval '1 minute' AND tollgate.unknown_key_at(i.issuer) > i.tried_at)
-        ORDER BY i.tried_at NULLS FIRST, i.issuer LIMIT 100;
-END;
+    RETURN QUERY SELECT d.issuer, d.jwks_url, d.reason FROM (
+        SELECT i.issuer, i.jwks_url,
+               CASE WHEN i.tried_at IS NULL THEN 'new' WHEN i.due_at > now AND i.due_at < now + interval '2 hours' THEN 'unknown key'
+                    WHEN i.failures > 0 THEN 'failed' ELSE 'age' END AS reason, i.tried_at
+            FROM tollgate.issuers i
+            WHERE NOT i.keys_given AND i.distrusted_at IS NULL
+              AND (i.due_at <= now OR i.due_at > now + interval '2 hours'
+                   OR i.tried_at <= now - interval '1 minute' AND tollgate.unknown_key_at(i.issuer) > i.tried_at)
+        UNION ALL
+        SELECT s.issuer, s.jwks_url, s.reason, s.tried_at FROM tollgate.services_due() s) d
+        ORDER BY d.tried_at NULLS FIRST, d.issuer LIMIT 100;
+END
+$$;
 COMMENT ON FUNCTION tollgate.issuers_due() IS
-    'The issuers whose keys are to be fetched now, those first that were not tried for the longest time, and why: new, age, failed, or unknown key, which is so at most once a minute for each. Without jwks_url the address is in the discovery document of the issuer';
+    'The issuers, and as service:<id> the service accounts, whose keys are to be fetched now, those first that were not tried for the longest time, and why: new, age, failed, or unknown key, which is so at most once a minute for each. Without jwks_url the address is in the discovery document of the issuer';
 
 CREATE FUNCTION tollgate.note_issuer_failure(issuer text, problem text) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -404,6 +411,10 @@ BEGIN
     PERFORM tollgate.without_token('issuer', $1);
     -- What a server answered may be in it, and so anything.
     $2 := left(regexp_replace(left($2, 4000), '[0-9A-Fa-f]{16,}|eyJ[A-Za-z0-9_.-]{16,}|[[:cntrl:]]+', '…', 'g'), 500);
+    IF starts_with($1, 'service:') THEN
+        PERFORM tollgate.note_service_keys_failure(substr($1, 9), $2);
+        RETURN;
+    END IF;
     UPDATE tollgate.issuers i
         SET tried_at = clock_timestamp(), failures = least(i.failures, 1000000) + 1, problem = coalesce($2, 'unknown'),
             problem_at = clock_timestamp(),
@@ -423,6 +434,10 @@ DECLARE
     result record;
 BEGIN
     PERFORM tollgate.without_token('issuer', $1), tollgate.without_token('jwks', $2);
+    IF starts_with($1, 'service:') THEN
+        SELECT s.stored, s.refused, s.detail INTO stored, refused, detail FROM tollgate.store_service_keys(substr($1, 9), $2, $3) s;
+        RETURN;
+    END IF;
     -- Before the row: a change of issuers locks the table first.
     LOCK TABLE tollgate.issuers IN ROW EXCLUSIVE MODE;
     PERFORM FROM tollgate.issuers i WHERE i.issuer = $1 AND NOT i.keys_given AND i.distrusted_at IS NULL FOR NO KEY UPDATE;
