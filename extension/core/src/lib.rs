@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod assertion;
 pub mod claims;
 pub mod foreign;
 pub mod hints;
@@ -25,6 +26,7 @@ pub mod refresh;
 pub mod scope;
 pub mod seal;
 pub mod seal_box;
+pub mod service;
 pub mod signature;
 pub mod signature_table;
 pub mod status;

@@ -14,6 +14,7 @@ mod leadership;
 mod replication;
 mod rotate;
 mod scopes;
+mod services;
 mod sessions;
 mod stats;
 mod usage;
