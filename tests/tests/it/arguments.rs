@@ -11,9 +11,11 @@ use tokio_postgres::error::SqlState;
 use tollgate_tests::{Cluster, DATABASE};
 
 /// Arguments that take a presented token or its digest.
-const PRESENTED: [(&str, &str); 10] = [
+const PRESENTED: [(&str, &str); 12] = [
     ("admit_event_reader", "token_hash"),
     ("authenticate", "token"),
+    ("client_credentials", "assertion"),
+    ("client_credentials", "secret"),
     ("derive_api_token", "parent"),
     ("refresh_session", "refresh_token"),
     ("revoke_access_token", "token"),
