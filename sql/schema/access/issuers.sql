@@ -358,9 +358,10 @@ CREATE FUNCTION tollgate.issuer_faults() RETURNS TABLE (severity text, detail te
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN QUERY SELECT 'fail', 'there are issuers whose keys are to be fetched, and no role has the capability for that',
+    RETURN QUERY SELECT 'fail', 'there are issuers or service accounts whose keys are to be fetched, and no role has the capability for that',
             format('SELECT tollgate.grant_capability(%L, ''key_fetcher'');', quote_ident(tollgate.acting_role()))
-        WHERE EXISTS (SELECT FROM tollgate.list_trusted_issuers() i WHERE i.keys_from <> 'given')
+        WHERE (EXISTS (SELECT FROM tollgate.list_trusted_issuers() i WHERE i.keys_from <> 'given')
+               OR EXISTS (SELECT FROM tollgate.services s WHERE s.jwks_url IS NOT NULL))
           AND NOT has_function_privilege(tollgate.acting_role()::name, 'tollgate.store_issuer_keys(text, text, interval)', 'EXECUTE')
           AND NOT EXISTS (SELECT FROM tollgate.capabilities c WHERE c.capability = 'key_fetcher');
     RETURN QUERY SELECT CASE WHEN f.keys = 0 THEN 'fail' ELSE 'warn' END,
@@ -372,9 +373,18 @@ BEGIN
                  ELSE 'tollgated issuer fetch (by a role with the capability key_fetcher, as tollgated run does it)' END
         FROM (SELECT i.*, clock_timestamp() - i.fetched_at AS age FROM tollgate.list_trusted_issuers() i WHERE i.keys_from <> 'given') f
         WHERE f.keys = 0 OR f.failures >= 3 OR f.age > interval '2 hours' OR f.failures = 0 AND f.problem IS NOT NULL;
+    RETURN QUERY SELECT 'warn',
+            CASE WHEN s.fetched_at IS NULL THEN format('the keys of service account %s were never fetched, so its assertions are refused', s.id)
+                 WHEN s.failures >= 3 THEN format('the keys of service account %s could not be fetched %s times', s.id, s.failures)
+                 ELSE format('keys of service account %s are left out', s.id) END || coalesce('. ' || s.problem, ''),
+            CASE WHEN s.failures = 0 AND s.problem IS NOT NULL THEN 'have the account''s owner correct its key set'
+                 ELSE 'tollgated issuer fetch (by a role with the capability key_fetcher, as tollgated run does it)' END
+        FROM tollgate.services s
+        WHERE s.jwks_url IS NOT NULL AND (s.fetched_at IS NULL OR s.failures >= 3 OR s.failures = 0 AND s.problem IS NOT NULL)
+        ORDER BY s.id;
 END
 $$;
-COMMENT ON FUNCTION tollgate.issuer_faults() IS 'Findings about the keys of trusted issuers, for deployment_health. Internal.';
+COMMENT ON FUNCTION tollgate.issuer_faults() IS 'Findings about the keys of trusted issuers and service accounts, for deployment_health. Internal.';
 
 -- For the daemon, which fetches the keys; a capability of its own. One who stores keys can sign as the issuer, so an
 -- operator alone cannot.

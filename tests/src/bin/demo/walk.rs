@@ -1,5 +1,6 @@
 //! The steps, in the order of a token's life.
 
+mod services;
 mod signed;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -79,6 +80,7 @@ pub(crate) async fn walk(report: &mut Report) -> Result<()> {
     walk.sessions(&mut tail).await?;
     walk.withdraw_a_key().await?;
     walk.trust_another_issuer().await?;
+    walk.service_account().await?;
     walk.status()
 }
 
