@@ -340,7 +340,7 @@ CREATE FUNCTION tollgate.replace_service_keys(account_id text, jwks text, OUT st
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    every constant text[] := '{ES256,EdDSA,RS256}';
+    usable constant text[] := '{ES256,EdDSA,RS256}';
     came  text[];
     went  text[];
 BEGIN
@@ -350,7 +350,7 @@ BEGIN
         refused := 0;
     ELSE
         SELECT count(k.jwk), count(*) - count(k.jwk), left(string_agg(k.problem, '; '), 1000)
-            INTO stored, refused, detail FROM tollgate.read_jwks($2, every) k;
+            INTO stored, refused, detail FROM tollgate.read_jwks($2, usable) k;
         IF stored = 0 THEN
             detail := coalesce(detail, 'the key set is empty');
             RETURN;
@@ -359,13 +359,13 @@ BEGIN
     WITH removed AS (
         DELETE FROM tollgate.service_keys o
             WHERE o.account_id = $1
-              AND NOT EXISTS (SELECT FROM tollgate.read_jwks($2, every) k WHERE k.kid = o.kid AND k.jwk = o.jwk)
+              AND NOT EXISTS (SELECT FROM tollgate.read_jwks($2, usable) k WHERE k.kid = o.kid AND k.jwk = o.jwk)
             RETURNING o.kid
     )
     SELECT array_agg(r.kid ORDER BY r.kid) INTO went FROM removed r;
     WITH added AS (
         INSERT INTO tollgate.service_keys AS o (account_id, kid, algorithm, jwk)
-            SELECT $1, k.kid, k.algorithm, k.jwk FROM tollgate.read_jwks($2, every) k WHERE k.jwk IS NOT NULL
+            SELECT $1, k.kid, k.algorithm, k.jwk FROM tollgate.read_jwks($2, usable) k WHERE k.jwk IS NOT NULL
             ON CONFLICT ON CONSTRAINT service_keys_pkey DO NOTHING
             RETURNING o.kid
     )

@@ -127,8 +127,9 @@ BEGIN ATOMIC
                          'id', w.id, 'issuer', w.issuer, 'audience', w.audience)) || jsonb_build_object('conditions', w.conditions::jsonb) ORDER BY w.issuer, w.id)
                      FROM tollgate.service_workloads w WHERE w.account_id = s.id), '[]'),
            (SELECT max(u.last_used_at) FROM tollgate.token_usage u
-                WHERE u.token_id = tollgate.usage_id_of_user('service:' || s.id)
-                   OR u.token_id = ANY (ARRAY(SELECT t.id FROM tollgate.api_tokens t WHERE t.user_id = 'service:' || s.id COLLATE "default"))),
+                -- One list, which an index is asked for.
+                WHERE u.token_id = ANY (ARRAY(SELECT t.id FROM tollgate.api_tokens t WHERE t.user_id = 'service:' || s.id COLLATE "default")
+                                        || tollgate.usage_id_of_user('service:' || s.id))),
            s.created_at, s.created_by
         FROM tollgate.services s
         WHERE s.id >= coalesce($1, '') COLLATE "C" AND s.id <= coalesce($1, '~') COLLATE "C" AND s.id > coalesce($3, '') COLLATE "C"
