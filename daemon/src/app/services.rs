@@ -7,9 +7,9 @@ use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 use crate::contract;
+use crate::contract::Ending;
 pub use crate::contract::ServiceFields;
 use crate::contract::document::Document;
-use crate::contract::Ending;
 use crate::error::{Error, Result};
 
 /// So many rows are asked for at a time.
@@ -59,7 +59,9 @@ pub async fn create_secret(
     ending: &Ending,
     allowed_ips: Option<&[String]>,
 ) -> Result<Value> {
-    contract::create_service_account_secret(client, id, name, ending, allowed_ips).await.map_err(no_such_account)
+    contract::create_service_account_secret(client, id, name, ending, allowed_ips)
+        .await
+        .map_err(no_such_account)
 }
 
 /// With neither it has no keys.

@@ -159,7 +159,12 @@ async fn set_enabled(target: Target, options: &EndServiceOptions, enabled: bool)
 async fn delete(target: Target, options: &EndServiceOptions) -> Result<u8> {
     let session = target.connect().await?;
     let deleted = services::delete(&session, &options.id, options.reason.as_deref()).await?;
-    output::changed(&options.output, "deleted", deleted, "nothing was deleted: there is no such service account")
+    output::changed(
+        &options.output,
+        "deleted",
+        deleted,
+        "nothing was deleted: there is no such service account",
+    )
 }
 
 async fn secret(target: Target, options: SecretOptions) -> Result<u8> {

@@ -40,10 +40,8 @@ pub enum ServiceCommand {
     #[command(after_help = "Example:\n  tollgated service secret ci --expires-in 90d")]
     Secret(SecretOptions),
     /// Replace the keys with which a service account signs assertions
-    #[command(
-        after_help = "Examples:\n  tollgated service keys ci --jwks keys.json\n  \
-                      tollgated service keys ci --jwks-url https://ci.example.com/jwks.json"
-    )]
+    #[command(after_help = "Examples:\n  tollgated service keys ci --jwks keys.json\n  \
+                      tollgated service keys ci --jwks-url https://ci.example.com/jwks.json")]
     Keys(ServiceKeysOptions),
     /// Let tokens of a trusted issuer prove a service account, if their claims have these values, and print the id of this trust
     #[command(
@@ -52,7 +50,9 @@ pub enum ServiceCommand {
     )]
     TrustWorkload(TrustWorkloadOptions),
     /// Trust a workload no more, and end the access tokens of its account. Exit status 1 if there is none
-    #[command(after_help = "Example:\n  tollgated service distrust-workload 0197f2e4-8a6b-4c3d-9e4f-5a6b7c8d9e0f")]
+    #[command(
+        after_help = "Example:\n  tollgated service distrust-workload 0197f2e4-8a6b-4c3d-9e4f-5a6b7c8d9e0f"
+    )]
     DistrustWorkload(DistrustWorkloadOptions),
 }
 

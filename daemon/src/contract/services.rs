@@ -63,8 +63,10 @@ pub async fn list_service_accounts(
     most: i32,
     after: Option<&str>,
 ) -> Result<Vec<Document>> {
-    let statement = "select to_jsonb(s) from tollgate.list_service_accounts(max_accounts => $1, after => $2) s";
-    let rows = many::<Json<Document>>(client, "list the service accounts", statement, &[&most, &after]).await?;
+    let statement =
+        "select to_jsonb(s) from tollgate.list_service_accounts(max_accounts => $1, after => $2) s";
+    let rows =
+        many::<Json<Document>>(client, "list the service accounts", statement, &[&most, &after]).await?;
     Ok(rows.into_iter().map(|Json(row)| row).collect())
 }
 

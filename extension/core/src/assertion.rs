@@ -112,8 +112,7 @@ pub fn check(header: &Header, claims: &Claims, expected: &Expected<'_>) -> Resul
     if expected.accepts_from.is_some_and(|from| is_cut_off(claims, from, expected.leeway)) {
         return Err(Fault::FromBefore);
     }
-    let is_good =
-        |jti: &&str| (1..=MAX_JTI).contains(&jti.chars().count()) && !token::contains_secret(jti);
+    let is_good = |jti: &&str| (1..=MAX_JTI).contains(&jti.chars().count()) && !token::contains_secret(jti);
     let jti = claims.jti().filter(is_good).ok_or(Fault::Jti)?;
     Ok(Assertion { jti: jti.to_owned(), end })
 }
@@ -141,7 +140,8 @@ mod tests {
     }
 
     fn with_expected(from: &str, to: &str, expected: &Expected<'_>) -> Result<Assertion, Fault> {
-        let good = r#"{"iss":"ci","sub":"ci","aud":"https://tollgate.test","exp":1000060,"iat":1000000,"jti":"1"}"#;
+        let good =
+            r#"{"iss":"ci","sub":"ci","aud":"https://tollgate.test","exp":1000060,"iat":1000000,"jti":"1"}"#;
         assert!(good.contains(from), "{from}");
         let text = good.replacen(from, to, 1);
         let claims = Claims::parse(text.clone()).unwrap_or_else(|fault| panic!("{text}: {fault}"));
@@ -178,7 +178,11 @@ mod tests {
             (r#""https://tollgate.test""#, r#""https://tollgate.test/""#, Fault::Aud),
             (r#""https://tollgate.test""#, r#"["https://tollgate.test","https://b"]"#, Fault::Aud),
             (r#""https://tollgate.test""#, r#"["https://b","https://tollgate.test"]"#, Fault::Aud),
-            (r#""https://tollgate.test""#, r#"["https://tollgate.test","https://tollgate.test"]"#, Fault::Aud),
+            (
+                r#""https://tollgate.test""#,
+                r#"["https://tollgate.test","https://tollgate.test"]"#,
+                Fault::Aud,
+            ),
             (r#""exp":1000060,"#, "", Fault::Exp),
             (r#""iat":1000000,"#, "", Fault::Iat),
             (r#","jti":"1""#, "", Fault::Jti),

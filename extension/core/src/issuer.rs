@@ -166,7 +166,10 @@ pub fn is_cut_off(claims: &Claims, cut_off: i64, leeway: i64) -> bool {
 
 /// The first of these paths at which there is another value, none, or more than one.
 pub fn unmet<'r>(claims: &Claims, required: &'r Object) -> Option<&'r str> {
-    required.iter().find(|(path, value)| claim(claims, path) != Ok(Some(value))).map(|(path, _)| path.as_str())
+    required
+        .iter()
+        .find(|(path, value)| claim(claims, path) != Ok(Some(value)))
+        .map(|(path, _)| path.as_str())
 }
 
 /// Whether a path may be configured.

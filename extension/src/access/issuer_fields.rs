@@ -7,10 +7,10 @@ use crate::pg::datum::{self, TextArray};
 use crate::tokens::fields;
 use pgrx::datum::Interval;
 use pgrx::pg_sys::Datum;
-use tollgate_core::{issuer, service};
 use tollgate_core::json::{self, Json};
 use tollgate_core::jsonb::Bounds;
 use tollgate_core::jws::Algorithm;
+use tollgate_core::{issuer, service};
 
 const MAX_PREFIX: usize = 64;
 const MAX_LIST: usize = 16;
@@ -123,7 +123,8 @@ pub(crate) fn claims(argument: &str, given: Option<Datum>) -> Result<usize, Erro
     const HINT: &str =
         "Pass an object of claims and their values, such as {\"repository_id\": \"74\"}; '{}' for none.";
     let refuse = |offence: &str| {
-        let message = format!("{} are an object of at most {MAX_REQUIRED} claims", argument.replace('_', " "));
+        let message =
+            format!("{} are an object of at most {MAX_REQUIRED} claims", argument.replace('_', " "));
         Err(Error::argument(argument, message, offence, HINT))
     };
     let Some(given) = given else { return refuse("which is NULL") };

@@ -55,7 +55,8 @@ fn client_credentials(call: &Call) -> Option<Datum> {
         Ok(issued) => {
             let expires_at = TimestampWithTimeZone::try_from(issued.token.expires_at).ok();
             if guc::audit_issue() {
-                let detail = json!({ "scopes": issued.scopes, "audience": issued.audience, "client_id": client_id });
+                let detail =
+                    json!({ "scopes": issued.scopes, "audience": issued.audience, "client_id": client_id });
                 record(&issued.user_id, issued.token.jti, expires_at, detail).or_raise();
             }
             [

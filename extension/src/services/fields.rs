@@ -20,7 +20,8 @@ pub(crate) fn id(given: Option<&str>) -> Result<&str, Error> {
     if service::is_id(value) {
         return Ok(value);
     }
-    let offence = if given.is_none() { "which is NULL" } else { "which has other characters, or another length" };
+    let offence =
+        if given.is_none() { "which is NULL" } else { "which has other characters, or another length" };
     Err(Error::argument("id", "this is no id of a service account", offence, HINT))
 }
 

@@ -237,13 +237,22 @@ async fn an_account_gets_tokens_for_its_secret_within_what_it_has() -> Result<()
     assert!(value::<bool>(&world.db.web, "select tollgate.token_has_scope('users:write')").await?);
     world.db.web.batch_execute("commit").await?;
 
-    for (asked, scopes) in [("'{users:read}'", "users:read"), ("'{posts:read,users:*}'", "posts:read users:*")] {
+    for (asked, scopes) in
+        [("'{users:read}'", "users:read"), ("'{posts:read,users:*}'", "posts:read users:*")]
+    {
         let token = world.by_secret("ci", &secret, &format!(", scopes => {asked}")).await?.token()?;
         assert_eq!(claims(&token)?["scope"], scopes);
     }
     let token = world.by_secret("ci", &secret, ", audience => '{https://b.test}'").await?.token()?;
     assert_eq!(claims(&token)?["aud"], "https://b.test");
-    for beyond in ["'{posts:write}'", "'{admin}'", "'{posts:*}'", "'{tollgate:tokens}'", "'{posts:read,x y}'", "array[null]"] {
+    for beyond in [
+        "'{posts:write}'",
+        "'{admin}'",
+        "'{posts:*}'",
+        "'{tollgate:tokens}'",
+        "'{posts:read,x y}'",
+        "array[null]",
+    ] {
         let answer = world.by_secret("ci", &secret, &format!(", scopes => {beyond}")).await?;
         assert_eq!((answer.code.as_str(), answer.token), ("INSUFFICIENT_SCOPE", None), "{beyond}");
     }
@@ -259,7 +268,14 @@ async fn an_account_gets_tokens_for_its_secret_within_what_it_has() -> Result<()
     let row: Value = value(&world.boss, "select to_jsonb(s) from tollgate.service_accounts s").await?;
     assert_eq!(
         (&row["user_id"], &row["name"], &row["owner"], &row["lifetime"], &row["enabled"], &row["secrets"]),
-        (&json!("service:ci"), &json!("The nightly build"), &json!("team build"), &json!("00:05:00"), &json!(true), &json!(1))
+        (
+            &json!("service:ci"),
+            &json!("The nightly build"),
+            &json!("team build"),
+            &json!("00:05:00"),
+            &json!(true),
+            &json!(1)
+        )
     );
     assert!(row["last_used_at"].is_string(), "{row}");
     let issued: i64 =
@@ -290,7 +306,9 @@ async fn whatever_is_wrong_with_a_client_is_one_code_and_the_condition_is_for_it
         let answer = world.by_secret(id, presented, ", client_ip => '192.0.2.7'").await?;
         assert_eq!((answer.code.as_str(), answer.token), ("INVALID_CLIENT", None), "{condition}");
         assert_eq!(world.conditions(id).await?, [condition]);
-        let line = format!("client_credentials code=INVALID_CLIENT client_id={id} client_ip=192.0.2.7/32 condition={condition}");
+        let line = format!(
+            "client_credentials code=INVALID_CLIENT client_id={id} client_ip=192.0.2.7/32 condition={condition}"
+        );
         let log = world.db.cluster.log();
         assert!(log.contains(&line) || log.contains(&line.replace("/32", "")), "{line}");
     }
@@ -406,7 +424,8 @@ async fn what_came_of_an_account_ends_at_once_with_what_it_came_of() -> Result<(
     let code = "select code from tollgate.verify_api_token($1)";
     assert_eq!(world.db.web.query_one(code, &[&other]).await?.get::<_, &str>(0), "DISABLED");
     assert_eq!(world.by_assertion("ci", &second.assert("ci")?).await?.code, "INVALID_CLIENT");
-    let secret_of_disabled = world.boss.batch_execute("select tollgate.create_service_account_secret('ci')").await;
+    let secret_of_disabled =
+        world.boss.batch_execute("select tollgate.create_service_account_secret('ci')").await;
     refused(secret_of_disabled, &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE);
     assert!(!world.admin("disable_service_account('ci')").await?);
     assert!(world.admin("enable_service_account('ci')").await?);
@@ -448,8 +467,9 @@ async fn a_secret_that_is_created_while_its_account_is_disabled_waits_and_is_ref
     world.account("ci").await?;
     let other = world.db.session("boss").await?;
     world.boss.batch_execute("begin; select tollgate.disable_service_account('ci')").await?;
-    let create =
-        tokio::spawn(async move { other.batch_execute("select tollgate.create_service_account_secret('ci')").await });
+    let create = tokio::spawn(async move {
+        other.batch_execute("select tollgate.create_service_account_secret('ci')").await
+    });
     wait_until_blocked(&world.boss).await?;
     world.boss.batch_execute("commit").await?;
     refused(create.await?, &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE);
@@ -573,7 +593,8 @@ async fn an_assertion_is_good_once_and_only_as_it_should_be() -> Result<()> {
     // Keys belong to their account, and the algorithm to the key.
     let claims_of_ci = assertion("ci", &json!({}))?;
     let stranger = Key::new("2")?;
-    let header = |alg: &str| URL_SAFE_NO_PAD.encode(json!({"alg": alg, "kid": "1", "typ": "JWT"}).to_string());
+    let header =
+        |alg: &str| URL_SAFE_NO_PAD.encode(json!({"alg": alg, "kid": "1", "typ": "JWT"}).to_string());
     let body = URL_SAFE_NO_PAD.encode(claims_of_ci.to_string());
     for (presented, condition) in [
         (others.sign("JWT", &claims_of_ci)?, "the key of the account did not sign the assertion"),
@@ -597,9 +618,17 @@ async fn an_assertion_is_good_once_and_only_as_it_should_be() -> Result<()> {
     let count = "select count(*) from tollgate.used_assertions";
     assert_eq!(value::<i64>(&world.db.owner, count).await?, 4);
     let purge = "select tollgate.purge_denials(1000)";
-    world.db.owner.batch_execute("update tollgate.used_assertions set expires_at = now() - interval '59 minutes'").await?;
+    world
+        .db
+        .owner
+        .batch_execute("update tollgate.used_assertions set expires_at = now() - interval '59 minutes'")
+        .await?;
     assert_eq!(value::<i64>(&world.db.operator, purge).await?, 0);
-    world.db.owner.batch_execute("update tollgate.used_assertions set expires_at = now() - interval '61 minutes'").await?;
+    world
+        .db
+        .owner
+        .batch_execute("update tollgate.used_assertions set expires_at = now() - interval '61 minutes'")
+        .await?;
     assert_eq!(value::<i64>(&world.db.operator, purge).await?, 4);
     Ok(())
 }
@@ -746,7 +775,8 @@ async fn a_workload_is_an_account_by_exact_conditions_and_no_longer_than_it_is_t
         assert_eq!(world.by_assertion("other", &presented).await?.code, code, "{audience}");
     }
     assert_eq!(world.conditions("other").await?, ["the token is not for the audience of the workload"]);
-    let listed: Value = value(&world.boss, "select workloads from tollgate.list_service_accounts('other')").await?;
+    let listed: Value =
+        value(&world.boss, "select workloads from tollgate.list_service_accounts('other')").await?;
     assert_eq!(
         listed,
         json!([{"id": for_sts, "issuer": CI, "audience": "https://sts.test", "conditions": {"sub": "job"}}])
@@ -820,11 +850,18 @@ async fn keys_that_are_fetched_are_stored_under_the_name_of_the_user() -> Result
         )
         .await?;
     let fetcher = world.db.session("fetcher").await?;
-    for wrong in ["'ci', '{\"keys\": []}'", "'ci', '{\"keys\": []}', 'https://ci.test/keys'", "'ci', jwks_url => 'ci.test'"] {
+    for wrong in [
+        "'ci', '{\"keys\": []}'",
+        "'ci', '{\"keys\": []}', 'https://ci.test/keys'",
+        "'ci', jwks_url => 'ci.test'",
+    ] {
         let call = format!("select tollgate.set_service_account_keys({wrong})");
         refused(world.boss.batch_execute(&call).await, &SqlState::INVALID_PARAMETER_VALUE);
     }
-    world.boss.batch_execute("select tollgate.set_service_account_keys('ci', jwks_url => 'https://ci.test/keys')").await?;
+    world
+        .boss
+        .batch_execute("select tollgate.set_service_account_keys('ci', jwks_url => 'https://ci.test/keys')")
+        .await?;
     let due = "select string_agg(concat_ws(' ', issuer, jwks_url, reason), ',') from tollgate.issuers_due()";
     let is_due = async || value::<Option<String>>(&fetcher, due).await;
     assert_eq!(is_due().await?.as_deref(), Some("service:ci https://ci.test/keys new"));
@@ -844,7 +881,11 @@ async fn keys_that_are_fetched_are_stored_under_the_name_of_the_user() -> Result
     // An assertion by another key makes it due, at most once a minute.
     assert_eq!(world.by_assertion("ci", &second.assert("ci")?).await?.code, "INVALID_CLIENT");
     assert_eq!(is_due().await?, None);
-    world.db.owner.batch_execute("update tollgate.services set tried_at = tried_at - interval '61 seconds'").await?;
+    world
+        .db
+        .owner
+        .batch_execute("update tollgate.services set tried_at = tried_at - interval '61 seconds'")
+        .await?;
     assert_eq!(is_due().await?.as_deref(), Some("service:ci https://ci.test/keys unknown key"));
     assert_eq!(store(&json!({"keys": []})).await?, 0, "more likely this is not its key set");
     assert_eq!(world.verified(&token).await?, "VALID");
@@ -904,7 +945,17 @@ async fn accounts_are_managed_from_the_command_line() -> Result<()> {
     let world = World::create("svc_cli").await?;
     let url = world.db.cluster.url("boss", &world.db.name);
     assert!(printed(&url, &["service", "list"], OK).contains("no service account"));
-    let create = ["service", "create", "ci", "--name", "Nightly build", "--scope", "posts:read,users:read", "--lifetime", "5m"];
+    let create = [
+        "service",
+        "create",
+        "ci",
+        "--name",
+        "Nightly build",
+        "--scope",
+        "posts:read,users:read",
+        "--lifetime",
+        "5m",
+    ];
     assert_eq!(json_of(&url, &create, OK), json!({"created": "ci"}));
     assert!(failure(&url, &create, NO).contains("already"));
     let secret = json_of(&url, &["service", "secret", "ci", "--expires-in", "90d"], OK);
@@ -919,7 +970,11 @@ async fn accounts_are_managed_from_the_command_line() -> Result<()> {
     assert_eq!(world.by_assertion("ci", &key.assert("ci")?).await?.code, "VALID");
     let trust = "select tollgate.trust_issuer($1, 'ci:', '{https://api.test}', jwks => $2)";
     world.boss.execute(trust, &[&CI, &set(&[&ci])?]).await?;
-    let workload = json_of(&url, &["service", "trust-workload", "ci", CI, "--conditions", "{\"repository_id\": \"74\"}"], OK);
+    let workload = json_of(
+        &url,
+        &["service", "trust-workload", "ci", CI, "--conditions", "{\"repository_id\": \"74\"}"],
+        OK,
+    );
     let workload = workload["workload"].as_str().context("an id")?.to_owned();
     assert_eq!(world.by_assertion("ci", &ci.sign("JWT", &job(&json!({}))?)?).await?.code, "VALID");
 
@@ -935,9 +990,14 @@ async fn accounts_are_managed_from_the_command_line() -> Result<()> {
     assert_eq!(json_of(&url, &["service", "show", "none"], NO), Value::Null);
 
     assert_eq!(json_of(&url, &["service", "distrust-workload", &workload], OK), json!({"distrusted": true}));
-    assert_eq!(json_of(&url, &["service", "update", "ci", "--scope", "posts:read", "--owner", "build"], OK), json!({"updated": "ci"}));
+    assert_eq!(
+        json_of(&url, &["service", "update", "ci", "--scope", "posts:read", "--owner", "build"], OK),
+        json!({"updated": "ci"})
+    );
     assert_eq!(world.verified(&token).await?, "REVOKED");
-    assert!(failure(&url, &["service", "update", "none", "--name", "x"], NO).contains("no such service account"));
+    assert!(
+        failure(&url, &["service", "update", "none", "--name", "x"], NO).contains("no such service account")
+    );
     for (command, word) in [("disable", "disabled"), ("enable", "enabled"), ("delete", "deleted")] {
         assert_eq!(json_of(&url, &["service", command, "ci"], OK), json!({ word: true }));
         assert_eq!(json_of(&url, &["service", command, "ci"], NO), json!({ word: false }));

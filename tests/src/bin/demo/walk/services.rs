@@ -49,8 +49,7 @@ impl Walk<'_> {
         let conditions = json!({"repository_id": "74", "ref": "refs/heads/main"});
         self.owner.execute(TRUST_WORKLOAD, &[&ACCOUNT, &issuer, &conditions]).await?;
 
-        let (good, other) =
-            (job(&key, &issuer, &audience, "74")?, job(&key, &issuer, &audience, "75")?);
+        let (good, other) = (job(&key, &issuer, &audience, "74")?, job(&key, &issuer, &audience, "75")?);
         let (code, token) = self.swap(&good, None).await?;
         self.report.check("a job of the repository", "VALID", code);
         let token = token.context("an access token")?;
