@@ -64,7 +64,8 @@ extension_sql_file!("../../sql/schema/tokens/lifecycle.sql", name = "lifecycle",
 extension_sql_file!("../../sql/schema/tokens/revoke.sql", name = "revoke", requires = ["lifecycle"]);
 extension_sql_file!("../../sql/schema/access/access.sql", name = "access", requires = ["revoke"]);
 extension_sql_file!("../../sql/schema/access/issuers.sql", name = "issuers", requires = ["access"]);
-extension_sql_file!("../../sql/schema/verify/findings.sql", name = "findings", requires = ["issuers"]);
+extension_sql_file!("../../sql/schema/access/exchange.sql", name = "exchange", requires = ["issuers"]);
+extension_sql_file!("../../sql/schema/verify/findings.sql", name = "findings", requires = ["exchange"]);
 extension_sql_file!("../../sql/schema/tokens/users_table.sql", name = "users_table", requires = ["findings"]);
 extension_sql_file!(
     "../../sql/schema/base/housekeeping.sql",

@@ -109,7 +109,7 @@ pub fn check(header: &Header, claims: &Claims, expected: &Expected<'_>) -> Resul
     if end.saturating_sub(expected.leeway) > expected.now.saturating_add(LONGEST) {
         return Err(Fault::TooLong);
     }
-    if expected.accepts_from.is_some_and(|from| is_cut_off(claims, from, expected.leeway)) {
+    if expected.accepts_from.is_some_and(|from| is_cut_off(claims.iat(), from, expected.leeway)) {
         return Err(Fault::FromBefore);
     }
     let is_good = |jti: &&str| (1..=MAX_JTI).contains(&jti.chars().count()) && !token::contains_secret(jti);

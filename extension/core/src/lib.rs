@@ -9,8 +9,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ancestry;
 pub mod assertion;
 pub mod claims;
+pub mod delegation;
 pub mod foreign;
 pub mod hints;
 pub mod issuer;

@@ -4,6 +4,7 @@
 mod access;
 mod audit;
 mod derive;
+mod exchange;
 mod findings;
 mod identity;
 mod internal;

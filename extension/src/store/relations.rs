@@ -16,10 +16,11 @@ pub(crate) enum Composite {
     IssuedSession,
     RefreshedSession,
     ClientCredentialsToken,
+    ExchangedToken,
 }
 
 impl Composite {
-    pub(crate) const ALL: [Composite; 7] = [
+    pub(crate) const ALL: [Composite; 8] = [
         Composite::Verification,
         Composite::IssuedToken,
         Composite::MemoryStats,
@@ -27,6 +28,7 @@ impl Composite {
         Composite::IssuedSession,
         Composite::RefreshedSession,
         Composite::ClientCredentialsToken,
+        Composite::ExchangedToken,
     ];
     pub(crate) const COUNT: usize = Composite::ALL.len();
 
@@ -39,6 +41,7 @@ impl Composite {
             Composite::IssuedSession => c"issued_session",
             Composite::RefreshedSession => c"refreshed_session",
             Composite::ClientCredentialsToken => c"client_credentials_token",
+            Composite::ExchangedToken => c"exchanged_token",
         }
     }
 }
@@ -48,6 +51,7 @@ pub(crate) struct Relations {
     pub(crate) api_tokens: Oid,
     pub(crate) token_hash_index: Oid,
     pub(crate) foreign_hash_index: Oid,
+    pub(crate) token_id_index: Oid,
     pub(crate) scopes: Oid,
     pub(crate) scopes_index: Oid,
     pub(crate) sealed_keys: Oid,
@@ -100,6 +104,7 @@ pub(crate) fn relations() -> Relations {
             api_tokens: in_schema(schema, c"api_tokens"),
             token_hash_index: in_schema(schema, c"api_tokens_token_hash"),
             foreign_hash_index: in_schema(schema, c"api_tokens_foreign_hash"),
+            token_id_index: in_schema(schema, c"api_tokens_pkey"),
             scopes: in_schema(schema, c"scopes"),
             scopes_index: in_schema(schema, c"scopes_pkey"),
             sealed_keys: in_schema(schema, c"sealed_keys"),
@@ -192,6 +197,7 @@ unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
             cached.api_tokens,
             cached.token_hash_index,
             cached.foreign_hash_index,
+            cached.token_id_index,
             cached.scopes,
             cached.scopes_index,
             cached.sealed_keys,

@@ -150,6 +150,27 @@ pub(crate) fn scopes(value: Option<TextArray<'_>>) -> Result<Vec<String>, Error>
     Ok(scopes)
 }
 
+/// The scopes that were asked for, or all; `None` if one is not granted.
+pub(crate) fn narrowed(granted: &[String], asked: Option<TextArray<'_>>) -> Option<Vec<String>> {
+    let Some(asked) = asked else { return Some(granted.to_vec()) };
+    // No token has more.
+    if asked.len() > MAX_LIST {
+        return None;
+    }
+    let mut scopes: Vec<String> = Vec::new();
+    for one in asked.iter() {
+        let one = one.filter(|one| scope::is_grantable(one))?;
+        if !scope::any_grants(granted.iter().map(String::as_bytes), one) {
+            return None;
+        }
+        let one = String::from_utf8_lossy(one);
+        if !scopes.iter().any(|seen| *seen == one) {
+            scopes.push(one.into_owned());
+        }
+    }
+    Some(scopes)
+}
+
 /// Names offenders, only the first if there are many, and no part of a token that was passed by mistake.
 fn quoted(offenders: &[&str]) -> String {
     const NAMED: usize = 10;

@@ -6,6 +6,7 @@
 
 mod access;
 mod activity;
+mod ancestry;
 mod arguments;
 mod attacks;
 mod bench;
@@ -25,6 +26,7 @@ mod drivers;
 mod epochs;
 mod errors;
 mod events;
+mod exchange;
 mod expiring;
 mod faults;
 mod fetch_keys;
@@ -34,6 +36,7 @@ mod housekeeping;
 mod http;
 mod import;
 mod import_cli;
+mod introspection;
 mod issue;
 mod issuers;
 mod jwt_libraries;

@@ -1,5 +1,6 @@
 //! The steps, in the order of a token's life.
 
+mod exchange;
 mod services;
 mod signed;
 
@@ -81,6 +82,7 @@ pub(crate) async fn walk(report: &mut Report) -> Result<()> {
     walk.withdraw_a_key().await?;
     walk.trust_another_issuer().await?;
     walk.service_account().await?;
+    walk.call_for_a_user().await?;
     walk.status()
 }
 

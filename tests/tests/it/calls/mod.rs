@@ -162,6 +162,15 @@ const CALLS: &[(&str, &str)] = &[
     ),
     ("tollgate.revoke_access_token(text,text,inet)", "revoke_access_token('{token}', 'leaked', '10.0.0.2')"),
     ("tollgate.revoke_access_token(uuid,text)", "revoke_access_token('{id}'::pg_catalog.uuid, 'over')"),
+    (
+        "tollgate.exchange_token(text,text,text[],text[],interval,text,text,inet)",
+        "exchange_token('{token}', scopes => '{posts:read}', audience => '{https://api.test}', lifetime => '5 minutes', client_ip => '10.0.0.1')",
+    ),
+    ("tollgate.introspect_token(text,text,inet)", "introspect_token('{token}', 'access_token', '10.0.0.1')"),
+    (
+        "tollgate.revoke_token(text,text,text,inet)",
+        "revoke_token('{token}', 'access_token', 'leaked', '10.0.0.2')",
+    ),
     ("tollgate.access_token_usage(text)", "access_token_usage('clerk')"),
     (
         "tollgate.open_session(text,text[],text[],text,interval,interval,text,inet,jsonb)",
