@@ -13,6 +13,7 @@ pub mod issuers;
 pub mod keys;
 pub mod quotas;
 pub mod scopes;
+pub mod services;
 pub mod sessions;
 pub mod tokens;
 pub mod url_keys;

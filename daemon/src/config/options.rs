@@ -20,6 +20,7 @@ use super::issuer_options::{IssuerCommand, IssuerNetworks};
 use super::key_options::KeyCommand;
 use super::management_options::{AuditCommand, CapabilityCommand, UserCommand, WebhookCommand};
 use super::quota_options::QuotaCommand;
+use super::service_options::ServiceCommand;
 use super::session_options::SessionCommand;
 use super::url_key_options::UrlKeyCommand;
 use crate::error::{Error, Result};
@@ -134,6 +135,9 @@ pub enum Command {
     /// Create, rotate, export and withdraw keys that sign URLs
     #[command(subcommand)]
     UrlKey(UrlKeyCommand),
+    /// Manage service accounts: programs that get access tokens for themselves
+    #[command(subcommand)]
+    Service(ServiceCommand),
     /// Trust issuers of other systems, so that their access tokens are accepted
     #[command(subcommand)]
     Issuer(IssuerCommand),

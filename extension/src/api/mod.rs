@@ -16,6 +16,7 @@ mod quotas;
 mod replication;
 mod rotate;
 mod scopes;
+mod services;
 mod sessions;
 mod stats;
 mod urls;

@@ -12,6 +12,7 @@ pub(crate) mod quotas;
 pub(crate) mod relations;
 pub(crate) mod rows;
 pub(crate) mod scopes;
+pub(crate) mod services;
 pub(crate) mod sessions;
 pub(crate) mod statements;
 pub(crate) mod used_urls;

@@ -2,6 +2,7 @@
 
 mod exchange;
 mod quota;
+mod services;
 mod signed;
 mod urls;
 
@@ -83,6 +84,7 @@ pub(crate) async fn walk(report: &mut Report) -> Result<()> {
     walk.sessions(&mut tail).await?;
     walk.withdraw_a_key().await?;
     walk.trust_another_issuer().await?;
+    walk.service_account().await?;
     walk.call_for_a_user().await?;
     walk.sign_urls().await?;
     walk.status()
