@@ -48,6 +48,7 @@ AS $$
 DECLARE
     is_ended boolean;
 BEGIN
+    PERFORM tollgate.without_token('hint', $2);
     -- Assignments, of which auto_explain logs no plan: it would have the token in it.
     IF tollgate.is_signed_token($1) THEN
         is_ended := tollgate.revoke_access_token($1, $3, $4);

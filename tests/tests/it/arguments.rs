@@ -43,15 +43,13 @@ const ADMITS_FROM_A_BLOCKED_ADDRESS: &str = "admit_event_reader";
 
 /// Arguments that are answered without being looked up, stored or shown, so that a policy or a verification does not
 /// fail.
-const ASKED: [(&str, &str); 21] = [
+const ASKED: [(&str, &str); 20] = [
     ("authenticate", "required_scopes"),
     ("client_ip_from", "forwarded"),
     // What the subject has not is not given.
     ("exchange_token", "audience"),
     ("exchange_token", "scopes"),
-    // Hints are not needed.
     ("introspect_token", "hint"),
-    ("revoke_token", "hint"),
     // Stored without anything that may be a token: the receiver of a webhook controls part of it.
     ("finish_webhook_delivery", "error"),
     // What another client says of itself is stored without anything that may be a token.
