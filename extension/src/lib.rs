@@ -1,8 +1,8 @@
 //! Tollgate: API tokens inside PostgreSQL. This file only wires the modules together.
 //!
 //! Where to find things: the functions that users call are in `api`, under the name that SQL gives them; the decision
-//! about a credential in `verify`; the identity of a transaction in `identity`; issuing in `tokens`, `access` and
-//! `sessions`; signing keys in `keys`; access to our tables in `store`; shared memory in `shmem`; calls to PostgreSQL and
+//! about a credential in `verify`; the identity of a transaction in `identity`; issuing in `tokens`, `access`,
+//! `sessions` and `services`; signing keys in `keys`; access to our tables in `store`; shared memory in `shmem`; calls to PostgreSQL and
 //! its errors in `pg`; the rules themselves, independent of PostgreSQL, in the crate `tollgate-core`. Code that needs secrecy, hashing or speed is written in
 //! Rust; statements over sets of rows are written in SQL, in `sql/schema`, where every object has its comment.
 
@@ -15,6 +15,7 @@ mod guc;
 mod identity;
 mod keys;
 mod pg;
+mod services;
 mod sessions;
 mod shmem;
 mod store;
@@ -74,7 +75,9 @@ extension_sql_file!(
 extension_sql_file!("../../sql/schema/delivery/webhooks.sql", name = "webhooks", requires = ["housekeeping"]);
 extension_sql_file!("../../sql/schema/keys/keys.sql", name = "keys", requires = ["webhooks"]);
 extension_sql_file!("../../sql/schema/sessions/sessions.sql", name = "sessions", requires = ["keys"]);
-extension_sql_file!("../../sql/schema/base/leadership.sql", name = "leadership", requires = ["sessions"]);
+extension_sql_file!("../../sql/schema/services/accounts.sql", name = "services", requires = ["sessions"]);
+extension_sql_file!("../../sql/schema/services/workloads.sql", name = "workloads", requires = ["services"]);
+extension_sql_file!("../../sql/schema/base/leadership.sql", name = "leadership", requires = ["workloads"]);
 extension_sql_file!("../../sql/schema/usage/stats.sql", name = "stats", requires = ["leadership"]);
 extension_sql_file!("../../sql/schema/base/health.sql", name = "health", requires = ["stats"]);
 extension_sql_file!(

@@ -12,6 +12,7 @@ pub mod import;
 pub mod issuers;
 pub mod keys;
 pub mod scopes;
+pub mod services;
 pub mod sessions;
 pub mod tokens;
 pub mod webhooks;

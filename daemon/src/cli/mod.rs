@@ -15,6 +15,7 @@ mod progress;
 mod run;
 mod scope;
 mod server_errors;
+mod service;
 mod session;
 mod shell;
 mod status;
@@ -28,8 +29,8 @@ use std::future::Future;
 use crate::config::file_trust;
 use crate::config::sources::Configuration;
 use crate::config::{
-    AuditCommand, CapabilityCommand, Command, IssuerCommand, KeyCommand, ScopeCommand, SessionCommand,
-    StandbyOptions, TokenCommand, UserCommand, WebhookCommand,
+    AuditCommand, CapabilityCommand, Command, IssuerCommand, KeyCommand, ScopeCommand, ServiceCommand,
+    SessionCommand, StandbyOptions, TokenCommand, UserCommand, WebhookCommand,
 };
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
@@ -91,6 +92,7 @@ pub fn run(configuration: Configuration) -> Result<u8> {
             block_on(key::reseal(target, standbys, options))
         }
         Command::Issuer(command) => block_on(issuer::issuer(target, command)),
+        Command::Service(command) => block_on(service::service(target, command)),
         Command::Capability(command) => block_on(capability::capability(target, command)),
         // Answered above, without a connection.
         Command::Config(_) | Command::Completions(_) | Command::Man | Command::Key(KeyCommand::Init(_)) => {
@@ -151,6 +153,17 @@ fn name(command: &Command) -> &'static str {
         Command::Issuer(IssuerCommand::List(_)) => "issuer list",
         Command::Issuer(IssuerCommand::Distrust(_)) => "issuer distrust",
         Command::Issuer(IssuerCommand::Fetch(_)) => "issuer fetch",
+        Command::Service(ServiceCommand::Create(_)) => "service create",
+        Command::Service(ServiceCommand::List(_)) => "service list",
+        Command::Service(ServiceCommand::Show(_)) => "service show",
+        Command::Service(ServiceCommand::Update(_)) => "service update",
+        Command::Service(ServiceCommand::Disable(_)) => "service disable",
+        Command::Service(ServiceCommand::Enable(_)) => "service enable",
+        Command::Service(ServiceCommand::Delete(_)) => "service delete",
+        Command::Service(ServiceCommand::Secret(_)) => "service secret",
+        Command::Service(ServiceCommand::Keys(_)) => "service keys",
+        Command::Service(ServiceCommand::TrustWorkload(_)) => "service trust-workload",
+        Command::Service(ServiceCommand::DistrustWorkload(_)) => "service distrust-workload",
         Command::Capability(CapabilityCommand::List(_)) => "capability list",
         Command::Capability(CapabilityCommand::Grant(_)) => "capability grant",
         Command::Capability(CapabilityCommand::Revoke(_)) => "capability revoke",

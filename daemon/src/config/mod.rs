@@ -7,6 +7,7 @@ mod issuer_options;
 mod key_options;
 mod management_options;
 mod options;
+mod service_options;
 mod session_options;
 pub mod sources;
 
@@ -16,4 +17,5 @@ pub use issuer_options::*;
 pub use key_options::*;
 pub use management_options::*;
 pub use options::*;
+pub use service_options::*;
 pub use session_options::*;

@@ -19,6 +19,7 @@ use super::common_options::{BatchOptions, OutputOptions, StandbyOptions};
 use super::issuer_options::{IssuerCommand, IssuerNetworks};
 use super::key_options::KeyCommand;
 use super::management_options::{AuditCommand, CapabilityCommand, UserCommand, WebhookCommand};
+use super::service_options::ServiceCommand;
 use super::session_options::SessionCommand;
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
@@ -129,6 +130,9 @@ pub enum Command {
     /// Make, rotate, withdraw and reseal signing keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Manage service accounts: programs that get access tokens for themselves
+    #[command(subcommand)]
+    Service(ServiceCommand),
     /// Trust issuers of other systems, so that their access tokens are accepted
     #[command(subcommand)]
     Issuer(IssuerCommand),

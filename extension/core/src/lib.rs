@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ancestry;
+pub mod assertion;
 pub mod claims;
 pub mod delegation;
 pub mod foreign;
@@ -27,6 +28,7 @@ pub mod refresh;
 pub mod scope;
 pub mod seal;
 pub mod seal_box;
+pub mod service;
 pub mod signature;
 pub mod signature_table;
 pub mod status;

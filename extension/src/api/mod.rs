@@ -15,6 +15,7 @@ mod leadership;
 mod replication;
 mod rotate;
 mod scopes;
+mod services;
 mod sessions;
 mod stats;
 mod usage;

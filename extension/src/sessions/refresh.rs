@@ -383,7 +383,7 @@ fn note(event: &str, id: Uuid, user_id: &str, detail: Value) -> Result<(), Error
 
 /// Registers the present timeline before anything is refreshed on it, so that what was refreshed since is not taken for
 /// what was refreshed before. True unless it was known.
-fn begin_timeline() -> Result<bool, Error> {
+pub(crate) fn begin_timeline() -> Result<bool, Error> {
     // A server writes one timeline until it ends.
     if TIMELINE_IS_KNOWN.get() {
         return Ok(false);

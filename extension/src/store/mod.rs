@@ -11,6 +11,7 @@ pub(crate) mod probe;
 pub(crate) mod relations;
 pub(crate) mod rows;
 pub(crate) mod scopes;
+pub(crate) mod services;
 pub(crate) mod sessions;
 pub(crate) mod statements;
 pub(crate) mod users;

@@ -15,17 +15,19 @@ pub(crate) enum Composite {
     IssuedAccessToken,
     IssuedSession,
     RefreshedSession,
+    ClientCredentialsToken,
     ExchangedToken,
 }
 
 impl Composite {
-    pub(crate) const ALL: [Composite; 7] = [
+    pub(crate) const ALL: [Composite; 8] = [
         Composite::Verification,
         Composite::IssuedToken,
         Composite::MemoryStats,
         Composite::IssuedAccessToken,
         Composite::IssuedSession,
         Composite::RefreshedSession,
+        Composite::ClientCredentialsToken,
         Composite::ExchangedToken,
     ];
     pub(crate) const COUNT: usize = Composite::ALL.len();
@@ -38,6 +40,7 @@ impl Composite {
             Composite::IssuedAccessToken => c"issued_access_token",
             Composite::IssuedSession => c"issued_session",
             Composite::RefreshedSession => c"refreshed_session",
+            Composite::ClientCredentialsToken => c"client_credentials_token",
             Composite::ExchangedToken => c"exchanged_token",
         }
     }
@@ -64,6 +67,13 @@ pub(crate) struct Relations {
     pub(crate) issuers_key: Oid,
     pub(crate) issuer_keys: Oid,
     pub(crate) issuer_keys_key: Oid,
+    pub(crate) services: Oid,
+    pub(crate) services_key: Oid,
+    pub(crate) service_keys: Oid,
+    pub(crate) service_keys_key: Oid,
+    pub(crate) service_workloads: Oid,
+    pub(crate) service_workloads_key: Oid,
+    pub(crate) capabilities: Oid,
     /// Indexed by `Composite`.
     pub(crate) composites: [Oid; Composite::COUNT],
 }
@@ -110,6 +120,13 @@ pub(crate) fn relations() -> Relations {
             issuers_key: in_schema(schema, c"issuers_pkey"),
             issuer_keys: in_schema(schema, c"issuer_keys"),
             issuer_keys_key: in_schema(schema, c"issuer_keys_pkey"),
+            services: in_schema(schema, c"services"),
+            services_key: in_schema(schema, c"services_pkey"),
+            service_keys: in_schema(schema, c"service_keys"),
+            service_keys_key: in_schema(schema, c"service_keys_pkey"),
+            service_workloads: in_schema(schema, c"service_workloads"),
+            service_workloads_key: in_schema(schema, c"service_workloads_pkey"),
+            capabilities: in_schema(schema, c"capabilities"),
             composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
         };
         // The look-ups themselves may have processed an invalidation.
@@ -196,6 +213,13 @@ unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
             cached.issuers_key,
             cached.issuer_keys,
             cached.issuer_keys_key,
+            cached.services,
+            cached.services_key,
+            cached.service_keys,
+            cached.service_keys_key,
+            cached.service_workloads,
+            cached.service_workloads_key,
+            cached.capabilities,
         ];
         tables.contains(&relation) || cached.composites.contains(&relation)
     };

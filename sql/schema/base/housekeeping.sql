@@ -16,8 +16,8 @@ CREATE TABLE tollgate.housekeeping_cursors (
 COMMENT ON TABLE tollgate.housekeeping_cursors IS
     'Where the last batch of each task ended, and when it was last at the front; NULL at the front. A hint: a wrong or missing place only costs time. Not dumped';
 INSERT INTO tollgate.housekeeping_cursors (task)
-    VALUES ('announce_expiries'), ('announce_session_expiries'), ('expire_tokens'), ('invalidate_sessions'), ('purge_denied'),
-           ('purge_disabled'), ('purge_given_up'), ('purge_revoked_users'), ('purge_sessions'), ('purge_tokens'), ('purge_usage'),
+    VALUES ('announce_expiries'), ('announce_session_expiries'), ('expire_tokens'), ('invalidate_sessions'), ('purge_assertions'),
+           ('purge_denied'), ('purge_disabled'), ('purge_given_up'), ('purge_revoked_users'), ('purge_sessions'), ('purge_tokens'), ('purge_usage'),
            ('purge_user_usage');
 
 -- Each cluster does its own housekeeping.

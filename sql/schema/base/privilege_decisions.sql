@@ -37,6 +37,7 @@ CREATE VIEW tollgate.privilege_decisions AS
 
         -- Issues, lists, rotates, disables and revokes tokens.
         ('FUNCTION', 'access_token_usage(text)',                              'issuer'),
+        ('FUNCTION', 'client_credentials(text, text, text, text[], text[], inet)', 'issuer'),
         ('FUNCTION', 'create_api_token(text, text, text[], interval, jsonb, cidr[], integer, interval, text, timestamptz)', 'issuer'),
         ('FUNCTION', 'derive_api_token(text, text, text[], interval, cidr[], inet, timestamptz)', 'issuer'),
         ('FUNCTION', 'exchange_token(text, text, text[], text[], interval, text, text, inet)', 'issuer'),
@@ -56,6 +57,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'rotate_api_token(uuid, interval, interval, timestamptz, boolean)', 'issuer'),
         ('FUNCTION', 'set_api_token_enabled(uuid, boolean, text)',            'issuer'),
         ('FUNCTION', 'token_activity(uuid, timestamptz)',                     'issuer'),
+        ('TYPE',     'client_credentials_token',                              'issuer'),
         ('TYPE',     'exchanged_token',                                       'issuer'),
         ('TYPE',     'issued_access_token',                                   'issuer'),
         ('TYPE',     'issued_session',                                        'issuer'),
@@ -111,6 +113,19 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'list_trusted_issuers()',                                'admin'),
         ('FUNCTION', 'trust_issuer(text, text, text[], jsonb, text, text[], text, text[], text[], text[], jsonb, interval)', 'admin'),
         ('VIEW',     'trusted_issuers',                                       'admin'),
+
+        -- Manages service accounts.
+        ('FUNCTION', 'create_service_account(text, text, text[], text[], interval, text, text)', 'admin'),
+        ('FUNCTION', 'create_service_account_secret(text, text, interval, timestamptz, cidr[])', 'admin'),
+        ('FUNCTION', 'delete_service_account(text, text)',                    'admin'),
+        ('FUNCTION', 'disable_service_account(text, text)',                   'admin'),
+        ('FUNCTION', 'distrust_workload(uuid, text)',                         'admin'),
+        ('FUNCTION', 'enable_service_account(text, text)',                    'admin'),
+        ('FUNCTION', 'list_service_accounts(text, integer, text)',            'admin'),
+        ('FUNCTION', 'set_service_account_keys(text, jsonb, text)',           'admin'),
+        ('FUNCTION', 'trust_workload(text, text, jsonb, text)',               'admin'),
+        ('FUNCTION', 'update_service_account(text, text, text[], text[], interval, text, text)', 'admin'),
+        ('VIEW',     'service_accounts',                                      'admin'),
 
         -- Fetches the keys of trusted issuers. Not the operator's: it could sign as any of those issuers.
         ('FUNCTION', 'issuers_due()',                                         'key_fetcher'),
@@ -170,6 +185,22 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('VIEW',     'webhooks',                                              'operator'),
 
         -- Internal: granted to no role. Tables and sequences are internal without being listed here.
+        ('FUNCTION', 'assertions_accepted_from()',                            'internal'),
+        ('FUNCTION', 'check_consumes(text)',                                  'internal'),
+        ('FUNCTION', 'check_service_fields(text, text, text[], text[], interval, text, text)', 'internal'),
+        ('FUNCTION', 'check_workload_fields(text, jsonb, text)',              'internal'),
+        ('FUNCTION', 'lock_enabled_service(text)',                            'internal'),
+        ('FUNCTION', 'lock_service(text, boolean)',                           'internal'),
+        ('FUNCTION', 'note_service(text, text, jsonb)',                       'internal'),
+        ('FUNCTION', 'note_service_keys_failure(text, text)',                 'internal'),
+        ('FUNCTION', 'note_service_refusal(text, text, inet)',                'internal'),
+        ('FUNCTION', 'purge_assertions_after(integer, timestamptz, text)',    'internal'),
+        ('FUNCTION', 'replace_service_keys(text, text)',                      'internal'),
+        ('FUNCTION', 'service_detail(text)',                                  'internal'),
+        ('FUNCTION', 'services_due()',                                        'internal'),
+        ('FUNCTION', 'store_service_keys(text, text, interval)',              'internal'),
+        ('FUNCTION', 'warn_of_conditions(text, jsonb)',                       'internal'),
+        ('FUNCTION', 'without_services(text[])',                              'internal'),
         ('FUNCTION', 'acting_role()',                                         'internal'),
         ('FUNCTION', 'advance_sequence(regclass, bigint)',                   'internal'),
         ('FUNCTION', 'ancestors(uuid)',                                       'internal'),
@@ -379,7 +410,7 @@ CREATE VIEW tollgate.capability_privileges AS
                  ('operator', 'operator'),
                  ('key_fetcher', 'key_fetcher')) i (capability, includes) ON i.includes = d.given_to;
 COMMENT ON VIEW tollgate.capability_privileges IS
-    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens and those of the authenticated user; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, signing keys, trusted issuers, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs; key_fetcher stores the keys of trusted issuers, which are fetched';
+    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens and those of the authenticated user; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, signing keys, trusted issuers, service accounts, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs; key_fetcher stores the keys of trusted issuers and service accounts, where those are fetched';
 
 -- Names and signatures are resolved in the search path of these functions, whatever the caller's is.
 CREATE FUNCTION tollgate.capability_objects(capability text) RETURNS TABLE (object_id oid, object_type text, object text, privilege text)

@@ -212,6 +212,11 @@ BEGIN
     after.scopes := tollgate.check_token_fields(CASE WHEN revived THEN keys || '{scopes}' ELSE keys END, after.name, after.scopes,
         after.expires_at, after.metadata, after.allowed_ips, after.rate_limit, after.rate_window);
     PERFORM tollgate.check_within_parent(after, before);
+    IF starts_with(before.user_id, 'service:') AND cardinality(after.scopes) > 0 THEN
+        RAISE EXCEPTION 'the secret of a service account grants nothing by itself'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: changes, key scopes.',
+                  HINT = 'Give the scopes to the account, with tollgate.update_service_account().';
+    END IF;
     IF before.rotated_to IS NOT NULL AND coalesce(after.expires_at, 'infinity') > coalesce(before.expires_at, 'infinity') THEN
         PERFORM tollgate.refuse_token($1, 'rotated and cannot be given a later expiry', format('Change its successor, %s.', before.rotated_to));
     END IF;

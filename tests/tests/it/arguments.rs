@@ -11,9 +11,11 @@ use tokio_postgres::error::SqlState;
 use tollgate_tests::{Cluster, DATABASE};
 
 /// Arguments that take a presented token or its digest.
-const PRESENTED: [(&str, &str); 14] = [
+const PRESENTED: [(&str, &str); 16] = [
     ("admit_event_reader", "token_hash"),
     ("authenticate", "token"),
+    ("client_credentials", "assertion"),
+    ("client_credentials", "secret"),
     ("derive_api_token", "parent"),
     // Of the two, the last one here is presented below.
     ("exchange_token", "actor_token"),

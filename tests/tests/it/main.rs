@@ -64,6 +64,7 @@ mod running;
 mod scan;
 mod scopes;
 mod seals;
+mod services;
 mod session_daemon;
 mod session_faults;
 mod sessions;

@@ -1,6 +1,7 @@
 //! The steps, in the order of a token's life.
 
 mod exchange;
+mod services;
 mod signed;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -80,6 +81,7 @@ pub(crate) async fn walk(report: &mut Report) -> Result<()> {
     walk.sessions(&mut tail).await?;
     walk.withdraw_a_key().await?;
     walk.trust_another_issuer().await?;
+    walk.service_account().await?;
     walk.call_for_a_user().await?;
     walk.status()
 }

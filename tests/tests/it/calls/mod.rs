@@ -205,6 +205,36 @@ const CALLS: &[(&str, &str)] = &[
         "store_issuer_keys('https://issuer.test', '{\"keys\": []}', '1 hour')",
     ),
     ("tollgate.note_issuer_failure(text,text)", "note_issuer_failure('https://issuer.test', 'it is down')"),
+    (
+        "tollgate.create_service_account(text,text,text[],text[],interval,text,text)",
+        "create_service_account('clerks', 'n', '{posts:read}', '{https://api.test}', '5 minutes', 'of the clerks', 'team clerk')",
+    ),
+    (
+        "tollgate.update_service_account(text,text,text[],text[],interval,text,text)",
+        "update_service_account('clerks', 'other', lifetime => '1 minute')",
+    ),
+    (
+        "tollgate.create_service_account_secret(text,text,interval,timestamp with time zone,cidr[])",
+        "create_service_account_secret('clerks', 'n', '1 day', allowed_ips => '{10.0.0.0/8}')",
+    ),
+    (
+        "tollgate.set_service_account_keys(text,jsonb,text)",
+        "set_service_account_keys('clerks', '{\"keys\": [{\"kty\": \"EC\", \"crv\": \"P-256\", \"kid\": \"1\", \"x\": \"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4\", \
+         \"y\": \"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM\"}]}')",
+    ),
+    (
+        "tollgate.trust_workload(text,text,jsonb,text)",
+        "trust_workload('clerks', 'https://issuer.test', '{\"repository_id\": \"74\"}', 'https://api.test')",
+    ),
+    (
+        "tollgate.client_credentials(text,text,text,text[],text[],inet)",
+        "client_credentials('clerks', '{token}', scopes => '{posts:read}', audience => '{https://api.test}', client_ip => '10.0.0.1')",
+    ),
+    ("tollgate.list_service_accounts(text,integer,text)", "list_service_accounts('clerks', 10, 'a')"),
+    ("tollgate.distrust_workload(uuid,text)", "distrust_workload('{id}', 'over')"),
+    ("tollgate.disable_service_account(text,text)", "disable_service_account('clerks', 'for now')"),
+    ("tollgate.enable_service_account(text,text)", "enable_service_account('clerks', 'again')"),
+    ("tollgate.delete_service_account(text,text)", "delete_service_account('clerks', 'over')"),
     ("tollgate.distrust_issuer(text,text)", "distrust_issuer('https://issuer.test', 'over')"),
     ("tollgate.acquire_leadership(text)", "acquire_leadership('seal_audit')"),
     ("tollgate.check_leadership(text,bigint)", "check_leadership('purge', 0)"),
