@@ -19,6 +19,8 @@ use super::common_options::{BatchOptions, OutputOptions, StandbyOptions};
 use super::issuer_options::{IssuerCommand, IssuerNetworks};
 use super::key_options::KeyCommand;
 use super::management_options::{AuditCommand, CapabilityCommand, UserCommand, WebhookCommand};
+use super::quota_options::QuotaCommand;
+use super::service_options::ServiceCommand;
 use super::session_options::SessionCommand;
 use super::url_key_options::UrlKeyCommand;
 use crate::error::{Error, Result};
@@ -133,9 +135,15 @@ pub enum Command {
     /// Create, rotate, export and withdraw keys that sign URLs
     #[command(subcommand)]
     UrlKey(UrlKeyCommand),
+    /// Manage service accounts: programs that get access tokens for themselves
+    #[command(subcommand)]
+    Service(ServiceCommand),
     /// Trust issuers of other systems, so that their access tokens are accepted
     #[command(subcommand)]
     Issuer(IssuerCommand),
+    /// Set how often tokens and users may be used in a period of the calendar
+    #[command(subcommand)]
+    Quota(QuotaCommand),
     /// Say which database role may do what
     #[command(subcommand)]
     Capability(CapabilityCommand),

@@ -11,6 +11,7 @@ use crate::claims::Claims;
 use crate::json::{Json, Object};
 use crate::jws::Header;
 use crate::scope;
+use crate::service;
 use crate::status::Code;
 use crate::token;
 
@@ -98,15 +99,26 @@ impl Rules {
         if is_email(&self.user_claim) && claims.get("email_verified") != Some(&Json::Bool(true)) {
             return Err(Fault::User);
         }
+        self.user_named(name).ok_or(Fault::User)
+    }
+
+    /// The user id of a name that the issuer gives; `None` for one that it may not give.
+    pub fn user_named(&self, name: &str) -> Option<String> {
         let user_id = format!("{}{name}", self.user_prefix);
-        if name.trim().is_empty()
-            || user_id.chars().count() > MAX_USER_ID
-            || token::contains_secret(&user_id)
-            || self.other_prefixes.iter().any(|other| user_id.starts_with(other))
-        {
-            return Err(Fault::User);
-        }
-        Ok(user_id)
+        let is_allowed = !name.trim().is_empty()
+            && user_id.chars().count() <= MAX_USER_ID
+            && !token::contains_secret(&user_id)
+            && !self.other_prefixes.iter().any(|other| user_id.starts_with(other))
+            // Whatever the prefix is.
+            && service::id_of(&user_id).is_none();
+        is_allowed.then_some(user_id)
+    }
+
+    /// A digest of all of this: with another one a token could be refused, or something else come of it.
+    pub fn digest(&self) -> String {
+        // Each text in quotation marks, and each field by its name.
+        let digest = token::digest(format!("{self:?}").as_bytes());
+        digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Those that the token names and that are allowed, in the order of the token.
@@ -155,10 +167,18 @@ impl Rules {
 
 /// Whether a token may have been issued before this time. `iat` has whole seconds in most tokens, and comes from a clock
 /// that may be ahead by the leeway.
-pub fn is_cut_off(claims: &Claims, cut_off: i64, leeway: i64) -> bool {
+pub fn is_cut_off(issued_at: Option<i64>, cut_off: i64, leeway: i64) -> bool {
     const SECOND: i64 = 1_000_000;
     let second = cut_off.saturating_add(SECOND - 1).div_euclid(SECOND).saturating_mul(SECOND);
-    claims.iat().is_none_or(|iat| iat <= second.saturating_add(leeway))
+    issued_at.is_none_or(|iat| iat <= second.saturating_add(leeway))
+}
+
+/// The first of these paths at which there is another value, none, or more than one.
+pub fn unmet<'r>(claims: &Claims, required: &'r Object) -> Option<&'r str> {
+    required
+        .iter()
+        .find(|(path, value)| claim(claims, path) != Ok(Some(value)))
+        .map(|(path, _)| path.as_str())
 }
 
 /// Whether a path may be configured.
@@ -252,6 +272,17 @@ mod tests {
     }
 
     #[test]
+    fn other_terms_have_another_digest() {
+        let (known, mut others) = (rules(), vec![rules(); 4]);
+        assert_eq!(rules().digest(), known.digest());
+        others[0].user_prefix = "idp".to_owned();
+        others[1].scopes.pop();
+        others[2].max_lifetime -= 1;
+        others[3].required.insert("a".to_owned(), Json::Null);
+        assert!(others.iter().all(|other| other.digest() != known.digest()));
+    }
+
+    #[test]
     fn the_issuer_without_a_prefix_names_no_user_of_another() {
         let rules = Rules {
             user_prefix: String::new(),
@@ -263,6 +294,16 @@ mod tests {
         for other in ["idp:ann", "idp:", "gh/ann"] {
             assert_eq!(user(&rules, &format!(r#","sub":"{other}""#)), Err(Fault::User), "{other}");
         }
+    }
+
+    #[test]
+    fn no_issuer_names_a_service_account() {
+        for (prefix, sub) in [("", "service:ci"), ("serv", "ice:ci"), ("service:", "ci"), ("", "service:")] {
+            let rules = Rules { user_prefix: prefix.to_owned(), ..rules() };
+            assert_eq!(user(&rules, &format!(r#","sub":"{sub}""#)), Err(Fault::User), "{prefix} {sub}");
+        }
+        let rules = Rules { user_prefix: String::new(), ..rules() };
+        assert_eq!(user(&rules, r#","sub":"services:ci""#), Ok("services:ci".to_owned()));
     }
 
     #[test]
@@ -373,6 +414,25 @@ mod tests {
     }
 
     #[test]
+    fn the_first_condition_that_is_not_met_is_named() {
+        let required = json::parse_object(r#"{"a":"1","b.c":true,"d":7}"#).unwrap();
+        let of = |members: &str| unmet(&claims(members), &required).map(str::to_owned);
+        assert_eq!(of(r#","a":"1","b":{"c":true},"d":7"#), None);
+        for (members, path) in [
+            ("", "a"),
+            (r#","a":1,"b":{"c":true},"d":7"#, "a"),
+            (r#","a":["1"],"b":{"c":true},"d":7"#, "a"),
+            (r#","a":"1","b":{"c":"true"},"d":7"#, "b.c"),
+            // Two readings.
+            (r#","a":"1","b":{"c":true},"b.c":true,"d":7"#, "b.c"),
+            (r#","a":"1","b":{"c":true},"d":"7""#, "d"),
+        ] {
+            assert_eq!(of(members).as_deref(), Some(path), "{members}");
+        }
+        assert_eq!(unmet(&claims(""), &Object::new()), None);
+    }
+
+    #[test]
     fn the_type_is_a_usual_one_or_one_that_was_named() {
         let accepted = |types: Option<&[&str]>, typ: Option<&str>| {
             let types = types.map(|types| types.iter().map(|&one| one.to_owned()).collect());
@@ -425,9 +485,13 @@ mod tests {
             (i64::MAX, 30, true),
             (i64::MIN, 30, false),
         ] {
-            assert_eq!(is_cut_off(&issued, cut_off, leeway * SECOND), is_cut_off_then, "{cut_off} {leeway}");
+            assert_eq!(
+                is_cut_off(issued.iat(), cut_off, leeway * SECOND),
+                is_cut_off_then,
+                "{cut_off} {leeway}"
+            );
         }
-        assert!(is_cut_off(&Claims::parse("{}".to_owned()).unwrap(), 0, 0), "of an unknown age");
+        assert!(is_cut_off(None, 0, 0), "of an unknown age");
     }
 
     #[test]

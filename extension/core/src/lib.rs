@@ -9,7 +9,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ancestry;
+pub mod assertion;
 pub mod claims;
+pub mod delegation;
 pub mod foreign;
 pub mod hints;
 pub mod issuer;
@@ -21,10 +24,12 @@ pub mod latency;
 pub mod limit;
 pub mod malformed;
 pub mod net;
+pub mod quota;
 pub mod refresh;
 pub mod scope;
 pub mod seal;
 pub mod seal_box;
+pub mod service;
 pub mod signature;
 pub mod signature_table;
 pub mod status;

@@ -1,7 +1,10 @@
 //! Signed access tokens: what a presented one is, ours or a trusted issuer's, and issuing. Nothing that was issued is
 //! stored; what was revoked is (sql/schema/access/access.sql), and is looked up at each verification.
 
+mod ancestry;
+pub(crate) mod exchange;
 mod foreign;
+pub(crate) mod introspect;
 pub(crate) mod issue;
 pub(crate) mod issuer_fields;
 pub(crate) mod key_set;

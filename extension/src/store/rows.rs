@@ -167,6 +167,30 @@ impl Open {
         }
     }
 
+    /// Calls `look` for each row with these keys, in the order of the index.
+    pub(crate) fn each_of<const K: usize>(
+        &self,
+        index: Oid,
+        mut keys: [ScanKeyData; K],
+        mut look: impl FnMut(&Row<'_>),
+    ) {
+        // SAFETY: the keys outlive the scan, which is ended before anything that it uses.
+        unsafe {
+            let scan = pg_sys::systable_beginscan(
+                self.table,
+                index,
+                true,
+                self.snapshot,
+                K as i32,
+                keys.as_mut_ptr(),
+            );
+            while let Some(tuple) = pg_sys::systable_getnext(scan).as_mut() {
+                self.look_at(tuple, &mut look);
+            }
+            pg_sys::systable_endscan(scan);
+        }
+    }
+
     /// Calls `look` for each row, in no particular order.
     pub(crate) fn each(&self, mut look: impl FnMut(&Row<'_>)) {
         // SAFETY: no index and no keys; the scan is ended before anything that it uses.

@@ -16,8 +16,8 @@ CREATE TABLE tollgate.housekeeping_cursors (
 COMMENT ON TABLE tollgate.housekeeping_cursors IS
     'Where the last batch of each task ended, and when it was last at the front; NULL at the front. A hint: a wrong or missing place only costs time. Not dumped';
 INSERT INTO tollgate.housekeeping_cursors (task)
-    VALUES ('announce_expiries'), ('announce_session_expiries'), ('expire_tokens'), ('invalidate_sessions'), ('purge_denied'),
-           ('purge_disabled'), ('purge_given_up'), ('purge_revoked_users'), ('purge_sessions'), ('purge_tokens'), ('purge_usage'),
+    VALUES ('announce_expiries'), ('announce_session_expiries'), ('expire_tokens'), ('invalidate_sessions'), ('purge_assertions'),
+           ('purge_denied'), ('purge_disabled'), ('purge_given_up'), ('purge_revoked_users'), ('purge_sessions'), ('purge_tokens'), ('purge_usage'),
            ('purge_used_urls'), ('purge_user_usage');
 
 -- Each cluster does its own housekeeping.
@@ -306,6 +306,8 @@ BEGIN
         DELETE FROM tollgate.token_usage u USING deleted p WHERE u.token_id = p.id
     ), forgotten_hours AS (
         DELETE FROM tollgate.usage_hourly h USING deleted p WHERE h.token_id = p.id
+    ), forgotten_quotas AS (
+        DELETE FROM tollgate.quotas q USING deleted p WHERE q.token_id = p.id
     ), logged AS (
         -- A subquery, so that the epoch is looked up once and not for each row.
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)

@@ -22,11 +22,13 @@ CREATE VIEW tollgate.privilege_decisions AS
 
         -- Verifies, acts for a token, and revokes presented tokens.
         ('FUNCTION', 'authenticate(text, text[], inet)',                      'verifier'),
+        ('FUNCTION', 'introspect_token(text, text, inet)',                    'verifier'),
         ('FUNCTION', 'jwks()',                                                'verifier'),
         ('FUNCTION', 'last_refusal()',                                        'verifier'),
         ('FUNCTION', 'revoke_access_token(text, text, inet)',                 'verifier'),
         ('FUNCTION', 'revoke_own_api_token(uuid, text)',                      'verifier'),
         ('FUNCTION', 'revoke_presented_token(text, text, inet)',              'verifier'),
+        ('FUNCTION', 'revoke_token(text, text, text, inet)',                  'verifier'),
         ('FUNCTION', 'token_has_scope(text, text, inet)',                     'verifier'),
         ('FUNCTION', 'verify_access_token(text, text[], inet, text)',         'verifier'),
         ('FUNCTION', 'verify_api_token(text, text[], inet)',                  'verifier'),
@@ -37,8 +39,10 @@ CREATE VIEW tollgate.privilege_decisions AS
 
         -- Issues, lists, rotates, disables and revokes tokens.
         ('FUNCTION', 'access_token_usage(text)',                              'issuer'),
+        ('FUNCTION', 'client_credentials(text, text, text, text[], text[], inet)', 'issuer'),
         ('FUNCTION', 'create_api_token(text, text, text[], interval, jsonb, cidr[], integer, interval, text, timestamptz)', 'issuer'),
         ('FUNCTION', 'derive_api_token(text, text, text[], interval, cidr[], inet, timestamptz)', 'issuer'),
+        ('FUNCTION', 'exchange_token(text, text, text[], text[], interval, text, text, inet)', 'issuer'),
         ('FUNCTION', 'import_api_token(text, text, bytea, text[], interval, jsonb, cidr[], integer, interval, text, timestamptz, timestamptz, timestamptz, timestamptz, timestamptz)', 'issuer'),
         ('FUNCTION', 'issue_access_token(text, text[], text[], interval, jsonb)', 'issuer'),
         ('FUNCTION', 'list_api_tokens(text, integer, uuid)',                  'issuer'),
@@ -55,6 +59,12 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'rotate_api_token(uuid, interval, interval, timestamptz, boolean)', 'issuer'),
         ('FUNCTION', 'set_api_token_enabled(uuid, boolean, text)',            'issuer'),
         ('FUNCTION', 'token_activity(uuid, timestamptz)',                     'issuer'),
+        ('TYPE',     'client_credentials_token',                              'issuer'),
+        ('TYPE',     'exchanged_token',                                       'issuer'),
+        ('FUNCTION', 'quota_remaining(uuid)',                                 'issuer'),
+        ('FUNCTION', 'token_quota(uuid)',                                     'issuer'),
+        ('FUNCTION', 'user_quota(text)',                                      'issuer'),
+        ('TYPE',     'quota_state',                                           'issuer'),
         ('FUNCTION', 'sign_url(text, interval, timestamptz, text[], text, cidr, boolean, text, timestamptz, jsonb, text)', 'issuer'),
         ('TYPE',     'issued_access_token',                                   'issuer'),
         ('TYPE',     'issued_session',                                        'issuer'),
@@ -105,6 +115,11 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'withdraw_signing_key(text, text)',                      'admin'),
         ('VIEW',     'signing_keys',                                          'admin'),
 
+        -- Decides how much may be used.
+        ('FUNCTION', 'add_credits(uuid, text, bigint)',                       'admin'),
+        ('FUNCTION', 'list_quotas(integer, uuid)',                            'admin'),
+        ('FUNCTION', 'remove_quota(uuid, text, text)',                        'admin'),
+        ('FUNCTION', 'set_quota(uuid, text, bigint, text, text, bigint, text)', 'admin'),
         -- Manages keys that sign URLs.
         ('FUNCTION', 'create_url_key(text)',                                  'admin'),
         ('FUNCTION', 'export_url_key(text)',                                  'admin'),
@@ -118,6 +133,19 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'list_trusted_issuers()',                                'admin'),
         ('FUNCTION', 'trust_issuer(text, text, text[], jsonb, text, text[], text, text[], text[], text[], jsonb, interval)', 'admin'),
         ('VIEW',     'trusted_issuers',                                       'admin'),
+
+        -- Manages service accounts.
+        ('FUNCTION', 'create_service_account(text, text, text[], text[], interval, text, text)', 'admin'),
+        ('FUNCTION', 'create_service_account_secret(text, text, interval, timestamptz, cidr[])', 'admin'),
+        ('FUNCTION', 'delete_service_account(text, text)',                    'admin'),
+        ('FUNCTION', 'disable_service_account(text, text)',                   'admin'),
+        ('FUNCTION', 'distrust_workload(uuid, text)',                         'admin'),
+        ('FUNCTION', 'enable_service_account(text, text)',                    'admin'),
+        ('FUNCTION', 'list_service_accounts(text, integer, text)',            'admin'),
+        ('FUNCTION', 'set_service_account_keys(text, jsonb, text)',           'admin'),
+        ('FUNCTION', 'trust_workload(text, text, jsonb, text)',               'admin'),
+        ('FUNCTION', 'update_service_account(text, text, text[], text[], interval, text, text)', 'admin'),
+        ('VIEW',     'service_accounts',                                      'admin'),
 
         -- Fetches the keys of trusted issuers. Not the operator's: it could sign as any of those issuers.
         ('FUNCTION', 'issuers_due()',                                         'key_fetcher'),
@@ -171,6 +199,10 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('TYPE',     'event_batch',                                           'operator'),
         ('TYPE',     'event_cursor',                                          'operator'),
         ('TYPE',     'finding',                                               'operator'),
+        ('FUNCTION', 'drain_quota_wishes()',                                  'operator'),
+        ('FUNCTION', 'forget_removed_quotas()',                               'operator'),
+        ('FUNCTION', 'lease_quotas(tollgate.quota_wish[])',                   'operator'),
+        ('TYPE',     'quota_wish',                                            'operator'),
         ('TYPE',     'usage_row',                                             'operator'),
         ('TYPE',     'webhook_message',                                       'operator'),
         ('VIEW',     'daemons',                                               'operator'),
@@ -178,6 +210,22 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('VIEW',     'webhooks',                                              'operator'),
 
         -- Internal: granted to no role. Tables and sequences are internal without being listed here.
+        ('FUNCTION', 'assertions_accepted_from()',                            'internal'),
+        ('FUNCTION', 'check_consumes(text)',                                  'internal'),
+        ('FUNCTION', 'check_service_fields(text, text, text[], text[], interval, text, text)', 'internal'),
+        ('FUNCTION', 'check_workload_fields(text, jsonb, text)',              'internal'),
+        ('FUNCTION', 'lock_enabled_service(text)',                            'internal'),
+        ('FUNCTION', 'lock_service(text, boolean)',                           'internal'),
+        ('FUNCTION', 'note_service(text, text, jsonb)',                       'internal'),
+        ('FUNCTION', 'note_service_keys_failure(text, text)',                 'internal'),
+        ('FUNCTION', 'note_service_refusal(text, text, inet)',                'internal'),
+        ('FUNCTION', 'purge_assertions_after(integer, timestamptz, text)',    'internal'),
+        ('FUNCTION', 'replace_service_keys(text, text)',                      'internal'),
+        ('FUNCTION', 'service_detail(text)',                                  'internal'),
+        ('FUNCTION', 'services_due()',                                        'internal'),
+        ('FUNCTION', 'store_service_keys(text, text, interval)',              'internal'),
+        ('FUNCTION', 'warn_of_conditions(text, jsonb)',                       'internal'),
+        ('FUNCTION', 'without_services(text[])',                              'internal'),
         ('FUNCTION', 'acting_role()',                                         'internal'),
         ('FUNCTION', 'advance_sequence(regclass, bigint)',                   'internal'),
         ('FUNCTION', 'ancestors(uuid)',                                       'internal'),
@@ -264,6 +312,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'intersect_scopes(text[], text[])',                      'internal'),
         ('FUNCTION', 'is_logical_worker()',                                  'internal'),
         ('FUNCTION', 'is_refresh_token(text)',                                'internal'),
+        ('FUNCTION', 'is_signed_token(text)',                                 'internal'),
         ('FUNCTION', 'is_purging_audit_log()',                                'internal'),
         ('FUNCTION', 'last_purged_seal()',                                    'internal'),
         ('FUNCTION', 'leave_out()',                                          'internal'),
@@ -373,6 +422,21 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'read_key(text, text)',                                  'internal'),
         ('FUNCTION', 'reseal_key(bytea, text, text, text)',                   'internal'),
         ('FUNCTION', 'test_signing_key(text)',                                'internal'),
+        ('FUNCTION', 'check_quota(bigint, text, text, bigint, text)',         'internal'),
+        ('FUNCTION', 'check_quota_subject(uuid, text)',                       'internal'),
+        ('FUNCTION', 'forget_quota(uuid)',                                    'internal'),
+        ('FUNCTION', 'grant_lease(uuid, uuid, timestamptz, bigint, bigint, boolean)', 'internal'),
+        ('FUNCTION', 'in_present_period(tollgate.quotas)',                    'internal'),
+        ('FUNCTION', 'lease_holder()',                                        'internal'),
+        ('FUNCTION', 'lock_quota(uuid, text)',                                'internal'),
+        ('FUNCTION', 'note_user_quota()',                                     'internal'),
+        ('FUNCTION', 'predecessors(uuid)',                                    'internal'),
+        ('FUNCTION', 'quota_period_end(text, text, timestamptz)',             'internal'),
+        ('FUNCTION', 'quota_states(uuid[])',                                  'internal'),
+        ('FUNCTION', 'remembered_quota(uuid)',                                'internal'),
+        ('FUNCTION', 'remembered_quotas()',                                   'internal'),
+        ('FUNCTION', 'signature_of_wish(uuid, uuid, timestamptz, bigint, bigint)', 'internal'),
+        ('FUNCTION', 'take_quota_wishes()',                                   'internal'),
         ('TYPE',     'audit_place',                                           'internal'),
         ('TYPE',     'memory_stats',                                          'internal'),
         ('VIEW',     'object_privileges',                                     'internal'),
@@ -391,7 +455,7 @@ CREATE VIEW tollgate.capability_privileges AS
                  ('operator', 'operator'),
                  ('key_fetcher', 'key_fetcher')) i (capability, includes) ON i.includes = d.given_to;
 COMMENT ON VIEW tollgate.capability_privileges IS
-    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens and those of the authenticated user; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, signing keys, trusted issuers, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs; key_fetcher stores the keys of trusted issuers, which are fetched';
+    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens and those of the authenticated user; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, quotas, signing keys, trusted issuers, service accounts, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs; key_fetcher stores the keys of trusted issuers and service accounts, where those are fetched';
 
 -- Names and signatures are resolved in the search path of these functions, whatever the caller's is.
 CREATE FUNCTION tollgate.capability_objects(capability text) RETURNS TABLE (object_id oid, object_type text, object text, privilege text)

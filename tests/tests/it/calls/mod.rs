@@ -163,6 +163,15 @@ const CALLS: &[(&str, &str)] = &[
     ),
     ("tollgate.revoke_access_token(text,text,inet)", "revoke_access_token('{token}', 'leaked', '10.0.0.2')"),
     ("tollgate.revoke_access_token(uuid,text)", "revoke_access_token('{id}'::pg_catalog.uuid, 'over')"),
+    (
+        "tollgate.exchange_token(text,text,text[],text[],interval,text,text,inet)",
+        "exchange_token('{token}', scopes => '{posts:read}', audience => '{https://api.test}', lifetime => '5 minutes', client_ip => '10.0.0.1')",
+    ),
+    ("tollgate.introspect_token(text,text,inet)", "introspect_token('{token}', 'access_token', '10.0.0.1')"),
+    (
+        "tollgate.revoke_token(text,text,text,inet)",
+        "revoke_token('{token}', 'access_token', 'leaked', '10.0.0.2')",
+    ),
     ("tollgate.access_token_usage(text)", "access_token_usage('clerk')"),
     (
         "tollgate.open_session(text,text[],text[],text,interval,interval,text,inet,jsonb)",
@@ -211,7 +220,53 @@ const CALLS: &[(&str, &str)] = &[
         "store_issuer_keys('https://issuer.test', '{\"keys\": []}', '1 hour')",
     ),
     ("tollgate.note_issuer_failure(text,text)", "note_issuer_failure('https://issuer.test', 'it is down')"),
+    (
+        "tollgate.create_service_account(text,text,text[],text[],interval,text,text)",
+        "create_service_account('clerks', 'n', '{posts:read}', '{https://api.test}', '5 minutes', 'of the clerks', 'team clerk')",
+    ),
+    (
+        "tollgate.update_service_account(text,text,text[],text[],interval,text,text)",
+        "update_service_account('clerks', 'other', lifetime => '1 minute')",
+    ),
+    (
+        "tollgate.create_service_account_secret(text,text,interval,timestamp with time zone,cidr[])",
+        "create_service_account_secret('clerks', 'n', '1 day', allowed_ips => '{10.0.0.0/8}')",
+    ),
+    (
+        "tollgate.set_service_account_keys(text,jsonb,text)",
+        "set_service_account_keys('clerks', '{\"keys\": [{\"kty\": \"EC\", \"crv\": \"P-256\", \"kid\": \"1\", \"x\": \"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4\", \
+         \"y\": \"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM\"}]}')",
+    ),
+    (
+        "tollgate.trust_workload(text,text,jsonb,text)",
+        "trust_workload('clerks', 'https://issuer.test', '{\"repository_id\": \"74\"}', 'https://api.test')",
+    ),
+    (
+        "tollgate.client_credentials(text,text,text,text[],text[],inet)",
+        "client_credentials('clerks', '{token}', scopes => '{posts:read}', audience => '{https://api.test}', client_ip => '10.0.0.1')",
+    ),
+    ("tollgate.list_service_accounts(text,integer,text)", "list_service_accounts('clerks', 10, 'a')"),
+    ("tollgate.distrust_workload(uuid,text)", "distrust_workload('{id}', 'over')"),
+    ("tollgate.disable_service_account(text,text)", "disable_service_account('clerks', 'for now')"),
+    ("tollgate.enable_service_account(text,text)", "enable_service_account('clerks', 'again')"),
+    ("tollgate.delete_service_account(text,text)", "delete_service_account('clerks', 'over')"),
     ("tollgate.distrust_issuer(text,text)", "distrust_issuer('https://issuer.test', 'over')"),
+    (
+        "tollgate.set_quota(uuid,text,bigint,text,text,bigint,text)",
+        "set_quota(null, 'clerk', 1000000, 'month', 'UTC', 100, 'closed')",
+    ),
+    ("tollgate.token_quota(uuid)", "token_quota('{id}')"),
+    ("tollgate.user_quota(text)", "user_quota('clerk')"),
+    ("tollgate.quota_remaining(uuid)", "quota_remaining('{id}')"),
+    ("tollgate.list_quotas(integer,uuid)", "list_quotas(10, '{id}')"),
+    ("tollgate.lease_quotas(tollgate.quota_wish[])", "lease_quotas()"),
+    ("tollgate.drain_quota_wishes()", "drain_quota_wishes()"),
+    ("tollgate.forget_removed_quotas()", "forget_removed_quotas()"),
+    (
+        "tollgate.add_credits(uuid,text,bigint)",
+        "set_quota(null, 'clerk', 100, 'lifetime') s, lateral tollgate.add_credits(null, 'clerk', case when s is not null then 5 end)",
+    ),
+    ("tollgate.remove_quota(uuid,text,text)", "remove_quota(null, 'clerk', 'over')"),
     ("tollgate.acquire_leadership(text)", "acquire_leadership('seal_audit')"),
     ("tollgate.check_leadership(text,bigint)", "check_leadership('purge', 0)"),
     ("tollgate.seal_audit_log(integer)", "seal_audit_log()"),
