@@ -1,6 +1,6 @@
 //! Deletes tokens and sessions that ended, usage, and given-up messages to webhooks once they are older than their
-//! retention, what was revoked of access tokens that are over, and uses of signed URLs that are over. A million tokens may be due at once; they are deleted in
-//! steps, so that no verification waits.
+//! retention, what was revoked of access tokens that are over, and uses of signed URLs that are over. A million tokens may be
+//! due at once; they are deleted in steps, so that no verification waits.
 
 use std::time::Duration;
 
