@@ -238,6 +238,11 @@ $(DEV)/yamllint:
 $(DEV)/biome:
 	@tests/setup/biome.sh $@
 
+# All that the linters and tests fetch, for those who want it at once.
+.PHONY: downloads
+downloads: linters pgbouncer promtool drivers
+	@for pg in $(VERSIONS); do $(MAKE) --no-print-directory postgres PG=$$pg; done
+
 .PHONY: toolchain
 toolchain: $(LIBCLANG) $(CARGO_PGRX)
 

@@ -157,6 +157,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'queue_webhook_deliveries(integer)',                     'operator'),
         ('FUNCTION', 'purge_usage(interval, integer)',                        'operator'),
         ('FUNCTION', 'purge_usage_after(interval, integer, timestamptz, uuid)', 'operator'),
+        ('FUNCTION', 'purge_user_usage_after(interval, integer, uuid)',       'operator'),
         ('FUNCTION', 'read_events(tollgate.event_cursor, integer)',           'operator'),
         ('FUNCTION', 'report_daemon(uuid, text, integer, text, timestamptz, jsonb)', 'operator'),
         ('FUNCTION', 'rotate_due_signing_key(interval)',                      'operator'),

@@ -94,6 +94,7 @@ const CALLS: &[(&str, &str)] = &[
     ),
     ("tollgate.purge_sessions_after(interval,integer,uuid)", "purge_sessions_after('30 days', 10, '{id}')"),
     ("tollgate.purge_usage(interval,integer)", "purge_usage('90 days', 10)"),
+    ("tollgate.purge_user_usage_after(interval,integer,uuid)", "purge_user_usage_after('90 days', 10)"),
     ("tollgate.expire_tokens_after(integer,timestamp with time zone,uuid)", "expire_tokens_after(10)"),
     (
         "tollgate.announce_expiries_after(interval,integer,timestamp with time zone,uuid)",
