@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use tollgate_core::claims::Claims;
 use tollgate_core::issuer::MAX_USER_ID;
+use tollgate_core::json::Json;
 use tollgate_core::jws::{self, Parsed};
 use tollgate_core::scope;
 use tollgate_core::signature::PublicKey;
@@ -119,21 +120,32 @@ impl AccessToken {
         jsonb(self.claims.as_str())
     }
 
-    /// A claim, as JSON, as it was signed.
+    /// A claim, as JSON.
     pub(crate) fn claim(&self, name: &str) -> Option<String> {
-        self.members().get(name).map(|value| value.get().to_owned())
+        let value = self.claims.get(name)?;
+        if value.is_exact() {
+            return serde_json::to_string(value).ok();
+        }
+        self.as_signed().get(name).map(|value| value.get().to_owned())
     }
 
-    fn members(&self) -> BTreeMap<&str, &RawValue> {
-        serde_json::from_str(self.claims.as_str()).unwrap_or_default()
-    }
-
-    /// The claims with these names, as JSON, each as it was signed.
+    /// The claims with these names, as JSON.
     pub(crate) fn claims_named<'n>(&self, names: impl Iterator<Item = &'n str>) -> String {
-        let all = self.members();
-        let kept: BTreeMap<&str, &RawValue> =
-            names.filter_map(|name| all.get(name).map(|value| (name, *value))).collect();
-        serde_json::to_string(&kept).unwrap_or_default()
+        let kept: BTreeMap<&str, &Json> =
+            names.filter_map(|name| self.claims.get(name).map(|value| (name, value))).collect();
+        let written = if kept.values().all(|value| value.is_exact()) {
+            serde_json::to_string(&kept)
+        } else {
+            let mut all = self.as_signed();
+            all.retain(|name, _| kept.contains_key(name.as_str()));
+            serde_json::to_string(&all)
+        };
+        written.unwrap_or_default()
+    }
+
+    /// For claims that have numbers which are not kept as they were written.
+    fn as_signed(&self) -> BTreeMap<String, &RawValue> {
+        serde_json::from_str(self.claims.as_str()).unwrap_or_default()
     }
 }
 

@@ -805,6 +805,36 @@ async fn a_signed_token_is_an_identity_under_row_level_security() -> Result<()> 
 }
 
 #[tokio::test]
+async fn claims_whose_names_are_escaped_are_a_part_of_the_identity() -> Result<()> {
+    let signed = Signed::create("escaped").await?;
+    // Some libraries escape each slash.
+    let setting = "alter database escaped set tollgate.identity_claims = 'sub, https://example.com/roles, n'";
+    signed.db.owner.batch_execute(setting).await?;
+    let web = signed.db.session("web").await?;
+    let claims = claims()?.to_string();
+    let claims = claims.strip_suffix('}').context("an object")?;
+    for (n, expected) in [("1", "1"), ("1.50", "1.50")] {
+        let own = format!(
+            r#""https:\/\/example.com\/roles":["a\/b"],"\u006e":{n},"a\u0063t":{{"sub":"helper","n":{n}}}"#
+        );
+        let token = jws::sign(&signed.key, &signed.kid, "at+jwt", &format!("{claims},{own}}}"))?;
+        web.batch_execute("begin").await?;
+        authenticate(&web, &token).await?;
+        let identity = web
+            .query_one(
+                "select tollgate.current_claims() ->> 'n', tollgate.current_claims() #>> '{https://example.com/roles,0}',
+                        tollgate.current_claims() ->> 'sub', tollgate.current_actor() ->> 'sub', tollgate.current_actor() ->> 'n'",
+                &[],
+            )
+            .await?;
+        let texts: Vec<Option<&str>> = (0..5).map(|column| identity.get(column)).collect();
+        assert_eq!(texts, [Some(expected), Some("a/b"), Some("ann"), Some("helper"), Some(expected)]);
+        web.batch_execute("rollback").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_transaction_has_one_identity_of_whatever_kind() -> Result<()> {
     let signed = Signed::create("one_identity").await?;
     let web = &signed.db.web;
