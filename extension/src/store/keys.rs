@@ -4,7 +4,6 @@
 use super::relations::relations;
 use super::rows::{Open, Row, Table, find_latest, text_key, text_keys, until_key};
 use core::cell::Cell;
-use pgrx::IntoDatum;
 use pgrx::pg_sys;
 
 /// Columns by position, counted from 0. Columns are only ever appended to the table.
@@ -66,7 +65,7 @@ pub(crate) struct Verifying {
 
 /// The key of a purpose that began to sign last. `now` is in microseconds since 2000-01-01, as everywhere.
 pub(crate) fn signing(purpose: &str, now: i64) -> Option<Signing> {
-    let purpose = text_key(Column::Purpose as usize, pg_sys::C_COLLATION_OID, purpose.into_datum()?);
+    let purpose = text_key(Column::Purpose as usize, pg_sys::C_COLLATION_OID, purpose);
     let keys = Open::latest(&KEYS);
     let index = relations().sealed_keys_signing_index;
     let found = keys.last(index, [purpose, until_key(Column::SignsFrom as usize, now)], |row| {
