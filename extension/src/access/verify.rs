@@ -7,22 +7,22 @@
 use super::foreign::{self, Foreign};
 pub(crate) use super::presented::Presented;
 use super::{CLAIM, EPOCHS, MARK, TYPE, WRONG_TYPE, id_of_digest, revocations, sessions};
+use crate::store::public_keys::StoredKey;
 use crate::verify::presented::Required;
 use crate::verify::request::{Purpose, Request};
 use crate::{guc, keys, shmem};
-use core::cell::RefCell;
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, Uuid, direct_function_call_as_datum};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::rc::Rc;
 use tollgate_core::claims::Claims;
 use tollgate_core::issuer::MAX_USER_ID;
 use tollgate_core::json::Json;
 use tollgate_core::jws::{self, Parsed};
 use tollgate_core::scope;
-use tollgate_core::signature::PublicKey;
 use tollgate_core::status::Code;
 use tollgate_core::token::{self, Digest};
 
@@ -54,9 +54,8 @@ enum Origin {
 
 /// A token before its signature is checked.
 struct Unchecked {
-    algorithm: String,
-    /// The key that must have signed it.
-    jwk: String,
+    /// That must have signed it.
+    key: Rc<StoredKey>,
     /// `None` for one of its digest.
     id: Option<[u8; 16]>,
     user_id: String,
@@ -175,12 +174,13 @@ fn open(presented: &Presented<'_>, now: &impl Fn() -> i64) -> Result<AccessToken
     let text = presented.token.ok_or((Code::Malformed, Some(MISSING)))?;
     let parsed = jws::parse(text).map_err(|fault| (Code::Malformed, Some(fault.as_str())))?;
     let issuer = parsed.claims.iss().ok_or((Code::Malformed, Some(CLAIM)))?.to_owned();
-    let Unchecked { algorithm, jwk, id, user_id, expires_at, origin } =
+    let Unchecked { key, id, user_id, expires_at, origin } =
         if guc::issuer() == Some(&issuer) { ours(&parsed)? } else { theirs(&parsed, &issuer, now())? };
 
-    let seen = shmem::signature_key(&algorithm, &token::digest(jwk.as_bytes()), text.as_bytes());
+    let digest = token::digest(parsed.signing_input);
+    let seen = shmem::signature_key(&key.algorithm, &key.digest, &digest, &parsed.signature);
     if !shmem::knows_signature(&seen) {
-        if !with_key(&jwk, |key| parsed.is_signed_by(key)) {
+        if !key.key().is_some_and(|key| parsed.is_signed_by(key)) {
             return Err((Code::BadSignature, None));
         }
         // Tokens that are over do not take the room of others.
@@ -188,7 +188,6 @@ fn open(presented: &Presented<'_>, now: &impl Fn() -> i64) -> Result<AccessToken
             shmem::note_signature(&seen);
         }
     }
-    let digest = token::digest(parsed.signing_input);
     let id = id.unwrap_or_else(|| id_of_digest(&digest));
     Ok(AccessToken { claims: parsed.claims, issuer, id, user_id, expires_at, origin, digest })
 }
@@ -214,20 +213,13 @@ fn ours(parsed: &Parsed<'_>) -> Result<Unchecked, Refused> {
 
     let kid = parsed.header.kid.as_deref().ok_or((Code::UnknownKey, None))?;
     let key = keys::public_key_of(kid).ok_or((Code::UnknownKey, None))?;
-    Ok(Unchecked {
-        algorithm: key.algorithm.as_str().to_owned(),
-        jwk: key.jwk,
-        id: Some(id),
-        user_id,
-        expires_at,
-        origin: Origin::Ours { mark, session },
-    })
+    Ok(Unchecked { key, id: Some(id), user_id, expires_at, origin: Origin::Ours { mark, session } })
 }
 
 fn theirs(parsed: &Parsed<'_>, issuer: &str, now: i64) -> Result<Unchecked, Refused> {
     let foreign::Accepted { key, user_id, expires_at, foreign } = foreign::accept(parsed, issuer, now)?;
     let origin = Origin::Theirs(Box::new(foreign));
-    Ok(Unchecked { algorithm: key.algorithm, jwk: key.jwk, id: None, user_id, expires_at, origin })
+    Ok(Unchecked { key, id: None, user_id, expires_at, origin })
 }
 
 /// Under which id a token is listed when it is revoked: its jti, or the digest of what was signed where it has none that
@@ -248,28 +240,6 @@ pub(crate) fn denial_of(token: &str) -> Option<[String; 2]> {
     let issuer = parsed.claims.iss()?.to_owned();
     let denial = denial(&parsed.claims, &token::digest(parsed.signing_input));
     Some([issuer, denial.into_owned()])
-}
-
-thread_local! {
-    /// Keys that were parsed lately, by the JWK that the catalogue has: to parse one takes a good part of the time that
-    /// checking a signature takes.
-    static PARSED: RefCell<Vec<(String, PublicKey)>> = const { RefCell::new(Vec::new()) };
-}
-
-/// What is asked of the key, false if it is no key.
-fn with_key(jwk: &str, ask: impl FnOnce(&PublicKey) -> bool) -> bool {
-    const KEPT: usize = 8;
-    PARSED.with_borrow_mut(|parsed| {
-        if let Some((_, key)) = parsed.iter().find(|(known, _)| known == jwk) {
-            return ask(key);
-        }
-        let Ok(key) = PublicKey::from_jwk(jwk) else { return false };
-        if parsed.len() >= KEPT {
-            parsed.remove(0);
-        }
-        parsed.push((jwk.to_owned(), key));
-        parsed.last().is_some_and(|(_, key)| ask(key))
-    })
 }
 
 /// Why a token is refused that was signed as it should be. In the order of the codes.
