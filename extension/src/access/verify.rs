@@ -10,7 +10,7 @@ use super::{CLAIM, EPOCHS, MARK, TYPE, WRONG_TYPE, id_of_digest, revocations, se
 use crate::store::public_keys::StoredKey;
 use crate::verify::presented::Required;
 use crate::verify::request::{Purpose, Request};
-use crate::{guc, keys, shmem};
+use crate::{guc, keys, pg, shmem};
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, Uuid, direct_function_call_as_datum};
 use serde_json::value::RawValue;
@@ -116,7 +116,7 @@ impl AccessToken {
 
     /// All claims, as jsonb. What the parser accepts PostgreSQL reads.
     pub(crate) fn claims(&self) -> Option<Datum> {
-        jsonb(self.claims.as_str())
+        pg::jsonb::of_object(self.claims.members()).or_else(|| jsonb(self.claims.as_str()))
     }
 
     /// A claim, as JSON.

@@ -7,8 +7,8 @@
 
 use core::ffi::{c_char, c_int};
 use pgrx::pg_sys::{
-    self, Datum, HeapTuple, IndexScanDesc, Oid, Relation, ScanKey, Snapshot, SysScanDesc, TupleDesc,
-    TupleTableSlot,
+    self, Datum, HeapTuple, IndexScanDesc, JsonbParseState, JsonbValue, Numeric, Oid, Relation, ScanKey,
+    Snapshot, SysScanDesc, TupleDesc, TupleTableSlot,
 };
 
 /// Runs calls into PostgreSQL; an ERROR raised by any of them becomes a panic that carries the report.
@@ -99,6 +99,21 @@ unsafe extern "C-unwind" {
     pub(crate) fn heap_form_tuple(desc: TupleDesc, values: *mut Datum, nulls: *mut bool) -> HeapTuple;
     pub(crate) fn HeapTupleHeaderGetDatum(tuple: pg_sys::HeapTupleHeader) -> Datum;
     pub(crate) fn cstring_to_text_with_len(text: *const c_char, length: c_int) -> *mut pg_sys::text;
+    pub(crate) fn construct_array(
+        elements: *mut Datum,
+        count: c_int,
+        element_type: Oid,
+        length: c_int,
+        by_value: bool,
+        align: c_char,
+    ) -> *mut pg_sys::ArrayType;
+    pub(crate) fn pushJsonbValue(
+        state: *mut *mut JsonbParseState,
+        token: pg_sys::JsonbIteratorToken::Type,
+        value: *mut JsonbValue,
+    ) -> *mut JsonbValue;
+    pub(crate) fn JsonbValueToJsonb(value: *mut JsonbValue) -> *mut pg_sys::Jsonb;
+    pub(crate) fn int64_to_numeric(value: i64) -> Numeric;
     pub(crate) fn datumCopy(value: Datum, by_value: bool, length: c_int) -> Datum;
     pub(crate) fn detoast_external_attr(value: *mut pg_sys::varlena) -> *mut pg_sys::varlena;
     pub(crate) fn datum_image_eq(one: Datum, other: Datum, by_value: bool, length: c_int) -> bool;

@@ -313,8 +313,8 @@ impl Verdict {
         let is_granted = self.code == Code::Valid;
         match column {
             2 => signed::uuid_datum(token.id()),
-            3 if is_granted => token.user_id().into_datum(),
-            5 if is_granted => token.scopes().map(str::to_owned).collect::<Vec<_>>().into_datum(),
+            3 if is_granted => Some(datum::text(token.user_id())),
+            5 if is_granted => Some(datum::text_array(token.scopes())),
             6 => Some(Datum::from(token.expires_at())),
             7 if is_granted => token.claims(),
             _ => None,

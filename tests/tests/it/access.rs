@@ -206,6 +206,37 @@ async fn an_issued_token_is_verified_with_its_claims() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_claims_are_the_jsonb_that_postgresql_reads_from_what_was_signed() -> Result<()> {
+    let signed = Signed::create("jsonb").await?;
+    for own in [
+        "{}",
+        r#"{"z": {}, "a": [], "Z": [[], {}, [{"b": [1, {"c": null}]}]], "é": "", "aa": true, "b": false, "": null}"#,
+        r#"{"texts": ["", "\u0001\n\"\\/", "é😀\ud83d\ude00", "0"], "nested": {"bb": 1, "a": {"x": {"y": {"z": "deep"}}}}}"#,
+        r#"{"numbers": [0, -1, 9223372036854775807, -9223372036854775808, 10000, 100000000]}"#,
+        // Not kept as they were written, except in the text.
+        r#"{"numbers": [-0, 1.10, 1e2, 18446744073709551615, 12345678901234567890123], "a": {"b": [0.1]}}"#,
+    ] {
+        // As they are written: serde_json would read the numbers.
+        let claims = claims()?.to_string();
+        let text = format!("{},\"own\":{own}}}", claims.strip_suffix('}').context("an object")?);
+        let token = jws::sign(&signed.key, &signed.kid, "at+jwt", &text)?;
+        let row = signed
+            .db
+            .web
+            .query_one(
+                "select v.code, v.metadata::text, $2::text::jsonb::text, v.metadata = $2::text::jsonb
+                 from (select (tollgate.verify_access_token($1)).*) v",
+                &[&token, &text],
+            )
+            .await?;
+        assert_eq!(row.get::<_, &str>(0), "VALID", "{own}");
+        assert_eq!(row.get::<_, &str>(1), row.get::<_, &str>(2), "{own}");
+        assert!(row.get::<_, bool>(3), "{own}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn each_fault_has_its_code_and_gives_no_identity() -> Result<()> {
     let signed = Signed::create("faults").await?;
     let good = signed.sign(&claims()?)?;
