@@ -94,14 +94,17 @@ pub fn parse_object(text: &str) -> Result<Object, Fault> {
 
 /// Parses one value, with nothing but white space around it.
 pub fn parse(text: &str) -> Result<Json, Fault> {
-    if has_long_exponent(text.as_bytes()) {
+    let (fault, has_double) = (Cell::new(Fault::Syntax), Cell::new(false));
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = Strict { depth: 0, fault: &fault, has_double: &has_double }
+        .deserialize(&mut deserializer)
+        .map_err(|_| fault.get())
+        .and_then(|value| deserializer.end().map(|()| value).map_err(|_| Fault::Syntax));
+    // What was read without a double has no exponent.
+    if (value.is_err() || has_double.get()) && has_long_exponent(text.as_bytes()) {
         return Err(Fault::Exponent);
     }
-    let fault = Cell::new(Fault::Syntax);
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value = Strict { depth: 0, fault: &fault }.deserialize(&mut deserializer).map_err(|_| fault.get())?;
-    deserializer.end().map_err(|_| Fault::Syntax)?;
-    Ok(value)
+    value
 }
 
 /// A text as JSON, in quotation marks.
@@ -137,6 +140,8 @@ struct Strict<'f> {
     /// Of what contains the value.
     depth: usize,
     fault: &'f Cell<Fault>,
+    /// Whether a number is not an integer of 64 bits.
+    has_double: &'f Cell<bool>,
 }
 
 impl Strict<'_> {
@@ -189,6 +194,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Json, E> {
+        self.has_double.set(true);
         Number::from_f64(value).map(Json::Number).ok_or_else(|| E::custom(""))
     }
 

@@ -296,7 +296,8 @@ fn refusal(
 /// A uuid, in the one way in which we write it, by which it is also revoked.
 fn uuid_of(jti: &str) -> Option<[u8; 16]> {
     let uuid = uuid::Uuid::try_parse(jti).ok()?;
-    (uuid.hyphenated().to_string() == jti).then(|| *uuid.as_bytes())
+    let mut written = uuid::Uuid::encode_buffer();
+    (uuid.hyphenated().encode_lower(&mut written) == jti).then(|| *uuid.as_bytes())
 }
 
 pub(crate) fn uuid_datum(id: [u8; 16]) -> Option<Datum> {
