@@ -83,7 +83,7 @@ impl Verdict {
         let verdict = Verdict::decide(&request);
         if request.purpose == Purpose::Bind {
             match verdict.identity() {
-                Some((credential, context)) => identity::establish(credential, &context.or_raise()),
+                Some((credential, context)) => identity::establish(credential, context.or_raise()),
                 None => verdict.raise(),
             }
         }
