@@ -57,8 +57,7 @@ struct Found {
 
 const ADVANCE: &str = "
     UPDATE tollgate.sessions s SET generation = $3, refreshed_at = $4, last_address = $5
-        WHERE s.id = $1 AND s.generation = $2 AND s.revoked_at IS NULL
-        RETURNING true";
+        WHERE s.id = $1 AND s.generation = $2 AND s.revoked_at IS NULL";
 
 thread_local! {
     static ADVANCE_PLAN: Kept = const { Cell::new(None) };
