@@ -98,15 +98,24 @@ impl Rules {
         if is_email(&self.user_claim) && claims.get("email_verified") != Some(&Json::Bool(true)) {
             return Err(Fault::User);
         }
+        self.user_named(name).ok_or(Fault::User)
+    }
+
+    /// The user id of a name that the issuer gives; `None` for one that it may not give.
+    pub fn user_named(&self, name: &str) -> Option<String> {
         let user_id = format!("{}{name}", self.user_prefix);
-        if name.trim().is_empty()
-            || user_id.chars().count() > MAX_USER_ID
-            || token::contains_secret(&user_id)
-            || self.other_prefixes.iter().any(|other| user_id.starts_with(other))
-        {
-            return Err(Fault::User);
-        }
-        Ok(user_id)
+        let is_allowed = !name.trim().is_empty()
+            && user_id.chars().count() <= MAX_USER_ID
+            && !token::contains_secret(&user_id)
+            && !self.other_prefixes.iter().any(|other| user_id.starts_with(other));
+        is_allowed.then_some(user_id)
+    }
+
+    /// A digest of all of this: with another one a token could be refused, or something else come of it.
+    pub fn digest(&self) -> String {
+        // Each text in quotation marks, and each field by its name.
+        let digest = token::digest(format!("{self:?}").as_bytes());
+        digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Those that the token names and that are allowed, in the order of the token.
@@ -155,10 +164,10 @@ impl Rules {
 
 /// Whether a token may have been issued before this time. `iat` has whole seconds in most tokens, and comes from a clock
 /// that may be ahead by the leeway.
-pub fn is_cut_off(claims: &Claims, cut_off: i64, leeway: i64) -> bool {
+pub fn is_cut_off(issued_at: Option<i64>, cut_off: i64, leeway: i64) -> bool {
     const SECOND: i64 = 1_000_000;
     let second = cut_off.saturating_add(SECOND - 1).div_euclid(SECOND).saturating_mul(SECOND);
-    claims.iat().is_none_or(|iat| iat <= second.saturating_add(leeway))
+    issued_at.is_none_or(|iat| iat <= second.saturating_add(leeway))
 }
 
 /// Whether a path may be configured.
@@ -249,6 +258,17 @@ mod tests {
         for other in ["", r#","oid":7"#, r#","oid":["7"]"#, r#","oid":null"#, r#","OID":"7""#] {
             assert_eq!(user(&rules, &format!(r#","sub":"ann"{other}"#)), Err(Fault::User), "{other}");
         }
+    }
+
+    #[test]
+    fn other_terms_have_another_digest() {
+        let (known, mut others) = (rules(), vec![rules(); 4]);
+        assert_eq!(rules().digest(), known.digest());
+        others[0].user_prefix = "idp".to_owned();
+        others[1].scopes.pop();
+        others[2].max_lifetime -= 1;
+        others[3].required.insert("a".to_owned(), Json::Null);
+        assert!(others.iter().all(|other| other.digest() != known.digest()));
     }
 
     #[test]
@@ -425,9 +445,13 @@ mod tests {
             (i64::MAX, 30, true),
             (i64::MIN, 30, false),
         ] {
-            assert_eq!(is_cut_off(&issued, cut_off, leeway * SECOND), is_cut_off_then, "{cut_off} {leeway}");
+            assert_eq!(
+                is_cut_off(issued.iat(), cut_off, leeway * SECOND),
+                is_cut_off_then,
+                "{cut_off} {leeway}"
+            );
         }
-        assert!(is_cut_off(&Claims::parse("{}".to_owned()).unwrap(), 0, 0), "of an unknown age");
+        assert!(is_cut_off(None, 0, 0), "of an unknown age");
     }
 
     #[test]

@@ -9,7 +9,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ancestry;
 pub mod claims;
+pub mod delegation;
 pub mod foreign;
 pub mod hints;
 pub mod issuer;

@@ -11,17 +11,18 @@ use core::ffi::CStr;
 use pgrx::Uuid;
 use pgrx::datum::Interval;
 use pgrx::pg_sys::{self, Datum};
+use tollgate_core::ancestry::Ancestry;
 use tollgate_core::json::{self, quote};
 use tollgate_core::jsonb::Bounds;
 use tollgate_core::jws::{self, SignError};
 
 /// What a token has at most, so that the whole stays far below the size that a verifier reads.
 const MAX_CLAIMS: Bounds = Bounds { bytes: 4096, depth: 30 };
-const MAX_AUDIENCES: usize = 16;
+pub(crate) const MAX_AUDIENCES: usize = 16;
 
 /// Names of claims that have a meaning for us or for other readers of our tokens (RFC 7519 section 4.1, RFC 8693, RFC
 /// 7800, RFC 9068), and so are not the caller's.
-const RESERVED: [&str; 15] = [
+const RESERVED: [&str; 16] = [
     "iss",
     "sub",
     "aud",
@@ -36,6 +37,7 @@ const RESERVED: [&str; 15] = [
     "may_act",
     "cnf",
     "root",
+    "from",
     MARK,
 ];
 
@@ -49,8 +51,12 @@ pub(crate) struct NewAccessToken<'a> {
     pub(crate) own: &'a str,
     /// The session that it belongs to.
     pub(crate) session: Option<Uuid>,
-    /// The client of the session; without one it is the role that asks for the token.
+    /// The client of the session, or the service account; without one it is the role that asks for the token.
     pub(crate) client_id: Option<&'a str>,
+    /// What it came of, and ends with.
+    pub(crate) ancestry: &'a Ancestry,
+    /// The claim `act`, as JSON.
+    pub(crate) act: Option<&'a str>,
 }
 
 pub(crate) struct IssuedAccessToken {
@@ -146,12 +152,22 @@ pub(crate) fn members_of(object: &str) -> &str {
 }
 
 pub(crate) fn issue(new: &NewAccessToken<'_>) -> Result<IssuedAccessToken, Error> {
-    let issuer = guc::issuer().ok_or_else(Error::no_issuer)?.to_owned();
     // The mark as it is now: one that is revoked meanwhile is refused.
-    let mark = revocations::mark_of(new.user_id);
+    issue_within(new, revocations::mark_of(new.user_id), None)
+}
+
+/// For a token that comes of something that was judged before. With the mark that the user had then it is refused if the
+/// user was revoked since; and it is over by the end, in microseconds since 2000-01-01.
+pub(crate) fn issue_within(
+    new: &NewAccessToken<'_>,
+    mark: Option<i64>,
+    end: Option<i64>,
+) -> Result<IssuedAccessToken, Error> {
+    let issuer = guc::issuer().ok_or_else(Error::no_issuer)?.to_owned();
     let jti = uuid::Uuid::now_v7();
     let issued_at = (sys::GetCurrentTimestamp() + EPOCHS).div_euclid(1_000_000);
-    let end = issued_at + new.lifetime;
+    let latest = end.map_or(i64::MAX, |end| end.saturating_add(EPOCHS).div_euclid(1_000_000));
+    let end = latest.min(issued_at + new.lifetime);
 
     let audience = match new.audience {
         [one] => quote(one),
@@ -170,14 +186,19 @@ pub(crate) fn issue(new: &NewAccessToken<'_>) -> Result<IssuedAccessToken, Error
     if let Some(mark) = mark {
         claims.push_str(&format!(r#","{MARK}":{mark}"#));
     }
+    if let Some(act) = new.act {
+        claims.push_str(&format!(r#","act":{act}"#));
+    }
     if !new.own.is_empty() {
         claims.push(',');
         claims.push_str(new.own);
     }
-    claims.push('}');
 
-    let signed =
-        keys::sign_with(keys::Purpose::AccessToken, None, |kid, key| jws::sign(key, kid, TYPE, &claims))?;
+    let signed = keys::sign_with(keys::Purpose::AccessToken, None, |kid, key| {
+        claims.push_str(&new.ancestry.members(kid));
+        claims.push('}');
+        jws::sign(key, kid, TYPE, &claims)
+    })?;
     let token = signed.map_err(|error| match error {
         SignError::Refused(jws::Fault::Size) => Error::argument(
             "scopes",

@@ -1,6 +1,7 @@
 //! Signed access tokens: what a presented one is, ours or a trusted issuer's, and issuing. Nothing that was issued is
 //! stored; what was revoked is (sql/schema/access/access.sql), and is looked up at each verification.
 
+mod ancestry;
 mod foreign;
 pub(crate) mod issue;
 pub(crate) mod issuer_fields;

@@ -4,9 +4,12 @@
 //! only then the signature. The key is selected from the catalogue as it is now, and the signature checked with it once
 //! (`shmem::knows_signature`); everything that can change is looked at each time.
 
+use super::ancestry::Heir;
 use super::foreign::{self, Foreign};
 pub(crate) use super::presented::Presented;
-use super::{CLAIM, EPOCHS, MARK, TYPE, WRONG_TYPE, id_of_digest, revocations, sessions};
+use super::revocations::{self, Revocation};
+use super::{CLAIM, EPOCHS, MARK, TYPE, WRONG_TYPE, id_of_digest, sessions};
+use crate::store::probe::{Lookup, TokenRow};
 use crate::store::public_keys::StoredKey;
 use crate::verify::presented::Required;
 use crate::verify::request::{Purpose, Request};
@@ -18,10 +21,11 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::rc::Rc;
+use tollgate_core::ancestry::{self, Ancestor, Ancestry};
 use tollgate_core::claims::Claims;
-use tollgate_core::issuer::MAX_USER_ID;
+use tollgate_core::issuer::{MAX_USER_ID, Rules};
 use tollgate_core::json::Json;
-use tollgate_core::jws::{self, Parsed};
+use tollgate_core::jws::{self, Header, Parsed};
 use tollgate_core::scope;
 use tollgate_core::status::Code;
 use tollgate_core::token::{self, Digest};
@@ -40,6 +44,9 @@ pub(crate) struct AccessToken {
     origin: Origin,
     /// Of what was signed: the signature can be written in other ways.
     digest: Digest,
+    header: Rc<Header>,
+    /// The mark that its user has, as it was when this was judged.
+    users_mark: Option<i64>,
 }
 
 enum Origin {
@@ -48,6 +55,8 @@ enum Origin {
         mark: Option<i64>,
         /// The session that it belongs to.
         session: Option<[u8; 16]>,
+        /// What it came of, and ends with.
+        ancestry: Ancestry,
     },
     Theirs(Box<Foreign>),
 }
@@ -70,6 +79,8 @@ pub(crate) struct Judged {
     pub(crate) reason: Option<&'static str>,
     /// `None` for one that no key has signed that it should.
     pub(crate) token: Option<AccessToken>,
+    /// The API token that it came of, if it came of one; to be closed.
+    pub(crate) root: Option<Lookup>,
 }
 
 type Refused = (Code, Option<&'static str>);
@@ -100,6 +111,50 @@ impl AccessToken {
             Origin::Ours { session, .. } => *session,
             Origin::Theirs(_) => None,
         }
+    }
+
+    /// `None` for one of another issuer.
+    pub(crate) fn ancestry(&self) -> Option<&Ancestry> {
+        match &self.origin {
+            Origin::Ours { ancestry, .. } => Some(ancestry),
+            Origin::Theirs(_) => None,
+        }
+    }
+
+    /// How its issuer is trusted; `None` for one of ours.
+    pub(crate) fn terms(&self) -> Option<&Rules> {
+        match &self.origin {
+            Origin::Ours { .. } => None,
+            Origin::Theirs(foreign) => Some(foreign.rules()),
+        }
+    }
+
+    /// With this mark, what comes of it is refused if its user was revoked since it was judged.
+    pub(crate) fn users_mark(&self) -> Option<i64> {
+        self.users_mark
+    }
+
+    /// The key of its issuer, ours or another one, that signed it.
+    pub(crate) fn kid(&self) -> &str {
+        self.header.kid.as_deref().unwrap_or_default()
+    }
+
+    /// This token, in the list of what another one came of.
+    pub(crate) fn as_ancestor(&self) -> Ancestor {
+        match &self.origin {
+            Origin::Ours { .. } => Ancestor::AccessToken(self.id),
+            Origin::Theirs(foreign) => Ancestor::Foreign(ancestry::Foreign {
+                issuer: self.issuer.clone(),
+                jti: denial(&self.claims, &self.digest).into_owned(),
+                issued_at: self.claims.iat().unwrap_or_default(),
+                kid: self.kid().to_owned(),
+                terms: foreign.rules().digest(),
+            }),
+        }
+    }
+
+    pub(crate) fn parsed_claims(&self) -> &Claims {
+        &self.claims
     }
 
     pub(crate) fn scopes(&self) -> impl Iterator<Item = &str> {
@@ -160,11 +215,15 @@ pub(crate) fn jsonb(text: &str) -> Option<Datum> {
 
 pub(crate) fn judge(presented: &Presented<'_>, request: &Request<'_>, now: impl Fn() -> i64) -> Judged {
     match open(presented, &now) {
-        Err((code, reason)) => Judged { code, reason, token: None },
-        Ok(token) => {
-            let (code, reason) =
-                refusal(&token, presented, request, now()).map_or((Code::Valid, None), |r| r);
-            Judged { code, reason, token: Some(token) }
+        Err((code, reason)) => Judged { code, reason, token: None, root: None },
+        Ok(mut token) => {
+            let revocation = revocations::of_user(&token.user_id);
+            token.users_mark = revocation.map(|revocation| revocation.mark);
+            let root = token.ancestry().and_then(|ancestry| ancestry.root).map(|id| Lookup::open_id(&id));
+            let root_row = root.as_ref().and_then(Lookup::token);
+            let (code, reason) = refusal(&token, revocation, root_row, presented, request, now())
+                .map_or((Code::Valid, None), |r| r);
+            Judged { code, reason, token: Some(token), root }
         }
     }
 }
@@ -189,7 +248,17 @@ fn open(presented: &Presented<'_>, now: &impl Fn() -> i64) -> Result<AccessToken
         }
     }
     let id = id.unwrap_or_else(|| id_of_digest(&digest));
-    Ok(AccessToken { claims: parsed.claims, issuer, id, user_id, expires_at, origin, digest })
+    Ok(AccessToken {
+        claims: parsed.claims,
+        issuer,
+        id,
+        user_id,
+        expires_at,
+        origin,
+        digest,
+        header: parsed.header,
+        users_mark: None,
+    })
 }
 
 fn ours(parsed: &Parsed<'_>) -> Result<Unchecked, Refused> {
@@ -210,10 +279,12 @@ fn ours(parsed: &Parsed<'_>) -> Result<Unchecked, Refused> {
         Ok(Some(sid)) => Some(uuid_of(sid).ok_or_else(malformed)?),
         Err(_) => return Err(malformed()),
     };
+    let ancestry = Ancestry::of(claims).map_err(|_| malformed())?;
 
     let kid = parsed.header.kid.as_deref().ok_or((Code::UnknownKey, None))?;
     let key = keys::public_key_of(kid).ok_or((Code::UnknownKey, None))?;
-    Ok(Unchecked { key, id: Some(id), user_id, expires_at, origin: Origin::Ours { mark, session } })
+    let origin = Origin::Ours { mark, session, ancestry };
+    Ok(Unchecked { key, id: Some(id), user_id, expires_at, origin })
 }
 
 fn theirs(parsed: &Parsed<'_>, issuer: &str, now: i64) -> Result<Unchecked, Refused> {
@@ -245,13 +316,14 @@ pub(crate) fn denial_of(token: &str) -> Option<[String; 2]> {
 /// Why a token is refused that was signed as it should be. In the order of the codes.
 fn refusal(
     token: &AccessToken,
+    revocation: Option<Revocation>,
+    root: Option<&TokenRow>,
     presented: &Presented<'_>,
     request: &Request<'_>,
     now: i64,
 ) -> Option<Refused> {
     let refuse = |code| Some((code, None));
     let claims = &token.claims;
-    let revocation = revocations::of_user(&token.user_id);
     let is_revoked = match &token.origin {
         Origin::Ours { mark, .. } => revocation.is_some_and(|revocation| *mark != Some(revocation.mark)),
         Origin::Theirs(foreign) => foreign.is_cut_off(claims, revocation.map(|revocation| revocation.at)),
@@ -264,6 +336,17 @@ fn refusal(
     {
         return refuse(Code::Revoked);
     }
+    let inherited = match token.ancestry() {
+        // One that is refused for now can still be revoked.
+        Some(ancestry) if request.purpose != Purpose::End && !ancestry.is_empty() => {
+            let scopes = token.scopes().collect();
+            Heir { ancestry, user_id: &token.user_id, scopes, client: request.client }.fault(root, now)
+        }
+        _ => None,
+    };
+    if let Some(code) = inherited.filter(|code| code.index() < Code::NotYetValid.index()) {
+        return refuse(code);
+    }
     let times = match &token.origin {
         Origin::Ours { .. } => claims.check_times(now + EPOCHS, 0),
         Origin::Theirs(foreign) => foreign.check_times(claims, now),
@@ -275,6 +358,7 @@ fn refusal(
         return None;
     }
     let is_for_us = match &token.origin {
+        Origin::Ours { .. } if request.purpose.is_for_any_audience() => true,
         Origin::Ours { .. } => {
             let audience = presented.audience.or(guc::audience()).filter(|audience| !audience.is_empty());
             audience.is_some_and(|audience| claims.aud().any(|one| one == audience))
@@ -283,6 +367,9 @@ fn refusal(
     };
     if !is_for_us {
         return refuse(Code::WrongAudience);
+    }
+    if let Some(code) = inherited {
+        return refuse(code);
     }
     let granted = |one: Option<&[u8]>| one.is_some_and(|one| token.grants(one));
     let granted = match &request.required {

@@ -19,7 +19,8 @@ use core::cell::Cell;
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, JsonB, Uuid};
-use serde_json::json;
+use serde_json::{Value, json};
+use tollgate_core::ancestry::Ancestry;
 use tollgate_core::status::Code;
 
 thread_local! {
@@ -48,11 +49,14 @@ fn issue_access_token(call: &Call) -> Option<Datum> {
         own: &own,
         session: None,
         client_id: None,
+        ancestry: &Ancestry::default(),
+        act: None,
     };
     let issued = issue::issue(&new).or_raise();
     let expires_at = TimestampWithTimeZone::try_from(issued.expires_at).ok();
     if is_audited {
-        record(&new, issued.jti, expires_at).or_raise();
+        let detail = json!({ "scopes": scopes, "audience": audience, "lifetime": lifetime });
+        record(user_id, issued.jti, expires_at, detail).or_raise();
     }
     Some(composite::form(
         Composite::IssuedAccessToken,
@@ -66,17 +70,18 @@ fn issue_access_token(call: &Call) -> Option<Datum> {
     ))
 }
 
-fn record(
-    new: &NewAccessToken<'_>,
+/// Records that a token was issued.
+pub(super) fn record(
+    user_id: &str,
     jti: Uuid,
     expires_at: Option<TimestampWithTimeZone>,
+    detail: Value,
 ) -> Result<(), Error> {
-    let detail = json!({ "scopes": new.scopes, "audience": new.audience, "lifetime": new.lifetime });
     // SAFETY: each datum is of the type given with it.
     let arguments = unsafe {
         [
             DatumWithOid::new(jti, pg_sys::UUIDOID),
-            DatumWithOid::new(new.user_id, pg_sys::TEXTOID),
+            DatumWithOid::new(user_id, pg_sys::TEXTOID),
             DatumWithOid::new(JsonB(detail), pg_sys::JSONBOID),
             DatumWithOid::new(expires_at, pg_sys::TIMESTAMPTZOID),
         ]

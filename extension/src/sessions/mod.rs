@@ -8,6 +8,7 @@ use crate::access::issue::{IssuedAccessToken, NewAccessToken, issue, members_of}
 use crate::error::Error;
 use crate::guc;
 use pgrx::Uuid;
+use tollgate_core::ancestry::Ancestry;
 use zeroize::Zeroizing;
 
 /// What a client gets when a session is opened or refreshed. Times are microseconds since 2000-01-01.
@@ -45,6 +46,8 @@ impl SessionsToken<'_> {
             own: members_of(self.claims),
             session: Some(self.session),
             client_id: self.client_id,
+            ancestry: &Ancestry::default(),
+            act: None,
         })
     }
 }

@@ -16,12 +16,14 @@ use crate::shmem::Location;
 use core::cell::Cell;
 use core::ffi::CStr;
 use pgrx::pg_sys::{self, Datum};
+use tollgate_core::net::Net;
 use tollgate_core::token::{DIGEST_LEN, Digest};
 
 /// Columns of `tollgate.api_tokens` by position, counted from 0. Columns are only ever appended to the table.
 #[derive(Clone, Copy)]
 pub(crate) enum Column {
     Id = 0,
+    CreatedAt = 1,
     TokenHash = 2,
     UserId = 3,
     Name = 4,
@@ -53,11 +55,14 @@ enum Index {
     TokenHash,
     /// The key of a token that was imported in another format.
     ForeignHash,
+    /// Its id.
+    Id,
 }
 
 /// The columns that the library was built for; a table that was changed by hand is refused, not misread.
-const EXPECTED: [(Column, &CStr, pg_sys::Oid); 13] = [
+const EXPECTED: [(Column, &CStr, pg_sys::Oid); 14] = [
     (Column::Id, c"id", pg_sys::UUIDOID),
+    (Column::CreatedAt, c"created_at", pg_sys::TIMESTAMPTZOID),
     (Column::TokenHash, c"token_hash", pg_sys::BYTEAOID),
     (Column::UserId, c"user_id", pg_sys::TEXTOID),
     (Column::Name, c"name", pg_sys::TEXTOID),
@@ -132,6 +137,14 @@ impl TokenRow {
         self.datum(Column::Id).map(|datum| unsafe { *datum.cast_mut_ptr::<[u8; 16]>() })
     }
 
+    /// Whether the token may be used from this address.
+    pub(crate) fn allows(&self, client: Option<Net>) -> bool {
+        let Some(networks) = self.array(Column::AllowedIps) else { return true };
+        client.is_some_and(|client| {
+            networks.present().filter_map(datum::net).any(|network| network.contains(&client))
+        })
+    }
+
     /// The digest under which the token is stored.
     pub(crate) fn digest(&self) -> Digest {
         let stored = self.varlena(Column::TokenHash).and_then(|stored| stored.try_into().ok());
@@ -165,8 +178,9 @@ struct DigestDatum {
 }
 
 thread_local! {
-    /// The scan key without its argument: looking up the comparison function costs as much as the comparison.
-    static KEY: Cell<Option<pg_sys::ScanKeyData>> = const { Cell::new(None) };
+    /// The scan keys without their argument, of a digest and of an id: looking up the comparison function costs as much
+    /// as the comparison.
+    static KEYS: Cell<[Option<pg_sys::ScanKeyData>; 2]> = const { Cell::new([None; 2]) };
     /// The epoch in which the table's columns were last checked.
     static CHECKED_IN: Cell<Option<u64>> = const { Cell::new(None) };
 }
@@ -193,13 +207,18 @@ impl Lookup {
     /// closed.
     pub(crate) fn open(digest: &Digest) -> Self {
         shmem::prefetch_hint(digest);
-        Lookup::by(Index::TokenHash, digest)
+        Lookup::by_digest(Index::TokenHash, digest)
+    }
+
+    /// Looks up a token by its id.
+    pub(crate) fn open_id(id: &[u8; 16]) -> Self {
+        Lookup::by(Index::Id, Datum::from(&raw const *id), None)
     }
 
     /// Looks up a token that was imported in another format and not used since, by its key.
     #[cold]
     pub(crate) fn open_foreign(key: &Digest) -> Option<Self> {
-        let lookup = Lookup::by(Index::ForeignHash, key);
+        let lookup = Lookup::by_digest(Index::ForeignHash, key);
         // Once it has a digest of its own, it is found only by that.
         if lookup.token().is_some_and(|token| token.has(LateColumn::ForeignFormat)) {
             return Some(lookup);
@@ -208,11 +227,17 @@ impl Lookup {
         None
     }
 
-    fn by(by: Index, digest: &Digest) -> Self {
+    fn by_digest(by: Index, digest: &Digest) -> Self {
         let argument = DigestDatum { length: varlena_length(DIGEST_LEN), digest: *digest };
-        let mut key = scan_key();
-        key.sk_argument = Datum::from(&raw const argument);
-        let mut hinted = by == Index::TokenHash;
+        let hinted = (by == Index::TokenHash).then_some(digest);
+        Lookup::by(by, Datum::from(&raw const argument), hinted)
+    }
+
+    /// The argument is of the type of the index. With a digest, a hint may lead to the row.
+    fn by(by: Index, argument: Datum, digest: Option<&Digest>) -> Self {
+        let mut key = scan_key(by);
+        key.sk_argument = argument;
+        let mut hinted = digest;
         loop {
             let relations = relations::relations();
             let epoch = relations::epoch();
@@ -224,19 +249,19 @@ impl Lookup {
                 CHECKED_IN.set(Some(epoch));
             }
             // SAFETY: the closure holds nothing that needs dropping. The key is not read after the one descent.
-            let Some(open) = (unsafe {
-                sys::guarded(|| begin(&relations, by, epoch, hinted.then_some(digest), &raw mut key))
-            }) else {
+            let Some(open) = (unsafe { sys::guarded(|| begin(&relations, by, epoch, hinted, &raw mut key)) })
+            else {
                 continue;
             };
             let lookup = Lookup { open, row: TokenRow { slot: open.slot } };
-            match open.found {
-                _ if by == Index::ForeignHash => {}
-                Some(place) if open.index.is_some() => shmem::note_hint(digest, &lookup.row.id(), place),
+            match (open.found, digest) {
+                (Some(place), Some(digest)) if open.index.is_some() => {
+                    shmem::note_hint(digest, &lookup.row.id(), place);
+                }
                 // Another row is in this place: two tokens share a hint, or the row was vacuumed away.
-                Some(_) if lookup.row.varlena(Column::TokenHash) != Some(digest) => {
+                (Some(_), Some(digest)) if lookup.row.varlena(Column::TokenHash) != Some(digest) => {
                     lookup.close();
-                    hinted = false;
+                    hinted = None;
                     continue;
                 }
                 _ => {}
@@ -316,6 +341,7 @@ unsafe fn begin(
             let index = match by {
                 Index::TokenHash => relations.token_hash_index,
                 Index::ForeignHash => relations.foreign_hash_index,
+                Index::Id => relations.token_id_index,
             };
             let index = sys::index_open(index, lock);
             let scan = compat::index_beginscan(table, index, snapshot);
@@ -410,8 +436,12 @@ const fn varlena_length(content: usize) -> u32 {
     if cfg!(target_endian = "little") { size << 2 } else { size }
 }
 
-fn scan_key() -> pg_sys::ScanKeyData {
-    KEY.get().unwrap_or_else(|| {
+fn scan_key(by: Index) -> pg_sys::ScanKeyData {
+    let (place, equal) = match by {
+        Index::TokenHash | Index::ForeignHash => (0, pg_sys::F_BYTEAEQ),
+        Index::Id => (1, pg_sys::F_UUID_EQ),
+    };
+    KEYS.get()[place].unwrap_or_else(|| {
         let mut key = pg_sys::ScanKeyData::default();
         // SAFETY: fills a key that is ours, with memory that lives as long as the backend.
         unsafe {
@@ -420,12 +450,14 @@ fn scan_key() -> pg_sys::ScanKeyData {
                 &raw mut key,
                 1, // the first column of the index
                 pg_sys::BTEqualStrategyNumber as pg_sys::StrategyNumber,
-                pg_sys::Oid::from(pg_sys::F_BYTEAEQ),
+                pg_sys::Oid::from(equal),
                 Datum::null(),
             );
             pg_sys::MemoryContextSwitchTo(previous);
         }
-        KEY.set(Some(key));
+        let mut keys = KEYS.get();
+        keys[place] = Some(key);
+        KEYS.set(keys);
         key
     })
 }

@@ -65,9 +65,13 @@ pub(crate) enum Purpose {
     Use,
     /// A use that makes it the identity of the transaction.
     Bind,
+    /// A use for another token. One of ours may be for any audience here: what it gets is for no others.
+    Exchange,
     /// To check for a scope. For this and the following, failed attempts are counted and outcomes are logged, but
     /// nothing is counted or charged to the token.
     Check,
+    /// To say what it is, whatever its audience.
+    Introspect,
     /// To derive another, which inherits its networks: allowed from any address.
     Derive,
     /// To revoke it: allowed from any address.
@@ -76,7 +80,11 @@ pub(crate) enum Purpose {
 
 impl Purpose {
     pub(crate) fn is_use(self) -> bool {
-        matches!(self, Purpose::Use | Purpose::Bind)
+        matches!(self, Purpose::Use | Purpose::Bind | Purpose::Exchange)
+    }
+
+    pub(crate) fn is_for_any_audience(self) -> bool {
+        matches!(self, Purpose::Exchange | Purpose::Introspect)
     }
 
     pub(crate) fn is_from_anywhere(self) -> bool {

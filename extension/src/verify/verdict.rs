@@ -20,7 +20,6 @@ use crate::store::probe::{Column, LateColumn, Lookup, TokenRow};
 use pgrx::IntoDatum;
 use pgrx::pg_sys::{self, Datum};
 use tollgate_core::foreign;
-use tollgate_core::net::Net;
 use tollgate_core::scope;
 use tollgate_core::status::{Code, decide};
 use tollgate_core::token::{Digest, Fault};
@@ -32,6 +31,12 @@ pub(crate) struct Verdict {
     /// For a refusal by a limit.
     retry_after: pg_sys::Interval,
     subject: Subject,
+}
+
+/// A token that is good for what it was presented for.
+pub(crate) enum Accepted<'a> {
+    ApiToken(&'a TokenRow),
+    AccessToken(&'a AccessToken),
 }
 
 /// The token that was presented.
@@ -155,17 +160,26 @@ impl Verdict {
     fn of_access_token(presented: &signed::Presented<'_>, request: &Request<'_>) -> Self {
         let judged = signed::judge(presented, request, || sys::GetCurrentTimestamp());
         let (mut code, mut quota) = (judged.code, None);
+        // What came of an API token is limited as that is, and counted there.
+        let root = judged.root.as_ref().and_then(Lookup::token);
         if let Some(token) = &judged.token {
             if request.purpose == Purpose::Bind && code == Code::Valid {
                 identity::may_bind(identity::Credential::AccessToken(token.digest())).or_raise();
             }
             let used =
                 Use { accepted: code == Code::Valid, at: sys::GetCurrentTimestamp(), client: request.client };
-            if request.purpose.is_use() && used.accepted {
-                (code, quota) = limits::charge_use_of_user(token.user_id(), &used);
-            } else if request.purpose.is_use() {
-                limits::count_on_user(token.user_id(), &used);
+            match root {
+                _ if !request.purpose.is_use() => {}
+                Some(root) if used.accepted => (code, quota) = limits::charge_use(root, &root.id(), &used),
+                Some(root) => limits::count(root, &root.id(), &used),
+                None if used.accepted => {
+                    (code, quota) = limits::charge_use_of_user(token.user_id(), &used);
+                }
+                None => limits::count_on_user(token.user_id(), &used),
             }
+        }
+        if let Some(root) = judged.root {
+            root.close();
         }
         let id = judged.token.as_ref().map(AccessToken::id);
         let subject = judged.token.map_or(Subject::Nothing, Subject::AccessToken);
@@ -242,6 +256,17 @@ impl Verdict {
         let micros = quota.map_or(0, |quota| quota.charge.retry_after.cast_signed());
         let retry_after = pg_sys::Interval { time: micros, day: 0, month: 0 };
         Verdict { code, quota, retry_after, subject }
+    }
+
+    pub(crate) fn accepted(&self) -> Option<Accepted<'_>> {
+        if self.code != Code::Valid {
+            return None;
+        }
+        match &self.subject {
+            Subject::Nothing => None,
+            Subject::ApiToken(lookup) => lookup.token().map(Accepted::ApiToken),
+            Subject::AccessToken(token) => Some(Accepted::AccessToken(token)),
+        }
     }
 
     /// The row of an API token.
@@ -379,16 +404,9 @@ fn judge(token: &TokenRow, request: &Request<'_>, now: i64) -> Code {
         token.datum(Column::DisabledAt).is_some(),
         token.timestamp(Column::ExpiresAt),
         now,
-        || request.purpose.is_from_anywhere() || address_allowed(token, request.client),
+        || request.purpose.is_from_anywhere() || token.allows(request.client),
         || scopes_granted(token, &request.required),
     )
-}
-
-fn address_allowed(token: &TokenRow, client: Option<Net>) -> bool {
-    let Some(networks) = token.array(Column::AllowedIps) else { return true };
-    client.is_some_and(|client| {
-        networks.present().filter_map(datum::net).any(|network| network.contains(&client))
-    })
 }
 
 fn scopes_granted(token: &TokenRow, required: &Required<'_>) -> bool {

@@ -6,6 +6,7 @@
 
 mod access;
 mod activity;
+mod ancestry;
 mod arguments;
 mod attacks;
 mod bench;
