@@ -199,6 +199,7 @@ fn attempt(
     let access = SessionsToken {
         session: id,
         user_id: &session.user_id,
+        mark,
         client_id: bound_to,
         scopes: &scopes,
         audience: &session.audience,
