@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde::ser::{Serialize, Serializer};
 pub use serde_json::Number;
 
 /// How deep objects and arrays may be nested; `{}` has depth 1.
@@ -36,10 +37,33 @@ impl Json {
         if let Json::Object(members) = self { Some(members) } else { None }
     }
 
+    /// Whether every number in it is kept as it was written: an integer of 64 bits is, and a double is not.
+    pub fn is_exact(&self) -> bool {
+        match self {
+            Json::Null | Json::Bool(_) | Json::Text(_) => true,
+            Json::Number(number) => number.as_i64().is_some(),
+            Json::List(list) => list.iter().all(Json::is_exact),
+            Json::Object(members) => members.values().all(Json::is_exact),
+        }
+    }
+
     /// The elements of a list of texts.
     pub fn as_texts(&self) -> Option<Vec<&str>> {
         let Json::List(list) = self else { return None };
         list.iter().map(Json::as_text).collect()
+    }
+}
+
+impl Serialize for Json {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Json::Null => serializer.serialize_unit(),
+            Json::Bool(value) => serializer.serialize_bool(*value),
+            Json::Number(number) => number.serialize(serializer),
+            Json::Text(text) => serializer.serialize_str(text),
+            Json::List(list) => serializer.collect_seq(list),
+            Json::Object(members) => serializer.collect_map(members),
+        }
     }
 }
 
@@ -70,14 +94,17 @@ pub fn parse_object(text: &str) -> Result<Object, Fault> {
 
 /// Parses one value, with nothing but white space around it.
 pub fn parse(text: &str) -> Result<Json, Fault> {
-    if has_long_exponent(text.as_bytes()) {
+    let (fault, has_double) = (Cell::new(Fault::Syntax), Cell::new(false));
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = Strict { depth: 0, fault: &fault, has_double: &has_double }
+        .deserialize(&mut deserializer)
+        .map_err(|_| fault.get())
+        .and_then(|value| deserializer.end().map(|()| value).map_err(|_| Fault::Syntax));
+    // What was read without a double has no exponent.
+    if (value.is_err() || has_double.get()) && has_long_exponent(text.as_bytes()) {
         return Err(Fault::Exponent);
     }
-    let fault = Cell::new(Fault::Syntax);
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value = Strict { depth: 0, fault: &fault }.deserialize(&mut deserializer).map_err(|_| fault.get())?;
-    deserializer.end().map_err(|_| Fault::Syntax)?;
-    Ok(value)
+    value
 }
 
 /// A text as JSON, in quotation marks.
@@ -113,6 +140,8 @@ struct Strict<'f> {
     /// Of what contains the value.
     depth: usize,
     fault: &'f Cell<Fault>,
+    /// Whether a number is not an integer of 64 bits.
+    has_double: &'f Cell<bool>,
 }
 
 impl Strict<'_> {
@@ -165,6 +194,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Json, E> {
+        self.has_double.set(true);
         Number::from_f64(value).map(Json::Number).ok_or_else(|| E::custom(""))
     }
 
@@ -314,6 +344,23 @@ mod tests {
         for depth in [MAX_DEPTH + 1, 127, 128, 129, 100_000] {
             assert_eq!(parse(&nested(depth)), Err(Fault::Depth));
             assert_eq!(parse(&"{\"a\":".repeat(depth)), Err(Fault::Depth));
+        }
+    }
+
+    #[test]
+    fn what_is_exact_is_written_as_it_was_read() {
+        for text in [
+            r#"{"":[null,true,{"a":"\u0001é😀"}],"z":{"aa":-9223372036854775808,"b":9223372036854775807}}"#,
+            "[]",
+            "{}",
+            "0",
+        ] {
+            let value = parse(text).unwrap();
+            assert!(value.is_exact(), "{text}");
+            assert_eq!(serde_json::to_string(&value).unwrap(), text);
+        }
+        for text in ["1.0", "-0", "1e1", "[9223372036854775808]", r#"{"a":[{"b":-9223372036854775809}]}"#] {
+            assert!(!parse(text).unwrap().is_exact(), "{text}");
         }
     }
 

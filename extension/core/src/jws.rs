@@ -4,8 +4,10 @@
 //! [`Compact::is_signed_by`]: the algorithm is the key's, and a header that names another is refused. A header cannot
 //! bring a key or say where one is: `jwk`, `jku`, `x5c`, `x5u`, `x5t` are never looked at.
 
+use std::cell::RefCell;
 use std::error::Error;
 use std::fmt;
+use std::rc::Rc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -29,7 +31,23 @@ pub struct Header {
     pub typ: Option<String>,
 }
 
+thread_local! {
+    /// The header that was read last, as it was encoded: all tokens that a key signs have the same one.
+    static LAST: RefCell<Option<(String, Rc<Header>)>> = const { RefCell::new(None) };
+}
+
 impl Header {
+    fn decode(encoded: &str) -> Result<Rc<Header>, Fault> {
+        LAST.with_borrow_mut(|last| match last {
+            Some((of, header)) if of == encoded => Ok(Rc::clone(header)),
+            _ => {
+                let header = Rc::new(Header::parse(&decode_text(encoded)?)?);
+                *last = Some((encoded.to_owned(), Rc::clone(&header)));
+                Ok(header)
+            }
+        })
+    }
+
     fn parse(text: &str) -> Result<Header, Fault> {
         let members = json::parse_object(text)?;
         // RFC 7515 §4.1.11; `b64` (RFC 7797) would be one of them, and is refused without being named in it too.
@@ -68,7 +86,7 @@ fn text_of<'m>(members: &'m Object, name: &str) -> Result<Option<&'m str>, Fault
 /// A signature with what it signs, whatever its payload is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compact<'t> {
-    pub header: Header,
+    pub header: Rc<Header>,
     pub payload: Vec<u8>,
     /// What was signed: the header and the payload as they were encoded, and the dot between them.
     pub signing_input: &'t [u8],
@@ -86,7 +104,7 @@ impl<'t> Compact<'t> {
             return Err(Fault::Parts);
         }
         Ok(Compact {
-            header: Header::parse(&decode_text(header)?)?,
+            header: Header::decode(header)?,
             payload: decode(payload)?,
             signing_input: signing_input.as_bytes(),
             signature: decode(signature)?,
@@ -102,7 +120,7 @@ impl<'t> Compact<'t> {
 /// A signed token (RFC 7519): a signature whose payload is an object of claims. Nothing is verified yet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parsed<'t> {
-    pub header: Header,
+    pub header: Rc<Header>,
     pub claims: Claims,
     pub signing_input: &'t [u8],
     pub signature: Vec<u8>,

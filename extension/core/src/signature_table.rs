@@ -33,16 +33,18 @@ pub fn buckets_for(signatures: usize) -> usize {
     signatures.div_ceil(SLOTS_PER_BUCKET)
 }
 
-/// The key of an entry. It covers the whole token, the key that was selected for it, and the database that selected
-/// it: memory is of the whole cluster, and two databases may trust different keys under one name.
-pub fn key(database: u32, algorithm: &str, public_key: &Digest, token: &[u8]) -> Digest {
+/// The key of an entry. It covers the whole token, as the digest of what was signed and the signature, the key that was
+/// selected for it, and the database that selected it: memory is of the whole cluster, and two databases may trust
+/// different keys under one name.
+pub fn key(database: u32, algorithm: &str, public_key: &Digest, signed: &Digest, signature: &[u8]) -> Digest {
     let mut hasher = Sha256::new();
     hasher.update(database.to_be_bytes());
     // The name of an algorithm has a few characters; the length keeps the fields apart.
     hasher.update([algorithm.len() as u8]);
     hasher.update(algorithm);
     hasher.update(public_key);
-    hasher.update(token);
+    hasher.update(signed);
+    hasher.update(signature);
     hasher.finalize().into()
 }
 

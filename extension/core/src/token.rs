@@ -152,14 +152,19 @@ fn without_signed_tokens(text: &str) -> Cow<'_, str> {
 /// Whether a text has as many hexadecimal digits in a row as the secret part of a token, or a signed token.
 pub fn contains_secret(text: impl AsRef<[u8]>) -> bool {
     let text = text.as_ref();
-    text.split(|b| !b.is_ascii_hexdigit()).any(|run| run.len() >= BODY_LEN) || contains_signed_token(text)
+    text.len() >= SHORTEST_SECRET
+        && (text.split(|b| !b.is_ascii_hexdigit()).any(|run| run.len() >= BODY_LEN)
+            || contains_signed_token(text))
 }
+
+/// A signature of 32 bytes, the shortest there is, as base64url.
+const SHORTEST_SIGNATURE: usize = 43;
+/// The beginning of a header, an empty payload, and a signature, with dots between them.
+const SHORTEST_SECRET: usize = 3 + 1 + 1 + SHORTEST_SIGNATURE;
 
 /// Whether a text contains a JWS in its compact form (RFC 7515): three parts of base64url with dots between them, of which
 /// the first begins as the encoding of an object that begins with a name does.
 fn contains_signed_token(text: &[u8]) -> bool {
-    /// A signature of 32 bytes, the shortest there is.
-    const SHORTEST_SIGNATURE: usize = 43;
     let is_base64url = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     text.split(|&b| !is_base64url(b) && b != b'.').any(|run| {
         let mut parts = run.split(|&b| b == b'.').peekable();

@@ -8,7 +8,7 @@ fn table(signatures: usize) -> SignatureTable<'static> {
 }
 
 fn one(n: u32) -> Digest {
-    key(1, "ES256", &digest(b"a key"), &n.to_be_bytes())
+    key(1, "ES256", &digest(b"a key"), &digest(b"signed"), &n.to_be_bytes())
 }
 
 #[test]
@@ -21,22 +21,25 @@ fn only_what_was_noted_is_known() {
 }
 
 #[test]
-fn another_database_algorithm_key_or_token_is_another_signature() {
+fn another_database_algorithm_key_token_or_signature_is_another_entry() {
     let table = table(1000);
-    let (first, second) = (digest(b"a key"), digest(b"another"));
-    table.note(&key(1, "ES256", &first, b"token"));
+    let [first, second, token, other] =
+        ["a key", "another", "token", "tokem"].map(|text| digest(text.as_bytes()));
+    table.note(&key(1, "ES256", &first, &token, b"signature"));
     for other in [
-        key(2, "ES256", &first, b"token"),
-        key(1, "EdDSA", &first, b"token"),
-        key(1, "ES256", &second, b"token"),
-        key(1, "ES256", &first, b"tokem"),
-        key(1, "ES256", &first, b"token "),
-        // The bytes of one field do not become those of the next.
-        key(1, "ES25", &first, b"6token"),
+        key(2, "ES256", &first, &token, b"signature"),
+        key(1, "EdDSA", &first, &token, b"signature"),
+        key(1, "ES256", &second, &token, b"signature"),
+        key(1, "ES256", &first, &other, b"signature"),
+        key(1, "ES256", &first, &token, b"signaturf"),
+        key(1, "ES256", &first, &token, b"signature "),
+        key(1, "ES256", &token, &first, b"signature"),
+        // The length of the algorithm's name is a part of it.
+        key(1, "ES25", &first, &token, b"signature"),
     ] {
         assert!(!table.contains(&other));
     }
-    assert!(table.contains(&key(1, "ES256", &first, b"token")));
+    assert!(table.contains(&key(1, "ES256", &first, &token, b"signature")));
 }
 
 #[test]

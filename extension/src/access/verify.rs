@@ -10,22 +10,23 @@ pub(crate) use super::presented::Presented;
 use super::revocations::{self, Revocation};
 use super::{CLAIM, EPOCHS, MARK, TYPE, WRONG_TYPE, id_of_digest, sessions};
 use crate::store::probe::{Lookup, TokenRow};
+use crate::store::public_keys::StoredKey;
 use crate::verify::presented::Required;
 use crate::verify::request::{Purpose, Request};
-use crate::{guc, keys, shmem};
-use core::cell::RefCell;
+use crate::{guc, keys, pg, shmem};
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, Uuid, direct_function_call_as_datum};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::rc::Rc;
 use tollgate_core::ancestry::{self, Ancestor, Ancestry};
 use tollgate_core::claims::Claims;
 use tollgate_core::issuer::{MAX_USER_ID, Rules};
-use tollgate_core::jws::{self, Parsed};
+use tollgate_core::json::Json;
+use tollgate_core::jws::{self, Header, Parsed};
 use tollgate_core::scope;
-use tollgate_core::signature::PublicKey;
 use tollgate_core::status::Code;
 use tollgate_core::token::{self, Digest};
 
@@ -43,8 +44,7 @@ pub(crate) struct AccessToken {
     origin: Origin,
     /// Of what was signed: the signature can be written in other ways.
     digest: Digest,
-    /// The key that signed it.
-    kid: String,
+    header: Rc<Header>,
     /// The mark that its user has, as it was when this was judged.
     users_mark: Option<i64>,
 }
@@ -63,9 +63,8 @@ enum Origin {
 
 /// A token before its signature is checked.
 struct Unchecked {
-    algorithm: String,
-    /// The key that must have signed it.
-    jwk: String,
+    /// That must have signed it.
+    key: Rc<StoredKey>,
     /// `None` for one of its digest.
     id: Option<[u8; 16]>,
     user_id: String,
@@ -137,7 +136,7 @@ impl AccessToken {
 
     /// The key of its issuer, ours or another one, that signed it.
     pub(crate) fn kid(&self) -> &str {
-        &self.kid
+        self.header.kid.as_deref().unwrap_or_default()
     }
 
     /// This token, in the list of what another one came of.
@@ -148,7 +147,7 @@ impl AccessToken {
                 issuer: self.issuer.clone(),
                 jti: denial(&self.claims, &self.digest).into_owned(),
                 issued_at: self.claims.iat().unwrap_or_default(),
-                kid: self.kid.clone(),
+                kid: self.kid().to_owned(),
                 terms: foreign.rules().digest(),
             }),
         }
@@ -172,24 +171,35 @@ impl AccessToken {
 
     /// All claims, as jsonb. What the parser accepts PostgreSQL reads.
     pub(crate) fn claims(&self) -> Option<Datum> {
-        jsonb(self.claims.as_str())
+        pg::jsonb::of_object(self.claims.members()).or_else(|| jsonb(self.claims.as_str()))
     }
 
-    /// A claim, as JSON, as it was signed.
+    /// A claim, as JSON.
     pub(crate) fn claim(&self, name: &str) -> Option<String> {
-        self.members().get(name).map(|value| value.get().to_owned())
+        let value = self.claims.get(name)?;
+        if value.is_exact() {
+            return serde_json::to_string(value).ok();
+        }
+        self.as_signed().get(name).map(|value| value.get().to_owned())
     }
 
-    fn members(&self) -> BTreeMap<&str, &RawValue> {
-        serde_json::from_str(self.claims.as_str()).unwrap_or_default()
-    }
-
-    /// The claims with these names, as JSON, each as it was signed.
+    /// The claims with these names, as JSON.
     pub(crate) fn claims_named<'n>(&self, names: impl Iterator<Item = &'n str>) -> String {
-        let all = self.members();
-        let kept: BTreeMap<&str, &RawValue> =
-            names.filter_map(|name| all.get(name).map(|value| (name, *value))).collect();
-        serde_json::to_string(&kept).unwrap_or_default()
+        let kept: BTreeMap<&str, &Json> =
+            names.filter_map(|name| self.claims.get(name).map(|value| (name, value))).collect();
+        let written = if kept.values().all(|value| value.is_exact()) {
+            serde_json::to_string(&kept)
+        } else {
+            let mut all = self.as_signed();
+            all.retain(|name, _| kept.contains_key(name.as_str()));
+            serde_json::to_string(&all)
+        };
+        written.unwrap_or_default()
+    }
+
+    /// For claims that have numbers which are not kept as they were written.
+    fn as_signed(&self) -> BTreeMap<String, &RawValue> {
+        serde_json::from_str(self.claims.as_str()).unwrap_or_default()
     }
 }
 
@@ -223,12 +233,13 @@ fn open(presented: &Presented<'_>, now: &impl Fn() -> i64) -> Result<AccessToken
     let text = presented.token.ok_or((Code::Malformed, Some(MISSING)))?;
     let parsed = jws::parse(text).map_err(|fault| (Code::Malformed, Some(fault.as_str())))?;
     let issuer = parsed.claims.iss().ok_or((Code::Malformed, Some(CLAIM)))?.to_owned();
-    let Unchecked { algorithm, jwk, id, user_id, expires_at, origin } =
+    let Unchecked { key, id, user_id, expires_at, origin } =
         if guc::issuer() == Some(&issuer) { ours(&parsed)? } else { theirs(&parsed, &issuer, now())? };
 
-    let seen = shmem::signature_key(&algorithm, &token::digest(jwk.as_bytes()), text.as_bytes());
+    let digest = token::digest(parsed.signing_input);
+    let seen = shmem::signature_key(&key.algorithm, &key.digest, &digest, &parsed.signature);
     if !shmem::knows_signature(&seen) {
-        if !with_key(&jwk, |key| parsed.is_signed_by(key)) {
+        if !key.key().is_some_and(|key| parsed.is_signed_by(key)) {
             return Err((Code::BadSignature, None));
         }
         // Tokens that are over do not take the room of others.
@@ -236,9 +247,7 @@ fn open(presented: &Presented<'_>, now: &impl Fn() -> i64) -> Result<AccessToken
             shmem::note_signature(&seen);
         }
     }
-    let digest = token::digest(parsed.signing_input);
     let id = id.unwrap_or_else(|| id_of_digest(&digest));
-    let kid = parsed.header.kid.unwrap_or_default();
     Ok(AccessToken {
         claims: parsed.claims,
         issuer,
@@ -247,7 +256,7 @@ fn open(presented: &Presented<'_>, now: &impl Fn() -> i64) -> Result<AccessToken
         expires_at,
         origin,
         digest,
-        kid,
+        header: parsed.header,
         users_mark: None,
     })
 }
@@ -274,20 +283,14 @@ fn ours(parsed: &Parsed<'_>) -> Result<Unchecked, Refused> {
 
     let kid = parsed.header.kid.as_deref().ok_or((Code::UnknownKey, None))?;
     let key = keys::public_key_of(kid).ok_or((Code::UnknownKey, None))?;
-    Ok(Unchecked {
-        algorithm: key.algorithm.as_str().to_owned(),
-        jwk: key.jwk,
-        id: Some(id),
-        user_id,
-        expires_at,
-        origin: Origin::Ours { mark, session, ancestry },
-    })
+    let origin = Origin::Ours { mark, session, ancestry };
+    Ok(Unchecked { key, id: Some(id), user_id, expires_at, origin })
 }
 
 fn theirs(parsed: &Parsed<'_>, issuer: &str, now: i64) -> Result<Unchecked, Refused> {
     let foreign::Accepted { key, user_id, expires_at, foreign } = foreign::accept(parsed, issuer, now)?;
     let origin = Origin::Theirs(Box::new(foreign));
-    Ok(Unchecked { algorithm: key.algorithm, jwk: key.jwk, id: None, user_id, expires_at, origin })
+    Ok(Unchecked { key, id: None, user_id, expires_at, origin })
 }
 
 /// Under which id a token is listed when it is revoked: its jti, or the digest of what was signed where it has none that
@@ -308,28 +311,6 @@ pub(crate) fn denial_of(token: &str) -> Option<[String; 2]> {
     let issuer = parsed.claims.iss()?.to_owned();
     let denial = denial(&parsed.claims, &token::digest(parsed.signing_input));
     Some([issuer, denial.into_owned()])
-}
-
-thread_local! {
-    /// Keys that were parsed lately, by the JWK that the catalogue has: to parse one takes a good part of the time that
-    /// checking a signature takes.
-    static PARSED: RefCell<Vec<(String, PublicKey)>> = const { RefCell::new(Vec::new()) };
-}
-
-/// What is asked of the key, false if it is no key.
-fn with_key(jwk: &str, ask: impl FnOnce(&PublicKey) -> bool) -> bool {
-    const KEPT: usize = 8;
-    PARSED.with_borrow_mut(|parsed| {
-        if let Some((_, key)) = parsed.iter().find(|(known, _)| known == jwk) {
-            return ask(key);
-        }
-        let Ok(key) = PublicKey::from_jwk(jwk) else { return false };
-        if parsed.len() >= KEPT {
-            parsed.remove(0);
-        }
-        parsed.push((jwk.to_owned(), key));
-        parsed.last().is_some_and(|(_, key)| ask(key))
-    })
 }
 
 /// Why a token is refused that was signed as it should be. In the order of the codes.
@@ -402,7 +383,8 @@ fn refusal(
 /// A uuid, in the one way in which we write it, by which it is also revoked.
 fn uuid_of(jti: &str) -> Option<[u8; 16]> {
     let uuid = uuid::Uuid::try_parse(jti).ok()?;
-    (uuid.hyphenated().to_string() == jti).then(|| *uuid.as_bytes())
+    let mut written = uuid::Uuid::encode_buffer();
+    (uuid.hyphenated().encode_lower(&mut written) == jti).then(|| *uuid.as_bytes())
 }
 
 pub(crate) fn uuid_datum(id: [u8; 16]) -> Option<Datum> {

@@ -6,6 +6,7 @@ use crate::access::issue::NewAccessToken;
 use crate::access::{self, issue, verify};
 use crate::error::{Error, OrRaise};
 use crate::guc;
+use crate::pg::datum;
 use crate::pg::fmgr::{Call, sql_function};
 use crate::pg::read_only::refuse_if_read_only;
 use crate::store::composite;
@@ -60,11 +61,11 @@ fn issue_access_token(call: &Call) -> Option<Datum> {
     Some(composite::form(
         Composite::IssuedAccessToken,
         [
-            issued.token.into_datum(),
+            Some(datum::text(&issued.token)),
             issued.jti.into_datum(),
             expires_at.into_datum(),
-            scopes.into_datum(),
-            audience.into_datum(),
+            Some(datum::text_array(scopes.iter().map(String::as_str))),
+            Some(datum::text_array(audience.iter().map(String::as_str))),
         ],
     ))
 }

@@ -3,6 +3,7 @@
 use super::users;
 use crate::access::issue;
 use crate::error::{Error, OrRaise};
+use crate::pg::datum;
 use crate::pg::fmgr::{Call, sql_function};
 use crate::pg::read_only::refuse_if_read_only;
 use crate::services::consumes;
@@ -89,12 +90,12 @@ fn columns(tokens: Option<Tokens>) -> [Option<Datum>; 6] {
     let time = |micros: i64| TimestampWithTimeZone::try_from(micros).ok().into_datum();
     let Some(tokens) = tokens else { return [None; 6] };
     [
-        tokens.access.token.into_datum(),
+        Some(datum::text(&tokens.access.token)),
         time(tokens.access.expires_at),
-        tokens.refresh.as_str().into_datum(),
+        Some(datum::text(&tokens.refresh)),
         time(tokens.expires_at),
-        tokens.scopes.into_datum(),
-        tokens.audience.into_datum(),
+        Some(datum::text_array(tokens.scopes.iter().map(String::as_str))),
+        Some(datum::text_array(tokens.audience.iter().map(String::as_str))),
     ]
 }
 

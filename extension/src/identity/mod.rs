@@ -65,9 +65,9 @@ pub(crate) struct Signed {
 static VALUE: AtomicPtr<c_char> = AtomicPtr::new(core::ptr::null_mut());
 
 thread_local! {
-    /// True only while `establish` sets the setting.
-    static ESTABLISHING: Cell<bool> = const { Cell::new(false) };
-    /// The setting's value, parsed by the assign hook.
+    /// What the setting's value says, only while `establish` sets it.
+    static ESTABLISHING: RefCell<Option<Identity>> = const { RefCell::new(None) };
+    /// What the setting's value says, as the assign hook was given or has parsed it.
     static CURRENT: RefCell<Option<Identity>> = const { RefCell::new(None) };
     /// The token that the top-level transaction is bound to.
     static BOUND: Cell<Option<Credential>> = const { Cell::new(None) };
@@ -111,17 +111,17 @@ pub(crate) fn may_bind(credential: Credential) -> Result<(), Error> {
 }
 
 /// Makes a verified token that passed [`may_bind`] the identity of the transaction.
-pub(crate) fn establish(credential: Credential, context: &Identity) {
+pub(crate) fn establish(credential: Credential, context: Identity) {
     struct Permit;
     impl Drop for Permit {
         fn drop(&mut self) {
-            ESTABLISHING.set(false);
+            ESTABLISHING.set(None);
         }
     }
 
-    let value = serde_json::to_string(context).expect("strings and numbers always serialise");
+    let value = serde_json::to_string(&context).expect("strings and numbers always serialise");
     let value = CString::new(value).expect("JSON escapes NUL");
-    ESTABLISHING.set(true);
+    ESTABLISHING.set(Some(context));
     let _permit = Permit;
     guc::set_local(NAME, &value);
     // Last, so that a setting that could not be set binds nothing.
@@ -152,7 +152,7 @@ unsafe extern "C-unwind" fn check(
     unsafe {
         guard::entry(|| {
             let empty = (*new).as_ref().is_none_or(|start| CStr::from_ptr(start).is_empty());
-            if empty || pg_sys::InitializingParallelWorker || ESTABLISHING.get() {
+            if empty || pg_sys::InitializingParallelWorker || ESTABLISHING.with_borrow(Option::is_some) {
                 return true;
             }
             guc::refuse(NAME, "It is set by tollgate.authenticate() alone.");
@@ -166,10 +166,10 @@ unsafe extern "C-unwind" fn assign(new: *const c_char, _extra: *mut c_void) {
     unsafe {
         guard::entry(|| {
             let value = new.as_ref().map(|start| CStr::from_ptr(start));
-            let context = value
-                .filter(|text| !text.is_empty())
-                .and_then(|text| serde_json::from_slice(text.to_bytes()).ok());
-            CURRENT.set(context);
+            // A savepoint that is rolled back, and a leader of parallel workers, give it as text.
+            let parse = |text: &CStr| serde_json::from_slice(text.to_bytes()).ok();
+            let context = value.filter(|text| !text.is_empty());
+            CURRENT.set(context.and_then(|text| ESTABLISHING.take().or_else(|| parse(text))));
         });
     }
 }

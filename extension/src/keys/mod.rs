@@ -12,9 +12,10 @@ mod worker;
 use crate::error::Error;
 use crate::pg::sys;
 use crate::store::keys;
+use crate::store::public_keys::StoredKey;
 use std::rc::Rc;
 use tollgate_core::refresh;
-use tollgate_core::signature::{Algorithm, PublicKey, SigningKey};
+use tollgate_core::signature::{Algorithm, SigningKey};
 
 pub(crate) use opened::{UrlKey, reseal, seal, seal_refresh_key, seal_url_key};
 pub(crate) use purpose::{Purpose, SIGNED_URL};
@@ -35,19 +36,10 @@ pub(crate) fn sign_with<T>(
     Ok(sign(&row.kid, &key))
 }
 
-/// A key of our own that tokens may be verified with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct OwnKey {
-    pub(crate) algorithm: Algorithm,
-    /// For `tollgate_core::jwk::PublicKey::from_jwk`. As long as these bytes are the same, so is the key.
-    pub(crate) jwk: String,
-}
-
 /// Our key of that kid, if it is published, signing or retiring: not one that is withdrawn or gone. The row is read each
 /// time, by the latest snapshot.
-pub(crate) fn public_key_of(kid: &str) -> Option<OwnKey> {
-    let row = keys::verifying(kid, sys::GetCurrentTimestamp())?;
-    Some(OwnKey { algorithm: Algorithm::parse(&row.algorithm)?, jwk: row.public_key })
+pub(crate) fn public_key_of(kid: &str) -> Option<Rc<StoredKey>> {
+    keys::verifying(kid, sys::GetCurrentTimestamp())
 }
 
 /// The key that makes the refresh tokens of new sessions, with its kid; `None` if there is none. The row is read each
@@ -108,9 +100,10 @@ pub(crate) fn test(purpose: Purpose) -> Result<String, Error> {
     const TEXT: &[u8] = b"a test of the signing key";
     let (kid, signature) = sign_with(purpose, None, |kid, key| (kid.to_owned(), key.sign(TEXT)))?;
     let signature = signature.map_err(|_| Error::internal("the signing key does not sign"))?;
-    let verified = public_key_of(&kid).is_some_and(|own| {
-        PublicKey::from_jwk(&own.jwk)
-            .is_ok_and(|key| key.algorithm() == own.algorithm && key.verify(TEXT, &signature))
+    let verified = public_key_of(&kid).is_some_and(|stored| {
+        stored
+            .key()
+            .is_some_and(|key| key.algorithm().as_str() == stored.algorithm && key.verify(TEXT, &signature))
     });
     if verified { Ok(kid) } else { Err(Error::damaged_key(&kid)) }
 }

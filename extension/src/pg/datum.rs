@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use crate::pg::sys;
-use core::ffi::CStr;
+use core::ffi::{CStr, c_int};
 use pgrx::pg_sys::{self, Datum};
 use tollgate_core::jsonb::{self, Bounds, Excess};
 use tollgate_core::net::Net;
@@ -112,6 +112,44 @@ impl<'a> TextArray<'a> {
     pub(crate) fn present(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         self.iter().flatten()
     }
+}
+
+/// A value of type text.
+pub(crate) fn text(text: &str) -> Datum {
+    // SAFETY: the closure holds nothing that needs dropping.
+    unsafe { sys::guarded(|| copied(text)) }
+}
+
+/// A one-dimensional value of type text[], or an empty one.
+pub(crate) fn text_array<'a>(texts: impl Iterator<Item = &'a str>) -> Datum {
+    let texts: Vec<&str> = texts.collect();
+    let mut elements = vec![Datum::null(); texts.len()];
+    // SAFETY: a text is of variable length and aligned as an int. The closure holds nothing that needs dropping.
+    unsafe {
+        sys::guarded(|| {
+            for (element, text) in elements.iter_mut().zip(&texts) {
+                *element = copied(text);
+            }
+            let (count, align) = (elements.len() as c_int, pg_sys::TYPALIGN_INT.cast_signed());
+            let array = sys::construct_array(
+                elements.as_mut_ptr(),
+                count,
+                pg_sys::TEXTOID,
+                VARLENA.into(),
+                false,
+                align,
+            );
+            Datum::from(array)
+        })
+    }
+}
+
+/// # Safety
+///
+/// Only inside `sys::guarded`.
+unsafe fn copied(text: &str) -> Datum {
+    // SAFETY: it reads as many bytes.
+    Datum::from(unsafe { sys::cstring_to_text_with_len(text.as_ptr().cast(), text.len() as c_int) })
 }
 
 fn int(bytes: &[u8], at: usize) -> usize {

@@ -4,6 +4,7 @@ pub(crate) mod compat;
 pub(crate) mod datum;
 pub(crate) mod fmgr;
 pub(crate) mod guard;
+pub(crate) mod jsonb;
 pub(crate) mod list;
 pub(crate) mod prefetch;
 pub(crate) mod read_only;

@@ -7,7 +7,8 @@
 
 use core::ffi::{c_char, c_int};
 use pgrx::pg_sys::{
-    self, Datum, HeapTuple, IndexScanDesc, Oid, Relation, ScanKey, Snapshot, TupleDesc, TupleTableSlot,
+    self, Datum, HeapTuple, IndexScanDesc, JsonbParseState, JsonbValue, Numeric, Oid, Relation, ScanKey,
+    Snapshot, SysScanDesc, TupleDesc, TupleTableSlot,
 };
 
 /// Runs calls into PostgreSQL; an ERROR raised by any of them becomes a panic that carries the report.
@@ -24,11 +25,45 @@ pub(crate) unsafe fn guarded<R: Copy>(calls: impl FnOnce() -> R) -> R {
 unsafe extern "C-unwind" {
     pub(crate) fn try_table_open(relation: Oid, lock: pg_sys::LOCKMODE) -> Relation;
     pub(crate) fn table_close(relation: Relation, lock: pg_sys::LOCKMODE);
+    pub(crate) fn CommandCounterIncrement();
+    pub(crate) fn GetTransactionSnapshot() -> Snapshot;
     pub(crate) fn GetLatestSnapshot() -> Snapshot;
     pub(crate) fn RegisterSnapshot(snapshot: Snapshot) -> Snapshot;
     pub(crate) fn UnregisterSnapshot(snapshot: Snapshot);
     pub(crate) fn index_open(index: Oid, lock: pg_sys::LOCKMODE) -> Relation;
     pub(crate) fn index_close(index: Relation, lock: pg_sys::LOCKMODE);
+    pub(crate) fn ScanKeyEntryInitialize(
+        key: ScanKey,
+        flags: c_int,
+        column: pg_sys::AttrNumber,
+        strategy: pg_sys::StrategyNumber,
+        subtype: Oid,
+        collation: Oid,
+        function: pg_sys::RegProcedure,
+        argument: Datum,
+    );
+    pub(crate) fn systable_beginscan(
+        table: Relation,
+        index: Oid,
+        index_is_ok: bool,
+        snapshot: Snapshot,
+        nkeys: c_int,
+        keys: ScanKey,
+    ) -> SysScanDesc;
+    pub(crate) fn systable_getnext(scan: SysScanDesc) -> HeapTuple;
+    pub(crate) fn systable_endscan(scan: SysScanDesc);
+    pub(crate) fn systable_beginscan_ordered(
+        table: Relation,
+        index: Relation,
+        snapshot: Snapshot,
+        nkeys: c_int,
+        keys: ScanKey,
+    ) -> SysScanDesc;
+    pub(crate) fn systable_getnext_ordered(
+        scan: SysScanDesc,
+        direction: pg_sys::ScanDirection::Type,
+    ) -> HeapTuple;
+    pub(crate) fn systable_endscan_ordered(scan: SysScanDesc);
     pub(crate) fn index_rescan(
         scan: IndexScanDesc,
         keys: ScanKey,
@@ -63,6 +98,22 @@ unsafe extern "C-unwind" {
     pub(crate) fn ExecDropSingleTupleTableSlot(slot: *mut TupleTableSlot);
     pub(crate) fn heap_form_tuple(desc: TupleDesc, values: *mut Datum, nulls: *mut bool) -> HeapTuple;
     pub(crate) fn HeapTupleHeaderGetDatum(tuple: pg_sys::HeapTupleHeader) -> Datum;
+    pub(crate) fn cstring_to_text_with_len(text: *const c_char, length: c_int) -> *mut pg_sys::text;
+    pub(crate) fn construct_array(
+        elements: *mut Datum,
+        count: c_int,
+        element_type: Oid,
+        length: c_int,
+        by_value: bool,
+        align: c_char,
+    ) -> *mut pg_sys::ArrayType;
+    pub(crate) fn pushJsonbValue(
+        state: *mut *mut JsonbParseState,
+        token: pg_sys::JsonbIteratorToken::Type,
+        value: *mut JsonbValue,
+    ) -> *mut JsonbValue;
+    pub(crate) fn JsonbValueToJsonb(value: *mut JsonbValue) -> *mut pg_sys::Jsonb;
+    pub(crate) fn int64_to_numeric(value: i64) -> Numeric;
     pub(crate) fn datumCopy(value: Datum, by_value: bool, length: c_int) -> Datum;
     pub(crate) fn detoast_external_attr(value: *mut pg_sys::varlena) -> *mut pg_sys::varlena;
     pub(crate) fn datum_image_eq(one: Datum, other: Datum, by_value: bool, length: c_int) -> bool;

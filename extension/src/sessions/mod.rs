@@ -4,7 +4,7 @@
 pub(crate) mod open;
 pub(crate) mod refresh;
 
-use crate::access::issue::{IssuedAccessToken, NewAccessToken, issue, members_of};
+use crate::access::issue::{IssuedAccessToken, NewAccessToken, issue_within, members_of};
 use crate::error::Error;
 use crate::guc;
 use pgrx::Uuid;
@@ -25,6 +25,8 @@ pub(crate) struct Tokens {
 struct SessionsToken<'a> {
     session: Uuid,
     user_id: &'a str,
+    /// The mark that the user had when the session was looked at: if it has changed since, the token is refused.
+    mark: Option<i64>,
     client_id: Option<&'a str>,
     scopes: &'a [String],
     audience: &'a [String],
@@ -38,7 +40,7 @@ impl SessionsToken<'_> {
     fn issue(&self, now: i64) -> Result<IssuedAccessToken, Error> {
         // Whole seconds, as the claims are; at least one, since a session ends in its last second (`refresh::LAST`).
         let remaining = self.end.div_euclid(1_000_000) - now.div_euclid(1_000_000);
-        issue(&NewAccessToken {
+        let new = NewAccessToken {
             user_id: self.user_id,
             scopes: self.scopes,
             audience: self.audience,
@@ -48,6 +50,7 @@ impl SessionsToken<'_> {
             client_id: self.client_id,
             ancestry: &Ancestry::default(),
             act: None,
-        })
+        };
+        issue_within(&new, self.mark, None)
     }
 }

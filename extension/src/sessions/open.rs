@@ -115,6 +115,7 @@ pub(crate) fn open(new: NewSession<'_>) -> Result<(Uuid, Tokens), Error> {
     let access = SessionsToken {
         session,
         user_id: new.user_id,
+        mark,
         client_id: new.client_id,
         scopes: &new.scopes,
         audience: &new.audience,

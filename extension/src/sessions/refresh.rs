@@ -57,8 +57,7 @@ struct Found {
 
 const ADVANCE: &str = "
     UPDATE tollgate.sessions s SET generation = $3, refreshed_at = $4, last_address = $5
-        WHERE s.id = $1 AND s.generation = $2 AND s.revoked_at IS NULL
-        RETURNING true";
+        WHERE s.id = $1 AND s.generation = $2 AND s.revoked_at IS NULL";
 
 thread_local! {
     static ADVANCE_PLAN: Kept = const { Cell::new(None) };
@@ -136,7 +135,7 @@ pub(crate) fn refreshable(token: &str, client: Option<Net>) -> Result<Option<Ref
     let presented = refresh::parse(token.as_bytes());
     let found = presented.map(|presented| find(&presented)).transpose()?.and_then(Result::ok);
     if let (Some(presented), Some(Found { session, .. })) = (presented, found) {
-        let state = state_of(&session);
+        let state = state_of(&session, revocations::mark_of(&session.user_id));
         let as_presented = Presented {
             generation: presented.generation,
             by_other_client: false,
@@ -153,8 +152,8 @@ pub(crate) fn refreshable(token: &str, client: Option<Net>) -> Result<Option<Ref
     Ok(None)
 }
 
-fn state_of(session: &Session) -> refresh::Session {
-    let mark = revocations::mark_of(&session.user_id);
+/// `mark` is what the user has now.
+fn state_of(session: &Session, mark: Option<i64>) -> refresh::Session {
     refresh::Session {
         generation: session.generation,
         refreshed_at: session.refreshed_at,
@@ -189,7 +188,8 @@ fn attempt(
     request: &Request<'_>,
 ) -> Result<Option<(Code, Option<Tokens>)>, Error> {
     let Found { session, key } = found;
-    let state = state_of(session);
+    let mark = revocations::mark_of(&session.user_id);
+    let state = state_of(session, mark);
     let bound_to = session.client_id.as_deref();
     let presented = Presented {
         generation: token.generation,
@@ -239,6 +239,7 @@ fn attempt(
     let access = SessionsToken {
         session: id,
         user_id: &session.user_id,
+        mark,
         client_id: bound_to,
         scopes: &scopes,
         audience: &session.audience,

@@ -217,8 +217,13 @@ pub(crate) fn note_signature(key: &Digest) {
 }
 
 /// The key of a token's entry in the table of good signatures.
-pub(crate) fn signature_key(algorithm: &str, public_key: &Digest, token: &[u8]) -> Digest {
-    signature_table::key(database(), algorithm, public_key, token)
+pub(crate) fn signature_key(
+    algorithm: &str,
+    public_key: &Digest,
+    signed: &Digest,
+    signature: &[u8],
+) -> Digest {
+    signature_table::key(database(), algorithm, public_key, signed, signature)
 }
 
 /// Notes that a token of a trusted issuer names a key that the issuer does not have. Without shared memory it does nothing.

@@ -1,9 +1,11 @@
 //! Rows of `tollgate.issuers` and `tollgate.issuer_keys`, by the latest snapshot: an issuer that was distrusted, and a key
 //! that it withdrew, are refused also where the transaction's snapshot still shows them.
 
+use super::public_keys::{self, StoredKey};
 use super::rows::{Table, find_latest, text_keys};
 use core::cell::Cell;
 use pgrx::pg_sys;
+use std::rc::Rc;
 
 /// Columns by position, counted from 0. Columns are only ever appended to the table.
 #[derive(Clone, Copy)]
@@ -90,10 +92,7 @@ pub(crate) struct Issuer {
 }
 
 /// A public key of an issuer.
-pub(crate) struct Key {
-    pub(crate) algorithm: String,
-    pub(crate) jwk: String,
-}
+pub(crate) type Key = Rc<StoredKey>;
 
 /// The issuer of exactly this name, unless it is not trusted.
 pub(crate) fn issuer(name: &str) -> Option<Issuer> {
@@ -129,6 +128,6 @@ pub(crate) fn key(issuer: &str, kid: &str) -> Option<Key> {
         &KEYS,
         |relations| relations.issuer_keys_key,
         text_keys([issuer, kid]),
-        |row| Some(Key { algorithm: row.text(2_usize)?, jwk: row.text(3_usize)? }),
+        |row| Some(public_keys::of_row(row.bytes(2_usize)?, row.bytes(3_usize)?)),
     )
 }

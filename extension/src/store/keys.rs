@@ -1,11 +1,12 @@
 //! Rows of `tollgate.sealed_keys`, by the latest snapshot: a key that was withdrawn is refused also where the
 //! transaction's snapshot still shows it.
 
+use super::public_keys::{self, StoredKey};
 use super::relations::relations;
 use super::rows::{Open, Row, Table, find_latest, text_key, text_keys, until_key};
 use core::cell::Cell;
-use pgrx::IntoDatum;
 use pgrx::pg_sys;
+use std::rc::Rc;
 
 /// Columns by position, counted from 0. Columns are only ever appended to the table.
 #[derive(Clone, Copy)]
@@ -63,16 +64,9 @@ pub(crate) struct InRow<'a> {
     pub(crate) sealed: &'a [u8],
 }
 
-/// A key that verifies now.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Verifying {
-    pub(crate) algorithm: String,
-    pub(crate) public_key: String,
-}
-
 /// The key of a purpose that began to sign last. `now` is in microseconds since 2000-01-01, as everywhere.
 pub(crate) fn signing(purpose: &str, now: i64) -> Option<Signing> {
-    let purpose = text_key(Column::Purpose as usize, pg_sys::C_COLLATION_OID, purpose.into_datum()?);
+    let purpose = text_key(Column::Purpose as usize, pg_sys::C_COLLATION_OID, purpose);
     let keys = Open::latest(&KEYS);
     let index = relations().sealed_keys_signing_index;
     let found = keys.last(index, [purpose, until_key(Column::SignsFrom as usize, now)], |row| {
@@ -86,9 +80,9 @@ pub(crate) fn signing(purpose: &str, now: i64) -> Option<Signing> {
 }
 
 /// The public key of that kid, unless it is withdrawn or gone. Secret keys have none.
-pub(crate) fn verifying(kid: &str, now: i64) -> Option<Verifying> {
+pub(crate) fn verifying(kid: &str, now: i64) -> Option<Rc<StoredKey>> {
     find(kid, now, |row| {
-        Some(Verifying { algorithm: row.text(Column::Algorithm)?, public_key: row.text(Column::PublicKey)? })
+        Some(public_keys::of_row(row.bytes(Column::Algorithm)?, row.bytes(Column::PublicKey)?))
     })
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod fresh_snapshot;
 pub(crate) mod issuers;
 pub(crate) mod keys;
 pub(crate) mod probe;
+pub(crate) mod public_keys;
 pub(crate) mod quotas;
 pub(crate) mod relations;
 pub(crate) mod rows;

@@ -8,7 +8,7 @@ use crate::pg::sys;
 use core::cell::Cell;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::pg_sys::{self, Datum};
-use pgrx::{IntoDatum, Uuid, direct_function_call};
+use pgrx::{IntoDatum, direct_function_call};
 use tollgate_core::quota::Lease;
 
 /// Columns of `quotas` by position, counted from 0. Columns are only ever appended to the table.
@@ -105,7 +105,7 @@ pub(crate) struct Share {
 }
 
 pub(crate) fn of_id(id: &[u8; 16]) -> Option<Quota> {
-    let key = uuid_key(Column::Id as usize, Uuid::from_bytes(*id).into_datum()?);
+    let key = uuid_key(Column::Id as usize, id);
     find_latest(&QUOTAS, |relations| relations.quotas_key, [key], read)
 }
 
@@ -117,7 +117,6 @@ pub(crate) fn of_user(user_id: &str) -> Option<Quota> {
     if NO_USER_IN.get() == Some(relations::epoch()) || !any_user() {
         return None;
     }
-    let user_id = user_id.into_datum()?;
     let key = text_key(Column::UserId as usize, pg_sys::C_COLLATION_OID, user_id);
     find_latest(&QUOTAS, |relations| relations.quotas_user, [key], read)
 }
@@ -178,10 +177,8 @@ impl Quota {
 
 /// The end of the period that a server was last granted something in, and how much in all.
 fn granted(quota: &[u8; 16], holder: &[u8; 16]) -> Option<(i64, i64)> {
-    let keys = [
-        uuid_key(LeaseColumn::QuotaId as usize, Uuid::from_bytes(*quota).into_datum()?),
-        uuid_key(LeaseColumn::Holder as usize, Uuid::from_bytes(*holder).into_datum()?),
-    ];
+    let keys =
+        [uuid_key(LeaseColumn::QuotaId as usize, quota), uuid_key(LeaseColumn::Holder as usize, holder)];
     find_latest(
         &LEASES,
         |relations| relations.quota_leases_key,

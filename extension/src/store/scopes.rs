@@ -7,7 +7,6 @@ use super::rows::{Open, Table, text_key};
 use super::statements::{Kept, with_plan};
 use crate::error::Error;
 use core::cell::Cell;
-use pgrx::IntoDatum;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 
@@ -50,9 +49,8 @@ pub(crate) fn uncovered(scopes: &[String]) -> Result<Vec<String>, Error> {
     let catalogue = Open::new(&CATALOGUE);
     let index = relations::relations().scopes_index;
     uncovered.retain(|scope| {
-        let key = |name| [text_key(0, pg_sys::DEFAULT_COLLATION_OID, name)];
-        let name = scope.as_str().into_datum();
-        name.and_then(|name| catalogue.find(index, key(name), |_| Some(()))).is_none()
+        let key = text_key(0, pg_sys::DEFAULT_COLLATION_OID, scope);
+        catalogue.find(index, [key], |_| Some(())).is_none()
     });
     if uncovered.iter().any(|scope| scope.ends_with(":*")) {
         catalogue.each(|row| {

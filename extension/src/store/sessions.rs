@@ -6,7 +6,6 @@ use super::rows::{Row, Table, find_latest, uuid_key};
 use crate::pg::datum;
 use core::cell::Cell;
 use pgrx::pg_sys::{self, Datum};
-use pgrx::{IntoDatum, Uuid};
 use tollgate_core::net::Net;
 use tollgate_core::refresh::SECRET_LEN;
 
@@ -125,8 +124,7 @@ pub(crate) fn unrevoked(id: &[u8; 16]) -> Option<Unrevoked> {
 }
 
 fn find<T>(id: &[u8; 16], read: impl FnOnce(&Row<'_>) -> Option<T>) -> Option<T> {
-    let key = uuid_key(Column::Id as usize, Uuid::from_bytes(*id).into_datum()?);
-    find_latest(&SESSIONS, |relations| relations.sessions_key, [key], read)
+    find_latest(&SESSIONS, |relations| relations.sessions_key, [uuid_key(Column::Id as usize, id)], read)
 }
 
 /// An interval, in microseconds. Ours have neither months nor days; one that was stored by hand is taken for 30 days a

@@ -7,7 +7,7 @@ use super::statements::{Kept, with_plan};
 use crate::error::Error;
 use core::cell::Cell;
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
-use pgrx::{IntoDatum, Uuid, pg_sys};
+use pgrx::{Uuid, pg_sys};
 
 thread_local! {
     static CHECKED_IN: Cell<Option<u64>> = const { Cell::new(None) };
@@ -26,8 +26,7 @@ const INSERT: &str = "INSERT INTO tollgate.used_urls (id, expires_at) VALUES ($1
 
 /// Whether a use of it is committed.
 pub(crate) fn is_used(id: [u8; 16]) -> bool {
-    let id = Uuid::from_bytes(id).into_datum().expect("an id is not NULL");
-    find_latest(&USED, |relations| relations.used_urls_key, [uuid_key(0, id)], |_| Some(())).is_some()
+    find_latest(&USED, |relations| relations.used_urls_key, [uuid_key(0, &id)], |_| Some(())).is_some()
 }
 
 /// Stores a use, and says whether it is the first. Waits for one whose transaction is running. `expires_at` is in

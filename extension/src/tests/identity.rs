@@ -19,8 +19,22 @@ mod tests {
     }
 
     /// As `authenticate` does with an API token.
-    fn establish(context: &Identity) {
+    fn establish(context: Identity) {
         identity::establish(Credential::ApiToken(context.token_id), context);
+    }
+
+    /// Establishes another identity of the same token in a savepoint that is rolled back, which gives the assign hook the
+    /// earlier value again, as text.
+    fn establish_and_roll_back() {
+        // SAFETY: as PL/pgSQL does for a block with an EXCEPTION clause.
+        unsafe {
+            let (memory, owner) = (pg_sys::CurrentMemoryContext, pg_sys::CurrentResourceOwner);
+            pg_sys::BeginInternalSubTransaction(core::ptr::null());
+            establish(context("rolled back", None));
+            pg_sys::RollbackAndReleaseCurrentSubTransaction();
+            pg_sys::MemoryContextSwitchTo(memory);
+            pg_sys::CurrentResourceOwner = owner;
+        }
     }
 
     fn user() -> Option<String> {
@@ -42,10 +56,14 @@ mod tests {
         for text in awkward {
             let scopes = vec![text.to_owned(), String::new(), "posts:*".to_owned()];
             let established = Identity { scopes: scopes.clone(), ..context(text, Some(i64::MAX)) };
-            establish(&established);
-            let read =
-                identity::read(|context| (context.token_id, context.user_id.clone(), context.scopes.clone()));
-            assert_eq!(read, Some(([9; 16], text.to_owned(), scopes)));
+            establish(established);
+            let expected = Some(([9; 16], text.to_owned(), scopes));
+            let read = || {
+                identity::read(|context| (context.token_id, context.user_id.clone(), context.scopes.clone()))
+            };
+            assert_eq!(read(), expected);
+            establish_and_roll_back();
+            assert_eq!(read(), expected, "parsed");
         }
     }
 
@@ -60,7 +78,7 @@ mod tests {
             (Some(now - 1), true),
             (Some(i64::MIN), true),
         ] {
-            establish(&context("someone", expires_at));
+            establish(context("someone", expires_at));
             assert_eq!(user().is_none(), ended, "{expires_at:?}, now {now}");
         }
     }
@@ -78,17 +96,17 @@ mod tests {
 
     #[pg_test]
     fn the_setting_is_protected_again_after_each_establishment() {
-        establish(&context("someone", None));
+        establish(context("someone", None));
         assert!(refused_to_set());
     }
 
     #[pg_test]
     fn the_setting_is_protected_again_after_a_failed_establishment() {
-        establish(&context("first", None));
+        establish(context("first", None));
         let failed = PgTryBuilder::new(|| {
             // SAFETY: left again below, whether or not an ERROR is raised in between.
             unsafe { pg_sys::EnterParallelMode() };
-            establish(&Identity { token_id: [8; 16], ..context("second", None) });
+            establish(Identity { token_id: [8; 16], ..context("second", None) });
             false
         })
         .catch_others(|_| true)

@@ -89,7 +89,7 @@ impl Verdict {
         let verdict = Verdict::decide(&request);
         if request.purpose == Purpose::Bind {
             match verdict.identity() {
-                Some((credential, context)) => identity::establish(credential, &context.or_raise()),
+                Some((credential, context)) => identity::establish(credential, context.or_raise()),
                 None => verdict.raise(),
             }
         }
@@ -344,8 +344,8 @@ impl Verdict {
         let is_granted = self.code == Code::Valid;
         match column {
             2 => signed::uuid_datum(token.id()),
-            3 if is_granted => token.user_id().into_datum(),
-            5 if is_granted => token.scopes().map(str::to_owned).collect::<Vec<_>>().into_datum(),
+            3 if is_granted => Some(datum::text(token.user_id())),
+            5 if is_granted => Some(datum::text_array(token.scopes())),
             6 => Some(Datum::from(token.expires_at())),
             7 if is_granted => token.claims(),
             _ => None,

@@ -206,6 +206,37 @@ async fn an_issued_token_is_verified_with_its_claims() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_claims_are_the_jsonb_that_postgresql_reads_from_what_was_signed() -> Result<()> {
+    let signed = Signed::create("jsonb").await?;
+    for own in [
+        "{}",
+        r#"{"z": {}, "a": [], "Z": [[], {}, [{"b": [1, {"c": null}]}]], "é": "", "aa": true, "b": false, "": null}"#,
+        r#"{"texts": ["", "\u0001\n\"\\/", "é😀\ud83d\ude00", "0"], "nested": {"bb": 1, "a": {"x": {"y": {"z": "deep"}}}}}"#,
+        r#"{"numbers": [0, -1, 9223372036854775807, -9223372036854775808, 10000, 100000000]}"#,
+        // Not kept as they were written, except in the text.
+        r#"{"numbers": [-0, 1.10, 1e2, 18446744073709551615, 12345678901234567890123], "a": {"b": [0.1]}}"#,
+    ] {
+        // As they are written: serde_json would read the numbers.
+        let claims = claims()?.to_string();
+        let text = format!("{},\"own\":{own}}}", claims.strip_suffix('}').context("an object")?);
+        let token = jws::sign(&signed.key, &signed.kid, "at+jwt", &text)?;
+        let row = signed
+            .db
+            .web
+            .query_one(
+                "select v.code, v.metadata::text, $2::text::jsonb::text, v.metadata = $2::text::jsonb
+                 from (select (tollgate.verify_access_token($1)).*) v",
+                &[&token, &text],
+            )
+            .await?;
+        assert_eq!(row.get::<_, &str>(0), "VALID", "{own}");
+        assert_eq!(row.get::<_, &str>(1), row.get::<_, &str>(2), "{own}");
+        assert!(row.get::<_, bool>(3), "{own}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn each_fault_has_its_code_and_gives_no_identity() -> Result<()> {
     let signed = Signed::create("faults").await?;
     let good = signed.sign(&claims()?)?;
@@ -801,6 +832,36 @@ async fn a_signed_token_is_an_identity_under_row_level_security() -> Result<()> 
         value::<bool>(&web, "select tollgate.current_claims() is null and tollgate.current_issuer() is null")
             .await?
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn claims_whose_names_are_escaped_are_a_part_of_the_identity() -> Result<()> {
+    let signed = Signed::create("escaped").await?;
+    // Some libraries escape each slash.
+    let setting = "alter database escaped set tollgate.identity_claims = 'sub, https://example.com/roles, n'";
+    signed.db.owner.batch_execute(setting).await?;
+    let web = signed.db.session("web").await?;
+    let claims = claims()?.to_string();
+    let claims = claims.strip_suffix('}').context("an object")?;
+    for (n, expected) in [("1", "1"), ("1.50", "1.50")] {
+        let own = format!(
+            r#""https:\/\/example.com\/roles":["a\/b"],"\u006e":{n},"a\u0063t":{{"sub":"helper","n":{n}}}"#
+        );
+        let token = jws::sign(&signed.key, &signed.kid, "at+jwt", &format!("{claims},{own}}}"))?;
+        web.batch_execute("begin").await?;
+        authenticate(&web, &token).await?;
+        let identity = web
+            .query_one(
+                "select tollgate.current_claims() ->> 'n', tollgate.current_claims() #>> '{https://example.com/roles,0}',
+                        tollgate.current_claims() ->> 'sub', tollgate.current_actor() ->> 'sub', tollgate.current_actor() ->> 'n'",
+                &[],
+            )
+            .await?;
+        let texts: Vec<Option<&str>> = (0..5).map(|column| identity.get(column)).collect();
+        assert_eq!(texts, [Some(expected), Some("a/b"), Some("ann"), Some("helper"), Some(expected)]);
+        web.batch_execute("rollback").await?;
+    }
     Ok(())
 }
 

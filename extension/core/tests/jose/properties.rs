@@ -110,7 +110,7 @@ proptest! {
         let read = jws::parse(&token).unwrap();
         prop_assert!(read.is_signed_by(signer.public_key()));
         prop_assert_eq!(read.claims.as_str(), text);
-        prop_assert_eq!(read.header.kid, Some(kid));
+        prop_assert_eq!(read.header.kid.as_ref(), Some(&kid));
         for (name, value) in claims.as_object().unwrap() {
             prop_assert!(same(read.claims.get(name).unwrap(), value));
         }
