@@ -13,15 +13,16 @@ use crate::pg::datum::TextArray;
 use crate::pg::sys;
 use crate::shmem::Timer;
 use crate::store::probe::{Column, TokenRow};
+use crate::store::services;
 use crate::tokens::fields;
 use crate::verify::presented::{Presented, Required};
 use crate::verify::request::{Credential, Purpose, Request as Verification};
 use crate::verify::verdict::{Accepted, Verdict};
 use pgrx::Uuid;
 use tollgate_core::ancestry::{Ancestor, Ancestry, Id};
-use tollgate_core::delegation::{Chain, MayAct, SERVICE};
+use tollgate_core::delegation::{Chain, MayAct};
 use tollgate_core::net::Net;
-use tollgate_core::status;
+use tollgate_core::{service, status};
 
 /// Of what is issued (RFC 8693 section 3).
 pub(crate) const ISSUED_TYPE: &str = "urn:ietf:params:oauth:token-type:access_token";
@@ -217,7 +218,7 @@ fn grant(request: &Request<'_>) -> Result<Granted, Refused> {
         let of = if end == subject.end { Code::InvalidSubject } else { Code::InvalidActor };
         return Err((of, Some(status::Code::Expired.as_str())));
     }
-    let client_id = actor.and_then(|actor| actor.user_id.strip_prefix(SERVICE).map(str::to_owned));
+    let client_id = actor.and_then(|actor| service::id_of(&actor.user_id).map(str::to_owned));
     Ok(Granted { subject, ancestry, client_id, scopes, audience, end, lifetime: request.lifetime })
 }
 
@@ -341,10 +342,12 @@ fn actor_of(accepted: Accepted<'_>) -> Actor {
             let user_id = row.text(Column::UserId).to_owned();
             // Read before what the account may do: with an earlier mark the token is refused when that is narrowed.
             let mark = revocations::mark_of(&user_id);
+            let account = service::id_of(&user_id).and_then(services::service);
             Actor {
                 issuer: guc::issuer().unwrap_or_default().to_owned(),
                 sub: user_id.clone(),
-                audience: Vec::new(),
+                audience: account
+                    .map_or_else(Vec::new, |account| account.audience.unwrap_or_else(own_audience)),
                 end: row.timestamp(Column::ExpiresAt),
                 ancestors: vec![Ancestor::ApiToken(row.id()), Ancestor::User { id: user_id.clone(), mark }],
                 acts_for_another: false,
@@ -359,7 +362,7 @@ fn actor_of(accepted: Accepted<'_>) -> Actor {
             ancestors.extend(root.map(Ancestor::ApiToken));
             ancestors.extend(token.session().map(Ancestor::Session));
             ancestors.push(user);
-            let is_service = token.terms().is_none() && token.user_id().starts_with(SERVICE);
+            let is_service = token.terms().is_none() && service::id_of(token.user_id()).is_some();
             Actor {
                 user_id: token.user_id().to_owned(),
                 issuer: token.issuer().to_owned(),

@@ -87,18 +87,22 @@ async fn exchange_as(world: &World, subject: &str, actor: &str, arguments: &str)
     Ok(exchange_with(&world.backend, subject, Some(actor), &arguments).await?)
 }
 
-/// A token of a service account, as it gets one for its secret.
-fn of_service(world: &World, secret: &Token, name: &str, audience: &str) -> Result<String> {
-    let user = format!("service:{name}");
-    world.sign(&json!({"sub": user, "aud": audience, "root": secret.id, "client_id": name, "scope": ""}))
-}
-
-async fn secret(world: &World, name: &str) -> Result<Token> {
-    let secret = issue(&world.db.owner, name, &[]).await?;
+/// A service account that may call this audience, with its secret, and a token that it got for that.
+async fn account(world: &World, name: &str, audience: &str) -> Result<(Token, String)> {
     world
-        .run(&format!("update tollgate.api_tokens set user_id = 'service:{name}' where id = '{}'", secret.id))
+        .run(&format!(
+            "select tollgate.create_service_account('{name}', 'of the test', audience => '{{{audience}}}')"
+        ))
         .await?;
-    Ok(secret)
+    let row = world
+        .db
+        .owner
+        .query_one("select id, token from tollgate.create_service_account_secret($1)", &[&name])
+        .await?;
+    let secret = Token { id: row.get(0), token: row.get(1) };
+    let get = "select access_token from tollgate.client_credentials($1, $2)";
+    let access = world.backend.query_one(get, &[&name, &secret.token]).await?.get(0);
+    Ok((secret, access))
 }
 
 // ---- What comes of a token
@@ -275,7 +279,7 @@ async fn a_bad_token_has_its_code_and_a_bad_argument_raises() -> Result<()> {
 async fn an_exchange_is_recorded_only_if_that_is_asked_for() -> Result<()> {
     let world = world("exchange_audited").await?;
     let api = issue(&world.db.owner, "ann", &["posts:read"]).await?;
-    let by = secret(&world, "a").await?;
+    let (by, _) = account(&world, "a", AUDIENCE).await?;
     let unrecorded = exchange(&world, &api.token, "").await?;
     assert_eq!(common::history(&world.db.owner, unrecorded.jti.context("an id")?).await?, []);
     world.run("alter database exchange_audited set tollgate.audit_issue = on").await?;
@@ -300,11 +304,10 @@ async fn an_exchange_is_recorded_only_if_that_is_asked_for() -> Result<()> {
 #[tokio::test]
 async fn along_a_chain_of_services_each_sees_the_user_the_actors_and_what_was_asked_for() -> Result<()> {
     let world = world("exchange_chain").await?;
-    let (secret_a, secret_b) = (secret(&world, "a").await?, secret(&world, "b").await?);
     let (b, c) = ("https://b.test", "https://c.test");
     let user = issue(&world.db.owner, "ann", &["posts:*", "users:read"]).await?;
-    let token_a = of_service(&world, &secret_a, "a", b)?;
-    let token_b = of_service(&world, &secret_b, "b", c)?;
+    let (secret_a, token_a) = account(&world, "a", b).await?;
+    let (secret_b, token_b) = account(&world, "b", c).await?;
 
     // The service A, to which ann's token came, calls B, which calls C.
     let for_b =
@@ -361,13 +364,21 @@ async fn along_a_chain_of_services_each_sees_the_user_the_actors_and_what_was_as
         assert_eq!(exchange_as(&world, for_b.token(), actor, arguments).await?.code, expected, "{arguments}");
     }
 
+    // By its secret an account acts as well, with the audiences that it has now.
+    let by_secret =
+        exchange_as(&world, &user.token, &secret_a.token, ", audience => '{https://b.test}'").await?;
+    assert_eq!(by_secret.claims()["act"], json!({"sub": "service:a", "client_id": "a"}));
+    let at_b = format!(", audience => '{b}'");
+    assert_eq!(world.verify(by_secret.token(), &at_b).await?.code, "VALID");
+
     // Each of what it came of ends it.
     for end in [
         format!("select tollgate.revoke_api_token('{}')", user.id),
         format!("select tollgate.revoke_api_token('{}')", secret_a.id),
         format!("select tollgate.set_api_token_enabled('{}', false)", secret_b.id),
-        "select tollgate.end_access_of_users('{service:a}', null, '{}')".to_owned(),
-        "select tollgate.end_access_of_users('{service:b}', null, '{}')".to_owned(),
+        "select tollgate.update_service_account('a', audience => '{https://other.test}')".to_owned(),
+        "select tollgate.disable_service_account('b')".to_owned(),
+        "select tollgate.delete_service_account('a')".to_owned(),
         "select tollgate.end_access_of_users('{ann}', null, '{}')".to_owned(),
         format!("select tollgate.revoke_access_token('{}'::uuid)", for_b.jti.context("an id")?),
         format!(
@@ -391,6 +402,11 @@ async fn along_a_chain_of_services_each_sees_the_user_the_actors_and_what_was_as
         world.db.owner.batch_execute("rollback").await?;
         assert_ne!(inside, "VALID", "{end}");
     }
+    world.run("select tollgate.update_service_account('a', audience => '{https://other.test}')").await?;
+    assert_eq!(world.verify(by_secret.token(), &at_b).await?.code, "REVOKED");
+    let narrowed =
+        exchange_as(&world, &user.token, &secret_a.token, ", audience => '{https://b.test}'").await?;
+    assert_eq!(narrowed.code, "INVALID_TARGET");
     Ok(())
 }
 

@@ -80,9 +80,8 @@ TO tollgate_demo_issuer;
 -- What an earlier run left.
 SELECT tollgate.revoke_all_api_tokens(id, 'a new run of the demo begins'), tollgate.revoke_all_sessions(id, 'a new run of the demo begins')
     FROM tollgate_demo.users;
-SELECT tollgate.revoke_all_api_tokens(service, 'a new run of the demo begins') FROM unnest('{demo:service-a,demo:service-b}'::text[]) service;
 SELECT tollgate.distrust_issuer(issuer, 'a new run of the demo begins') FROM tollgate.trusted_issuers WHERE user_prefix = 'demo-idp:';
 
 GRANT EXECUTE ON FUNCTION tollgate.client_credentials(text, text, text, text[], text[], inet) TO tollgate_demo_issuer;
-SELECT tollgate.delete_service_account('demo-report', 'a new run of the demo begins');
+SELECT tollgate.delete_service_account(id, 'a new run of the demo begins') FROM unnest('{demo-report,demo-a,demo-b}'::text[]) id;
 SELECT tollgate.distrust_issuer(issuer, 'a new run of the demo begins') FROM tollgate.trusted_issuers WHERE user_prefix = 'demo-ci:';
