@@ -85,8 +85,7 @@ impl Task for Purge {
         let denials =
             self.denials.advance(&mut session, fence, Due::Denials, Duration::ZERO, batch_size).await?;
         let urls = self.urls.advance(&mut session, fence, Due::UsedUrls, Duration::ZERO, batch_size).await?;
-        self.more =
-            [tokens, sessions, hours, users, messages, denials, urls].iter().any(|batch| batch.more);
+        self.more = [tokens, sessions, hours, users, messages, denials, urls].iter().any(|batch| batch.more);
         Ok(Report {
             items: tokens.items + sessions.items + hours.items + users.items,
             more: self.more,
