@@ -209,10 +209,10 @@ $(DEV)/pgbouncer:
 drivers: ## fetch the drivers of Python and Node that docs/drivers.md shows, to run it with
 	@tests/setup/drivers.sh $(DEV)/drivers python node
 
-# Debian's Go and pgx, and pgjdbc, unpacked: 600 MB.
+# Debian's Go and pgx, pgjdbc, and nginx with njs, unpacked: 600 MB.
 .PHONY: drivers-long
 drivers-long:
-	@tests/setup/drivers.sh $(DEV)/drivers go java
+	@tests/setup/drivers.sh $(DEV)/drivers go java njs
 
 # For the tests of what Prometheus makes of the metrics and the alerts.
 .PHONY: promtool
@@ -237,6 +237,11 @@ $(DEV)/yamllint:
 
 $(DEV)/biome:
 	@tests/setup/biome.sh $@
+
+# All that the linters and tests fetch, for those who want it at once.
+.PHONY: downloads
+downloads: linters pgbouncer promtool drivers
+	@for pg in $(VERSIONS); do $(MAKE) --no-print-directory postgres PG=$$pg; done
 
 .PHONY: toolchain
 toolchain: $(LIBCLANG) $(CARGO_PGRX)

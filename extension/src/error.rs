@@ -51,6 +51,15 @@ impl Error {
 
     /// A presented token that was refused. The detail is JSON, for programs: see [`Refusal::to_json`].
     pub(crate) fn refused(refusal: &Refusal) -> Self {
+        if refusal.code == Code::QuotaExceeded {
+            let hint = match refusal.retry_after {
+                Some(retry_after) => format!("Try again in {}.", duration(retry_after)),
+                None => "Add credits with tollgate.add_credits().".to_owned(),
+            };
+            return Error::new(PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED, "the quota is used up")
+                .detail(refusal.to_json())
+                .hint(hint);
+        }
         if let Some(retry_after) = refusal.retry_after {
             return Error::new(
                 PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
@@ -168,8 +177,17 @@ impl Error {
     /// A user who is inactive by the condition of an attached table.
     pub(crate) fn inactive_user() -> Self {
         Error::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "the user is not active")
-            .detail("Argument: user_id; the condition that attach_users_table() was given as active is not true for it.")
+            .detail("Argument: user_id; the condition that attach_users_table() was given as active is not true for it, or it is a service account that is disabled.")
             .hint("Activate the user first, in the same transaction if need be.")
+    }
+
+    pub(crate) fn consumed_in_a_transaction(function: &str) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_ACTIVE_SQL_TRANSACTION,
+            format!("{function} cannot run inside a transaction block"),
+        )
+        .detail("What it consumes might be rolled back after it was answered, and then be used again.")
+        .hint("Call it in a statement of its own, and answer after its COMMIT.")
     }
 
     pub(crate) fn no_key_column(table: &str, column: &str) -> Self {
@@ -322,6 +340,16 @@ impl Error {
         Error::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, "there is no signing key")
             .detail("No key of this database is in the state signing: see tollgate.signing_keys.")
             .hint("Create one with tollgate.create_signing_key().")
+    }
+
+    /// `name` is a name that keys may have.
+    pub(crate) fn no_url_key(name: &str) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            format!("there is no key named {name} that signs URLs"),
+        )
+        .detail("No key of that name is in the state signing: see tollgate.url_keys.")
+        .hint("Create one with tollgate.create_url_key().")
     }
 
     pub(crate) fn other_algorithm(wanted: &str, found: &str) -> Self {

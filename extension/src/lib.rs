@@ -1,8 +1,8 @@
 //! Tollgate: API tokens inside PostgreSQL. This file only wires the modules together.
 //!
 //! Where to find things: the functions that users call are in `api`, under the name that SQL gives them; the decision
-//! about a credential in `verify`; the identity of a transaction in `identity`; issuing in `tokens`, `access` and
-//! `sessions`; signing keys in `keys`; access to our tables in `store`; shared memory in `shmem`; calls to PostgreSQL and
+//! about a credential in `verify`; the identity of a transaction in `identity`; issuing in `tokens`, `access`,
+//! `sessions` and `services`; signed URLs in `urls`; signing keys in `keys`; access to our tables in `store`; shared memory in `shmem`; calls to PostgreSQL and
 //! its errors in `pg`; the rules themselves, independent of PostgreSQL, in the crate `tollgate-core`. Code that needs secrecy, hashing or speed is written in
 //! Rust; statements over sets of rows are written in SQL, in `sql/schema`, where every object has its comment.
 
@@ -15,10 +15,12 @@ mod guc;
 mod identity;
 mod keys;
 mod pg;
+mod services;
 mod sessions;
 mod shmem;
 mod store;
 mod tokens;
+mod urls;
 mod verify;
 
 #[cfg(any(test, feature = "pg_test"))]
@@ -56,14 +58,16 @@ extension_sql_file!("../../sql/schema/audit/seals.sql", name = "seals", requires
 extension_sql_file!("../../sql/schema/tokens/tokens.sql", name = "tokens", requires = ["seals"]);
 extension_sql_file!("../../sql/schema/tokens/scopes.sql", name = "scopes", requires = ["tokens"]);
 extension_sql_file!("../../sql/schema/usage/usage.sql", name = "usage", requires = ["scopes"]);
-extension_sql_file!("../../sql/schema/verify/verify.sql", name = "verify", requires = ["usage"]);
+extension_sql_file!("../../sql/schema/quotas/quotas.sql", name = "quotas", requires = ["usage"]);
+extension_sql_file!("../../sql/schema/verify/verify.sql", name = "verify", requires = ["quotas"]);
 extension_sql_file!("../../sql/schema/tokens/issue.sql", name = "issue", requires = ["verify"]);
 extension_sql_file!("../../sql/schema/tokens/families.sql", name = "families", requires = ["issue"]);
 extension_sql_file!("../../sql/schema/tokens/lifecycle.sql", name = "lifecycle", requires = ["families"]);
 extension_sql_file!("../../sql/schema/tokens/revoke.sql", name = "revoke", requires = ["lifecycle"]);
 extension_sql_file!("../../sql/schema/access/access.sql", name = "access", requires = ["revoke"]);
 extension_sql_file!("../../sql/schema/access/issuers.sql", name = "issuers", requires = ["access"]);
-extension_sql_file!("../../sql/schema/verify/findings.sql", name = "findings", requires = ["issuers"]);
+extension_sql_file!("../../sql/schema/access/exchange.sql", name = "exchange", requires = ["issuers"]);
+extension_sql_file!("../../sql/schema/verify/findings.sql", name = "findings", requires = ["exchange"]);
 extension_sql_file!("../../sql/schema/tokens/users_table.sql", name = "users_table", requires = ["findings"]);
 extension_sql_file!(
     "../../sql/schema/base/housekeeping.sql",
@@ -73,7 +77,10 @@ extension_sql_file!(
 extension_sql_file!("../../sql/schema/delivery/webhooks.sql", name = "webhooks", requires = ["housekeeping"]);
 extension_sql_file!("../../sql/schema/keys/keys.sql", name = "keys", requires = ["webhooks"]);
 extension_sql_file!("../../sql/schema/sessions/sessions.sql", name = "sessions", requires = ["keys"]);
-extension_sql_file!("../../sql/schema/base/leadership.sql", name = "leadership", requires = ["sessions"]);
+extension_sql_file!("../../sql/schema/services/accounts.sql", name = "services", requires = ["sessions"]);
+extension_sql_file!("../../sql/schema/services/workloads.sql", name = "workloads", requires = ["services"]);
+extension_sql_file!("../../sql/schema/urls/urls.sql", name = "urls", requires = ["workloads"]);
+extension_sql_file!("../../sql/schema/base/leadership.sql", name = "leadership", requires = ["urls"]);
 extension_sql_file!("../../sql/schema/usage/stats.sql", name = "stats", requires = ["leadership"]);
 extension_sql_file!("../../sql/schema/base/health.sql", name = "health", requires = ["stats"]);
 extension_sql_file!(

@@ -2,7 +2,7 @@
 # drivers.sh DIR PART…: fetches what docs/drivers.md is run with into DIR, each part once: python (a virtual environment with
 # the drivers, from PyPI), node (the drivers, from npm), go and java (Debian's packages, unpacked and not installed). With the
 # drivers come the packages whose tokens docs/migrating.md takes over, libraries that verify signed tokens, and issuers of
-# them. Called by `make drivers` and `make drivers-long`.
+# them; and nginx, for which there is a verifier of signed URLs. Called by `make drivers` and `make drivers-long`.
 #
 # Versions and digests are pinned in tests/drivers; those of Debian's packages are what its release has. A part whose pins have
 # changed is fetched anew.
@@ -63,6 +63,9 @@ fetch_java() {
     command -v javac >/dev/null || unavailable "there is no javac (Debian, Ubuntu: apt install default-jdk-headless)."
     unpack "$1" libpostgresql-jdbc-java
 }
+
+# nginx with its module njs, and the shell of njs, for contrib/signed-urls.
+fetch_njs() { unpack "$1" njs nginx-light libnginx-mod-http-js; }
 
 for part in "$@"; do
     pins=$(cat "$0" "$here/$part"/*.txt "$here/$part"/*.json 2>/dev/null | sha256sum || true)

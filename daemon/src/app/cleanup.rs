@@ -50,11 +50,13 @@ pub async fn clean_up(
     mut progress: impl FnMut(Stage, u64),
 ) -> Result<Cleaned> {
     let mut cleaned = Cleaned::default();
+    let mut purged_users = 0;
     for (stage, due, time, count) in [
         (Stage::Expiries, Due::Expiries, Duration::ZERO, &mut cleaned.expired),
         (Stage::EndedTokens, Due::EndedTokens, retention.tokens, &mut cleaned.purged),
         (Stage::EndedSessions, Due::EndedSessions, retention.tokens, &mut cleaned.purged_sessions),
         (Stage::UsageHours, Due::UsageHours, retention.usage, &mut cleaned.purged_hours),
+        (Stage::UsageHours, Due::UserUsage, retention.usage, &mut purged_users),
     ] {
         let mut round = Round::default();
         *count = until_done(
@@ -63,6 +65,7 @@ pub async fn clean_up(
         )
         .await?;
     }
+    cleaned.purged_hours += purged_users;
     if let Some(time) = retention.audit {
         cleaned.purged_events = until_done(
             async || rested(batch_size, contract::purge_audit_log(&**session, None, time, batch_size)).await,

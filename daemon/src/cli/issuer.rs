@@ -53,7 +53,7 @@ async fn trust(target: Target, options: TrustOptions) -> Result<u8> {
     output::done(&options.output, "trusted", &new.issuer)
 }
 
-fn read_key_set(from: &Path) -> Result<String> {
+pub(super) fn read_key_set(from: &Path) -> Result<String> {
     let shown = from.display();
     let unreadable =
         |error: io::Error| Error::usage(format!("could not read the key set from {shown}: {error}"));

@@ -12,14 +12,17 @@ mod key;
 mod list;
 pub mod output;
 mod progress;
+mod quota;
 mod run;
 mod scope;
 mod server_errors;
+mod service;
 mod session;
 mod shell;
 mod status;
 mod tail;
 mod token;
+mod url_key;
 mod user;
 mod webhook;
 
@@ -28,8 +31,8 @@ use std::future::Future;
 use crate::config::file_trust;
 use crate::config::sources::Configuration;
 use crate::config::{
-    AuditCommand, CapabilityCommand, Command, IssuerCommand, KeyCommand, ScopeCommand, SessionCommand,
-    StandbyOptions, TokenCommand, UserCommand, WebhookCommand,
+    AuditCommand, CapabilityCommand, Command, IssuerCommand, KeyCommand, QuotaCommand, ScopeCommand,
+    ServiceCommand, SessionCommand, StandbyOptions, TokenCommand, UrlKeyCommand, UserCommand, WebhookCommand,
 };
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
@@ -90,7 +93,10 @@ pub fn run(configuration: Configuration) -> Result<u8> {
             let standbys = standbys(&options.standby)?;
             block_on(key::reseal(target, standbys, options))
         }
+        Command::UrlKey(command) => block_on(url_key::url_key(target, command)),
         Command::Issuer(command) => block_on(issuer::issuer(target, command)),
+        Command::Quota(command) => block_on(quota::quota(target, command)),
+        Command::Service(command) => block_on(service::service(target, command)),
         Command::Capability(command) => block_on(capability::capability(target, command)),
         // Answered above, without a connection.
         Command::Config(_) | Command::Completions(_) | Command::Man | Command::Key(KeyCommand::Init(_)) => {
@@ -147,10 +153,31 @@ fn name(command: &Command) -> &'static str {
         Command::Key(KeyCommand::Import(_)) => "key import",
         Command::Key(KeyCommand::Withdraw(_)) => "key withdraw",
         Command::Key(KeyCommand::Reseal(_)) => "key reseal",
+        Command::UrlKey(UrlKeyCommand::Create(_)) => "url-key create",
+        Command::UrlKey(UrlKeyCommand::List(_)) => "url-key list",
+        Command::UrlKey(UrlKeyCommand::Rotate(_)) => "url-key rotate",
+        Command::UrlKey(UrlKeyCommand::Export(_)) => "url-key export",
+        Command::UrlKey(UrlKeyCommand::Withdraw(_)) => "url-key withdraw",
         Command::Issuer(IssuerCommand::Trust(_)) => "issuer trust",
         Command::Issuer(IssuerCommand::List(_)) => "issuer list",
         Command::Issuer(IssuerCommand::Distrust(_)) => "issuer distrust",
         Command::Issuer(IssuerCommand::Fetch(_)) => "issuer fetch",
+        Command::Quota(QuotaCommand::Set(_)) => "quota set",
+        Command::Quota(QuotaCommand::Add(_)) => "quota add",
+        Command::Quota(QuotaCommand::List(_)) => "quota list",
+        Command::Quota(QuotaCommand::Show(_)) => "quota show",
+        Command::Quota(QuotaCommand::Remove(_)) => "quota remove",
+        Command::Service(ServiceCommand::Create(_)) => "service create",
+        Command::Service(ServiceCommand::List(_)) => "service list",
+        Command::Service(ServiceCommand::Show(_)) => "service show",
+        Command::Service(ServiceCommand::Update(_)) => "service update",
+        Command::Service(ServiceCommand::Disable(_)) => "service disable",
+        Command::Service(ServiceCommand::Enable(_)) => "service enable",
+        Command::Service(ServiceCommand::Delete(_)) => "service delete",
+        Command::Service(ServiceCommand::Secret(_)) => "service secret",
+        Command::Service(ServiceCommand::Keys(_)) => "service keys",
+        Command::Service(ServiceCommand::TrustWorkload(_)) => "service trust-workload",
+        Command::Service(ServiceCommand::DistrustWorkload(_)) => "service distrust-workload",
         Command::Capability(CapabilityCommand::List(_)) => "capability list",
         Command::Capability(CapabilityCommand::Grant(_)) => "capability grant",
         Command::Capability(CapabilityCommand::Revoke(_)) => "capability revoke",

@@ -138,7 +138,7 @@ impl Tone {
     pub fn of(word: &str) -> Self {
         match word {
             "active" | "VALID" => Tone::Good,
-            "disabled" | "expired" | "RATE_LIMITED" => Tone::Doubtful,
+            "disabled" | "expired" | "RATE_LIMITED" | "QUOTA_EXCEEDED" => Tone::Doubtful,
             "revoked" => Tone::Bad,
             word if word.chars().all(|c| c.is_ascii_uppercase() || c == '_') && !word.is_empty() => Tone::Bad,
             _ => Tone::Plain,

@@ -20,7 +20,7 @@ use crate::background::signal::Signal;
 use crate::background::tasks::observe::LatestObservation;
 use crate::background::tasks::{
     announce_expiries, deliver_webhooks, expire_tokens, fetch_keys, flush_standby, flush_usage, heartbeat,
-    observe, publish_events, purge, purge_audit, rotate_keys, seal_audit, watch_usage,
+    lease_quotas, observe, publish_events, purge, purge_audit, rotate_keys, seal_audit, watch_usage,
 };
 use crate::config::{ListenAddress, RunOptions};
 use crate::contract::Identity;
@@ -154,6 +154,11 @@ async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Re
             signal.clone(),
         );
         driver.start(
+            lease_quotas::LeaseStandby::new(database.clone(), standby.clone(), &server),
+            every(lease_quotas::PERIOD),
+            Signal::default(),
+        );
+        driver.start(
             watch_usage::WatchUsage::of_standby(standby, server, signal),
             every(watch_usage::PERIOD),
             Signal::default(),
@@ -162,6 +167,11 @@ async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Re
     driver.start(
         watch_usage::WatchUsage::new(database.clone(), flush_now[0].clone()),
         every(watch_usage::PERIOD),
+        Signal::default(),
+    );
+    driver.start_led(
+        lease_quotas::LeaseQuotas::new(database.clone(), leadership.clone()),
+        every(lease_quotas::PERIOD),
         Signal::default(),
     );
     driver.start(

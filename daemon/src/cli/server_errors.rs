@@ -12,15 +12,19 @@ use crate::error::Error;
 use crate::postgres::target::Target;
 
 /// What is a command here. What is missing stays as the server says it: a setting, or a function for an administrator's psql.
-const COMMANDS: [(&str, &str); 33] = [
+const COMMANDS: [(&str, &str); 39] = [
     ("capability_grants", "capability list"),
     ("create_api_token", "token create"),
+    ("create_service_account", "service create"),
+    ("create_service_account_secret", "service secret"),
     ("define_scope", "scope define"),
     ("define_webhook", "webhook create"),
     ("derive_api_token", "token derive"),
     ("distrust_issuer", "issuer distrust"),
+    ("distrust_workload", "service distrust-workload"),
     ("drop_scope", "scope drop"),
     ("drop_webhook", "webhook delete"),
+    ("enable_service_account", "service enable"),
     ("event_position", "tail"),
     ("find_api_tokens", "token list"),
     ("grant_capability", "capability grant"),
@@ -38,11 +42,13 @@ const COMMANDS: [(&str, &str); 33] = [
     ("revoke_session", "session revoke"),
     ("revoke_user", "user revoke"),
     ("rotate_api_token", "token rotate"),
+    ("service_accounts", "service list"),
     ("set_api_token_enabled", "token enable"),
     ("set_webhook_url", "webhook set-url"),
     ("trust_issuer", "issuer trust"),
     ("trusted_issuers", "issuer list"),
     ("update_api_token", "token update"),
+    ("update_service_account", "service update"),
     ("verify_api_token", "token verify"),
     ("verify_audit_log", "audit verify"),
     ("webhooks", "webhook list"),

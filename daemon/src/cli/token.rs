@@ -43,7 +43,7 @@ pub(super) async fn token(target: Target, command: TokenCommand) -> Result<u8> {
 }
 
 /// Prints a token at the only time that it can be.
-fn hand_out(issued: &Value, output: &OutputOptions) -> Result<()> {
+pub(super) fn hand_out(issued: &Value, output: &OutputOptions) -> Result<()> {
     if output.json {
         return output::json(issued);
     }

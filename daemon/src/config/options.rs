@@ -19,7 +19,10 @@ use super::common_options::{BatchOptions, OutputOptions, StandbyOptions};
 use super::issuer_options::{IssuerCommand, IssuerNetworks};
 use super::key_options::KeyCommand;
 use super::management_options::{AuditCommand, CapabilityCommand, UserCommand, WebhookCommand};
+use super::quota_options::QuotaCommand;
+use super::service_options::ServiceCommand;
 use super::session_options::SessionCommand;
+use super::url_key_options::UrlKeyCommand;
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
 use crate::process::duration;
@@ -129,9 +132,18 @@ pub enum Command {
     /// Make, rotate, withdraw and reseal signing keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Create, rotate, export and withdraw keys that sign URLs
+    #[command(subcommand)]
+    UrlKey(UrlKeyCommand),
+    /// Manage service accounts: programs that get access tokens for themselves
+    #[command(subcommand)]
+    Service(ServiceCommand),
     /// Trust issuers of other systems, so that their access tokens are accepted
     #[command(subcommand)]
     Issuer(IssuerCommand),
+    /// Set how often tokens and users may be used in a period of the calendar
+    #[command(subcommand)]
+    Quota(QuotaCommand),
     /// Say which database role may do what
     #[command(subcommand)]
     Capability(CapabilityCommand),

@@ -17,8 +17,10 @@ pub enum Due {
     EndedTokens,
     EndedSessions,
     UsageHours,
+    UserUsage,
     WebhookDeliveries,
     Denials,
+    UsedUrls,
 }
 
 /// A statement that deals with some of [`Due`].
@@ -30,7 +32,7 @@ pub struct Walk {
 }
 
 /// Which row was looked at last, in the order of its index. The time is as the server wrote it: it may be infinite. The id is
-/// that of a token or of a session.
+/// that of a token, of a session, or under which a user's usage is counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     at: Option<String>,
@@ -55,8 +57,10 @@ impl Walk {
             Due::EndedSessions => ("purge_sessions_after", "", "", "delete ended sessions"),
             Due::EndedTokens => ("purge_tokens_after", "ended_at", "purged", "delete ended tokens"),
             Due::UsageHours => ("purge_usage_after", "hour", "purged", "delete old hours of usage"),
+            Due::UserUsage => ("purge_user_usage_after", "", "", "delete old usage of users"),
             Due::WebhookDeliveries => ("purge_webhook_deliveries", "", "", "delete old webhook messages"),
             Due::Denials => ("purge_denials", "", "", "delete revocations that no access token outlives"),
+            Due::UsedUrls => ("purge_used_urls", "", "", "delete uses of signed URLs that are over"),
         };
         // Called in a SELECT without FROM, for the fence; OFFSET keeps that a sub-select, so that it is called once.
         let call = match what {
@@ -64,19 +68,22 @@ impl Walk {
             Due::WebhookDeliveries | Due::SessionAnnouncements => {
                 format!("select tollgate.{function}(make_interval(secs => $1), $2)")
             }
-            Due::EndedSessions => format!("select tollgate.{function}(make_interval(secs => $1), $2, $4)"),
-            Due::Denials => format!("select tollgate.{function}($2), $1::float8"),
+            Due::EndedSessions | Due::UserUsage => {
+                format!("select tollgate.{function}(make_interval(secs => $1), $2, $4)")
+            }
+            Due::Denials | Due::UsedUrls => format!("select tollgate.{function}($2), $1::float8"),
             _ => format!(
                 "select tollgate.{function}(make_interval(secs => $1), $2, $3::text::timestamptz, $4)"
             ),
         };
         let columns = match what {
             // They leave none behind.
-            Due::WebhookDeliveries | Due::SessionAnnouncements | Due::Denials => {
+            Due::WebhookDeliveries | Due::SessionAnnouncements | Due::Denials | Due::UsedUrls => {
                 "s.r, s.r, $3::text, $4::uuid".to_owned()
             }
             // In the order of their ids.
             Due::EndedSessions => "(s.r).looked_at, (s.r).purged, $3::text, (s.r).session_id".to_owned(),
+            Due::UserUsage => "(s.r).looked_at, (s.r).purged, $3::text, (s.r).usage_id".to_owned(),
             _ => format!("(s.r).looked_at, (s.r).{done}, (s.r).{time}::text, (s.r).token_id"),
         };
         let statement = format!("select {columns} from ({} offset 0) s (r)", fenced(&call, fence));

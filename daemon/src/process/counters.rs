@@ -47,6 +47,8 @@ pub static STREAMED_EVENTS: Count = Count::new();
 /// Attempts to send a webhook, by what came of them.
 pub static WEBHOOKS_DELIVERED: Count = Count::new();
 pub static WEBHOOKS_FAILED: Count = Count::new();
+/// Leases of quotas that were granted.
+pub static QUOTAS_LEASED: Count = Count::new();
 /// Attempts to fetch the keys of an issuer, by what came of them.
 pub static KEYS_FETCHED: Count = Count::new();
 pub static KEY_FETCHES_FAILED: Count = Count::new();

@@ -4,14 +4,13 @@
 //! Only the outermost one acts; those inside it say how the token came to it, and decide nothing.
 
 use crate::json::{Json, Object, quote};
+pub use crate::service::PREFIX as SERVICE;
 use crate::token;
 
 /// How many actors a token names at most.
 pub const MAX_DEPTH: usize = 8;
 /// The most characters of a name.
 const MAX_NAME: usize = 255;
-/// What the user id of a service account begins with; its client id follows.
-pub const SERVICE: &str = "service:";
 
 /// The actors of a token, by user id, the outermost first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

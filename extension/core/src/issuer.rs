@@ -11,6 +11,7 @@ use crate::claims::Claims;
 use crate::json::{Json, Object};
 use crate::jws::Header;
 use crate::scope;
+use crate::service;
 use crate::status::Code;
 use crate::token;
 
@@ -107,7 +108,9 @@ impl Rules {
         let is_allowed = !name.trim().is_empty()
             && user_id.chars().count() <= MAX_USER_ID
             && !token::contains_secret(&user_id)
-            && !self.other_prefixes.iter().any(|other| user_id.starts_with(other));
+            && !self.other_prefixes.iter().any(|other| user_id.starts_with(other))
+            // Whatever the prefix is.
+            && service::id_of(&user_id).is_none();
         is_allowed.then_some(user_id)
     }
 
@@ -168,6 +171,14 @@ pub fn is_cut_off(issued_at: Option<i64>, cut_off: i64, leeway: i64) -> bool {
     const SECOND: i64 = 1_000_000;
     let second = cut_off.saturating_add(SECOND - 1).div_euclid(SECOND).saturating_mul(SECOND);
     issued_at.is_none_or(|iat| iat <= second.saturating_add(leeway))
+}
+
+/// The first of these paths at which there is another value, none, or more than one.
+pub fn unmet<'r>(claims: &Claims, required: &'r Object) -> Option<&'r str> {
+    required
+        .iter()
+        .find(|(path, value)| claim(claims, path) != Ok(Some(value)))
+        .map(|(path, _)| path.as_str())
 }
 
 /// Whether a path may be configured.
@@ -286,6 +297,16 @@ mod tests {
     }
 
     #[test]
+    fn no_issuer_names_a_service_account() {
+        for (prefix, sub) in [("", "service:ci"), ("serv", "ice:ci"), ("service:", "ci"), ("", "service:")] {
+            let rules = Rules { user_prefix: prefix.to_owned(), ..rules() };
+            assert_eq!(user(&rules, &format!(r#","sub":"{sub}""#)), Err(Fault::User), "{prefix} {sub}");
+        }
+        let rules = Rules { user_prefix: String::new(), ..rules() };
+        assert_eq!(user(&rules, r#","sub":"services:ci""#), Ok("services:ci".to_owned()));
+    }
+
+    #[test]
     fn an_address_names_a_user_only_if_it_was_verified() {
         for (claim, before, after) in [("email", "", ""), ("contact.email", r#""contact":{"#, "}")] {
             let rules = Rules { user_claim: claim.to_owned(), ..rules() };
@@ -390,6 +411,25 @@ mod tests {
         ] {
             assert_eq!(map(&rules, &good.replace(from, to)), Err(Fault::Required), "{to}");
         }
+    }
+
+    #[test]
+    fn the_first_condition_that_is_not_met_is_named() {
+        let required = json::parse_object(r#"{"a":"1","b.c":true,"d":7}"#).unwrap();
+        let of = |members: &str| unmet(&claims(members), &required).map(str::to_owned);
+        assert_eq!(of(r#","a":"1","b":{"c":true},"d":7"#), None);
+        for (members, path) in [
+            ("", "a"),
+            (r#","a":1,"b":{"c":true},"d":7"#, "a"),
+            (r#","a":["1"],"b":{"c":true},"d":7"#, "a"),
+            (r#","a":"1","b":{"c":"true"},"d":7"#, "b.c"),
+            // Two readings.
+            (r#","a":"1","b":{"c":true},"b.c":true,"d":7"#, "b.c"),
+            (r#","a":"1","b":{"c":true},"d":"7""#, "d"),
+        ] {
+            assert_eq!(of(members).as_deref(), Some(path), "{members}");
+        }
+        assert_eq!(unmet(&claims(""), &Object::new()), None);
     }
 
     #[test]

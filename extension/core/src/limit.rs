@@ -13,7 +13,7 @@ const TICKS: u64 = 1 << 12;
 /// In microseconds: a day. A longer budget is a quota, which belongs in a table.
 pub const LONGEST_WINDOW: i64 = 86_400_000_000;
 /// In microseconds since 2000-01-01, in the year 2138: later times are treated as this one, so that nothing overflows.
-const LAST: u64 = (1 << 52) - (1 << 47);
+pub const LAST: u64 = (1 << 52) - (1 << 47);
 
 /// A number of uses per window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,16 @@ impl State {
     /// used.
     pub fn is_idle(self, now: i64) -> bool {
         self.0 <= ticks(now)
+    }
+
+    /// A state that is in use until a moment, in microseconds since 2000-01-01, at the latest 2138.
+    pub fn until(end: i64) -> State {
+        State(ticks(end))
+    }
+
+    /// That moment.
+    pub fn end(self) -> i64 {
+        (self.0 / TICKS).cast_signed()
     }
 }
 

@@ -27,11 +27,13 @@ pub enum Code {
     IpNotAllowed,
     InsufficientScope,
     RateLimited,
+    /// The token, or its user, has spent its quota.
+    QuotaExceeded,
 }
 
 impl Code {
     /// Every code, at the position that [`Code::index`] returns.
-    pub const ALL: [Code; 14] = [
+    pub const ALL: [Code; 15] = [
         Code::Valid,
         Code::Malformed,
         Code::UntrustedIssuer,
@@ -46,6 +48,7 @@ impl Code {
         Code::IpNotAllowed,
         Code::InsufficientScope,
         Code::RateLimited,
+        Code::QuotaExceeded,
     ];
 
     /// The code as SQL returns it.
@@ -65,12 +68,18 @@ impl Code {
             Code::IpNotAllowed => "IP_NOT_ALLOWED",
             Code::InsufficientScope => "INSUFFICIENT_SCOPE",
             Code::RateLimited => "RATE_LIMITED",
+            Code::QuotaExceeded => "QUOTA_EXCEEDED",
         }
     }
 
     /// Whether it is a failed attempt: not a token, or not one that is currently usable from that address.
     pub const fn is_failed_attempt(self) -> bool {
-        !matches!(self, Code::Valid | Code::InsufficientScope | Code::RateLimited)
+        !matches!(self, Code::Valid | Code::InsufficientScope | Code::RateLimited | Code::QuotaExceeded)
+    }
+
+    /// Whether a later attempt may succeed: a limit or a quota was used up.
+    pub const fn is_for_now(self) -> bool {
+        matches!(self, Code::RateLimited | Code::QuotaExceeded)
     }
 
     /// The position of this code in [`Code::ALL`], for arrays of counters.
@@ -85,7 +94,7 @@ impl fmt::Display for Code {
     }
 }
 
-/// The decision about a stored token, except for its rate limit, which is charged only after this has returned
+/// The decision about a stored token, except for limits and quotas, which are charged only after this has returned
 /// [`Code::Valid`].
 ///
 /// The first fault in the order of [`Code::ALL`] is reported. Times are microseconds since any one epoch; a token ends

@@ -4,9 +4,9 @@
 //!
 //! | part | bytes |
 //! |---|---|
-//! | head | magic 8, version 4, databases 4, records 8, system identifier 8, checkpoint 8, timeline 4, zero 4, seed 8 |
+//! | head | magic 8, version 4, databases 4, records 8, system identifier 8, checkpoint 8, timeline 4, zero 4, seed 8, holder 16 |
 //! | each database | oid 4, zero 4, generation 8, boot 16, node 64 (padded with zeros) |
-//! | each record | id 16, database 4, kind 1, family 1, bits 1, in second 1, uses 4, denials 4, handed out 4 + 4, last used 8, address 16, limiter 8, owner 4 |
+//! | each record | id 16, database 4, kind 1, family 1, bits 1, in second 1, uses 4, denials 4, handed out 4 + 4, last used 8, address 16, limiter 8, owner 4, spent 8, granted 8 |
 //! | end | CRC-32 (IEEE) of all before it, 4 |
 //!
 //! Whatever a file contains, reading it neither panics nor takes more memory than [`MAX_DATABASES`] require: it is read
@@ -18,15 +18,15 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::IpAddr;
 
 /// Must be increased with every change of the layout.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 pub const MAX_DATABASES: usize = 64;
 /// Length of a node's name in bytes: the maximum that PostgreSQL allows for `cluster_name`, including its NUL.
 pub const NODE_LEN: usize = 64;
 
 const MAGIC: [u8; 8] = *b"tollgate";
-const HEAD_LEN: usize = 56;
+const HEAD_LEN: usize = 72;
 const DATABASE_LEN: usize = 96;
-const RECORD_LEN: usize = 76;
+const RECORD_LEN: usize = 92;
 const CHECKSUM_LEN: u64 = 4;
 
 /// The clean shutdown at which a file was written. A server whose last shutdown was another one did not write the file:
@@ -54,6 +54,8 @@ pub struct Head {
     pub shutdown: Shutdown,
     /// The seed of the table's hash: a table of the same size and with the same seed has room for all entries.
     pub seed: u64,
+    /// The name under which this server holds leases of quotas.
+    pub holder: [u8; 16],
     /// At most [`MAX_DATABASES`].
     pub outstanding: Vec<Outstanding>,
     pub records: u64,
@@ -77,6 +79,10 @@ pub struct Record {
     pub limiter: u64,
     /// The owner of the key: two digests of 16 bits, made with the head's seed.
     pub owner: u32,
+    /// Of a quota, else 0: what was spent and what was granted (see [`crate::quota::State`]). `limiter` says until when, and
+    /// `last_used` at what point more is wanted.
+    pub spent: u64,
+    pub granted: u64,
     /// Whether the entry was in the second of its key's two groups.
     pub in_second: bool,
 }
@@ -128,6 +134,7 @@ pub fn write(to: impl Write, head: &Head, records: impl Iterator<Item = Record>)
     bytes.put(head.shutdown.timeline.to_le_bytes());
     bytes.put([0; 4]);
     bytes.put(head.seed.to_le_bytes());
+    bytes.put(head.holder);
     to.write_all(&bytes.whole())?;
     for outstanding in &head.outstanding {
         let mut bytes = Fields::<DATABASE_LEN>::new();
@@ -188,6 +195,7 @@ impl<R: Read + Seek> Reader<R> {
         };
         let _zero: [u8; 4] = bytes.take();
         let seed = u64::from_le_bytes(bytes.take());
+        let holder = bytes.take();
         if databases as usize > MAX_DATABASES {
             return Err(Fault::TooManyDatabases(databases));
         }
@@ -220,7 +228,7 @@ impl<R: Read + Seek> Reader<R> {
         }
         let mut from = from.from;
         from.seek(SeekFrom::Start((HEAD_LEN + outstanding.len() * DATABASE_LEN) as u64))?;
-        let head = Head { shutdown, seed, outstanding, records };
+        let head = Head { shutdown, seed, holder, outstanding, records };
         Ok(Reader { from, head, left: records })
     }
 
@@ -265,6 +273,8 @@ fn encode(record: &Record) -> [u8; RECORD_LEN] {
     bytes.put(address);
     bytes.put(record.limiter.to_le_bytes());
     bytes.put(record.owner.to_le_bytes());
+    bytes.put(record.spent.to_le_bytes());
+    bytes.put(record.granted.to_le_bytes());
     bytes.whole()
 }
 
@@ -286,6 +296,7 @@ fn decode(mut bytes: Fields<RECORD_LEN>) -> Record {
     };
     let limiter = u64::from_le_bytes(bytes.take());
     let owner = u32::from_le_bytes(bytes.take());
+    let (spent, granted) = (u64::from_le_bytes(bytes.take()), u64::from_le_bytes(bytes.take()));
     Record {
         id,
         database,
@@ -297,6 +308,8 @@ fn decode(mut bytes: Fields<RECORD_LEN>) -> Record {
         client,
         limiter,
         owner,
+        spent,
+        granted,
         in_second: in_second != 0,
     }
 }

@@ -19,6 +19,11 @@
 //! and cannot displace those of others: each database is guaranteed an equal part, each issuing role an equal part of
 //! that, and each user an equal part of that.
 //!
+//! A quota's entry holds what this server may still spend of it (see `crate::quota`), and stays until its period ends, in at
+//! most half of a group's slots. So an entry that is not there has spent nothing in its period. Only if another database
+//! has more of them in a group may it take the slot of one; from then on, entries that are added there count as spent, until
+//! the period of what was forgotten is over.
+//!
 //! Counters belong to generations. `drain` closes a generation: it notes in each entry how much was counted, and hands
 //! the same figures out until `acknowledge` subtracts them. So the process that moves counters to the tables may fail
 //! at any moment and start again. Counters that are not acknowledged when the server is stopped are carried over to its
@@ -26,6 +31,7 @@
 
 use crate::limit::{Charge, Limit, State};
 use crate::net::Net;
+use crate::quota::{self, Lease, Spent};
 use crate::status::Code;
 pub use crate::usage_file::MAX_DATABASES;
 use crate::usage_file::{Head, NODE_LEN, Outstanding, Record, Shutdown};
@@ -43,6 +49,8 @@ const MAX_ADDRESSES: usize = SLOTS_PER_GROUP / 4;
 /// Slots of a group that limiters in use may take, including addresses: a limiter may last for a day, and the counters
 /// of others must find room meanwhile.
 const MAX_LIMITED: usize = SLOTS_PER_GROUP - SLOTS_PER_GROUP / 4;
+/// Slots of a group that quotas may take: a period may last for ever, and limits and counters must find room meanwhile.
+const MAX_QUOTAS: usize = SLOTS_PER_GROUP / 2;
 /// Number of locks for adding an entry; a key's hash selects one.
 pub const INSERT_LOCKS: usize = 32;
 /// Maximum number of rows handed out at a time, which limits the memory of the session that drains and of the daemon;
@@ -63,11 +71,13 @@ pub enum Kind {
     User = 2,
     /// A client's, by the address.
     Address = 3,
+    /// By its id.
+    Quota = 4,
 }
 
 impl Kind {
     fn from_number(number: u8) -> Option<Self> {
-        [Kind::Token, Kind::User, Kind::Address].into_iter().find(|kind| *kind as u8 == number)
+        [Kind::Token, Kind::User, Kind::Address, Kind::Quota].into_iter().find(|kind| *kind as u8 == number)
     }
 }
 
@@ -158,6 +168,9 @@ const V4: u8 = 4;
 const V6: u8 = 6;
 
 /// One key and its counters, in one cache line. Written under the group's lock.
+///
+/// Of a quota: `address` holds what was spent and what was granted, `limiter` the end of the period, and `last_used` at what
+/// point more is wanted.
 #[repr(C, align(64))]
 #[derive(Default)]
 struct Entry {
@@ -197,6 +210,8 @@ pub struct Group<L> {
     handed_out: [HandedOut; SLOTS_PER_GROUP],
     /// For each slot, keyed digests of its owner: 16 bits of the issuing role and 16 of the user.
     owners: [AtomicU32; SLOTS_PER_GROUP],
+    /// Until when quotas last that this group has forgotten, like a limiter's state; 0 for none.
+    forgotten: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Entry>() == 64);
@@ -256,6 +271,11 @@ pub struct Header {
     origin: Origin,
     started_at: AtomicI64,
     seed: AtomicU64,
+    /// The name under which this server holds leases of quotas: as long as none of them was forgotten.
+    holder: [AtomicU64; 2],
+    /// The latest time at which an entry was added or a quota's period began: if the clock goes back, an entry whose
+    /// period has ended may be gone already.
+    latest: AtomicI64,
     /// One sequence for all databases: a database created from another as its template also has the other's record of
     /// which generations were applied.
     next_generation: AtomicU64,
@@ -297,8 +317,8 @@ struct NewKey<'a> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
     pub kept: u64,
-    /// Limits in use that found no room: of tokens, of users, of addresses.
-    pub lost_limits: [u64; 3],
+    /// Limits in use that found no room: of tokens, of users, of addresses; and quotas.
+    pub lost_limits: [u64; 4],
     /// The unflushed counts of keys that found no room.
     pub lost_counters: u64,
     pub lost_uses: u64,
@@ -351,6 +371,8 @@ impl<'a, L: SpinLock> Table<'a, L> {
         self.header.origin.store(node, boot);
         self.header.seed.store(seed, Relaxed);
         self.header.started_at.store(now, Relaxed);
+        self.header.latest.store(now, Relaxed);
+        store(&self.header.holder, boot);
         // Starts at the time of the server's start in microseconds, so that a number is not used again after a restart
         // and a late acknowledgement cannot match a later generation.
         self.header.next_generation.store(now.unsigned_abs().max(1), Relaxed);
@@ -380,7 +402,8 @@ impl<'a, L: SpinLock> Table<'a, L> {
             .collect();
         let seed = self.header.seed.load(Relaxed);
         let records = self.records(now).count() as u64;
-        (Head { shutdown, seed, outstanding, records }, self.records(now))
+        let holder = load(&self.header.holder);
+        (Head { shutdown, seed, holder, outstanding, records }, self.records(now))
     }
 
     /// Limits in use come first, so that a smaller table has room for them, if not for all counters: a lost count is
@@ -414,9 +437,15 @@ impl<'a, L: SpinLock> Table<'a, L> {
             slot.closed.store(outstanding.generation, Relaxed);
             slot.closed_under.store(&outstanding.node, &outstanding.boot);
         }
-        let mut restored = Restored::default();
+        let (mut restored, mut seen) = (Restored::default(), 0);
         for record in records {
+            seen += 1;
             restored.add(&record, now, self.restore_one(&record, now));
+        }
+        if seen == head.records && restored.lost_limits[Kind::Quota as usize - 1] == 0 {
+            store(&self.header.holder, &head.holder);
+        } else {
+            self.forget_quotas();
         }
         self.shard(0).overflowed.fetch_add(restored.lost_uses, Relaxed);
         restored
@@ -512,6 +541,103 @@ impl<'a, L: SpinLock> Table<'a, L> {
         })
     }
 
+    /// Spends a unit of what is remembered of a quota. `None` if the tables may say more.
+    #[inline]
+    pub fn spend(&self, database: u32, quota: &[u8; 16], now: i64) -> Option<Spent> {
+        self.with_quota(database, quota, |state| state.spend(now))?
+    }
+
+    /// Spends a unit of what the tables say of a quota, in the present period; the inner `None` if nothing is left, the outer
+    /// one if there is no room to remember it.
+    pub fn spend_of(
+        &self,
+        control: &impl Control,
+        process: usize,
+        database: u32,
+        quota: &[u8; 16],
+        lease: &Lease,
+        now: i64,
+    ) -> Option<Option<Spent>> {
+        // As it will be remembered.
+        let lease = Lease { ends_at: State::until(lease.ends_at).end(), ..*lease };
+        let key = Key { id: split(quota), database, kind: Kind::Quota };
+        let hash = self.hash(&key);
+        self.header.latest.fetch_max(now, Relaxed);
+        let wanted = Wanted { key: &key, limited: true, owner: &Owner::default, now };
+        self.touch(control, process, &wanted, |group, slot| {
+            // Another period of a quota that is still there is like a new one.
+            if group.entries[slot].is_idle(now) && group.quotas(now).count() >= MAX_QUOTAS {
+                return None;
+            }
+            let spent = group.entries[slot].quota(|state| {
+                let is_new = *state == quota::State::default();
+                if is_new && self.groups_of(hash).iter().any(|group| group.has_forgotten(now)) {
+                    state.learn(&lease);
+                    state.give_up();
+                }
+                state.spend_of(&lease)
+            });
+            Some(spent)
+        })?
+    }
+
+    /// Runs `act` on what is remembered of a quota; `None` if nothing is.
+    pub fn with_quota<R>(
+        &self,
+        database: u32,
+        quota: &[u8; 16],
+        act: impl Fn(&mut quota::State) -> R,
+    ) -> Option<R> {
+        let key = Key { id: split(quota), database, kind: Kind::Quota };
+        let hash = self.hash(&key);
+        self.groups_of(hash)
+            .into_iter()
+            .find_map(|group| group.find(hash, &key, |group, slot| group.entries[slot].quota(&act)))
+    }
+
+    /// The quotas of a database of which something is remembered.
+    pub fn quotas(&self, database: u32) -> Vec<[u8; 16]> {
+        let mut quotas = Vec::new();
+        for group in self.groups {
+            let mut here = [None; SLOTS_PER_GROUP];
+            {
+                let _held = group.lock.hold();
+                for slot in bits(group.used()).filter(|&slot| group.is_quota(slot)) {
+                    let entry = &group.entries[slot];
+                    if entry.database.load(Relaxed) == database && entry.limiter.load(Relaxed) > 0 {
+                        here[slot] = Some(load(&entry.id));
+                    }
+                }
+            }
+            quotas.extend(here.into_iter().flatten());
+        }
+        quotas
+    }
+
+    /// Forgets a quota that is no more, so that its place can be used again.
+    pub fn forget_quota(&self, database: u32, quota: &[u8; 16]) {
+        self.with_quota(database, quota, |state| *state = quota::State::default());
+    }
+
+    fn forget_quotas(&self) {
+        for group in self.groups {
+            for slot in bits(group.used()).filter(|&slot| group.is_quota(slot)) {
+                let _held = group.lock.hold();
+                group.entries[slot].quota(|state| *state = quota::State::default());
+            }
+        }
+    }
+
+    /// The name under which this server holds leases of quotas.
+    pub fn holder(&self) -> [u8; 16] {
+        load(&self.header.holder)
+    }
+
+    /// The time for quotas, in microseconds since 2000-01-01: it never goes back.
+    pub fn latest(&self, now: i64) -> i64 {
+        now.max(self.header.latest.load(Relaxed))
+    }
+
     /// The number of the group that holds a token's entry, unless that group is full.
     pub fn group_of(&self, database: u32, token: &[u8; 16]) -> usize {
         self.place(self.hash(&Key { id: split(token), database, kind: Kind::Token }))
@@ -602,10 +728,14 @@ impl<'a, L: SpinLock> Table<'a, L> {
         if let Some(done) = groups.iter().find_map(|group| group.find(hash, key, &act)) {
             return Some(done);
         }
+        self.header.latest.fetch_max(wanted.now, Relaxed);
         let new_key = NewKey { key, hash, limited: wanted.limited, owner, now: wanted.now };
         let done = groups.iter().find_map(|group| group.insert(&new_key, |slot| act(group, slot)));
         if done.is_some() {
             return done;
+        }
+        if key.kind == Kind::Quota {
+            return displace_quota(groups, &new_key, act);
         }
         let (done, lost) = match displace(groups, &new_key, &act) {
             Some((done, lost)) => (Some(done), lost),
@@ -829,6 +959,9 @@ impl<L: SpinLock> Group<L> {
         if new_key.limited && !self.has_room_for_a_limiter(now) {
             return None;
         }
+        if new_key.key.kind == Kind::Quota && self.quotas(now).count() >= MAX_QUOTAS {
+            return None;
+        }
         let unused = !self.used() & ALL_SLOTS;
         let flushed = !self.unflushed.load(Relaxed) & ALL_SLOTS;
         // Any flushed and idle slot will do, but not always the same one.
@@ -848,6 +981,19 @@ impl<L: SpinLock> Group<L> {
     /// Whether the slot can go to another key without loss.
     fn is_free(&self, slot: usize, now: i64) -> bool {
         self.unflushed.load(Relaxed) & (1 << slot) == 0 && self.entries[slot].is_idle(now)
+    }
+
+    fn is_quota(&self, slot: usize) -> bool {
+        self.entries[slot].kind.load(Relaxed) == Kind::Quota as u8
+    }
+
+    /// The slots with quotas whose period is not over.
+    fn quotas(&self, now: i64) -> impl Iterator<Item = usize> {
+        (0..SLOTS_PER_GROUP).filter(move |&slot| self.is_quota(slot) && !self.entries[slot].is_idle(now))
+    }
+
+    fn has_forgotten(&self, now: i64) -> bool {
+        !State(self.forgotten.load(Relaxed)).is_idle(now)
     }
 
     fn has_room_for_a_limiter(&self, now: i64) -> bool {
@@ -884,6 +1030,9 @@ impl<L: SpinLock> Group<L> {
         entry.denials.store(0, Relaxed);
         entry.limiter.store(0, Relaxed);
         entry.forget_last_use();
+        if new_key.key.kind == Kind::Quota {
+            entry.address.iter().for_each(|word| word.store(0, Relaxed));
+        }
         self.unflushed.fetch_and(!(1 << slot), Relaxed);
         self.handed_out[slot].uses.store(0, Relaxed);
         self.handed_out[slot].denials.store(0, Relaxed);
@@ -930,6 +1079,8 @@ impl<L: SpinLock> Group<L> {
     /// The content of a slot. Call it when no other process can write any more.
     fn record(&self, slot: usize) -> Record {
         let (entry, handed_out) = (&self.entries[slot], &self.handed_out[slot]);
+        let [spent, granted] =
+            if self.is_quota(slot) { [0, 1].map(|n| entry.address[n].load(Relaxed)) } else { [0; 2] };
         Record {
             id: load(&entry.id),
             database: entry.database.load(Relaxed),
@@ -941,6 +1092,8 @@ impl<L: SpinLock> Group<L> {
             client: entry.client(),
             limiter: entry.limiter.load(Relaxed),
             owner: self.owners[slot].load(Relaxed),
+            spent,
+            granted,
             in_second: false,
         }
     }
@@ -953,6 +1106,10 @@ impl<L: SpinLock> Group<L> {
         entry.last_used.store(record.last_used, Relaxed);
         entry.set_client(record.client);
         entry.limiter.store(record.limiter, Relaxed);
+        if self.is_quota(slot) {
+            entry.address[0].store(record.spent, Relaxed);
+            entry.address[1].store(record.granted, Relaxed);
+        }
         handed_out.uses.store(record.handed_out[0], Relaxed);
         handed_out.denials.store(record.handed_out[1], Relaxed);
         if record.uses > 0 || record.denials > 0 {
@@ -997,6 +1154,23 @@ impl Entry {
         let mut state = State(self.limiter.load(Relaxed));
         let done = act(&mut state);
         self.limiter.store(state.0, Relaxed);
+        done
+    }
+
+    /// Runs `act` on what is remembered of a quota.
+    fn quota<R>(&self, act: impl FnOnce(&mut quota::State) -> R) -> R {
+        let [spent, granted] = [0, 1].map(|n| self.address[n].load(Relaxed));
+        let mut state = quota::State {
+            ends_at: State(self.limiter.load(Relaxed)).end(),
+            spent,
+            granted,
+            wanted_at: self.last_used.load(Relaxed).cast_unsigned(),
+        };
+        let done = act(&mut state);
+        self.limiter.store(State::until(state.ends_at).0, Relaxed);
+        self.address[0].store(state.spent, Relaxed);
+        self.address[1].store(state.granted, Relaxed);
+        self.last_used.store(state.wanted_at.cast_signed(), Relaxed);
         done
     }
 
@@ -1110,7 +1284,8 @@ fn victim<L: SpinLock>(groups: [&Group<L>; 2], new_key: &NewKey<'_>) -> Option<E
     for (number, group) in groups.iter().enumerate().take(distinct) {
         // Beyond the part that limiters may use, a limiter takes the slot of another limiter.
         let only_limited = new_key.limited && !group.has_room_for_a_limiter(new_key.now);
-        for slot in (0..SLOTS_PER_GROUP).filter(|&slot| !group.is_free(slot, new_key.now)) {
+        let taken = |slot: &usize| !group.is_free(*slot, new_key.now) && !group.is_quota(*slot);
+        for slot in (0..SLOTS_PER_GROUP).filter(taken) {
             let evictable = group.evictable((number, slot), new_key.now);
             if evictable.is_limited || !only_limited {
                 evictables[number * SLOTS_PER_GROUP + slot] = Some(evictable);
@@ -1137,6 +1312,37 @@ fn victim<L: SpinLock>(groups: [&Group<L>; 2], new_key: &NewKey<'_>) -> Option<E
     let spares_users = left_at? == LEVELS - 1;
     let candidates = evictables.iter().flatten().filter(|one| !(spares_users && one.is_user));
     candidates.min_by_key(|one| (one.is_user, one.is_limited, one.counted)).copied()
+}
+
+/// Takes a slot for a quota from the database that has most of them in the two groups, if it has at least two more than the
+/// new one's. What that one has spent is forgotten.
+fn displace_quota<L: SpinLock, R>(
+    groups: [&Group<L>; 2],
+    new_key: &NewKey<'_>,
+    act: impl Fn(&Group<L>, usize) -> R,
+) -> Option<R> {
+    let distinct = if core::ptr::eq(groups[0], groups[1]) { 1 } else { 2 };
+    let quotas = || {
+        groups
+            .into_iter()
+            .take(distinct)
+            .flat_map(|group| group.quotas(new_key.now).map(move |slot| (group, slot)))
+    };
+    let owner = |(group, slot): (&Group<L>, usize)| group.entries[slot].database.load(Relaxed);
+    let size = |database| quotas().filter(|&place| owner(place) == database).count();
+    let largest = quotas().map(owner).max_by_key(|&database| size(database))?;
+    if size(largest) < size(new_key.key.database) + 2 {
+        return None;
+    }
+    let (group, slot) = quotas().find(|&place| owner(place) == largest)?;
+    let _held = group.lock.hold();
+    // Other processes may have changed the slot since.
+    if !group.is_quota(slot) || owner((group, slot)) != largest {
+        return None;
+    }
+    group.forgotten.fetch_max(group.entries[slot].limiter.load(Relaxed), Relaxed);
+    group.give(slot, new_key);
+    Some(act(group, slot))
 }
 
 fn fold(one: u64, other: u64) -> u64 {

@@ -24,6 +24,7 @@ fn the_codes_have_the_documented_names_in_the_documented_order() {
         "IP_NOT_ALLOWED",
         "INSUFFICIENT_SCOPE",
         "RATE_LIMITED",
+        "QUOTA_EXCEEDED",
     ];
     assert_eq!(Code::ALL.map(Code::as_str), names);
     assert_eq!(Code::ALL.map(|code| code.to_string()), names);

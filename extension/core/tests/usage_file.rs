@@ -37,12 +37,17 @@ fn example(count: u8) -> (Head, Vec<Record>) {
             client: Net::v4([192, 0, 2, n], 32),
             limiter: u64::MAX - u64::from(n),
             owner: 0x0102_0304 + u32::from(n),
+            spent: u64::from(n),
+            granted: 255,
             in_second: n % 2 == 1,
         })
         .collect();
     let outstanding = Outstanding { database: 16_384, generation: 7, boot: [9; 16], node: [b'n'; NODE_LEN] };
     let shutdown = Shutdown { system_identifier: 1, checkpoint: 2, timeline: 3 };
-    (Head { shutdown, seed: 4, outstanding: vec![outstanding], records: count.into() }, records)
+    (
+        Head { shutdown, seed: 4, holder: [8; 16], outstanding: vec![outstanding], records: count.into() },
+        records,
+    )
 }
 
 fn any_client() -> impl Strategy<Value = Option<Net>> {
@@ -55,7 +60,7 @@ fn any_client() -> impl Strategy<Value = Option<Net>> {
 
 fn any_record() -> impl Strategy<Value = Record> {
     let counts = (any::<u32>(), any::<u32>(), any::<[u32; 2]>());
-    let limiter = (any::<u64>(), any::<u32>(), any::<bool>());
+    let limiter = (any::<[u64; 3]>(), any::<u32>(), any::<bool>());
     (any::<[u8; 16]>(), any::<u32>(), any::<u8>(), counts, any::<i64>(), any_client(), limiter).prop_map(
         |(
             id,
@@ -64,7 +69,7 @@ fn any_record() -> impl Strategy<Value = Record> {
             (uses, denials, handed_out),
             last_used,
             client,
-            (limiter, owner, in_second),
+            ([limiter, spent, granted], owner, in_second),
         )| Record {
             id,
             database,
@@ -76,6 +81,8 @@ fn any_record() -> impl Strategy<Value = Record> {
             client,
             limiter,
             owner,
+            spent,
+            granted,
             in_second,
         },
     )
@@ -96,8 +103,9 @@ fn any_file() -> impl Strategy<Value = (Head, Vec<Record>)> {
     });
     let outstanding = proptest::collection::vec(outstanding, 0..=MAX_DATABASES);
     let records = proptest::collection::vec(any_record(), 0..100);
-    (shutdown, any::<u64>(), outstanding, records).prop_map(|(shutdown, seed, outstanding, records)| {
-        (Head { shutdown, seed, outstanding, records: records.len() as u64 }, records)
+    let names = (any::<u64>(), any::<[u8; 16]>());
+    (shutdown, names, outstanding, records).prop_map(|(shutdown, (seed, holder), outstanding, records)| {
+        (Head { shutdown, seed, holder, outstanding, records: records.len() as u64 }, records)
     })
 }
 
@@ -147,29 +155,29 @@ fn each_fault_is_named() {
         bytes[at..at + to.len()].copy_from_slice(to);
         fault(&bytes)
     };
-    assert_eq!(fault(&[]), "it has 0 bytes and should have 60");
-    assert_eq!(fault(b"toll"), "it has 4 bytes and should have 60");
-    assert_eq!(fault(&whole[..30]), "it has 30 bytes and should have 60");
-    assert_eq!(fault(&whole[..307]), "it has 307 bytes and should have 308");
-    assert_eq!(fault(&[0; 308]), "it does not begin like such a file");
+    assert_eq!(fault(&[]), "it has 0 bytes and should have 76");
+    assert_eq!(fault(b"toll"), "it has 4 bytes and should have 76");
+    assert_eq!(fault(&whole[..30]), "it has 30 bytes and should have 76");
+    assert_eq!(fault(&whole[..355]), "it has 355 bytes and should have 356");
+    assert_eq!(fault(&[0; 356]), "it does not begin like such a file");
     let later = (VERSION + 1).to_le_bytes();
-    assert_eq!(changed(8, &later), "it has format version 3, and this release reads version 2");
+    assert_eq!(changed(8, &later), "it has format version 4, and this release reads version 3");
     assert_eq!(changed(12, &[65]), "it names 65 databases, more than there can be (64)");
     // Neither is that much memory allocated, nor does the product overflow.
-    let huge = format!("it has 308 bytes and should have {}", u64::MAX);
+    let huge = format!("it has 356 bytes and should have {}", u64::MAX);
     assert_eq!(changed(16, &[0xff; 8]), huge);
     assert_eq!(changed(200, &[77]), "its checksum is wrong");
 }
 
 /// Servers in the field have such files: a change of the layout needs a new version.
 #[test]
-fn the_layout_is_that_of_version_2() {
-    assert_eq!(VERSION, 2);
+fn the_layout_is_that_of_version_3() {
+    assert_eq!(VERSION, 3);
     let (head, records) = example(2);
-    assert_eq!(crc32fast::hash(&written(&head, &records)[..304]), LAYOUT);
+    assert_eq!(crc32fast::hash(&written(&head, &records)[..352]), LAYOUT);
 }
 
-const LAYOUT: u32 = 2_857_740_197;
+const LAYOUT: u32 = 3_759_875_814;
 
 #[test]
 fn more_handed_out_than_was_counted_is_taken_as_all_of_it() {

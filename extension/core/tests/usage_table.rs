@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard};
 use tollgate_core::limit::{Charge, Limit};
 use tollgate_core::net::Net;
+use tollgate_core::quota::Lease;
 use tollgate_core::status::Code;
 use tollgate_core::usage_file::{Record, Shutdown};
 use tollgate_core::usage_table::{
@@ -786,7 +787,7 @@ fn a_smaller_table_keeps_limits_before_counters_and_reports_what_is_lost_of_each
         }
     }
     let (after, restored) = before.restarted(1000);
-    let [tokens, users, addresses] = restored.lost_limits;
+    let [tokens, users, addresses, _] = restored.lost_limits;
     let limits = 1000 - tokens - users - addresses;
     assert!(addresses == 0 && limits > 950, "{restored:?}");
     let spent = |kind, from: u128| {
@@ -1026,4 +1027,112 @@ fn counting_is_exact_while_others_count_and_drain() {
     assert_eq!((uses, denials), (THREADS * EACH * 3 / 4, THREADS * EACH / 4));
     assert_eq!(sums.len() as u64, KEYS);
     assert_eq!(counters.table.stats(&counters.control, DATABASE).overflowed, 0);
+}
+
+// ---- Quotas
+
+const FOR_EVER: i64 = i64::MAX;
+
+impl Counters {
+    /// Spends a unit as the tables say; `None` without room.
+    fn spend(&self, database: u32, quota: u128, granted: u64, ends_at: i64, now: i64) -> Option<bool> {
+        let id = quota.to_be_bytes();
+        if self.table.spend(database, &id, now).is_some() {
+            return Some(true);
+        }
+        let lease = Lease { ends_at, granted, beyond: 0 };
+        self.table.spend_of(&self.control, 1, database, &id, &lease, now).map(|spent| spent.is_some())
+    }
+}
+
+#[test]
+fn what_was_spent_of_a_quota_stays_until_its_period_is_over_whatever_else_comes() {
+    let counters = Counters::new(100);
+    let limit = Limit::new(1, 1440 * MINUTE).expect("positive");
+    assert_eq!(counters.spend(DATABASE, 1, 1, FOR_EVER, STARTED_AT), Some(true));
+    assert_eq!(counters.spend(DATABASE, 2, 1, STARTED_AT + MINUTE, STARTED_AT), Some(true));
+    for key in 100..2000 {
+        counters.count(DATABASE, key, accepted(STARTED_AT, None));
+        counters.charge(DATABASE, Kind::User, key, limit, STARTED_AT);
+    }
+    assert_eq!(counters.spend(DATABASE, 1, 1, FOR_EVER, STARTED_AT), Some(false));
+    assert_eq!(counters.spend(DATABASE, 2, 1, STARTED_AT + MINUTE, STARTED_AT), Some(false));
+    assert!(counters.drain(DATABASE).1.len() > 50, "and the others found room");
+    // The period after it begins with what the tables grant.
+    assert_eq!(counters.spend(DATABASE, 2, 1, STARTED_AT + 2 * MINUTE, STARTED_AT + MINUTE), Some(true));
+}
+
+#[test]
+fn quotas_take_half_of_the_room_at_most_and_refuse_beyond_that() {
+    let counters = Counters::new(SLOTS_PER_GROUP);
+    let room = counters.capacity / 2;
+    let found = |now, end| {
+        (0..1000).filter(|quota| counters.spend(DATABASE, *quota, 5, end, now).is_some()).count() as u64
+    };
+    assert_eq!(found(STARTED_AT, STARTED_AT + MINUTE), room);
+    assert_eq!(found(STARTED_AT + MINUTE, FOR_EVER), room, "those whose period is over make room");
+}
+
+#[test]
+fn a_database_with_many_quotas_leaves_room_for_those_of_another_and_nothing_is_spent_twice() {
+    let counters = Counters::new(SLOTS_PER_GROUP);
+    let granted = 3;
+    for quota in 0..1000 {
+        counters.spend(DATABASE, quota, granted, FOR_EVER, STARTED_AT);
+    }
+    let used = |database, quota| {
+        (0..2 * granted)
+            .filter(|_| counters.spend(database, quota, granted, FOR_EVER, STARTED_AT) == Some(true))
+            .count()
+    };
+    let found = |quota| counters.spend(DATABASE + 1, quota, granted, FOR_EVER, STARTED_AT).is_some();
+    assert_eq!((0..4).filter(|quota| found(*quota)).count(), 4);
+    // In whose place one was forgotten, which may have been theirs.
+    assert_eq!(used(DATABASE + 1, 0), 0);
+    // Each of the first database's was used once, and has at most what was left then.
+    for quota in 0..1000 {
+        assert!(used(DATABASE, quota) < granted as usize, "{quota}");
+    }
+}
+
+#[test]
+fn a_clean_restart_keeps_leases_and_a_smaller_table_gives_all_of_them_up() {
+    let before = Counters::new(3000);
+    for quota in 0..500 {
+        assert_eq!(before.spend(DATABASE, quota, 2, FOR_EVER, STARTED_AT), Some(true));
+    }
+    let (same, restored) = before.restarted(3000);
+    assert_eq!((same.table.holder(), restored.lost_limits), (before.table.holder(), [0; 4]));
+    let later = STARTED_AT + 60 * MINUTE;
+    for quota in 0..500 {
+        let uses = [0; 2].map(|_| same.spend(DATABASE, quota, 2, FOR_EVER, later));
+        assert_eq!(uses, [Some(true), Some(false)]);
+    }
+    let (smaller, restored) = before.restarted(400);
+    assert!(restored.lost_limits[3] > 0, "{restored:?}");
+    assert_ne!(smaller.table.holder(), before.table.holder());
+    assert!(smaller.table.quotas(DATABASE).is_empty());
+}
+
+#[test]
+fn a_clock_that_goes_back_does_not_bring_a_period_back() {
+    let counters = Counters::new(100);
+    let end = STARTED_AT + MINUTE;
+    assert_eq!(counters.spend(DATABASE, 1, 1, end, STARTED_AT), Some(true));
+    // Its place goes to others once its period is over.
+    for quota in 2..400 {
+        counters.spend(DATABASE, quota, 1, FOR_EVER, end);
+    }
+    assert_eq!(counters.table.latest(STARTED_AT), end);
+}
+
+#[test]
+fn a_quota_that_was_removed_is_forgotten() {
+    let counters = Counters::new(100);
+    counters.spend(DATABASE, 1, 1, FOR_EVER, STARTED_AT);
+    counters.spend(DATABASE + 1, 2, 1, FOR_EVER, STARTED_AT);
+    assert_eq!(counters.table.quotas(DATABASE), [1_u128.to_be_bytes()]);
+    counters.table.forget_quota(DATABASE, &1_u128.to_be_bytes());
+    assert!(counters.table.quotas(DATABASE).is_empty());
+    assert_eq!(counters.table.quotas(DATABASE + 1).len(), 1);
 }

@@ -7,10 +7,10 @@ use crate::pg::datum::{self, TextArray};
 use crate::tokens::fields;
 use pgrx::datum::Interval;
 use pgrx::pg_sys::Datum;
-use tollgate_core::issuer;
 use tollgate_core::json::{self, Json};
 use tollgate_core::jsonb::Bounds;
 use tollgate_core::jws::Algorithm;
+use tollgate_core::{issuer, service};
 
 const MAX_PREFIX: usize = 64;
 const MAX_LIST: usize = 16;
@@ -32,6 +32,10 @@ pub(crate) fn issuer(given: Option<&str>) -> Result<(), Error> {
     if !guc::is_identifier(given) {
         return refuse("this is no name of an issuer", "which is empty, too long, or has other characters");
     }
+    // Under these names the keys of service accounts are fetched.
+    if service::id_of(given).is_some() {
+        return refuse("this is no name of an issuer", "which begins with \"service:\"");
+    }
     if guc::issuer() == Some(given) {
         return refuse("tokens of this issuer are our own", "which is the setting tollgate.issuer");
     }
@@ -47,6 +51,12 @@ pub(crate) fn user_prefix(given: Option<&str>) -> Result<(), Error> {
     fields::without_token("user_prefix", given.as_bytes())?;
     if given.chars().count() > MAX_PREFIX || given.contains(char::is_control) {
         return refuse("a prefix has at most 64 characters", "which is longer, or has control characters");
+    }
+    if service::could_be_named_by(given) {
+        return refuse(
+            "a user of this issuer could be taken for a service account",
+            "with which user ids could begin with \"service:\"",
+        );
     }
     Ok(())
 }
@@ -105,14 +115,20 @@ pub(crate) fn types(given: Option<TextArray<'_>>) -> Result<(), Error> {
 }
 
 pub(crate) fn required_claims(given: Option<Datum>) -> Result<(), Error> {
+    claims("required_claims", given).map(drop)
+}
+
+/// Claims, by path, and the value that each must have. Returns how many there are.
+pub(crate) fn claims(argument: &str, given: Option<Datum>) -> Result<usize, Error> {
     const HINT: &str =
         "Pass an object of claims and their values, such as {\"repository_id\": \"74\"}; '{}' for none.";
     let refuse = |offence: &str| {
-        let message = format!("required claims are an object of at most {MAX_REQUIRED} claims");
-        Err(Error::argument("required_claims", message, offence, HINT))
+        let message =
+            format!("{} are an object of at most {MAX_REQUIRED} claims", argument.replace('_', " "));
+        Err(Error::argument(argument, message, offence, HINT))
     };
     let Some(given) = given else { return refuse("which is NULL") };
-    fields::json("required_claims", given, REQUIRED_BOUNDS, HINT)?;
+    fields::json(argument, given, REQUIRED_BOUNDS, HINT)?;
     let Ok(members) = json::parse_object(&datum::json_text(given)) else {
         return refuse("which is no object");
     };
@@ -130,7 +146,7 @@ pub(crate) fn required_claims(given: Option<Datum>) -> Result<(), Error> {
             "with a value that is no text, integer or boolean, or a name that is empty, too long or has spaces",
         );
     }
-    Ok(())
+    Ok(members.len())
 }
 
 pub(crate) fn max_lifetime(given: Option<Interval>) -> Result<(), Error> {

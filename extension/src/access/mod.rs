@@ -2,7 +2,9 @@
 //! stored; what was revoked is (sql/schema/access/access.sql), and is looked up at each verification.
 
 mod ancestry;
+pub(crate) mod exchange;
 mod foreign;
+pub(crate) mod introspect;
 pub(crate) mod issue;
 pub(crate) mod issuer_fields;
 pub(crate) mod key_set;

@@ -19,6 +19,7 @@ use crate::verify::request::client;
 use pgrx::Uuid;
 use pgrx::pg_sys::Datum;
 use tollgate_core::scope;
+use tollgate_core::service;
 use tollgate_core::status::{Code, decide};
 use tollgate_core::token::Digest;
 
@@ -44,6 +45,15 @@ fn derive_api_token(call: &Call) -> Option<Datum> {
     let Some((user_id, ancestors)) = issue::lock_parent(parent).or_raise() else {
         refused(Code::NotFound).raise()
     };
+    if service::id_of(&user_id).is_some() {
+        Error::argument(
+            "parent",
+            "nothing is derived from the secret of a service account",
+            "",
+            "Give the account another secret with tollgate.create_service_account_secret(id).",
+        )
+        .raise();
+    }
     if ancestors >= MAX_DEPTH {
         Error::too_deep(MAX_DEPTH).raise();
     }

@@ -1,14 +1,14 @@
 //! What the SQL of signing keys calls: making, reading and resealing private keys, and which master keys there are.
 
 use crate::error::{Error, OrRaise};
-use crate::keys::{self, Purpose};
+use crate::keys::{self, Purpose, SIGNED_URL};
 use crate::pg::fmgr::{Call, sql_function};
 use crate::shmem;
 use pgrx::IntoDatum;
 use pgrx::pg_sys::Datum;
-use tollgate_core::refresh;
 use tollgate_core::seal_box::{Context, id_text};
 use tollgate_core::signature::{Algorithm, SigningKey};
+use tollgate_core::{refresh, url};
 
 /// Of a PEM block; one with an RSA key of 8192 bits has 6.4 kB.
 const LONGEST_PEM: usize = 16 * 1024;
@@ -20,6 +20,9 @@ fn purpose(text: Option<&str>) -> Purpose {
 
 sql_function!(make_key);
 fn make_key(call: &Call) -> Option<Datum> {
+    if let Some(purpose) = of_url(call.text(1)) {
+        return make_url_key(purpose);
+    }
     if purpose(call.text(1)) == Purpose::RefreshToken {
         return make_refresh_key();
     }
@@ -30,6 +33,18 @@ fn make_key(call: &Call) -> Option<Datum> {
     let key = SigningKey::generate(algorithm)
         .unwrap_or_else(|_| Error::internal("a key could not be generated").raise());
     stored(&key, purpose(call.text(1)))
+}
+
+/// A purpose of keys that sign URLs.
+fn of_url(purpose: Option<&str>) -> Option<&str> {
+    purpose.filter(|purpose| purpose.starts_with(SIGNED_URL))
+}
+
+fn make_url_key(purpose: &str) -> Option<Datum> {
+    let key =
+        url::Key::generate().unwrap_or_else(|_| Error::internal("a key could not be generated").raise());
+    let sealed = keys::seal_url_key(&key, purpose).or_raise();
+    vec![Some(key.kid()), Some(url::ALGORITHM.to_owned()), None, Some(hex(&sealed))].into_datum()
 }
 
 fn make_refresh_key() -> Option<Datum> {
@@ -82,5 +97,9 @@ fn master_key_fault(_call: &Call) -> Option<Datum> {
 
 sql_function!(test_signing_key);
 fn test_signing_key(call: &Call) -> Option<Datum> {
+    if let Some(name) = of_url(call.text(0)).and_then(|purpose| purpose.strip_prefix(SIGNED_URL)) {
+        let key = keys::url_key(name).or_raise();
+        return key.unwrap_or_else(|| Error::no_url_key(name).raise()).key.kid().into_datum();
+    }
     keys::test(purpose(call.text(0))).or_raise().into_datum()
 }

@@ -6,6 +6,7 @@ use crate::error::{Error, OrRaise};
 use crate::pg::datum;
 use crate::pg::fmgr::{Call, sql_function};
 use crate::pg::read_only::refuse_if_read_only;
+use crate::services::consumes;
 use crate::sessions::Tokens;
 use crate::sessions::open::{self, NewSession, duration};
 use crate::sessions::refresh::{self, Request};
@@ -58,6 +59,7 @@ fn open_session(call: &Call) -> Option<Datum> {
 sql_function!(refresh_session);
 fn refresh_session(call: &Call) -> Option<Datum> {
     refuse_if_read_only(c"tollgate.refresh_session()");
+    consumes::check("tollgate.refresh_session()").or_raise();
     let outcome = refresh::refresh(&Request {
         token: call.text(0),
         client_id: call.text(1),

@@ -17,8 +17,8 @@ use std::rc::Rc;
 use tollgate_core::refresh;
 use tollgate_core::signature::{Algorithm, SigningKey};
 
-pub(crate) use opened::{reseal, seal, seal_refresh_key};
-pub(crate) use purpose::Purpose;
+pub(crate) use opened::{UrlKey, reseal, seal, seal_refresh_key, seal_url_key};
+pub(crate) use purpose::{Purpose, SIGNED_URL};
 
 /// Signs with the key that signs for this purpose now; with an algorithm, only if it is one of that. The row is read
 /// each time, by the latest snapshot: a key that was withdrawn signs nothing more.
@@ -61,6 +61,33 @@ pub(crate) fn refresh_key_of(kid: &str) -> Result<Option<Rc<refresh::Key>>, Erro
 /// Whether sessions of that key may go on: not if it is withdrawn or gone. Needs no master key.
 pub(crate) fn has_refresh_key(kid: &str) -> bool {
     keys::is_live(kid, Purpose::RefreshToken.as_str(), sys::GetCurrentTimestamp())
+}
+
+/// The key of that name that signs URLs; `None` if there is none. The row is read each time, by the latest snapshot.
+pub(crate) fn url_key(name: &str) -> Result<Option<Rc<UrlKey>>, Error> {
+    let row = keys::signing(&format!("{SIGNED_URL}{name}"), sys::GetCurrentTimestamp());
+    row.map(|row| opened::open_url_key(&row)).transpose()
+}
+
+/// The key of that id that URLs may be signed with; `None` if it is withdrawn or gone, or signs something else.
+pub(crate) fn url_key_of(kid: &str) -> Result<Option<Rc<UrlKey>>, Error> {
+    let found = keys::look_at(kid, sys::GetCurrentTimestamp(), |row| {
+        if !row.purpose.starts_with(SIGNED_URL.as_bytes()) {
+            return None;
+        }
+        // Opening may raise an error, and so is left for when the row is closed.
+        Some(opened::known_url_key(kid, row.sealed).ok_or(()))
+    });
+    match found {
+        None => Ok(None),
+        Some(Ok(key)) => Ok(Some(key)),
+        Some(Err(())) => {
+            let row = keys::of_kid(kid, sys::GetCurrentTimestamp());
+            row.filter(|row| row.purpose.starts_with(SIGNED_URL))
+                .map(|row| opened::open_url_key(&row))
+                .transpose()
+        }
+    }
 }
 
 /// Signs a text with the key that signs now, verifies it as a token would be, and returns the kid. Of refresh tokens it

@@ -1,6 +1,6 @@
 //! Private and secret keys that this backend has opened, and the master keys that it opens them with.
 
-use super::purpose::Purpose;
+use super::purpose::{Purpose, SIGNED_URL};
 use crate::error::Error;
 use crate::pg::wait;
 use crate::shmem;
@@ -12,12 +12,13 @@ use std::rc::Rc;
 use tollgate_core::refresh;
 use tollgate_core::seal_box::{self, Context, KeyId, MasterKey, Refusal};
 use tollgate_core::signature::{Algorithm, SigningKey};
+use tollgate_core::url;
 use zeroize::Zeroizing;
 
 /// How long a backend waits for the background worker right after the server started.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Those that sign, and those of refresh tokens, of which each rotation leaves one in use.
-const KEPT: usize = 16;
+/// Those that sign, and those of refresh tokens and of URLs, of which each rotation leaves one in use.
+const KEPT: usize = 32;
 
 struct Opened {
     /// Of the master keys. A key that was opened with one that was taken away since is not used any more.
@@ -31,6 +32,13 @@ struct Opened {
 enum Key {
     Signing(Rc<SigningKey>),
     Refresh(Rc<refresh::Key>),
+    Url(Rc<UrlKey>),
+}
+
+/// A key that signs URLs.
+pub(crate) struct UrlKey {
+    pub(crate) name: String,
+    pub(crate) key: url::Key,
 }
 
 thread_local! {
@@ -47,7 +55,7 @@ pub(super) fn open(row: &Signing) -> Result<Rc<SigningKey>, Error> {
     });
     match opened? {
         Key::Signing(key) => Ok(key),
-        Key::Refresh(_) => Err(Error::damaged_key(&row.kid)),
+        Key::Refresh(_) | Key::Url(_) => Err(Error::damaged_key(&row.kid)),
     }
 }
 
@@ -59,8 +67,32 @@ pub(super) fn open_refresh_key(row: &Signing) -> Result<Rc<refresh::Key>, Error>
     });
     match opened? {
         Key::Refresh(key) => Ok(key),
-        Key::Signing(_) => Err(Error::damaged_key(&row.kid)),
+        Key::Signing(_) | Key::Url(_) => Err(Error::damaged_key(&row.kid)),
     }
+}
+
+/// The key in a row that signs URLs.
+pub(super) fn open_url_key(row: &Signing) -> Result<Rc<UrlKey>, Error> {
+    let opened = open_once(row, |context| {
+        let (generation, key) = unseal_url_key(&row.sealed, context)?;
+        Ok((generation, Key::Url(Rc::new(key))))
+    });
+    match opened? {
+        Key::Url(key) => Ok(key),
+        Key::Signing(_) | Key::Refresh(_) => Err(Error::damaged_key(&row.kid)),
+    }
+}
+
+/// The same if this backend has opened it already. Raises nothing.
+pub(super) fn known_url_key(kid: &str, sealed: &[u8]) -> Option<Rc<UrlKey>> {
+    let generation = shmem::master_key_generation()?;
+    OPENED.with_borrow(|opened| {
+        let same = |one: &&Opened| one.generation == generation && one.kid == kid && one.sealed == sealed;
+        match &opened.iter().find(same)?.key {
+            Key::Url(key) => Some(Rc::clone(key)),
+            Key::Signing(_) | Key::Refresh(_) => None,
+        }
+    })
 }
 
 /// The key of a row. It is kept by the sealed bytes, so a row that was changed or resealed is opened anew.
@@ -103,6 +135,17 @@ fn unseal_refresh_key(sealed: &[u8], context: &Context<'_>) -> Result<(u64, refr
     key.filter(|key| key.kid() == context.kid && context.algorithm == refresh::ALGORITHM)
         .map(|key| (generation, key))
         .ok_or_else(|| Error::damaged_key(context.kid))
+}
+
+fn unseal_url_key(sealed: &[u8], context: &Context<'_>) -> Result<(u64, UrlKey), Error> {
+    let (generation, secret) = private_of(sealed, context)?;
+    let key = url::Key::from_bytes(&secret);
+    let key = key.filter(|key| key.kid() == context.kid && context.algorithm == url::ALGORITHM);
+    let name = context.purpose.strip_prefix(SIGNED_URL);
+    match (key, name) {
+        (Some(key), Some(name)) => Ok((generation, UrlKey { name: name.to_owned(), key })),
+        _ => Err(Error::damaged_key(context.kid)),
+    }
 }
 
 /// The master keys, at least one, with their generation.
@@ -152,6 +195,16 @@ pub(crate) fn seal_refresh_key(key: &refresh::Key) -> Result<Vec<u8>, Error> {
         Context { kid: &kid, algorithm: refresh::ALGORITHM, purpose: Purpose::RefreshToken.as_str() };
     let sealed = sealed_with(&masters[0], key.as_bytes(), &context)?;
     unseal_refresh_key(&sealed, &context)?;
+    Ok(sealed)
+}
+
+/// The same for a key that signs URLs; the purpose has its name.
+pub(crate) fn seal_url_key(key: &url::Key, purpose: &str) -> Result<Vec<u8>, Error> {
+    let (_, masters) = loaded()?;
+    let kid = key.kid();
+    let context = Context { kid: &kid, algorithm: url::ALGORITHM, purpose };
+    let sealed = sealed_with(&masters[0], key.as_bytes(), &context)?;
+    unseal_url_key(&sealed, &context)?;
     Ok(sealed)
 }
 

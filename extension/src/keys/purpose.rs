@@ -1,5 +1,8 @@
 //! What keys are for.
 
+/// What the purpose of a key that signs URLs begins with; the name of the key follows.
+pub(crate) const SIGNED_URL: &str = "signed_url:";
+
 /// What a key is for. A key that is sealed for one purpose does not open for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {

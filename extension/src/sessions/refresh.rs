@@ -30,7 +30,7 @@ use std::rc::Rc;
 use tollgate_core::net::Net;
 use tollgate_core::refresh::{self, Code, Decision, Key, Presented, RefreshToken, Subject};
 use tollgate_core::status;
-use tollgate_core::{scope, token};
+use tollgate_core::token;
 
 pub(crate) struct Request<'a> {
     pub(crate) token: Option<&'a str>,
@@ -119,6 +119,54 @@ pub(crate) fn session_of(token: Option<&str>, client: Option<Net>) -> Result<Opt
     }
 }
 
+/// What a session is to the token that would refresh it now.
+pub(crate) struct Refreshable {
+    pub(crate) id: Uuid,
+    pub(crate) session: Session,
+    /// When it is over unless it is refreshed, in microseconds since 2000-01-01.
+    pub(crate) end: i64,
+}
+
+/// The session that a token would refresh now, which changes nothing; `None` for any other token, which is a failed attempt.
+pub(crate) fn refreshable(token: &str, client: Option<Net>) -> Result<Option<Refreshable>, Error> {
+    if limits::blocked(client).is_some() {
+        return Ok(None);
+    }
+    let presented = refresh::parse(token.as_bytes());
+    let found = presented.map(|presented| find(&presented)).transpose()?.and_then(Result::ok);
+    if let (Some(presented), Some(Found { session, .. })) = (presented, found) {
+        let state = state_of(&session);
+        let as_presented = Presented {
+            generation: presented.generation,
+            by_other_client: false,
+            from_elsewhere: session.last_address != client,
+        };
+        // Whether a failover set it back is found out when it is refreshed.
+        let decision = refresh::decide(&state, &as_presented, &grace(), sys::GetCurrentTimestamp(), || false);
+        if matches!(decision, Decision::Refresh | Decision::Retry) {
+            let id = Uuid::from_bytes(presented.session);
+            return Ok(Some(Refreshable { id, end: state.end(), session }));
+        }
+    }
+    limits::charge_failure(client, sys::GetCurrentTimestamp());
+    Ok(None)
+}
+
+fn state_of(session: &Session) -> refresh::Session {
+    let mark = revocations::mark_of(&session.user_id);
+    refresh::Session {
+        generation: session.generation,
+        refreshed_at: session.refreshed_at,
+        idle: session.idle,
+        expires_at: session.expires_at,
+        is_revoked: session.is_revoked || mark.is_some_and(|mark| session.mark != Some(mark)),
+    }
+}
+
+fn grace() -> refresh::Grace {
+    refresh::Grace { length: guc::refresh_grace(), same_address: guc::refresh_grace_same_address() }
+}
+
 /// Looks for the session of a token, and checks its MAC.
 fn find(presented: &RefreshToken) -> Result<Result<Found, Code>, Error> {
     let issuer = guc::issuer().ok_or_else(Error::no_issuer)?;
@@ -140,26 +188,17 @@ fn attempt(
     request: &Request<'_>,
 ) -> Result<Option<(Code, Option<Tokens>)>, Error> {
     let Found { session, key } = found;
-    let mark = revocations::mark_of(&session.user_id);
-    let state = refresh::Session {
-        generation: session.generation,
-        refreshed_at: session.refreshed_at,
-        idle: session.idle,
-        expires_at: session.expires_at,
-        is_revoked: session.is_revoked || mark.is_some_and(|mark| session.mark != Some(mark)),
-    };
+    let state = state_of(session);
     let bound_to = session.client_id.as_deref();
     let presented = Presented {
         generation: token.generation,
         by_other_client: bound_to.is_some() && bound_to != request.client_id,
         from_elsewhere: session.last_address != request.client,
     };
-    let grace =
-        refresh::Grace { length: guc::refresh_grace(), same_address: guc::refresh_grace_same_address() };
     // Read after the row, so that an end that passed meanwhile counts.
     let mut now = sys::GetCurrentTimestamp();
     let mut timeline = Ok(0);
-    let decision = refresh::decide(&state, &presented, &grace, now, || {
+    let decision = refresh::decide(&state, &presented, &grace(), now, || {
         timeline = timeline_began();
         timeline.as_ref().is_ok_and(|&began| session.refreshed_at < began)
     });
@@ -177,7 +216,7 @@ fn attempt(
         }
         Decision::Refresh | Decision::Retry | Decision::Recover => {}
     }
-    let Some(scopes) = narrowed(&session.scopes, request.scopes) else {
+    let Some(scopes) = fields::narrowed(&session.scopes, request.scopes) else {
         return Ok(Some((Code::InsufficientScope, None)));
     };
     let next = decision.next(&state, &presented);
@@ -241,27 +280,6 @@ fn concluded(code: Code, session: Option<Uuid>, request: &Request<'_>) -> Outcom
         log::verification(code, id.as_ref(), request.client.as_ref(), &Required::Nothing, None);
     }
     Outcome { code, session, tokens: None }
-}
-
-/// The scopes that were asked for, or all; `None` if the session does not grant one.
-fn narrowed(granted: &[String], asked: Option<TextArray<'_>>) -> Option<Vec<String>> {
-    let Some(asked) = asked else { return Some(granted.to_vec()) };
-    // No token has more.
-    if asked.len() > fields::MAX_LIST {
-        return None;
-    }
-    let mut scopes: Vec<String> = Vec::new();
-    for one in asked.iter() {
-        let one = one.filter(|one| scope::is_grantable(one))?;
-        if !scope::any_grants(granted.iter().map(String::as_bytes), one) {
-            return None;
-        }
-        let one = String::from_utf8_lossy(one);
-        if !scopes.iter().any(|seen| *seen == one) {
-            scopes.push(one.into_owned());
-        }
-    }
-    Some(scopes)
 }
 
 /// The next generation. False if the row has changed since it was read.
@@ -365,7 +383,7 @@ fn note(event: &str, id: Uuid, user_id: &str, detail: Value) -> Result<(), Error
 
 /// Registers the present timeline before anything is refreshed on it, so that what was refreshed since is not taken for
 /// what was refreshed before. True unless it was known.
-fn begin_timeline() -> Result<bool, Error> {
+pub(crate) fn begin_timeline() -> Result<bool, Error> {
     // A server writes one timeline until it ends.
     if TIMELINE_IS_KNOWN.get() {
         return Ok(false);

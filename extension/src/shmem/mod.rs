@@ -4,7 +4,7 @@
 //! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in
 //! the crate `tollgate-core` (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those
 //! slices; this file is what the rest calls. The segment also holds hints at where tokens are stored, `findings` to be
-//! recorded, `latency`, the histogram of verifications, `master_keys`, and, without a lock, the counters of `sessions` and two
+//! recorded, `quota_wishes`, `latency`, the histogram of verifications, `master_keys`, and, without a lock, the counters of `sessions` and two
 //! tables, of good signatures and of `unknown_keys` of issuers; `restart` carries counters and limits over a clean restart of
 //! the server.
 //!
@@ -13,7 +13,7 @@
 //! * Each group of entries has one of PostgreSQL's spinlocks (`spin`), in the cache line that says where in the group a
 //!   key is. It is held to write in the group: to count, to charge, to give a slot to another key. That takes some tens
 //!   of instructions, which call nothing, allocate nothing and cannot fail. A backend never holds two.
-//! * Each bucket of findings has one too.
+//! * Each bucket of findings has one too, and the list of quotas of which more is to be leased.
 //! * A backend that adds an entry for a key holds one of a few lightweight locks (LWLock), chosen by the key, so that
 //!   the key does not get two entries.
 //! * The control lock, another LWLock, protects the generations: it is held to drain and to acknowledge.
@@ -29,6 +29,7 @@ mod backend;
 mod findings;
 mod latency;
 mod master_keys;
+mod quota_wishes;
 mod restart;
 mod segment;
 mod sessions;
@@ -47,6 +48,7 @@ pub(crate) use sessions::SessionEvent;
 pub(crate) use tollgate_core::hints::Location;
 use tollgate_core::latency::Measured;
 use tollgate_core::limit::{Charge, Limit};
+use tollgate_core::quota::{Lease, Spent, State as QuotaState};
 use tollgate_core::seal_box::MasterKey;
 use tollgate_core::signature_table;
 use tollgate_core::status::Code;
@@ -112,6 +114,68 @@ pub(crate) fn refund(kind: Kind, id: &[u8; 16], limit: Limit) {
     if let Some(segment) = segment() {
         segment.table.with_limiter(database(), kind, id, |state| limit.refund(state));
     }
+}
+
+/// Spends a unit of what is remembered of a quota; `None` if the tables may say more.
+pub(crate) fn spend(quota: &[u8; 16], now: i64) -> Option<Spent> {
+    let segment = segment()?;
+    let spent = segment.table.spend(database(), quota, now)?;
+    if spent.more_wanted {
+        segment.quota_wishes.note(database(), quota);
+    }
+    Some(spent)
+}
+
+/// Spends a unit of what the tables say of a quota. The inner `None`: nothing is left. The outer one: there is no room to
+/// remember it.
+///
+/// More is wished for only where there is more (`rest`).
+pub(crate) fn spend_of(quota: &[u8; 16], lease: &Lease, rest: u64, now: i64) -> Option<Option<Spent>> {
+    let segment = segment()?;
+    let spent = segment.table.spend_of(segment, process(), database(), quota, lease, now)?;
+    if rest > 0 && spent.is_none_or(|spent| spent.more_wanted) {
+        segment.quota_wishes.note(database(), quota);
+    }
+    Some(spent)
+}
+
+/// Returns a unit of a quota.
+pub(crate) fn refund_quota(quota: &[u8; 16], spent: Spent) {
+    if let Some(segment) = segment() {
+        segment.table.with_quota(database(), quota, |state| state.refund(spent.ends_at));
+    }
+}
+
+/// What is remembered of a quota.
+pub(crate) fn quota(quota: &[u8; 16]) -> Option<QuotaState> {
+    segment()?.table.with_quota(database(), quota, |state| *state)
+}
+
+/// The quotas of this database of which something is remembered.
+pub(crate) fn quotas() -> Vec<[u8; 16]> {
+    segment().map(|segment| segment.table.quotas(database())).unwrap_or_default()
+}
+
+/// Forgets a quota that is no more.
+pub(crate) fn forget_quota(quota: &[u8; 16]) {
+    if let Some(segment) = segment() {
+        segment.table.forget_quota(database(), quota);
+    }
+}
+
+/// Takes the quotas of this database of which more is to be leased.
+pub(crate) fn take_quota_wishes() -> Vec<[u8; 16]> {
+    segment().map(|segment| segment.quota_wishes.take(database())).unwrap_or_default()
+}
+
+/// The name under which this server holds leases.
+pub(crate) fn lease_holder() -> Option<[u8; 16]> {
+    Some(segment()?.table.holder())
+}
+
+/// The time for quotas, which never goes back while the server runs.
+pub(crate) fn quota_time(now: i64) -> i64 {
+    segment().map_or(now, |segment| segment.table.latest(now))
 }
 
 /// Call this some time before [`hint`].

@@ -89,19 +89,22 @@ pub(super) fn restore(table: &Table<'_>) {
 
 fn report(head: &Head, restored: &Restored) {
     let (kept, all, file) = (restored.kept, head.records, path(FILE));
+    if all == 0 {
+        return;
+    }
     if kept == all {
         Error::note(format!("tollgate: restored the usage and limits of {kept} keys from file \"{file}\""))
             .log();
         return;
     }
-    let [tokens, users, addresses] = restored.lost_limits;
+    let [tokens, users, addresses, quotas] = restored.lost_limits;
     let Restored { lost_counters, lost_uses, .. } = restored;
     Error::usage_file(
         format!("tollgate: restored the usage and limits of {kept} of {all} keys from file \"{file}\""),
         format!(
             "The table is smaller than it was before the restart. Dropped: the limits of {tokens} tokens, {users} users and \
              {addresses} addresses, which start again; {lost_uses} uses and denials of {lost_counters} tokens, which are not \
-             counted."
+             counted; {quotas} quotas, because of which all leases of quotas count as spent."
         ),
         "Raise tollgate.max_tracked_keys; before a restart that lowers it, flush usage, and wait until limits are full again.",
     )
@@ -133,10 +136,8 @@ unsafe extern "C-unwind" fn save(code: c_int, argument: Datum) {
 fn write(table: &Table<'_>) {
     // The code is 0 after an immediate shutdown too.
     let Some(shutdown) = last_shutdown() else { return };
+    // Also without records: the leases that nothing was spent of are still this server's.
     let (head, records) = table.save(shutdown, sys::GetCurrentTimestamp());
-    if head.records == 0 {
-        return;
-    }
     let written = File::create(path(DRAFT)).and_then(|file| {
         let mut to = BufWriter::new(file);
         usage_file::write(&mut to, &head, records)

@@ -4,6 +4,7 @@
 
 use super::findings::Findings;
 use super::master_keys::{self, MasterKeys};
+use super::quota_wishes::QuotaWishes;
 use super::restart;
 use super::sessions::Sessions;
 use super::spin::SpinLock;
@@ -33,6 +34,7 @@ pub(super) struct Segment {
     pub(super) hints: Hints<'static>,
     pub(super) log_throttle: &'static Throttle,
     pub(super) findings: &'static Findings,
+    pub(super) quota_wishes: &'static QuotaWishes,
     pub(super) latencies: &'static Latencies,
     pub(super) sessions: &'static Sessions,
     pub(super) unknown_keys: &'static UnknownKeys,
@@ -72,6 +74,7 @@ struct Plan {
     buckets_at: usize,
     log_throttle_at: usize,
     findings_at: usize,
+    quota_wishes_at: usize,
     latencies_at: usize,
     sessions_at: usize,
     unknown_keys_at: usize,
@@ -89,6 +92,7 @@ fn plan() -> Plan {
     let (layout, buckets_at) = layout.extend(Layout::array::<Bucket>(buckets).expect(FITS)).expect(FITS);
     let (layout, log_throttle_at) = layout.extend(Layout::new::<Throttle>()).expect(FITS);
     let (layout, findings_at) = layout.extend(Layout::new::<Findings>()).expect(FITS);
+    let (layout, quota_wishes_at) = layout.extend(Layout::new::<QuotaWishes>()).expect(FITS);
     let (layout, latencies_at) = layout.extend(Layout::new::<Latencies>()).expect(FITS);
     let (layout, sessions_at) = layout.extend(Layout::new::<Sessions>()).expect(FITS);
     let (layout, unknown_keys_at) = layout.extend(Layout::new::<UnknownKeys>()).expect(FITS);
@@ -103,6 +107,7 @@ fn plan() -> Plan {
         buckets_at,
         log_throttle_at,
         findings_at,
+        quota_wishes_at,
         latencies_at,
         sessions_at,
         unknown_keys_at,
@@ -177,6 +182,7 @@ fn set_up() {
         }
         let log_throttle = &*base.add(plan.log_throttle_at).cast::<Throttle>();
         let findings = &*base.add(plan.findings_at).cast::<Findings>();
+        let quota_wishes = &*base.add(plan.quota_wishes_at).cast::<QuotaWishes>();
         let latencies = &*base.add(plan.latencies_at).cast::<Latencies>();
         let sessions = &*base.add(plan.sessions_at).cast::<Sessions>();
         let unknown_keys = &*base.add(plan.unknown_keys_at).cast::<UnknownKeys>();
@@ -187,6 +193,7 @@ fn set_up() {
         let signatures = SignatureTable::new(signatures);
         if !found {
             findings.start();
+            quota_wishes.start();
         }
         let locks = pg_sys::GetNamedLWLockTranche(NAME.as_ptr());
         let hints = Hints::new(buckets);
@@ -195,6 +202,7 @@ fn set_up() {
             hints,
             log_throttle,
             findings,
+            quota_wishes,
             latencies,
             sessions,
             unknown_keys,

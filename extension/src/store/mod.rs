@@ -9,11 +9,14 @@ pub(crate) mod issuers;
 pub(crate) mod keys;
 pub(crate) mod probe;
 pub(crate) mod public_keys;
+pub(crate) mod quotas;
 pub(crate) mod relations;
 pub(crate) mod rows;
 pub(crate) mod scopes;
+pub(crate) mod services;
 pub(crate) mod sessions;
 pub(crate) mod statements;
+pub(crate) mod used_urls;
 pub(crate) mod users;
 
 pub(crate) fn init() {

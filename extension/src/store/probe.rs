@@ -35,7 +35,8 @@ pub(crate) enum Column {
     RateLimit = 10,
     RateWindow = 11,
     AllowedIps = 12,
-    CreatedBy = 14,
+    QuotaId = 13,
+    CreatedBy = 15,
 }
 
 /// The last of them: rows are deformed up to it.
@@ -44,8 +45,8 @@ const LAST_COLUMN: Column = Column::CreatedBy;
 /// Columns that most verifications do not read, and so do not deform.
 #[derive(Clone, Copy)]
 pub(crate) enum LateColumn {
-    RotatedTo = 19,
-    ForeignFormat = 23,
+    RotatedTo = 20,
+    ForeignFormat = 24,
 }
 
 /// The key that a token is looked up by.
@@ -74,6 +75,7 @@ const EXPECTED: [(Column, &CStr, pg_sys::Oid); 14] = [
     (Column::RateLimit, c"rate_limit", pg_sys::INT4OID),
     (Column::RateWindow, c"rate_window", pg_sys::INTERVALOID),
     (Column::AllowedIps, c"allowed_ips", pg_sys::CIDRARRAYOID),
+    (Column::QuotaId, c"quota_id", pg_sys::UUIDOID),
     (Column::CreatedBy, c"created_by", pg_sys::TEXTOID),
 ];
 
@@ -129,12 +131,13 @@ impl TokenRow {
     }
 
     pub(crate) fn id(&self) -> [u8; 16] {
-        self.uuid().expect("id is NOT NULL")
+        self.uuid(Column::Id).expect("id is NOT NULL")
     }
 
-    fn uuid(&self) -> Option<[u8; 16]> {
+    /// A column of type uuid.
+    pub(crate) fn uuid(&self, column: Column) -> Option<[u8; 16]> {
         // SAFETY: a uuid is 16 bytes by reference.
-        self.datum(Column::Id).map(|datum| unsafe { *datum.cast_mut_ptr::<[u8; 16]>() })
+        self.datum(column).map(|datum| unsafe { *datum.cast_mut_ptr::<[u8; 16]>() })
     }
 
     /// Whether the token may be used from this address.
@@ -351,7 +354,7 @@ unsafe fn begin(
         }
         if open.found.is_some() {
             sys::slot_getsomeattrs_int(slot, Column::Id as i32 + 1);
-            if let Some(id) = (TokenRow { slot }).uuid() {
+            if let Some(id) = (TokenRow { slot }).uuid(Column::Id) {
                 shmem::prefetch_counters(&id);
             }
             sys::slot_getsomeattrs_int(slot, LAST_COLUMN as i32 + 1);

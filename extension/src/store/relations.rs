@@ -15,16 +15,22 @@ pub(crate) enum Composite {
     IssuedAccessToken,
     IssuedSession,
     RefreshedSession,
+    ClientCredentialsToken,
+    ExchangedToken,
+    UrlVerification,
 }
 
 impl Composite {
-    pub(crate) const ALL: [Composite; 6] = [
+    pub(crate) const ALL: [Composite; 8] = [
         Composite::Verification,
         Composite::IssuedToken,
         Composite::MemoryStats,
         Composite::IssuedAccessToken,
         Composite::IssuedSession,
         Composite::RefreshedSession,
+        Composite::ClientCredentialsToken,
+        Composite::ExchangedToken,
+        Composite::UrlVerification,
     ];
     pub(crate) const COUNT: usize = Composite::ALL.len();
 
@@ -36,6 +42,9 @@ impl Composite {
             Composite::IssuedAccessToken => c"issued_access_token",
             Composite::IssuedSession => c"issued_session",
             Composite::RefreshedSession => c"refreshed_session",
+            Composite::ClientCredentialsToken => c"client_credentials_token",
+            Composite::ExchangedToken => c"exchanged_token",
+            Composite::UrlVerification => c"url_verification",
         }
     }
 }
@@ -61,6 +70,20 @@ pub(crate) struct Relations {
     pub(crate) issuers_key: Oid,
     pub(crate) issuer_keys: Oid,
     pub(crate) issuer_keys_key: Oid,
+    pub(crate) quotas: Oid,
+    pub(crate) quotas_key: Oid,
+    pub(crate) quotas_user: Oid,
+    pub(crate) quota_leases: Oid,
+    pub(crate) quota_leases_key: Oid,
+    pub(crate) used_urls: Oid,
+    pub(crate) used_urls_key: Oid,
+    pub(crate) services: Oid,
+    pub(crate) services_key: Oid,
+    pub(crate) service_keys: Oid,
+    pub(crate) service_keys_key: Oid,
+    pub(crate) service_workloads: Oid,
+    pub(crate) service_workloads_key: Oid,
+    pub(crate) capabilities: Oid,
     /// Indexed by `Composite`.
     pub(crate) composites: [Oid; Composite::COUNT],
 }
@@ -107,6 +130,20 @@ pub(crate) fn relations() -> Relations {
             issuers_key: in_schema(schema, c"issuers_pkey"),
             issuer_keys: in_schema(schema, c"issuer_keys"),
             issuer_keys_key: in_schema(schema, c"issuer_keys_pkey"),
+            quotas: in_schema(schema, c"quotas"),
+            quotas_key: in_schema(schema, c"quotas_pkey"),
+            quotas_user: in_schema(schema, c"quotas_user"),
+            quota_leases: in_schema(schema, c"quota_leases"),
+            quota_leases_key: in_schema(schema, c"quota_leases_pkey"),
+            used_urls: in_schema(schema, c"used_urls"),
+            used_urls_key: in_schema(schema, c"used_urls_pkey"),
+            services: in_schema(schema, c"services"),
+            services_key: in_schema(schema, c"services_pkey"),
+            service_keys: in_schema(schema, c"service_keys"),
+            service_keys_key: in_schema(schema, c"service_keys_pkey"),
+            service_workloads: in_schema(schema, c"service_workloads"),
+            service_workloads_key: in_schema(schema, c"service_workloads_pkey"),
+            capabilities: in_schema(schema, c"capabilities"),
             composites: Composite::ALL.map(|composite| in_schema(schema, composite.name())),
         };
         // The look-ups themselves may have processed an invalidation.
@@ -193,6 +230,20 @@ unsafe extern "C-unwind" fn invalidate(_arg: Datum, relation: Oid) {
             cached.issuers_key,
             cached.issuer_keys,
             cached.issuer_keys_key,
+            cached.quotas,
+            cached.quotas_key,
+            cached.quotas_user,
+            cached.quota_leases,
+            cached.quota_leases_key,
+            cached.used_urls,
+            cached.used_urls_key,
+            cached.services,
+            cached.services_key,
+            cached.service_keys,
+            cached.service_keys_key,
+            cached.service_workloads,
+            cached.service_workloads_key,
+            cached.capabilities,
         ];
         tables.contains(&relation) || cached.composites.contains(&relation)
     };

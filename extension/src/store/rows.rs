@@ -334,11 +334,29 @@ impl Open {
         found
     }
 
+    /// Calls `look` for each row with these keys, in the order of the index.
+    pub(crate) fn each_of<const K: usize>(
+        &self,
+        index: Oid,
+        keys: [Key<'_>; K],
+        look: impl FnMut(&Row<'_>),
+    ) {
+        // SAFETY: the closure holds nothing that needs dropping.
+        let scan = unsafe { sys::guarded(|| Scan::by(self, index, &mut scan_keys(&keys))) };
+        self.each_in(scan, look);
+    }
+
     /// Calls `look` for each row, in no particular order.
-    pub(crate) fn each(&self, mut look: impl FnMut(&Row<'_>)) {
+    pub(crate) fn each(&self, look: impl FnMut(&Row<'_>)) {
+        // SAFETY: the closure holds nothing that needs dropping.
+        let scan = unsafe { sys::guarded(|| Scan::of_all(self)) };
+        self.each_in(scan, look);
+    }
+
+    /// Calls `look` for each row of a scan of this table, and ends it.
+    fn each_in(&self, scan: Scan, mut look: impl FnMut(&Row<'_>)) {
         // SAFETY: the closures hold nothing that needs dropping, and the scan is ended before anything that it uses.
         unsafe {
-            let scan = sys::guarded(|| Scan::of_all(self));
             while sys::guarded(|| scan.next(self)) {
                 look(&self.row(scan));
             }
@@ -369,6 +387,12 @@ impl Open {
     /// The number of columns up to the last one that is read.
     fn width(&self) -> usize {
         self.columns.iter().map(|(place, ..)| place + 1).max().unwrap_or(0)
+    }
+
+    /// The role that the table belongs to.
+    pub(crate) fn owner(&self) -> Oid {
+        // SAFETY: the table is open.
+        unsafe { (*(*self.table).rd_rel).relowner }
     }
 
     pub(crate) fn close(self) {

@@ -19,6 +19,7 @@ use pgrx::spi::{OwnedPreparedStatement, Spi};
 use pgrx::{IntoDatum, Uuid};
 use std::collections::HashMap;
 use std::rc::Rc;
+use tollgate_core::service;
 
 /// The triggers of an attached table, all with the same arguments. Without the first it does not count as attached, but
 /// the others still have the arguments.
@@ -489,6 +490,7 @@ pub(crate) struct UserState {
 thread_local! {
     static ATTACHED_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
     static USER_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
+    static SERVICE_PLAN: Cell<pg_sys::SPIPlanPtr> = const { Cell::new(core::ptr::null_mut()) };
     static APPLY_PLAN: Kept = const { Cell::new(None) };
     /// The attached tables, and when they were looked up.
     static ATTACHED: RefCell<(Option<u64>, Rc<[Oid]>)> = RefCell::new((None, Rc::new([])));
@@ -523,6 +525,19 @@ const USER_OF_TOKEN: Query = Query {
     plan: &USER_PLAN,
 };
 
+/// Locks the row of a service account, as `find` does those of other users.
+const SERVICE: Query = Query {
+    statement: c"
+        SELECT (SELECT s.disabled_at IS NULL FROM tollgate.services s WHERE s.id = $1 FOR SHARE)::text",
+    plan: &SERVICE_PLAN,
+};
+
+/// A service account is in no users table. One that is gone is not active.
+fn look_up_service(id: &str) -> Result<UserState, Error> {
+    let is_enabled = SERVICE.text(Snapshot::LatestToWrite, [(pg_sys::TEXTOID, id.into_datum())])?;
+    Ok(UserState { missing_in: None, inactive: is_enabled.as_deref() != Some("true") })
+}
+
 fn attached() -> Result<Rc<[Oid]>, Error> {
     // Issuing and attaching wait for each other, so that each token is either issued and committed before a table is
     // attached, or issued after it.
@@ -545,6 +560,9 @@ fn attached() -> Result<Rc<[Oid]>, Error> {
 /// lock on tokens: a transaction that deletes a user locks the user's row before the tokens.
 pub(crate) fn look_up(user_id: &str) -> Result<UserState, Error> {
     let tables = attached()?;
+    if let Some(id) = service::id_of(user_id) {
+        return look_up_service(id);
+    }
     let mut opened = Vec::with_capacity(tables.len());
     for &table in tables.iter() {
         // Dropped or detached since.
@@ -575,9 +593,8 @@ pub(crate) fn look_up(user_id: &str) -> Result<UserState, Error> {
 
 /// The same for a token's user; `None` if there is no such token.
 pub(crate) fn look_up_user_of(token_id: Uuid) -> Result<Option<UserState>, Error> {
-    if attached()?.is_empty() {
-        return Ok(Some(UserState { missing_in: None, inactive: false }));
-    }
+    // A transaction that attaches a table waits from here on.
+    attached()?;
     let user_id = USER_OF_TOKEN.text(Snapshot::Latest, [(pg_sys::UUIDOID, token_id.into_datum())])?;
     user_id.map(|user_id| look_up(&user_id)).transpose()
 }

@@ -10,6 +10,7 @@ use pgrx::pg_sys::Datum;
 use tollgate_core::jsonb::{Bounds, Excess};
 use tollgate_core::limit::LONGEST_WINDOW;
 use tollgate_core::scope;
+use tollgate_core::service;
 use tollgate_core::token::{self, Prefix};
 
 const MAX_NAME: usize = 100;
@@ -51,6 +52,12 @@ fn how_empty(value: Option<&str>) -> &'static str {
 pub(crate) fn user_id(given: Option<&str>) -> Result<&str, Error> {
     let value = given.filter(|text| !text.trim().is_empty()).unwrap_or_default();
     match value.chars().count() {
+        1..=MAX_USER_ID if service::id_of(value).is_some() => Err(Error::argument(
+            "user_id",
+            "this user is a service account",
+            "which begins with \"service:\"",
+            "Give the account a secret with tollgate.create_service_account_secret(id), with which it gets access tokens by tollgate.client_credentials().",
+        )),
         1..=MAX_USER_ID => without_token("user_id", value.as_bytes()).map(|()| value),
         0 => Err(Error::argument(
             "user_id",
@@ -141,6 +148,27 @@ pub(crate) fn scopes(value: Option<TextArray<'_>>) -> Result<Vec<String>, Error>
         ));
     }
     Ok(scopes)
+}
+
+/// The scopes that were asked for, or all; `None` if one is not granted.
+pub(crate) fn narrowed(granted: &[String], asked: Option<TextArray<'_>>) -> Option<Vec<String>> {
+    let Some(asked) = asked else { return Some(granted.to_vec()) };
+    // No token has more.
+    if asked.len() > MAX_LIST {
+        return None;
+    }
+    let mut scopes: Vec<String> = Vec::new();
+    for one in asked.iter() {
+        let one = one.filter(|one| scope::is_grantable(one))?;
+        if !scope::any_grants(granted.iter().map(String::as_bytes), one) {
+            return None;
+        }
+        let one = String::from_utf8_lossy(one);
+        if !scopes.iter().any(|seen| *seen == one) {
+            scopes.push(one.into_owned());
+        }
+    }
+    Some(scopes)
 }
 
 /// Names offenders, only the first if there are many, and no part of a token that was passed by mistake.

@@ -42,12 +42,12 @@ const INSERT: &str = "
         SELECT p.* FROM tollgate.api_tokens p WHERE $13 IS NOT NULL AND p.id = $13
     ), issued AS (
         INSERT INTO tollgate.api_tokens AS t (id, token_hash, hint, user_id, name, scopes, expires_at, metadata, allowed_ips,
-                                              rate_limit, rate_window, parent_id)
+                                              rate_limit, rate_window, parent_id, quota_id)
         -- Days are those of UTC, so that a lifetime is as long in every time zone.
         SELECT $2, $3, $4, $5, $6, $7,
                coalesce($14, (clock_timestamp() AT TIME ZONE 'UTC' + $8) AT TIME ZONE 'UTC', p.expires_at), coalesce($9, p.metadata),
                coalesce($10, p.allowed_ips), coalesce($11, p.rate_limit),
-               CASE WHEN $11 IS NULL THEN p.rate_window ELSE $12 END, p.id
+               CASE WHEN $11 IS NULL THEN p.rate_window ELSE $12 END, p.id, p.quota_id
         FROM (SELECT) given LEFT JOIN parent p ON true
         ON CONFLICT (token_hash) DO NOTHING
         RETURNING t.id, t.user_id, t.expires_at, t.created_at, tollgate.issued_detail(t) AS detail

@@ -1,4 +1,5 @@
-//! The rate limits of a verification: its token's own, its user's, and that on failed attempts from one address.
+//! The rate limits of a verification: its token's own, its user's, and that on failed attempts from one address; and, before
+//! them, its quotas (`quotas`).
 //!
 //! All three are kept in shared memory, so each server has its own, and none is rolled back with a transaction. They
 //! fail closed: without shared memory a limit raises 55000, and without room to remember it, it refuses. A client that
@@ -8,6 +9,7 @@ use crate::error::Error;
 use crate::pg::sys;
 use crate::shmem::{Kind, Owner, Use};
 use crate::store::probe::{Column, TokenRow};
+use crate::verify::quotas::{self, UsedUp};
 use crate::{access, guc, shmem};
 use tollgate_core::limit::{Charge, Limit};
 use tollgate_core::net::Net;
@@ -18,16 +20,25 @@ const MINUTE: i64 = 60_000_000;
 /// The refusal for lack of room, in microseconds: a flush, every few seconds, makes room.
 const NO_ROOM: Charge = Charge { admitted: false, remaining: 0, retry_after: 1_000_000 };
 
-/// The state of the limit that decided or, if all admitted the use, of the one with the least left.
+/// A retry that will never be admitted.
+pub(crate) const NEVER: u64 = u64::MAX;
+
+/// The state of the limit that decided or, if all admitted the use, of the one with the least left; or that of a quota that
+/// is used up, which has no `limit`.
 #[derive(Clone, Copy)]
 pub(crate) struct Quota {
-    pub(crate) limit: u32,
+    pub(crate) limit: Option<u32>,
     pub(crate) charge: Charge,
 }
 
 impl Quota {
     fn new(limit: Limit, charge: Option<Charge>) -> Quota {
-        Quota { limit: limit.limit(), charge: charge.unwrap_or(NO_ROOM) }
+        Quota { limit: Some(limit.limit()), charge: charge.unwrap_or(NO_ROOM) }
+    }
+
+    fn used_up(UsedUp(retry_after): UsedUp) -> Quota {
+        let retry_after = retry_after.unwrap_or(NEVER);
+        Quota { limit: None, charge: Charge { admitted: false, remaining: 0, retry_after } }
     }
 }
 
@@ -36,8 +47,38 @@ pub(crate) fn count(token: &TokenRow, id: &[u8; 16], used: &Use) {
     shmem::count_use(id, &|| owner(token), used);
 }
 
-/// Charges an accepted use to its limits and counts it, as a denial if a limit refuses it.
+/// Charges an accepted use to its quotas and limits and counts it, as a denial if one of them refuses it.
 pub(crate) fn charge_use(token: &TokenRow, id: &[u8; 16], used: &Use) -> (Code, Option<Quota>) {
+    let spent = quotas::spend(token.uuid(Column::QuotaId), token.text(Column::UserId), used.at);
+    with_quotas(
+        spent,
+        || count(token, id, &Use { accepted: false, ..*used }),
+        || charge_limits(token, id, used),
+    )
+}
+
+/// Charges limits once units of quotas were spent, and returns those if a limit refuses.
+fn with_quotas(
+    spent: Result<quotas::Units, UsedUp>,
+    count_denial: impl FnOnce(),
+    charge_limits: impl FnOnce() -> (Code, Option<Quota>),
+) -> (Code, Option<Quota>) {
+    match spent {
+        Err(used_up) => {
+            count_denial();
+            (Code::QuotaExceeded, Some(Quota::used_up(used_up)))
+        }
+        Ok(units) => {
+            let (code, quota) = charge_limits();
+            if code != Code::Valid {
+                units.refund();
+            }
+            (code, quota)
+        }
+    }
+}
+
+fn charge_limits(token: &TokenRow, id: &[u8; 16], used: &Use) -> (Code, Option<Quota>) {
     let (own, of_user) = (own(token), guc::user_rate_limit());
     if own.is_none() && of_user.is_none() {
         count(token, id, used);
@@ -67,9 +108,17 @@ pub(crate) fn charge_use(token: &TokenRow, id: &[u8; 16], used: &Use) -> (Code, 
     (Code::Valid, Some(least))
 }
 
-/// Charges an accepted use of an access token to its user's limit and counts it on the user, as a denial if the limit
-/// refuses it.
+/// Charges an accepted use of an access token to its user's quota and limit and counts it on the user, as a denial if one of
+/// them refuses it.
 pub(crate) fn charge_use_of_user(user_id: &str, used: &Use) -> (Code, Option<Quota>) {
+    with_quotas(
+        quotas::spend(None, user_id, used.at),
+        || count_on_user(user_id, &Use { accepted: false, ..*used }),
+        || charge_limit_of_user(user_id, used),
+    )
+}
+
+fn charge_limit_of_user(user_id: &str, used: &Use) -> (Code, Option<Quota>) {
     let Some(limit) = guc::user_rate_limit() else {
         count_on_user(user_id, used);
         return (Code::Valid, None);
@@ -94,7 +143,7 @@ pub(crate) fn blocked(client: Option<Net>) -> Option<Quota> {
     require_memory();
     let now = sys::GetCurrentTimestamp();
     let charge = shmem::peek(Kind::Address, &client.subscriber(), limit, now)?;
-    (!charge.admitted).then_some(Quota { limit: limit.limit(), charge })
+    (!charge.admitted).then_some(Quota::new(limit, Some(charge)))
 }
 
 /// Charges a failed attempt to the client's address. If that exceeds the limit, as several concurrent attempts may, the

@@ -19,6 +19,7 @@ use std::ffi::CString;
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;
 use tollgate_core::throttle::Throttle;
+use tollgate_core::token;
 
 /// Used without shared memory.
 static OF_THIS_SESSION: Throttle = Throttle::new();
@@ -56,6 +57,27 @@ fn write(
         ));
     }
     emit(&line(code, token_id, client, required, reason));
+}
+
+/// Logs why a client of `client_credentials` was refused, which it does not learn. What is passed may be shown: `client_id`
+/// is that of an account.
+#[cold]
+pub(crate) fn client(code: &str, client_id: &str, client: Option<&Net>, condition: &str) {
+    if guc::log_verifications() == LogVerifications::off {
+        return;
+    }
+    let throttle = shmem::log_throttle().unwrap_or(&OF_THIS_SESSION);
+    let most = guc::max_logged_verifications();
+    if throttle.admit(sys::GetCurrentTimestamp(), most).is_none() {
+        return;
+    }
+    let mut line = format!("tollgate: client_credentials code={code} client_id={}", token::redact(client_id));
+    let _ = match client {
+        Some(net) => write!(line, " client_ip={net}"),
+        None => write!(line, " client_ip=-"),
+    };
+    let _ = write!(line, " condition={}", token::redact(condition));
+    emit(&line);
 }
 
 fn line(

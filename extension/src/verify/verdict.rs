@@ -245,10 +245,7 @@ impl Verdict {
                 Code::InsufficientScope => refusal::missing(&request.required, granted),
                 _ => Vec::new(),
             },
-            retry_after: self
-                .quota
-                .filter(|_| self.code == Code::RateLimited)
-                .map(|quota| quota.charge.retry_after),
+            retry_after: self.quota.filter(|_| self.will_pass()).map(|quota| quota.charge.retry_after),
         }
     }
 
@@ -275,6 +272,11 @@ impl Verdict {
             Subject::ApiToken(lookup) => lookup.token(),
             Subject::Nothing | Subject::AccessToken(_) => None,
         }
+    }
+
+    /// Whether the same request will be admitted later.
+    fn will_pass(&self) -> bool {
+        self.code.is_for_now() && self.quota.is_some_and(|quota| quota.charge.retry_after != limits::NEVER)
     }
 
     pub(crate) fn code(&self) -> Code {
@@ -308,9 +310,12 @@ impl Verdict {
         match column {
             0 => (self.code == Code::Valid).into_datum(),
             1 => Some(Datum::from(CODES[self.code.index()].as_ptr())),
-            8 => self.quota.and_then(|quota| quota.limit.cast_signed().into_datum()),
-            9 => self.quota.and_then(|quota| quota.charge.remaining.cast_signed().into_datum()),
-            10 => (self.code == Code::RateLimited).then(|| Datum::from(&raw const self.retry_after)),
+            8 => self.quota.and_then(|quota| quota.limit?.cast_signed().into_datum()),
+            9 => self
+                .quota
+                .filter(|quota| quota.limit.is_some())
+                .and_then(|quota| quota.charge.remaining.cast_signed().into_datum()),
+            10 => self.will_pass().then(|| Datum::from(&raw const self.retry_after)),
             _ => match &self.subject {
                 Subject::Nothing => None,
                 Subject::ApiToken(lookup) => {

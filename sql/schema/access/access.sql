@@ -294,11 +294,15 @@ BEGIN
         affected := affected + tollgate.continue_walk(
             'purge_revoked_users', 'tollgate.purge_revoked_users_after($2, $3, $4)', NULL, ($1 - affected)::integer);
     END IF;
+    IF affected < $1 THEN
+        affected := affected + tollgate.continue_walk(
+            'purge_assertions', 'tollgate.purge_assertions_after($2, $3, $4)', NULL, ($1 - affected)::integer);
+    END IF;
     RETURN affected;
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_denials(integer) IS
-    'Deletes what is stored of revoked access tokens, and of users whose access tokens were revoked, once no token can still be affected, and returns how many';
+    'Deletes what is stored of revoked access tokens, and of users whose access tokens were revoked, and of assertions that were used, once no token can still be affected, and returns how many';
 
 CREATE FUNCTION tollgate.usage_id_of_user(user_id text) RETURNS uuid
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE

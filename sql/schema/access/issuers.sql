@@ -358,9 +358,10 @@ CREATE FUNCTION tollgate.issuer_faults() RETURNS TABLE (severity text, detail te
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN QUERY SELECT 'fail', 'there are issuers whose keys are to be fetched, and no role has the capability for that',
+    RETURN QUERY SELECT 'fail', 'there are issuers or service accounts whose keys are to be fetched, and no role has the capability for that',
             format('SELECT tollgate.grant_capability(%L, ''key_fetcher'');', quote_ident(tollgate.acting_role()))
-        WHERE EXISTS (SELECT FROM tollgate.list_trusted_issuers() i WHERE i.keys_from <> 'given')
+        WHERE (EXISTS (SELECT FROM tollgate.list_trusted_issuers() i WHERE i.keys_from <> 'given')
+               OR EXISTS (SELECT FROM tollgate.services s WHERE s.jwks_url IS NOT NULL))
           AND NOT has_function_privilege(tollgate.acting_role()::name, 'tollgate.store_issuer_keys(text, text, interval)', 'EXECUTE')
           AND NOT EXISTS (SELECT FROM tollgate.capabilities c WHERE c.capability = 'key_fetcher');
     RETURN QUERY SELECT CASE WHEN f.keys = 0 THEN 'fail' ELSE 'warn' END,
@@ -372,29 +373,45 @@ BEGIN
                  ELSE 'tollgated issuer fetch (by a role with the capability key_fetcher, as tollgated run does it)' END
         FROM (SELECT i.*, clock_timestamp() - i.fetched_at AS age FROM tollgate.list_trusted_issuers() i WHERE i.keys_from <> 'given') f
         WHERE f.keys = 0 OR f.failures >= 3 OR f.age > interval '2 hours' OR f.failures = 0 AND f.problem IS NOT NULL;
+    RETURN QUERY SELECT 'warn',
+            CASE WHEN s.fetched_at IS NULL THEN format('the keys of service account %s were never fetched, so its assertions are refused', s.id)
+                 WHEN s.failures >= 3 THEN format('the keys of service account %s could not be fetched %s times', s.id, s.failures)
+                 ELSE format('keys of service account %s are left out', s.id) END || coalesce('. ' || s.problem, ''),
+            CASE WHEN s.failures = 0 AND s.problem IS NOT NULL THEN 'have the account''s owner correct its key set'
+                 ELSE 'tollgated issuer fetch (by a role with the capability key_fetcher, as tollgated run does it)' END
+        FROM tollgate.services s
+        WHERE s.jwks_url IS NOT NULL AND (s.fetched_at IS NULL OR s.failures >= 3 OR s.failures = 0 AND s.problem IS NOT NULL)
+        ORDER BY s.id;
 END
 $$;
-COMMENT ON FUNCTION tollgate.issuer_faults() IS 'Findings about the keys of trusted issuers, for deployment_health. Internal.';
+COMMENT ON FUNCTION tollgate.issuer_faults() IS 'Findings about the keys of trusted issuers and service accounts, for deployment_health. Internal.';
 
 -- For the daemon, which fetches the keys; a capability of its own. One who stores keys can sign as the issuer, so an
 -- operator alone cannot.
 
 CREATE FUNCTION tollgate.issuers_due(OUT issuer text, OUT jwks_url text, OUT reason text) RETURNS SETOF record
-    LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER ROWS 10
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER ROWS 10
     SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
+AS $$
+DECLARE
+    now constant timestamptz := clock_timestamp();
+BEGIN
     -- A time further away than any that is set here comes of a clock that was set back.
-    SELECT i.issuer, i.jwks_url,
-           CASE WHEN i.tried_at IS NULL THEN 'new' WHEN i.due_at > c.now AND i.due_at < c.now + interval '2 hours' THEN 'unknown key'
-                WHEN i.failures > 0 THEN 'failed' ELSE 'age' END
-        FROM tollgate.issuers i, (SELECT clock_timestamp() AS now) c
-        WHERE NOT i.keys_given AND i.distrusted_at IS NULL
-          AND (i.due_at <= c.now OR i.due_at > c.now + interval '2 hours'
-               OR i.tried_at <= c.now - interval '1 minute' AND tollgate.unknown_key_at(i.issuer) > i.tried_at)
-        ORDER BY i.tried_at NULLS FIRST, i.issuer LIMIT 100;
-END;
+    RETURN QUERY SELECT d.issuer, d.jwks_url, d.reason FROM (
+        SELECT i.issuer, i.jwks_url,
+               CASE WHEN i.tried_at IS NULL THEN 'new' WHEN i.due_at > now AND i.due_at < now + interval '2 hours' THEN 'unknown key'
+                    WHEN i.failures > 0 THEN 'failed' ELSE 'age' END AS reason, i.tried_at
+            FROM tollgate.issuers i
+            WHERE NOT i.keys_given AND i.distrusted_at IS NULL
+              AND (i.due_at <= now OR i.due_at > now + interval '2 hours'
+                   OR i.tried_at <= now - interval '1 minute' AND tollgate.unknown_key_at(i.issuer) > i.tried_at)
+        UNION ALL
+        SELECT s.issuer, s.jwks_url, s.reason, s.tried_at FROM tollgate.services_due() s) d
+        ORDER BY d.tried_at NULLS FIRST, d.issuer LIMIT 100;
+END
+$$;
 COMMENT ON FUNCTION tollgate.issuers_due() IS
-    'The issuers whose keys are to be fetched now, those first that were not tried for the longest time, and why: new, age, failed, or unknown key, which is so at most once a minute for each. Without jwks_url the address is in the discovery document of the issuer';
+    'The issuers, and as service:<id> the service accounts, whose keys are to be fetched now, those first that were not tried for the longest time, and why: new, age, failed, or unknown key, which is so at most once a minute for each. Without jwks_url the address is in the discovery document of the issuer';
 
 CREATE FUNCTION tollgate.note_issuer_failure(issuer text, problem text) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -404,6 +421,10 @@ BEGIN
     PERFORM tollgate.without_token('issuer', $1);
     -- What a server answered may be in it, and so anything.
     $2 := left(regexp_replace(left($2, 4000), '[0-9A-Fa-f]{16,}|eyJ[A-Za-z0-9_.-]{16,}|[[:cntrl:]]+', '…', 'g'), 500);
+    IF starts_with($1, 'service:') THEN
+        PERFORM tollgate.note_service_keys_failure(substr($1, 9), $2);
+        RETURN;
+    END IF;
     UPDATE tollgate.issuers i
         SET tried_at = clock_timestamp(), failures = least(i.failures, 1000000) + 1, problem = coalesce($2, 'unknown'),
             problem_at = clock_timestamp(),
@@ -423,6 +444,10 @@ DECLARE
     result record;
 BEGIN
     PERFORM tollgate.without_token('issuer', $1), tollgate.without_token('jwks', $2);
+    IF starts_with($1, 'service:') THEN
+        SELECT s.stored, s.refused, s.detail INTO stored, refused, detail FROM tollgate.store_service_keys(substr($1, 9), $2, $3) s;
+        RETURN;
+    END IF;
     -- Before the row: a change of issuers locks the table first.
     LOCK TABLE tollgate.issuers IN ROW EXCLUSIVE MODE;
     PERFORM FROM tollgate.issuers i WHERE i.issuer = $1 AND NOT i.keys_given AND i.distrusted_at IS NULL FOR NO KEY UPDATE;

@@ -16,8 +16,9 @@ CREATE TABLE tollgate.housekeeping_cursors (
 COMMENT ON TABLE tollgate.housekeeping_cursors IS
     'Where the last batch of each task ended, and when it was last at the front; NULL at the front. A hint: a wrong or missing place only costs time. Not dumped';
 INSERT INTO tollgate.housekeeping_cursors (task)
-    VALUES ('announce_expiries'), ('announce_session_expiries'), ('expire_tokens'), ('invalidate_sessions'), ('purge_denied'),
-           ('purge_disabled'), ('purge_given_up'), ('purge_revoked_users'), ('purge_sessions'), ('purge_tokens'), ('purge_usage');
+    VALUES ('announce_expiries'), ('announce_session_expiries'), ('expire_tokens'), ('invalidate_sessions'), ('purge_assertions'),
+           ('purge_denied'), ('purge_disabled'), ('purge_given_up'), ('purge_revoked_users'), ('purge_sessions'), ('purge_tokens'), ('purge_usage'),
+           ('purge_used_urls'), ('purge_user_usage');
 
 -- Each cluster does its own housekeeping.
 CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.housekeeping_cursors
@@ -305,6 +306,8 @@ BEGIN
         DELETE FROM tollgate.token_usage u USING deleted p WHERE u.token_id = p.id
     ), forgotten_hours AS (
         DELETE FROM tollgate.usage_hourly h USING deleted p WHERE h.token_id = p.id
+    ), forgotten_quotas AS (
+        DELETE FROM tollgate.quotas q USING deleted p WHERE q.token_id = p.id
     ), logged AS (
         -- A subquery, so that the epoch is looked up once and not for each row.
         INSERT INTO tollgate.audit_log (event, token_id, user_id, detail, epoch)
@@ -374,13 +377,67 @@ $$;
 COMMENT ON FUNCTION tollgate.purge_usage_after(interval, integer, timestamptz, uuid) IS
     'purge_usage for callers that call it many times: continues after the place that the previous call returned (NULL: from the front). looked_at is less than the batch once there are no more';
 
+CREATE FUNCTION tollgate.purge_user_usage_after(
+    retention      interval,
+    batch_size     integer,
+    INOUT usage_id uuid DEFAULT NULL,
+    OUT looked_at  bigint,
+    OUT purged     bigint
+)
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan
+    SET jit = off
+    SET enable_seqscan = off
+    SET enable_bitmapscan = off
+    SET enable_sort = off
+AS $$
+DECLARE
+    page uuid[];
+BEGIN
+    PERFORM tollgate.check_batch_size($2, 1000);
+    PERFORM tollgate.check_retention($1);
+    usage_id := coalesce(usage_id, '00000000-0000-0000-0000-000000000000');
+    -- Waits for running flushes, which would otherwise add to a row that is gone.
+    LOCK TABLE tollgate.usage_flushes IN SHARE MODE;
+    page := ARRAY(SELECT u.token_id FROM tollgate.token_usage u
+                  WHERE u.token_id > usage_id AND substr(u.token_id::text, 15, 1) = '8' ORDER BY u.token_id LIMIT $2);
+    looked_at := cardinality(page);
+    -- An imported API token may have an id of that version too.
+    DELETE FROM tollgate.token_usage u
+        WHERE u.token_id = ANY (page) AND u.hour < now() - $1
+          AND NOT EXISTS (SELECT FROM tollgate.api_tokens t WHERE t.id = u.token_id);
+    GET DIAGNOSTICS purged = ROW_COUNT;
+    usage_id := coalesce(page[looked_at], usage_id);
+END
+$$;
+COMMENT ON FUNCTION tollgate.purge_user_usage_after(interval, integer, uuid) IS
+    'Deletes the totals of users whose access tokens were last used or refused longer ago than the retention: looks at a batch of users after the one that the previous call returned (NULL: from the front). looked_at is less than the batch once there are no more';
+
 CREATE FUNCTION tollgate.purge_usage(retention interval DEFAULT '90 days', batch_size integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    affected bigint;
+    step     record;
+    place    uuid;
+    seen     bigint := 0;
 BEGIN
-    RETURN tollgate.continue_walk('purge_usage', 'tollgate.purge_usage_after($1, $2, $3, $4::uuid)', $1, $2);
+    affected := tollgate.continue_walk('purge_usage', 'tollgate.purge_usage_after($1, $2, $3, $4::uuid)', $1, $2);
+    SELECT p.id::uuid INTO place FROM tollgate.housekeeping_cursors p WHERE p.task = 'purge_user_usage';
+    -- A hundred thousand in a call, of which perhaps all are in use.
+    WHILE affected < $2 AND seen < 100000 LOOP
+        SELECT s.* INTO step FROM tollgate.purge_user_usage_after($1, least($2 - affected, 1000)::integer, place) s;
+        seen := seen + step.looked_at;
+        place := CASE WHEN step.looked_at >= least($2 - affected, 1000) THEN step.usage_id END;
+        affected := affected + step.purged;
+        EXIT WHEN place IS NULL;
+    END LOOP;
+    UPDATE tollgate.housekeeping_cursors p SET id = place::text
+        WHERE p.task = (SELECT o.task FROM tollgate.housekeeping_cursors o WHERE o.task = 'purge_user_usage' FOR UPDATE SKIP LOCKED);
+    RETURN affected;
 END
 $$;
 COMMENT ON FUNCTION tollgate.purge_usage(interval, integer) IS
-    'Deletes hours of usage_hourly that ended longer ago than the retention, and returns how many rows; the totals of the tokens stay';
+    'Deletes hours of usage_hourly that ended longer ago than the retention, and the totals of users whose access tokens were not used since, and returns how many rows; the totals of API tokens stay';

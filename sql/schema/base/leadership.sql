@@ -16,7 +16,7 @@ CREATE TABLE tollgate.leaderships (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE tollgate.leaderships IS 'The tasks that one daemon performs for all, and which session became the leader of each last. Not dumped: in another cluster there is no leader';
 INSERT INTO tollgate.leaderships (task)
-    VALUES ('announce_expiries'), ('expire_tokens'), ('fetch_keys'), ('flush_usage'), ('purge'), ('purge_audit'), ('rotate_keys'), ('seal_audit');
+    VALUES ('announce_expiries'), ('expire_tokens'), ('fetch_keys'), ('flush_usage'), ('lease_quotas'), ('purge'), ('purge_audit'), ('rotate_keys'), ('seal_audit');
 
 -- A session of one cluster means nothing in another.
 CREATE TRIGGER leave_out BEFORE INSERT OR UPDATE OR DELETE ON tollgate.leaderships

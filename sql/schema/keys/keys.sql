@@ -3,11 +3,12 @@
 --
 -- The state of a key follows from its times alone, so no job has to run at the moment a key starts or stops signing:
 -- published → signing → retiring → gone; or withdrawn, which takes effect at once. Of each purpose one key signs at a
--- time: the one that started last. The library reads this table by column numbers (extension/src/store/keys.rs).
+-- time: the one that started last. Keys that sign URLs have names, each of which is a purpose of its own. The library reads this table by column numbers (extension/src/store/keys.rs).
 
 CREATE TABLE tollgate.sealed_keys (
     kid              text        COLLATE "C" NOT NULL CONSTRAINT sealed_keys_pkey PRIMARY KEY CHECK (octet_length(kid) = 43),
-    purpose          text        COLLATE "C" NOT NULL CHECK (purpose IN ('access_token', 'refresh_token')),
+    purpose          text        COLLATE "C" NOT NULL
+                     CHECK (purpose IN ('access_token', 'refresh_token') OR purpose ~ '^signed_url:[a-z0-9][a-z0-9_.-]{0,62}$'),
     algorithm        text        COLLATE "C" NOT NULL CHECK (algorithm IN ('ES256', 'EdDSA', 'RS256', 'HS256')),
     public_key       text        CHECK (octet_length(public_key) <= 4096),
     sealed           bytea       CHECK (octet_length(sealed) <= 8192),
@@ -19,8 +20,8 @@ CREATE TABLE tollgate.sealed_keys (
     created_at       timestamptz NOT NULL DEFAULT now(),
     created_by       text        NOT NULL DEFAULT tollgate.acting_role(),
     -- A secret key has nothing to publish.
-    CHECK ((public_key IS NULL) = (purpose = 'refresh_token')),
-    CHECK ((algorithm = 'HS256') = (purpose = 'refresh_token'))
+    CHECK ((public_key IS NULL) = (purpose <> 'access_token')),
+    CHECK ((algorithm = 'HS256') = (purpose <> 'access_token'))
 ) USING heap;
 COMMENT ON TABLE tollgate.sealed_keys IS 'Signing keys: the public half as a JWK, the private half sealed with a master key that is kept outside of the database';
 COMMENT ON COLUMN tollgate.sealed_keys.kid IS 'The thumbprint of the public key (RFC 7638), or a digest that names a secret one';
@@ -38,7 +39,7 @@ CREATE FUNCTION tollgate.make_key(algorithm text, purpose text) RETURNS text[]
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'make_key';
 COMMENT ON FUNCTION tollgate.make_key(text, text) IS
-    'A new key pair: kid, algorithm, public JWK and sealed private key in hexadecimal digits. For refresh tokens a secret key, and NULL for the JWK. Internal.';
+    'A new key pair: kid, algorithm, public JWK and sealed private key in hexadecimal digits. For refresh tokens and URLs a secret key, and NULL for the JWK. Internal.';
 
 CREATE FUNCTION tollgate.read_key(pem text, purpose text) RETURNS text[]
     LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -68,7 +69,7 @@ CREATE FUNCTION tollgate.test_signing_key(purpose text DEFAULT 'access_token') R
     LANGUAGE c VOLATILE PARALLEL UNSAFE
     AS 'MODULE_PATHNAME', 'test_signing_key';
 COMMENT ON FUNCTION tollgate.test_signing_key(text) IS
-    'Signs a fixed text with the key that signs now, verifies the signature with the public key of its row, and returns the kid; of refresh tokens opens the key. Raises what a caller would see who issues a token. Internal.';
+    'Signs a fixed text with the key that signs now, verifies the signature with the public key of its row, and returns the kid; of refresh tokens and URLs opens the key. Raises what a caller would see who issues a token. Internal.';
 
 CREATE FUNCTION tollgate.master_key_of(sealed bytea) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -106,13 +107,13 @@ $$;
 COMMENT ON FUNCTION tollgate.lock_keys() IS 'Has other changes of keys wait until this transaction ends. Internal.';
 
 -- A key stops signing when the next one starts. What it signed is over a day later, which no access token outlives. The key of
--- a session's refresh tokens stays the same for its life, which is a year at most.
+-- a session's refresh tokens stays the same for its life, which is a year at most, and a signed URL lives for no longer.
 CREATE FUNCTION tollgate.chain_keys(purpose text, moment timestamptz) RETURNS void
     LANGUAGE sql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     UPDATE tollgate.sealed_keys k SET retires_at = n.signs_from,
-                                    verifies_until = n.signs_from + CASE $1 WHEN 'refresh_token' THEN interval '367 days' ELSE interval '1 day' END
+                                    verifies_until = n.signs_from + CASE $1 WHEN 'access_token' THEN interval '1 day' ELSE interval '367 days' END
         FROM (SELECT o.kid, lead(o.signs_from) OVER (ORDER BY o.signs_from, o.kid) AS signs_from
               FROM tollgate.sealed_keys o
               WHERE o.purpose = $1 AND o.withdrawn_at IS NULL AND (o.retires_at IS NULL OR o.retires_at > $2)) n
@@ -280,6 +281,9 @@ BEGIN
         ELSIF key.purpose = 'access_token' THEN
             RAISE NOTICE 'no key signs any more'
                 USING HINT = 'Create the next one with tollgate.create_signing_key().';
+        ELSIF starts_with(key.purpose, 'signed_url:') THEN
+            RAISE NOTICE 'no key of this name signs URLs any more'
+                USING HINT = 'Create the next one with tollgate.create_url_key().';
         END IF;
     END IF;
     PERFORM tollgate.chain_keys(key.purpose, moment);

@@ -76,9 +76,10 @@ CREATE VIEW tollgate.tokens AS
            t.scopes, t.metadata, t.allowed_ips, t.rate_limit, t.rate_window, t.created_at, t.created_by, t.expires_at,
            t.disabled_at, t.revoked_at, t.revoked_reason, t.parent_id, t.rotated_from,
            coalesce(u.use_count, 0) AS use_count, coalesce(u.denied_count, 0) AS denied_count,
-           u.last_used_at, u.last_used_ip, t.rotated_to, t.disabled_via, t.disabled_with_user
+           u.last_used_at, u.last_used_ip, t.rotated_to, t.disabled_via, t.disabled_with_user,
+           CASE WHEN t.quota_id IS NOT NULL THEN tollgate.quota_remaining(t.quota_id) END AS quota_remaining
     FROM tollgate.api_tokens t LEFT JOIN tollgate.token_usage u ON u.token_id = t.id;
-COMMENT ON VIEW tollgate.tokens IS 'Tokens in readable form: hint, status and usage as of the last flush; never the digest';
+COMMENT ON VIEW tollgate.tokens IS 'Tokens in readable form: hint, status, usage as of the last flush, and what remains of its own quota; never the digest';
 
 CREATE FUNCTION tollgate.check_user_named(user_id text) RETURNS void
     LANGUAGE plpgsql STABLE PARALLEL SAFE

@@ -85,11 +85,14 @@ BEGIN
             revoke_on_reuse = nullif($8, false)
         WHERE t.id = $1 RETURNING t.* INTO ended;
     INSERT INTO tollgate.api_tokens (id, token_hash, hint, user_id, name, scopes, metadata, expires_at, rate_limit, rate_window,
-                                     allowed_ips, parent_id, rotated_from)
+                                     allowed_ips, quota_id, parent_id, rotated_from)
         VALUES ($2, $3, $4, old.user_id, old.name, old.scopes, old.metadata,
                 coalesce($7, (clock_timestamp() AT TIME ZONE 'UTC' + $6) AT TIME ZONE 'UTC', old.expires_at), old.rate_limit, old.rate_window,
-                old.allowed_ips, old.parent_id, $1)
+                old.allowed_ips, old.quota_id, old.parent_id, $1)
         RETURNING * INTO new;
+    IF new.quota_id IS NOT NULL THEN
+        UPDATE tollgate.quotas q SET token_id = $2 WHERE q.id = new.quota_id AND q.token_id = $1;
+    END IF;
     IF coalesce(new.expires_at, 'infinity') > coalesce((SELECT p.expires_at FROM tollgate.api_tokens p WHERE p.id = old.parent_id), 'infinity') THEN
         RAISE EXCEPTION 'a derived token cannot outlive its parent'
             USING ERRCODE = 'invalid_parameter_value',
@@ -212,6 +215,11 @@ BEGIN
     after.scopes := tollgate.check_token_fields(CASE WHEN revived THEN keys || '{scopes}' ELSE keys END, after.name, after.scopes,
         after.expires_at, after.metadata, after.allowed_ips, after.rate_limit, after.rate_window);
     PERFORM tollgate.check_within_parent(after, before);
+    IF starts_with(before.user_id, 'service:') AND cardinality(after.scopes) > 0 THEN
+        RAISE EXCEPTION 'the secret of a service account grants nothing by itself'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: changes, key scopes.',
+                  HINT = 'Give the scopes to the account, with tollgate.update_service_account().';
+    END IF;
     IF before.rotated_to IS NOT NULL AND coalesce(after.expires_at, 'infinity') > coalesce(before.expires_at, 'infinity') THEN
         PERFORM tollgate.refuse_token($1, 'rotated and cannot be given a later expiry', format('Change its successor, %s.', before.rotated_to));
     END IF;

@@ -111,12 +111,18 @@ BEGIN
             USING ERRCODE = 'dependent_objects_still_exist', DETAIL = format('The issuer is %s.', example),
                   HINT = 'Trust the issuer without this scope, with tollgate.trust_issuer(), then drop the scope.';
     END IF;
+    SELECT min(s.id) INTO example FROM tollgate.services s WHERE $1 = ANY (s.scopes);
+    IF example IS NOT NULL THEN
+        RAISE EXCEPTION 'scope % cannot be dropped because a service account may have it', tollgate.quote_redacted($1)
+            USING ERRCODE = 'dependent_objects_still_exist', DETAIL = format('The account is %s.', example),
+                  HINT = 'Take it from the account, with tollgate.update_service_account(), then drop the scope.';
+    END IF;
 
     INSERT INTO tollgate.audit_log (event, detail) VALUES ('scope.dropped', jsonb_build_object('scope', $1, 'description', dropped));
 END
 $$;
 COMMENT ON FUNCTION tollgate.drop_scope(text) IS
-    'Removes a scope from the catalogue; refused (2BP01) while a live token has it, or tokens of a trusted issuer may; event scope.dropped';
+    'Removes a scope from the catalogue; refused (2BP01) while a live token has it, or tokens of a trusted issuer or a service account may; event scope.dropped';
 
 CREATE FUNCTION tollgate.list_scopes() RETURNS TABLE (name text, description text, defined_at timestamptz, defined_by text)
     LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER ROWS 20

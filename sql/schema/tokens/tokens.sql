@@ -15,6 +15,7 @@ CREATE TABLE tollgate.api_tokens (
     rate_limit     integer     CHECK (rate_limit > 0),
     rate_window    interval    CHECK (rate_window > '0' AND rate_window <= '1 day'),
     allowed_ips    cidr[],
+    quota_id       uuid,
     hint           text        NOT NULL,
     created_by     text        NOT NULL DEFAULT tollgate.acting_role(),
     expired_at     timestamptz,
@@ -36,6 +37,7 @@ COMMENT ON COLUMN tollgate.api_tokens.foreign_hash IS 'For a token imported in a
 COMMENT ON COLUMN tollgate.api_tokens.foreign_format IS 'That format, until the token is first used and its token_hash is known; then NULL';
 COMMENT ON COLUMN tollgate.api_tokens.revoke_on_reuse IS 'For a rotated token: whether its successors are revoked if it is presented after its grace';
 COMMENT ON COLUMN tollgate.api_tokens.reuse_detected_at IS 'When its presentation after its grace was last recorded';
+COMMENT ON COLUMN tollgate.api_tokens.quota_id IS 'The quota that it spends, with all that were rotated or derived from the token that it was set for';
 COMMENT ON COLUMN tollgate.api_tokens.hint IS 'Prefix and first four characters, to recognise a token in a list';
 COMMENT ON COLUMN tollgate.api_tokens.expired_at IS 'When the expiry was recorded in the audit log; the token ended at expires_at';
 COMMENT ON COLUMN tollgate.api_tokens.parent_id IS 'The token that this one was derived from; never changes, and exists as long as this one';
@@ -51,6 +53,7 @@ CREATE INDEX api_tokens_user ON tollgate.api_tokens (user_id, id);
 CREATE INDEX api_tokens_hint ON tollgate.api_tokens (hint, id);
 CREATE INDEX api_tokens_live ON tollgate.api_tokens (user_id)
     WHERE revoked_at IS NULL AND rotated_to IS NULL AND expired_at IS NULL;
+CREATE INDEX api_tokens_quota ON tollgate.api_tokens (quota_id) WHERE quota_id IS NOT NULL;
 CREATE INDEX api_tokens_parent ON tollgate.api_tokens (parent_id) WHERE parent_id IS NOT NULL;
 CREATE INDEX api_tokens_expiring ON tollgate.api_tokens (expires_at, id)
     WHERE expires_at IS NOT NULL AND expired_at IS NULL AND revoked_at IS NULL;

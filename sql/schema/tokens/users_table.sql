@@ -492,6 +492,7 @@ DECLARE
 BEGIN
     revoked := 0;
     disabled := 0;
+    $3 := tollgate.without_services($3);
     IF NOT signs THEN
         $3 := tollgate.users_with_tokens($3);
     END IF;
@@ -673,7 +674,8 @@ BEGIN
                 departed := tollgate.query_as(branch.relowner, format(
                     'SELECT array_agg(DISTINCT u.%s::text COLLATE "C") FROM ONLY %s u WHERE u.ctid >= %L AND u.ctid < %L',
                     key, branch.oid::regclass, format('(%s,0)', page), format('(%s,0)', page + 100)), NULL);
-                CONTINUE WHEN departed IS NULL;
+                departed := tollgate.without_services(departed);
+                CONTINUE WHEN cardinality(departed) = 0;
                 revoked := revoked + tollgate.revoke_without_notification(departed, 'the user was deleted', jsonb_build_object('users_table', users));
                 PERFORM tollgate.end_access_and_notify(departed, 'the user was deleted', jsonb_build_object('users_table', users))
                     WHERE EXISTS (SELECT FROM tollgate.sealed_keys);

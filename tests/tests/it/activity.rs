@@ -329,6 +329,41 @@ async fn old_hours_are_purged_in_batches_and_the_totals_stay() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_totals_of_users_whose_access_tokens_are_no_longer_used_are_purged() -> Result<()> {
+    let db = Db::create(&SHARED.cluster()?, "users").await?;
+    let now = this_hour(&db.owner).await?;
+    let user = async |name: &str| {
+        value::<Uuid>(&db.owner, &format!("select tollgate.usage_id_of_user('{name}')")).await
+    };
+    let (gone, present) = (user("gone").await?, user("present").await?);
+    let token = old_tokens(&db.owner, 1).await?[0];
+    // An API token keeps its totals, whatever version its id has.
+    let odd: Uuid = "11111111-1111-8111-8111-111111111111".parse()?;
+    set(&db.owner, token, &format!("id = '{odd}'")).await?;
+    let rows: Vec<UsageRow> = [(gone, 100), (present, 80), (odd, 100)]
+        .map(|(id, days)| row(id, 1, 0, Some(hours_before(now, days * 24))))
+        .into();
+    assert!(apply(&db.operator, &flush_of(&db.owner, &rows).await?).await?);
+    // The hour of a use before a token or a user was known is that of the flush.
+    db.owner
+        .batch_execute(&format!(
+            "update tollgate.token_usage set hour = now() - interval '100 days' where token_id in ('{odd}', '{gone}')"
+        ))
+        .await?;
+    let step = "select looked_at, purged from tollgate.purge_user_usage_after('90 days', 1000)";
+    let first = db.operator.query_one(step, &[]).await?;
+    assert_eq!((first.get::<_, i64>(0), first.get::<_, i64>(1)), (3, 1));
+    let purge = "select tollgate.purge_usage('90 days', 1)";
+    assert_eq!(value::<i64>(&db.operator, purge).await?, 0);
+    db.owner.batch_execute("update tollgate.token_usage set hour = now() - interval '91 days'").await?;
+    assert_eq!(value::<i64>(&db.operator, purge).await?, 1);
+    assert_eq!(value::<i64>(&db.operator, purge).await?, 0);
+    let left = db.owner.query("select token_id from tollgate.token_usage", &[]).await?;
+    assert_eq!(left.iter().map(|row| row.get(0)).collect::<Vec<Uuid>>(), [odd]);
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_hours_of_a_token_go_with_it() -> Result<()> {
     let db = Db::create(&SHARED.cluster()?, "gone").await?;
     let tokens = old_tokens(&db.owner, 2).await?;
@@ -379,6 +414,7 @@ async fn no_role_purges_data_within_the_owners_retention() -> Result<()> {
         "purge_tokens_after",
         "purge_usage",
         "purge_usage_after",
+        "purge_user_usage_after",
         "purge_webhook_deliveries",
     ];
     for purge in purges {

@@ -35,17 +35,20 @@ pub(crate) const PUBLIC: [&str; 14] = [
 ];
 
 /// Functions that the roles of applications may call, and so an attacker who breaks into one.
-const VERIFIER: [&str; 10] = [
+const VERIFIER: [&str; 13] = [
     "tollgate.authenticate(text,text[],inet)",
+    "tollgate.introspect_token(text,text,inet)",
     "tollgate.jwks()",
     "tollgate.last_refusal()",
     "tollgate.revoke_access_token(text,text,inet)",
     "tollgate.revoke_own_api_token(uuid,text)",
     "tollgate.revoke_presented_token(text,text,inet)",
+    "tollgate.revoke_token(text,text,text,inet)",
     "tollgate.token_has_scope(text,text,inet)",
     "tollgate.verify_access_token(text,text[],inet,text)",
     "tollgate.verify_api_token(text,text[],inet)",
     "tollgate.verify_api_token_hash(bytea,text[],inet)",
+    "tollgate.verify_signed_url(text,text,inet)",
 ];
 
 async fn names(client: &Client, query: &str) -> Result<BTreeSet<String>> {

@@ -260,13 +260,14 @@ async fn daemons_share_a_subscription_and_others_have_their_own() -> Result<()> 
 }
 
 /// The tasks that run by default.
-const TASKS: [&str; 12] = [
+const TASKS: [&str; 13] = [
     "announce_expiries",
     "deliver_webhooks",
     "expire_tokens",
     "fetch_keys",
     "flush_usage",
     "heartbeat",
+    "lease_quotas",
     "observe",
     "publish_events",
     "purge",

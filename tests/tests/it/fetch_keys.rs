@@ -629,3 +629,28 @@ async fn tokens_of_real_providers_are_accepted_and_their_rotation_is_followed() 
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn the_keys_of_a_service_account_are_fetched_as_those_of_an_issuer_are() -> Result<()> {
+    let db = db("of_services").await?;
+    let (issuers, key) = (Issuers::start().await?, Key::new("1")?);
+    issuers.serve("/ci/keys", json(key_set(&[&key])));
+    let address = format!("{}/keys", issuers.issuer("ci"));
+    db.owner
+        .batch_execute(
+            "select tollgate.create_signing_key(), tollgate.create_service_account('ci', 'n', '{posts:read}')",
+        )
+        .await?;
+    db.owner.execute("select tollgate.set_service_account_keys('ci', jwks_url => $1)", &[&address]).await?;
+    let fetched = json_of(&db.url(), &["issuer", "fetch", ALLOW], OK);
+    assert_eq!(fetched, json!([{"issuer": "service:ci", "keys": 1, "problem": null}]));
+    assert_eq!(issuers.asked(), ["/ci/keys"]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let claims = json!({
+        "iss": "ci", "sub": "ci", "aud": "https://tollgate.test", "iat": now, "exp": now + 60, "jti": "1",
+    });
+    let assertion = jws::sign(&key.key, key.kid, "JWT", &claims.to_string())?;
+    let call = "select code from tollgate.client_credentials('ci', assertion => $1)";
+    assert_eq!(db.owner.query_one(call, &[&assertion]).await?.get::<_, &str>(0), "VALID");
+    Ok(())
+}

@@ -98,6 +98,16 @@ fn values(kind: &str, major: u32) -> (&'static str, Vec<&'static str>) {
                   ::tollgate.finding[] from tollgate.known t)",
             ],
         ),
+        "tollgate.quota_wish[]" => (
+            "'{}'",
+            vec![
+                "null",
+                "array[null]::tollgate.quota_wish[]",
+                "array[(null, null, null, null, null, null)]::tollgate.quota_wish[]",
+                "(select array[(q.id, gen_random_uuid(), 'infinity', 0, 0, ''), (q.id, q.id, 'infinity', -1, 9223372036854775807, sha256(''))] \
+                  ::tollgate.quota_wish[] from tollgate.known_quota q)",
+            ],
+        ),
         other => panic!("no values of type {other}: add some"),
     }
 }
@@ -110,6 +120,8 @@ async fn state(owner: &Client) -> Result<Value> {
             'tokens', (select jsonb_agg(to_jsonb(t) order by t.id) from tollgate.api_tokens t),
             'capabilities', (select count(*) from tollgate.capabilities),
             'scopes', (select count(*) from tollgate.scopes),
+            'quotas', (select jsonb_agg(to_jsonb(q)) from tollgate.quotas q),
+            'leases', (select count(*) from tollgate.quota_leases),
             'webhooks', (select count(*) from tollgate.webhooks),
             'usage', (select jsonb_agg(to_jsonb(u) order by u.token_id) from tollgate.token_usage u),
             'purged', tollgate.last_purged_seal(),
@@ -136,6 +148,9 @@ async fn no_arguments_of_an_operators_function_erase_blind_or_mint() -> Result<(
         .batch_execute(
             "create view tollgate.known as select id from tollgate.api_tokens where revoked_at is null;
              grant select on tollgate.known to tollgated;
+             select tollgate.set_quota(user_id => 'ben', amount => 10, per => 'lifetime');
+             create view tollgate.known_quota as select id from tollgate.quotas;
+             grant select on tollgate.known_quota to tollgated;
              -- Nor may one that fetches keys touch those that were given.
              select tollgate.grant_capability('tollgated', 'key_fetcher'),
                     tollgate.trust_issuer('x', 'x:', '{https://api.test}', jwks => '{\"keys\": [{\"kty\": \"EC\", \"crv\": \"P-256\",

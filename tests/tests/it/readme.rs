@@ -13,7 +13,7 @@ use tollgate_core::token::{self, ENTROPY_LEN, Prefix};
 use tollgate_tests::{Cluster, DATABASE, Tollgated, eventually};
 
 /// In the order in which they are run, in one session: each goes on from those before it.
-const DOCUMENTS: [(&str, &str); 8] = [
+const DOCUMENTS: [(&str, &str); 12] = [
     ("README.md", include_str!("../../../README.md")),
     ("docs/row-level-security.md", include_str!("../../../docs/row-level-security.md")),
     ("docs/usage.md", include_str!("../../../docs/usage.md")),
@@ -22,6 +22,10 @@ const DOCUMENTS: [(&str, &str); 8] = [
     ("docs/tokens.md", include_str!("../../../docs/tokens.md")),
     ("docs/access-tokens.md", include_str!("../../../docs/access-tokens.md")),
     ("docs/trusted-issuers.md", include_str!("../../../docs/trusted-issuers.md")),
+    ("docs/service-accounts.md", include_str!("../../../docs/service-accounts.md")),
+    ("docs/token-exchange.md", include_str!("../../../docs/token-exchange.md")),
+    ("docs/quotas.md", include_str!("../../../docs/quotas.md")),
+    ("docs/signed-urls.md", include_str!("../../../docs/signed-urls.md")),
 ];
 
 fn blocks() -> Vec<&'static str> {

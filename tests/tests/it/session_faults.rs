@@ -531,7 +531,17 @@ async fn ten_thousand_refreshes_are_updates_in_place_and_take_no_more_room() -> 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_valid_token_is_refused_while_keys_rotate_under_four_clients() -> Result<()> {
-    let (db, _) = created("rotating").await?;
+    rotate_under_four_clients("rotating", rounds(25), Duration::ZERO).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "long: a minute"]
+async fn no_valid_token_is_refused_while_keys_rotate_every_second_for_a_minute() -> Result<()> {
+    rotate_under_four_clients("every_second", 60, Duration::from_secs(1)).await
+}
+
+async fn rotate_under_four_clients(name: &str, rotations: usize, period: Duration) -> Result<()> {
+    let (db, _) = created(name).await?;
     let over = Arc::new(AtomicBool::new(false));
     let mut clients = JoinSet::new();
     for n in 0..4 {
@@ -560,19 +570,21 @@ async fn no_valid_token_is_refused_while_keys_rotate_under_four_clients() -> Res
         });
     }
     let mut kids = BTreeSet::new();
-    for _ in 0..rounds(25) {
+    for _ in 0..rotations {
+        let next = tokio::time::Instant::now() + period;
         let rotate = "select tollgate.rotate_signing_key('0')";
         kids.insert(value::<String>(&db.owner, rotate).await?);
         // Each key is used before the next one comes.
         let opened = open(&db.session("backend").await?, "between").await?;
         assert_eq!(verify(&db.owner, &opened.access).await?, "VALID");
+        tokio::time::sleep_until(next).await;
     }
     over.store(true, Ordering::Relaxed);
     let mut done = 0;
     while let Some(client) = clients.join_next().await {
         done += client??;
     }
-    assert!(kids.len() == rounds(25) && done > 25, "{done} rounds with {} keys", kids.len());
+    assert!(kids.len() == rotations && done > 25, "{done} rounds with {} keys", kids.len());
     Ok(())
 }
 

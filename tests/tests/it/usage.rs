@@ -212,7 +212,7 @@ async fn unknown_and_malformed_tokens_are_counted_by_their_code_alone() -> Resul
         stats["verifications"],
         json!({"VALID": 0, "MALFORMED": 4, "UNTRUSTED_ISSUER": 0, "UNKNOWN_KEY": 0, "BAD_SIGNATURE": 0,
                "NOT_FOUND": 1, "REVOKED": 0, "DISABLED": 0, "EXPIRED": 0, "NOT_YET_VALID": 0, "WRONG_AUDIENCE": 0,
-               "IP_NOT_ALLOWED": 0, "INSUFFICIENT_SCOPE": 0, "RATE_LIMITED": 0})
+               "IP_NOT_ALLOWED": 0, "INSUFFICIENT_SCOPE": 0, "RATE_LIMITED": 0, "QUOTA_EXCEEDED": 0})
     );
     assert_eq!((&stats["tracked_keys"], &stats["overflowed"]), (&json!(0), &json!(0)));
     Ok(())

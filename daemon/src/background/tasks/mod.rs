@@ -7,6 +7,7 @@ pub mod fetch_keys;
 pub mod flush_standby;
 pub mod flush_usage;
 pub mod heartbeat;
+pub mod lease_quotas;
 pub mod observe;
 pub mod publish_events;
 pub mod purge;

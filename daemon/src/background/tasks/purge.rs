@@ -1,5 +1,5 @@
-//! Deletes tokens and sessions that ended, hours of usage, and given-up messages to webhooks once they are older than their
-//! retention, and what was revoked of access tokens that are over. A million tokens may be due at once; they are deleted in
+//! Deletes tokens and sessions that ended, usage, and given-up messages to webhooks once they are older than their
+//! retention, what was revoked of access tokens that are over, and uses of signed URLs that are over. A million tokens may be due at once; they are deleted in
 //! steps, so that no verification waits.
 
 use std::time::Duration;
@@ -24,8 +24,10 @@ pub struct Purge {
     tokens: Round,
     sessions: Round,
     hours: Round,
+    users: Round,
     messages: Round,
     denials: Round,
+    urls: Round,
     more: bool,
 }
 
@@ -44,8 +46,10 @@ impl Purge {
             tokens: Round::default(),
             sessions: Round::default(),
             hours: Round::default(),
+            users: Round::default(),
             messages: Round::default(),
             denials: Round::default(),
+            urls: Round::default(),
             more: false,
         }
     }
@@ -63,8 +67,8 @@ impl Task for Purge {
         let (fence, batch_size) = (Some(&fence), self.batch_size);
         // Not while one of them has more: those that are done would begin again each time.
         if !std::mem::replace(&mut self.more, false) {
-            let Self { tokens, sessions, hours, messages, denials, .. } = self;
-            for round in [tokens, sessions, hours, messages, denials] {
+            let Self { tokens, sessions, hours, users, messages, denials, urls, .. } = self;
+            for round in [tokens, sessions, hours, users, messages, denials, urls] {
                 round.begin_again_after(Duration::ZERO);
             }
         }
@@ -74,11 +78,19 @@ impl Task for Purge {
             self.sessions.advance(&mut session, fence, Due::EndedSessions, retention, batch_size).await?;
         let hours =
             self.hours.advance(&mut session, fence, Due::UsageHours, usage_retention, batch_size).await?;
+        let users =
+            self.users.advance(&mut session, fence, Due::UserUsage, usage_retention, batch_size).await?;
         let messages =
             self.messages.advance(&mut session, fence, Due::WebhookDeliveries, retention, batch_size).await?;
         let denials =
             self.denials.advance(&mut session, fence, Due::Denials, Duration::ZERO, batch_size).await?;
-        self.more = [tokens, sessions, hours, messages, denials].iter().any(|batch| batch.more);
-        Ok(Report { items: tokens.items + sessions.items + hours.items, more: self.more, note: None })
+        let urls = self.urls.advance(&mut session, fence, Due::UsedUrls, Duration::ZERO, batch_size).await?;
+        self.more =
+            [tokens, sessions, hours, users, messages, denials, urls].iter().any(|batch| batch.more);
+        Ok(Report {
+            items: tokens.items + sessions.items + hours.items + users.items,
+            more: self.more,
+            note: None,
+        })
     }
 }

@@ -34,7 +34,12 @@ fn sizes(what: Due) -> Sizes {
         }
         // With its usage, and a look for descendants.
         Due::EndedTokens => Sizes { statement: 10, transaction: 50 },
-        Due::EndedSessions | Due::UsageHours | Due::WebhookDeliveries | Due::Denials => {
+        Due::EndedSessions
+        | Due::UsageHours
+        | Due::UserUsage
+        | Due::WebhookDeliveries
+        | Due::Denials
+        | Due::UsedUrls => {
             Sizes { statement: 50, transaction: 500 }
         }
     }

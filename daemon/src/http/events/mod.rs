@@ -123,7 +123,7 @@ impl EventStreams {
                     Problem::new(StatusCode::FORBIDDEN, "The token lacks the scope tollgate:events.");
                 return Err(Box::new(problem.header(WWW_AUTHENTICATE, SCOPE_CHALLENGE).code(code)));
             }
-            "RATE_LIMITED" => {
+            "RATE_LIMITED" | "QUOTA_EXCEEDED" => {
                 let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "Too many requests.");
                 return Err(Box::new(problem.header(RETRY_AFTER, "60").code(code)));
             }
@@ -333,8 +333,8 @@ impl Reader {
             let concerned = batch.events.iter().any(|event| event.token_id == token_id);
             if concerned || verified.elapsed() >= HEARTBEAT {
                 match self.verify(&self.reading).await {
-                    // The limit is checked last: nothing else is wrong with the token, and the stream has begun already.
-                    Ok((code, _)) if ["VALID", "RATE_LIMITED"].contains(&code.as_str()) => {
+                    // Limits are checked last: nothing else is wrong with the token, and the stream has begun already.
+                    Ok((code, _)) if ["VALID", "RATE_LIMITED", "QUOTA_EXCEEDED"].contains(&code.as_str()) => {
                         verified = Instant::now();
                     }
                     _ => return,

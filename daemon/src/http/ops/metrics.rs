@@ -108,6 +108,11 @@ impl Metrics {
         ] {
             page.counter1(name, help, float(count.get()));
         }
+        page.counter1(
+            "tollgated_quota_leases",
+            "Leases of quotas that this daemon had granted",
+            float(counters::QUOTAS_LEASED.get()),
+        );
         page.gauge1("tollgated_event_streams", "Readers of /events now", float(counters::STREAMS.get()));
         page.gauge(
             "tollgated_key_rotation_seconds",

@@ -60,7 +60,10 @@ GRANT SELECT, INSERT ON tollgate_demo.posts TO tollgate_demo_app;
 GRANT EXECUTE ON FUNCTION
     tollgate.verify_api_token(text, text[], inet),
     tollgate.verify_access_token(text, text[], inet, text),
-    tollgate.authenticate(text, text[], inet)
+    tollgate.authenticate(text, text[], inet),
+    tollgate.introspect_token(text, text, inet),
+    tollgate.revoke_token(text, text, text, inet),
+    tollgate.verify_signed_url(text, text, inet)
 TO tollgate_demo_app;
 
 GRANT EXECUTE ON FUNCTION
@@ -69,10 +72,17 @@ GRANT EXECUTE ON FUNCTION
     tollgate.revoke_api_token(uuid, text, text),
     tollgate.open_session(text, text[], text[], text, interval, interval, text, inet, jsonb),
     tollgate.refresh_session(text, text, text[], inet),
-    tollgate.revoke_session(uuid, text, text)
+    tollgate.exchange_token(text, text, text[], text[], interval, text, text, inet),
+    tollgate.revoke_session(uuid, text, text),
+    tollgate.sign_url(text, interval, timestamptz, text[], text, cidr, boolean, text, timestamptz, jsonb, text)
 TO tollgate_demo_issuer;
 
 -- What an earlier run left.
 SELECT tollgate.revoke_all_api_tokens(id, 'a new run of the demo begins'), tollgate.revoke_all_sessions(id, 'a new run of the demo begins')
     FROM tollgate_demo.users;
+SELECT tollgate.revoke_all_api_tokens(service, 'a new run of the demo begins') FROM unnest('{demo:service-a,demo:service-b}'::text[]) service;
 SELECT tollgate.distrust_issuer(issuer, 'a new run of the demo begins') FROM tollgate.trusted_issuers WHERE user_prefix = 'demo-idp:';
+
+GRANT EXECUTE ON FUNCTION tollgate.client_credentials(text, text, text, text[], text[], inet) TO tollgate_demo_issuer;
+SELECT tollgate.delete_service_account('demo-report', 'a new run of the demo begins');
+SELECT tollgate.distrust_issuer(issuer, 'a new run of the demo begins') FROM tollgate.trusted_issuers WHERE user_prefix = 'demo-ci:';

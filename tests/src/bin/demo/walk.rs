@@ -1,6 +1,10 @@
 //! The steps, in the order of a token's life.
 
+mod exchange;
+mod quota;
+mod services;
 mod signed;
+mod urls;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -76,9 +80,13 @@ pub(crate) async fn walk(report: &mut Report) -> Result<()> {
     let mut tail = Tail::follow(walk.last_event().await?)?;
     walk.revoke(&tokens, &mut tail).await?;
     walk.expire(&mut tail).await?;
+    walk.spend_a_quota().await?;
     walk.sessions(&mut tail).await?;
     walk.withdraw_a_key().await?;
     walk.trust_another_issuer().await?;
+    walk.service_account().await?;
+    walk.call_for_a_user().await?;
+    walk.sign_urls().await?;
     walk.status()
 }
 

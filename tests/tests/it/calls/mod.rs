@@ -94,6 +94,7 @@ const CALLS: &[(&str, &str)] = &[
     ),
     ("tollgate.purge_sessions_after(interval,integer,uuid)", "purge_sessions_after('30 days', 10, '{id}')"),
     ("tollgate.purge_usage(interval,integer)", "purge_usage('90 days', 10)"),
+    ("tollgate.purge_user_usage_after(interval,integer,uuid)", "purge_user_usage_after('90 days', 10)"),
     ("tollgate.expire_tokens_after(integer,timestamp with time zone,uuid)", "expire_tokens_after(10)"),
     (
         "tollgate.announce_expiries_after(interval,integer,timestamp with time zone,uuid)",
@@ -162,6 +163,15 @@ const CALLS: &[(&str, &str)] = &[
     ),
     ("tollgate.revoke_access_token(text,text,inet)", "revoke_access_token('{token}', 'leaked', '10.0.0.2')"),
     ("tollgate.revoke_access_token(uuid,text)", "revoke_access_token('{id}'::pg_catalog.uuid, 'over')"),
+    (
+        "tollgate.exchange_token(text,text,text[],text[],interval,text,text,inet)",
+        "exchange_token('{token}', scopes => '{posts:read}', audience => '{https://api.test}', lifetime => '5 minutes', client_ip => '10.0.0.1')",
+    ),
+    ("tollgate.introspect_token(text,text,inet)", "introspect_token('{token}', 'access_token', '10.0.0.1')"),
+    (
+        "tollgate.revoke_token(text,text,text,inet)",
+        "revoke_token('{token}', 'access_token', 'leaked', '10.0.0.2')",
+    ),
     ("tollgate.access_token_usage(text)", "access_token_usage('clerk')"),
     (
         "tollgate.open_session(text,text[],text[],text,interval,interval,text,inet,jsonb)",
@@ -180,6 +190,21 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.current_session_id()", "current_session_id()"),
     ("tollgate.revoke_user(text,text)", "revoke_user('clerk', 'left')"),
     ("tollgate.purge_denials(integer)", "purge_denials(10)"),
+    ("tollgate.create_url_key(text)", "create_url_key(pg_catalog.gen_random_uuid()::pg_catalog.text)"),
+    ("tollgate.rotate_url_key(text,interval)", "rotate_url_key('clerks', '1 hour')"),
+    (
+        "tollgate.sign_url(text,interval,timestamp with time zone,text[],text,cidr,boolean,text,timestamp with time zone,jsonb,text)",
+        "sign_url('https://example.com/a/b', '1 hour', null, '{GET}', '/a/', '10.0.0.0/8', true, 'clerk', '2020-01-01', \
+         '{\"Content-Disposition\": \"attachment\"}', 'clerks')",
+    ),
+    (
+        "tollgate.verify_signed_url(text,text,inet)",
+        "verify_signed_url('https://example.com/', 'GET', '10.0.0.1')",
+    ),
+    ("tollgate.list_url_keys()", "list_url_keys()"),
+    ("tollgate.export_url_key(text)", "export_url_key(clerks.url_key())"),
+    ("tollgate.withdraw_url_key(text,text)", "withdraw_url_key('none', 'over')"),
+    ("tollgate.purge_used_urls(integer)", "purge_used_urls(10)"),
     ("tollgate.current_actor()", "current_actor()"),
     ("tollgate.current_claims()", "current_claims()"),
     ("tollgate.current_issuer()", "current_issuer()"),
@@ -195,7 +220,53 @@ const CALLS: &[(&str, &str)] = &[
         "store_issuer_keys('https://issuer.test', '{\"keys\": []}', '1 hour')",
     ),
     ("tollgate.note_issuer_failure(text,text)", "note_issuer_failure('https://issuer.test', 'it is down')"),
+    (
+        "tollgate.create_service_account(text,text,text[],text[],interval,text,text)",
+        "create_service_account('clerks', 'n', '{posts:read}', '{https://api.test}', '5 minutes', 'of the clerks', 'team clerk')",
+    ),
+    (
+        "tollgate.update_service_account(text,text,text[],text[],interval,text,text)",
+        "update_service_account('clerks', 'other', lifetime => '1 minute')",
+    ),
+    (
+        "tollgate.create_service_account_secret(text,text,interval,timestamp with time zone,cidr[])",
+        "create_service_account_secret('clerks', 'n', '1 day', allowed_ips => '{10.0.0.0/8}')",
+    ),
+    (
+        "tollgate.set_service_account_keys(text,jsonb,text)",
+        "set_service_account_keys('clerks', '{\"keys\": [{\"kty\": \"EC\", \"crv\": \"P-256\", \"kid\": \"1\", \"x\": \"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4\", \
+         \"y\": \"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM\"}]}')",
+    ),
+    (
+        "tollgate.trust_workload(text,text,jsonb,text)",
+        "trust_workload('clerks', 'https://issuer.test', '{\"repository_id\": \"74\"}', 'https://api.test')",
+    ),
+    (
+        "tollgate.client_credentials(text,text,text,text[],text[],inet)",
+        "client_credentials('clerks', '{token}', scopes => '{posts:read}', audience => '{https://api.test}', client_ip => '10.0.0.1')",
+    ),
+    ("tollgate.list_service_accounts(text,integer,text)", "list_service_accounts('clerks', 10, 'a')"),
+    ("tollgate.distrust_workload(uuid,text)", "distrust_workload('{id}', 'over')"),
+    ("tollgate.disable_service_account(text,text)", "disable_service_account('clerks', 'for now')"),
+    ("tollgate.enable_service_account(text,text)", "enable_service_account('clerks', 'again')"),
+    ("tollgate.delete_service_account(text,text)", "delete_service_account('clerks', 'over')"),
     ("tollgate.distrust_issuer(text,text)", "distrust_issuer('https://issuer.test', 'over')"),
+    (
+        "tollgate.set_quota(uuid,text,bigint,text,text,bigint,text)",
+        "set_quota(null, 'clerk', 1000000, 'month', 'UTC', 100, 'closed')",
+    ),
+    ("tollgate.token_quota(uuid)", "token_quota('{id}')"),
+    ("tollgate.user_quota(text)", "user_quota('clerk')"),
+    ("tollgate.quota_remaining(uuid)", "quota_remaining('{id}')"),
+    ("tollgate.list_quotas(integer,uuid)", "list_quotas(10, '{id}')"),
+    ("tollgate.lease_quotas(tollgate.quota_wish[])", "lease_quotas()"),
+    ("tollgate.drain_quota_wishes()", "drain_quota_wishes()"),
+    ("tollgate.forget_removed_quotas()", "forget_removed_quotas()"),
+    (
+        "tollgate.add_credits(uuid,text,bigint)",
+        "set_quota(null, 'clerk', 100, 'lifetime') s, lateral tollgate.add_credits(null, 'clerk', case when s is not null then 5 end)",
+    ),
+    ("tollgate.remove_quota(uuid,text,text)", "remove_quota(null, 'clerk', 'over')"),
     ("tollgate.acquire_leadership(text)", "acquire_leadership('seal_audit')"),
     ("tollgate.check_leadership(text,bigint)", "check_leadership('purge', 0)"),
     ("tollgate.seal_audit_log(integer)", "seal_audit_log()"),
@@ -218,7 +289,8 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.scope_grants(text[],text)", "scope_grants('{posts:*}', 'posts:read')"),
 ];
 
-/// What a subscriber has read, for a caller who may only advance.
+/// What a subscriber has read, for a caller who may only advance, and a key for URLs with its id, for one who may not create or
+/// list any.
 const PAGE: &str = "
     create schema if not exists clerks;
     grant usage on schema clerks to public;
@@ -227,6 +299,16 @@ const PAGE: &str = "
         begin atomic
             select b.events, b.cursor, b.next, b.caught_up, b.proof
             from tollgate.subscriptions s, tollgate.read_events(s.place, 10) b where s.name = 'clerk';
+        end;
+    do $$ begin
+        if not exists (select from tollgate.url_keys k where k.name = 'clerks') then
+            perform tollgate.create_url_key('clerks');
+        end if;
+    end $$;
+    create or replace function clerks.url_key() returns text language sql volatile security definer
+        set search_path = pg_catalog, pg_temp
+        begin atomic
+            select k.key_id from tollgate.url_keys k where k.name = 'clerks' and k.state = 'signing';
         end";
 
 /// Statements that a session runs once before these calls.

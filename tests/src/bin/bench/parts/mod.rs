@@ -11,6 +11,7 @@ mod issue;
 mod latency;
 mod part;
 mod policy;
+mod services;
 mod sessions;
 mod signed;
 mod soak;
@@ -26,6 +27,7 @@ pub(crate) const PARTS: &[Part] = &[
     policy::PART,
     signed::PART,
     sessions::PART,
+    services::PART,
     flush::PART,
     issue::PART,
     latency::PART,

@@ -126,7 +126,7 @@ impl Walk<'_> {
     }
 
     /// What row-level security shows to a user who may read posts.
-    async fn posts_for(&self, user: &str) -> Result<String> {
+    pub(super) async fn posts_for(&self, user: &str) -> Result<String> {
         let readable = "select id from tollgate_demo.posts where published or author = $1 order by id";
         let rows = self.owner.query(readable, &[&user]).await?;
         Ok(posts(&rows.iter().map(|row| row.get(0)).collect::<Vec<i64>>()))
