@@ -176,10 +176,8 @@ impl Quota {
 
 /// The end of the period that a server was last granted something in, and how much in all.
 fn granted(quota: &[u8; 16], holder: &[u8; 16]) -> Option<(i64, i64)> {
-    let keys = [
-        uuid_key(LeaseColumn::QuotaId as usize, quota),
-        uuid_key(LeaseColumn::Holder as usize, holder),
-    ];
+    let keys =
+        [uuid_key(LeaseColumn::QuotaId as usize, quota), uuid_key(LeaseColumn::Holder as usize, holder)];
     find_latest(
         &LEASES,
         |relations| relations.quota_leases_key,

@@ -335,12 +335,7 @@ impl Open {
     }
 
     /// Calls `look` for each row with these keys, in the order of the index.
-    pub(crate) fn each_of<const K: usize>(
-        &self,
-        index: Oid,
-        keys: [Key<'_>; K],
-        look: impl FnMut(&Row<'_>),
-    ) {
+    pub(crate) fn each_of<const K: usize>(&self, index: Oid, keys: [Key<'_>; K], look: impl FnMut(&Row<'_>)) {
         // SAFETY: the closure holds nothing that needs dropping.
         let scan = unsafe { sys::guarded(|| Scan::by(self, index, &mut scan_keys(&keys))) };
         self.each_in(scan, look);
