@@ -184,7 +184,7 @@ impl Walk<'_> {
             &[ROTATE, WITHDRAW, LOG_OUT],
         );
         let session = open(&self.issuer, ANN, &["demo:posts:*"], "phone").await?;
-        let kid = jws::parse(&session.access)?.header.kid.context("our tokens name their key")?;
+        let kid = jws::parse(&session.access)?.header.kid.clone().context("our tokens name their key")?;
         self.owner.execute(ROTATE, &[]).await?;
         let came = verified(&self.app, &session.access, &Request::default()).await?;
         self.report.check("replaced: a token that the key signed", "VALID, demo:ann", came);
