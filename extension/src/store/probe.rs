@@ -61,7 +61,7 @@ enum Index {
 }
 
 /// The columns that the library was built for; a table that was changed by hand is refused, not misread.
-const EXPECTED: [(Column, &CStr, pg_sys::Oid); 14] = [
+const EXPECTED: [(Column, &CStr, pg_sys::Oid); 15] = [
     (Column::Id, c"id", pg_sys::UUIDOID),
     (Column::CreatedAt, c"created_at", pg_sys::TIMESTAMPTZOID),
     (Column::TokenHash, c"token_hash", pg_sys::BYTEAOID),

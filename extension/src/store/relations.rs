@@ -21,7 +21,7 @@ pub(crate) enum Composite {
 }
 
 impl Composite {
-    pub(crate) const ALL: [Composite; 8] = [
+    pub(crate) const ALL: [Composite; 9] = [
         Composite::Verification,
         Composite::IssuedToken,
         Composite::MemoryStats,

@@ -34,6 +34,7 @@ pub(crate) struct Verdict {
 }
 
 /// A token that is good for what it was presented for.
+#[derive(Clone, Copy)]
 pub(crate) enum Accepted<'a> {
     ApiToken(&'a TokenRow),
     AccessToken(&'a AccessToken),

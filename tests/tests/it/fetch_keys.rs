@@ -630,7 +630,7 @@ async fn tokens_of_real_providers_are_accepted_and_their_rotation_is_followed() 
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_keys_of_a_service_account_are_fetched_as_those_of_an_issuer_are() -> Result<()> {
     let db = db("of_services").await?;
     let (issuers, key) = (Issuers::start().await?, Key::new("1")?);

@@ -196,7 +196,7 @@ async fn standbys_spend_leases_of_the_primary_and_go_on_when_one_is_promoted() -
     let _daemon = run(&standby.url(OPERATOR, DATABASE), &[LAZY])?;
     let more = use_up(&there, &token).await?;
     let total = uses[0] + uses[1] + more;
-    assert!(total <= 100 && total >= 80, "{uses:?} and {more}");
+    assert!((80..=100).contains(&total), "{uses:?} and {more}");
     let owner = standby.connect("postgres", DATABASE).await?;
     assert_eq!(self::taken(&owner).await?, 100);
     Ok(())

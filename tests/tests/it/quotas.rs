@@ -470,8 +470,8 @@ async fn a_full_memory_refuses_what_it_cannot_remember() -> Result<()> {
         )
         .await?;
     let uses =
-        "select count(*) from many m, generate_series(1, $1) n, lateral tollgate.verify_api_token(m.token) v
-                where v.code = 'VALID' and n is not null";
+        "select count(*) from many m, generate_series(1, $1) n, lateral tollgate.verify_api_token(case when n > 0 then m.token end) v
+                where v.code = 'VALID'";
     let uses = async |times: i32| -> Result<i64> { Ok(owner.query_one(uses, &[&times]).await?.get(0)) };
     let found_room = uses(1).await?;
     assert!((500..1000).contains(&found_room), "{found_room}");

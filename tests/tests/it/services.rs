@@ -678,6 +678,8 @@ async fn an_assertion_is_not_good_again_after_a_crash_nor_after_a_failover_that_
     let backend = primary.connect("backend", DATABASE).await?;
     assert_eq!(call(&backend, "ci", "assertion", &used, "").await?.code, "INVALID_CLIENT");
 
+    // So that the next refusal is recorded too.
+    primary.execute(DATABASE, "update tollgate.service_refusals set at = '-infinity'")?;
     let mut standby = primary.standby()?;
     standby.catch_up_with(&primary)?;
     let there = standby.connect("backend", DATABASE).await?;

@@ -1,6 +1,6 @@
 //! Deletes tokens and sessions that ended, usage, and given-up messages to webhooks once they are older than their
-//! retention, what was revoked of access tokens that are over, and uses of signed URLs that are over. A million tokens may be due at once; they are deleted in
-//! steps, so that no verification waits.
+//! retention, what was revoked of access tokens that are over, and uses of signed URLs that are over. A million tokens may be
+//! due at once; they are deleted in steps, so that no verification waits.
 
 use std::time::Duration;
 
@@ -85,8 +85,7 @@ impl Task for Purge {
         let denials =
             self.denials.advance(&mut session, fence, Due::Denials, Duration::ZERO, batch_size).await?;
         let urls = self.urls.advance(&mut session, fence, Due::UsedUrls, Duration::ZERO, batch_size).await?;
-        self.more =
-            [tokens, sessions, hours, users, messages, denials, urls].iter().any(|batch| batch.more);
+        self.more = [tokens, sessions, hours, users, messages, denials, urls].iter().any(|batch| batch.more);
         Ok(Report {
             items: tokens.items + sessions.items + hours.items + users.items,
             more: self.more,

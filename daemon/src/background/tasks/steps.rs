@@ -39,9 +39,7 @@ fn sizes(what: Due) -> Sizes {
         | Due::UserUsage
         | Due::WebhookDeliveries
         | Due::Denials
-        | Due::UsedUrls => {
-            Sizes { statement: 50, transaction: 500 }
-        }
+        | Due::UsedUrls => Sizes { statement: 50, transaction: 500 },
     }
 }
 

@@ -253,7 +253,7 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.distrust_issuer(text,text)", "distrust_issuer('https://issuer.test', 'over')"),
     (
         "tollgate.set_quota(uuid,text,bigint,text,text,bigint,text)",
-        "set_quota(null, 'clerk', 1000000, 'month', 'UTC', 100, 'closed')",
+        "set_quota(null, 'clerk', 1000000, 'lifetime', 'UTC', 1000, 'open')",
     ),
     ("tollgate.token_quota(uuid)", "token_quota('{id}')"),
     ("tollgate.user_quota(text)", "user_quota('clerk')"),
@@ -262,10 +262,7 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.lease_quotas(tollgate.quota_wish[])", "lease_quotas()"),
     ("tollgate.drain_quota_wishes()", "drain_quota_wishes()"),
     ("tollgate.forget_removed_quotas()", "forget_removed_quotas()"),
-    (
-        "tollgate.add_credits(uuid,text,bigint)",
-        "set_quota(null, 'clerk', 100, 'lifetime') s, lateral tollgate.add_credits(null, 'clerk', case when s is not null then 5 end)",
-    ),
+    ("tollgate.add_credits(uuid,text,bigint)", "add_credits(null, 'clerk', 5)"),
     ("tollgate.remove_quota(uuid,text,text)", "remove_quota(null, 'clerk', 'over')"),
     ("tollgate.acquire_leadership(text)", "acquire_leadership('seal_audit')"),
     ("tollgate.check_leadership(text,bigint)", "check_leadership('purge', 0)"),
