@@ -135,7 +135,7 @@ pub(crate) fn refreshable(token: &str, client: Option<Net>) -> Result<Option<Ref
     let presented = refresh::parse(token.as_bytes());
     let found = presented.map(|presented| find(&presented)).transpose()?.and_then(Result::ok);
     if let (Some(presented), Some(Found { session, .. })) = (presented, found) {
-        let state = state_of(&session);
+        let state = state_of(&session, revocations::mark_of(&session.user_id));
         let as_presented = Presented {
             generation: presented.generation,
             by_other_client: false,
@@ -152,8 +152,8 @@ pub(crate) fn refreshable(token: &str, client: Option<Net>) -> Result<Option<Ref
     Ok(None)
 }
 
-fn state_of(session: &Session) -> refresh::Session {
-    let mark = revocations::mark_of(&session.user_id);
+/// `mark` is the user's present one.
+fn state_of(session: &Session, mark: Option<i64>) -> refresh::Session {
     refresh::Session {
         generation: session.generation,
         refreshed_at: session.refreshed_at,
@@ -188,7 +188,8 @@ fn attempt(
     request: &Request<'_>,
 ) -> Result<Option<(Code, Option<Tokens>)>, Error> {
     let Found { session, key } = found;
-    let state = state_of(session);
+    let mark = revocations::mark_of(&session.user_id);
+    let state = state_of(session, mark);
     let bound_to = session.client_id.as_deref();
     let presented = Presented {
         generation: token.generation,
