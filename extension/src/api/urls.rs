@@ -16,7 +16,7 @@ use tollgate_core::url::Code;
 
 sql_function!(sign_url);
 fn sign_url(call: &Call) -> Option<Datum> {
-    let signed = sign::sign(sign::Arguments {
+    let signed = sign::sign(&sign::Arguments {
         url: call.text(0),
         expires_in: call.value(1),
         expires_at: call.value(2),

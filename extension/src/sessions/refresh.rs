@@ -152,7 +152,7 @@ pub(crate) fn refreshable(token: &str, client: Option<Net>) -> Result<Option<Ref
     Ok(None)
 }
 
-/// `mark` is the user's present one.
+/// `mark` is what the user has now.
 fn state_of(session: &Session, mark: Option<i64>) -> refresh::Session {
     refresh::Session {
         generation: session.generation,

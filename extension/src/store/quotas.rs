@@ -105,7 +105,8 @@ pub(crate) struct Share {
 }
 
 pub(crate) fn of_id(id: &[u8; 16]) -> Option<Quota> {
-    find_latest(&QUOTAS, |relations| relations.quotas_key, [uuid_key(Column::Id as usize, id)], read)
+    let key = uuid_key(Column::Id as usize, id);
+    find_latest(&QUOTAS, |relations| relations.quotas_key, [key], read)
 }
 
 /// While no user has a quota, nothing is looked up: a backend remembers that until the table is said to have changed, which

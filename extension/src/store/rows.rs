@@ -93,6 +93,7 @@ struct Scan {
 }
 
 /// A column, by position, counted from 0, and its value.
+#[derive(Clone, Copy)]
 pub(crate) struct Key<'a> {
     place: usize,
     value: Value<'a>,

@@ -40,7 +40,7 @@ pub(crate) struct Arguments<'a> {
     pub(crate) key: Option<&'a str>,
 }
 
-pub(crate) fn sign(given: Arguments<'_>) -> Result<String, Error> {
+pub(crate) fn sign(given: &Arguments<'_>) -> Result<String, Error> {
     let url = url_of(given.url)?;
     let expires_at = end(given.expires_in, given.expires_at)?;
     // A second that is not over has not begun.
