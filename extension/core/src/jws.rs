@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::error::Error;
 use std::fmt;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -33,16 +33,16 @@ pub struct Header {
 
 thread_local! {
     /// The header that was read last, as it was encoded: all tokens that a key signs have the same one.
-    static LAST: RefCell<Option<(String, Rc<Header>)>> = const { RefCell::new(None) };
+    static LAST: RefCell<Option<(String, Arc<Header>)>> = const { RefCell::new(None) };
 }
 
 impl Header {
-    fn decode(encoded: &str) -> Result<Rc<Header>, Fault> {
+    fn decode(encoded: &str) -> Result<Arc<Header>, Fault> {
         LAST.with_borrow_mut(|last| match last {
-            Some((of, header)) if of == encoded => Ok(Rc::clone(header)),
+            Some((of, header)) if of == encoded => Ok(Arc::clone(header)),
             _ => {
-                let header = Rc::new(Header::parse(&decode_text(encoded)?)?);
-                *last = Some((encoded.to_owned(), Rc::clone(&header)));
+                let header = Arc::new(Header::parse(&decode_text(encoded)?)?);
+                *last = Some((encoded.to_owned(), Arc::clone(&header)));
                 Ok(header)
             }
         })
@@ -86,7 +86,7 @@ fn text_of<'m>(members: &'m Object, name: &str) -> Result<Option<&'m str>, Fault
 /// A signature with what it signs, whatever its payload is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compact<'t> {
-    pub header: Rc<Header>,
+    pub header: Arc<Header>,
     pub payload: Vec<u8>,
     /// What was signed: the header and the payload as they were encoded, and the dot between them.
     pub signing_input: &'t [u8],
@@ -120,7 +120,7 @@ impl<'t> Compact<'t> {
 /// A signed token (RFC 7519): a signature whose payload is an object of claims. Nothing is verified yet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parsed<'t> {
-    pub header: Rc<Header>,
+    pub header: Arc<Header>,
     pub claims: Claims,
     pub signing_input: &'t [u8],
     pub signature: Vec<u8>,

@@ -21,6 +21,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::rc::Rc;
+use std::sync::Arc;
 use tollgate_core::ancestry::{self, Ancestor, Ancestry};
 use tollgate_core::claims::Claims;
 use tollgate_core::issuer::{MAX_USER_ID, Rules};
@@ -44,7 +45,7 @@ pub(crate) struct AccessToken {
     origin: Origin,
     /// Of what was signed: the signature can be written in other ways.
     digest: Digest,
-    header: Rc<Header>,
+    header: Arc<Header>,
     /// The mark that its user has, as it was when this was judged.
     users_mark: Option<i64>,
 }
