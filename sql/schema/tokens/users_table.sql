@@ -487,8 +487,8 @@ DECLARE
     states  text[];
     those    text[];
     another record;
-    -- Of access tokens nothing is stored: where keys sign them, any user may have some.
-    signs   boolean := EXISTS (SELECT FROM tollgate.sealed_keys);
+    -- Of access tokens nothing is stored: where keys sign them, or an issuer is trusted, any user may have some.
+    signs   boolean := EXISTS (SELECT FROM tollgate.sealed_keys) OR EXISTS (SELECT FROM tollgate.issuers i WHERE i.distrusted_at IS NULL);
 BEGIN
     revoked := 0;
     disabled := 0;

@@ -904,6 +904,39 @@ async fn revoking_a_user_refuses_the_foreign_tokens_from_before() -> Result<()> 
     Ok(())
 }
 
+/// No key signs in this database, so it has no access tokens of its own.
+#[tokio::test]
+async fn a_user_who_leaves_an_attached_table_loses_the_foreign_tokens_from_before() -> Result<()> {
+    let (db, boss) = database("leavers").await?;
+    let key = Key::new("k");
+    trust(&boss, ISSUER, &set(&[&key]), "user_prefix => 'idp:', scopes => '{posts:read}'").await?;
+    db.owner
+        .batch_execute(
+            "create table users (id text primary key, active boolean not null default true);
+             insert into users values ('idp:ann'), ('idp:ben'), ('idp:eve');
+             select tollgate.attach_users_table('users', 'id', active => 'active')",
+        )
+        .await?;
+    let token = |sub: &str| key.sign(&claims(ISSUER, &json!({"sub": sub}))?);
+    let tokens = [token("ann")?, token("ben")?, token("eve")?];
+    let codes = async || -> Result<Vec<String>> {
+        let web = db.session("web").await?;
+        let mut codes = Vec::new();
+        for token in &tokens {
+            codes.push(code(&web, token).await?);
+        }
+        Ok(codes)
+    };
+    assert_eq!(codes().await?, ["VALID", "VALID", "VALID"]);
+    db.owner
+        .batch_execute(
+            "update users set active = false where id = 'idp:ann'; delete from users where id = 'idp:ben'",
+        )
+        .await?;
+    assert_eq!(codes().await?, ["REVOKED", "REVOKED", "VALID"]);
+    Ok(())
+}
+
 // ---- Keys that are fetched
 
 /// A role with the capability that fetches keys and no other, and an issuer whose keys are fetched.
