@@ -91,27 +91,27 @@ pub async fn list_quotas<C: GenericClient>(
     documents(client, "list the quotas", statement, &[&limit, &after]).await
 }
 
-/// What a standby wishes to lease, as it stands in `tollgate.quota_wish[]`: signed, and nothing that we look into.
+/// What a standby asks to lease, as it stands in `tollgate.lease_request[]`: signed, and nothing that we look into.
 #[derive(Clone, Debug, PartialEq)]
-pub struct QuotaWishes(String);
+pub struct LeaseRequests(String);
 
-/// `None` if it wishes nothing.
-pub async fn drain_quota_wishes(client: &impl GenericClient) -> Result<Option<QuotaWishes>> {
-    let statement = "select array_agg(w)::text from tollgate.drain_quota_wishes() w";
-    let text: Option<String> = one(client, "drain the wishes for quotas", statement, &[]).await?;
-    Ok(text.map(QuotaWishes))
+/// `None` if it asks for nothing.
+pub async fn drain_lease_requests(client: &impl GenericClient) -> Result<Option<LeaseRequests>> {
+    let statement = "select array_agg(w)::text from tollgate.drain_lease_requests() w";
+    let text: Option<String> = one(client, "drain the requests for quotas", statement, &[]).await?;
+    Ok(text.map(LeaseRequests))
 }
 
-/// Has the primary lease what it and, with `wishes`, a standby will soon have used up. How many leases were granted.
+/// Has the primary lease what it and, with `requests`, a standby will soon have used up. How many leases were granted.
 pub async fn lease_quotas(
     client: &impl GenericClient,
     fence: Option<&Fence>,
-    wishes: Option<&QuotaWishes>,
+    requests: Option<&LeaseRequests>,
 ) -> Result<u64> {
     const DOING: &str = "lease quotas";
     let statement =
-        fenced("select tollgate.lease_quotas(coalesce($1::text, '{}')::tollgate.quota_wish[])", fence);
-    let rows = client.query(&statement, &[&wishes.map(|wishes| &wishes.0)]).await.doing(DOING)?;
+        fenced("select tollgate.lease_quotas(coalesce($1::text, '{}')::tollgate.lease_request[])", fence);
+    let rows = client.query(&statement, &[&requests.map(|requests| &requests.0)]).await.doing(DOING)?;
     match rows.first() {
         Some(row) => unsigned("lease_quotas", row.try_get(0).doing(DOING)?),
         None => Ok(0),

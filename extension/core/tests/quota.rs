@@ -59,13 +59,13 @@ impl Tables {
         Lease { ends_at, granted, beyond }
     }
 
-    /// `grant_lease`: what a server wishes, with the clock of the primary.
-    fn grant(&mut self, name: u32, is_primary: bool, wish: State, now: i64) {
+    /// `grant_lease`: what a server asks for, with the clock of the primary.
+    fn grant(&mut self, name: u32, is_primary: bool, request: State, now: i64) {
         (self.ends_at, self.taken) = self.present(now);
         let had = self.granted(name, name == self.holder, self.ends_at);
         let rest = self.amount.saturating_sub(self.taken);
-        let units = (wish.spent.saturating_sub(wish.granted) + self.lease).min(rest);
-        if wish.ends_at != self.ends_at || wish.granted != had || units == 0 {
+        let units = (request.spent.saturating_sub(request.granted) + self.lease).min(rest);
+        if request.ends_at != self.ends_at || request.granted != had || units == 0 {
             return;
         }
         self.taken += units;
@@ -88,7 +88,7 @@ impl Server {
 #[derive(Clone, Debug)]
 enum Step {
     Use(usize),
-    /// The wish reaches the primary; the same wish may do so again.
+    /// The request reaches the primary; the same request may do so again.
     Lease(usize),
     Repeat,
     Crash(usize),
@@ -119,14 +119,14 @@ fn run(tables: &mut Tables, steps: &[Step]) -> (BTreeMap<i64, u64>, u64) {
             }
             Step::Lease(server) => {
                 let server = &servers[*server];
-                let wish = (server.name, server.is_primary, server.memory);
-                tables.grant(wish.0, wish.1, wish.2, now);
-                last = Some(wish);
+                let request = (server.name, server.is_primary, server.memory);
+                tables.grant(request.0, request.1, request.2, now);
+                last = Some(request);
             }
             Step::Repeat => {
-                if let Some((name, _, wish)) = last {
+                if let Some((name, _, request)) = last {
                     // What a daemon carries is never taken for the primary's own.
-                    tables.grant(name, false, wish, now);
+                    tables.grant(name, false, request, now);
                 }
             }
             Step::Crash(server) => {

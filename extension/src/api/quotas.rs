@@ -70,7 +70,7 @@ fn remembered_quota(
 
 #[pg_extern(sql = false)]
 #[allow(clippy::type_complexity)]
-fn take_quota_wishes() -> TableIterator<
+fn take_lease_requests() -> TableIterator<
     'static,
     (
         name!(quota_id, Uuid),
@@ -79,8 +79,8 @@ fn take_quota_wishes() -> TableIterator<
         name!(spent, i64),
     ),
 > {
-    let wishes = shmem::take_quota_wishes().into_iter();
-    TableIterator::new(wishes.filter_map(|id| Some(row(id, shmem::quota(&id)?))))
+    let requests = shmem::take_lease_requests().into_iter();
+    TableIterator::new(requests.filter_map(|id| Some(row(id, shmem::quota(&id)?))))
 }
 
 #[pg_extern(sql = false)]

@@ -4,7 +4,7 @@
 //! This folder holds the only shared-memory code. The data structures, free of unsafe code and of PostgreSQL, are in
 //! the crate `tollgate-core` (`usage_table`, `hints`); `segment` obtains the memory from PostgreSQL and hands out those
 //! slices; this file is what the rest calls. The segment also holds hints at where tokens are stored, `findings` to be
-//! recorded, `quota_wishes`, `latency`, the histogram of verifications, `master_keys`, and, without a lock, the counters of `sessions` and two
+//! recorded, `lease_requests`, `latency`, the histogram of verifications, `master_keys`, and, without a lock, the counters of `sessions` and two
 //! tables, of good signatures and of `unknown_keys` of issuers; `restart` carries counters and limits over a clean restart of
 //! the server.
 //!
@@ -28,8 +28,8 @@
 mod backend;
 mod findings;
 mod latency;
+mod lease_requests;
 mod master_keys;
-mod quota_wishes;
 mod restart;
 mod segment;
 mod sessions;
@@ -121,7 +121,7 @@ pub(crate) fn spend(quota: &[u8; 16], now: i64) -> Option<Spent> {
     let segment = segment()?;
     let spent = segment.table.spend(database(), quota, now)?;
     if spent.more_wanted {
-        segment.quota_wishes.note(database(), quota);
+        segment.lease_requests.note(database(), quota);
     }
     Some(spent)
 }
@@ -129,12 +129,12 @@ pub(crate) fn spend(quota: &[u8; 16], now: i64) -> Option<Spent> {
 /// Spends a unit of what the tables say of a quota. The inner `None`: nothing is left. The outer one: there is no room to
 /// remember it.
 ///
-/// More is wished for only where there is more (`rest`).
+/// More is asked for only where there is more (`rest`).
 pub(crate) fn spend_of(quota: &[u8; 16], lease: &Lease, rest: u64, now: i64) -> Option<Option<Spent>> {
     let segment = segment()?;
     let spent = segment.table.spend_of(segment, process(), database(), quota, lease, now)?;
     if rest > 0 && spent.is_none_or(|spent| spent.more_wanted) {
-        segment.quota_wishes.note(database(), quota);
+        segment.lease_requests.note(database(), quota);
     }
     Some(spent)
 }
@@ -164,8 +164,8 @@ pub(crate) fn forget_quota(quota: &[u8; 16]) {
 }
 
 /// Takes the quotas of this database of which more is to be leased.
-pub(crate) fn take_quota_wishes() -> Vec<[u8; 16]> {
-    segment().map(|segment| segment.quota_wishes.take(database())).unwrap_or_default()
+pub(crate) fn take_lease_requests() -> Vec<[u8; 16]> {
+    segment().map(|segment| segment.lease_requests.take(database())).unwrap_or_default()
 }
 
 /// The name under which this server holds leases.

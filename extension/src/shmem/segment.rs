@@ -3,8 +3,8 @@
 #![allow(unsafe_code)]
 
 use super::findings::Findings;
+use super::lease_requests::LeaseRequests;
 use super::master_keys::{self, MasterKeys};
-use super::quota_wishes::QuotaWishes;
 use super::restart;
 use super::sessions::Sessions;
 use super::spin::SpinLock;
@@ -34,7 +34,7 @@ pub(super) struct Segment {
     pub(super) hints: Hints<'static>,
     pub(super) log_throttle: &'static Throttle,
     pub(super) findings: &'static Findings,
-    pub(super) quota_wishes: &'static QuotaWishes,
+    pub(super) lease_requests: &'static LeaseRequests,
     pub(super) latencies: &'static Latencies,
     pub(super) sessions: &'static Sessions,
     pub(super) unknown_keys: &'static UnknownKeys,
@@ -74,7 +74,7 @@ struct Plan {
     buckets_at: usize,
     log_throttle_at: usize,
     findings_at: usize,
-    quota_wishes_at: usize,
+    lease_requests_at: usize,
     latencies_at: usize,
     sessions_at: usize,
     unknown_keys_at: usize,
@@ -92,7 +92,7 @@ fn plan() -> Plan {
     let (layout, buckets_at) = layout.extend(Layout::array::<Bucket>(buckets).expect(FITS)).expect(FITS);
     let (layout, log_throttle_at) = layout.extend(Layout::new::<Throttle>()).expect(FITS);
     let (layout, findings_at) = layout.extend(Layout::new::<Findings>()).expect(FITS);
-    let (layout, quota_wishes_at) = layout.extend(Layout::new::<QuotaWishes>()).expect(FITS);
+    let (layout, lease_requests_at) = layout.extend(Layout::new::<LeaseRequests>()).expect(FITS);
     let (layout, latencies_at) = layout.extend(Layout::new::<Latencies>()).expect(FITS);
     let (layout, sessions_at) = layout.extend(Layout::new::<Sessions>()).expect(FITS);
     let (layout, unknown_keys_at) = layout.extend(Layout::new::<UnknownKeys>()).expect(FITS);
@@ -107,7 +107,7 @@ fn plan() -> Plan {
         buckets_at,
         log_throttle_at,
         findings_at,
-        quota_wishes_at,
+        lease_requests_at,
         latencies_at,
         sessions_at,
         unknown_keys_at,
@@ -182,7 +182,7 @@ fn set_up() {
         }
         let log_throttle = &*base.add(plan.log_throttle_at).cast::<Throttle>();
         let findings = &*base.add(plan.findings_at).cast::<Findings>();
-        let quota_wishes = &*base.add(plan.quota_wishes_at).cast::<QuotaWishes>();
+        let lease_requests = &*base.add(plan.lease_requests_at).cast::<LeaseRequests>();
         let latencies = &*base.add(plan.latencies_at).cast::<Latencies>();
         let sessions = &*base.add(plan.sessions_at).cast::<Sessions>();
         let unknown_keys = &*base.add(plan.unknown_keys_at).cast::<UnknownKeys>();
@@ -193,7 +193,7 @@ fn set_up() {
         let signatures = SignatureTable::new(signatures);
         if !found {
             findings.start();
-            quota_wishes.start();
+            lease_requests.start();
         }
         let locks = pg_sys::GetNamedLWLockTranche(NAME.as_ptr());
         let hints = Hints::new(buckets);
@@ -202,7 +202,7 @@ fn set_up() {
             hints,
             log_throttle,
             findings,
-            quota_wishes,
+            lease_requests,
             latencies,
             sessions,
             unknown_keys,

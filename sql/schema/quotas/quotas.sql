@@ -3,7 +3,7 @@
 --
 -- Verification writes nothing. It spends a lease: units that the tables have counted as taken, and that one server may spend
 -- in one period. Shared memory counts what this server has spent (extension/core/src/quota.rs), and a verification looks
--- here, by the latest snapshot, only when that is used up or the period is over. Before it is, the server wishes for more, in
+-- here, by the latest snapshot, only when that is used up or the period is over. Before it is, the server asks for more, in
 -- shared memory, and the daemon has the primary grant it, several times a second.
 --
 -- What is exact. Leases are taken from a quota before they can be spent, and never exceed it. So a quota that is closed is
@@ -17,11 +17,11 @@
 -- lease, which counts as taken from the beginning. A standby starts with none, and asks. What was leased and not spent ends
 -- with its period.
 --
--- Standbys read their leases from their own copy of quota_leases: the daemon only carries wishes to the primary, signed with
--- a secret that it cannot read. A wish names what its server has been granted, and is void once more was granted: so two
--- daemons, a repeated wish, or an operator who keeps some, get a server at most what it asked for, once.
+-- Standbys read their leases from their own copy of quota_leases: the daemon only carries requests to the primary, signed with
+-- a secret that it cannot read. A request names what its server has been granted, and is void once more was granted: so two
+-- daemons, a repeated request, or an operator who keeps some, get a server at most what it asked for, once.
 --
--- Who can do what. Only admin sets quotas. An operator can neither invent a wish nor grant without one. An issuer can issue
+-- Who can do what. Only admin sets quotas. An operator can neither invent a request nor grant without one. An issuer can issue
 -- tokens without a quota, and so spends past a token's quota, but not past the user's. The holder of a token cannot:
 -- what is rotated or derived from it spends the same quota.
 --
@@ -100,11 +100,11 @@ CREATE FUNCTION tollgate.forget_quota(quota_id uuid) RETURNS void
     AS 'MODULE_PATHNAME', 'forget_quota';
 COMMENT ON FUNCTION tollgate.forget_quota(uuid) IS 'Makes this server forget a quota, which must no longer exist: what it has spent of it would be forgotten too. Internal.';
 
-CREATE FUNCTION tollgate.take_quota_wishes() RETURNS TABLE (quota_id uuid, ends_at timestamptz, granted bigint, spent bigint)
+CREATE FUNCTION tollgate.take_lease_requests() RETURNS TABLE (quota_id uuid, ends_at timestamptz, granted bigint, spent bigint)
     LANGUAGE c VOLATILE PARALLEL UNSAFE
-    AS 'MODULE_PATHNAME', 'take_quota_wishes_wrapper';
-COMMENT ON FUNCTION tollgate.take_quota_wishes() IS
-    'The quotas of this database of which this server wishes for more, at most some thousand, which then are wished for no longer. Internal.';
+    AS 'MODULE_PATHNAME', 'take_lease_requests_wrapper';
+COMMENT ON FUNCTION tollgate.take_lease_requests() IS
+    'The quotas of this database of which this server asks for more, at most some thousand, which then are asked for no longer. Internal.';
 
 CREATE FUNCTION tollgate.forget_removed_quotas() RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
@@ -130,7 +130,7 @@ COMMENT ON FUNCTION tollgate.forget_removed_quotas() IS
 
 -- ---- Leases
 
-CREATE TYPE tollgate.quota_wish AS (
+CREATE TYPE tollgate.lease_request AS (
     quota_id  uuid,
     holder    uuid,
     ends_at   timestamptz,
@@ -138,25 +138,25 @@ CREATE TYPE tollgate.quota_wish AS (
     spent     bigint,
     signature bytea
 );
-COMMENT ON TYPE tollgate.quota_wish IS 'A quota of which a standby wishes to lease more, and what it has been granted and has spent';
+COMMENT ON TYPE tollgate.lease_request IS 'A quota of which a standby asks to lease more, and what it has been granted and has spent';
 
-CREATE FUNCTION tollgate.signature_of_wish(quota_id uuid, holder uuid, ends_at timestamptz, granted bigint, spent bigint) RETURNS bytea
+CREATE FUNCTION tollgate.signature_of_request(quota_id uuid, holder uuid, ends_at timestamptz, granted bigint, spent bigint) RETURNS bytea
     LANGUAGE sql STABLE
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT tollgate.carrying_signature('quota', ARRAY[uuid_send($1), uuid_send($2), timestamptz_send($3), int8send($4), int8send($5)]);
 END;
-COMMENT ON FUNCTION tollgate.signature_of_wish(uuid, uuid, timestamptz, bigint, bigint) IS 'The signature that proves that one of our servers wishes this. Internal.';
+COMMENT ON FUNCTION tollgate.signature_of_request(uuid, uuid, timestamptz, bigint, bigint) IS 'The signature that proves that one of our servers asks for this. Internal.';
 
-CREATE FUNCTION tollgate.drain_quota_wishes() RETURNS SETOF tollgate.quota_wish
+CREATE FUNCTION tollgate.drain_lease_requests() RETURNS SETOF tollgate.lease_request
     LANGUAGE sql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT w.quota_id, h.holder, w.ends_at, w.granted, w.spent, tollgate.signature_of_wish(w.quota_id, h.holder, w.ends_at, w.granted, w.spent)
-        FROM tollgate.lease_holder() h (holder), tollgate.take_quota_wishes() w;
+    SELECT w.quota_id, h.holder, w.ends_at, w.granted, w.spent, tollgate.signature_of_request(w.quota_id, h.holder, w.ends_at, w.granted, w.spent)
+        FROM tollgate.lease_holder() h (holder), tollgate.take_lease_requests() w;
 END;
-COMMENT ON FUNCTION tollgate.drain_quota_wishes() IS
-    'Returns of which quotas a standby wishes to lease more, for lease_quotas on the primary. Each is returned once; one that gets lost is made again by a later use. Writes nothing, so it works on a standby';
+COMMENT ON FUNCTION tollgate.drain_lease_requests() IS
+    'Returns of which quotas a standby asks to lease more, for lease_quotas on the primary. Each is returned once; one that gets lost is made again by a later use. Writes nothing, so it works on a standby';
 
 CREATE FUNCTION tollgate.grant_lease(quota_id uuid, holder uuid, ends_at timestamptz, granted bigint, spent bigint, is_primary boolean) RETURNS boolean
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -195,7 +195,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.grant_lease(uuid, uuid, timestamptz, bigint, bigint, boolean) IS
-    'Grants a server one more lease of a quota, if that is what it wishes, and returns whether it did. Internal.';
+    'Grants a server one more lease of a quota, if that is what it asks for, and returns whether it did. Internal.';
 
 CREATE FUNCTION tollgate.in_present_period(quota tollgate.quotas) RETURNS tollgate.quotas
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
@@ -211,36 +211,36 @@ END
 $$;
 COMMENT ON FUNCTION tollgate.in_present_period(tollgate.quotas) IS 'The row of a quota as it is in the present period. Internal.';
 
-CREATE FUNCTION tollgate.lease_quotas(wishes tollgate.quota_wish[] DEFAULT '{}') RETURNS bigint
+CREATE FUNCTION tollgate.lease_quotas(requests tollgate.lease_request[] DEFAULT '{}') RETURNS bigint
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    wish   record;
-    leased bigint := 0;
+    request record;
+    leased  bigint := 0;
 BEGIN
     IF $1 IS NULL OR cardinality($1) > 10000 THEN
-        RAISE EXCEPTION 'these are not wishes of a standby'
-            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: wishes, which is NULL or has more than 10000 elements.',
-                  HINT = 'Pass what drain_quota_wishes() returned.';
+        RAISE EXCEPTION 'these are not requests of a standby'
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: requests, which is NULL or has more than 10000 elements.',
+                  HINT = 'Pass what drain_lease_requests() returned.';
     END IF;
-    FOR wish IN
+    FOR request IN
         SELECT w.quota_id, h.holder, w.ends_at, w.granted, w.spent, true AS is_primary
-            FROM tollgate.lease_holder() h (holder), tollgate.take_quota_wishes() w
+            FROM tollgate.lease_holder() h (holder), tollgate.take_lease_requests() w
         UNION ALL
         SELECT w.quota_id, w.holder, w.ends_at, w.granted, w.spent, false
             FROM unnest($1) w
-            -- Wishes with another signature are skipped, so that they do not block the rest.
-            WHERE w.signature = tollgate.signature_of_wish(w.quota_id, w.holder, w.ends_at, w.granted, w.spent)
+            -- Requests with another signature are skipped, so that they do not block the rest.
+            WHERE w.signature = tollgate.signature_of_request(w.quota_id, w.holder, w.ends_at, w.granted, w.spent)
         ORDER BY 1
     LOOP
-        leased := leased + tollgate.grant_lease(wish.quota_id, wish.holder, wish.ends_at, wish.granted, wish.spent, wish.is_primary)::integer;
+        leased := leased + tollgate.grant_lease(request.quota_id, request.holder, request.ends_at, request.granted, request.spent, request.is_primary)::integer;
     END LOOP;
     RETURN leased;
 END
 $$;
-COMMENT ON FUNCTION tollgate.lease_quotas(tollgate.quota_wish[]) IS
-    'Leases more of the quotas that this server, the primary, and a standby, whose wishes drain_quota_wishes returned, will soon have used up; returns how many leases were granted. Never more than is left of a quota; a wish without our signature, or that was granted already, is skipped';
+COMMENT ON FUNCTION tollgate.lease_quotas(tollgate.lease_request[]) IS
+    'Leases more of the quotas that this server, the primary, and a standby, whose requests drain_lease_requests returned, will soon have used up; returns how many leases were granted. Never more than is left of a quota; a request without our signature, or that was granted already, is skipped';
 
 -- ---- Setting quotas
 

@@ -98,14 +98,14 @@ fn values(kind: &str, major: u32) -> (&'static str, Vec<&'static str>) {
                   ::tollgate.finding[] from tollgate.known t)",
             ],
         ),
-        "tollgate.quota_wish[]" => (
+        "tollgate.lease_request[]" => (
             "'{}'",
             vec![
                 "null",
-                "array[null]::tollgate.quota_wish[]",
-                "array[(null, null, null, null, null, null)]::tollgate.quota_wish[]",
+                "array[null]::tollgate.lease_request[]",
+                "array[(null, null, null, null, null, null)]::tollgate.lease_request[]",
                 "(select array[(q.id, gen_random_uuid(), 'infinity', 0, 0, ''), (q.id, q.id, 'infinity', -1, 9223372036854775807, sha256(''))] \
-                  ::tollgate.quota_wish[] from tollgate.known_quota q)",
+                  ::tollgate.lease_request[] from tollgate.known_quota q)",
             ],
         ),
         other => panic!("no values of type {other}: add some"),

@@ -64,7 +64,7 @@ async fn a_quota_is_spent_lease_by_lease_and_refuses_once_nothing_is_left() -> R
     assert_eq!((answer.token_id, answer.user_id), (Some(token.id), None));
     assert_eq!(left(&db.owner, &token).await?, (4, 0, 6));
 
-    assert_eq!((lease(&db).await?, lease(&db).await?), (1, 0), "no more than is wished");
+    assert_eq!((lease(&db).await?, lease(&db).await?), (1, 0), "no more than is asked for");
     assert_eq!(left(&db.owner, &token).await?, (4, 4, 6));
     assert_eq!(accepted(&db.web, &token, 3).await?, 3);
     // Before it is used up.
@@ -397,30 +397,30 @@ async fn nonsense_is_refused_and_never_repeated() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_operator_can_neither_invent_a_wish_nor_have_one_granted_twice() -> Result<()> {
+async fn an_operator_can_neither_invent_a_request_nor_have_one_granted_twice() -> Result<()> {
     let (db, token) = created("operator").await?;
     set(&db.owner, &format!("'{}', amount => 100, per => 'day', lease => 2", token.id)).await?;
     let denied = &SqlState::INSUFFICIENT_PRIVILEGE;
     refused(set(&db.operator, "user_id => 'ann', amount => 1, per => 'day'").await, denied);
     assert_eq!(accepted(&db.web, &token, 2).await?, 2);
     // As a daemon takes them on a standby, signed.
-    let wishes: String =
-        value(&db.operator, "select array_agg(w)::text from tollgate.drain_quota_wishes() w").await?;
-    let lease = async |wishes: &str| {
-        let call = "select tollgate.lease_quotas($1::text::tollgate.quota_wish[])";
-        db.operator.query_one(call, &[&wishes]).await.map(|row| row.get::<_, i64>(0))
+    let requests: String =
+        value(&db.operator, "select array_agg(w)::text from tollgate.drain_lease_requests() w").await?;
+    let lease = async |requests: &str| {
+        let call = "select tollgate.lease_quotas($1::text::tollgate.lease_request[])";
+        db.operator.query_one(call, &[&requests]).await.map(|row| row.get::<_, i64>(0))
     };
     let taken = "select taken from tollgate.quotas";
     for forged in [
-        wishes.replace(",2,2,", ",2,50,"),
-        wishes.replace(",2,2,", ",2,-9223372036854775808,"),
-        wishes.replace(",2,2,", ",-9223372036854775808,9223372036854775807,"),
-        wishes.replace(",2,2,", ",,,"),
+        requests.replace(",2,2,", ",2,50,"),
+        requests.replace(",2,2,", ",2,-9223372036854775808,"),
+        requests.replace(",2,2,", ",-9223372036854775808,9223372036854775807,"),
+        requests.replace(",2,2,", ",,,"),
         "{NULL}".to_owned(),
         "{\"(,,,,,)\"}".to_owned(),
         "{}".to_owned(),
     ] {
-        assert_ne!(forged, wishes);
+        assert_ne!(forged, requests);
         assert_eq!(lease(&forged).await?, 0, "{forged}");
     }
     refused(
@@ -428,7 +428,7 @@ async fn an_operator_can_neither_invent_a_wish_nor_have_one_granted_twice() -> R
         &SqlState::INVALID_PARAMETER_VALUE,
     );
     assert_eq!(value::<i64>(&db.owner, taken).await?, 2);
-    assert_eq!((lease(&wishes).await?, lease(&wishes).await?), (1, 0));
+    assert_eq!((lease(&requests).await?, lease(&requests).await?), (1, 0));
     assert_eq!(value::<i64>(&db.owner, taken).await?, 4);
 
     // Another database has another signature, even one that was copied from this.
@@ -436,7 +436,7 @@ async fn an_operator_can_neither_invent_a_wish_nor_have_one_granted_twice() -> R
     let (dump, _) = created(copy).await?;
     let elsewhere: i64 = dump
         .operator
-        .query_one("select tollgate.lease_quotas($1::text::tollgate.quota_wish[])", &[&wishes])
+        .query_one("select tollgate.lease_quotas($1::text::tollgate.lease_request[])", &[&requests])
         .await?
         .get(0);
     assert_eq!(elsewhere, 0);

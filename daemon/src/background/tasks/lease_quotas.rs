@@ -1,8 +1,8 @@
 //! Leases more of a quota before a server has used up what it was leased.
 //!
 //! A verification cannot send a notification, so the servers are asked, often: the primary by the leader, in one call that
-//! also grants what it wishes, and each standby by every daemon, which carries the wishes to the primary. Nothing is
-//! acknowledged: a wish that gets lost is made again by a later use, and one that was granted is void.
+//! also grants what it asks for, and each standby by every daemon, which carries the requests to the primary. Nothing is
+//! acknowledged: a request that gets lost is made again by a later use, and one that was granted is void.
 
 use std::time::Duration;
 
@@ -75,14 +75,14 @@ impl Task for LeaseStandby {
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<Report> {
         let standby = self.standby.take(stop).await?;
-        let wishes = contract::drain_quota_wishes(&*standby).await?;
+        let requests = contract::drain_lease_requests(&*standby).await?;
         if is_due(&mut self.swept) {
             contract::forget_removed_quotas(&*standby).await?;
         }
         self.standby.give_back(standby);
-        let Some(wishes) = wishes else { return Ok(Report::default()) };
+        let Some(requests) = requests else { return Ok(Report::default()) };
         let primary = self.primary.session(stop).await?;
-        let leased = contract::lease_quotas(&**primary, None, Some(&wishes)).await?;
+        let leased = contract::lease_quotas(&**primary, None, Some(&requests)).await?;
         counters::QUOTAS_LEASED.add(leased);
         Ok(Report { items: leased, ..Report::default() })
     }

@@ -1,4 +1,4 @@
-//! Quotas of which this server should lease more, for the daemon to take. A wish that finds no room, or that a daemon
+//! Quotas of which this server should lease more, for the daemon to take. A request that finds no room, or that a daemon
 //! takes and then fails, is made again by a later use of the quota.
 
 use super::spin::SpinLock;
@@ -6,12 +6,12 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use tollgate_core::usage_table::SpinLock as _;
 
 const BUCKETS: usize = 64;
-const WISHES_PER_BUCKET: usize = 32;
+const REQUESTS_PER_BUCKET: usize = 32;
 
 /// All zero: none.
 #[repr(C)]
 #[derive(Default)]
-struct Wish {
+struct Request {
     quota: [AtomicU64; 2],
     database: AtomicU32,
 }
@@ -21,13 +21,13 @@ struct Wish {
 #[derive(Default)]
 struct Bucket {
     lock: SpinLock,
-    wishes: [Wish; WISHES_PER_BUCKET],
+    requests: [Request; REQUESTS_PER_BUCKET],
 }
 
 #[repr(C, align(64))]
-pub(super) struct QuotaWishes([Bucket; BUCKETS]);
+pub(super) struct LeaseRequests([Bucket; BUCKETS]);
 
-impl QuotaWishes {
+impl LeaseRequests {
     /// For memory that is all zero.
     pub(super) fn start(&self) {
         for bucket in &self.0 {
@@ -40,34 +40,34 @@ impl QuotaWishes {
         let bucket = &self.0[(id[0] ^ id[1]) as usize % BUCKETS];
         let _held = bucket.lock.hold();
         let mut room = None;
-        for wish in &bucket.wishes {
-            let of = wish.database.load(Relaxed);
-            if of == database && wish.id() == id {
+        for request in &bucket.requests {
+            let of = request.database.load(Relaxed);
+            if of == database && request.id() == id {
                 return;
             }
             if of == 0 {
-                room = room.or(Some(wish));
+                room = room.or(Some(request));
             }
         }
-        // A database that has no daemon must not keep others from wishing.
-        let wish = room.unwrap_or(&bucket.wishes[(id[0] >> 32) as usize % WISHES_PER_BUCKET]);
-        for (to, from) in wish.quota.iter().zip(id) {
+        // A database that has no daemon must not keep others from asking.
+        let request = room.unwrap_or(&bucket.requests[(id[0] >> 32) as usize % REQUESTS_PER_BUCKET]);
+        for (to, from) in request.quota.iter().zip(id) {
             to.store(from, Relaxed);
         }
-        wish.database.store(database, Relaxed);
+        request.database.store(database, Relaxed);
     }
 
-    /// All wishes of a database, at most some thousand, which are gone then.
+    /// All requests of a database, at most some thousand, which are gone then.
     pub(super) fn take(&self, database: u32) -> Vec<[u8; 16]> {
         let mut all = Vec::new();
         for bucket in &self.0 {
-            let mut taken = [None; WISHES_PER_BUCKET];
+            let mut taken = [None; REQUESTS_PER_BUCKET];
             {
                 let _held = bucket.lock.hold();
-                for (to, wish) in taken.iter_mut().zip(&bucket.wishes) {
-                    if wish.database.load(Relaxed) == database {
-                        wish.database.store(0, Relaxed);
-                        *to = Some(wish.id());
+                for (to, request) in taken.iter_mut().zip(&bucket.requests) {
+                    if request.database.load(Relaxed) == database {
+                        request.database.store(0, Relaxed);
+                        *to = Some(request.id());
                     }
                 }
             }
@@ -77,7 +77,7 @@ impl QuotaWishes {
     }
 }
 
-impl Wish {
+impl Request {
     fn id(&self) -> [u64; 2] {
         [self.quota[0].load(Relaxed), self.quota[1].load(Relaxed)]
     }
