@@ -60,15 +60,9 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
 
     let mut figures = introspecting(run, &cluster, &tokens)?;
     figures.extend(exchanging(run, &cluster, &tokens)?);
-    if has(&cluster, "client_credentials")? {
-        figures.extend(client_credentials(run, &cluster)?);
-    }
-    if has(&cluster, "verify_signed_url")? {
-        figures.extend(signed_urls(run, &cluster)?);
-    }
-    if has(&cluster, "set_quota")? {
-        figures.extend(with_quotas(run, &cluster, &tokens)?);
-    }
+    figures.extend(client_credentials(run, &cluster)?);
+    figures.extend(signed_urls(run, &cluster)?);
+    figures.extend(with_quotas(run, &cluster, &tokens)?);
     Ok(Outcome {
         conditions: vec![
             format!("{} clients, {count} API tokens, random, without limits", run.scale.clients),
@@ -77,12 +71,6 @@ fn run(run: &Run<'_>) -> Result<Outcome> {
         ],
         figures,
     })
-}
-
-/// Whether the version that is measured has the function.
-fn has(cluster: &Cluster, function: &str) -> Result<bool> {
-    let there = cluster.value(DATABASE, &format!("select to_regproc('tollgate.{function}')"))?;
-    Ok(there.is_some_and(|there| !there.is_empty()))
 }
 
 fn introspecting(run: &Run<'_>, cluster: &Cluster, tokens: &Tokens) -> Result<Vec<Figure>> {
