@@ -65,22 +65,27 @@ pub async fn record(
     client: &impl GenericClient,
     fence: Option<&Fence>,
     issuer: &str,
+    fetched_from: Option<&str>,
     fetched: Result<KeySet, String>,
 ) -> Result<Outcome> {
     let problem = match fetched {
-        Ok(set) => match contract::store_issuer_keys(client, fence, issuer, &set.text, set.max_age).await {
-            Ok(stored) => {
-                return Ok(Outcome {
-                    keys: (stored.stored > 0).then_some(stored.stored),
-                    problem: stored.detail,
-                });
+        Ok(set) => {
+            match contract::store_issuer_keys(client, fence, issuer, fetched_from, &set.text, set.max_age)
+                .await
+            {
+                Ok(stored) => {
+                    return Ok(Outcome {
+                        keys: (stored.stored > 0).then_some(stored.stored),
+                        problem: stored.detail,
+                    });
+                }
+                // What it holds is no key set, but something that is not to be stored at all.
+                Err(error) if error.sqlstate() == Some(&SqlState::INVALID_PARAMETER_VALUE) => {
+                    error.message().to_owned()
+                }
+                Err(error) => return Err(error),
             }
-            // What it holds is no key set, but something that is not to be stored at all.
-            Err(error) if error.sqlstate() == Some(&SqlState::INVALID_PARAMETER_VALUE) => {
-                error.message().to_owned()
-            }
-            Err(error) => return Err(error),
-        },
+        }
         Err(problem) => problem,
     };
     contract::note_issuer_failure(client, fence, issuer, &problem).await?;

@@ -118,7 +118,7 @@ async fn fetch(target: Target, options: FetchOptions) -> Result<u8> {
     let mut fetched = Vec::new();
     for due in issuers::due(&session).await? {
         let outcome = issuers::fetch(&fetcher, &due).await;
-        let outcome = issuers::record(&*session, None, &due.issuer, outcome).await?;
+        let outcome = issuers::record(&*session, None, &due.issuer, due.jwks_url.as_deref(), outcome).await?;
         all_well &= outcome.keys.is_some();
         if options.output.quiet {
             output::line(due.issuer.as_str())?;

@@ -79,7 +79,7 @@ pub async fn may_fetch_keys(client: &impl GenericClient) -> Result<bool> {
     one(
         client,
         "look up our capabilities",
-        "select has_function_privilege('tollgate.store_issuer_keys(text, text, interval)', 'execute')",
+        "select has_function_privilege('tollgate.store_issuer_keys(text, text, interval, text)', 'execute')",
         &[],
     )
     .await
@@ -124,14 +124,16 @@ pub async fn store_issuer_keys(
     client: &impl GenericClient,
     fence: Option<&Fence>,
     issuer: &str,
+    fetched_from: Option<&str>,
     jwks: &str,
     max_age: Option<std::time::Duration>,
 ) -> Result<StoredKeys> {
     let call =
-        fenced("select to_jsonb(tollgate.store_issuer_keys($1, $2, make_interval(secs => $3)))", fence);
+        fenced("select to_jsonb(tollgate.store_issuer_keys($1, $2, make_interval(secs => $3), $4))", fence);
     let seconds = max_age.map(|age| age.as_secs_f64());
     let stored: Json<StoredKeys> =
-        one(client, "store the keys of the issuer", &call, &[&issuer, &jwks, &seconds]).await?;
+        one(client, "store the keys of the issuer", &call, &[&issuer, &jwks, &seconds, &fetched_from])
+            .await?;
     Ok(stored.0)
 }
 

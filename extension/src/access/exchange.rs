@@ -146,6 +146,8 @@ struct Subject {
     ancestors: Vec<Ancestor>,
     chain: Chain,
     may_act: Option<MayAct>,
+    /// The client of an access token of ours.
+    client_id: Option<String>,
 }
 
 /// Who asks for it, by another token that is good.
@@ -218,7 +220,8 @@ fn grant(request: &Request<'_>) -> Result<Granted, Refused> {
         let of = if end == subject.end { Code::InvalidSubject } else { Code::InvalidActor };
         return Err((of, Some(status::Code::Expired.as_str())));
     }
-    let client_id = actor.and_then(|actor| service::id_of(&actor.user_id).map(str::to_owned));
+    let actors_id = actor.and_then(|actor| service::id_of(&actor.user_id).map(str::to_owned));
+    let client_id = actors_id.or_else(|| subject.client_id.clone());
     Ok(Granted { subject, ancestry, client_id, scopes, audience, end, lifetime: request.lifetime })
 }
 
@@ -259,13 +262,17 @@ fn judged<T>(
     let (code, read) = (verdict.code(), verdict.accepted().map(read));
     verdict.close();
     read.ok_or(match code {
-        status::Code::RateLimited => (Code::RateLimited, None),
+        code if code.is_for_now() => (Code::RateLimited, None),
         code => (refusal, Some(code.as_str())),
     })
 }
 
 fn subject_of(accepted: Accepted<'_>) -> Result<Subject, Refused> {
     match accepted {
+        // A secret proves who calls, to client_credentials, and is no token of the account.
+        Accepted::ApiToken(row) if service::id_of(row.text(Column::UserId)).is_some() => {
+            Err((Code::InvalidSubject, Some("secret")))
+        }
         Accepted::ApiToken(row) => Ok(subject_of_api_token(row)),
         Accepted::AccessToken(token) => subject_of_access_token(token),
     }
@@ -289,22 +296,14 @@ fn subject_of_api_token(row: &TokenRow) -> Subject {
         ancestors: Vec::new(),
         chain: Chain::default(),
         may_act: None,
+        client_id: None,
     }
 }
 
 fn subject_of_access_token(token: &AccessToken) -> Result<Subject, Refused> {
     let claims = token.parsed_claims();
     let unreadable = |claim| (Code::InvalidSubject, Some(claim));
-    let chain = match claims.get("act") {
-        None => Chain::default(),
-        // Its actors are named as its users are.
-        Some(act) => Chain::parse(act, |issuer, sub| match token.terms() {
-            None => issuer.is_none().then(|| sub.to_owned()),
-            Some(rules) if issuer.is_none_or(|issuer| issuer == token.issuer()) => rules.user_named(sub),
-            Some(_) => None,
-        })
-        .ok_or(unreadable("act"))?,
-    };
+    let chain = token.actors().ok_or(unreadable("act"))?;
     let may_act = match claims.get("may_act") {
         None => None,
         Some(may_act) => Some(MayAct::parse(may_act, token.issuer()).ok_or(unreadable("may_act"))?),
@@ -327,12 +326,13 @@ fn subject_of_access_token(token: &AccessToken) -> Result<Subject, Refused> {
         scopes: token.scopes().map(str::to_owned).collect(),
         audience,
         default_audience,
-        end: Some(token.expires_at()),
+        end: Some(end_of(token)),
         session: token.session(),
         root,
         ancestors: ancestors_by(token),
         chain,
         may_act,
+        client_id: claims.client_id().ok().flatten().filter(|_| token.terms().is_none()).map(str::to_owned),
     })
 }
 
@@ -368,12 +368,18 @@ fn actor_of(accepted: Accepted<'_>) -> Actor {
                 issuer: token.issuer().to_owned(),
                 sub: claims.sub().unwrap_or_default().to_owned(),
                 audience: if is_service { claims.aud().map(str::to_owned).collect() } else { Vec::new() },
-                end: Some(token.expires_at()),
+                end: Some(end_of(token)),
                 ancestors,
                 acts_for_another: claims.get("act").is_some(),
             }
         }
     }
+}
+
+/// When a token ends, without the leeway that another issuer's clock is given.
+fn end_of(token: &AccessToken) -> i64 {
+    let leeway = if token.terms().is_some() { guc::leeway() } else { 0 };
+    token.expires_at().saturating_sub(leeway)
 }
 
 /// The token itself, its key, and what it came of, except for its root and its session.

@@ -10,6 +10,7 @@ use tollgate_core::issuer::{Fault, Mapped, Rules, is_cut_off};
 use tollgate_core::json;
 use tollgate_core::jws::Parsed;
 use tollgate_core::status::Code;
+use tollgate_core::token::Digest;
 
 /// Reasons, beside those of tokens of ours.
 const USER: &str = "user";
@@ -92,13 +93,19 @@ fn trusted(issuer: &str) -> Option<Trusted> {
     })
 }
 
+/// A digest of how an issuer is trusted, and of the key that signed: with another one a token might not be accepted.
+pub(crate) fn terms(rules: &Rules, key: &Digest) -> String {
+    let key: String = key[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    rules.digest() + &key
+}
+
 /// Whether a token that was accepted once, and from which ours came, would still be.
 pub(crate) fn is_good(token: &ancestry::Foreign) -> bool {
     let Some(trusted) = trusted(&token.issuer) else { return false };
     let key = issuers::key(&token.issuer, &token.kid);
-    key.is_some_and(|key| trusted.algorithms.contains(&key.algorithm))
-        && trusted.rules.digest() == token.terms
-        && !cuts_off(trusted.accepts_from, Some(token.issued_at))
+    key.is_some_and(|key| {
+        trusted.algorithms.contains(&key.algorithm) && terms(&trusted.rules, &key.digest) == token.terms
+    }) && !cuts_off(trusted.accepts_from, Some(token.issued_at))
         && !revocations::is_denied(&token.issuer, &token.jti)
 }
 

@@ -18,7 +18,7 @@ use tollgate_core::net::Net;
 use tollgate_core::refresh::parse;
 
 const INACTIVE: &str = r#"{"active": false}"#;
-/// Claims that are shown as they were signed.
+/// Claims that are shown as they were signed; of another issuer's token not those that name clients and actors.
 const CLAIMS: [&str; 9] = ["client_id", "iat", "nbf", "sub", "aud", "iss", "jti", "act", "sid"];
 
 /// The answer, as JSON.
@@ -79,7 +79,12 @@ fn of_access_token(token: &AccessToken) -> String {
     // Another issuer's may be refused before its own end.
     let signed = token.parsed_claims().exp().map(|exp| exp - EPOCHS);
     answer.time("exp", signed.map(|exp| exp.min(token.expires_at())));
-    answer.members(members_of(&token.claims_named(CLAIMS.into_iter())));
+    let is_ours = token.terms().is_none();
+    let shown = CLAIMS.into_iter().filter(|name| is_ours || !["client_id", "act"].contains(name));
+    answer.members(members_of(&token.claims_named(shown)));
+    if let Some(actor) = token.actor().filter(|_| !is_ours) {
+        answer.members(&format!(r#""act":{actor}"#));
+    }
     answer.done()
 }
 

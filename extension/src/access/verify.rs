@@ -24,6 +24,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tollgate_core::ancestry::{self, Ancestor, Ancestry};
 use tollgate_core::claims::Claims;
+use tollgate_core::delegation::Chain;
 use tollgate_core::issuer::{MAX_USER_ID, Rules};
 use tollgate_core::json::Json;
 use tollgate_core::jws::{self, Header, Parsed};
@@ -45,6 +46,8 @@ pub(crate) struct AccessToken {
     origin: Origin,
     /// Of what was signed: the signature can be written in other ways.
     digest: Digest,
+    /// That signed it.
+    key: Rc<StoredKey>,
     header: Arc<Header>,
     /// The mark that its user has, as it was when this was judged.
     users_mark: Option<i64>,
@@ -149,7 +152,7 @@ impl AccessToken {
                 jti: denial(&self.claims, &self.digest).into_owned(),
                 issued_at: self.claims.iat().unwrap_or_default(),
                 kid: self.kid().to_owned(),
-                terms: foreign.rules().digest(),
+                terms: foreign::terms(foreign.rules(), &self.key.digest),
             }),
         }
     }
@@ -173,6 +176,26 @@ impl AccessToken {
     /// All claims, as jsonb. What the parser accepts PostgreSQL reads.
     pub(crate) fn claims(&self) -> Option<Datum> {
         pg::jsonb::of_object(self.claims.members()).or_else(|| jsonb(self.claims.as_str()))
+    }
+
+    /// Its actors, the outermost first, as users are named here; `None` for a claim `act` that does not name them so.
+    pub(crate) fn actors(&self) -> Option<Chain> {
+        let Some(act) = self.claims.get("act") else { return Some(Chain::default()) };
+        Chain::parse(act, |issuer, sub| match self.terms() {
+            None => issuer.is_none().then(|| sub.to_owned()),
+            Some(rules) if issuer.is_none_or(|issuer| issuer == self.issuer) => rules.user_named(sub),
+            Some(_) => None,
+        })
+    }
+
+    /// The claim `act`, as JSON. What another issuer calls its actors may be the name of a user or a service account here, so
+    /// they get the names that its users have; if that cannot be done, there is an actor without a name.
+    pub(crate) fn actor(&self) -> Option<String> {
+        if self.terms().is_none() {
+            return self.claim("act");
+        }
+        self.claims.get("act")?;
+        Some(self.actors().and_then(|actors| actors.to_json()).unwrap_or_else(|| "{}".to_owned()))
     }
 
     /// A claim, as JSON.
@@ -257,6 +280,7 @@ fn open(presented: &Presented<'_>, now: &impl Fn() -> i64) -> Result<AccessToken
         expires_at,
         origin,
         digest,
+        key,
         header: parsed.header,
         users_mark: None,
     })

@@ -32,8 +32,8 @@ struct Proof {
     root: Option<Id>,
     /// When the secret ends, in microseconds since 2000-01-01.
     end: Option<i64>,
-    /// The workload's token, which the access token ends with.
-    ancestor: Option<Ancestor>,
+    /// The workload's token and its user, which the access token ends with.
+    ancestors: Vec<Ancestor>,
     /// One that its client has signed is good once.
     single: Option<assertion::Single>,
 }
@@ -79,13 +79,13 @@ fn attempt(request: &Request<'_>) -> Result<Result<Issued, Refusal>, Error> {
     if proof.root.is_none() {
         let used = Use { accepted: true, at: sys::GetCurrentTimestamp(), client: request.client };
         let (code, _) = limits::charge_use_of_user(&user_id, &used);
-        if code == status::Code::RateLimited {
+        if code != status::Code::Valid {
             return Ok(Err(Refusal::limited()));
         }
     }
 
     let longest = guc::max_access_token_lifetime();
-    let ancestry = Ancestry { root: proof.root, from: proof.ancestor.into_iter().collect() };
+    let ancestry = Ancestry { root: proof.root, from: proof.ancestors };
     let new = NewAccessToken {
         user_id: &user_id,
         scopes: &scopes,
@@ -116,10 +116,15 @@ fn prove(request: &Request<'_>, user_id: &str) -> Result<Result<Proof, Refusal>,
             // An issuer of the name of the client would be asked for no token.
             if parsed.claims.iss() == Some(request.client_id) {
                 let single = assertion::prove(&parsed, request.client_id)?;
-                Ok(single.map(|single| Proof { root: None, end: None, ancestor: None, single: Some(single) }))
+                Ok(single.map(|single| Proof {
+                    root: None,
+                    end: None,
+                    ancestors: Vec::new(),
+                    single: Some(single),
+                }))
             } else {
-                let ancestor = workload::prove(text, request);
-                Ok(ancestor.map(|one| Proof { root: None, end: None, ancestor: Some(one), single: None }))
+                let ancestors = workload::prove(text, request);
+                Ok(ancestors.map(|ancestors| Proof { root: None, end: None, ancestors, single: None }))
             }
         }
     }
@@ -127,14 +132,14 @@ fn prove(request: &Request<'_>, user_id: &str) -> Result<Result<Proof, Refusal>,
 
 fn by_secret(secret: &[u8], user_id: &str, client: Option<Net>) -> Result<Proof, Refusal> {
     let found = look_up_secret(secret, client).map_err(|code| match code {
-        status::Code::RateLimited => Refusal::limited(),
+        code if code.is_for_now() => Refusal::limited(),
         // A failed attempt was charged to the client where it is one.
         code => Refusal::charged(Condition::Secret(code)),
     })?;
     if found.user_id != user_id {
         return Err(Refusal::client(Condition::OfAnother));
     }
-    Ok(Proof { root: Some(found.id), end: found.expires_at, ancestor: None, single: None })
+    Ok(Proof { root: Some(found.id), end: found.expires_at, ancestors: Vec::new(), single: None })
 }
 
 /// The audiences that were asked for, or all; `None` if the account has not one of them.

@@ -1,5 +1,5 @@
 //! A token of a trusted issuer that proves a service account, because its claims have the values that the account trusts
-//! (`tollgate.trust_workload`). It stays good until its end: what it gets ends with it where it is revoked.
+//! (`tollgate.trust_workload`). What it gets ends with it where it is revoked, and not at its own end.
 
 use super::refusal::{Condition, Refusal};
 use super::request::Request;
@@ -10,7 +10,7 @@ use tollgate_core::issuer::unmet;
 use tollgate_core::json;
 use tollgate_core::status::Code;
 
-pub(super) fn prove(text: &str, request: &Request<'_>) -> Result<Ancestor, Refusal> {
+pub(super) fn prove(text: &str, request: &Request<'_>) -> Result<Vec<Ancestor>, Refusal> {
     let refuse = |condition| Err(Refusal::client(condition));
     // By the rules of its issuer: key, signature, audience, type, age, revocation.
     let judged = look_up_workload(text, request.client);
@@ -32,7 +32,9 @@ pub(super) fn prove(text: &str, request: &Request<'_>) -> Result<Ancestor, Refus
         } else if trusted.audience.as_ref().is_some_and(|named| claims.aud().all(|one| one != named)) {
             condition = Condition::Audience;
         } else {
-            return Ok(token.as_ancestor());
+            // Its user may be revoked beside it.
+            let user = Ancestor::User { id: token.user_id().to_owned(), mark: token.users_mark() };
+            return Ok(vec![token.as_ancestor(), user]);
         }
     }
     refuse(condition)

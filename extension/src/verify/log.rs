@@ -48,15 +48,22 @@ fn write(
     required: &Required<'_>,
     reason: Option<&str>,
 ) {
+    if is_admitted() {
+        emit(&line(code, token_id, client, required, reason));
+    }
+}
+
+/// Whether one more line may be logged; says first how many were not.
+fn is_admitted() -> bool {
     let throttle = shmem::log_throttle().unwrap_or(&OF_THIS_SESSION);
     let most = guc::max_logged_verifications();
-    let Some(left_out) = throttle.admit(sys::GetCurrentTimestamp(), most) else { return };
+    let Some(left_out) = throttle.admit(sys::GetCurrentTimestamp(), most) else { return false };
     if left_out > 0 {
         emit(&format!(
             "tollgate: {left_out} verifications were not logged, because tollgate.max_logged_verifications is {most}"
         ));
     }
-    emit(&line(code, token_id, client, required, reason));
+    true
 }
 
 /// Logs why a client of `client_credentials` was refused, which it does not learn. What is passed may be shown: `client_id`
@@ -66,9 +73,7 @@ pub(crate) fn client(code: &str, client_id: &str, client: Option<&Net>, conditio
     if guc::log_verifications() == LogVerifications::off {
         return;
     }
-    let throttle = shmem::log_throttle().unwrap_or(&OF_THIS_SESSION);
-    let most = guc::max_logged_verifications();
-    if throttle.admit(sys::GetCurrentTimestamp(), most).is_none() {
+    if !is_admitted() {
         return;
     }
     let mut line = format!("tollgate: client_credentials code={code} client_id={}", token::redact(client_id));

@@ -455,7 +455,7 @@ fn identity_of_row(token: &TokenRow) -> Identity {
 /// Refuses claims that are too large to keep: a policy must not find one missing that the token has.
 fn identity_of_claims(token: &AccessToken) -> Result<Identity, Error> {
     let claims = token.claims_named(guc::identity_claims());
-    let actor = token.claim("act");
+    let actor = token.actor();
     let length = claims.len() + actor.as_ref().map_or(0, String::len);
     if length > identity::MAX_CLAIMS {
         return Err(Error::too_many_claims(length, identity::MAX_CLAIMS));

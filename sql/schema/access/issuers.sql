@@ -362,7 +362,7 @@ BEGIN
             format('SELECT tollgate.grant_capability(%L, ''key_fetcher'');', quote_ident(tollgate.acting_role()))
         WHERE (EXISTS (SELECT FROM tollgate.list_trusted_issuers() i WHERE i.keys_from <> 'given')
                OR EXISTS (SELECT FROM tollgate.services s WHERE s.jwks_url IS NOT NULL))
-          AND NOT has_function_privilege(tollgate.acting_role()::name, 'tollgate.store_issuer_keys(text, text, interval)', 'EXECUTE')
+          AND NOT has_function_privilege(tollgate.acting_role()::name, 'tollgate.store_issuer_keys(text, text, interval, text)', 'EXECUTE')
           AND NOT EXISTS (SELECT FROM tollgate.capabilities c WHERE c.capability = 'key_fetcher');
     RETURN QUERY SELECT CASE WHEN f.keys = 0 THEN 'fail' ELSE 'warn' END,
             CASE WHEN f.keys = 0 THEN format('the keys of issuer %s were never fetched, so its tokens are refused', f.issuer)
@@ -436,25 +436,33 @@ $$;
 COMMENT ON FUNCTION tollgate.note_issuer_failure(text, text) IS
     'Notes that the keys of an issuer could not be fetched, and why: its earlier keys stay, and it is tried again after 10 seconds, later every 15 minutes';
 
-CREATE FUNCTION tollgate.store_issuer_keys(issuer text, jwks text, max_age interval DEFAULT NULL, OUT stored integer, OUT refused integer, OUT detail text)
+CREATE FUNCTION tollgate.store_issuer_keys(
+    issuer       text,
+    jwks         text,
+    max_age      interval DEFAULT NULL,
+    fetched_from text     DEFAULT NULL,
+    OUT stored integer, OUT refused integer, OUT detail text
+)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     result record;
 BEGIN
-    PERFORM tollgate.without_token('issuer', $1), tollgate.without_token('jwks', $2);
+    PERFORM tollgate.without_token('issuer', $1), tollgate.without_token('jwks', $2), tollgate.without_token('fetched_from', $4);
     IF starts_with($1, 'service:') THEN
-        SELECT s.stored, s.refused, s.detail INTO stored, refused, detail FROM tollgate.store_service_keys(substr($1, 9), $2, $3) s;
+        SELECT s.stored, s.refused, s.detail INTO stored, refused, detail FROM tollgate.store_service_keys(substr($1, 9), $2, $3, $4) s;
         RETURN;
     END IF;
     -- Before the row: a change of issuers locks the table first.
     LOCK TABLE tollgate.issuers IN ROW EXCLUSIVE MODE;
-    PERFORM FROM tollgate.issuers i WHERE i.issuer = $1 AND NOT i.keys_given AND i.distrusted_at IS NULL FOR NO KEY UPDATE;
+    -- An answer of an address that was replaced meanwhile comes too late.
+    PERFORM FROM tollgate.issuers i
+        WHERE i.issuer = $1 AND NOT i.keys_given AND i.distrusted_at IS NULL AND ($4 IS NULL OR i.jwks_url = $4) FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         stored := 0;
         refused := 0;
-        detail := 'there is no issuer of this name whose keys are fetched';
+        detail := 'there is no issuer of this name whose keys are fetched from there';
         RETURN;
     END IF;
     result := tollgate.replace_issuer_keys($1, coalesce($2, ''));
@@ -472,5 +480,5 @@ BEGIN
         WHERE i.issuer = $1;
 END
 $$;
-COMMENT ON FUNCTION tollgate.store_issuer_keys(text, text, interval) IS
-    'Replaces the keys of an issuer by those of the JWK set that was fetched, and returns how many were stored and left out, and why; a set without any that can be used changes nothing and counts as a failure. It is due again after max_age, within 1 minute and 1 hour; event issuer.keys_changed';
+COMMENT ON FUNCTION tollgate.store_issuer_keys(text, text, interval, text) IS
+    'Replaces the keys of an issuer by those of the JWK set that was fetched, and returns how many were stored and left out, and why; a set without any that can be used changes nothing and counts as a failure, and one that was fetched_from an address that was replaced since changes nothing. It is due again after max_age, within 1 minute and 1 hour; event issuer.keys_changed';

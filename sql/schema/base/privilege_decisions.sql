@@ -150,7 +150,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         -- Fetches the keys of trusted issuers. Not the operator's: it could sign as any of those issuers.
         ('FUNCTION', 'issuers_due()',                                         'key_fetcher'),
         ('FUNCTION', 'note_issuer_failure(text, text)',                       'key_fetcher'),
-        ('FUNCTION', 'store_issuer_keys(text, text, interval)',               'key_fetcher'),
+        ('FUNCTION', 'store_issuer_keys(text, text, interval, text)',         'key_fetcher'),
 
         -- What the daemon needs, and nothing else.
         ('FUNCTION', 'ack_usage(bigint)',                                     'operator'),
@@ -223,7 +223,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'replace_service_keys(text, text)',                      'internal'),
         ('FUNCTION', 'service_detail(text)',                                  'internal'),
         ('FUNCTION', 'services_due()',                                        'internal'),
-        ('FUNCTION', 'store_service_keys(text, text, interval)',              'internal'),
+        ('FUNCTION', 'store_service_keys(text, text, interval, text)',        'internal'),
         ('FUNCTION', 'warn_of_conditions(text, jsonb)',                       'internal'),
         ('FUNCTION', 'without_services(text[])',                              'internal'),
         ('FUNCTION', 'acting_role()',                                         'internal'),

@@ -174,18 +174,18 @@ BEGIN ATOMIC
 END;
 COMMENT ON FUNCTION tollgate.note_service_keys_failure(text, text) IS 'note_issuer_failure of a service account; the problem is one that may be stored. Internal.';
 
-CREATE FUNCTION tollgate.store_service_keys(id text, jwks text, max_age interval, OUT stored integer, OUT refused integer, OUT detail text)
+CREATE FUNCTION tollgate.store_service_keys(id text, jwks text, max_age interval, fetched_from text, OUT stored integer, OUT refused integer, OUT detail text)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     result record;
 BEGIN
-    PERFORM FROM tollgate.services s WHERE s.id = $1 AND s.jwks_url IS NOT NULL FOR NO KEY UPDATE;
+    PERFORM FROM tollgate.services s WHERE s.id = $1 AND s.jwks_url IS NOT NULL AND ($4 IS NULL OR s.jwks_url = $4) FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         stored := 0;
         refused := 0;
-        detail := 'there is no service account of this name whose keys are fetched';
+        detail := 'there is no service account of this name whose keys are fetched from there';
         RETURN;
     END IF;
     result := tollgate.replace_service_keys($1, coalesce($2, ''));
@@ -203,4 +203,4 @@ BEGIN
         WHERE s.id = $1;
 END
 $$;
-COMMENT ON FUNCTION tollgate.store_service_keys(text, text, interval) IS 'store_issuer_keys of a service account. Internal.';
+COMMENT ON FUNCTION tollgate.store_service_keys(text, text, interval, text) IS 'store_issuer_keys of a service account. Internal.';

@@ -243,7 +243,10 @@ async fn a_bad_token_has_its_code_and_a_bad_argument_raises() -> Result<()> {
     }
     // One for another service is judged for what it is.
     let elsewhere = world.sign(&json!({"aud": "https://b.test"}))?;
-    assert_eq!(exchange(&world, &elsewhere, "").await?.audience, Some(vec!["https://b.test".to_owned()]));
+    let exchanged = exchange(&world, &elsewhere, "").await?;
+    assert_eq!(exchanged.audience, Some(vec!["https://b.test".to_owned()]));
+    let client = jws::parse(&elsewhere)?.claims.client_id()?.map(str::to_owned);
+    assert_eq!(exchanged.claims()["client_id"], json!(client), "the client stays");
     for (arguments, argument) in [
         (", null", "subject_token_type, which is NULL"),
         (", ''", "subject_token_type"),
@@ -272,6 +275,12 @@ async fn a_bad_token_has_its_code_and_a_bad_argument_raises() -> Result<()> {
             .await?;
     assert_eq!(exchange(&world, &limited.token, "").await?.code, "VALID");
     assert_eq!(exchange(&world, &limited.token, "").await?.code, "RATE_LIMITED");
+    world.run(&format!("select tollgate.set_quota('{}', amount => 1, per => 'day')", api.id)).await?;
+    assert_eq!(exchange(&world, &api.token, "").await?.code, "VALID");
+    assert_eq!(exchange(&world, &api.token, "").await?.code, "RATE_LIMITED");
+    // A secret proves who calls, and is no token of the account.
+    let (secret, _) = account(&world, "mailer", "https://b.test").await?;
+    assert_eq!(exchange(&world, &secret.token, "").await?.outcome(), ("INVALID_SUBJECT", Some("secret")));
     Ok(())
 }
 
@@ -572,6 +581,8 @@ async fn another_issuers_token_is_exchanged_for_one_of_ours_that_ends_with_the_t
     let other =
         serde_json::from_str::<Value>(&SigningKey::generate(Algorithm::Es256)?.public_key().to_jwk("2"))?;
     let others = json!({"keys": [other]});
+    let another = SigningKey::generate(Algorithm::Es256)?.public_key().to_jwk("1");
+    let of_the_same_kid = format!("'{{\"keys\": [{another}]}}'");
     let with_keys = |scopes: &str, keys: &str| {
         format!(
             "select tollgate.trust_issuer('{IDP}', 'idp:', '{{sts.test}}', scopes => '{{{scopes}}}', jwks => {keys})"
@@ -585,6 +596,7 @@ async fn another_issuers_token_is_exchanged_for_one_of_ours_that_ends_with_the_t
         // Other terms: what came of it might not, now.
         (with_keys("posts:write", same), "REVOKED"),
         (with_keys("posts:*", &format!("'{others}'")), "REVOKED"),
+        (with_keys("posts:*", &of_the_same_kid), "REVOKED"),
         (format!("select tollgate.distrust_issuer('{IDP}')"), "REVOKED"),
         ("select tollgate.revoke_user('idp:ann')".to_owned(), "REVOKED"),
     ] {

@@ -290,18 +290,25 @@ async fn who_acts_for_a_user_is_known_to_policies() -> Result<()> {
     let (db, boss) = database("actors").await?;
     let key = Key::new("1");
     trust(&boss, ISSUER, &set(&[&key]), "user_prefix => 'idp:', scopes => '{posts:read}'").await?;
-    let actor = json!({"sub": "agent", "act": {"sub": "broker"}});
+    let actor = json!({"sub": "agent", "client_id": "agent", "act": {"sub": "service:broker", "client_id": "broker"}});
     let token = key.sign(&claims(ISSUER, &json!({"act": actor}))?)?;
     db.web.batch_execute("begin").await?;
     authenticate(&db.web, &token).await?;
-    assert_eq!(value::<Value>(&db.web, "select tollgate.current_actor()").await?, actor);
+    // Named as the issuer's users are: it may call its actors like a user or a service account here.
+    let named = json!({"sub": "idp:agent", "act": {"sub": "idp:service:broker"}});
+    assert_eq!(value::<Value>(&db.web, "select tollgate.current_actor()").await?, named);
     let kept: Value = value(&db.web, "select tollgate.current_claims()").await?;
     assert_eq!(kept.get("act"), None);
     db.web.batch_execute("commit").await?;
-    // One that is too large to keep is refused, and not left out.
+    let shown: Value = db.web.query_one("select tollgate.introspect_token($1)", &[&token]).await?.get(0);
+    assert_eq!((&shown["act"], shown.get("client_id")), (&named, None));
+    // One that has no such name is there all the same.
     let long = json!({"sub": "a".repeat(4100)});
     let token = key.sign(&claims(ISSUER, &json!({"act": long}))?)?;
-    assert!(authenticate(&db.web, &token).await.is_err());
+    db.web.batch_execute("begin").await?;
+    authenticate(&db.web, &token).await?;
+    assert_eq!(value::<Value>(&db.web, "select tollgate.current_actor()").await?, json!({}));
+    db.web.batch_execute("rollback").await?;
     Ok(())
 }
 

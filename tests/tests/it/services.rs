@@ -797,9 +797,38 @@ async fn a_workload_is_an_account_by_exact_conditions_and_no_longer_than_it_is_t
     assert!(!world.admin(&format!("distrust_workload('{trusted}')")).await?);
     assert_eq!(world.verified(&token).await?, "REVOKED");
     trust_workload("ci", json!({"repository_id": "74"}), None).await?;
+    let token =
+        world.by_assertion("ci", &key.sign("JWT", &job(&json!({"sub": "runner"}))?)?).await?.token()?;
+    world.boss.execute("select tollgate.revoke_user('ci:runner', 'compromised')", &[]).await?;
+    assert_eq!(world.verified(&token).await?, "REVOKED", "with the user whose token it was");
     let token = again().await?;
     assert!(world.admin("distrust_issuer('https://ci.test')").await?);
     assert_eq!(world.verified(&token).await?, "REVOKED");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_account_whose_quota_is_used_up_gets_nothing() -> Result<()> {
+    let world = World::create("svc_quota").await?;
+    let key = Key::new("1")?;
+    for account in ["by_secret", "by_key"] {
+        world.account(account).await?;
+        let call = "select tollgate.set_quota(user_id => 'service:' || $1, amount => 1, per => 'day')";
+        world.db.owner.execute(call, &[&account]).await?;
+    }
+    world.keys("by_key", &[&key]).await?;
+    let codes = [
+        world.by_assertion("by_key", &key.assert("by_key")?).await?.code,
+        world.by_assertion("by_key", &key.assert("by_key")?).await?.code,
+    ];
+    assert_eq!(codes, ["VALID", "RATE_LIMITED"]);
+    let (_, secret) = world.secret("by_secret").await?;
+    let codes = [
+        world.by_secret("by_secret", &secret, "").await?.code,
+        world.by_secret("by_secret", &secret, "").await?.code,
+    ];
+    assert_eq!(codes, ["VALID", "RATE_LIMITED"]);
+    assert_eq!(world.conditions("by_secret").await?, [""; 0], "it is no fault of the account's");
     Ok(())
 }
 
@@ -880,6 +909,12 @@ async fn keys_that_are_fetched_are_stored_under_the_name_of_the_user() -> Result
     assert_eq!(value::<String>(&world.boss, state).await?, "0 1");
     let token = world.by_assertion("ci", &first.assert("ci")?).await?.token()?;
     assert_eq!(is_due().await?, None);
+    // What was fetched from another address, before that was replaced, comes too late.
+    let late =
+        "select detail from tollgate.store_issuer_keys('service:ci', $1, '1 hour', 'https://old.test/keys')";
+    let detail: String = fetcher.query_one(late, &[&set(&[&second])?.to_string()]).await?.get(0);
+    assert_eq!(detail, "there is no service account of this name whose keys are fetched from there");
+    assert_eq!(world.verified(&token).await?, "VALID");
     // An assertion by another key makes it due, at most once a minute.
     assert_eq!(world.by_assertion("ci", &second.assert("ci")?).await?.code, "INVALID_CLIENT");
     assert_eq!(is_due().await?, None);

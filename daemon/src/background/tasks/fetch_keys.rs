@@ -74,7 +74,7 @@ async fn fetch(database: &Database, fetcher: &Fetcher, due: &DueIssuer, fence: &
     let fetched = issuers::fetch(fetcher, due).await;
     // Also while stopping: what was fetched is stored.
     let session = database.session(&CancellationToken::new()).await?;
-    issuers::record(&**session, Some(fence), &due.issuer, fetched).await
+    issuers::record(&**session, Some(fence), &due.issuer, due.jwks_url.as_deref(), fetched).await
 }
 
 fn note(due: &DueIssuer, outcome: &Outcome) {

@@ -216,7 +216,7 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.list_trusted_issuers()", "list_trusted_issuers()"),
     ("tollgate.issuers_due()", "issuers_due()"),
     (
-        "tollgate.store_issuer_keys(text,text,interval)",
+        "tollgate.store_issuer_keys(text,text,interval,text)",
         "store_issuer_keys('https://issuer.test', '{\"keys\": []}', '1 hour')",
     ),
     ("tollgate.note_issuer_failure(text,text)", "note_issuer_failure('https://issuer.test', 'it is down')"),
