@@ -200,7 +200,7 @@ async fn no_role_can_take_the_leadership_locks() -> Result<()> {
     for row in probe.query(tag, &[]).await? {
         places.push((row.get::<_, i32>(0), row.get::<_, i64>(1)));
     }
-    assert_eq!(places.len(), 8, "{places:?}");
+    assert_eq!(places.len(), 9, "{places:?}");
     drop(probe);
 
     let squatter = db.session("web").await?;

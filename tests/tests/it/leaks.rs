@@ -105,6 +105,7 @@ impl Argument {
             "interval" => "'1 day'",
             "timestamp with time zone" => "now()",
             "inet" => "'10.0.0.1'",
+            "cidr" => "'10.0.0.0/8'",
             "cidr[]" => "'{10.0.0.0/8}'",
             "regrole" => "'colleague'",
             "regclass" => "'pg_class'",

@@ -269,8 +269,16 @@ async fn every_function_works_while_all_tables_are_published_and_what_it_writes_
     )
     .await?;
     let unwritten: Vec<&String> = ours.iter().filter(|table| !decoded.contains_key(*table)).collect();
-    // Written at installation, hourly, for an assertion that a service signed, or only where limits or long tables need them.
-    let expected = ["audit_epochs", "carrying_secret", "token_slots", "usage_hourly", "used_assertions"];
+    // Written at installation, hourly, for what is good once, or only where limits or quotas need them.
+    let expected = [
+        "audit_epochs",
+        "carrying_secret",
+        "quota_leases",
+        "token_slots",
+        "usage_hourly",
+        "used_assertions",
+        "used_urls",
+    ];
     let expected = expected.map(|table| format!("tollgate.{table}"));
     assert_eq!(unwritten, expected.iter().collect::<Vec<_>>(), "{decoded:?}");
     assert_eq!(decoded["tollgate.api_tokens"], "IU");
