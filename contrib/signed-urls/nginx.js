@@ -15,8 +15,14 @@
 import keys from 'url-keys.mjs'
 import urls from 'verify.mjs'
 
+// By an absolute request line nginx chooses a server whatever the header says (RFC 9112, section 3.2.2).
+function isForThisHost(v) {
+  return (v.http_host || '').toLowerCase().replace(/:[0-9]*$/, '').replace(/\.$/, '') === v.host
+}
+
 function found(r) {
   const v = r.variables
+  if (!isForThisHost(v)) return { code: 'MALFORMED' }
   return urls.verify(`${v.scheme}://${v.http_host}${v.request_uri}`, v.request_method, v.remote_addr, Date.now() / 1000, keys)
 }
 

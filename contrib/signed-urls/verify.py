@@ -6,7 +6,7 @@ import ipaddress
 import json
 import re
 
-ORIGIN = re.compile(r"(https?)://((?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]))(:[1-9][0-9]{0,4})?", re.I)
+ORIGIN = re.compile(r"(https?)://((?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]))(:[1-9][0-9]{0,4})?", re.I | re.A)
 METHOD, TIME, TEXT = r"[A-Z]{1,16}", r"[1-9][0-9]{0,11}", r"[A-Za-z0-9_-]+"
 FORMS = {"exp": TIME, "nbf": TIME, "key": TEXT, "sig": r"[A-Za-z0-9_-]{43}", "methods": rf"{METHOD}(\.{METHOD}){{0,8}}"}
 FORMS |= {"prefix": r"[1-9][0-9]{0,3}", "net": r"([0-9a-f]{8}|[0-9a-f]{32})-[0-9]{1,3}", "once": r"[0-9a-f]{32}"}

@@ -43,5 +43,12 @@ pub(crate) fn note_use(id: [u8; 16], expires_at: i64) -> Result<bool, Error> {
         ]
     };
     // The caller may verify, and has no privileges on the table.
-    as_role::run(owner, || with_plan(&INSERT_PLAN, INSERT, &arguments, |rows| Ok(!rows.is_empty())))
+    let is_first =
+        as_role::run(owner, || with_plan(&INSERT_PLAN, INSERT, &arguments, |rows| Ok(!rows.is_empty())))?;
+    if is_first {
+        // Before the answer reaches the client, whatever synchronous_commit is: a crash must not make it good again.
+        // SAFETY: sets a flag of the transaction.
+        unsafe { pg_sys::ForceSyncCommit() };
+    }
+    Ok(is_first)
 }

@@ -168,6 +168,8 @@ BEGIN
     END IF;
     INSERT INTO tollgate.audit_log (event, detail)
         SELECT 'key.exported', jsonb_build_object('kid', k.kid, 'purpose', k.purpose) FROM tollgate.sealed_keys k WHERE k.kid = $1 COLLATE "C";
+    -- The event is gone if this is rolled back, and what was returned is not.
+    RAISE LOG 'tollgate: the key % for URLs is exported, by %', $1, session_user;
     RETURN exported;
 END
 $$;

@@ -387,6 +387,11 @@ async fn an_exported_key_signs_and_verifies_elsewhere_and_leaves_an_event() -> R
     let event = "select detail from tollgate.audit_log where event = 'key.exported' and actor = 'boss'";
     let detail: Value = value(&urls.db.owner, event).await?;
     assert_eq!(detail, json!({ "kid": urls.key_id, "purpose": "signed_url:default" }));
+    urls.boss.batch_execute("begin").await?;
+    urls.boss.query_one(export, &[&urls.key_id]).await?;
+    urls.boss.batch_execute("rollback").await?;
+    let line = format!("the key {} for URLs is exported, by boss", urls.key_id);
+    assert_eq!(urls.db.cluster.log().matches(&line).count(), 2, "a rollback does not undo the log");
     let signing: String = value(&urls.boss, "select tollgate.create_signing_key()").await?;
     urls.boss.query_one("select tollgate.withdraw_url_key($1)", &[&urls.key_id]).await?;
     for none in [signing.as_str(), &urls.key_id, "x"] {
@@ -781,5 +786,9 @@ async fn the_script_for_njs_passes_every_vector_and_guards_a_folder_of_nginx() -
             assert_eq!(answer.headers["content-disposition"], "attachment");
         }
     }
+    // By this request line nginx chooses the server of another host.
+    let elsewhere = link.replace("media.example.com", "other.example.com");
+    let (answer, _) = web::begin(address, &web::request(&elsewhere, &[&host])).await?;
+    assert_eq!(answer.status, 403);
     Ok(())
 }
