@@ -88,7 +88,7 @@ pub struct SetQuotaOptions {
     #[arg(long, value_enum)]
     pub per: Per,
 
-    /// In which time zone days, weeks and months begin
+    /// In which time zone days, weeks and months begin: UTC, or a name such as Europe/Berlin
     #[arg(long, value_name = "ZONE", default_value = "UTC")]
     pub time_zone: String,
 

@@ -4,7 +4,7 @@
 //!
 //! | part | bytes |
 //! |---|---|
-//! | head | magic 8, version 4, databases 4, records 8, system identifier 8, checkpoint 8, timeline 4, zero 4, seed 8, holder 16 |
+//! | head | magic 8, version 4, databases 4, records 8, system identifier 8, checkpoint 8, timeline 4, zero 4, seed 8, holder 16, latest 8 |
 //! | each database | oid 4, zero 4, generation 8, boot 16, node 64 (padded with zeros) |
 //! | each record | id 16, database 4, kind 1, family 1, bits 1, in second 1, uses 4, denials 4, handed out 4 + 4, last used 8, address 16, limiter 8, owner 4, spent 8, granted 8 |
 //! | end | CRC-32 (IEEE) of all before it, 4 |
@@ -18,13 +18,13 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::IpAddr;
 
 /// Must be increased with every change of the layout.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 pub const MAX_DATABASES: usize = 64;
 /// Length of a node's name in bytes: the maximum that PostgreSQL allows for `cluster_name`, including its NUL.
 pub const NODE_LEN: usize = 64;
 
 const MAGIC: [u8; 8] = *b"tollgate";
-const HEAD_LEN: usize = 72;
+const HEAD_LEN: usize = 80;
 const DATABASE_LEN: usize = 96;
 const RECORD_LEN: usize = 92;
 const CHECKSUM_LEN: u64 = 4;
@@ -54,8 +54,11 @@ pub struct Head {
     pub shutdown: Shutdown,
     /// The seed of the table's hash: a table of the same size and with the same seed has room for all entries.
     pub seed: u64,
-    /// The name under which this server holds leases of quotas.
+    /// The name under which this server holds leases of quotas; all zero if it gives them up.
     pub holder: [u8; 16],
+    /// The latest time that this server has seen, in microseconds since 2000-01-01: a quota's period that ended before it is over,
+    /// whatever the clock says later.
+    pub latest: i64,
     /// At most [`MAX_DATABASES`].
     pub outstanding: Vec<Outstanding>,
     pub records: u64,
@@ -135,6 +138,7 @@ pub fn write(to: impl Write, head: &Head, records: impl Iterator<Item = Record>)
     bytes.put([0; 4]);
     bytes.put(head.seed.to_le_bytes());
     bytes.put(head.holder);
+    bytes.put(head.latest.to_le_bytes());
     to.write_all(&bytes.whole())?;
     for outstanding in &head.outstanding {
         let mut bytes = Fields::<DATABASE_LEN>::new();
@@ -196,6 +200,7 @@ impl<R: Read + Seek> Reader<R> {
         let _zero: [u8; 4] = bytes.take();
         let seed = u64::from_le_bytes(bytes.take());
         let holder = bytes.take();
+        let latest = i64::from_le_bytes(bytes.take());
         if databases as usize > MAX_DATABASES {
             return Err(Fault::TooManyDatabases(databases));
         }
@@ -228,7 +233,7 @@ impl<R: Read + Seek> Reader<R> {
         }
         let mut from = from.from;
         from.seek(SeekFrom::Start((HEAD_LEN + outstanding.len() * DATABASE_LEN) as u64))?;
-        let head = Head { shutdown, seed, holder, outstanding, records };
+        let head = Head { shutdown, seed, holder, latest, outstanding, records };
         Ok(Reader { from, head, left: records })
     }
 

@@ -20,9 +20,10 @@
 //! that, and each user an equal part of that.
 //!
 //! A quota's entry holds what this server may still spend of it (see `crate::quota`), and stays until its period ends, in at
-//! most half of a group's slots. So an entry that is not there has spent nothing in its period. Only if another database
-//! has more of them in a group may it take the slot of one; from then on, entries that are added there count as spent, until
-//! the period of what was forgotten is over.
+//! most half of a group's slots. So an entry that is not there has spent nothing in its period. It finds room as other keys
+//! do, except that those that it has there count as its database's own, and that it does not take the slot of another quota.
+//! Only if the database of one has more of them in a group may it take the slot of that; from then on, entries that are added
+//! there count as spent, until the period of what was forgotten is over, and a restart gives all leases up.
 //!
 //! Counters belong to generations. `drain` closes a generation: it notes in each entry how much was counted, and hands
 //! the same figures out until `acknowledge` subtracts them. So the process that moves counters to the tables may fail
@@ -51,6 +52,8 @@ const MAX_ADDRESSES: usize = SLOTS_PER_GROUP / 4;
 const MAX_LIMITED: usize = SLOTS_PER_GROUP - SLOTS_PER_GROUP / 4;
 /// Slots of a group that quotas may take: a period may last for ever, and limits and counters must find room meanwhile.
 const MAX_QUOTAS: usize = SLOTS_PER_GROUP / 2;
+/// Saved instead of the name under which leases are held, if a lease may have been spent of which nothing is known.
+const NO_HOLDER: [u8; 16] = [0; 16];
 /// Number of locks for adding an entry; a key's hash selects one.
 pub const INSERT_LOCKS: usize = 32;
 /// Maximum number of rows handed out at a time, which limits the memory of the session that drains and of the daemon;
@@ -402,8 +405,11 @@ impl<'a, L: SpinLock> Table<'a, L> {
             .collect();
         let seed = self.header.seed.load(Relaxed);
         let records = self.records(now).count() as u64;
-        let holder = load(&self.header.holder);
-        (Head { shutdown, seed, holder, outstanding, records }, self.records(now))
+        // What a group has forgotten is not in the file.
+        let has_forgotten = self.groups.iter().any(|group| group.has_forgotten(now));
+        let holder = if has_forgotten { NO_HOLDER } else { load(&self.header.holder) };
+        let latest = self.latest(now);
+        (Head { shutdown, seed, holder, latest, outstanding, records }, self.records(now))
     }
 
     /// Limits in use come first, so that a smaller table has room for them, if not for all counters: a lost count is
@@ -430,6 +436,7 @@ impl<'a, L: SpinLock> Table<'a, L> {
     /// all of them.
     pub fn restore(&self, head: &Head, records: impl Iterator<Item = Record>) -> Restored {
         self.header.seed.store(head.seed, Relaxed);
+        self.header.latest.fetch_max(head.latest, Relaxed);
         let now = self.header.started_at.load(Relaxed);
         for (slot, outstanding) in self.header.databases.iter().zip(&head.outstanding) {
             slot.oid.store(outstanding.database, Relaxed);
@@ -442,7 +449,8 @@ impl<'a, L: SpinLock> Table<'a, L> {
             seen += 1;
             restored.add(&record, now, self.restore_one(&record, now));
         }
-        if seen == head.records && restored.lost_limits[Kind::Quota as usize - 1] == 0 {
+        let is_whole = seen == head.records && restored.lost_limits[Kind::Quota as usize - 1] == 0;
+        if is_whole && head.holder != NO_HOLDER {
             store(&self.header.holder, &head.holder);
         } else {
             self.forget_quotas();
@@ -734,11 +742,9 @@ impl<'a, L: SpinLock> Table<'a, L> {
         if done.is_some() {
             return done;
         }
-        if key.kind == Kind::Quota {
-            return displace_quota(groups, &new_key, act);
-        }
         let (done, lost) = match displace(groups, &new_key, &act) {
             Some((done, lost)) => (Some(done), lost),
+            None if key.kind == Kind::Quota => (displace_quota(groups, &new_key, &act), 0),
             None => (None, u64::from(key.kind == Kind::Token)),
         };
         if lost > 0 {
@@ -1265,7 +1271,8 @@ fn displace<L: SpinLock, R>(
         let entry = &group.entries[slot];
         let _held = group.lock.hold();
         let is_same = entry.database.load(Relaxed) == victim.database
-            && group.owners[slot].load(Relaxed) == victim.owner;
+            && group.owners[slot].load(Relaxed) == victim.owner
+            && !group.is_quota(slot);
         if !is_same {
             return None;
         }
@@ -1281,7 +1288,16 @@ fn victim<L: SpinLock>(groups: [&Group<L>; 2], new_key: &NewKey<'_>) -> Option<E
     const LEVELS: usize = 3;
     let mut evictables = [None; 2 * SLOTS_PER_GROUP];
     let distinct = if core::ptr::eq(groups[0], groups[1]) { 1 } else { 2 };
+    let (is_quota, database) = (new_key.key.kind == Kind::Quota, new_key.key.database);
+    let mut own_quotas = 0;
     for (number, group) in groups.iter().enumerate().take(distinct) {
+        if is_quota {
+            let is_own = |slot: &usize| group.entries[*slot].database.load(Relaxed) == database;
+            own_quotas += group.quotas(new_key.now).filter(is_own).count();
+            if group.quotas(new_key.now).count() >= MAX_QUOTAS {
+                continue;
+            }
+        }
         // Beyond the part that limiters may use, a limiter takes the slot of another limiter.
         let only_limited = new_key.limited && !group.has_room_for_a_limiter(new_key.now);
         let taken = |slot: &usize| !group.is_free(*slot, new_key.now) && !group.is_quota(*slot);
@@ -1292,7 +1308,7 @@ fn victim<L: SpinLock>(groups: [&Group<L>; 2], new_key: &NewKey<'_>) -> Option<E
             }
         }
     }
-    let own = Evictable { database: new_key.key.database, owner: new_key.owner, ..Evictable::NONE };
+    let own = Evictable { database, owner: new_key.owner, ..Evictable::NONE };
     let mut left_at = None;
     for level in 0..LEVELS {
         let size =
@@ -1300,7 +1316,8 @@ fn victim<L: SpinLock>(groups: [&Group<L>; 2], new_key: &NewKey<'_>) -> Option<E
         let largest =
             evictables.iter().flatten().map(|one| one.owner_at(level)).max_by_key(|&one| size(one))?;
         let mine = own.owner_at(level);
-        if left_at.is_none() && size(largest) >= size(mine) + 2 {
+        let unmovable = if level == 0 { own_quotas } else { 0 };
+        if left_at.is_none() && size(largest) >= size(mine) + unmovable + 2 {
             left_at = Some(level);
         }
         let chosen = if left_at.is_some() { largest } else { mine };

@@ -45,7 +45,14 @@ fn example(count: u8) -> (Head, Vec<Record>) {
     let outstanding = Outstanding { database: 16_384, generation: 7, boot: [9; 16], node: [b'n'; NODE_LEN] };
     let shutdown = Shutdown { system_identifier: 1, checkpoint: 2, timeline: 3 };
     (
-        Head { shutdown, seed: 4, holder: [8; 16], outstanding: vec![outstanding], records: count.into() },
+        Head {
+            shutdown,
+            seed: 4,
+            holder: [8; 16],
+            latest: 800_000_000_000_001,
+            outstanding: vec![outstanding],
+            records: count.into(),
+        },
         records,
     )
 }
@@ -103,10 +110,12 @@ fn any_file() -> impl Strategy<Value = (Head, Vec<Record>)> {
     });
     let outstanding = proptest::collection::vec(outstanding, 0..=MAX_DATABASES);
     let records = proptest::collection::vec(any_record(), 0..100);
-    let names = (any::<u64>(), any::<[u8; 16]>());
-    (shutdown, names, outstanding, records).prop_map(|(shutdown, (seed, holder), outstanding, records)| {
-        (Head { shutdown, seed, holder, outstanding, records: records.len() as u64 }, records)
-    })
+    let names = (any::<u64>(), any::<[u8; 16]>(), any::<i64>());
+    (shutdown, names, outstanding, records).prop_map(
+        |(shutdown, (seed, holder, latest), outstanding, records)| {
+            (Head { shutdown, seed, holder, latest, outstanding, records: records.len() as u64 }, records)
+        },
+    )
 }
 
 proptest! {
@@ -155,29 +164,29 @@ fn each_fault_is_named() {
         bytes[at..at + to.len()].copy_from_slice(to);
         fault(&bytes)
     };
-    assert_eq!(fault(&[]), "it has 0 bytes and should have 76");
-    assert_eq!(fault(b"toll"), "it has 4 bytes and should have 76");
-    assert_eq!(fault(&whole[..30]), "it has 30 bytes and should have 76");
-    assert_eq!(fault(&whole[..355]), "it has 355 bytes and should have 356");
-    assert_eq!(fault(&[0; 356]), "it does not begin like such a file");
+    assert_eq!(fault(&[]), "it has 0 bytes and should have 84");
+    assert_eq!(fault(b"toll"), "it has 4 bytes and should have 84");
+    assert_eq!(fault(&whole[..30]), "it has 30 bytes and should have 84");
+    assert_eq!(fault(&whole[..363]), "it has 363 bytes and should have 364");
+    assert_eq!(fault(&[0; 364]), "it does not begin like such a file");
     let later = (VERSION + 1).to_le_bytes();
-    assert_eq!(changed(8, &later), "it has format version 4, and this release reads version 3");
+    assert_eq!(changed(8, &later), "it has format version 5, and this release reads version 4");
     assert_eq!(changed(12, &[65]), "it names 65 databases, more than there can be (64)");
     // Neither is that much memory allocated, nor does the product overflow.
-    let huge = format!("it has 356 bytes and should have {}", u64::MAX);
+    let huge = format!("it has 364 bytes and should have {}", u64::MAX);
     assert_eq!(changed(16, &[0xff; 8]), huge);
     assert_eq!(changed(200, &[77]), "its checksum is wrong");
 }
 
 /// Servers in the field have such files: a change of the layout needs a new version.
 #[test]
-fn the_layout_is_that_of_version_3() {
-    assert_eq!(VERSION, 3);
+fn the_layout_is_that_of_version_4() {
+    assert_eq!(VERSION, 4);
     let (head, records) = example(2);
-    assert_eq!(crc32fast::hash(&written(&head, &records)[..352]), LAYOUT);
+    assert_eq!(crc32fast::hash(&written(&head, &records)[..360]), LAYOUT);
 }
 
-const LAYOUT: u32 = 3_759_875_814;
+const LAYOUT: u32 = 2_468_145_500;
 
 #[test]
 fn more_handed_out_than_was_counted_is_taken_as_all_of_it() {

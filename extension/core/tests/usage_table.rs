@@ -1115,6 +1115,49 @@ fn a_clean_restart_keeps_leases_and_a_smaller_table_gives_all_of_them_up() {
 }
 
 #[test]
+fn a_restart_gives_all_leases_up_once_a_quota_was_forgotten() {
+    let before = Counters::new(SLOTS_PER_GROUP);
+    for quota in 0..1000 {
+        before.spend(DATABASE, quota, 3, FOR_EVER, STARTED_AT);
+    }
+    let (next, _) = before.restarted(SLOTS_PER_GROUP);
+    assert_eq!(next.table.holder(), before.table.holder());
+    assert!(before.spend(DATABASE + 1, 0, 3, FOR_EVER, STARTED_AT).is_some());
+    let (next, restored) = before.restarted(SLOTS_PER_GROUP);
+    assert_eq!(restored.lost_limits, [0; 4]);
+    assert_ne!(next.table.holder(), before.table.holder());
+    assert!(next.table.quotas(DATABASE).is_empty());
+}
+
+#[test]
+fn unflushed_counters_make_room_for_quotas_of_their_own_and_of_another_database() {
+    let counters = Counters::new(SLOTS_PER_GROUP);
+    for key in 0..1000 {
+        counters.count_of(owner(1, 1), DATABASE, key, accepted(STARTED_AT, None));
+    }
+    let lost = counters.overflowed();
+    for database in [DATABASE, DATABASE + 1] {
+        for quota in 0..4 {
+            let uses = [0; 2].map(|_| counters.spend(database, quota, 1, FOR_EVER, STARTED_AT));
+            assert_eq!(uses, [Some(true), Some(false)]);
+        }
+    }
+    assert_eq!(counters.overflowed(), lost + 8, "one use each");
+}
+
+#[test]
+fn a_clock_that_is_set_back_before_a_restart_does_not_bring_a_period_back() {
+    let before = Counters::new(100);
+    let end = STARTED_AT + MINUTE;
+    assert_eq!(before.spend(DATABASE, 1, 1, end, STARTED_AT), Some(true));
+    assert_eq!(before.spend(DATABASE, 2, 1, FOR_EVER, end), Some(true));
+    let (head, records) = before.table.save(SHUTDOWN, STARTED_AT);
+    let next = Counters::started(100, STARTED_AT);
+    next.table.restore(&head, records);
+    assert_eq!(next.table.latest(STARTED_AT), end);
+}
+
+#[test]
 fn a_clock_that_goes_back_does_not_bring_a_period_back() {
     let counters = Counters::new(100);
     let end = STARTED_AT + MINUTE;

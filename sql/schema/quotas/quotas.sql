@@ -12,6 +12,10 @@
 -- does not: then what it held counts as spent. A quota that is open lets a server go on beyond its lease while units are
 -- left here; with one server it is then exact too, but a crash forgets what was spent beyond the lease.
 --
+-- What can exceed a quota, by what was leased: a failover to a standby that lacks the latest WAL forgets the leases that were
+-- granted in it; and a data directory that is copied while the server is stopped has its leases too, under the same name,
+-- unless pg_stat/tollgate_usage.stat is removed from the copy.
+--
 -- Periods. A period is known by its end, which only grows: when a clock goes back, the later period goes on. It ends for a
 -- server by its own clock, and nothing is written then: in the next one the primary's server (`holder`) starts with one
 -- lease, which counts as taken from the beginning. A standby starts with none, and asks. What was leased and not spent ends
@@ -184,6 +188,12 @@ BEGIN
     IF units <= 0 THEN
         RETURN false;
     END IF;
+    -- What another server has as the holder stays its own, and it may be the primary again.
+    IF $6 AND quota.holder <> $2 THEN
+        INSERT INTO tollgate.quota_leases AS l (quota_id, holder, ends_at, granted) VALUES ($1, quota.holder, quota.ends_at, quota.lease)
+            ON CONFLICT ON CONSTRAINT quota_leases_pkey DO UPDATE SET ends_at = excluded.ends_at, granted = excluded.granted
+                WHERE l.ends_at < excluded.ends_at;
+    END IF;
     UPDATE tollgate.quotas q
         SET ends_at = quota.ends_at, taken = quota.taken + units, holder = CASE WHEN $6 THEN $2 ELSE q.holder END
         WHERE q.id = $1;
@@ -236,6 +246,10 @@ BEGIN
     LOOP
         leased := leased + tollgate.grant_lease(request.quota_id, request.holder, request.ends_at, request.granted, request.spent, request.is_primary)::integer;
     END LOOP;
+    -- What is spent of a lease must not be granted again after a crash.
+    IF leased > 0 AND current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
     RETURN leased;
 END
 $$;
@@ -279,7 +293,9 @@ BEGIN
         WHEN $2 IS NULL OR $2 NOT IN ('hour', 'day', 'week', 'month', 'lifetime') THEN 'per, which is none of hour, day, week, month and lifetime'
         WHEN $4 NOT BETWEEN 1 AND $1 THEN 'lease, which is not from 1 to the amount'
         WHEN $5 IS NULL OR $5 NOT IN ('closed', 'open') THEN 'without_daemon, which is neither closed nor open'
-        WHEN $3 IS NULL OR length($3) > 100 THEN 'time_zone, which is NULL or too long' END;
+        WHEN $3 IS NULL OR length($3) > 100 THEN 'time_zone, which is NULL or too long'
+        -- What an abbreviation means is a setting of the session (timezone_abbreviations).
+        WHEN upper($3) <> 'UTC' AND strpos($3, '/') = 0 THEN 'time_zone, which is neither UTC nor a name with a slash' END;
     IF fault IS NULL THEN
         BEGIN
             PERFORM tollgate.quota_period_end('day', tollgate.without_token('time_zone', $3), now());
@@ -338,8 +354,8 @@ BEGIN ATOMIC
     WITH RECURSIVE line AS (
         SELECT t.rotated_from AS id FROM tollgate.api_tokens t WHERE t.id = $1
         UNION
+        -- Also of one that is over: what it replaced may be in a longer grace.
         SELECT t.rotated_from FROM line l JOIN tollgate.api_tokens t ON t.id = l.id
-            WHERE t.revoked_at IS NULL AND t.expires_at > clock_timestamp()
     )
     SELECT t.id FROM line l JOIN tollgate.api_tokens t ON t.id = l.id
         WHERE t.revoked_at IS NULL AND t.expires_at > clock_timestamp();
@@ -399,7 +415,9 @@ BEGIN
                     WHERE t.id IN (SELECT r.id FROM (SELECT $1 UNION ALL SELECT p.id FROM tollgate.predecessors($1) p (id)) r (id)
                                    UNION ALL
                                    SELECT d.id FROM (SELECT $1 UNION ALL SELECT p.id FROM tollgate.predecessors($1) p (id)) r (id),
-                                                    tollgate.descendants(r.id) d (id));
+                                                    tollgate.descendants(r.id) d (id)
+                                   UNION ALL
+                                   SELECT s.id FROM tollgate.api_tokens s WHERE s.quota_id = old.id);
             END IF;
             EXIT;
         END IF;

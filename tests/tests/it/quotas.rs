@@ -190,6 +190,48 @@ async fn what_is_rotated_or_derived_from_a_token_spends_its_quota() -> Result<()
     Ok(())
 }
 
+#[tokio::test]
+async fn a_token_in_its_grace_spends_the_quota_though_the_one_that_replaced_it_has_ended() -> Result<()> {
+    let (db, first) = created("line").await?;
+    let second = rotate(&db.owner, first.id, "1 hour").await?;
+    let third = rotate(&db.owner, second.id, "0").await?;
+    for per in ["day", "week"] {
+        set(&db.owner, &format!("'{}', amount => 3, per => '{per}', lease => 3", third.id)).await?;
+        assert_eq!(accepted(&db.web, &first, 5).await?, 3);
+        assert_eq!(accepted(&db.web, &third, 1).await?, 0);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_is_no_longer_the_primary_keeps_its_first_lease_and_is_granted_more() -> Result<()> {
+    let (db, token) = created("switched_over").await?;
+    set(&db.owner, &format!("'{}', amount => 10, per => 'lifetime', lease => 2", token.id)).await?;
+    let elsewhere =
+        "select tollgate.grant_lease(id, gen_random_uuid(), ends_at, 0, 0, true) from tollgate.quotas";
+    assert!(value::<bool>(&db.owner, elsewhere).await?);
+    assert_eq!(accepted(&db.web, &token, 3).await?, 2);
+    assert_eq!(lease(&db).await?, 1);
+    assert_eq!(accepted(&db.web, &token, 3).await?, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_lease_is_granted_durably_whatever_the_session_says() -> Result<()> {
+    let (db, token) = created("durable").await?;
+    set(&db.owner, &format!("'{}', amount => 10, per => 'lifetime', lease => 2", token.id)).await?;
+    assert_eq!(accepted(&db.web, &token, 3).await?, 2);
+    let setting = "select current_setting('synchronous_commit')";
+    for (granted, within) in [(1, "on"), (0, "off")] {
+        db.operator.batch_execute("set synchronous_commit = off; begin").await?;
+        assert_eq!(lease(&db).await?, granted);
+        assert_eq!(value::<String>(&db.operator, setting).await?, within);
+        db.operator.batch_execute("commit").await?;
+        assert_eq!(value::<String>(&db.operator, setting).await?, "off");
+    }
+    Ok(())
+}
+
 // ---- Periods
 
 #[tokio::test]
@@ -379,6 +421,7 @@ async fn nonsense_is_refused_and_never_repeated() -> Result<()> {
             "without_daemon",
         ),
         ("user_id => 'ann', amount => 5, per => 'day', time_zone => 'Mars/Olympus'".to_owned(), "time_zone"),
+        ("user_id => 'ann', amount => 5, per => 'day', time_zone => 'EST'".to_owned(), "time_zone"),
         (format!("user_id => 'ann', amount => 5, per => 'day', time_zone => '{digits}'"), "time_zone"),
         (format!("user_id => '{}', amount => 5, per => 'day'", token.token), "user_id"),
     ] {
