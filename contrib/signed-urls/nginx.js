@@ -17,7 +17,12 @@ import urls from 'verify.mjs'
 
 // By an absolute request line nginx chooses a server whatever the header says (RFC 9112, section 3.2.2).
 function isForThisHost(v) {
-  return (v.http_host || '').toLowerCase().replace(/:[0-9]*$/, '').replace(/\.$/, '') === v.host
+  return (
+    (v.http_host || '')
+      .toLowerCase()
+      .replace(/:[0-9]*$/, '')
+      .replace(/\.$/, '') === v.host
+  )
 }
 
 function found(r) {

@@ -29,10 +29,12 @@ function normalised(text) {
 // An address in hexadecimal digits: 8, or 32 of an IPv6 address that is no IPv4 address in another form.
 function digitsOf(address) {
   const hex = (number, width) => `0000${number.toString(16)}`.slice(-width)
-  const v4 = (text) => text.replace(/(\d+)\.(\d+)\.(\d+)\.(\d+)$/, (_, a, b, c, d) => [a, b, c, d].map((n) => hex(+n, 2)).join(''))
+  const v4 = (text) =>
+    text.replace(/(\d+)\.(\d+)\.(\d+)\.(\d+)$/, (_, a, b, c, d) => [a, b, c, d].map((n) => hex(+n, 2)).join(''))
   if (address.indexOf(':') < 0) return v4(address)
   const halves = v4(address).split('::')
-  const groups = (half) => (half || '').split(':').map((group) => (group.length === 8 ? group : group && hex(parseInt(group, 16), 4)))
+  const groups = (half) =>
+    (half || '').split(':').map((group) => (group.length === 8 ? group : group && hex(parseInt(group, 16), 4)))
   const first = groups(halves[0]).join('')
   const last = groups(halves[1]).join('')
   const digits = first + '0'.repeat(32 - first.length - last.length) + last
@@ -60,7 +62,9 @@ function verify(url, method, client, now, keys) {
   const scheme = found[1].toLowerCase()
   const port = found[3] === (scheme === 'http' ? ':80' : ':443') ? '' : found[3] || ''
   const path = normalised(found[4] || '/')
-  const parts = normalised(found[5] || '').split('&').filter((part) => part)
+  const parts = normalised(found[5] || '')
+    .split('&')
+    .filter((part) => part)
   const ours = parts.filter((part) => part.indexOf('tgu_') === 0).sort()
   const nameOf = (part) => part.split('=')[0]
   const compare = (a, b) => (a.name < b.name ? -1 : a.name > b.name ? 1 : a.at - b.at)
@@ -75,6 +79,7 @@ function verify(url, method, client, now, keys) {
     const name = nameOf(part).slice(4)
     const value = part.slice(name.length + 5)
     const form = Object.keys(FORMS).indexOf(name) >= 0 && FORMS[name]
+    // biome-ignore lint/complexity/useOptionalChain: older versions of njs do not know it
     isWellFormed = isWellFormed && form && form.test(value) && given[name] === undefined
     given[name] = value
   })

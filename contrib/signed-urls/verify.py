@@ -6,7 +6,9 @@ import ipaddress
 import json
 import re
 
-ORIGIN = re.compile(r"(https?)://((?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]))(:[1-9][0-9]{0,4})?", re.I | re.A)
+ORIGIN = re.compile(
+    r"(https?)://((?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]))(:[1-9][0-9]{0,4})?", re.IGNORECASE | re.ASCII
+)
 METHOD, TIME, TEXT = r"[A-Z]{1,16}", r"[1-9][0-9]{0,11}", r"[A-Za-z0-9_-]+"
 FORMS = {"exp": TIME, "nbf": TIME, "key": TEXT, "sig": r"[A-Za-z0-9_-]{43}", "methods": rf"{METHOD}(\.{METHOD}){{0,8}}"}
 FORMS |= {"prefix": r"[1-9][0-9]{0,3}", "net": r"([0-9a-f]{8}|[0-9a-f]{32})-[0-9]{1,3}", "once": r"[0-9a-f]{32}"}
@@ -16,7 +18,7 @@ FORMS |= {"sub": TEXT, "headers": TEXT}
 def normalised(text):
     plain = r"[A-Za-z0-9._~-]"
     escape = re.compile(r"%([0-9A-Fa-f]{2})|[^A-Za-z0-9._~!$&'()*+,;=:@/?%-]")
-    code = lambda match: int(match[1], 16) if match[1] else ord(match[0])  # noqa: E731
+    code = lambda match: int(match[1], 16) if match[1] else ord(match[0])
     return escape.sub(lambda m: chr(code(m)) if re.fullmatch(plain, chr(code(m))) else f"%{code(m):02X}", text)
 
 

@@ -97,7 +97,7 @@ pub(crate) struct Quota {
     holder: Option<[u8; 16]>,
 }
 
-/// What this server may spend of a quota now, and how much of it nobody has.
+/// What this server may spend of a quota now, and how much of it is free.
 pub(crate) struct Share {
     pub(crate) lease: Lease,
     /// Units that are not leased to any server.

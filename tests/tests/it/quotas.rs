@@ -358,7 +358,7 @@ async fn credits_add_to_a_lifetime_and_a_removed_quota_binds_no_more_and_is_forg
     set(&db.owner, "user_id => 'ann', amount => 2, per => 'lifetime', lease => 2").await?;
     assert_eq!(accepted(&db.web, &token, 3).await?, 2);
     assert_eq!((lease(&db).await?, accepted(&db.web, &token, 3).await?, lease(&db).await?), (0, 0, 0));
-    assert_eq!((add(5).await?, lease(&db).await?), (7, 0), "nobody has asked since");
+    assert_eq!((add(5).await?, lease(&db).await?), (7, 0), "no server has asked since");
     assert_eq!((accepted(&db.web, &token, 1).await?, lease(&db).await?), (0, 1));
     assert_eq!(accepted(&db.web, &token, 3).await?, 2);
     for absurd in [0, -1, i64::MAX] {
