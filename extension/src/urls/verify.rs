@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::keys;
 use crate::pg::read_only::refuse_if_read_only;
 use crate::pg::sys;
+use crate::services::consumes;
 use crate::store::used_urls;
 use tollgate_core::net::Net;
 use tollgate_core::token;
@@ -57,5 +58,6 @@ fn is_first_use(url: &SignedUrl, expires_at: i64) -> Result<bool, Error> {
         return Ok(false);
     }
     refuse_if_read_only(c"tollgate.verify_signed_url() of a URL for one use");
+    consumes::check("tollgate.verify_signed_url()")?;
     used_urls::note_use(id, expires_at)
 }

@@ -512,6 +512,29 @@ async fn a_url_for_one_use_is_used_once_and_not_by_a_transaction_that_is_rolled_
 }
 
 #[tokio::test]
+async fn a_gateway_uses_nothing_in_a_transaction_block() -> Result<()> {
+    let urls = Urls::create("gateway").await?;
+    // The capability does not exist yet.
+    urls.db
+        .owner
+        .batch_execute(
+            "do $$ begin create role entrance login; exception when duplicate_object or unique_violation then end $$;
+             alter table tollgate.capabilities drop constraint capabilities_capability_check;
+             insert into tollgate.capabilities (role, capability, granted_at) values ('entrance', 'gateway', now());
+             grant execute on function tollgate.verify_signed_url to entrance",
+        )
+        .await?;
+    let entrance = urls.db.session("entrance").await?;
+    let (once, often) = (urls.sign(", single_use => true").await?, urls.sign("").await?);
+    entrance.batch_execute("begin").await?;
+    assert_eq!(code(&entrance, &often).await?, "VALID", "of which nothing is used up");
+    refused(verify(&entrance, &once, "").await, &SqlState::ACTIVE_SQL_TRANSACTION);
+    entrance.batch_execute("rollback").await?;
+    assert_eq!(code(&entrance, &once).await?, "VALID");
+    Ok(())
+}
+
+#[tokio::test]
 async fn of_two_requests_at_once_one_uses_it() -> Result<()> {
     let urls = Urls::create("at_once").await?;
     let url = urls.sign(", single_use => true").await?;
