@@ -15,6 +15,9 @@ pub const LONGEST_WINDOW: i64 = 86_400_000_000;
 /// In microseconds since 2000-01-01, in the year 2138: later times are treated as this one, so that nothing overflows.
 pub const LAST: u64 = (1 << 52) - (1 << 47);
 
+/// How long a process may take from reading the clock to charging.
+const LATE: u64 = 10_000_000 * TICKS;
+
 /// A number of uses per window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
@@ -96,8 +99,10 @@ impl Limit {
         let now = ticks(now);
         let full = now + self.limit * self.step;
         // A state further ahead is from before the limit was changed or the clock set back: the allowance is spent, but
-        // nothing beyond it.
-        state.0 = state.0.min(full);
+        // nothing beyond it. One that is a little ahead was charged by a process that read the clock later and came first.
+        if state.0 > full + LATE {
+            state.0 = full;
+        }
         (state.0.max(now) + self.step, full)
     }
 

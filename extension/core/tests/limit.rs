@@ -166,6 +166,23 @@ proptest! {
         }
     }
 
+    /// Several processes read the clock, and charge in another order.
+    #[test]
+    fn what_comes_late_gives_nothing_back(
+        count in 1..50_i32,
+        window in 1_000..MINUTE,
+        uses in prop::collection::vec((0..20_000_i64, 0..5 * SECOND), 1..400),
+    ) {
+        let (limit, mut state) = (limit(count, window), State::default());
+        let (mut now, mut admitted) = (NOW, 0);
+        for (gap, late) in uses {
+            now += gap;
+            admitted += i128::from(limit.charge(&mut state, now - late).admitted);
+        }
+        let share = i128::from(now - (NOW - 5 * SECOND)) * i128::from(count) / i128::from(window);
+        prop_assert!(admitted <= i128::from(count) + share, "{} of {}", admitted, share);
+    }
+
     #[test]
     fn a_use_after_retry_after_is_admitted_and_none_sooner(
         count in 1..1000_i32,
