@@ -3,12 +3,10 @@
 
 use super::public_keys::{self, StoredKey};
 use super::relations::relations;
-use super::rows::{Open, Row, Table, find_latest_again, text_key, text_keys, until_key};
-use crate::shmem::Location;
+use super::rows::{Open, Row, Table, find_latest, text_key, text_keys, until_key};
 use core::cell::Cell;
 use pgrx::pg_sys;
 use std::rc::Rc;
-use std::thread::LocalKey;
 
 /// Columns by position, counted from 0. Columns are only ever appended to the table.
 #[derive(Clone, Copy)]
@@ -32,9 +30,6 @@ impl From<Column> for usize {
 
 thread_local! {
     static CHECKED_IN: Cell<Option<u64>> = const { Cell::new(None) };
-    /// Where the row of a key was that verified last, and that of one that was opened or asked for last.
-    static LAST_VERIFYING: Cell<Option<Location>> = const { Cell::new(None) };
-    static LAST_SEALED: Cell<Option<Location>> = const { Cell::new(None) };
 }
 
 const KEYS: Table<9> = Table {
@@ -86,7 +81,7 @@ pub(crate) fn signing(purpose: &str, now: i64) -> Option<Signing> {
 
 /// The public key of that kid, unless it is withdrawn or gone. Secret keys have none.
 pub(crate) fn verifying(kid: &str, now: i64) -> Option<Rc<StoredKey>> {
-    find(kid, now, &LAST_VERIFYING, |row| {
+    find(kid, now, |row| {
         Some(public_keys::of_row(row.bytes(Column::Algorithm)?, row.bytes(Column::PublicKey)?))
     })
 }
@@ -98,36 +93,27 @@ pub(crate) fn sealed(kid: &str, purpose: &str, now: i64) -> Option<Signing> {
 
 /// The key of that kid, unless it is withdrawn or gone.
 pub(crate) fn of_kid(kid: &str, now: i64) -> Option<Signing> {
-    find(kid, now, &LAST_SEALED, signing_row)
+    find(kid, now, signing_row)
 }
 
 /// What `read` makes of it. It must not raise an error, since the row is pinned meanwhile.
 pub(crate) fn look_at<T>(kid: &str, now: i64, read: impl FnOnce(&InRow<'_>) -> Option<T>) -> Option<T> {
-    find(kid, now, &LAST_SEALED, |row| {
+    find(kid, now, |row| {
         read(&InRow { purpose: row.bytes(Column::Purpose)?, sealed: row.bytes(Column::Sealed)? })
     })
 }
 
 /// Whether there is a key of that kid and purpose that is neither withdrawn nor gone.
 pub(crate) fn is_live(kid: &str, purpose: &str, now: i64) -> bool {
-    find(kid, now, &LAST_SEALED, |row| (row.bytes(Column::Purpose)? == purpose.as_bytes()).then_some(()))
-        .is_some()
+    find(kid, now, |row| (row.bytes(Column::Purpose)? == purpose.as_bytes()).then_some(())).is_some()
 }
 
 /// What is read of the key of that kid, unless it is withdrawn or gone.
-fn find<T>(
-    kid: &str,
-    now: i64,
-    last: &'static LocalKey<Cell<Option<Location>>>,
-    read: impl FnOnce(&Row<'_>) -> Option<T>,
-) -> Option<T> {
-    let [key] = text_keys([kid]);
-    find_latest_again(
+fn find<T>(kid: &str, now: i64, read: impl FnOnce(&Row<'_>) -> Option<T>) -> Option<T> {
+    find_latest(
         &KEYS,
         |relations| relations.sealed_keys_index,
-        key,
-        last,
-        |row| row.bytes(Column::Kid) == Some(kid.as_bytes()),
+        text_keys([kid]),
         |row| {
             if row.number(Column::WithdrawnAt).is_some()
                 || row.number(Column::VerifiesUntil).is_some_and(|end| end <= now)

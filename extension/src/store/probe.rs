@@ -337,7 +337,7 @@ unsafe fn begin(
         let slot = sys::table_slot_create(table, core::ptr::null_mut());
         let mut open = Open { table, snapshot, slot, index: None, found: None };
         if let Some(place) = hint
-            && fetch(table, snapshot, slot, place)
+            && fetch(&open, place)
         {
             open.found = hint;
         } else {
@@ -364,14 +364,7 @@ unsafe fn begin(
 }
 
 /// Stores the row that the index leads to in the slot, and returns the location that the index gave.
-///
-/// # Safety
-///
-/// A scan that has its key, and a slot of its table. Only inside `sys::guarded`.
-pub(super) unsafe fn descend(
-    scan: pg_sys::IndexScanDesc,
-    slot: *mut pg_sys::TupleTableSlot,
-) -> Option<Location> {
+unsafe fn descend(scan: pg_sys::IndexScanDesc, slot: *mut pg_sys::TupleTableSlot) -> Option<Location> {
     // SAFETY: a scan that has its key, and a slot of its table.
     unsafe {
         loop {
@@ -406,41 +399,33 @@ fn prefetch_line_pointer(place: Location) {
 
 /// Stores the row at a location in the slot, if the page is still in its buffer and the snapshot sees a row there. An
 /// index scan does the same with the location that it finds.
-///
-/// # Safety
-///
-/// An open table that is a heap, a registered snapshot, and a slot of the table. Only inside `sys::guarded`.
-pub(super) unsafe fn fetch(
-    table: pg_sys::Relation,
-    snapshot: pg_sys::Snapshot,
-    slot: *mut pg_sys::TupleTableSlot,
-    place: Location,
-) -> bool {
-    // SAFETY: the buffer exists, which is all that is required to ask what it holds; the slot is one for rows in shared
-    // buffers, as the table is a heap.
+unsafe fn fetch(open: &Open, place: Location) -> bool {
+    // SAFETY: the buffer exists, which is all that is required to ask what it holds; the table is open, and the slot is
+    // one for rows in shared buffers, as the table is a heap.
     unsafe {
         let buffer = place.buffer.cast_signed();
-        if !(1..=pg_sys::NBuffers).contains(&buffer) || !compat::pin_if_still(table, place.block, buffer) {
+        if !(1..=pg_sys::NBuffers).contains(&buffer) || !compat::pin_if_still(open.table, place.block, buffer)
+        {
             return false;
         }
         let mut tid = pg_sys::ItemPointerData {
             ip_blkid: pg_sys::BlockIdData { bi_hi: (place.block >> 16) as u16, bi_lo: place.block as u16 },
             ip_posid: place.offset,
         };
-        let tuple = &raw mut (*slot.cast::<pg_sys::BufferHeapTupleTableSlot>()).base.tupdata;
+        let tuple = &raw mut (*open.slot.cast::<pg_sys::BufferHeapTupleTableSlot>()).base.tupdata;
         sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE.cast_signed());
         let found = sys::heap_hot_search_buffer(
             &raw mut tid,
-            table,
+            open.table,
             buffer,
-            snapshot,
+            open.snapshot,
             tuple,
             core::ptr::null_mut(),
             true,
         );
         sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_UNLOCK.cast_signed());
         if found {
-            sys::ExecStorePinnedBufferHeapTuple(tuple, slot, buffer);
+            sys::ExecStorePinnedBufferHeapTuple(tuple, open.slot, buffer);
         } else {
             sys::ReleaseBuffer(buffer);
         }

@@ -2,12 +2,10 @@
 //! starting now would see, or, with [`Open::latest`], those that are committed now, whatever snapshot the transaction has.
 #![allow(unsafe_code)]
 
-use super::probe::{descend, fetch};
 use super::relations::{self, Relations};
 use crate::error::OrRaise;
 use crate::pg::datum::{self, TextArray};
-use crate::pg::{compat, sys};
-use crate::shmem::Location;
+use crate::pg::sys;
 use core::cell::Cell;
 use core::ffi::{CStr, c_char};
 use pgrx::pg_sys::{self, Datum, Oid, ScanKeyData};
@@ -132,66 +130,6 @@ pub(crate) fn find_latest<const N: usize, const K: usize, T>(
         unsafe {
             sys::guarded(|| {
                 scan.end();
-                open.end();
-            });
-        }
-        return found;
-    }
-}
-
-/// As [`find_latest`], of a row that is looked up again and again: it is looked for where it was last, and by its index
-/// if another row is there, or none. A location only saves the descent; the row is read as it is now.
-pub(crate) fn find_latest_again<const N: usize, T>(
-    table: &'static Table<N>,
-    index: fn(&Relations) -> Oid,
-    key: Key<'_>,
-    last: &'static LocalKey<Cell<Option<Location>>>,
-    has_key: impl FnOnce(&Row<'_>) -> bool,
-    read: impl FnOnce(&Row<'_>) -> Option<T>,
-) -> Option<T> {
-    let keys = [key];
-    loop {
-        let (relations, epoch) = table.checked();
-        let place = last.get();
-        // SAFETY: the closure holds nothing that needs dropping. The table is a heap, as CREATE TABLE says.
-        let begun = unsafe {
-            sys::guarded(|| {
-                let open = Open::begin(table, &relations, epoch, true)?;
-                let slot = sys::table_slot_create(open.table, core::ptr::null_mut());
-                let is_there = place.is_some_and(|place| fetch(open.table, open.snapshot, slot, place));
-                if is_there {
-                    sys::slot_getsomeattrs_int(slot, open.width() as i32);
-                }
-                Some((open, slot, is_there))
-            })
-        };
-        let Some((open, slot, is_there)) = begun else { continue };
-        let mut is_found = is_there && has_key(&open.row_in(slot));
-        if !is_found {
-            // SAFETY: as above. The scan is ended before the slot is read, which keeps the row by a pin of its own.
-            let place = unsafe {
-                sys::guarded(|| {
-                    let mut scan_keys = scan_keys(&keys);
-                    let index = sys::index_open(index(&relations), LOCK);
-                    let scan = compat::index_beginscan(open.table, index, open.snapshot);
-                    sys::index_rescan(scan, scan_keys.as_mut_ptr(), 1, core::ptr::null_mut(), 0);
-                    let place = descend(scan, slot);
-                    sys::index_endscan(scan);
-                    sys::index_close(index, LOCK);
-                    if place.is_some() {
-                        sys::slot_getsomeattrs_int(slot, open.width() as i32);
-                    }
-                    place
-                })
-            };
-            last.set(place);
-            is_found = place.is_some();
-        }
-        let found = if is_found { read(&open.row_in(slot)) } else { None };
-        // SAFETY: ends what was begun, in the opposite order; the row is not used any more.
-        unsafe {
-            sys::guarded(|| {
-                sys::ExecDropSingleTupleTableSlot(slot);
                 open.end();
             });
         }
@@ -362,16 +300,10 @@ impl Open {
 
     /// The row of a scan of this table, which is pinned until the scan goes on or ends.
     fn row(&self, scan: Scan) -> Row<'_> {
-        // SAFETY: the scan is open.
-        self.row_in(unsafe { (*scan.scan).slot })
-    }
-
-    /// The row of this table in a slot, of which the columns that are read are deformed.
-    fn row_in(&self, slot: *mut pg_sys::TupleTableSlot) -> Row<'_> {
         let width = self.width();
-        // SAFETY: as above.
+        // SAFETY: the slot holds a row of which as many columns are deformed.
         unsafe {
-            let slot = &*slot;
+            let slot = &*(*scan.scan).slot;
             Row {
                 columns: self.columns,
                 values: core::slice::from_raw_parts(slot.tts_values, width),
