@@ -22,6 +22,7 @@ pub mod jwk;
 pub mod jws;
 pub mod latency;
 pub mod limit;
+pub mod mac_key;
 pub mod malformed;
 pub mod net;
 pub mod quota;

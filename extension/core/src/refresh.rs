@@ -9,13 +9,9 @@
 //!
 //! [`decide`] is the whole decision about a token whose MAC is right. What it decides is written by SQL.
 
-use aws_lc_rs::hmac;
-use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use zeroize::Zeroizing;
 
-use crate::seal_box::NoRandomness;
+use crate::mac_key::{MacKey, Use};
 use crate::status;
 use crate::token::push_hex;
 
@@ -23,10 +19,6 @@ pub const PREFIX: &str = "tgr_";
 pub const ID_LEN: usize = 16;
 /// Of the secret that each session has.
 pub const SECRET_LEN: usize = 32;
-/// Of a key.
-pub const KEY_LEN: usize = 32;
-/// The algorithm of the keys, as RFC 7518 names it.
-pub const ALGORITHM: &str = "HS256";
 
 const GENERATION_LEN: usize = 8;
 const MAC_LEN: usize = 32;
@@ -83,40 +75,19 @@ pub struct Subject<'a> {
     pub secret: &'a [u8; SECRET_LEN],
 }
 
-/// A key that makes refresh tokens. Its memory is wiped when it is dropped.
-pub struct Key {
-    bytes: Zeroizing<[u8; KEY_LEN]>,
-    key: hmac::Key,
+pub enum RefreshTokens {}
+
+impl Use for RefreshTokens {
+    const KID: &'static [u8] = b"tollgate refresh key id 1\0";
 }
 
+/// A key that makes refresh tokens.
+pub type Key = MacKey<RefreshTokens>;
+
 impl Key {
-    pub fn generate() -> Result<Key, NoRandomness> {
-        let mut bytes = Zeroizing::new([0; KEY_LEN]);
-        SystemRandom::new().fill(&mut *bytes).map_err(|_| NoRandomness)?;
-        Ok(Key::new(&bytes))
-    }
-
-    pub fn new(bytes: &[u8; KEY_LEN]) -> Key {
-        Key { bytes: Zeroizing::new(*bytes), key: hmac::Key::new(hmac::HMAC_SHA256, bytes) }
-    }
-
-    /// `None` if it does not have [`KEY_LEN`] bytes.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Key> {
-        bytes.try_into().ok().map(Key::new)
-    }
-
-    pub fn as_bytes(&self) -> &[u8; KEY_LEN] {
-        &self.bytes
-    }
-
-    /// The name of the key, which discloses nothing of it: 43 characters, as an RFC 7638 thumbprint has.
-    pub fn kid(&self) -> String {
-        URL_SAFE_NO_PAD.encode(hmac::sign(&self.key, b"tollgate refresh key id 1\0"))
-    }
-
     /// The token of a generation.
     pub fn issue(&self, subject: &Subject<'_>, generation: i64) -> Zeroizing<String> {
-        let mac = hmac::sign(&self.key, &message(subject, generation));
+        let mac = self.sign(&message(subject, generation));
         // Full capacity from the start: a reallocation would leave a copy that nothing wipes.
         let mut token = Zeroizing::new(String::with_capacity(TOKEN_LEN));
         token.push_str(PREFIX);
@@ -130,8 +101,7 @@ impl Key {
 
     /// Whether this key made the token for this session. Takes the same time whatever the MAC is.
     pub fn made(&self, subject: &Subject<'_>, token: &RefreshToken) -> bool {
-        token.session == *subject.session
-            && hmac::verify(&self.key, &message(subject, token.generation), &token.mac).is_ok()
+        token.session == *subject.session && self.verifies(&message(subject, token.generation), &token.mac)
     }
 }
 

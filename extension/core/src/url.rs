@@ -10,22 +10,16 @@
 use core::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-use aws_lc_rs::hmac;
-use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use zeroize::Zeroizing;
 
 use crate::json::{self, Json};
+use crate::mac_key::{MacKey, Use};
 use crate::net::Net;
-use crate::seal_box::NoRandomness;
 
 /// Of a URL, in bytes.
 pub const MAX_LEN: usize = 8 * 1024;
-/// Of a key, in bytes.
-pub const KEY_LEN: usize = 32;
-/// The algorithm of the keys, as RFC 7518 names it.
-pub const ALGORITHM: &str = "HS256";
 /// What the names of our parameters begin with.
 pub const PARAMETER: &str = "tgu_";
 /// Of a subject, in characters.
@@ -170,40 +164,19 @@ impl Code {
     }
 }
 
-/// A key that signs URLs. Its memory is wiped when it is dropped.
-pub struct Key {
-    bytes: Zeroizing<[u8; KEY_LEN]>,
-    key: hmac::Key,
+pub enum Urls {}
+
+impl Use for Urls {
+    const KID: &'static [u8] = b"tollgate url key id 1\0";
 }
 
+/// A key that signs URLs.
+pub type Key = MacKey<Urls>;
+
 impl Key {
-    pub fn generate() -> Result<Key, NoRandomness> {
-        let mut bytes = Zeroizing::new([0; KEY_LEN]);
-        SystemRandom::new().fill(&mut *bytes).map_err(|_| NoRandomness)?;
-        Ok(Key::new(&bytes))
-    }
-
-    pub fn new(bytes: &[u8; KEY_LEN]) -> Key {
-        Key { bytes: Zeroizing::new(*bytes), key: hmac::Key::new(hmac::HMAC_SHA256, bytes) }
-    }
-
-    /// `None` if it does not have [`KEY_LEN`] bytes.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Key> {
-        bytes.try_into().ok().map(Key::new)
-    }
-
-    pub fn as_bytes(&self) -> &[u8; KEY_LEN] {
-        &self.bytes
-    }
-
     /// The key as verifiers elsewhere take it: base64url without padding.
     pub fn to_text(&self) -> Zeroizing<String> {
-        Zeroizing::new(URL_SAFE_NO_PAD.encode(*self.bytes))
-    }
-
-    /// The name of the key, which discloses nothing of it: 43 characters, as an RFC 7638 thumbprint has.
-    pub fn kid(&self) -> String {
-        URL_SAFE_NO_PAD.encode(hmac::sign(&self.key, b"tollgate url key id 1\0"))
+        Zeroizing::new(URL_SAFE_NO_PAD.encode(self.as_bytes()))
     }
 }
 
@@ -474,7 +447,7 @@ impl SignedUrl {
 
     /// Takes the same time whatever the signature is.
     pub fn is_signed_by(&self, key: &Key) -> bool {
-        hmac::verify(&key.key, self.canonical.as_bytes(), &self.mac).is_ok()
+        key.verifies(self.canonical.as_bytes(), &self.mac)
     }
 
     /// What distinguishes a URL for one use from all others. Only for one that is signed by its key.
@@ -711,7 +684,7 @@ pub fn sign(key: &Key, url: &str, options: &Options<'_>) -> Result<String, Unfit
     signed.push_str("&tgu_sig=");
     // Read as it will be, with a signature that is replaced.
     let draft = SignedUrl::parse(&format!("{signed}{}", "A".repeat(ENCODED_LEN))).map_err(Unfit::Url)?;
-    URL_SAFE_NO_PAD.encode_string(hmac::sign(&key.key, draft.canonical.as_bytes()), &mut signed);
+    URL_SAFE_NO_PAD.encode_string(key.sign(draft.canonical.as_bytes()), &mut signed);
     Ok(signed)
 }
 

@@ -6,9 +6,11 @@ use crate::pg::fmgr::{Call, sql_function};
 use crate::shmem;
 use pgrx::IntoDatum;
 use pgrx::pg_sys::Datum;
+use tollgate_core::mac_key::{self, MacKey, Use};
+use tollgate_core::refresh::RefreshTokens;
 use tollgate_core::seal_box::{Context, id_text};
 use tollgate_core::signature::{Algorithm, SigningKey};
-use tollgate_core::{refresh, url};
+use tollgate_core::url::Urls;
 
 /// Of a PEM block; one with an RSA key of 8192 bits has 6.4 kB.
 const LONGEST_PEM: usize = 16 * 1024;
@@ -21,10 +23,10 @@ fn purpose(text: Option<&str>) -> Purpose {
 sql_function!(make_key);
 fn make_key(call: &Call) -> Option<Datum> {
     if let Some(purpose) = of_url(call.text(1)) {
-        return make_url_key(purpose);
+        return make_mac_key::<Urls>(purpose);
     }
     if purpose(call.text(1)) == Purpose::RefreshToken {
-        return make_refresh_key();
+        return make_mac_key::<RefreshTokens>(Purpose::RefreshToken.as_str());
     }
     let algorithm = call.text(0).and_then(Algorithm::parse).unwrap_or_else(|| {
         let hint = "It is one of ES256, EdDSA and RS256.";
@@ -40,18 +42,11 @@ fn of_url(purpose: Option<&str>) -> Option<&str> {
     purpose.filter(|purpose| purpose.starts_with(SIGNED_URL))
 }
 
-fn make_url_key(purpose: &str) -> Option<Datum> {
+fn make_mac_key<U: Use>(purpose: &str) -> Option<Datum> {
     let key =
-        url::Key::generate().unwrap_or_else(|_| Error::internal("a key could not be generated").raise());
-    let sealed = keys::seal_url_key(&key, purpose).or_raise();
-    vec![Some(key.kid()), Some(url::ALGORITHM.to_owned()), None, Some(hex(&sealed))].into_datum()
-}
-
-fn make_refresh_key() -> Option<Datum> {
-    let key =
-        refresh::Key::generate().unwrap_or_else(|_| Error::internal("a key could not be generated").raise());
-    let sealed = keys::seal_refresh_key(&key).or_raise();
-    vec![Some(key.kid()), Some(refresh::ALGORITHM.to_owned()), None, Some(hex(&sealed))].into_datum()
+        MacKey::<U>::generate().unwrap_or_else(|_| Error::internal("a key could not be generated").raise());
+    let sealed = keys::seal_mac_key(&key, purpose).or_raise();
+    vec![Some(key.kid()), Some(mac_key::ALGORITHM.to_owned()), None, Some(hex(&sealed))].into_datum()
 }
 
 fn hex(bytes: &[u8]) -> String {

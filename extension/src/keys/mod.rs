@@ -17,7 +17,7 @@ use std::rc::Rc;
 use tollgate_core::refresh;
 use tollgate_core::signature::{Algorithm, SigningKey};
 
-pub(crate) use opened::{UrlKey, reseal, seal, seal_refresh_key, seal_url_key};
+pub(crate) use opened::{UrlKey, reseal, seal, seal_mac_key};
 pub(crate) use purpose::{Purpose, SIGNED_URL};
 
 /// Signs with the key that signs for this purpose now; with an algorithm, only if it is one of that. The row is read
@@ -71,23 +71,8 @@ pub(crate) fn url_key(name: &str) -> Result<Option<Rc<UrlKey>>, Error> {
 
 /// The key of that id that URLs may be signed with; `None` if it is withdrawn or gone, or signs something else.
 pub(crate) fn url_key_of(kid: &str) -> Result<Option<Rc<UrlKey>>, Error> {
-    let found = keys::look_at(kid, sys::GetCurrentTimestamp(), |row| {
-        if !row.purpose.starts_with(SIGNED_URL.as_bytes()) {
-            return None;
-        }
-        // Opening may raise an error, and so is left for when the row is closed.
-        Some(opened::known_url_key(kid, row.sealed).ok_or(()))
-    });
-    match found {
-        None => Ok(None),
-        Some(Ok(key)) => Ok(Some(key)),
-        Some(Err(())) => {
-            let row = keys::of_kid(kid, sys::GetCurrentTimestamp());
-            row.filter(|row| row.purpose.starts_with(SIGNED_URL))
-                .map(|row| opened::open_url_key(&row))
-                .transpose()
-        }
-    }
+    let row = keys::of_kid(kid, sys::GetCurrentTimestamp());
+    row.filter(|row| row.purpose.starts_with(SIGNED_URL)).map(|row| opened::open_url_key(&row)).transpose()
 }
 
 /// Signs a text with the key that signs now, verifies it as a token would be, and returns the kid. Of refresh tokens it

@@ -9,6 +9,7 @@ use core::cell::Cell;
 use core::time::Duration;
 use std::cell::RefCell;
 use std::rc::Rc;
+use tollgate_core::mac_key::{self, MacKey, Use};
 use tollgate_core::refresh;
 use tollgate_core::seal_box::{self, Context, KeyId, MasterKey, Refusal};
 use tollgate_core::signature::{Algorithm, SigningKey};
@@ -62,7 +63,7 @@ pub(super) fn open(row: &Signing) -> Result<Rc<SigningKey>, Error> {
 /// The key of refresh tokens in a row.
 pub(super) fn open_refresh_key(row: &Signing) -> Result<Rc<refresh::Key>, Error> {
     let opened = open_once(row, |context| {
-        let (generation, key) = unseal_refresh_key(&row.sealed, context)?;
+        let (generation, key) = unseal_mac_key(&row.sealed, context)?;
         Ok((generation, Key::Refresh(Rc::new(key))))
     });
     match opened? {
@@ -74,25 +75,14 @@ pub(super) fn open_refresh_key(row: &Signing) -> Result<Rc<refresh::Key>, Error>
 /// The key in a row that signs URLs.
 pub(super) fn open_url_key(row: &Signing) -> Result<Rc<UrlKey>, Error> {
     let opened = open_once(row, |context| {
-        let (generation, key) = unseal_url_key(&row.sealed, context)?;
-        Ok((generation, Key::Url(Rc::new(key))))
+        let (generation, key) = unseal_mac_key(&row.sealed, context)?;
+        let name = row.purpose.strip_prefix(SIGNED_URL).ok_or_else(|| Error::damaged_key(&row.kid))?;
+        Ok((generation, Key::Url(Rc::new(UrlKey { name: name.to_owned(), key }))))
     });
     match opened? {
         Key::Url(key) => Ok(key),
         Key::Signing(_) | Key::Refresh(_) => Err(Error::damaged_key(&row.kid)),
     }
-}
-
-/// The same if this backend has opened it already. Raises nothing.
-pub(super) fn known_url_key(kid: &str, sealed: &[u8]) -> Option<Rc<UrlKey>> {
-    let generation = shmem::master_key_generation()?;
-    OPENED.with_borrow(|opened| {
-        let same = |one: &&Opened| one.generation == generation && one.kid == kid && one.sealed == sealed;
-        match &opened.iter().find(same)?.key {
-            Key::Url(key) => Some(Rc::clone(key)),
-            Key::Signing(_) | Key::Refresh(_) => None,
-        }
-    })
 }
 
 /// The key of a row. It is kept by the sealed bytes, so a row that was changed or resealed is opened anew.
@@ -129,23 +119,12 @@ fn unseal(sealed: &[u8], context: &Context<'_>) -> Result<(u64, SigningKey), Err
     if fits { Ok((generation, key)) } else { Err(Error::damaged_key(context.kid)) }
 }
 
-fn unseal_refresh_key(sealed: &[u8], context: &Context<'_>) -> Result<(u64, refresh::Key), Error> {
+fn unseal_mac_key<U: Use>(sealed: &[u8], context: &Context<'_>) -> Result<(u64, MacKey<U>), Error> {
     let (generation, secret) = private_of(sealed, context)?;
-    let key = refresh::Key::from_bytes(&secret);
-    key.filter(|key| key.kid() == context.kid && context.algorithm == refresh::ALGORITHM)
+    MacKey::from_bytes(&secret)
+        .filter(|key| key.kid() == context.kid && context.algorithm == mac_key::ALGORITHM)
         .map(|key| (generation, key))
         .ok_or_else(|| Error::damaged_key(context.kid))
-}
-
-fn unseal_url_key(sealed: &[u8], context: &Context<'_>) -> Result<(u64, UrlKey), Error> {
-    let (generation, secret) = private_of(sealed, context)?;
-    let key = url::Key::from_bytes(&secret);
-    let key = key.filter(|key| key.kid() == context.kid && context.algorithm == url::ALGORITHM);
-    let name = context.purpose.strip_prefix(SIGNED_URL);
-    match (key, name) {
-        (Some(key), Some(name)) => Ok((generation, UrlKey { name: name.to_owned(), key })),
-        _ => Err(Error::damaged_key(context.kid)),
-    }
 }
 
 /// The master keys, at least one, with their generation.
@@ -187,24 +166,13 @@ pub(crate) fn seal(
     Ok(sealed)
 }
 
-/// The same for a key of refresh tokens.
-pub(crate) fn seal_refresh_key(key: &refresh::Key) -> Result<Vec<u8>, Error> {
+/// The same for a secret key.
+pub(crate) fn seal_mac_key<U: Use>(key: &MacKey<U>, purpose: &str) -> Result<Vec<u8>, Error> {
     let (_, masters) = loaded()?;
     let kid = key.kid();
-    let context =
-        Context { kid: &kid, algorithm: refresh::ALGORITHM, purpose: Purpose::RefreshToken.as_str() };
+    let context = Context { kid: &kid, algorithm: mac_key::ALGORITHM, purpose };
     let sealed = sealed_with(&masters[0], key.as_bytes(), &context)?;
-    unseal_refresh_key(&sealed, &context)?;
-    Ok(sealed)
-}
-
-/// The same for a key that signs URLs; the purpose has its name.
-pub(crate) fn seal_url_key(key: &url::Key, purpose: &str) -> Result<Vec<u8>, Error> {
-    let (_, masters) = loaded()?;
-    let kid = key.kid();
-    let context = Context { kid: &kid, algorithm: url::ALGORITHM, purpose };
-    let sealed = sealed_with(&masters[0], key.as_bytes(), &context)?;
-    unseal_url_key(&sealed, &context)?;
+    unseal_mac_key::<U>(&sealed, &context)?;
     Ok(sealed)
 }
 

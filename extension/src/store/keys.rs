@@ -58,12 +58,6 @@ pub(crate) struct Signing {
     pub(crate) sealed: Vec<u8>,
 }
 
-/// A key in its row.
-pub(crate) struct InRow<'a> {
-    pub(crate) purpose: &'a [u8],
-    pub(crate) sealed: &'a [u8],
-}
-
 /// The key of a purpose that began to sign last. `now` is in microseconds since 2000-01-01, as everywhere.
 pub(crate) fn signing(purpose: &str, now: i64) -> Option<Signing> {
     let purpose = text_key(Column::Purpose as usize, pg_sys::C_COLLATION_OID, purpose);
@@ -94,13 +88,6 @@ pub(crate) fn sealed(kid: &str, purpose: &str, now: i64) -> Option<Signing> {
 /// The key of that kid, unless it is withdrawn or gone.
 pub(crate) fn of_kid(kid: &str, now: i64) -> Option<Signing> {
     find(kid, now, signing_row)
-}
-
-/// What `read` makes of it. It must not raise an error, since the row is pinned meanwhile.
-pub(crate) fn look_at<T>(kid: &str, now: i64, read: impl FnOnce(&InRow<'_>) -> Option<T>) -> Option<T> {
-    find(kid, now, |row| {
-        read(&InRow { purpose: row.bytes(Column::Purpose)?, sealed: row.bytes(Column::Sealed)? })
-    })
 }
 
 /// Whether there is a key of that kid and purpose that is neither withdrawn nor gone.
