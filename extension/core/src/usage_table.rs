@@ -596,11 +596,7 @@ impl<'a, L: SpinLock> Table<'a, L> {
         quota: &[u8; 16],
         act: impl Fn(&mut quota::State) -> R,
     ) -> Option<R> {
-        let key = Key { id: split(quota), database, kind: Kind::Quota };
-        let hash = self.hash(&key);
-        self.groups_of(hash)
-            .into_iter()
-            .find_map(|group| group.find(hash, &key, |group, slot| group.entries[slot].quota(&act)))
+        self.with_entry(database, Kind::Quota, quota, |entry| entry.quota(&act))
     }
 
     /// The quotas of a database of which something is remembered.
@@ -691,11 +687,21 @@ impl<'a, L: SpinLock> Table<'a, L> {
         id: &[u8; 16],
         act: impl Fn(&mut State) -> R,
     ) -> Option<R> {
+        self.with_entry(database, kind, id, |entry| entry.limiter(&act))
+    }
+
+    fn with_entry<R>(
+        &self,
+        database: u32,
+        kind: Kind,
+        id: &[u8; 16],
+        act: impl Fn(&Entry) -> R,
+    ) -> Option<R> {
         let key = Key { id: split(id), database, kind };
         let hash = self.hash(&key);
         self.groups_of(hash)
             .into_iter()
-            .find_map(|group| group.find(hash, &key, |group, slot| group.entries[slot].limiter(&act)))
+            .find_map(|group| group.find(hash, &key, |group, slot| act(&group.entries[slot])))
     }
 
     /// Runs `act` on the entry of a key, under its group's lock. Adds an entry if there is none; `None` if there is no

@@ -137,7 +137,7 @@ fn any_user() -> bool {
 
 fn read(row: &Row<'_>) -> Option<Quota> {
     Some(Quota {
-        id: row.datum(Column::Id).map(uuid)?,
+        id: row.uuid(Column::Id)?,
         amount: row.number(Column::Amount)?,
         per: row.text(Column::Per)?,
         time_zone: row.text(Column::TimeZone)?,
@@ -145,13 +145,8 @@ fn read(row: &Row<'_>) -> Option<Quota> {
         is_open: row.bytes(Column::WithoutDaemon)? == b"open",
         ends_at: row.number(Column::EndsAt)?,
         taken: row.number(Column::Taken)?,
-        holder: row.datum(Column::Holder).map(uuid),
+        holder: row.uuid(Column::Holder),
     })
-}
-
-fn uuid(datum: Datum) -> [u8; 16] {
-    // SAFETY: a column of type uuid, which is 16 bytes by reference, in a row that is pinned.
-    unsafe { *datum.cast_mut_ptr::<[u8; 16]>() }
 }
 
 impl Quota {

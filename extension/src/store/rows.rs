@@ -72,6 +72,14 @@ impl Row<'_> {
         self.bytes(column).map(|array| TextArray::parse(array).present().map(owned).collect())
     }
 
+    pub(crate) fn uuid(&self, column: impl Into<usize>) -> Option<[u8; 16]> {
+        let place = column.into();
+        let is_uuid = self.columns.iter().any(|(at, _, kind)| *at == place && *kind == pg_sys::UUIDOID);
+        assert!(is_uuid, "column {place} is not of type uuid");
+        // SAFETY: a uuid is 16 bytes by reference, in a row that is pinned as long as this lives.
+        self.datum(place).map(|datum| unsafe { *datum.cast_mut_ptr::<[u8; 16]>() })
+    }
+
     /// A bigint, or a time in microseconds since 2000-01-01.
     pub(crate) fn number(&self, column: impl Into<usize>) -> Option<i64> {
         self.datum(column).map(|datum| datum.value().cast_signed() as i64)

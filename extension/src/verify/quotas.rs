@@ -28,7 +28,8 @@ pub(crate) fn spend(own: Option<[u8; 16]>, user_id: &str, now: i64) -> Result<Un
         units.0[0] = spend_one(&id, None, now)?;
     }
     if let Some(quota) = quotas::of_user(user_id) {
-        match spend_one(&quota.id.clone(), Some(quota), now) {
+        let id = quota.id;
+        match spend_one(&id, Some(quota), now) {
             Ok(spent) => units.0[1] = spent,
             Err(used_up) => {
                 units.refund();
