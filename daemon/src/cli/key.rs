@@ -68,7 +68,7 @@ pub(super) async fn list(target: Target, options: &OutputOptions) -> Result<u8> 
     Ok(exit::OK)
 }
 
-fn state_tone(cell: &str) -> Tone {
+pub(super) fn state_tone(cell: &str) -> Tone {
     match cell {
         "signing" => Tone::Good,
         "retiring" => Tone::Doubtful,
@@ -77,12 +77,12 @@ fn state_tone(cell: &str) -> Tone {
     }
 }
 
-/// Prints the kid of a new key.
-fn new_key(output: &OutputOptions, kid: &str) -> Result<u8> {
+/// Prints the id of a new key, in JSON under this name.
+pub(super) fn new_key(output: &OutputOptions, name: &str, id: &str) -> Result<u8> {
     if output.json {
-        output::json(&json!({ "kid": kid }))?;
+        output::json(&json!({ name: id }))?;
     } else {
-        output::line(kid)?;
+        output::line(id)?;
     }
     Ok(exit::OK)
 }
@@ -91,14 +91,14 @@ pub(super) async fn rotate(target: Target, options: RotateKeyOptions) -> Result<
     let session = target.connect().await?;
     let algorithm = options.algorithm.map(Algorithm::as_str);
     let kid = keys::rotate(&session, algorithm, options.signs_in).await?;
-    new_key(&options.output, &kid)
+    new_key(&options.output, "kid", &kid)
 }
 
 pub(super) async fn import(target: Target, options: ImportKeyOptions) -> Result<u8> {
     let pem = read_secret(&options.file, "key", "Key (not shown): ")?;
     let session = target.connect().await?;
     let kid = keys::import(&session, &pem, options.signs_in).await?;
-    new_key(&options.output, &kid)
+    new_key(&options.output, "kid", &kid)
 }
 
 pub(super) async fn withdraw(target: Target, options: WithdrawKeyOptions) -> Result<u8> {

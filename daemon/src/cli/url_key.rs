@@ -2,10 +2,11 @@
 
 use serde_json::json;
 
+use super::key::{new_key, state_tone};
 use super::list::List;
 use crate::app::url_keys;
 use crate::cli::output;
-use crate::cli::output::{Column, Tone};
+use crate::cli::output::Column;
 use crate::config::{ExportUrlKeyOptions, OutputOptions, UrlKeyCommand, WithdrawUrlKeyOptions};
 use crate::contract::document::Document;
 use crate::error::Result;
@@ -17,11 +18,15 @@ pub(super) async fn url_key(target: Target, command: UrlKeyCommand) -> Result<u8
         UrlKeyCommand::List(output) => list(target, &output).await,
         UrlKeyCommand::Create(options) => {
             let session = target.connect().await?;
-            new_key(&options.output, &url_keys::create(&session, &options.name).await?)
+            new_key(&options.output, "key_id", &url_keys::create(&session, &options.name).await?)
         }
         UrlKeyCommand::Rotate(options) => {
             let session = target.connect().await?;
-            new_key(&options.output, &url_keys::rotate(&session, &options.name, options.signs_in).await?)
+            new_key(
+                &options.output,
+                "key_id",
+                &url_keys::rotate(&session, &options.name, options.signs_in).await?,
+            )
         }
         UrlKeyCommand::Export(options) => export(target, options).await,
         UrlKeyCommand::Withdraw(options) => withdraw(target, options).await,
@@ -54,25 +59,6 @@ async fn list(target: Target, options: &OutputOptions) -> Result<u8> {
     let list = List { key: "key_id", columns, row, tone: state_tone };
     if list.print(rows, options).await?.is_none() && options.is_for_people() {
         output::line("there are no keys for URLs: create one with `tollgated url-key create`")?;
-    }
-    Ok(exit::OK)
-}
-
-fn state_tone(cell: &str) -> Tone {
-    match cell {
-        "signing" => Tone::Good,
-        "retiring" => Tone::Doubtful,
-        "withdrawn" => Tone::Bad,
-        _ => Tone::Plain,
-    }
-}
-
-/// Prints the id of a new key.
-fn new_key(output: &OutputOptions, key_id: &str) -> Result<u8> {
-    if output.json {
-        output::json(&json!({ "key_id": key_id }))?;
-    } else {
-        output::line(key_id)?;
     }
     Ok(exit::OK)
 }
