@@ -2,10 +2,11 @@
 //! would issue are signed here, with a key that the database knows.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crate::common::{
-    self, Shared, Verification, authenticate, current_user, error, issue, refused, text_of, value,
+    self, Shared, Verification, authenticate, changed, current_user, error, issue, now, refused, text_of,
+    value,
 };
 use crate::operator::{Db, flush_all};
 use crate::web;
@@ -78,10 +79,6 @@ async fn import(owner: &Client) -> Result<String> {
     Ok(owner.query_one("select tollgate.import_signing_key($1)", &[&PEM]).await?.get(0))
 }
 
-fn now() -> Result<i64> {
-    Ok(i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?)
-}
-
 /// Those of a good token of ann's.
 fn claims() -> Result<Value> {
     Ok(json!({
@@ -92,15 +89,7 @@ fn claims() -> Result<Value> {
 
 /// With some claims replaced; null removes one.
 fn claims_with(changes: &Value) -> Result<Value> {
-    let mut claims = claims()?;
-    let all = claims.as_object_mut().context("an object")?;
-    for (name, value) in changes.as_object().context("an object")? {
-        match value {
-            Value::Null => all.remove(name),
-            value => all.insert(name.clone(), value.clone()),
-        };
-    }
-    Ok(claims)
+    changed(claims()?, changes)
 }
 
 /// Issues a token through the given connection, with further arguments in SQL.

@@ -1,9 +1,7 @@
 //! Access tokens that came of something, and end with it. The tokens are signed here, with a key that the database knows, and
 //! name what no function would put together.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use crate::common::{self, Shared, Token, Verification, issue, issue_with, value};
+use crate::common::{self, Shared, Token, Verification, changed, issue, issue_with, now, value};
 use crate::operator::{Db, counts, flush_all};
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
@@ -58,18 +56,12 @@ impl World {
 
     /// A token of ann's for reading posts, with some claims replaced; null removes one.
     pub(crate) fn sign(&self, changes: &Value) -> Result<String> {
-        let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?;
-        let mut claims = json!({
+        let now = now()?;
+        let claims = json!({
             "iss": ISSUER, "sub": "ann", "aud": AUDIENCE, "exp": now + 600, "iat": now, "nbf": now,
             "jti": Uuid::new_v4().to_string(), "client_id": "test", "scope": "posts:read",
         });
-        let all = claims.as_object_mut().context("an object")?;
-        for (name, value) in changes.as_object().context("an object")? {
-            match value {
-                Value::Null => all.remove(name),
-                value => all.insert(name.clone(), value.clone()),
-            };
-        }
+        let claims = changed(claims, changes)?;
         Ok(jws::sign(&self.key, &self.kid, "at+jwt", &claims.to_string())?)
     }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::ancestry::{AUDIENCE, ISSUER, World};
-use crate::common::{self, Shared, Token, authenticate, issue, issue_with, refused, value};
+use crate::common::{self, Shared, Token, authenticate, issue, issue_with, now, refused, value};
 use crate::operator::{Db, counts, flush_all};
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
@@ -539,7 +539,7 @@ impl Idp {
     }
 
     fn sign(&self, changes: &Value) -> Result<String> {
-        let now = i64::try_from(std::time::UNIX_EPOCH.elapsed()?.as_secs())?;
+        let now = now()?;
         let mut claims = json!({
             "iss": IDP, "sub": "ann", "aud": "sts.test", "exp": now + 600, "iat": now,
             "jti": Uuid::new_v4().to_string(), "scope": "posts:read admin",

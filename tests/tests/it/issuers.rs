@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::common::{self, Shared, Verification, authenticate, current_user, error, refused, value};
+use crate::common::{
+    self, Shared, Verification, authenticate, changed, current_user, error, now, refused, value,
+};
 use crate::operator::{Db, flush_all};
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
@@ -69,24 +70,13 @@ fn sign(key: &SigningKey, header: &Value, claims: &Value) -> Result<String> {
     Ok(format!("{input}.{signature}"))
 }
 
-fn now() -> Result<i64> {
-    Ok(i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?)
-}
-
 /// Those of a good token, with some replaced; null removes one.
 fn claims(issuer: &str, changes: &Value) -> Result<Value> {
-    let mut claims = json!({
+    let claims = json!({
         "iss": issuer, "sub": "ann", "aud": AUDIENCE, "exp": now()? + 600, "iat": now()?,
         "jti": Uuid::new_v4().to_string(), "scope": "openid posts:read",
     });
-    let all = claims.as_object_mut().context("an object")?;
-    for (name, value) in changes.as_object().context("an object")? {
-        match value {
-            Value::Null => all.remove(name),
-            value => all.insert(name.clone(), value.clone()),
-        };
-    }
-    Ok(claims)
+    changed(claims, changes)
 }
 
 /// A database, whose role `web` verifies and whose role `boss` administers.

@@ -1,8 +1,6 @@
 //! Service accounts, by ordinary roles: what they prove themselves by, what they get for it, what ends that, and what an
 //! attacker gets by everything else.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -15,7 +13,9 @@ use tollgate_tests::{DATABASE, eventually_async};
 use uuid::Uuid;
 
 use crate::commands::{NO, OK, failure, json_of, printed};
-use crate::common::{self, Shared, authenticate, current_user, refused, value, wait_until_blocked};
+use crate::common::{
+    self, Shared, authenticate, changed, current_user, now, refused, value, wait_until_blocked,
+};
 use crate::operator::{Db, flush_all};
 
 /// As every test server is configured.
@@ -52,21 +52,6 @@ impl Key {
 
 fn set(keys: &[&Key]) -> Result<Value> {
     Ok(json!({ "keys": keys.iter().map(|key| key.jwk()).collect::<Result<Vec<_>>>()? }))
-}
-
-fn now() -> Result<i64> {
-    Ok(i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?)
-}
-
-fn changed(mut claims: Value, changes: &Value) -> Result<Value> {
-    let all = claims.as_object_mut().context("an object")?;
-    for (name, value) in changes.as_object().context("an object")? {
-        match value {
-            Value::Null => all.remove(name),
-            value => all.insert(name.clone(), value.clone()),
-        };
-    }
-    Ok(claims)
 }
 
 /// The claims of a good assertion, with some replaced; null removes one.

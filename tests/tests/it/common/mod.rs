@@ -3,7 +3,7 @@
 
 use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -241,6 +241,23 @@ pub(crate) async fn authenticate(client: &Client, token: &str) -> Result<(), tok
 
 pub(crate) async fn revoke(client: &Client, id: Uuid) -> Result<bool> {
     Ok(client.query_one("select tollgate.revoke_api_token($1)", &[&id]).await?.get(0))
+}
+
+/// In seconds since 1970, as claims have it.
+pub(crate) fn now() -> Result<i64> {
+    Ok(i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?)
+}
+
+/// Claims with some replaced; null removes one.
+pub(crate) fn changed(mut claims: Value, changes: &Value) -> Result<Value> {
+    let all = claims.as_object_mut().context("an object")?;
+    for (name, value) in changes.as_object().context("an object")? {
+        match value {
+            Value::Null => all.remove(name),
+            value => all.insert(name.clone(), value.clone()),
+        };
+    }
+    Ok(claims)
 }
 
 /// The first column of the only row.
