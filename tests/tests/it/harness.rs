@@ -5,6 +5,8 @@ use std::time::Duration;
 use anyhow::Result;
 use tollgate_tests::{Cluster, DATABASE, eventually};
 
+use crate::common::{Shared, World};
+
 fn plain() -> Result<Cluster> {
     Cluster::builder().preload(false).extension(false).start()
 }
@@ -28,6 +30,18 @@ async fn a_cluster_keeps_its_data_and_its_port_through_a_stop_and_a_crash() -> R
     assert_eq!(cluster.value(DATABASE, "select sum(n) from kept")?.as_deref(), Some("3"));
     assert_eq!(cluster.port(), port);
     assert!(cluster.log().contains("was not properly shut down"), "{}", cluster.log());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_shared_cluster_runs_as_long_as_a_connection_to_it_is_kept() -> Result<()> {
+    static SHARED: Shared = Shared::new(&[]);
+    let World { owner, .. } = SHARED.world().await?;
+    owner.batch_execute("select 1").await?;
+    let data = SHARED.cluster()?.data_dir().to_owned();
+    assert!(data.exists());
+    drop(owner);
+    assert!(!data.exists(), "the last connection stops it");
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //! values.
 
 use std::io::Write as _;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -40,19 +41,42 @@ impl Shared {
 
     pub(crate) async fn world(&self) -> Result<World> {
         let cluster = self.cluster()?;
-        let owner = cluster.connect("postgres", DATABASE).await?;
-        let web = cluster.connect("web", DATABASE).await?;
-        Ok(World { owner, web, cluster })
+        let connect = async |role| {
+            let client = cluster.connect(role, DATABASE).await?;
+            anyhow::Ok(Connection { client, _cluster: Arc::clone(&cluster) })
+        };
+        Ok(World { owner: connect("postgres").await?, web: connect("web").await?, cluster })
     }
 }
 
 /// The connections that nearly every test needs.
 pub(crate) struct World {
     /// The superuser, which owns the extension.
-    pub(crate) owner: Client,
+    pub(crate) owner: Connection,
     /// An application's ordinary role: it verifies and authenticates, and may do nothing else.
-    pub(crate) web: Client,
+    pub(crate) web: Connection,
     pub(crate) cluster: Arc<Cluster>,
+}
+
+/// A connection to a shared cluster. The cluster runs as long as any of them is left: a test may take the connections
+/// out of its [`World`] and drop the rest.
+pub(crate) struct Connection {
+    client: Client,
+    _cluster: Arc<Cluster>,
+}
+
+impl Deref for Connection {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl DerefMut for Connection {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
 }
 
 /// Says that the running test, or a part of it, is not run, and why. Not with `eprintln!`, of which the test harness shows
