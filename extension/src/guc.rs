@@ -20,6 +20,7 @@ static MAX_TOKENS_PER_USER: GucSetting<i32> = GucSetting::<i32>::new(0);
 static USER_RATE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(0);
 static USER_RATE_WINDOW: GucSetting<i32> = GucSetting::<i32>::new(60);
 static FAILURE_RATE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(0);
+static GATEWAY_FAILURE_RATE_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(6000);
 static FAILURE_RATE_WINDOW: GucSetting<i32> = GucSetting::<i32>::new(60);
 static ACCEPT_FOREIGN_TOKENS: GucSetting<bool> = GucSetting::<bool>::new(false);
 static IDENTITY_CHANGES: GucSetting<bool> = GucSetting::<bool>::new(false);
@@ -434,9 +435,18 @@ fn define_rate_limits() {
           tokens of another system are accepted.",
         &FAILURE_RATE_LIMIT,
     );
+    limit(
+        c"tollgate.gateway_failure_rate_limit",
+        c"Maximum number of failed guesses per tollgate.failure_rate_window through one login that is only a gateway.",
+        c"0 is no limit. Such a login asserts the addresses of its clients. Beyond the limit it is refused what is not in \
+          Tollgate's own format (tollgate.accept_foreign_tokens), valid or not; Tollgate's own tokens and signed tokens, \
+          which cannot be guessed, are verified as before. The default, 100 a second, is more than clients mistype, and \
+          too little to guess by.",
+        &GATEWAY_FAILURE_RATE_LIMIT,
+    );
     window(
         c"tollgate.failure_rate_window",
-        c"Time window of tollgate.failure_rate_limit.",
+        c"Time window of tollgate.failure_rate_limit and tollgate.gateway_failure_rate_limit.",
         c"In seconds. The default is a minute, after which a user who mistyped has all attempts again.",
         &FAILURE_RATE_WINDOW,
     );
@@ -486,6 +496,11 @@ pub(crate) fn user_rate_limit() -> Option<Limit> {
 #[inline]
 pub(crate) fn failure_rate_limit() -> Option<Limit> {
     rate_limit(FAILURE_RATE_LIMIT.get(), &FAILURE_RATE_WINDOW)
+}
+
+/// For failed guesses of one login; `None` is no limit.
+pub(crate) fn gateway_failure_rate_limit() -> Option<Limit> {
+    rate_limit(GATEWAY_FAILURE_RATE_LIMIT.get(), &FAILURE_RATE_WINDOW)
 }
 
 #[inline]

@@ -80,7 +80,12 @@ extension_sql_file!("../../sql/schema/sessions/sessions.sql", name = "sessions",
 extension_sql_file!("../../sql/schema/services/accounts.sql", name = "services", requires = ["sessions"]);
 extension_sql_file!("../../sql/schema/services/workloads.sql", name = "workloads", requires = ["services"]);
 extension_sql_file!("../../sql/schema/urls/urls.sql", name = "urls", requires = ["workloads"]);
-extension_sql_file!("../../sql/schema/base/leadership.sql", name = "leadership", requires = ["urls"]);
+extension_sql_file!("../../sql/schema/gateway/verify.sql", name = "gateway_verify", requires = ["urls"]);
+extension_sql_file!(
+    "../../sql/schema/base/leadership.sql",
+    name = "leadership",
+    requires = ["gateway_verify"]
+);
 extension_sql_file!("../../sql/schema/usage/stats.sql", name = "stats", requires = ["leadership"]);
 extension_sql_file!("../../sql/schema/base/health.sql", name = "health", requires = ["stats"]);
 extension_sql_file!(

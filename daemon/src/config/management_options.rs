@@ -237,6 +237,8 @@ pub enum Capability {
     /// What it needs beside that to fetch the keys of trusted issuers
     #[value(name = "key_fetcher")]
     KeyFetcher,
+    /// What the HTTP API's login needs, and nothing else
+    Gateway,
 }
 
 impl Capability {
@@ -247,6 +249,7 @@ impl Capability {
             Capability::Admin => "admin",
             Capability::Operator => "operator",
             Capability::KeyFetcher => "key_fetcher",
+            Capability::Gateway => "gateway",
         }
     }
 }

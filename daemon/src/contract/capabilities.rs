@@ -55,7 +55,7 @@ pub async fn needed_capability(
              from tollgate.list_own_capabilities() c \
              where exists (select from unnest(c.missing) m (object) \
                            where split_part(m.object, '(', 1) = 'tollgate.' || quote_ident($1::text)) \
-             order by array_position('{verifier,issuer,key_fetcher,operator,admin}', c.capability) limit 1",
+             order by array_position('{verifier,issuer,key_fetcher,gateway,operator,admin}', c.capability) limit 1",
             &[&object],
         )
         .await

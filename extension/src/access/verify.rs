@@ -400,7 +400,7 @@ fn refusal(
     let granted = match &request.required {
         Required::Nothing => true,
         Required::One(one) => granted(*one),
-        Required::All(all) => all.iter().all(granted),
+        Required::All(_) | Required::Joined(_) => request.required.iter().all(granted),
     };
     if granted { None } else { refuse(Code::InsufficientScope) }
 }

@@ -1,15 +1,17 @@
 //! `verify_api_token` and the other functions that take a presented token.
 #![allow(unsafe_code)]
 
-use crate::pg::datum;
+use crate::error::Error;
+use crate::pg::datum::{self, TextArray};
 use crate::pg::fmgr::{Call, sql_function};
+use crate::pg::row_set::RowSet;
 use crate::shmem::Timer;
 use crate::store::composite;
 use crate::store::relations::Composite;
 use crate::verify::presented::{Presented, Required};
 use crate::verify::refusal::Refusal;
 use crate::verify::request::{Credential, Function, Purpose, Request, client};
-use crate::verify::verdict::Verdict;
+use crate::verify::verdict::{Item, Verdict};
 use pgrx::pg_sys::{self, Datum};
 use pgrx::{IntoDatum, direct_function_call_as_datum};
 use std::ffi::CString;
@@ -34,6 +36,57 @@ fn authenticate(call: &Call) -> Option<Datum> {
 sql_function!(verify_access_token);
 fn verify_access_token(call: &Call) -> Option<Datum> {
     Some(as_composite(Function::VerifyAccessToken, call))
+}
+
+/// The most credentials that are verified by one call.
+const MAX_ITEMS: usize = 1000;
+
+sql_function!(verify_tokens);
+fn verify_tokens(call: &Call) -> Option<Datum> {
+    let rows = RowSet::of(call, Verdict::COLUMNS);
+    let tokens = call.text_array(0).unwrap_or_else(TextArray::empty);
+    if tokens.len() > MAX_ITEMS {
+        let detail = format!("{} of at most {MAX_ITEMS}", tokens.len());
+        Error::argument(
+            "tokens",
+            "too many tokens are to be verified at once",
+            &detail,
+            "Verify them in several calls.",
+        )
+        .raise();
+    }
+    let same_length = |n, name| {
+        let array = call.text_array(n);
+        if array.is_some_and(|array| array.len() != tokens.len()) {
+            Error::argument(
+                name,
+                "each token needs an entry of its own",
+                "which has another length than tokens",
+                "Give as many as there are tokens, NULL for a token without, or NULL for all.",
+            )
+            .raise();
+        }
+        array
+    };
+    let scopes = same_length(1, "required_scopes");
+    let clients = same_length(2, "client_ips");
+    let audiences = same_length(3, "audiences");
+    let mut scopes = scopes.map(|array| array.iter());
+    let mut clients = clients.map(|array| array.iter());
+    let mut audiences = audiences.map(|array| array.iter());
+    let text = |bytes| core::str::from_utf8(bytes).expect("text in a UTF-8 database");
+    for token in tokens.iter() {
+        pg_sys::check_for_interrupts!();
+        let verdict = Verdict::of_item(&Item {
+            token: token.map(text),
+            scopes: scopes.as_mut().and_then(Iterator::next).flatten(),
+            client: clients.as_mut().and_then(Iterator::next).flatten().and_then(datum::net),
+            audience: audiences.as_mut().and_then(Iterator::next).flatten().map(text),
+        });
+        rows.push(verdict.columns());
+        verdict.close();
+    }
+    Some(Datum::null())
 }
 
 sql_function!(presented_token_has_scope);

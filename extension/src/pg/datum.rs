@@ -49,7 +49,7 @@ pub(crate) unsafe fn copy(datum: Datum, length: i16) -> Datum {
     }
 }
 
-/// A one-dimensional array of a varlena type whose alignment is that of int: text[], cidr[].
+/// A one-dimensional array of a varlena type whose alignment is that of int: text[], cidr[], inet[].
 #[derive(Clone, Copy)]
 pub(crate) struct TextArray<'a> {
     /// The elements; alignment counts from here, since the length of the header is a multiple of it.
@@ -64,11 +64,15 @@ const LENGTH_WORD: usize = 4;
 const MAXALIGN: usize = 8;
 
 impl<'a> TextArray<'a> {
+    pub(crate) fn empty() -> Self {
+        TextArray { elements: &[], len: 0, nulls: None, dimensions: 0 }
+    }
+
     /// Reads the header of an array's content (see `array.h`).
     pub(crate) fn parse(content: &'a [u8]) -> Self {
         let dimensions = int(content, 0);
         if dimensions == 0 {
-            return TextArray { elements: &[], len: 0, nulls: None, dimensions: 0 };
+            return TextArray::empty();
         }
         let len = (0..dimensions).map(|i| int(content, 12 + 4 * i)).product();
         let data_offset = int(content, 4);

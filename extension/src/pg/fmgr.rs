@@ -52,6 +52,11 @@ impl Call {
         Call(fcinfo)
     }
 
+    /// For functions of PostgreSQL's that take the whole call.
+    pub(super) fn info(&self) -> pg_sys::FunctionCallInfo {
+        self.0
+    }
+
     /// An argument as it was passed; `None` for NULL and for one that the SQL signature does not have.
     pub(crate) fn datum(&self, n: usize) -> Option<Datum> {
         // SAFETY: fcinfo is valid, and args has nargs elements.

@@ -8,5 +8,6 @@ pub(crate) mod jsonb;
 pub(crate) mod list;
 pub(crate) mod prefetch;
 pub(crate) mod read_only;
+pub(crate) mod row_set;
 pub(crate) mod sys;
 pub(crate) mod wait;

@@ -97,6 +97,12 @@ unsafe extern "C-unwind" {
     pub(crate) fn slot_getsomeattrs_int(slot: *mut TupleTableSlot, columns: c_int);
     pub(crate) fn ExecDropSingleTupleTableSlot(slot: *mut TupleTableSlot);
     pub(crate) fn heap_form_tuple(desc: TupleDesc, values: *mut Datum, nulls: *mut bool) -> HeapTuple;
+    pub(crate) fn tuplestore_putvalues(
+        store: *mut pg_sys::Tuplestorestate,
+        descriptor: TupleDesc,
+        values: *const Datum,
+        nulls: *const bool,
+    );
     pub(crate) fn HeapTupleHeaderGetDatum(tuple: pg_sys::HeapTupleHeader) -> Datum;
     pub(crate) fn cstring_to_text_with_len(text: *const c_char, length: c_int) -> *mut pg_sys::text;
     pub(crate) fn construct_array(

@@ -2,6 +2,7 @@
 //! without a plan, and reads of the current state whatever snapshot the transaction has.
 
 pub(crate) mod as_role;
+pub(crate) mod capabilities;
 pub(crate) mod composite;
 pub(crate) mod condition;
 pub(crate) mod fresh_snapshot;

@@ -8,9 +8,11 @@
 use crate::error::Error;
 use crate::pg::sys;
 use crate::shmem::{Kind, Owner, Use};
+use crate::store::capabilities::{self, acting_role};
 use crate::store::probe::{Column, TokenRow};
 use crate::verify::quotas::{self, UsedUp};
 use crate::{access, guc, shmem};
+use pgrx::pg_sys::Oid;
 use tollgate_core::limit::{Charge, Limit};
 use tollgate_core::net::Net;
 use tollgate_core::status::Code;
@@ -153,6 +155,31 @@ pub(crate) fn charge_failure(client: Option<Net>, now: i64) -> Option<Quota> {
     let charge = shmem::charge(Kind::Address, &client.subscriber(), &Owner::default, limit, now);
     let quota = Quota::new(limit, charge);
     (!quota.charge.admitted).then_some(quota)
+}
+
+/// The answer to a login that has used up its guesses. Such a login asserts the addresses of its clients, so that those alone
+/// would not stop one that was stolen. Only what can be guessed is refused: a client that sends junk must not end the service
+/// for all others.
+pub(crate) fn blocked_login() -> Option<Quota> {
+    let limit = guc::gateway_failure_rate_limit()?;
+    let charge = shmem::peek(Kind::Address, &key_of_login(acting_role()), limit, sys::GetCurrentTimestamp())?;
+    (!charge.admitted).then_some(Quota::new(limit, Some(charge)))
+}
+
+/// Charges a wrong guess to the login, if that is a gateway and nothing else.
+#[cold]
+pub(crate) fn charge_failure_of_login(now: i64) -> Option<Quota> {
+    let limit = guc::gateway_failure_rate_limit()?;
+    let login = capabilities::only_a_gateway()?;
+    require_memory();
+    let quota =
+        Quota::new(limit, shmem::charge(Kind::Address, &key_of_login(login), &Owner::default, limit, now));
+    (!quota.charge.admitted).then_some(quota)
+}
+
+/// In the place of an address, of which none looks like this: the last half of an IPv6 network is zero.
+fn key_of_login(login: Oid) -> [u8; 16] {
+    key_of(&format!("login {}", login.to_u32()))
 }
 
 /// The functions that write a token require a window with a limit; if it was removed by hand, a minute is used.

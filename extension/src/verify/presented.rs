@@ -30,6 +30,11 @@ impl<'a> Presented<'a> {
         Self::new(presented, || true)
     }
 
+    /// Whether it may be a guess: tokens of ours have 320 random bits, those of other systems may have few.
+    pub(crate) fn can_be_guessed(&self) -> bool {
+        self.foreign.is_some()
+    }
+
     pub(crate) fn by_digest(digest: Result<Digest, Fault>) -> Self {
         Presented { digest, foreign: None }
     }
@@ -58,6 +63,8 @@ pub(crate) enum Required<'a> {
     /// NULL is never granted.
     One(Option<&'a [u8]>),
     All(TextArray<'a>),
+    /// Of several, in one text, separated by spaces.
+    Joined(&'a [u8]),
 }
 
 impl<'a> Required<'a> {
@@ -66,15 +73,22 @@ impl<'a> Required<'a> {
             Required::Nothing => 0,
             Required::One(_) => 1,
             Required::All(scopes) => scopes.len(),
+            Required::Joined(scopes) => split(scopes).count(),
         }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = Option<&'a [u8]>> + use<'a> {
-        let (one, all) = match *self {
-            Required::Nothing => (None, None),
-            Required::One(one) => (Some(one), None),
-            Required::All(all) => (None, Some(all)),
+        let (one, all, joined) = match *self {
+            Required::Nothing => (None, None, None),
+            Required::One(one) => (Some(one), None, None),
+            Required::All(all) => (None, Some(all), None),
+            Required::Joined(joined) => (None, None, Some(joined)),
         };
-        one.into_iter().chain(all.into_iter().flat_map(|all| all.iter()))
+        let joined = joined.into_iter().flat_map(split).map(Some);
+        one.into_iter().chain(all.into_iter().flat_map(|all| all.iter())).chain(joined)
     }
+}
+
+fn split(joined: &[u8]) -> impl Iterator<Item = &[u8]> {
+    joined.split(|&byte| byte == b' ').filter(|scope| !scope.is_empty())
 }

@@ -20,6 +20,7 @@ use crate::store::probe::{Column, LateColumn, Lookup, TokenRow};
 use pgrx::IntoDatum;
 use pgrx::pg_sys::{self, Datum};
 use tollgate_core::foreign;
+use tollgate_core::net::Net;
 use tollgate_core::scope;
 use tollgate_core::status::{Code, decide};
 use tollgate_core::token::{Digest, Fault};
@@ -38,6 +39,15 @@ pub(crate) struct Verdict {
 pub(crate) enum Accepted<'a> {
     ApiToken(&'a TokenRow),
     AccessToken(&'a AccessToken),
+}
+
+/// One of the credentials that are verified together.
+pub(crate) struct Item<'a> {
+    pub(crate) token: Option<&'a str>,
+    /// Joined by spaces.
+    pub(crate) scopes: Option<&'a [u8]>,
+    pub(crate) client: Option<Net>,
+    pub(crate) audience: Option<&'a str>,
 }
 
 /// The token that was presented.
@@ -96,6 +106,22 @@ impl Verdict {
         verdict
     }
 
+    /// For an item of `verify_tokens`: a use of a credential of any kind.
+    pub(crate) fn of_item(item: &Item<'_>) -> Self {
+        Verdict::decide(&Request {
+            timer: Timer::start(),
+            presented: match item.token {
+                Some(token) if access::is_signed(token.as_bytes()) => {
+                    Credential::AccessToken(signed::Presented { token: Some(token), audience: item.audience })
+                }
+                token => Credential::ApiToken(Presented::to_verify(token.map(str::as_bytes))),
+            },
+            required: item.scopes.map_or(Required::Nothing, Required::Joined),
+            client: item.client,
+            purpose: Purpose::Use,
+        })
+    }
+
     /// Raises the error of a refusal.
     pub(crate) fn raise(self) -> ! {
         let refusal = Refusal::last().unwrap_or_else(|| Refusal::new(self.code));
@@ -115,6 +141,11 @@ impl Verdict {
     }
 
     fn of_api_token(presented: &Presented<'_>, request: &Request<'_>) -> Self {
+        if presented.can_be_guessed()
+            && let Some(quota) = limits::blocked_login()
+        {
+            return Verdict::counted(Code::RateLimited, Some(quota), Subject::Nothing, request, None, None);
+        }
         let lookup = find(presented);
         let token = lookup.as_ref().and_then(Lookup::token);
         // Read after the look-up, so that an expiry that passed meanwhile counts.
@@ -187,7 +218,7 @@ impl Verdict {
         Verdict::concluded(code, quota, subject, request, id, judged.reason)
     }
 
-    /// Charges a failed attempt to the client.
+    /// Charges a failed attempt to the client and, if it was a guess, to the login.
     fn concluded(
         code: Code,
         quota: Option<Quota>,
@@ -197,7 +228,7 @@ impl Verdict {
         reason: Option<&'static str>,
     ) -> Self {
         if code.is_failed_attempt()
-            && let Some(quota) = limits::charge_failure(request.client, sys::GetCurrentTimestamp())
+            && let Some(quota) = charge_failure(request, sys::GetCurrentTimestamp())
         {
             // Not even the id of a known token is returned.
             subject.close();
@@ -365,6 +396,14 @@ impl Subject {
     }
 }
 
+fn charge_failure(request: &Request<'_>, now: i64) -> Option<Quota> {
+    let of_login = match &request.presented {
+        Credential::ApiToken(presented) if presented.can_be_guessed() => limits::charge_failure_of_login(now),
+        _ => None,
+    };
+    limits::charge_failure(request.client, now).or(of_login)
+}
+
 /// Looks for a token by the digest of the presented value, and then as one in another format.
 #[inline]
 fn find(presented: &Presented<'_>) -> Option<Lookup> {
@@ -424,6 +463,9 @@ fn scopes_granted(token: &TokenRow, required: &Required<'_>) -> bool {
         Required::One(one) => token.array(Column::Scopes).is_some_and(|scopes| granted(*one, scopes)),
         Required::All(all) => {
             token.array(Column::Scopes).is_some_and(|scopes| all.iter().all(|one| granted(one, scopes)))
+        }
+        Required::Joined(_) => {
+            token.array(Column::Scopes).is_some_and(|scopes| required.iter().all(|one| granted(one, scopes)))
         }
     }
 }

@@ -6,7 +6,7 @@ CREATE TABLE tollgate.capabilities (
     role       text        NOT NULL,
     -- Roles can be renamed, and a name given to another role. NULL after a restore into a cluster without such a role.
     role_oid   oid,
-    capability text        NOT NULL CHECK (capability IN ('verifier', 'issuer', 'admin', 'operator', 'key_fetcher')),
+    capability text        NOT NULL CHECK (capability IN ('verifier', 'issuer', 'admin', 'operator', 'key_fetcher', 'gateway')),
     granted_at timestamptz NOT NULL DEFAULT now(),
     granted_by text        NOT NULL DEFAULT tollgate.acting_role(),
     CONSTRAINT capabilities_key UNIQUE (role_oid, capability)
@@ -66,10 +66,10 @@ CREATE FUNCTION tollgate.check_capability(role regrole, capability text) RETURNS
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    IF $2 IS NULL OR $2 NOT IN ('verifier', 'issuer', 'admin', 'operator', 'key_fetcher') THEN
+    IF $2 IS NULL OR $2 NOT IN ('verifier', 'issuer', 'admin', 'operator', 'key_fetcher', 'gateway') THEN
         RAISE EXCEPTION 'there is no capability %', tollgate.quote_redacted($2)
             USING ERRCODE = 'invalid_parameter_value', DETAIL = 'Argument: capability.',
-                  HINT = 'It is one of verifier, issuer, admin, operator and key_fetcher.';
+                  HINT = 'It is one of verifier, issuer, admin, operator, key_fetcher and gateway.';
     END IF;
     IF $1 IS NULL OR $1 = 0 THEN
         RAISE EXCEPTION 'a capability belongs to a role'
@@ -208,7 +208,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION tollgate.grant_capability(regrole, text) IS
-    'Grants a role a capability (verifier, issuer, admin, operator or key_fetcher), and keeps its bind values in this database out of the server''s log, from its next session on; event capability.granted, unless it had it already';
+    'Grants a role a capability (verifier, issuer, admin, operator, key_fetcher or gateway), and keeps its bind values in this database out of the server''s log, from its next session on; event capability.granted, unless it had it already';
 
 CREATE FUNCTION tollgate.revoke_capability(role regrole, capability text) RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER

@@ -34,6 +34,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'verify_api_token(text, text[], inet)',                  'verifier'),
         ('FUNCTION', 'verify_api_token_hash(bytea, text[], inet)',            'verifier'),
         ('FUNCTION', 'verify_signed_url(text, text, inet)',                   'verifier'),
+        ('FUNCTION', 'verify_tokens(text[], text[], inet[], text[])',         'verifier'),
         ('TYPE',     'url_verification',                                      'verifier'),
         ('TYPE',     'verification',                                          'verifier'),
 
@@ -152,6 +153,19 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'note_issuer_failure(text, text)',                       'key_fetcher'),
         ('FUNCTION', 'store_issuer_keys(text, text, interval, text)',         'key_fetcher'),
 
+        -- What the HTTP API needs: each decides by the credential that it is given, and by no power of the caller's.
+        ('FUNCTION', 'client_credentials(text, text, text, text[], text[], inet)', 'gateway'),
+        ('FUNCTION', 'exchange_token(text, text, text[], text[], interval, text, text, inet)', 'gateway'),
+        ('FUNCTION', 'jwks()',                                                'gateway'),
+        ('FUNCTION', 'refresh_session(text, text, text[], inet)',             'gateway'),
+        ('FUNCTION', 'verify_signed_url(text, text, inet)',                   'gateway'),
+        ('FUNCTION', 'verify_tokens(text[], text[], inet[], text[])',         'gateway'),
+        ('TYPE',     'client_credentials_token',                              'gateway'),
+        ('TYPE',     'exchanged_token',                                       'gateway'),
+        ('TYPE',     'refreshed_session',                                     'gateway'),
+        ('TYPE',     'url_verification',                                      'gateway'),
+        ('TYPE',     'verification',                                          'gateway'),
+
         -- What the daemon needs, and nothing else.
         ('FUNCTION', 'ack_usage(bigint)',                                     'operator'),
         ('FUNCTION', 'acquire_leadership(text)',                              'operator'),
@@ -226,6 +240,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'store_service_keys(text, text, interval, text)',        'internal'),
         ('FUNCTION', 'warn_of_conditions(text, jsonb)',                       'internal'),
         ('FUNCTION', 'without_services(text[])',                              'internal'),
+        ('FUNCTION', 'act_for(text, text, inet)',                             'internal'),
         ('FUNCTION', 'acting_role()',                                         'internal'),
         ('FUNCTION', 'advance_sequence(regclass, bigint)',                   'internal'),
         ('FUNCTION', 'ancestors(uuid)',                                       'internal'),
@@ -453,9 +468,10 @@ CREATE VIEW tollgate.capability_privileges AS
                  ('issuer',   'issuer'), ('issuer', 'verifier'),
                  ('admin',    'admin'),  ('admin',  'issuer'), ('admin', 'verifier'),
                  ('operator', 'operator'),
-                 ('key_fetcher', 'key_fetcher')) i (capability, includes) ON i.includes = d.given_to;
+                 ('key_fetcher', 'key_fetcher'),
+                 ('gateway', 'gateway')) i (capability, includes) ON i.includes = d.given_to;
 COMMENT ON VIEW tollgate.capability_privileges IS
-    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens and those of the authenticated user; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, quotas, signing keys, trusted issuers, service accounts, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs; key_fetcher stores the keys of trusted issuers and service accounts, where those are fetched';
+    'What each capability gives: verifier verifies, authenticates, and revokes presented tokens and those of the authenticated user; issuer also creates, derives, imports, lists, rotates, disables and revokes tokens; admin also changes tokens, manages scopes, quotas, signing keys, trusted issuers, service accounts, capabilities and tables of users, checks and purges the audit log, and sees all tokens, counters and daemons; operator is what the daemon needs; key_fetcher stores the keys of trusted issuers and service accounts, where those are fetched; gateway is what the HTTP API needs, whose functions decide by the credential that they are given';
 
 -- Names and signatures are resolved in the search path of these functions, whatever the caller's is.
 CREATE FUNCTION tollgate.capability_objects(capability text) RETURNS TABLE (object_id oid, object_type text, object text, privilege text)
@@ -490,7 +506,7 @@ BEGIN ATOMIC
                CASE o.object_type WHEN 'FUNCTION' THEN has_function_privilege(a.role, o.object_id, o.privilege)
                                   ELSE has_table_privilege(a.role, o.object_id, o.privilege) END AS is_held
         FROM (SELECT tollgate.acting_role()::name) a (role),
-             (VALUES (1, 'verifier'), (2, 'issuer'), (3, 'admin'), (4, 'operator'), (5, 'key_fetcher')) k (place, capability),
+             (VALUES (1, 'verifier'), (2, 'issuer'), (3, 'admin'), (4, 'operator'), (5, 'key_fetcher'), (6, 'gateway')) k (place, capability),
              LATERAL tollgate.capability_objects(k.capability) o
         WHERE o.object_type <> 'TYPE'
         WINDOW same AS (PARTITION BY o.object_type, o.object_id)

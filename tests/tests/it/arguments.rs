@@ -11,7 +11,7 @@ use tokio_postgres::error::SqlState;
 use tollgate_tests::{Cluster, DATABASE};
 
 /// Arguments that take a presented token or its digest.
-const PRESENTED: [(&str, &str); 16] = [
+const PRESENTED: [(&str, &str); 17] = [
     ("admit_event_reader", "token_hash"),
     ("authenticate", "token"),
     ("client_credentials", "assertion"),
@@ -29,6 +29,7 @@ const PRESENTED: [(&str, &str); 16] = [
     ("verify_access_token", "token"),
     ("verify_api_token", "token"),
     ("verify_api_token_hash", "token_hash"),
+    ("verify_tokens", "tokens"),
 ];
 
 /// Functions that take signed tokens alone, to which an API token is malformed.
@@ -43,7 +44,7 @@ const ADMITS_FROM_A_BLOCKED_ADDRESS: &str = "admit_event_reader";
 
 /// Arguments that are answered without being looked up, stored or shown, so that a policy or a verification does not
 /// fail.
-const ASKED: [(&str, &str); 22] = [
+const ASKED: [(&str, &str); 24] = [
     ("authenticate", "required_scopes"),
     ("client_ip_from", "forwarded"),
     // What the subject has not is not given.
@@ -67,6 +68,8 @@ const ASKED: [(&str, &str); 22] = [
     ("verify_access_token", "required_scopes"),
     ("verify_api_token", "required_scopes"),
     ("verify_api_token_hash", "required_scopes"),
+    ("verify_tokens", "audiences"),
+    ("verify_tokens", "required_scopes"),
     // A URL is no token, and what was signed is all that is stored of it.
     ("verify_signed_url", "method"),
     ("verify_signed_url", "url"),
@@ -333,17 +336,22 @@ async fn guesses_are_counted_and_logged_at_every_function_that_takes_a_token() -
         let is_signed_alone = SIGNED_ALONE.contains(&function.name.as_str());
         let at = format!("192.0.2.{n}");
         assert!(
-            function.arguments.iter().any(|one| one.name == "client_ip" && one.data_type == "inet"),
+            function
+                .arguments
+                .iter()
+                .any(|one| (one.name == "client_ip" && one.data_type == "inet") || one.name == "client_ips"),
             "{} gets no address",
             function.signature
         );
         let expression = match argument.data_type.as_str() {
             "bytea" => "sha256(convert_to($1::text, 'UTF8'))",
+            "text[]" => "array[$1::text]",
             _ => "$1::text",
         };
         let arguments = function.arguments.iter().filter_map(|one| {
             let expression = match one.name.as_str() {
                 "client_ip" => format!("'{at}'"),
+                "client_ips" => format!("'{{{at}}}'"),
                 name if name == argument.name => expression.to_owned(),
                 _ if one.has_default => return None,
                 _ => sound(&function.name, one, ""),

@@ -137,7 +137,7 @@ async fn hostile_objects_are_never_run_nor_read_whatever_the_search_path() -> Re
     let owner = cluster.connect("postgres", "hostile").await?;
     owner.batch_execute("set search_path = pg_temp, public, pg_catalog; create extension tollgate").await?;
     owner.batch_execute("reset search_path").await?;
-    for capability in ["admin", "operator", "key_fetcher"] {
+    for capability in ["admin", "operator", "key_fetcher", "gateway"] {
         owner.batch_execute(&format!("select tollgate.grant_capability('mallory', '{capability}')")).await?;
     }
     let calls = calls::all(&owner).await?;
@@ -303,7 +303,7 @@ async fn no_setting_of_the_caller_changes_what_a_function_does() -> Result<()> {
         let database = format!("of_{role}");
         common::database(&cluster, &database)?;
         let owner = cluster.connect("postgres", &database).await?;
-        for capability in ["admin", "operator", "key_fetcher"] {
+        for capability in ["admin", "operator", "key_fetcher", "gateway"] {
             owner
                 .batch_execute(&format!("select tollgate.grant_capability('{role}', '{capability}')"))
                 .await?;

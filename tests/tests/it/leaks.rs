@@ -105,6 +105,7 @@ impl Argument {
             "interval" => "'1 day'",
             "timestamp with time zone" => "now()",
             "inet" => "'10.0.0.1'",
+            "inet[]" => "'{10.0.0.1}'",
             "cidr" => "'10.0.0.0/8'",
             "cidr[]" => "'{10.0.0.0/8}'",
             "regrole" => "'colleague'",
@@ -195,7 +196,7 @@ async fn no_token_and_no_part_of_one_is_visible_to_anyone_but_the_caller() -> Re
     owner
         .batch_execute(
             "create extension pg_stat_statements; create role teller login; create role colleague login; create role careless login;
-             select tollgate.grant_capability('teller', c) from unnest('{admin,operator,key_fetcher}'::text[]) c;
+             select tollgate.grant_capability('teller', c) from unnest('{admin,operator,key_fetcher,gateway}'::text[]) c;
              grant execute on function tollgate.verify_api_token to careless",
         )
         .await?;

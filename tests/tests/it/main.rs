@@ -79,5 +79,6 @@ mod urls;
 mod usage;
 mod users_table;
 mod verify;
+mod verify_tokens;
 mod web;
 mod webhooks;

@@ -16,13 +16,14 @@ static SHARED: Shared = Shared::new(&[]);
 const REFERENCE: &str = include_str!("../../../docs/reference.md");
 
 /// Who may call what, in the reference's words, and the role that runs its examples.
-const READERS: [(&str, &str, &str); 6] = [
+const READERS: [(&str, &str, &str); 7] = [
     ("public", "everyone", "anyone"),
     ("verifier", "verifier", "web"),
     ("issuer", "issuer", "backend"),
     ("admin", "admin", "boss"),
     ("operator", "operator", "tollgated"),
     ("key_fetcher", "key_fetcher", "fetcher"),
+    ("gateway", "gateway", "api"),
 ];
 
 /// Signatures, as the reference writes them, of everything that is granted.

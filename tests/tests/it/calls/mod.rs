@@ -19,6 +19,10 @@ const CALLS: &[(&str, &str)] = &[
         "tollgate.verify_api_token(text,text[],inet)",
         "verify_api_token('{token}', '{posts:read}', '10.0.0.1')",
     ),
+    (
+        "tollgate.verify_tokens(text[],text[],inet[],text[])",
+        "verify_tokens(array['{token}', 'junk', null], array['posts:read', null, null])",
+    ),
     ("tollgate.verify_api_token_hash(bytea,text[],inet)", "verify_api_token_hash('')"),
     ("tollgate.authenticate(text,text[],inet)", "authenticate('{token}', '{posts:read}', '10.0.0.1')"),
     ("tollgate.token_has_scope(text,text,inet)", "token_has_scope('{token}', 'posts:read', '10.0.0.1')"),

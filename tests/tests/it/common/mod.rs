@@ -1,6 +1,8 @@
 //! Shared by the tests of the extension: one cluster per file, an ordinary role, tokens, and SQL results as Rust
 //! values.
 
+pub(crate) mod gateway;
+
 use std::io::Write as _;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
