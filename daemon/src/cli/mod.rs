@@ -66,7 +66,7 @@ pub fn run(configuration: Configuration) -> Result<u8> {
     match cli.command {
         Command::Run(options) => {
             let standbys = standbys(&options.standby)?;
-            return run::run(target, standbys, options);
+            return run::run(target, standbys, *options);
         }
         Command::Tail(options) => block_on(tail::tail(target, options)),
         Command::Status(output) => block_on(status::status(target, output.json)),

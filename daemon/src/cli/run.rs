@@ -26,7 +26,7 @@ use crate::config::{ListenAddress, RunOptions};
 use crate::contract::Identity;
 use crate::error::{Error, Result};
 use crate::http;
-use crate::http::{EventStreams, Listener, Metrics, Server, wake_streams};
+use crate::http::{EventStreams, Listener, Metrics, Rules, Server, wake_streams};
 use crate::issuer_keys::Fetcher;
 use crate::postgres::pool::Database;
 use crate::postgres::pooler_probe;
@@ -58,8 +58,8 @@ async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Re
 
     let limit = run_limit(&target);
     let every = |period| Schedule { period, limit };
-    let ops = bind(Listener::Ops, options.ops_address).await?;
-    let api = bind(Listener::Api, options.api_address).await?;
+    let ops = bind(Listener::Ops, options.ops_address, Rules::ops()).await?;
+    let api = bind(Listener::Api, options.api_address, Rules::api(&options.api)).await?;
     let database_name = target.describe();
     let database = Database::new(target.clone())?;
     let shutdown = Shutdown::default();
@@ -296,9 +296,9 @@ fn announce(target: &Target, standbys: &[Target], options: &RunOptions) {
     }
 }
 
-async fn bind(listener: Listener, address: ListenAddress) -> Result<Option<Server>> {
+async fn bind(listener: Listener, address: ListenAddress, rules: Rules) -> Result<Option<Server>> {
     match address.0 {
-        Some(address) => Server::bind(listener, address).await.map(Some),
+        Some(address) => Server::bind(listener, address, rules).await.map(Some),
         None => Ok(None),
     }
 }

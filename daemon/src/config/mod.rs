@@ -1,5 +1,6 @@
 //! Options: their names and bounds, where each value comes from, and whether the files that it comes from can be trusted.
 
+mod api_options;
 mod command_options;
 mod common_options;
 pub mod file_trust;
@@ -13,6 +14,7 @@ mod session_options;
 pub mod sources;
 mod url_key_options;
 
+pub use api_options::*;
 pub use command_options::*;
 pub use common_options::{BatchOptions, OutputOptions, StandbyOptions};
 pub use issuer_options::*;

@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use tollgate_core::token;
 
+use super::api_options::ApiOptions;
 use super::command_options::{CompletionsOptions, ScopeCommand, TokenCommand};
 use super::common_options::{BatchOptions, OutputOptions, StandbyOptions};
 use super::issuer_options::{IssuerCommand, IssuerNetworks};
@@ -90,7 +91,7 @@ impl Cli {
 pub enum Command {
     /// Serve a database: flush usage, record expiries, purge ended tokens, log events
     #[command(after_help = format!("{RUN_NOTES}\n\n{EXIT_CODES}"))]
-    Run(RunOptions),
+    Run(Box<RunOptions>),
     /// Print events of the audit log, one JSON object a line: the last ones, or those since one
     #[command(
         after_help = "Examples:\n  tollgated tail\n  tollgated tail --since 0\n  tollgated tail --follow"
@@ -338,6 +339,9 @@ pub struct RunOptions {
     #[arg(long, value_name = "ADDRESS", env = "TOLLGATED_API_ADDRESS", default_value = "off")]
     pub api_address: ListenAddress,
 
+    #[command(flatten)]
+    pub api: ApiOptions,
+
     /// Threads that run tasks and serve HTTP
     #[arg(long, value_name = "N", env = "TOLLGATED_WORKER_THREADS", default_value_t = 2,
         value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -554,7 +558,7 @@ mod tests {
         Cli::try_parse_from(std::iter::once(&"tollgated").chain(arguments))
     }
 
-    fn run(arguments: &[&str]) -> RunOptions {
+    fn run(arguments: &[&str]) -> Box<RunOptions> {
         match parse(&[&["run"], arguments].concat()).unwrap().command {
             Command::Run(options) => options,
             other => panic!("{other:?}"),

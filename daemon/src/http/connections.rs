@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::rules::Rules;
+
 /// The sender of a request; an extension of each.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
@@ -19,6 +21,7 @@ pub(super) struct Client {
     pub(super) peer: SocketAddr,
     /// Whether the listener is on a loopback address.
     pub(super) is_loopback: bool,
+    pub(super) rules: Arc<Rules>,
 }
 
 #[derive(Debug)]

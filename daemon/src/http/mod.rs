@@ -6,12 +6,17 @@
 //!
 //! Routes and their checks are axum's Router and middleware. Connections are accepted in [`server`], which bounds them.
 
-mod auth;
 mod connections;
+#[allow(dead_code, reason = "what the routes of the API use")]
+mod credential;
 mod events;
 mod ops;
+mod peer;
+#[allow(dead_code, reason = "what the routes of the API use")]
 mod problem;
 mod request_checks;
+mod request_id;
+mod rules;
 mod server;
 
 use std::sync::Arc;
@@ -25,6 +30,7 @@ use problem::Problem;
 
 pub use events::{EventStreams, wake_streams};
 pub use ops::Metrics;
+pub use rules::Rules;
 pub use server::{Listener, Server};
 
 /// What the ops listener serves.

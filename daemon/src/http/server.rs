@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::connections::{Client, Connections};
+use super::rules::Rules;
 use crate::background::backoff;
 use crate::error::{Error, Result};
 
@@ -63,6 +64,7 @@ impl Listener {
 pub struct Server {
     listener: Listener,
     address: SocketAddr,
+    rules: Arc<Rules>,
     /// None while another process has the address.
     socket: Option<TcpListener>,
 }
@@ -70,7 +72,7 @@ pub struct Server {
 impl Server {
     /// Fails if the address can never be used: better at the start than unnoticed. One that is in use is tried again by
     /// [`Server::run`], since the process that has it may end, and the daemon's work does not depend on it.
-    pub async fn bind(listener: Listener, address: SocketAddr) -> Result<Self> {
+    pub async fn bind(listener: Listener, address: SocketAddr, rules: Rules) -> Result<Self> {
         let socket = bind(listener, address).await?;
         if socket.is_none() {
             tracing::warn!(
@@ -80,7 +82,7 @@ impl Server {
                 listener.name()
             );
         }
-        Ok(Self { listener, address, socket })
+        Ok(Self { listener, address, rules: Arc::new(rules), socket })
     }
 
     /// Serves until `stop`, then lets running responses end; streams end at once.
@@ -110,7 +112,12 @@ impl Server {
             };
             match accepted {
                 Ok((socket, peer)) => {
-                    let client = Client { connection: Arc::new(connections.open()), peer, is_loopback };
+                    let client = Client {
+                        connection: Arc::new(connections.open()),
+                        peer,
+                        is_loopback,
+                        rules: self.rules.clone(),
+                    };
                     tasks.spawn(serve(socket, client, router.clone(), stop.clone()));
                 }
                 Err(error) => {

@@ -8,7 +8,7 @@ mod last_event_id;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,21 +16,23 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::stream;
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
-use super::auth;
 use super::connections::Client;
 use super::connections::Held;
-use super::problem::Problem;
+use super::credential::Presented;
+use super::peer::ClientIp;
+use super::problem::{Challenge, Problem};
 use super::request_checks::LAST_EVENT_ID;
 use super::server::MAX_API_CONNECTIONS;
 use crate::app::events::{Follower, Watch};
@@ -40,6 +42,7 @@ use crate::contract::Cursor;
 use crate::error::{Error, Result};
 use crate::postgres::pool::Database;
 use crate::process::counters;
+use crate::secret::Secret;
 
 /// Of all tokens together, and of each.
 const MAX_STREAMS: usize = 64;
@@ -59,11 +62,8 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long a client waits before it reconnects, in milliseconds.
 const RETRY: &str = "retry: 1000\n: tollgate\n\n";
 
+const SCOPE: &str = "tollgate:events";
 const NOT_AN_ID: &str = "Last-Event-ID is not the id of an event of this stream.";
-const SCOPE_CHALLENGE: &str = "Bearer error=\"insufficient_scope\", scope=\"tollgate:events\"";
-
-/// Boxed, since it is larger than what it is returned instead of.
-type Refusal = Box<Problem>;
 
 #[derive(Debug)]
 pub struct EventStreams {
@@ -95,21 +95,25 @@ impl EventStreams {
     /// is read.
     async fn try_open(
         &self,
+        credential: Option<Secret>,
         headers: &HeaderMap,
         start: &Result<Query<Start>, QueryRejection>,
-        client: &Client,
-    ) -> Result<Response, Refusal> {
-        let digest = auth::bearer_digest(headers).ok_or_else(|| {
+        (client, ip): (&Client, ClientIp),
+    ) -> Result<Response, Problem> {
+        let credential = credential.ok_or_else(|| {
             Problem::unauthorized(
-                "Bearer",
+                &Challenge::nothing_presented().scope(SCOPE),
                 "Present a token with the scope tollgate:events: Authorization: Bearer …",
             )
         })?;
+        // All that is kept of it.
+        let digest = Sha256::digest(credential.expose()).to_vec();
+        drop(credential);
         let reader = Reader {
             database: self.database.clone(),
             reading: self.reading.clone(),
             digest,
-            peer: client.peer,
+            ip: ip.0,
             stop: self.stop.clone(),
         };
         let verifying = self.verifying.acquire().await;
@@ -119,18 +123,16 @@ impl EventStreams {
         match code.as_str() {
             "VALID" => {}
             "INSUFFICIENT_SCOPE" => {
-                let problem =
-                    Problem::new(StatusCode::FORBIDDEN, "The token lacks the scope tollgate:events.");
-                return Err(Box::new(problem.header(WWW_AUTHENTICATE, SCOPE_CHALLENGE).code(code)));
+                let detail = "The token lacks the scope tollgate:events.";
+                return Err(Problem::insufficient_scope(SCOPE, detail));
             }
             "RATE_LIMITED" | "QUOTA_EXCEEDED" => {
-                let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "Too many requests.");
-                return Err(Box::new(problem.header(RETRY_AFTER, "60").code(code)));
+                let problem = Problem::too_many_requests(Duration::from_secs(60), "Too many requests.");
+                return Err(problem.code(code));
             }
             _ => {
-                let problem =
-                    Problem::unauthorized("Bearer error=\"invalid_token\"", "The token was refused.");
-                return Err(Box::new(problem.code(code)));
+                let problem = Problem::unauthorized(&Challenge::invalid_token(), "The token was refused.");
+                return Err(problem.code(code));
             }
         }
         let start = begin_at(headers, start)?;
@@ -163,12 +165,16 @@ impl EventStreams {
 pub(super) async fn open(
     State(streams): State<Arc<EventStreams>>,
     Extension(client): Extension<Client>,
+    Extension(ip): Extension<ClientIp>,
+    Presented(credential): Presented,
     headers: HeaderMap,
     start: Result<Query<Start>, QueryRejection>,
 ) -> Response {
-    let opened = tokio::time::timeout(OPENING_TIMEOUT, streams.try_open(&headers, &start, &client)).await;
+    let opened =
+        tokio::time::timeout(OPENING_TIMEOUT, streams.try_open(credential, &headers, &start, (&client, ip)))
+            .await;
     opened
-        .unwrap_or_else(|_| Err(Box::new(Problem::unavailable("The database takes too long to answer."))))
+        .unwrap_or_else(|_| Err(Problem::unavailable("The database takes too long to answer.")))
         .unwrap_or_else(|refusal| {
             counters::STREAMS_REFUSED.add(1);
             refusal.into_response()
@@ -180,7 +186,7 @@ pub(super) async fn open(
 struct Slots(Mutex<HashMap<String, usize>>);
 
 impl Slots {
-    fn take(self: &Arc<Self>, token_id: Option<&str>, held: Held) -> Result<Slot, Refusal> {
+    fn take(self: &Arc<Self>, token_id: Option<&str>, held: Held) -> Result<Slot, Problem> {
         let token_id = token_id.unwrap_or_default().to_owned();
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let own = taken.get(&token_id).copied().unwrap_or_default();
@@ -188,11 +194,10 @@ impl Slots {
             let detail = format!(
                 "This token has {MAX_STREAMS_PER_TOKEN} streams already: end one, or use another token."
             );
-            let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, detail);
-            return Err(Box::new(problem.header(RETRY_AFTER, "5")));
+            return Err(Problem::too_many_requests(Duration::from_secs(5), detail));
         }
         if taken.values().sum::<usize>() >= MAX_STREAMS {
-            return Err(Box::new(Problem::unavailable("There are too many readers.")));
+            return Err(Problem::unavailable("There are too many readers."));
         }
         taken.insert(token_id.clone(), own + 1);
         Ok(Slot { all: self.clone(), token_id, _held: held })
@@ -263,8 +268,8 @@ enum Begin {
 }
 
 /// `Last-Event-ID` goes before `since`: a client that reconnects repeats its URL.
-fn begin_at(headers: &HeaderMap, start: &Result<Query<Start>, QueryRejection>) -> Result<Begin, Refusal> {
-    let refuse = |why| Box::new(Problem::new(StatusCode::BAD_REQUEST, why));
+fn begin_at(headers: &HeaderMap, start: &Result<Query<Start>, QueryRejection>) -> Result<Begin, Problem> {
+    let refuse = |why| Problem::new(StatusCode::BAD_REQUEST, why);
     if let Some(id) = headers.get(LAST_EVENT_ID).filter(|id| !id.is_empty()) {
         let cursor = id.to_str().ok().and_then(last_event_id::decode);
         return cursor.map(Begin::At).ok_or_else(|| refuse(NOT_AN_ID));
@@ -279,7 +284,7 @@ struct Reader {
     database: Database,
     reading: Arc<Semaphore>,
     digest: Vec<u8>,
-    peer: SocketAddr,
+    ip: IpAddr,
     stop: CancellationToken,
 }
 
@@ -288,8 +293,7 @@ impl Reader {
     async fn verify(&self, turn: &Semaphore) -> Result<(String, Option<String>)> {
         let _turn = turn.acquire().await;
         let session = self.database.session(&self.stop).await?;
-        let ip = self.peer.ip().to_canonical();
-        let (code, token_id) = contract::admit_event_reader(&**session, &self.digest, ip).await?;
+        let (code, token_id) = contract::admit_event_reader(&**session, &self.digest, self.ip).await?;
         Ok((code, token_id.map(|id| id.to_string())))
     }
 
@@ -326,7 +330,7 @@ impl Reader {
             let batch = match self.read(&log).await {
                 Ok(batch) => batch,
                 Err(error) => {
-                    tracing::debug!(peer = %self.peer, %error, "ends an event stream");
+                    tracing::debug!(peer = %self.ip, %error, "ends an event stream");
                     return;
                 }
             };
@@ -384,22 +388,22 @@ fn write_events(batch: &contract::Batch) -> Bytes {
     out.into()
 }
 
-fn unavailable(error: &Error) -> Refusal {
+fn unavailable(error: &Error) -> Problem {
     // The reason is for the operators.
     tracing::debug!(%error, "could not begin an event stream");
-    Box::new(Problem::unavailable("The database cannot be reached now."))
+    Problem::unavailable("The database cannot be reached now.")
 }
 
-fn refused_cursor(error: &Error) -> Refusal {
+fn refused_cursor(error: &Error) -> Problem {
     if error.sqlstate() == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) {
-        return Box::new(Problem::new(
+        return Problem::new(
             StatusCode::GONE,
             "Last-Event-ID belongs to another history than this database has, as after an older state was restored: \
              start again without it, or with since=0.",
-        ));
+        );
     }
     if matches!(error.sqlstate(), Some(state) if state.code().starts_with("22")) {
-        return Box::new(Problem::new(StatusCode::BAD_REQUEST, NOT_AN_ID));
+        return Problem::new(StatusCode::BAD_REQUEST, NOT_AN_ID);
     }
     unavailable(error)
 }
