@@ -25,7 +25,7 @@ export RUST_LIB_BACKTRACE=0
 # Tests mostly wait for a server, so more of them run at once than there are processors.
 threads=${TEST_THREADS:-$(($(nproc 2>/dev/null || echo 2) * 3))}
 # About the daemon alone.
-daemon_side=(bench:: cli:: config:: daemon:: drivers:: fetch_keys:: http:: import_cli:: jwt_libraries:: leadership:: network:: package:: readme:: sse:: tls::)
+daemon_side=(bench:: cli:: config:: daemon:: drivers:: fetch_keys:: forward_auth:: http:: import_cli:: jwt_libraries:: leadership:: network:: package:: readme:: sse:: tls::)
 
 mkdir -p "$DEV/tmp"
 durations=$DEV/tmp/test-durations

@@ -17,4 +17,5 @@ pub mod services;
 pub mod sessions;
 pub mod tokens;
 pub mod url_keys;
+pub mod verifier;
 pub mod webhooks;

@@ -26,7 +26,7 @@ use crate::config::{ListenAddress, RunOptions};
 use crate::contract::Identity;
 use crate::error::{Error, Result};
 use crate::http;
-use crate::http::{EventStreams, Listener, Metrics, Rules, Server, wake_streams};
+use crate::http::{EventStreams, Gateway, Listener, Metrics, Rules, Server, wake_streams};
 use crate::issuer_keys::Fetcher;
 use crate::postgres::pool::Database;
 use crate::postgres::pooler_probe;
@@ -56,6 +56,7 @@ async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Re
     let _pid_file = options.pid_file.as_deref().map(PidFile::write).transpose()?;
     announce(&target, &standbys, &options);
 
+    let gateway = options.gateway.target()?;
     let limit = run_limit(&target);
     let every = |period| Schedule { period, limit };
     let ops = bind(Listener::Ops, options.ops_address, Rules::ops()).await?;
@@ -92,7 +93,22 @@ async fn serve(target: Target, standbys: Vec<Target>, options: RunOptions) -> Re
     }
     if let Some(server) = api {
         let streams = Arc::new(EventStreams::new(database.clone(), shutdown.token().clone()));
-        shutdown.spawn("api", server.run(http::api_router(streams.clone()), shutdown.token().clone()));
+        let gateway = match gateway {
+            Some(target) => {
+                let (gateway, run) =
+                    Gateway::new(target, options.gateway.api_timeout, shutdown.token().clone())?;
+                shutdown.spawn("verifier", run);
+                Some(gateway)
+            }
+            None => {
+                tracing::warn!(
+                    "serving /events alone: the rest of the API needs a database login of its own, --api-database-url"
+                );
+                None
+            }
+        };
+        let router = http::api_router(streams.clone(), gateway);
+        shutdown.spawn("api", server.run(router, shutdown.token().clone()));
         shutdown
             .spawn("event_streams", wake_streams(streams, streams_wake.clone(), options.publish_interval));
     }

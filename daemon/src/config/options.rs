@@ -17,6 +17,7 @@ use tollgate_core::token;
 use super::api_options::ApiOptions;
 use super::command_options::{CompletionsOptions, ScopeCommand, TokenCommand};
 use super::common_options::{BatchOptions, OutputOptions, StandbyOptions};
+use super::gateway_options::GatewayOptions;
 use super::issuer_options::{IssuerCommand, IssuerNetworks};
 use super::key_options::KeyCommand;
 use super::management_options::{AuditCommand, CapabilityCommand, UserCommand, WebhookCommand};
@@ -341,6 +342,8 @@ pub struct RunOptions {
 
     #[command(flatten)]
     pub api: ApiOptions,
+    #[command(flatten)]
+    pub gateway: GatewayOptions,
 
     /// Threads that run tasks and serve HTTP
     #[arg(long, value_name = "N", env = "TOLLGATED_WORKER_THREADS", default_value_t = 2,
@@ -525,7 +528,7 @@ fn patience(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::ZERO, Duration::from_hours(24 * 365))
 }
 
-fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+pub(super) fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
     let value = humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 5s or 1h"))?;
     let shown = duration::text;
     if value < least {

@@ -389,9 +389,12 @@ fn with_defaults(command: Command, entries: &BTreeMap<String, Entry>) -> Command
 
 /// A connection string can be checked without connecting.
 fn check_connection(matches: &ArgMatches, faults: &mut Vec<String>) {
-    let Some(url) = text(matches, "database_url") else { return };
-    let password_file = text(matches, "password_file").map(PathBuf::from);
-    faults.extend(Target::faults(&Secret::new(url), password_file.as_deref()));
+    for (url, password_file) in [("database_url", "password_file"), ("api_database_url", "api_password_file")]
+    {
+        let Some(url) = text(matches, url).filter(|url| !url.trim().is_empty()) else { continue };
+        let password_file = text(matches, password_file).map(PathBuf::from);
+        faults.extend(Target::faults(&Secret::new(url), password_file.as_deref()));
+    }
 }
 
 fn text(matches: &ArgMatches, id: &str) -> Option<String> {
@@ -415,7 +418,7 @@ fn setting(option: &Arg, matches: &ArgMatches, entries: &BTreeMap<String, Entry>
         _ => Source::Default,
     };
     let values = raw.map(|values: Vec<String>| {
-        if id == "database_url" {
+        if id == "database_url" || id == "api_database_url" {
             values.iter().map(|url| conninfo::masked(url)).collect()
         } else if option.is_hide_env_values_set() {
             vec!["[masked]".to_owned()]

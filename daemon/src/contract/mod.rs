@@ -26,6 +26,7 @@ pub mod stats;
 pub mod tokens;
 pub mod url_keys;
 pub mod usage;
+pub mod verifications;
 pub mod webhooks;
 
 pub use audit::*;
@@ -47,4 +48,5 @@ pub use stats::*;
 pub use tokens::*;
 pub use url_keys::*;
 pub use usage::*;
+pub use verifications::*;
 pub use webhooks::*;

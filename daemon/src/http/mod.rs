@@ -2,7 +2,7 @@
 //!
 //! - **ops**: `/livez`, `/readyz` and `/metrics`, for the people and programs that run the daemon. Without credentials, so on
 //!   a loopback address unless an operator says otherwise.
-//! - **api**: what programs call with a token of their own, now `/events`. Off by default.
+//! - **api**: what programs call with a credential of their own. Off by default.
 //!
 //! Routes and their checks are axum's Router and middleware. Connections are accepted in [`server`], which bounds them.
 
@@ -10,6 +10,9 @@ mod connections;
 #[allow(dead_code, reason = "what the routes of the API use")]
 mod credential;
 mod events;
+mod gateway;
+#[allow(dead_code, reason = "what the routes of the API use")]
+mod gateway_state;
 mod ops;
 mod peer;
 #[allow(dead_code, reason = "what the routes of the API use")]
@@ -29,6 +32,7 @@ use axum::routing::get;
 use problem::Problem;
 
 pub use events::{EventStreams, wake_streams};
+pub use gateway_state::Gateway;
 pub use ops::Metrics;
 pub use rules::Rules;
 pub use server::{Listener, Server};
@@ -43,10 +47,19 @@ pub fn ops_router(metrics: Metrics) -> Router {
     checked(router, "This listener serves /livez, /readyz and /metrics.")
 }
 
-/// What the api listener serves.
-pub fn api_router(streams: Arc<EventStreams>) -> Router {
-    let router = Router::new().route("/events", get(events::open)).with_state(streams);
-    checked(router, "This listener serves /events.")
+/// What the api listener serves; without a gateway only what the daemon's own login is for.
+pub fn api_router(streams: Arc<EventStreams>, gateway: Option<Gateway>) -> Router {
+    let events = Router::new().route("/events", get(events::open)).with_state(streams);
+    match gateway {
+        Some(gateway) => {
+            let routes: Router<Gateway> = gateway::router();
+            checked(events.merge(routes.with_state(gateway)), "This listener has no such route.")
+        }
+        None => checked(
+            events,
+            "This listener serves /events. The rest of the API needs a database login of its own: --api-database-url.",
+        ),
+    }
 }
 
 /// With the answers to requests that no route is for, and the checks that every request passes.

@@ -49,6 +49,12 @@ pub type PooledSession = managed::Object<Sessions>;
 
 impl Database {
     pub fn new(target: Target) -> Result<Self> {
+        let wait = target.statement_timeout();
+        Self::with_pool(target, POOL_SIZE, wait)
+    }
+
+    /// With room for so many sessions in the pool, for one of which a task waits for so long.
+    pub fn with_pool(target: Target, size: usize, wait: Duration) -> Result<Self> {
         let connector = Arc::new(Connector {
             target,
             failures: Mutex::default(),
@@ -58,12 +64,12 @@ impl Database {
             made: AtomicU64::new(0),
         });
         let pool = Pool::builder(Sessions(connector.clone()))
-            .max_size(POOL_SIZE)
+            .max_size(size)
             // Few of them work, as long as few are needed.
             .queue_mode(managed::QueueMode::Lifo)
             .runtime(deadpool::Runtime::Tokio1)
             .timeouts(Timeouts {
-                wait: Some(connector.target.statement_timeout()),
+                wait: Some(wait),
                 // Target::connect has its own, which names the server.
                 create: None,
                 recycle: Some(RECYCLE_TIMEOUT),
@@ -115,6 +121,11 @@ impl Database {
 
     pub fn name(&self) -> &str {
         self.connector.target.database_name()
+    }
+
+    /// How many tasks wait for a session.
+    pub fn waiting(&self) -> usize {
+        self.pool.status().waiting
     }
 
     /// How many connections were made so far.

@@ -47,6 +47,9 @@ pub static STREAMED_EVENTS: Count = Count::new();
 /// Attempts to send a webhook, by what came of them.
 pub static WEBHOOKS_DELIVERED: Count = Count::new();
 pub static WEBHOOKS_FAILED: Count = Count::new();
+/// Credentials that were verified for HTTP, and the statements that did it.
+pub static VERIFIED: Count = Count::new();
+pub static VERIFY_STATEMENTS: Count = Count::new();
 /// Leases of quotas that were granted.
 pub static QUOTAS_LEASED: Count = Count::new();
 /// Attempts to fetch the keys of an issuer, by what came of them.

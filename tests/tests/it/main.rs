@@ -30,6 +30,7 @@ mod exchange;
 mod expiring;
 mod faults;
 mod fetch_keys;
+mod forward_auth;
 mod harness;
 mod hostile;
 mod housekeeping;

@@ -99,6 +99,12 @@ impl Metrics {
                 &counters::CONNECT_FAILURES,
             ),
             ("tollgated_listens", "Times that listening for events began", &counters::LISTENS),
+            ("tollgated_verified_credentials", "Credentials verified for the HTTP API", &counters::VERIFIED),
+            (
+                "tollgated_verify_statements",
+                "Statements that verified credentials for the HTTP API",
+                &counters::VERIFY_STATEMENTS,
+            ),
             ("tollgated_streamed_events", "Events sent on /events", &counters::STREAMED_EVENTS),
             (
                 "tollgated_event_streams_refused",

@@ -60,8 +60,8 @@ pub(crate) async fn begin(address: SocketAddr, request: &str) -> Result<(Answer,
     loop {
         let mut line = String::new();
         ensure!(socket.read_line(&mut line).await? > 0, "the head of the answer ends early");
-        let Some((name, value)) = line.trim_end().split_once(": ") else { break };
-        answer.headers.insert(name.to_ascii_lowercase(), value.to_owned());
+        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        answer.headers.insert(name.to_ascii_lowercase(), value.trim_start().to_owned());
     }
     Ok((answer, socket))
 }
@@ -80,8 +80,22 @@ pub(crate) fn request(path: &str, headers: &[&str]) -> String {
 
 /// The whole answer.
 pub(crate) async fn get(address: SocketAddr, path: &str, headers: &[&str]) -> Result<Answer> {
-    let headers = [headers, &["Connection: close"]].concat();
-    let (mut answer, mut socket) = begin(address, &request(path, &headers)).await?;
+    send(address, "GET", path, headers, "").await
+}
+
+/// The whole answer to a request of any kind; a body gets its length.
+pub(crate) async fn send(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[&str],
+    body: &str,
+) -> Result<Answer> {
+    let length = format!("Content-Length: {}", body.len());
+    let more: &[&str] = if body.is_empty() { &[] } else { &[&length] };
+    let headers = [headers, more, &["Connection: close"]].concat();
+    let head = request(path, &headers).replacen("GET", method, 1);
+    let (mut answer, mut socket) = begin(address, &(head + body)).await?;
     tokio::time::timeout(LONG, socket.read_to_string(&mut answer.body)).await??;
     Ok(answer)
 }
