@@ -319,7 +319,7 @@ impl Error {
     pub(crate) fn no_master_key(why: Option<&str>) -> Self {
         Error::new(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "this server has no master key, so nothing can be signed",
+            "this server has no master key, so no sealed key can be used",
         )
         .detail(why.unwrap_or(
             "The settings tollgate.master_key_file and tollgate.master_key_command are both empty.",
@@ -366,6 +366,28 @@ impl Error {
         )
         .detail(format!("Its kid is {kid}."))
         .hint("Withdraw it with tollgate.withdraw_signing_key(), create another, and find out who changed tollgate.sealed_keys.")
+    }
+
+    /// The same of an import key.
+    pub(crate) fn damaged_import_key(name: &str) -> Self {
+        Error::new(
+            PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
+            format!("the import key {name} does not open: it was changed, or sealed for another use"),
+        )
+        .detail("Tokens that were imported with it and not used yet are refused.")
+        .hint("Restore its row of tollgate.sealed_keys, and find out who changed it.")
+    }
+
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.sqlstate == PgSqlErrorCode::ERRCODE_DATA_CORRUPTED
+    }
+
+    /// Message and detail, for the server's log.
+    pub(crate) fn text(&self) -> String {
+        match &self.detail {
+            Some(detail) => format!("{}. {detail}", self.message),
+            None => self.message.to_string(),
+        }
     }
 
     pub(crate) fn unfit_pem(offence: &str) -> Self {

@@ -76,7 +76,8 @@ extension_sql_file!(
 );
 extension_sql_file!("../../sql/schema/delivery/webhooks.sql", name = "webhooks", requires = ["housekeeping"]);
 extension_sql_file!("../../sql/schema/keys/keys.sql", name = "keys", requires = ["webhooks"]);
-extension_sql_file!("../../sql/schema/sessions/sessions.sql", name = "sessions", requires = ["keys"]);
+extension_sql_file!("../../sql/schema/keys/import_keys.sql", name = "import_keys", requires = ["keys"]);
+extension_sql_file!("../../sql/schema/sessions/sessions.sql", name = "sessions", requires = ["import_keys"]);
 extension_sql_file!("../../sql/schema/services/accounts.sql", name = "services", requires = ["sessions"]);
 extension_sql_file!("../../sql/schema/services/workloads.sql", name = "workloads", requires = ["services"]);
 extension_sql_file!("../../sql/schema/urls/urls.sql", name = "urls", requires = ["workloads"]);

@@ -107,11 +107,11 @@ impl Import {
     /// False if a row was refused, and so none imported.
     async fn all_at_once(&mut self, rows: &[(u64, Imported)]) -> Result<bool> {
         const DOING: &str = "import a batch";
-        let format = self.format.as_str();
+        let format = self.format.to_string();
         let transaction = self.session.transaction().await.doing(DOING)?;
         let answers = try_join_all(
             rows.iter()
-                .map(|(_, token)| contract::import_api_token(&transaction, &self.statement, token, format)),
+                .map(|(_, token)| contract::import_api_token(&transaction, &self.statement, token, &format)),
         )
         .await;
         match answers {
@@ -126,7 +126,7 @@ impl Import {
 
     async fn one_by_one(&mut self, rows: &[(u64, Imported)], outcome: &mut Outcome) -> Result<()> {
         const DOING: &str = "import a batch row by row";
-        let format = self.format.as_str();
+        let format = self.format.to_string();
         let transaction = self.session.transaction().await.doing(DOING)?;
         let (mut imported, mut present, mut refused) = (0, 0, Vec::new());
         let mut before = "";
@@ -135,7 +135,7 @@ impl Import {
             let savepoint = format!("{before} savepoint one");
             let (begun, answer) = tokio::join!(
                 transaction.batch_execute(&savepoint),
-                contract::import_api_token(&transaction, &self.statement, token, format)
+                contract::import_api_token(&transaction, &self.statement, token, &format)
             );
             begun.doing(DOING)?;
             before = match answer {

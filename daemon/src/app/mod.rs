@@ -9,6 +9,7 @@ pub mod cleanup;
 pub mod events;
 pub mod flush;
 pub mod import;
+pub mod import_keys;
 pub mod issuers;
 pub mod keys;
 pub mod quotas;

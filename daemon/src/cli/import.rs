@@ -39,9 +39,10 @@ pub(super) async fn import(target: Target, options: ImportOptions) -> Result<u8>
     let (source, size) = open(&options.file)?;
     let progress = progress::bar("importing", size, "bytes", !options.output.is_for_people());
     // Its columns are looked at before the server is.
-    let mut rows = rows::read(progress.wrap_read(source), format, options.token_format, &name)?;
+    let mut rows = rows::read(progress.wrap_read(source), format, options.token_format.clone(), &name)?;
 
-    let mut import = Import::begin(target.connect().await?, options.token_format, options.dry_run).await?;
+    let mut import =
+        Import::begin(target.connect().await?, options.token_format.clone(), options.dry_run).await?;
     let mut report = Report::default();
     loop {
         let mut batch = Vec::new();

@@ -7,6 +7,7 @@ mod cleanup;
 mod config;
 mod flush;
 mod import;
+mod import_key;
 mod issuer;
 mod key;
 mod list;
@@ -31,8 +32,9 @@ use std::future::Future;
 use crate::config::file_trust;
 use crate::config::sources::Configuration;
 use crate::config::{
-    AuditCommand, CapabilityCommand, Command, IssuerCommand, KeyCommand, QuotaCommand, ScopeCommand,
-    ServiceCommand, SessionCommand, StandbyOptions, TokenCommand, UrlKeyCommand, UserCommand, WebhookCommand,
+    AuditCommand, CapabilityCommand, Command, ImportKeyCommand, IssuerCommand, KeyCommand, QuotaCommand,
+    ScopeCommand, ServiceCommand, SessionCommand, StandbyOptions, TokenCommand, UrlKeyCommand, UserCommand,
+    WebhookCommand,
 };
 use crate::error::{Error, Result};
 use crate::postgres::target::Target;
@@ -94,6 +96,7 @@ pub fn run(configuration: Configuration) -> Result<u8> {
             block_on(key::reseal(target, standbys, options))
         }
         Command::UrlKey(command) => block_on(url_key::url_key(target, command)),
+        Command::ImportKey(command) => block_on(import_key::import_key(target, command)),
         Command::Issuer(command) => block_on(issuer::issuer(target, command)),
         Command::Quota(command) => block_on(quota::quota(target, command)),
         Command::Service(command) => block_on(service::service(target, command)),
@@ -153,6 +156,9 @@ fn name(command: &Command) -> &'static str {
         Command::Key(KeyCommand::Import(_)) => "key import",
         Command::Key(KeyCommand::Withdraw(_)) => "key withdraw",
         Command::Key(KeyCommand::Reseal(_)) => "key reseal",
+        Command::ImportKey(ImportKeyCommand::Store(_)) => "import-key store",
+        Command::ImportKey(ImportKeyCommand::List(_)) => "import-key list",
+        Command::ImportKey(ImportKeyCommand::Drop(_)) => "import-key drop",
         Command::UrlKey(UrlKeyCommand::Create(_)) => "url-key create",
         Command::UrlKey(UrlKeyCommand::List(_)) => "url-key list",
         Command::UrlKey(UrlKeyCommand::Rotate(_)) => "url-key rotate",

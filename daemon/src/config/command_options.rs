@@ -375,7 +375,8 @@ pub struct ImportOptions {
     pub format: Option<ImportFormat>,
 
     /// Which digest the file has of each token: sha256 of the whole of it; sha512 of the whole of it; sha512-of-hex, of the
-    /// bytes that it spells in hex; sanctum, SHA-256 of what follows the bar in id|secret
+    /// bytes that it spells in hex; sanctum, SHA-256 of what follows the bar in id|secret;
+    /// hmac-sha256:NAME, HMAC of the whole of it with the import key of that name
     #[arg(long, value_name = "FORMAT", default_value = "sha256", value_parser = token_format)]
     pub token_format: Format,
 
@@ -440,9 +441,9 @@ pub struct CompletionsOptions {
 
 fn token_format(text: &str) -> Result<Format, String> {
     Format::parse(text).ok_or_else(|| {
-        let known = Format::ALL.map(Format::as_str).join(", ");
+        let known = Format::UNKEYED.map(|format| format.to_string()).join(", ");
         format!(
-            "it must be one of {known}; with a salt or a key, as of bcrypt, PBKDF2, argon2, Gitea and GitLab, a token cannot \
+            "it must be one of {known}, or hmac-sha256: and the name of an import key; with a salt, as of bcrypt, PBKDF2, argon2, Gitea and GitLab, a token cannot \
              be found by its digest"
         )
     })

@@ -18,6 +18,7 @@ use super::api_options::ApiOptions;
 use super::command_options::{CompletionsOptions, ScopeCommand, TokenCommand};
 use super::common_options::{BatchOptions, OutputOptions, StandbyOptions};
 use super::gateway_options::GatewayOptions;
+use super::import_key_options::ImportKeyCommand;
 use super::issuer_options::{IssuerCommand, IssuerNetworks};
 use super::key_options::KeyCommand;
 use super::management_options::{AuditCommand, CapabilityCommand, UserCommand, WebhookCommand};
@@ -137,6 +138,9 @@ pub enum Command {
     /// Create, rotate, export and withdraw keys that sign URLs
     #[command(subcommand)]
     UrlKey(UrlKeyCommand),
+    /// Store, list and drop keys with which another system made the digests of its tokens
+    #[command(subcommand)]
+    ImportKey(ImportKeyCommand),
     /// Manage service accounts: programs that get access tokens for themselves
     #[command(subcommand)]
     Service(ServiceCommand),

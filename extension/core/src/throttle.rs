@@ -24,10 +24,18 @@ impl Throttle {
     /// Whether it may be done at `now` (microseconds); if so, how often it was refused since the last time. A clock
     /// that was set back delays it by at most a second.
     pub fn admit(&self, now: i64, per_second: u32) -> Option<u64> {
-        let interval = (SECOND / i64::from(per_second.max(1))).max(1);
+        self.admit_each(now, (SECOND / i64::from(per_second.max(1))).max(1), SECOND)
+    }
+
+    /// The same, at most once in `interval` (microseconds), with no more than one saved up.
+    pub fn admit_once_in(&self, now: i64, interval: i64) -> Option<u64> {
+        self.admit_each(now, interval, interval)
+    }
+
+    fn admit_each(&self, now: i64, interval: i64, saved_up: i64) -> Option<u64> {
         let admitted = self.spent_until.fetch_update(Relaxed, Relaxed, |spent| {
-            let behind = now.saturating_sub(SECOND);
-            let ahead = spent.saturating_sub(now) > SECOND;
+            let behind = now.saturating_sub(saved_up);
+            let ahead = spent.saturating_sub(now) > saved_up;
             let spent = if ahead { behind } else { spent.max(behind) };
             let next = spent.saturating_add(interval);
             (next <= now).then_some(next)

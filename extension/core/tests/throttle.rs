@@ -20,6 +20,18 @@ fn a_seconds_worth_may_come_at_once_and_then_one_at_a_time() {
 }
 
 #[test]
+fn once_a_minute_is_once_a_minute_with_none_saved_up() {
+    const MINUTE: i64 = 60 * SECOND;
+    let throttle = Throttle::default();
+    assert_eq!(throttle.admit_once_in(NOW, MINUTE), Some(0));
+    for later in [0, 1, SECOND, MINUTE - 1] {
+        assert_eq!(throttle.admit_once_in(NOW + later, MINUTE), None);
+    }
+    assert_eq!(throttle.admit_once_in(NOW + 10 * MINUTE, MINUTE), Some(4));
+    assert_eq!(throttle.admit_once_in(NOW + 10 * MINUTE + 1, MINUTE), None);
+}
+
+#[test]
 fn a_clock_that_was_set_back_stops_nothing_for_long() {
     let throttle = Throttle::default();
     assert!(throttle.admit(NOW + 86_400 * SECOND, 10).is_some());

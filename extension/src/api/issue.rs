@@ -68,7 +68,10 @@ fn import_api_token(call: &Call) -> Option<Datum> {
     let name = fields::name(call.text(1)).or_raise();
     let format = foreign_format(call.text(9)).or_raise();
     let given = call.bytes(2).filter(|bytes| bytes.len() == format.digest_len());
-    let given = given.ok_or_else(|| not_a_digest(format)).or_raise();
+    let given = given.ok_or_else(|| not_a_digest(&format)).or_raise();
+    if let Some(key) = format.import_key() {
+        issue::lock_import_key(key).or_raise();
+    }
     let foreign_hash = (format != Format::Sha256).then(|| format.key(given));
     // Until the digest is known, a random number that is the digest of nothing.
     let digest: Digest = match given.try_into() {
@@ -98,7 +101,7 @@ fn import_api_token(call: &Call) -> Option<Datum> {
     };
     store_imported(&ImportedToken {
         token: &token,
-        format,
+        format: &format,
         foreign_hash,
         created_at: fields::past("created_at", call.value(11)).or_raise(),
         last_used_at: fields::past("last_used_at", call.value(12)).or_raise(),
@@ -141,14 +144,14 @@ fn foreign_format(name: Option<&str>) -> Result<Format, Error> {
         Error::argument(
             "format",
             "tokens in this form cannot be imported",
-            "which is NULL or not one of sha256, sha512, sha512-of-hex and sanctum",
-            "With a salt or a key, as of bcrypt, PBKDF2, argon2, Gitea and GitLab, a token cannot be found by its digest. Let the \
+            "which is NULL or not one of sha256, sha512, sha512-of-hex, sanctum and hmac-sha256:KEY",
+            "With a salt, as of bcrypt, PBKDF2, argon2, Gitea and GitLab, a token cannot be found by its digest. Let the \
              application check those as before, and import each by sha256() of the token when it is next presented.",
         )
     })
 }
 
-fn not_a_digest(format: Format) -> Error {
+fn not_a_digest(format: &Format) -> Error {
     Error::argument(
         "token_hash",
         format!(

@@ -1,7 +1,7 @@
 //! What the SQL of signing keys calls: making, reading and resealing private keys, and which master keys there are.
 
 use crate::error::{Error, OrRaise};
-use crate::keys::{self, Purpose, SIGNED_URL};
+use crate::keys::{self, Purpose, SIGNED_URL, TOKEN_IMPORT};
 use crate::pg::fmgr::{Call, sql_function};
 use crate::shmem;
 use pgrx::IntoDatum;
@@ -64,6 +64,16 @@ fn read_key(call: &Call) -> Option<Datum> {
     stored(&key, purpose(call.text(1)))
 }
 
+sql_function!(seal_import_key);
+/// The kid is drawn at random: one that follows from the key could be compared with those of guessed keys.
+fn seal_import_key(call: &Call) -> Option<Datum> {
+    let (key, purpose) = (call.bytes(0)?, call.text(1)?);
+    let drawn = MacKey::<Urls>::generate();
+    let kid = drawn.unwrap_or_else(|_| Error::internal("a key could not be generated").raise()).kid();
+    let sealed = keys::seal_import_key(key, &kid, purpose).or_raise();
+    vec![Some(kid), Some(mac_key::ALGORITHM.to_owned()), None, Some(hex(&sealed))].into_datum()
+}
+
 /// What the table stores of a key.
 fn stored(key: &SigningKey, purpose: Purpose) -> Option<Datum> {
     let (public, algorithm) = (key.public_key(), key.algorithm());
@@ -95,6 +105,11 @@ fn test_signing_key(call: &Call) -> Option<Datum> {
     if let Some(name) = of_url(call.text(0)).and_then(|purpose| purpose.strip_prefix(SIGNED_URL)) {
         let key = keys::url_key(name).or_raise();
         return key.unwrap_or_else(|| Error::no_url_key(name).raise()).key.kid().into_datum();
+    }
+    if let Some(name) = call.text(0).and_then(|purpose| purpose.strip_prefix(TOKEN_IMPORT)) {
+        let opened = keys::import_keys().find(|(other, _)| other == name).map(|(_, key)| key);
+        opened.transpose().or_raise();
+        return name.into_datum();
     }
     keys::test(purpose(call.text(0))).or_raise().into_datum()
 }

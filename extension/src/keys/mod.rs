@@ -14,11 +14,12 @@ use crate::pg::sys;
 use crate::store::keys;
 use crate::store::public_keys::StoredKey;
 use std::rc::Rc;
+use tollgate_core::foreign::ImportKey;
 use tollgate_core::refresh;
 use tollgate_core::signature::{Algorithm, SigningKey};
 
-pub(crate) use opened::{UrlKey, reseal, seal, seal_mac_key};
-pub(crate) use purpose::{Purpose, SIGNED_URL};
+pub(crate) use opened::{UrlKey, reseal, seal, seal_import_key, seal_mac_key};
+pub(crate) use purpose::{Purpose, SIGNED_URL, TOKEN_IMPORT};
 
 /// Signs with the key that signs for this purpose now; with an algorithm, only if it is one of that. The row is read
 /// each time, by the latest snapshot: a key that was withdrawn signs nothing more.
@@ -73,6 +74,14 @@ pub(crate) fn url_key(name: &str) -> Result<Option<Rc<UrlKey>>, Error> {
 pub(crate) fn url_key_of(kid: &str) -> Result<Option<Rc<UrlKey>>, Error> {
     let row = keys::of_kid(kid, sys::GetCurrentTimestamp());
     row.filter(|row| row.purpose.starts_with(SIGNED_URL)).map(|row| opened::open_url_key(&row)).transpose()
+}
+
+/// The keys by which other systems made the digests of imported tokens, each with its name; an error for one that does not
+/// open. The rows are read each time, by the latest snapshot.
+pub(crate) fn import_keys() -> impl Iterator<Item = (String, Result<Rc<ImportKey>, Error>)> {
+    keys::sealed_with_prefix(purpose::TOKEN_IMPORT, purpose::AFTER_TOKEN_IMPORT)
+        .into_iter()
+        .map(|row| (row.purpose[TOKEN_IMPORT.len()..].to_owned(), opened::open_import_key(&row)))
 }
 
 /// Signs a text with the key that signs now, verifies it as a token would be, and returns the kid. Of refresh tokens it

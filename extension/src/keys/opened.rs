@@ -1,6 +1,6 @@
 //! Private and secret keys that this backend has opened, and the master keys that it opens them with.
 
-use super::purpose::{Purpose, SIGNED_URL};
+use super::purpose::{Purpose, SIGNED_URL, TOKEN_IMPORT};
 use crate::error::Error;
 use crate::pg::wait;
 use crate::shmem;
@@ -9,6 +9,7 @@ use core::cell::Cell;
 use core::time::Duration;
 use std::cell::RefCell;
 use std::rc::Rc;
+use tollgate_core::foreign::ImportKey;
 use tollgate_core::mac_key::{self, MacKey, Use};
 use tollgate_core::refresh;
 use tollgate_core::seal_box::{self, Context, KeyId, MasterKey, Refusal};
@@ -34,6 +35,7 @@ enum Key {
     Signing(Rc<SigningKey>),
     Refresh(Rc<refresh::Key>),
     Url(Rc<UrlKey>),
+    Import(Rc<ImportKey>),
 }
 
 /// A key that signs URLs.
@@ -45,6 +47,8 @@ pub(crate) struct UrlKey {
 thread_local! {
     /// The master key that this backend has asked for, and the generation that it was missing from.
     static ASKED_FOR: Cell<Option<(KeyId, u64)>> = const { Cell::new(None) };
+    /// Whether this backend has waited for the background worker to open an import key.
+    static WAITED: Cell<bool> = const { Cell::new(false) };
     static OPENED: RefCell<Vec<Opened>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -56,7 +60,7 @@ pub(super) fn open(row: &Signing) -> Result<Rc<SigningKey>, Error> {
     });
     match opened? {
         Key::Signing(key) => Ok(key),
-        Key::Refresh(_) | Key::Url(_) => Err(Error::damaged_key(&row.kid)),
+        Key::Refresh(_) | Key::Url(_) | Key::Import(_) => Err(Error::damaged_key(&row.kid)),
     }
 }
 
@@ -68,7 +72,7 @@ pub(super) fn open_refresh_key(row: &Signing) -> Result<Rc<refresh::Key>, Error>
     });
     match opened? {
         Key::Refresh(key) => Ok(key),
-        Key::Signing(_) | Key::Url(_) => Err(Error::damaged_key(&row.kid)),
+        Key::Signing(_) | Key::Url(_) | Key::Import(_) => Err(Error::damaged_key(&row.kid)),
     }
 }
 
@@ -81,7 +85,25 @@ pub(super) fn open_url_key(row: &Signing) -> Result<Rc<UrlKey>, Error> {
     });
     match opened? {
         Key::Url(key) => Ok(key),
-        Key::Signing(_) | Key::Refresh(_) => Err(Error::damaged_key(&row.kid)),
+        Key::Signing(_) | Key::Refresh(_) | Key::Import(_) => Err(Error::damaged_key(&row.kid)),
+    }
+}
+
+/// The import key in a row. Whatever is presented may ask for it, so the background worker is waited for once.
+pub(super) fn open_import_key(row: &Signing) -> Result<Rc<ImportKey>, Error> {
+    if shmem::master_key_generation() == Some(0) && WAITED.replace(true) {
+        return Err(no_worker());
+    }
+    let name = row.purpose.strip_prefix(TOKEN_IMPORT).unwrap_or_default();
+    let damaged = |error: Error| if error.is_damaged() { Error::damaged_import_key(name) } else { error };
+    let opened = open_once(row, |context| {
+        let (generation, bytes) = private_of(&row.sealed, context)?;
+        let key = ImportKey::new(name, &bytes).ok_or_else(|| Error::damaged_import_key(name))?;
+        Ok((generation, Key::Import(Rc::new(key))))
+    });
+    match opened.map_err(damaged)? {
+        Key::Import(key) => Ok(key),
+        Key::Signing(_) | Key::Refresh(_) | Key::Url(_) => Err(Error::damaged_import_key(name)),
     }
 }
 
@@ -144,11 +166,15 @@ fn wait_for_keys() -> Result<u64, Error> {
     wait::until(PATIENCE, || shmem::master_key_generation() != Some(0));
     match shmem::master_key_generation() {
         None => Err(Error::needs_preload("signing")),
-        Some(0) => Err(Error::no_master_key(Some(
-            "The background worker that reads them has not started; it needs one of max_worker_processes.",
-        ))),
+        Some(0) => Err(no_worker()),
         Some(generation) => Ok(generation),
     }
+}
+
+fn no_worker() -> Error {
+    Error::no_master_key(Some(
+        "The background worker that reads them has not started; it needs one of max_worker_processes.",
+    ))
 }
 
 /// Seals a private key with the first master key, and tests that it opens again.
@@ -173,6 +199,15 @@ pub(crate) fn seal_mac_key<U: Use>(key: &MacKey<U>, purpose: &str) -> Result<Vec
     let context = Context { kid: &kid, algorithm: mac_key::ALGORITHM, purpose };
     let sealed = sealed_with(&masters[0], key.as_bytes(), &context)?;
     unseal_mac_key::<U>(&sealed, &context)?;
+    Ok(sealed)
+}
+
+/// The same for an import key, whose name is in its purpose.
+pub(crate) fn seal_import_key(bytes: &[u8], kid: &str, purpose: &str) -> Result<Vec<u8>, Error> {
+    let (_, masters) = loaded()?;
+    let context = Context { kid, algorithm: mac_key::ALGORITHM, purpose };
+    let sealed = sealed_with(&masters[0], bytes, &context)?;
+    private_of(&sealed, &context)?;
     Ok(sealed)
 }
 

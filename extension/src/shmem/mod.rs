@@ -306,6 +306,11 @@ pub(crate) fn log_throttle() -> Option<&'static Throttle> {
     segment().map(|segment| segment.log_throttle)
 }
 
+/// The bound on what is logged about import keys that do not open, of the whole server; `None` without shared memory.
+pub(crate) fn import_key_throttle() -> Option<&'static Throttle> {
+    segment().map(|segment| segment.import_key_throttle)
+}
+
 /// The figures that `stats` shows; `None` without shared memory.
 pub(crate) fn stats() -> Option<usage_table::Stats> {
     segment().map(|segment| segment.table.stats(segment, database()))

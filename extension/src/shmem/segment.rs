@@ -33,6 +33,7 @@ pub(super) struct Segment {
     pub(super) table: Table<'static>,
     pub(super) hints: Hints<'static>,
     pub(super) log_throttle: &'static Throttle,
+    pub(super) import_key_throttle: &'static Throttle,
     pub(super) findings: &'static Findings,
     pub(super) lease_requests: &'static LeaseRequests,
     pub(super) latencies: &'static Latencies,
@@ -73,6 +74,7 @@ struct Plan {
     buckets: usize,
     buckets_at: usize,
     log_throttle_at: usize,
+    import_key_throttle_at: usize,
     findings_at: usize,
     lease_requests_at: usize,
     latencies_at: usize,
@@ -91,6 +93,7 @@ fn plan() -> Plan {
     let (layout, groups_at) = layout.extend(Layout::array::<Group>(groups).expect(FITS)).expect(FITS);
     let (layout, buckets_at) = layout.extend(Layout::array::<Bucket>(buckets).expect(FITS)).expect(FITS);
     let (layout, log_throttle_at) = layout.extend(Layout::new::<Throttle>()).expect(FITS);
+    let (layout, import_key_throttle_at) = layout.extend(Layout::new::<Throttle>()).expect(FITS);
     let (layout, findings_at) = layout.extend(Layout::new::<Findings>()).expect(FITS);
     let (layout, lease_requests_at) = layout.extend(Layout::new::<LeaseRequests>()).expect(FITS);
     let (layout, latencies_at) = layout.extend(Layout::new::<Latencies>()).expect(FITS);
@@ -106,6 +109,7 @@ fn plan() -> Plan {
         buckets,
         buckets_at,
         log_throttle_at,
+        import_key_throttle_at,
         findings_at,
         lease_requests_at,
         latencies_at,
@@ -181,6 +185,7 @@ fn set_up() {
             restart::restore(&table);
         }
         let log_throttle = &*base.add(plan.log_throttle_at).cast::<Throttle>();
+        let import_key_throttle = &*base.add(plan.import_key_throttle_at).cast::<Throttle>();
         let findings = &*base.add(plan.findings_at).cast::<Findings>();
         let lease_requests = &*base.add(plan.lease_requests_at).cast::<LeaseRequests>();
         let latencies = &*base.add(plan.latencies_at).cast::<Latencies>();
@@ -201,6 +206,7 @@ fn set_up() {
             table,
             hints,
             log_throttle,
+            import_key_throttle,
             findings,
             lease_requests,
             latencies,

@@ -3,7 +3,7 @@
 
 use super::public_keys::{self, StoredKey};
 use super::relations::relations;
-use super::rows::{Open, Row, Table, find_latest, text_key, text_keys, until_key};
+use super::rows::{Open, Row, Table, find_latest, prefix_keys, text_key, text_keys, until_key};
 use core::cell::Cell;
 use pgrx::pg_sys;
 use std::rc::Rc;
@@ -69,6 +69,16 @@ pub(crate) fn signing(purpose: &str, now: i64) -> Option<Signing> {
         }
         signing_row(row)
     });
+    keys.close();
+    found
+}
+
+/// The keys of the purposes that begin with a prefix, unless withdrawn. `after` is the first text after all of them.
+pub(crate) fn sealed_with_prefix(prefix: &str, after: &str) -> Vec<Signing> {
+    let mut found = Vec::new();
+    let keys = Open::latest(&KEYS);
+    let purposes = prefix_keys(Column::Purpose as usize, prefix, after);
+    keys.each_of(relations().sealed_keys_signing_index, purposes, |row| found.extend(signing_row(row)));
     keys.close();
     found
 }

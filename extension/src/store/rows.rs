@@ -109,6 +109,10 @@ pub(crate) struct Key<'a> {
 enum Value<'a> {
     /// With the column's collation.
     Text(&'a str, Oid),
+    /// A text of the collation "C", or a later one.
+    From(&'a str),
+    /// A text before this one, likewise.
+    Before(&'a str),
     Uuid(&'a [u8; 16]),
     /// A timestamptz, or an earlier one.
     Until(i64),
@@ -428,6 +432,11 @@ pub(crate) fn text_keys<const K: usize>(values: [&str; K]) -> [Key<'_>; K] {
     core::array::from_fn(|place| text_key(place, pg_sys::C_COLLATION_OID, values[place]))
 }
 
+/// The texts that begin with a prefix, in a column of the collation "C". `after` is the first text after all of them.
+pub(crate) fn prefix_keys<'a>(place: usize, prefix: &'a str, after: &'a str) -> [Key<'a>; 2] {
+    [Key { place, value: Value::From(prefix) }, Key { place, value: Value::Before(after) }]
+}
+
 /// The value of a column of type uuid.
 pub(crate) fn uuid_key(place: usize, id: &[u8; 16]) -> Key<'_> {
     Key { place, value: Value::Uuid(id) }
@@ -445,18 +454,21 @@ pub(crate) fn until_key(place: usize, time: i64) -> Key<'static> {
 /// Only inside `sys::guarded`.
 unsafe fn scan_keys<const K: usize>(keys: &[Key<'_>; K]) -> [ScanKeyData; K] {
     keys.each_ref().map(|Key { place, value }| {
+        // SAFETY: the text is copied.
+        let copy = |text: &str| unsafe {
+            Datum::from(sys::cstring_to_text_with_len(text.as_ptr().cast::<c_char>(), text.len() as i32))
+        };
         let (strategy, data_type, collation, function, argument) = match *value {
             Value::Text(text, collation) => {
-                let start = text.as_ptr().cast::<c_char>();
-                // SAFETY: the text is copied.
-                let copy = unsafe { sys::cstring_to_text_with_len(start, text.len() as i32) };
-                (
-                    pg_sys::BTEqualStrategyNumber,
-                    pg_sys::TEXTOID,
-                    collation,
-                    pg_sys::F_TEXTEQ,
-                    Datum::from(copy),
-                )
+                (pg_sys::BTEqualStrategyNumber, pg_sys::TEXTOID, collation, pg_sys::F_TEXTEQ, copy(text))
+            }
+            Value::From(text) => {
+                let (strategy, function) = (pg_sys::BTGreaterEqualStrategyNumber, pg_sys::F_TEXT_GE);
+                (strategy, pg_sys::TEXTOID, pg_sys::C_COLLATION_OID, function, copy(text))
+            }
+            Value::Before(text) => {
+                let (strategy, function) = (pg_sys::BTLessStrategyNumber, pg_sys::F_TEXT_LT);
+                (strategy, pg_sys::TEXTOID, pg_sys::C_COLLATION_OID, function, copy(text))
             }
             Value::Uuid(id) => {
                 let (strategy, function) = (pg_sys::BTEqualStrategyNumber, pg_sys::F_UUID_EQ);

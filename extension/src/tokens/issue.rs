@@ -63,6 +63,7 @@ thread_local! {
     static LOCK_PARENT_PLAN: Kept = const { Cell::new(None) };
     static REPLACE_PLAN: Kept = const { Cell::new(None) };
     static IMPORT_PLAN: Kept = const { Cell::new(None) };
+    static LOCK_IMPORT_KEY_PLAN: Kept = const { Cell::new(None) };
 }
 
 /// Stores a token and its event; `None` if a token with its digest is already stored.
@@ -97,7 +98,7 @@ pub(crate) fn insert(token: &NewToken<'_>) -> Result<Option<Stored>, Error> {
 /// A token of another system, with that system's data about it.
 pub(crate) struct ImportedToken<'a> {
     pub(crate) token: &'a NewToken<'a>,
-    pub(crate) format: Format,
+    pub(crate) format: &'a Format,
     /// The key by which it is found until it has a digest of its own.
     pub(crate) foreign_hash: Option<Digest>,
     pub(crate) created_at: Option<TimestampWithTimeZone>,
@@ -147,7 +148,7 @@ pub(crate) fn import(imported: &ImportedToken<'_>) -> Result<Option<Stored>, Err
             DatumWithOid::new(token.rate_limit, pg_sys::INT4OID),
             DatumWithOid::new(token.rate_window, pg_sys::INTERVALOID),
             DatumWithOid::new(imported.foreign_hash.as_ref().map(Digest::as_slice), pg_sys::BYTEAOID),
-            DatumWithOid::new(imported.format.as_str(), pg_sys::TEXTOID),
+            DatumWithOid::new(imported.format.to_string(), pg_sys::TEXTOID),
             DatumWithOid::new(imported.created_at, pg_sys::TIMESTAMPTZOID),
             DatumWithOid::new(imported.last_used_at, pg_sys::TIMESTAMPTZOID),
             DatumWithOid::new(imported.disabled_at, pg_sys::TIMESTAMPTZOID),
@@ -161,6 +162,13 @@ pub(crate) fn import(imported: &ImportedToken<'_>) -> Result<Option<Stored>, Err
         }
         Ok(Some(Stored { expires_at: rows.get(1)?, created_at: rows.get(2)? }))
     })
+}
+
+/// Keeps an import key from being dropped until the end of the transaction, which imports a token that needs it.
+pub(crate) fn lock_import_key(name: &str) -> Result<(), Error> {
+    // SAFETY: the datum is of the type given with it.
+    let arguments = [unsafe { DatumWithOid::new(name, pg_sys::TEXTOID) }];
+    with_plan(&LOCK_IMPORT_KEY_PLAN, "SELECT tollgate.lock_import_key($1)", &arguments, |_| Ok(()))
 }
 
 /// What a token that is to be rotated passes on to its successor.

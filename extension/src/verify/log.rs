@@ -8,6 +8,7 @@
 //! table, so it works on standbys.
 #![allow(unsafe_code)]
 
+use crate::error::Error;
 use crate::guc::LogVerifications;
 use crate::pg::sys;
 use crate::verify::presented::Required;
@@ -83,6 +84,20 @@ pub(crate) fn client(code: &str, client_id: &str, client: Option<&Net>, conditio
     };
     let _ = write!(line, " condition={}", token::redact(condition));
     emit(&line);
+}
+
+/// Logs that a token may be refused because an import key does not open, at most once a minute of the whole server.
+#[cold]
+pub(crate) fn unopened_import_key(name: &str, error: &Error) {
+    static OF_THIS_SESSION: Throttle = Throttle::new();
+    const MINUTE: i64 = 60_000_000;
+    let throttle = shmem::import_key_throttle().unwrap_or(&OF_THIS_SESSION);
+    if throttle.admit_once_in(sys::GetCurrentTimestamp(), MINUTE).is_some() {
+        emit(&format!(
+            "tollgate: tokens that were imported with the key {name} are refused: {}",
+            error.text()
+        ));
+    }
 }
 
 fn line(

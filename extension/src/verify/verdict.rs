@@ -12,6 +12,7 @@ use crate::access::verify::{self as signed, AccessToken};
 use crate::error::{Error, OrRaise};
 use crate::guc;
 use crate::identity::{self, Identity};
+use crate::keys;
 use crate::pg::datum::{self, TextArray};
 use crate::pg::fmgr::Call;
 use crate::pg::sys;
@@ -419,7 +420,10 @@ fn find(presented: &Presented<'_>) -> Option<Lookup> {
 /// later look-ups find it directly.
 #[cold]
 fn find_foreign(not_found: Lookup, digest: &Digest, presented: &[u8]) -> Lookup {
-    let Some(lookup) = foreign::keys(presented).find_map(|key| Lookup::open_foreign(&key)) else {
+    let found = foreign::keys(presented)
+        .find_map(|key| Lookup::open_foreign(&key))
+        .or_else(|| find_with_import_key(presented));
+    let Some(lookup) = found else {
         // It may have been given its digest meanwhile.
         not_found.close();
         return Lookup::open(digest);
@@ -431,6 +435,18 @@ fn find_foreign(not_found: Lookup, digest: &Digest, presented: &[u8]) -> Lookup 
         shmem::note_finding(&token.id(), &Found::Digest(*digest), sys::GetCurrentTimestamp());
     }
     lookup
+}
+
+/// Looks for a token that was imported with a secret key of the other system. A key that does not open finds none, and
+/// verification goes on: others need no key.
+fn find_with_import_key(presented: &[u8]) -> Option<Lookup> {
+    keys::import_keys().find_map(|(name, key)| match key {
+        Ok(key) => Lookup::open_foreign(&key.key_of(presented)),
+        Err(error) => {
+            log::unopened_import_key(&name, &error);
+            None
+        }
+    })
 }
 
 /// Notes that a replaced token was presented after its grace: its owner has the new one, so this may be a thief. The

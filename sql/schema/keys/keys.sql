@@ -3,12 +3,13 @@
 --
 -- The state of a key follows from its times alone, so no job has to run at the moment a key starts or stops signing:
 -- published → signing → retiring → gone; or withdrawn, which takes effect at once. Of each purpose one key signs at a
--- time: the one that started last. Keys that sign URLs have names, each of which is a purpose of its own. The library reads this table by column numbers (extension/src/store/keys.rs).
+-- time: the one that started last. Keys that sign URLs have names, each of which is a purpose of its own; so have the keys of
+-- other systems by which imported tokens are found (import_keys.sql), which sign nothing and have no states. The library reads this table by column numbers (extension/src/store/keys.rs).
 
 CREATE TABLE tollgate.sealed_keys (
     kid              text        COLLATE "C" NOT NULL CONSTRAINT sealed_keys_pkey PRIMARY KEY CHECK (octet_length(kid) = 43),
     purpose          text        COLLATE "C" NOT NULL
-                     CHECK (purpose IN ('access_token', 'refresh_token') OR purpose ~ '^signed_url:[a-z0-9][a-z0-9_.-]{0,62}$'),
+                     CHECK (purpose IN ('access_token', 'refresh_token') OR purpose ~ '^(signed_url|token_import):[a-z0-9][a-z0-9_.-]{0,62}$'),
     algorithm        text        COLLATE "C" NOT NULL CHECK (algorithm IN ('ES256', 'EdDSA', 'RS256', 'HS256')),
     public_key       text        CHECK (octet_length(public_key) <= 4096),
     sealed           bytea       CHECK (octet_length(sealed) <= 8192),
@@ -267,7 +268,8 @@ DECLARE
 BEGIN
     PERFORM tollgate.without_token('kid', $1);
     PERFORM tollgate.lock_keys();
-    SELECT k.* INTO key FROM tollgate.sealed_keys k WHERE k.kid = $1 AND k.withdrawn_at IS NULL;
+    SELECT k.* INTO key FROM tollgate.sealed_keys k
+        WHERE k.kid = $1 AND k.withdrawn_at IS NULL AND NOT starts_with(k.purpose, 'token_import:');
     IF NOT FOUND THEN
         RETURN false;
     END IF;
@@ -330,6 +332,7 @@ BEGIN ATOMIC
            k.signs_from, k.retires_at, k.verifies_until, k.withdrawn_at, k.withdrawn_reason, k.created_at, k.created_by,
            tollgate.master_key_of(k.sealed), coalesce(tollgate.master_key_of(k.sealed) = ANY (m.ids), false)
         FROM tollgate.sealed_keys k, (SELECT tollgate.master_key_ids() AS ids) m
+        WHERE NOT starts_with(k.purpose, 'token_import:')
         ORDER BY k.purpose, k.signs_from DESC, k.kid;
 END;
 COMMENT ON FUNCTION tollgate.list_signing_keys() IS 'The rows of the view signing_keys';
@@ -397,10 +400,15 @@ BEGIN
     RETURN QUERY SELECT 'fail', 'there are signing keys, but no master key is loaded: nothing is signed' || coalesce('. ' || fault, ''),
             'tollgated key init FILE (once), then: ALTER SYSTEM SET tollgate.master_key_file = ''FILE''; SELECT pg_reload_conf();'
         WHERE cardinality(loaded) = 0
-          AND EXISTS (SELECT FROM tollgate.sealed_keys k WHERE k.sealed IS NOT NULL);
+          AND EXISTS (SELECT FROM tollgate.sealed_keys k WHERE k.sealed IS NOT NULL AND NOT starts_with(k.purpose, 'token_import:'));
+    RETURN QUERY SELECT 'fail', format('no master key is loaded: tokens that were imported with the key %s and not used yet are refused', i.name)
+                                || coalesce('. ' || fault, ''),
+            'have the server load the master key again: tollgate.master_key_file, then SELECT pg_reload_conf();'
+        FROM tollgate.list_import_keys() i WHERE cardinality(loaded) = 0 AND i.is_needed;
     IF cardinality(loaded) > 0 AND EXISTS (SELECT FROM tollgate.sealed_keys k WHERE k.sealed IS NOT NULL) THEN
         -- Without a key of refresh tokens the next session creates one.
-        FOR kind IN SELECT 'access_token' UNION SELECT k.purpose FROM tollgate.sealed_keys k
+        FOR kind IN SELECT 'access_token' WHERE EXISTS (SELECT FROM tollgate.sealed_keys k WHERE k.sealed IS NOT NULL AND NOT starts_with(k.purpose, 'token_import:'))
+                    UNION SELECT k.purpose FROM tollgate.sealed_keys k
                     WHERE tollgate.key_state(k.signs_from, k.retires_at, k.verifies_until, k.withdrawn_at) = 'signing' ORDER BY 1
         LOOP
             BEGIN

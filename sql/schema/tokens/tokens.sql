@@ -49,6 +49,7 @@ COMMENT ON COLUMN tollgate.api_tokens.disabled_with_user IS 'Whether the token i
 
 CREATE UNIQUE INDEX api_tokens_token_hash ON tollgate.api_tokens (token_hash);
 CREATE UNIQUE INDEX api_tokens_foreign_hash ON tollgate.api_tokens (foreign_hash) WHERE foreign_hash IS NOT NULL;
+CREATE INDEX api_tokens_foreign_format ON tollgate.api_tokens (foreign_format) WHERE foreign_format IS NOT NULL AND revoked_at IS NULL;
 CREATE INDEX api_tokens_user ON tollgate.api_tokens (user_id, id);
 CREATE INDEX api_tokens_hint ON tollgate.api_tokens (hint, id);
 CREATE INDEX api_tokens_live ON tollgate.api_tokens (user_id)

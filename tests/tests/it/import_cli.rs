@@ -114,7 +114,7 @@ async fn files_of_other_systems_are_imported_with_their_format_and_data() -> Res
         json!({"user_id": "8", "name": "salted", "token_hash": "pbkdf2_sha256$1000$salt$aGFzaA=="}),
     );
     let path = file(&directory, "knox.jsonl", &lines)?;
-    let report = json_of(&url, &["token", "import", &path, "--token-format", knox.as_str()], NO);
+    let report = json_of(&url, &["token", "import", &path, "--token-format", &knox.to_string()], NO);
     assert_eq!(report["imported"], json!(1), "{report}");
     assert!(
         report["refused"][0]["why"].as_str().is_some_and(|why| why.contains("next presented")),

@@ -37,6 +37,7 @@ mod housekeeping;
 mod http;
 mod import;
 mod import_cli;
+mod import_keys;
 mod introspection;
 mod issue;
 mod issuers;

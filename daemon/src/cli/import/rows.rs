@@ -148,9 +148,9 @@ impl<R: Read> Iterator for Rows<R> {
         let next = match &mut self.source {
             Source::Csv { reader, heading, left } => {
                 left.set(LONGEST_LINE);
-                next_of_csv(reader, heading, self.token_format, &self.name)
+                next_of_csv(reader, heading, &self.token_format, &self.name)
             }
-            Source::Jsonl { reader, line } => next_of_jsonl(reader, line, self.token_format, &self.name),
+            Source::Jsonl { reader, line } => next_of_jsonl(reader, line, &self.token_format, &self.name),
         };
         self.done = !matches!(next, Some(Ok(_)));
         next
@@ -160,7 +160,7 @@ impl<R: Read> Iterator for Rows<R> {
 fn next_of_csv<R: Read>(
     reader: &mut csv::Reader<Bounded<R>>,
     heading: &csv::StringRecord,
-    token_format: Format,
+    token_format: &Format,
     name: &str,
 ) -> Option<Result<Row>> {
     let mut record = csv::StringRecord::new();
@@ -183,7 +183,7 @@ fn next_of_csv<R: Read>(
 fn of_record(
     heading: &csv::StringRecord,
     record: &csv::StringRecord,
-    token_format: Format,
+    token_format: &Format,
 ) -> Result<Imported, String> {
     let (mut values, mut metadata) = (Map::new(), None);
     for (column, text) in heading.iter().zip(record).filter(|(_, text)| !text.is_empty()) {
@@ -206,7 +206,7 @@ fn of_record(
 fn next_of_jsonl<R: Read>(
     reader: &mut BufReader<R>,
     line: &mut u64,
-    token_format: Format,
+    token_format: &Format,
     name: &str,
 ) -> Option<Result<Row>> {
     loop {
@@ -232,7 +232,7 @@ fn next_of_jsonl<R: Read>(
     }
 }
 
-fn of_json(bytes: &[u8], token_format: Format) -> Result<Imported, String> {
+fn of_json(bytes: &[u8], token_format: &Format) -> Result<Imported, String> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let fields: Fields = serde_path_to_error::deserialize(&mut json).map_err(|error| explain(&error))?;
     json.end().map_err(|error| not_json(&error))?;
@@ -259,7 +259,7 @@ struct Fields {
 }
 
 impl Fields {
-    fn imported(self, token_format: Format) -> Result<Imported, String> {
+    fn imported(self, token_format: &Format) -> Result<Imported, String> {
         let required = |name: &str, value: Option<String>| value.ok_or_else(|| format!("{name} is missing"));
         let metadata = self.metadata.map(|json| json.get().to_owned()).filter(|json| json != "null");
         let window = |text: String| humantime::parse_duration(&text).map_err(|_| expected("rate_window"));
@@ -316,7 +316,7 @@ fn expected(field: &str) -> String {
 
 /// In hex, with or without PostgreSQL's \x, or in base64 of either alphabet, padded or not; also in Django's form with the name
 /// of the hash before it, if that has no salt.
-fn digest(text: &str, format: Format) -> Result<Vec<u8>, String> {
+fn digest(text: &str, format: &Format) -> Result<Vec<u8>, String> {
     if is_salted(text) {
         return Err("token_hash has a salt, so a token cannot be found by it: let the application check such tokens as \
                     before, and import each by SHA-256 when it is next presented"
@@ -331,9 +331,8 @@ fn digest(text: &str, format: Format) -> Result<Vec<u8>, String> {
     };
     bytes.filter(|bytes: &Vec<u8>| bytes.len() == length).ok_or_else(|| {
         format!(
-            "token_hash is not a digest of {length} bytes, as {} has, in hex or base64; it takes the digest of the token, \
-             never the token",
-            format.as_str()
+            "token_hash is not a digest of {length} bytes, as {format} has, in hex or base64; it takes the digest of the token, \
+             never the token"
         )
     })
 }
@@ -360,18 +359,18 @@ mod tests {
 
     #[test]
     fn digests_are_read_in_every_usual_form() {
-        let bytes = digest(HEX, Format::Sha256).unwrap();
-        assert_eq!(digest(&format!("\\x{}", HEX.to_lowercase()), Format::Sha256).unwrap(), bytes);
+        let bytes = digest(HEX, &Format::Sha256).unwrap();
+        assert_eq!(digest(&format!("\\x{}", HEX.to_lowercase()), &Format::Sha256).unwrap(), bytes);
         for (engine, text) in [
             (base64::engine::general_purpose::STANDARD, "padded"),
             (base64::engine::general_purpose::STANDARD_NO_PAD, "bare"),
             (base64::engine::general_purpose::URL_SAFE, "url"),
             (base64::engine::general_purpose::URL_SAFE_NO_PAD, "url, bare"),
         ] {
-            assert_eq!(digest(&engine.encode(&bytes), Format::Sha256).unwrap(), bytes, "{text}");
+            assert_eq!(digest(&engine.encode(&bytes), &Format::Sha256).unwrap(), bytes, "{text}");
         }
         for bad in ["", &HEX[1..], "tgt_0123456789abcdef", "é"] {
-            let error = digest(bad, Format::Sha256).unwrap_err();
+            let error = digest(bad, &Format::Sha256).unwrap_err();
             assert!(bad.is_empty() || !error.contains(bad), "{error}");
         }
     }
@@ -379,14 +378,14 @@ mod tests {
     #[test]
     fn a_digest_of_another_format_has_its_length_and_one_with_a_salt_is_refused_with_the_way_out() {
         let hex = [HEX, HEX].concat();
-        assert_eq!(digest(&hex, Format::Sha512).unwrap().len(), 64);
-        assert_eq!(digest(&format!("sha512$${hex}"), Format::Sha512).unwrap().len(), 64);
-        assert!(digest(HEX, Format::Sha512).unwrap_err().contains("64 bytes"));
-        assert!(digest(&hex, Format::Sanctum).unwrap_err().contains("32 bytes"));
+        assert_eq!(digest(&hex, &Format::Sha512).unwrap().len(), 64);
+        assert_eq!(digest(&format!("sha512$${hex}"), &Format::Sha512).unwrap().len(), 64);
+        assert!(digest(HEX, &Format::Sha512).unwrap_err().contains("64 bytes"));
+        assert!(digest(&hex, &Format::Sanctum).unwrap_err().contains("32 bytes"));
         for salted in
             ["$2b$12$abc", "pbkdf2_sha256$260000$salt$hash", "$argon2id$v=19$x", "scrypt:32768:8:1$a$b"]
         {
-            let error = digest(salted, Format::Sha256).unwrap_err();
+            let error = digest(salted, &Format::Sha256).unwrap_err();
             assert!(error.contains("salt") && error.contains("next presented"), "{error}");
         }
     }

@@ -194,6 +194,9 @@ const CALLS: &[(&str, &str)] = &[
     ("tollgate.current_session_id()", "current_session_id()"),
     ("tollgate.revoke_user(text,text)", "revoke_user('clerk', 'left')"),
     ("tollgate.purge_denials(integer)", "purge_denials(10)"),
+    ("tollgate.store_import_key(text,bytea)", "store_import_key('clerks', 'pepper')"),
+    ("tollgate.list_import_keys()", "list_import_keys()"),
+    ("tollgate.drop_import_key(text)", "drop_import_key('clerks')"),
     ("tollgate.create_url_key(text)", "create_url_key(pg_catalog.gen_random_uuid()::pg_catalog.text)"),
     ("tollgate.rotate_url_key(text,interval)", "rotate_url_key('clerks', '1 hour')"),
     (
