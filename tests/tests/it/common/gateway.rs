@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use serde_json::Value;
 use tokio_postgres::Client;
 use tollgate_tests::{Cluster, Tollgated};
 
@@ -28,9 +27,8 @@ pub(crate) fn grant(cluster: &Cluster, database: &str) -> Result<()> {
 
 /// A daemon with its API, until it is dropped.
 pub(crate) struct Api {
-    pub(crate) daemon: Tollgated,
-    pub(crate) ops: SocketAddr,
-    pub(crate) address: SocketAddr,
+    _daemon: Tollgated,
+    address: SocketAddr,
 }
 
 impl Api {
@@ -47,8 +45,8 @@ impl Api {
     /// With the daemon's own database, and that of the API.
     pub(crate) async fn at(url: &str, gateway_url: &str, arguments: &[&str]) -> Result<Self> {
         let option = format!("--api-database-url={gateway_url}");
-        let (daemon, ops, address) = web::run_api(url, &[&[option.as_str()], arguments].concat()).await?;
-        Ok(Self { daemon, ops, address })
+        let (daemon, _, address) = web::run_api(url, &[&[option.as_str()], arguments].concat()).await?;
+        Ok(Self { _daemon: daemon, address })
     }
 
     /// GET with header lines.
@@ -59,18 +57,6 @@ impl Api {
     /// GET with a credential.
     pub(crate) async fn get_as(&self, token: &str, path: &str) -> Result<Answer> {
         self.get(path, &[&format!("Authorization: Bearer {token}")]).await
-    }
-
-    /// Sends JSON with a credential.
-    pub(crate) async fn send_as(
-        &self,
-        token: &str,
-        method: &str,
-        path: &str,
-        body: &Value,
-    ) -> Result<Answer> {
-        let headers = [&format!("Authorization: Bearer {token}"), "Content-Type: application/json"];
-        self.send(method, path, &headers, &body.to_string()).await
     }
 
     /// The whole answer to a request of any kind; a body gets its length.
@@ -97,12 +83,6 @@ pub(crate) async fn sign(owner: &Client) -> Result<()> {
 }
 
 impl Answer {
-    /// The body, which is JSON.
-    #[track_caller]
-    pub(crate) fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-
     #[track_caller]
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).unwrap_or_else(|| panic!("no {name}: {self:?}"))
