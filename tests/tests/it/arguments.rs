@@ -77,11 +77,12 @@ const ASKED: [(&str, &str); 24] = [
     ("attach_users_table", "key_column"),
 ];
 
-/// Digests that are no token's plaintext, and of 32 bytes.
-const DIGESTS: [(&str, &str); 4] = [
+/// Digests that are no token's plaintext, of 32 bytes, and a key, which is sealed.
+const DIGESTS: [(&str, &str); 5] = [
     ("advance_subscription", "proof"),
     ("apply_usage", "signature"),
     ("import_api_token", "token_hash"),
+    ("store_import_key", "key"),
     ("verify_audit_log", "known_hash"),
 ];
 
