@@ -1,7 +1,10 @@
-//! Options that several commands share.
+//! Options that several commands share, and how a time within bounds is read.
+
+use std::time::Duration;
 
 use clap::Args;
 
+use crate::process::duration;
 use crate::secret::Secret;
 
 #[derive(Clone, Debug, Args)]
@@ -53,4 +56,16 @@ impl StandbyOptions {
             urls.into_iter().filter(|url| !url.is_empty()).map(Secret::new).collect::<Vec<_>>()
         })
     }
+}
+
+pub(super) fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    let value = humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 5s or 1h"))?;
+    let shown = duration::text;
+    if value < least {
+        return Err(format!("it must be at least {}", shown(least)));
+    }
+    if value > most {
+        return Err(format!("it must be at most {}", shown(most)));
+    }
+    Ok(value)
 }

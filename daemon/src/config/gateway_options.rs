@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::options::bounded;
+use super::common_options::bounded;
 use crate::error::Result;
 use crate::postgres::target::Target;
 use crate::secret::Secret;

@@ -16,7 +16,7 @@ use tollgate_core::token;
 
 use super::api_options::ApiOptions;
 use super::command_options::{CompletionsOptions, ScopeCommand, TokenCommand};
-use super::common_options::{BatchOptions, OutputOptions, StandbyOptions};
+use super::common_options::{BatchOptions, OutputOptions, StandbyOptions, bounded};
 use super::gateway_options::GatewayOptions;
 use super::import_key_options::ImportKeyCommand;
 use super::issuer_options::{IssuerCommand, IssuerNetworks};
@@ -530,18 +530,6 @@ fn retention(text: &str) -> Result<Duration, String> {
 
 fn patience(text: &str) -> Result<Duration, String> {
     bounded(text, Duration::ZERO, Duration::from_hours(24 * 365))
-}
-
-pub(super) fn bounded(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
-    let value = humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 5s or 1h"))?;
-    let shown = duration::text;
-    if value < least {
-        return Err(format!("it must be at least {}", shown(least)));
-    }
-    if value > most {
-        return Err(format!("it must be at most {}", shown(most)));
-    }
-    Ok(value)
 }
 
 fn notice(text: &str) -> Result<Duration, String> {
