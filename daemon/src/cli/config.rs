@@ -35,9 +35,14 @@ fn line(setting: &Setting) -> (String, String) {
         Some(values) if setting.list => {
             format!("[{}]", values.iter().map(|value| string(value)).collect::<Vec<_>>().join(", "))
         }
+        Some(values) if setting.flag => is_on(values).to_string(),
         Some(values) => string(values.first().map(String::as_str).unwrap_or_default()),
     };
     (format!("{} = {value}", setting.key), source(setting))
+}
+
+fn is_on(values: &[String]) -> bool {
+    values.first().is_some_and(|value| value == "true")
 }
 
 /// A string of TOML in double quotes.
@@ -63,6 +68,7 @@ fn describe_json(configuration: &Configuration) -> Value {
             let value = match &setting.values {
                 None => Value::Null,
                 Some(values) if setting.list => json!(values),
+                Some(values) if setting.flag => json!(is_on(values)),
                 Some(values) => json!(values.first()),
             };
             let source = match setting.source {

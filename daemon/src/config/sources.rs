@@ -39,6 +39,8 @@ pub struct Setting {
     pub source: Source,
     /// Takes several values.
     pub list: bool,
+    /// Takes none: it is true or false.
+    pub flag: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -426,5 +428,12 @@ fn setting(option: &Arg, matches: &ArgMatches, entries: &BTreeMap<String, Entry>
             values
         }
     });
-    Setting { environment: environment(option), list: is_list(option), key, values, source }
+    Setting {
+        environment: environment(option),
+        list: is_list(option),
+        flag: !takes_values(option),
+        key,
+        values,
+        source,
+    }
 }
