@@ -28,6 +28,13 @@ pub struct MacKey<U> {
     of: PhantomData<U>,
 }
 
+/// A name for a key that nothing of the key follows from, of the length of one that does.
+pub fn random_kid() -> Result<String, NoRandomness> {
+    let mut bytes = [0; KEY_LEN];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| NoRandomness)?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes))
+}
+
 impl<U: Use> MacKey<U> {
     pub fn generate() -> Result<Self, NoRandomness> {
         let mut bytes = Zeroizing::new([0; KEY_LEN]);

@@ -425,6 +425,7 @@ CREATE VIEW tollgate.privilege_decisions AS
         ('FUNCTION', 'without_token(text, text)',                             'internal'),
         ('FUNCTION', 'add_key(text[], text, interval, text)',                 'internal'),
         ('FUNCTION', 'check_import_key_name(text)',                           'internal'),
+        ('FUNCTION', 'check_key_name(text, text, text)',                      'internal'),
         ('FUNCTION', 'lock_import_key(text)',                                 'internal'),
         ('FUNCTION', 'needs_import_key(text)',                                'internal'),
         ('FUNCTION', 'seal_import_key(bytea, text)',                          'internal'),

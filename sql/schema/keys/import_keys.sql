@@ -10,20 +10,28 @@ CREATE FUNCTION tollgate.seal_import_key(key bytea, purpose text) RETURNS text[]
     AS 'MODULE_PATHNAME', 'seal_import_key';
 COMMENT ON FUNCTION tollgate.seal_import_key(bytea, text) IS 'An import key, as make_key returns a key; its kid is random. Internal.';
 
-CREATE FUNCTION tollgate.check_import_key_name(name text) RETURNS void
+CREATE FUNCTION tollgate.check_key_name(name text, kind text, hint text) RETURNS void
     LANGUAGE plpgsql IMMUTABLE
     SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM tollgate.without_token('name', $1);
     IF $1 IS NULL OR $1 !~ '^[a-z0-9][a-z0-9_.-]{0,62}$' THEN
-        RAISE EXCEPTION 'the name of an import key has 1 to 63 characters, of a-z, 0-9, "_", "." and "-"'
+        RAISE EXCEPTION 'the name of % has 1 to 63 characters, of a-z, 0-9, "_", "." and "-"', $2
             USING ERRCODE = 'invalid_parameter_value',
                   DETAIL = 'Argument: name, which ' || CASE WHEN $1 IS NULL THEN 'is NULL.' ELSE 'has others, or another length.' END,
-                  HINT = 'Name it after the system that the tokens come from.';
+                  HINT = $3;
     END IF;
 END
 $$;
+COMMENT ON FUNCTION tollgate.check_key_name(text, text, text) IS 'Raises 22023 unless a key of this kind may have this name. Internal.';
+
+CREATE FUNCTION tollgate.check_import_key_name(name text) RETURNS void
+    LANGUAGE sql IMMUTABLE
+    SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT tollgate.check_key_name($1, 'an import key', 'Name it after the system that the tokens come from.');
+END;
 COMMENT ON FUNCTION tollgate.check_import_key_name(text) IS 'Raises 22023 unless an import key may have this name. Internal.';
 
 CREATE FUNCTION tollgate.lock_import_key(name text) RETURNS void

@@ -57,19 +57,11 @@ COMMENT ON FUNCTION tollgate.verify_signed_url(text, text, inet) IS
     'Verifies a signed URL as the client requested it: always one row, with valid and code; never raises for a bad one. Writes nothing, but for the use of one that is for one use, which a standby refuses (25006)';
 
 CREATE FUNCTION tollgate.check_url_key_name(name text) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE
+    LANGUAGE sql IMMUTABLE
     SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM tollgate.without_token('name', $1);
-    IF $1 IS NULL OR $1 !~ '^[a-z0-9][a-z0-9_.-]{0,62}$' THEN
-        RAISE EXCEPTION 'the name of a key for URLs has 1 to 63 characters, of a-z, 0-9, "_", "." and "-"'
-            USING ERRCODE = 'invalid_parameter_value',
-                  DETAIL = 'Argument: name, which ' || CASE WHEN $1 IS NULL THEN 'is NULL.' ELSE 'has others, or another length.' END,
-                  HINT = 'Say what its URLs are for, such as downloads; leave it out if there is one key alone.';
-    END IF;
-END
-$$;
+BEGIN ATOMIC
+    SELECT tollgate.check_key_name($1, 'a key for URLs', 'Say what its URLs are for, such as downloads; leave it out if there is one key alone.');
+END;
 COMMENT ON FUNCTION tollgate.check_url_key_name(text) IS 'Raises 22023 unless a key for URLs may have this name. Internal.';
 
 CREATE FUNCTION tollgate.url_key_signs(name text) RETURNS boolean
