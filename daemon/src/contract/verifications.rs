@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio_postgres::{Client, Row, Statement};
+use tollgate_core::{jws, scope};
 use uuid::Uuid;
 
 use crate::error::{Doing as _, Error, Result};
@@ -16,7 +17,6 @@ const DOING: &str = "verify credentials";
 const MOST_BYTES: usize = 8192;
 /// As many as a token can have of its own, and more than anyone asks for.
 const MOST_SCOPES: usize = 64;
-const LONGEST_SCOPE: usize = 128;
 const LONGEST_AUDIENCE: usize = 2048;
 
 /// One that was presented, and what for. Only what PostgreSQL takes as a value gets here, so that no statement about several
@@ -57,27 +57,17 @@ impl Credential {
             return Err(Unsound::Audience);
         }
         let scopes: Vec<&str> = scopes.into_iter().collect();
-        if scopes.len() > MOST_SCOPES || !scopes.iter().all(|scope| is_scope(scope)) {
+        if scopes.len() > MOST_SCOPES || !scopes.iter().all(|one| scope::is_scope(one.as_bytes())) {
             return Err(Unsound::Scope);
         }
         let scopes = (!scopes.is_empty()).then(|| scopes.join(" "));
         Ok(Self { token, scopes, client_ip, audience: audience.map(str::to_owned) })
     }
 
-    /// Whether it has the form of a signed token: two dots, and the beginning that the encoding of a JSON object has.
+    /// Whether it has the form of a signed token.
     pub fn is_signed(&self) -> bool {
-        let token = self.token.expose();
-        token.starts_with("eyJ") && token.bytes().filter(|byte| *byte == b'.').count() == 2
+        jws::is_signed(self.token.expose().as_bytes())
     }
-}
-
-/// `segment(:segment)*`, as the extension has it.
-fn is_scope(text: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_.-".contains(&byte);
-    let is_segment = |segment: &str| {
-        segment.bytes().all(inner) && segment.bytes().next().is_some_and(|byte| !b"_.-".contains(&byte))
-    };
-    text.len() <= LONGEST_SCOPE && text.split(':').all(is_segment)
 }
 
 /// A row of `tollgate.verification`.

@@ -22,6 +22,12 @@ use crate::signature::{PublicKey, SigningKey};
 /// Length of the longest token in bytes.
 pub const MAX_LEN: usize = 8 * 1024;
 
+/// Whether a presented value has the form of a signed token, and not of one that is looked up by its digest: two dots, and
+/// the beginning that the encoding of a JSON object has.
+pub fn is_signed(presented: &[u8]) -> bool {
+    presented.starts_with(b"eyJ") && presented.iter().filter(|&&byte| byte == b'.').count() == 2
+}
+
 /// What is read of a header (JOSE header, RFC 7515 §4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {

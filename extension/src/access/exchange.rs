@@ -6,7 +6,7 @@
 
 use super::issue::{self, IssuedAccessToken, NewAccessToken};
 use super::verify::AccessToken;
-use super::{EPOCHS, is_signed, presented, revocations};
+use super::{EPOCHS, presented, revocations};
 use crate::error::Error;
 use crate::guc;
 use crate::pg::datum::TextArray;
@@ -57,15 +57,10 @@ impl Kind {
     }
 
     fn credential(self, token: Option<&str>) -> Credential<'_> {
-        let signed = match self {
-            Kind::AccessToken => token.is_some_and(|token| is_signed(token.as_bytes())),
-            Kind::Signed => true,
-            Kind::ApiToken => false,
-        };
-        if signed {
-            Credential::AccessToken(presented::Presented { token, audience: None })
-        } else {
-            Credential::ApiToken(Presented::to_verify(token.map(str::as_bytes)))
+        match self {
+            Kind::AccessToken => Credential::of_any_kind(token, None),
+            Kind::Signed => Credential::AccessToken(presented::Presented { token, audience: None }),
+            Kind::ApiToken => Credential::ApiToken(Presented::to_verify(token.map(str::as_bytes))),
         }
     }
 }

@@ -1,15 +1,15 @@
 //! What a presented credential is (RFC 7662): an API token, an access token of ours or of a trusted issuer, or a refresh
 //! token. It is judged like a verification, but is not used; the answer says nothing of one that is not active.
 
+use super::EPOCHS;
 use super::issue::members_of;
 use super::verify::AccessToken;
-use super::{EPOCHS, is_signed, presented};
 use crate::error::Error;
 use crate::guc;
 use crate::sessions::refresh::{self, Refreshable};
 use crate::shmem::Timer;
 use crate::store::probe::{Column, TokenRow};
-use crate::verify::presented::{Presented, Required};
+use crate::verify::presented::Required;
 use crate::verify::request::{Credential, Purpose, Request};
 use crate::verify::verdict::{Accepted, Verdict};
 use tollgate_core::delegation::SERVICE;
@@ -27,15 +27,9 @@ pub(crate) fn introspect(token: Option<&str>, client: Option<Net>) -> Result<Str
         let found = refresh::refreshable(token, client)?;
         return Ok(found.map_or_else(|| INACTIVE.to_owned(), |found| of_session(&found)));
     }
-    let presented = match token {
-        Some(text) if is_signed(text.as_bytes()) => {
-            Credential::AccessToken(presented::Presented { token, audience: None })
-        }
-        _ => Credential::ApiToken(Presented::to_verify(token.map(str::as_bytes))),
-    };
     let verdict = Verdict::decide(&Request {
         timer: Timer::start(),
-        presented,
+        presented: Credential::of_any_kind(token, None),
         required: Required::Nothing,
         client,
         purpose: Purpose::Introspect,

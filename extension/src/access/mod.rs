@@ -13,6 +13,7 @@ pub(crate) mod revocations;
 pub(crate) mod sessions;
 pub(crate) mod verify;
 
+pub(crate) use tollgate_core::jws::is_signed;
 use tollgate_core::token::{self, Digest};
 
 /// The media type of our tokens, in the header's `typ` (RFC 9068 section 2.1).
@@ -25,12 +26,6 @@ const CLAIM: &str = "claim";
 
 /// Microseconds from 1970, from which the times of claims count, to 2000, from which PostgreSQL's do.
 pub(crate) const EPOCHS: i64 = 946_684_800_000_000;
-
-/// Whether a presented value has the form of a signed token, and not of one that is looked up by its digest: two dots, and
-/// the beginning that the encoding of a JSON object has.
-pub(crate) fn is_signed(presented: &[u8]) -> bool {
-    presented.starts_with(b"eyJ") && presented.iter().filter(|&&byte| byte == b'.').count() == 2
-}
 
 /// The id under which the access tokens of a user are counted.
 pub(crate) fn usage_id(user_id: &str) -> [u8; 16] {

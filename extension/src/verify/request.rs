@@ -7,6 +7,7 @@ use crate::pg::datum;
 use crate::pg::fmgr::Call;
 use crate::shmem::Timer;
 use core::ffi::CStr;
+use tollgate_core::jws;
 use tollgate_core::net::Net;
 use tollgate_core::token::{Digest, Fault};
 
@@ -46,6 +47,18 @@ pub(crate) fn client(call: &Call, argument: usize) -> Option<Net> {
 pub(crate) enum Credential<'a> {
     ApiToken(Presented<'a>),
     AccessToken(PresentedAccessToken<'a>),
+}
+
+impl<'a> Credential<'a> {
+    /// Of whatever kind it has the form of; `audience` is for a signed token.
+    pub(crate) fn of_any_kind(token: Option<&'a str>, audience: Option<&'a str>) -> Self {
+        match token {
+            Some(text) if jws::is_signed(text.as_bytes()) => {
+                Credential::AccessToken(PresentedAccessToken { token, audience })
+            }
+            _ => Credential::ApiToken(Presented::to_verify(token.map(str::as_bytes))),
+        }
+    }
 }
 
 pub(crate) struct Request<'a> {

@@ -111,12 +111,7 @@ impl Verdict {
     pub(crate) fn of_item(item: &Item<'_>) -> Self {
         Verdict::decide(&Request {
             timer: Timer::start(),
-            presented: match item.token {
-                Some(token) if access::is_signed(token.as_bytes()) => {
-                    Credential::AccessToken(signed::Presented { token: Some(token), audience: item.audience })
-                }
-                token => Credential::ApiToken(Presented::to_verify(token.map(str::as_bytes))),
-            },
+            presented: Credential::of_any_kind(item.token, item.audience),
             required: item.scopes.map_or(Required::Nothing, Required::Joined),
             client: item.client,
             purpose: Purpose::Use,
