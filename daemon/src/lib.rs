@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod contract;
 pub mod error;
+pub mod hex;
 pub mod http;
 pub mod issuer_keys;
 pub mod outbound;

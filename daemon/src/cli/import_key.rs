@@ -15,6 +15,7 @@ use crate::config::{
 };
 use crate::contract::document::Document;
 use crate::error::{Error, Result};
+use crate::hex;
 use crate::postgres::target::Target;
 use crate::process::exit;
 
@@ -80,7 +81,7 @@ async fn list(target: Target, options: &OutputOptions) -> Result<u8> {
 fn decode(text: &str, encoding: KeyEncoding) -> Result<Zeroizing<Vec<u8>>> {
     let bytes = match encoding {
         KeyEncoding::Text => Some(text.as_bytes().to_vec()),
-        KeyEncoding::Hex => hex(text),
+        KeyEncoding::Hex => hex::decode(text),
         KeyEncoding::Base64 => {
             let bare = text.trim_end_matches('=');
             URL_SAFE_NO_PAD.decode(bare).or_else(|_| STANDARD.decode(text)).ok()
@@ -90,15 +91,6 @@ fn decode(text: &str, encoding: KeyEncoding) -> Result<Zeroizing<Vec<u8>>> {
         Error::usage("the key is not written in that encoding".to_owned())
             .with_remedy("give --encoding text for a key that the other system uses as it is written")
     })
-}
-
-fn hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    let pair = |pair: &[u8]| match pair {
-        [high, low] => u8::try_from(digit(*high)? << 4 | digit(*low)?).ok(),
-        _ => None,
-    };
-    text.as_bytes().chunks(2).map(pair).collect()
 }
 
 #[cfg(test)]

@@ -3,8 +3,6 @@
 //! The server lets one session at a time extend the chain, so several daemons may run. Each seal is logged: a copy of
 //! the log that is kept elsewhere reveals a chain that was forged from end to end.
 
-use std::fmt::Write as _;
-
 use tokio_util::sync::CancellationToken;
 
 use super::expire_tokens::fills;
@@ -12,6 +10,7 @@ use crate::background::driver::{Report, Task};
 use crate::background::leader::Leadership;
 use crate::contract;
 use crate::error::Result;
+use crate::hex;
 use crate::postgres::pool::Database;
 
 #[derive(Debug)]
@@ -37,25 +36,8 @@ impl Task for SealAudit {
         let session = self.database.session(stop).await?;
         let sealed = contract::seal_audit_log(&**session, Some(&fence), self.batch_size).await?;
         if let Some((seal, hash)) = &sealed.seal {
-            tracing::info!(seal, hash = hex(hash), events = sealed.events, "sealed the audit log");
+            tracing::info!(seal, hash = hex::encode(hash), events = sealed.events, "sealed the audit log");
         }
         Ok(Report { items: sealed.events, more: fills(sealed.events, self.batch_size), note: None })
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::hex;
-
-    #[test]
-    fn a_hash_is_logged_as_sql_prints_it() {
-        assert_eq!(hex(&[0x00, 0x0a, 0xff]), "000aff");
     }
 }

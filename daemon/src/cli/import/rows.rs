@@ -21,6 +21,7 @@ use tollgate_core::foreign::Format;
 use crate::config::ImportFormat;
 use crate::contract::Imported;
 use crate::error::{Error, Result};
+use crate::hex;
 
 const COLUMNS: [&str; 13] = [
     "user_id",
@@ -324,11 +325,8 @@ fn digest(text: &str, format: &Format) -> Result<Vec<u8>, String> {
     }
     let bare = text.strip_prefix("\\x").or_else(|| text.strip_prefix("sha512$$")).unwrap_or(text);
     let length = format.digest_len();
-    let bytes = if bare.len() == 2 * length && bare.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        (0..bare.len()).step_by(2).map(|at| u8::from_str_radix(&bare[at..at + 2], 16).ok()).collect()
-    } else {
-        BASE64.decode(bare).or_else(|_| BASE64_URL.decode(bare)).ok()
-    };
+    let digits = hex::decode(bare).filter(|bytes| bytes.len() == length);
+    let bytes = digits.or_else(|| BASE64.decode(bare).or_else(|_| BASE64_URL.decode(bare)).ok());
     bytes.filter(|bytes: &Vec<u8>| bytes.len() == length).ok_or_else(|| {
         format!(
             "token_hash is not a digest of {length} bytes, as {format} has, in hex or base64; it takes the digest of the token, \
