@@ -102,9 +102,13 @@ impl Verifier {
         match tokio::time::timeout(self.limit, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(unavailable("the daemon is stopping")),
-            Err(_) => Err(unavailable("the database takes too long to answer")),
+            Err(_) => Err(Arc::new(too_slow())),
         }
     }
+}
+
+fn too_slow() -> Error {
+    Error::new(Kind::Unreachable, "the database takes too long to answer")
 }
 
 fn unavailable(why: &str) -> Failure {
@@ -151,8 +155,12 @@ impl Lane {
 
     async fn ask(&mut self, batch: &mut Vec<Waiting>) -> Result<Vec<Verified>, Failure> {
         let (session, statement) = self.session().await?;
-        // Connecting may have taken a while.
+        // Connecting may have taken longer than they waited.
         batch.retain(|one| !one.answer.is_closed());
+        if batch.is_empty() {
+            self.session = Some((session, statement));
+            return Ok(Vec::new());
+        }
         let credentials: Vec<&Credential> = batch.iter().map(|one| &one.credential).collect();
         counters::VERIFIED.add(credentials.len() as u64);
         counters::VERIFY_STATEMENTS.add(1);
@@ -166,7 +174,7 @@ impl Lane {
             // Not asked again: some may have been counted. The session is dropped, since its state, and what its statement
             // means, are in doubt.
             Ok(Err(error)) => Err(Arc::new(error)),
-            Err(_) => Err(unavailable("the database takes too long to answer")),
+            Err(_) => Err(Arc::new(too_slow())),
         }
     }
 
@@ -189,7 +197,7 @@ impl Lane {
         };
         let made: Result<_> = match tokio::time::timeout(self.limit, made).await {
             Ok(made) => made,
-            Err(_) => Err(Error::new(Kind::Unreachable, "the database takes too long to answer")),
+            Err(_) => Err(too_slow()),
         };
         match made {
             Ok(made) => {

@@ -131,8 +131,7 @@ fn problem(error: &Error) -> Problem {
         ("42501", None) if error.message().contains("permission denied for ") => internal(),
         ("42501", _) => said(StatusCode::FORBIDDEN),
         ("42704", _) if !is_in_statement(error) => said(StatusCode::NOT_FOUND),
-        ("55000" | "42710" | "23505" | "2BP01", _) => said(StatusCode::CONFLICT),
-        ("54000", _) => said(StatusCode::CONFLICT),
+        ("55000" | "42710" | "23505" | "2BP01" | "54000", _) => said(StatusCode::CONFLICT),
         // Serialization, deadlocks, locks, time-outs: the same may succeed later.
         ("25006" | "40001" | "40P01" | "55P03" | "55006", _) => unavailable(UNAVAILABLE),
         (code, _) if ["08", "53", "57", "58"].contains(&&code[..2]) => unavailable(UNAVAILABLE),

@@ -177,6 +177,8 @@ enum Unread {
 }
 
 async fn read(mut body: Body, most: usize) -> Result<Bytes, Unread> {
+    let expected = body.size_hint().upper().and_then(|upper| usize::try_from(upper).ok());
+    let expected = u32::try_from(expected.unwrap_or(most).min(most)).map_err(|_| Unread::TooLarge)?;
     let mut all = BytesMut::new();
     let mut share: Option<SemaphorePermit<'_>> = None;
     while let Some(frame) = body.frame().await {
@@ -184,13 +186,9 @@ async fn read(mut body: Body, most: usize) -> Result<Bytes, Unread> {
         if all.len() + data.len() > most {
             return Err(Unread::TooLarge);
         }
-        if all.len() + data.len() > SMALL_BODY {
-            let more = BODIES.acquire_many(u32::try_from(data.len()).map_err(|_| Unread::TooLarge)?).await;
-            let more = more.map_err(|_| Unread::Broken)?;
-            match &mut share {
-                Some(share) => share.merge(more),
-                None => share = Some(more),
-            }
+        if share.is_none() && all.len() + data.len() > SMALL_BODY {
+            // All of it at once: bodies that each held a part and waited for more would wait for each other.
+            share = Some(BODIES.acquire_many(expected).await.map_err(|_| Unread::Broken)?);
         }
         all.extend_from_slice(&data);
     }
